@@ -1,0 +1,208 @@
+"""The refusals: one class for each error code of the standards, in CamelCase.
+
+Raise them with a private cause for the log: ``raise InvalidGrant("tag does not match")``. What the client
+reads is fixed here (``error`` and ``error_description``), so that no input and no secret can come back in an
+answer. ``reason`` is public too and is given only to the holder of a genuine token (guarantee 9).
+
+The codes are those of RFC 6749 section 5.2, RFC 6750 section 3.1 and, where these have none, a word of the
+same style.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import ClassVar, Literal
+
+Reason = Literal[
+    "logout",
+    "logout_all",
+    "idle_timeout",
+    "absolute_timeout",
+    "reuse_detected",
+    "password_changed",
+    "user_disabled",
+    "revoked_by_admin",
+    "upstream_logout",
+    "session_limit",
+    "token_expired",
+    "token_revoked",
+]
+"""Why a session ended, or why an access token is over."""
+
+
+class Refusal(Exception):
+    """A request that is refused.
+
+    Args:
+        cause: why, in words for the log; never a secret, never shown to the client.
+        reason: why the session or token is over; only for the holder of a genuine token.
+        description: the public sentence, where the class's own is too general; never made of input values.
+        retry_after: when to come again; rendered as whole seconds, rounded up.
+        challenge: the ``WWW-Authenticate`` value of a 401, where the class's own does not fit.
+    """
+
+    status: ClassVar[int]
+    error: ClassVar[str]
+    sentence: ClassVar[str]
+    standard_challenge: ClassVar[str | None] = None
+
+    def __init__(
+        self,
+        cause: str = "",
+        *,
+        reason: Reason | None = None,
+        description: str | None = None,
+        retry_after: timedelta | None = None,
+        challenge: str | None = None,
+    ) -> None:
+        super().__init__(cause)
+        self.cause = cause
+        self.reason = reason
+        self.description = description or self.sentence
+        self.retry_after = retry_after
+        self.challenge = challenge or self.standard_challenge
+
+    def body(self) -> dict[str, str]:
+        """The JSON members of RFC 6749 section 5.2, plus ``reason`` where there is one."""
+        members = {"error": self.error, "error_description": self.description}
+        if self.reason is not None:
+            members["reason"] = self.reason
+        return members
+
+    def headers(self) -> dict[str, str]:
+        """Header fields of the answer: never cached, challenge on 401 (RFC 9110 section 11.6.1), Retry-After."""
+        fields = {"cache-control": "no-store"}
+        if self.challenge is not None:
+            fields["www-authenticate"] = self.challenge
+        if self.retry_after is not None:
+            fields["retry-after"] = str(max(1, -(-self.retry_after // timedelta(seconds=1))))
+        return fields
+
+
+class InvalidRequest(Refusal):
+    """The request is malformed or lacks something."""
+
+    status = 400
+    error = "invalid_request"
+    sentence = "The request is malformed, lacks a field or has one that it must not have."
+
+
+class RequestTimeout(InvalidRequest):
+    """The body did not arrive in time."""
+
+    status = 408
+    sentence = "The request did not arrive in time."
+
+
+class ContentTooLarge(InvalidRequest):
+    """The body is larger than any request needs."""
+
+    status = 413
+    sentence = "The request body is too large."
+
+
+class UnsupportedMediaType(InvalidRequest):
+    """The body is not in the one format that the endpoint reads."""
+
+    status = 415
+    sentence = "The request body must be application/json, UTF-8, without content encoding."
+
+
+class HeaderFieldsTooLarge(InvalidRequest):
+    """The header block is larger than any request needs."""
+
+    status = 431
+    sentence = "The request line and header fields are too large."
+
+
+class InvalidGrant(Refusal):
+    """A credential that buys tokens is refused: RFC 6749 section 5.2. 401, as the JSON API's word for it."""
+
+    status = 401
+    error = "invalid_grant"
+    sentence = "The credential is not valid. Sign in again."
+    standard_challenge = "Bearer"
+
+
+class InvalidToken(Refusal):
+    """An access token is refused: RFC 6750 section 3.1."""
+
+    status = 401
+    error = "invalid_token"
+    sentence = "The access token is expired, revoked or not valid."
+    standard_challenge = 'Bearer error="invalid_token"'
+
+
+class NoToken(InvalidToken):
+    """No credential was sent at all: the challenge is bare (RFC 6750 section 3.1)."""
+
+    sentence = "An access token is required."
+    standard_challenge = "Bearer"
+
+
+class AccessDenied(Refusal):
+    """The caller is known and may not do this."""
+
+    status = 403
+    error = "access_denied"
+    sentence = "Not allowed."
+
+
+class InsufficientScope(Refusal):
+    """The token is good and does not cover this: RFC 6750 section 3.1."""
+
+    status = 403
+    error = "insufficient_scope"
+    sentence = "The access token does not cover this."
+    standard_challenge = 'Bearer error="insufficient_scope"'
+
+
+class NotFound(Refusal):
+    """There is no such thing, or it is someone else's: the two look the same."""
+
+    status = 404
+    error = "not_found"
+    sentence = "There is nothing here."
+
+
+class MethodNotAllowed(Refusal):
+    """The path exists, the method does not."""
+
+    status = 405
+    error = "invalid_request"
+    sentence = "The method is not allowed here."
+
+
+class Conflict(Refusal):
+    """The request contradicts what is there."""
+
+    status = 409
+    error = "conflict"
+    sentence = "The request conflicts with what is there."
+
+
+class SlowDown(Refusal):
+    """Too many requests of one kind."""
+
+    status = 429
+    error = "slow_down"
+    sentence = "Too many attempts. Try again later."
+
+
+class TemporarilyUnavailable(Refusal):
+    """Something that Keyturn needs is away or full. Never a verdict on a token (guarantee 8)."""
+
+    status = 503
+    error = "temporarily_unavailable"
+    sentence = "Not available at the moment. Try again."
+
+    def __init__(self, cause: str = "", *, retry_after: timedelta = timedelta(seconds=1)) -> None:
+        super().__init__(cause, retry_after=retry_after)
+
+
+class ServerError(Refusal):
+    """A defect of ours: the answer has an id to look up in the log, and nothing else."""
+
+    status = 500
+    error = "server_error"
+    sentence = "Something went wrong. The log has more under this request id."
