@@ -1,0 +1,257 @@
+"""The database: engines, transactions, its clock, and what counts as an outage.
+
+PostgreSQL and SQLite behind the same three doors: `begin` (a transaction that writes), `alone` (one statement that
+writes, committed by itself) and `look` (one statement that reads, on the primary).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from sqlalchemy import ColumnElement, Engine, event, func, literal
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+
+from app.errors import TemporarilyUnavailable
+from app.models import Moment
+from app.settings import Settings
+
+TIME_LIMIT = timedelta(seconds=5)
+"""How long a request waits for its transaction before it answers 503. The transaction is left to end."""
+
+QUEUE_LIMIT = timedelta(seconds=2)
+"""How long anything waits for a connection, before any SQL was sent."""
+
+_STATEMENT_LIMIT = timedelta(seconds=4)
+_LOCK_LIMIT = timedelta(seconds=2)
+_DRIVER_LIMIT = timedelta(seconds=6)
+"""The driver gives a silent server up later than the server would give the statement up, so that the outcome of a
+statement is known wherever it can be."""
+
+# SQLSTATE classes (PostgreSQL, appendix A) that say "not now" and nothing about the request: connection, read-only
+# after a failover, serialisation and deadlock, resources, lock time-out, operator intervention, system.
+_OUTAGES = ("08", "25006", "40", "53", "55", "57", "58")
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+_S = TypeVar("_S")
+
+_under_way: set[asyncio.Task[Any]] = set()
+
+
+def own_task(function: Callable[Concatenate[_S, _P], Awaitable[_T]]) -> Callable[Concatenate[_S, _P], Awaitable[_T]]:
+    """Runs a function that holds a transaction in a task of its own, which no cancellation reaches.
+
+    A driver call that is cancelled half-way leaves an open lock (SQLite) or a commit that nobody knows of
+    (Postgres). So the caller may go away, or give up after `TIME_LIMIT`; the transaction ends either way.
+
+    Raises:
+        TemporarilyUnavailable: it took longer than `TIME_LIMIT`.
+    """
+
+    @functools.wraps(function)
+    async def wrapper(self: _S, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        task = asyncio.ensure_future(function(self, *args, **kwargs))
+        keep(task)
+        return await patiently(task)
+
+    return wrapper
+
+
+def keep(task: asyncio.Future[Any]) -> None:
+    """Holds a task until it is done (the event loop alone would not) and lets `Database.close` wait for it."""
+    if isinstance(task, asyncio.Task):
+        _under_way.add(task)
+    task.add_done_callback(_done)
+
+
+def _done(task: asyncio.Future[Any]) -> None:
+    _under_way.discard(task)  # type: ignore[arg-type]  # a future that is no task was never added
+    if not task.cancelled():
+        task.exception()  # whoever left it has no use for its error any more
+
+
+async def patiently(task: asyncio.Future[_T]) -> _T:
+    """Awaits something that goes on whatever becomes of the one who waits.
+
+    Raises:
+        TemporarilyUnavailable: it took longer than `TIME_LIMIT`.
+    """
+    try:
+        async with asyncio.timeout(TIME_LIMIT.total_seconds()):
+            return await asyncio.shield(task)
+    except TimeoutError:
+        raise TemporarilyUnavailable("no answer in time") from None
+
+
+@contextmanager
+def outage() -> Iterator[None]:
+    """Tells an outage from a defect.
+
+    Raises:
+        TemporarilyUnavailable: the database is away, full, locked or read-only.
+    """
+    try:
+        yield
+    except PoolTimeout:
+        raise TemporarilyUnavailable("no database connection was free in time") from None
+    except IntegrityError:
+        raise
+    except DBAPIError as e:
+        state = getattr(e.orig, "sqlstate", None) or ""
+        name = getattr(getattr(e.orig, "__cause__", None) or e.orig, "sqlite_errorname", "")
+        if e.connection_invalidated or str(state).startswith(_OUTAGES) or (not state and name != "SQLITE_ERROR"):
+            raise TemporarilyUnavailable(f"database: {state or name or type(e.orig).__name__}") from e
+        raise
+    except (OSError, TimeoutError) as e:
+        raise TemporarilyUnavailable(f"database: {type(e).__name__}") from e
+
+
+class Database:
+    """Engines of one process, separate for the hot path so that logins can't starve refreshes."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Opens nothing yet; the first use connects."""
+        url = settings.sqlalchemy_url
+        self.is_postgres = url.startswith("postgresql")
+        self._ahead = timedelta(0)
+        if self.is_postgres:
+            hot = max(1, settings.database_pool * 2 // 5)
+            self._engine = _postgres(url, settings.database_pool - hot)
+            self._writer = self._reader = _postgres(url, hot).execution_options(isolation_level="AUTOCOMMIT")
+            # Its own connections, so that our own queue is never taken for an outage of the database.
+            self._heart = _postgres(url, 2).execution_options(isolation_level="AUTOCOMMIT")
+        else:
+            self._engine = self._writer = _sqlite(url, size=1, writes=True)
+            self._reader = self._heart = _sqlite(url, size=2, writes=False)
+        self._sessions = async_sessionmaker(self._engine, expire_on_commit=False)
+
+    def now(self) -> ColumnElement[datetime]:
+        """The database's clock inside a statement: one reading for the whole of it.
+
+        Postgres: ``statement_timestamp()`` (``now()`` is when the transaction began, ``clock_timestamp()`` differs
+        within a statement). SQLite is this machine's file, so its clock is this process's.
+        """
+        if self.is_postgres:
+            return func.statement_timestamp(type_=Moment())
+        return literal(datetime.now(UTC), Moment())
+
+    def clock(self) -> datetime:
+        """The database's clock as this process last saw it, for what is decided without a statement."""
+        return datetime.now(UTC) + self._ahead
+
+    def observe(self, now: datetime, elapsed: timedelta) -> None:
+        """Learns how far the database's clock is ahead, from a reading that took `elapsed` to come."""
+        if self.is_postgres:
+            self._ahead = now + elapsed / 2 - datetime.now(UTC)
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[AsyncSession]:
+        """A transaction. Commits at the end of the block, rolls back if an exception leaves it.
+
+        Raises:
+            TemporarilyUnavailable: the database is away.
+        """
+        with outage():
+            async with self._sessions.begin() as tx:
+                if not self.is_postgres:
+                    await tx.connection()  # takes the write lock before anything is read (BEGIN IMMEDIATE)
+                yield tx
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[AsyncConnection]:
+        """For one statement that writes and is its own transaction: one round trip on Postgres."""
+        with outage():
+            async with self._writer.begin() as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def look(self) -> AsyncIterator[AsyncConnection]:
+        """For statements that only read, each with a snapshot of its own."""
+        with outage():
+            async with self._reader.connect() as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def beat(self) -> AsyncIterator[AsyncConnection]:
+        """As `look`, for what must not queue behind anything: whether the database is there, and its fence."""
+        with outage():
+            async with self._heart.connect() as connection:
+                yield connection
+
+    async def close(self) -> None:
+        """Lets what is under way end (a few seconds at most), then closes the connections."""
+        if _under_way:
+            await asyncio.wait(_under_way, timeout=TIME_LIMIT.total_seconds())
+        for engine in {self._engine, self._writer, self._reader, self._heart}:
+            await engine.dispose()
+
+
+def _postgres(url: str, size: int) -> AsyncEngine:
+    return create_async_engine(
+        url,
+        pool_size=size,
+        max_overflow=0,
+        pool_timeout=QUEUE_LIMIT.total_seconds(),
+        pool_use_lifo=True,
+        hide_parameters=True,  # parameters hold digests and hashes; none belongs into a traceback
+        connect_args={
+            "timeout": QUEUE_LIMIT.total_seconds(),
+            "command_timeout": _DRIVER_LIMIT.total_seconds(),
+            "server_settings": {
+                "application_name": "keyturn",
+                "default_transaction_isolation": "read committed",
+                "statement_timeout": f"{_STATEMENT_LIMIT // timedelta(milliseconds=1)}ms",
+                "lock_timeout": f"{_LOCK_LIMIT // timedelta(milliseconds=1)}ms",
+                "idle_in_transaction_session_timeout": f"{_DRIVER_LIMIT // timedelta(milliseconds=1)}ms",
+                "jit": "off",
+            },
+        },
+    )
+
+
+def _sqlite(url: str, *, size: int, writes: bool) -> AsyncEngine:
+    engine = create_async_engine(
+        url,
+        pool_size=size,
+        max_overflow=0,
+        pool_timeout=QUEUE_LIMIT.total_seconds(),
+        hide_parameters=True,
+        connect_args={"timeout": _LOCK_LIMIT.total_seconds()},
+    )
+    sqlite_hooks(engine.sync_engine, writes=writes)
+    return engine
+
+
+def sqlite_hooks(engine: Engine, *, writes: bool) -> None:
+    """WAL, a full sync at each commit (guarantee 3), foreign keys; transactions take the write lock when they begin.
+
+    A deferred transaction that reads first and writes later fails at once on a stale snapshot, or loses the
+    update; BEGIN IMMEDIATE waits its turn.
+    """
+
+    @event.listens_for(engine, "connect")
+    def connect(connection: Any, _record: object) -> None:
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    if writes:
+
+        @event.listens_for(engine, "begin")
+        def begin(connection: Any) -> None:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def monotonic() -> float:
+    """Seconds on a clock that never steps, for ages within this process."""
+    return time.monotonic()

@@ -1,0 +1,352 @@
+"""The key set: working keys as sealed rows, one of a use signs, all that are not retired verify.
+
+A row is sealed with AES-256-GCM under a key that HKDF (RFC 5869) derives from the master secret; the row's id, use,
+algorithm and number are associated data, so that no sealed key can be passed off as another (a changed bit stops the
+start). Working keys are random and never derived from each other or from the master secret: a resource server that
+knows the HS256 key knows nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from jwt.algorithms import ECAlgorithm, OKPAlgorithm
+from jwt.utils import base64url_encode
+from sqlalchemy import func, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.db import Database, monotonic, own_task, outage
+from app.errors import Conflict, InvalidGrant, NotFound, TemporarilyUnavailable
+from app.models import Key
+from app.refresh_tokens import RefreshKey, RefreshToken, key_number, verify
+from app.settings import ConfigurationError
+
+Use = Literal["access", "refresh"]
+Algorithm = Literal["HS256", "ES256", "EdDSA"]
+
+POLL = timedelta(seconds=15)
+"""Each process reads the key set this often."""
+
+PUBLISHED_FOR = timedelta(seconds=60)
+"""How long a new key is known before it signs: four polls, so that no process meets a token of a key it never saw."""
+
+UNREAD_LIMIT = timedelta(seconds=30)
+"""A process that could not read the key set for this long can't call an unknown refresh key junk any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class AccessKey:
+    """A key for access tokens. `signing` is a secret; `verifying` is the same one for HS256."""
+
+    kid: str
+    algorithm: Algorithm
+    signing: Any = field(repr=False)
+    verifying: Any = field(repr=False)
+
+    def jwk(self) -> dict[str, Any] | None:
+        """The public key as a JSON Web Key (RFC 7517), or None: a symmetric key is never published."""
+        if self.algorithm == "HS256":
+            return None
+        algorithm = ECAlgorithm if self.algorithm == "ES256" else OKPAlgorithm
+        return algorithm.to_jwk(self.verifying, as_dict=True) | {
+            "kid": self.kid,
+            "use": "sig",
+            "alg": self.algorithm,
+            "key_ops": ["verify"],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class KeySet:
+    """What one reading of the table gave. Moments are the database's."""
+
+    access: Mapping[str, AccessKey]
+    refresh: Mapping[int, RefreshKey]
+    signs_from: Mapping[str | int, datetime]
+
+    def signing(self, now: datetime) -> tuple[AccessKey, RefreshKey]:
+        """The keys that sign: of each use the newest that was published long enough, else the oldest."""
+
+        def pick(names: list[Any]) -> Any:
+            ready = [name for name in names if self.signs_from[name] <= now]
+            return max(ready, key=self.signs_from.__getitem__) if ready else min(names, key=self.signs_from.__getitem__)
+
+        return self.access[pick(list(self.access))], self.refresh[pick(list(self.refresh))]
+
+
+class Keys:
+    """The key set of this process, kept at most `POLL` behind the table."""
+
+    def __init__(self, db: Database, master: bytes, algorithm: Algorithm) -> None:
+        """Nothing is read yet: `load` first."""
+        self._db = db
+        self._sealing = AESGCM(
+            HKDF(algorithm=SHA256(), length=32, salt=None, info=b"keyturn sealed working key v1").derive(master)
+        )
+        self._algorithm = algorithm
+        self._set = KeySet({}, {}, {})
+        self._read_at = float("-inf")
+        self._signing: tuple[AccessKey, RefreshKey] | None = None
+
+    # -- what the tokens ask
+
+    @property
+    def signing_access(self) -> AccessKey:
+        """The key that signs access tokens now."""
+        return self._signing_now()[0]
+
+    @property
+    def signing_refresh(self) -> RefreshKey:
+        """The key under which refresh tokens are issued now."""
+        return self._signing_now()[1]
+
+    def _signing_now(self) -> tuple[AccessKey, RefreshKey]:
+        if self._signing is None:
+            raise TemporarilyUnavailable("no key set was read yet")
+        return self._signing
+
+    def access(self, kid: str) -> AccessKey | None:
+        """The access key of this id that still verifies, or None."""
+        return self._set.access.get(kid)
+
+    def refresh(self, number: int) -> RefreshKey | None:
+        """The refresh key of this number, or None if there is none or it is retired.
+
+        Raises:
+            TemporarilyUnavailable: it is unknown, and this process could not read the key set for so long that it
+                may be a new one.
+        """
+        key = self._set.refresh.get(number)
+        if key is None and monotonic() - self._read_at > UNREAD_LIMIT.total_seconds():
+            raise TemporarilyUnavailable("unknown refresh key, and the key set is out of date")
+        return key
+
+    def verify_refresh_token(self, text: str) -> RefreshToken:
+        """The refresh token that a text spells, without any I/O.
+
+        Raises:
+            InvalidGrant: we did not issue it (or its key is retired).
+            TemporarilyUnavailable: as `refresh`.
+        """
+        number = key_number(text)
+        if number is None:
+            raise InvalidGrant("not of a refresh token's form")
+        key = self.refresh(number)
+        if key is None:
+            raise InvalidGrant("unknown or retired refresh key")
+        token = verify(text, key)
+        if token is None:
+            raise InvalidGrant("tag does not match")
+        return token
+
+    def jwks(self) -> dict[str, Any]:
+        """The public keys (RFC 7517 section 5)."""
+        return {"keys": [jwk for key in self._set.access.values() if (jwk := key.jwk())]}
+
+    # -- reading
+
+    async def load(self) -> None:
+        """Reads the table.
+
+        Raises:
+            ConfigurationError: a row was sealed under another master secret, or changed.
+            TemporarilyUnavailable: the database is away.
+        """
+        began = monotonic()
+        async with self._db.look() as connection:
+            rows = (
+                await connection.execute(
+                    select(Key.__table__, self._db.now().label("now")).where(Key.retired_at.is_(None))
+                )
+            ).all()
+        access: dict[str, AccessKey] = {}
+        refresh: dict[int, RefreshKey] = {}
+        signs_from: dict[str | int, datetime] = {}
+        for row in rows:
+            secret = self._unseal(row)
+            if row.use == "refresh":
+                refresh[row.number] = RefreshKey.derive(row.number, secret)
+                signs_from[row.number] = row.signs_from
+            else:
+                access[row.kid] = _access_key(row.kid, row.algorithm, secret)
+                signs_from[row.kid] = row.signs_from
+        self._set = KeySet(access, refresh, signs_from)
+        self._signing = self._set.signing(rows[0].now) if access and refresh else None
+        self._read_at = began
+
+    async def poll(self, report: Callable[[Exception], object]) -> None:
+        """Reads the table again and again; what goes wrong is reported and tried again."""
+        while True:
+            await asyncio.sleep(POLL.total_seconds())
+            try:
+                await self.load()
+            except (TemporarilyUnavailable, ConfigurationError) as e:
+                report(e)
+
+    def _unseal(self, row: Any) -> bytes:
+        nonce, sealed = row.sealed[:12], row.sealed[12:]
+        try:
+            return self._sealing.decrypt(nonce, sealed, _associated(row.kid, row.use, row.algorithm, row.number))
+        except InvalidTag:
+            raise ConfigurationError(
+                f"key {row.kid} can't be unsealed: KEYTURN_SECRET is not the one it was sealed under, or the row was changed"
+            ) from None
+
+    # -- writing
+
+    @own_task
+    async def make_first(self) -> bool:
+        """Makes the first key of each use where there is none; two starts at once make one. True if it made any."""
+        async with self._db.begin() as tx:
+            await self._lock(tx)
+            there = set((await tx.scalars(select(Key.use).where(Key.retired_at.is_(None)))).all())
+            for use in ("access", "refresh"):
+                if use not in there:
+                    await self._insert(tx, use, self._algorithm, timedelta(0))
+        return there != {"access", "refresh"}
+
+    @own_task
+    async def generate(self, use: Use, algorithm: Algorithm | None = None) -> str:
+        """Makes a key, which signs from `PUBLISHED_FOR` on. Its id (for refresh: its number is in `list`).
+
+        Raises:
+            Conflict: all numbers of refresh keys are taken.
+        """
+        async with self._db.begin() as tx:
+            await self._lock(tx)
+            return await self._insert(tx, use, algorithm or self._algorithm, PUBLISHED_FOR)
+
+    @own_task
+    async def retire(self, kid: str) -> None:
+        """Ends a key: its tokens are refused within one poll everywhere. A refresh key takes its sessions with it.
+
+        Raises:
+            NotFound: there is no such key, or it is retired already.
+            Conflict: it is the only one of its use that can sign by now.
+        """
+        async with self._db.begin() as tx:
+            await self._lock(tx)
+            use = await tx.scalar(select(Key.use).where(Key.kid == kid, Key.retired_at.is_(None)))
+            if use is None:
+                raise NotFound("no such key")
+            others = select(func.count()).where(
+                Key.use == use, Key.kid != kid, Key.retired_at.is_(None), Key.signs_from <= self._db.now()
+            )
+            if not await tx.scalar(others):
+                raise Conflict(
+                    "the only key that can sign",
+                    description=f"It is the only {use} key that can sign. Generate another and wait "
+                    f"{PUBLISHED_FOR // timedelta(seconds=1)} seconds.",
+                )
+            await tx.execute(update(Key).where(Key.kid == kid).values(retired_at=self._db.now()))
+
+    async def list(self) -> list[dict[str, Any]]:
+        """All keys, without secrets."""
+        async with self._db.look() as connection:
+            rows = (
+                await connection.execute(select(Key.__table__, self._db.now().label("now")).order_by(Key.created_at))
+            ).all()
+        newest = {
+            use: max(
+                (r for r in rows if r.use == use and not r.retired_at and r.signs_from <= r.now),
+                key=lambda r: r.signs_from,
+                default=None,
+            )
+            for use in ("access", "refresh")
+        }
+        return [
+            {
+                "kid": row.kid,
+                "use": row.use,
+                "algorithm": row.algorithm,
+                "number": row.number,
+                "status": "retired" if row.retired_at else "signs" if row is newest[row.use] else "published" if row.signs_from > row.now else "verifies",
+                "created_at": row.created_at,
+                "signs_from": row.signs_from,
+                "retired_at": row.retired_at,
+            }
+            for row in rows
+        ]  # fmt: skip
+
+    async def _lock(self, tx: AsyncSession) -> None:
+        # One maker at a time, over all processes. SQLite's transaction holds the write lock already.
+        if self._db.is_postgres:
+            await tx.execute(select(func.pg_advisory_xact_lock(LOCK_KEYS)))
+
+    async def _insert(self, tx: AsyncSession, use: str, algorithm: Algorithm, published_for: timedelta) -> str:
+        now = await tx.scalar(select(self._db.now()))
+        assert now is not None
+        number = None
+        if use == "refresh":
+            taken = set((await tx.scalars(select(Key.number).where(Key.number.is_not(None)))).all())
+            number = next((n for n in range(1, 255) if n not in taken), None)
+            if number is None:
+                raise Conflict("254 refresh keys", description="All 254 numbers of refresh keys are taken.")
+            secret, kid, algorithm_name = os.urandom(32), f"refresh-{number}", "HMAC-SHA256"
+        else:
+            secret, algorithm_name = _new_secret(algorithm), algorithm
+            kid = _kid(algorithm, secret)
+        nonce = os.urandom(12)
+        sealed = nonce + self._sealing.encrypt(nonce, secret, _associated(kid, use, algorithm_name, number))
+        tx.add(
+            Key(
+                kid=kid,
+                use=use,
+                algorithm=algorithm_name,
+                number=number,
+                sealed=sealed,
+                created_at=now,
+                signs_from=now + published_for,
+                retired_at=None,
+            )
+        )
+        await tx.flush()
+        return kid
+
+
+LOCK_KEYS = 0x6B657901
+"""Advisory lock of whoever makes keys or the first administrator (any number that no one else takes)."""
+
+
+def _associated(kid: str, use: str, algorithm: str, number: int | None) -> bytes:
+    return json.dumps([kid, use, algorithm, number]).encode()
+
+
+def _new_secret(algorithm: Algorithm) -> bytes:
+    if algorithm == "HS256":
+        return os.urandom(32)
+    key = ec.generate_private_key(ec.SECP256R1()) if algorithm == "ES256" else ed25519.Ed25519PrivateKey.generate()
+    return key.private_bytes(
+        serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def _access_key(kid: str, algorithm: Algorithm, secret: bytes) -> AccessKey:
+    if algorithm == "HS256":
+        return AccessKey(kid, algorithm, secret, secret)
+    private = serialization.load_der_private_key(secret, None)
+    return AccessKey(kid, algorithm, private, private.public_key())
+
+
+def _kid(algorithm: Algorithm, secret: bytes) -> str:
+    """The RFC 7638 thumbprint of a public key; random for a secret one, whose thumbprint would invite guessing."""
+    if algorithm == "HS256":
+        return secrets.token_urlsafe(12)
+    jwk = _access_key("", algorithm, secret).jwk() or {}
+    required = {name: jwk[name] for name in ("crv", "kty", "x", "y") if name in jwk}
+    canonical = json.dumps(required, sort_keys=True, separators=(",", ":")).encode()
+    return base64url_encode(hashlib.sha256(canonical).digest()).decode()

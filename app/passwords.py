@@ -1,0 +1,136 @@
+"""Passwords: Argon2id (RFC 9106) off the event loop, in a bounded pool.
+
+A hash takes 64 MiB and tens of milliseconds of a core by design. So only a few run at a time, some may wait, and
+whatever comes beyond is told to come again: a storm of logins can't exhaust memory or starve refreshes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import ParamSpec, TypeVar
+from uuid import UUID
+
+from argon2 import PasswordHasher, Type, extract_parameters
+from argon2.exceptions import Argon2Error, InvalidHashError
+
+from app.errors import InvalidRequest, TemporarilyUnavailable
+from app.settings import Settings
+
+SHORTEST, LONGEST = 8, 1024
+"""UTF-8 bytes of a password. Nothing is cut, trimmed or normalised: it is compared as it was sent."""
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Authenticated:
+    """Proof that a password was right for a user, as the user was then: it is checked again where it is used."""
+
+    user_id: UUID
+    password_hash: str = field(repr=False)
+
+
+def acceptable(password: str) -> bytes:
+    """A new password's bytes.
+
+    Raises:
+        InvalidRequest: it is shorter or longer than allowed, or has a NUL.
+    """
+    raw = password.encode()
+    if not SHORTEST <= len(raw) <= LONGEST or 0 in raw:
+        raise InvalidRequest(
+            "password length or NUL",
+            description=f"A password must have {SHORTEST} to {LONGEST} bytes of UTF-8 and no NUL.",
+        )
+    return raw
+
+
+class Passwords:
+    """Hashes and verifies, a few at a time."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Makes the pool's threads when they are first needed."""
+        self._hasher = PasswordHasher(
+            time_cost=settings.argon2_passes,
+            memory_cost=settings.argon2_memory,
+            parallelism=settings.argon2_lanes,
+            type=Type.ID,
+        )
+        # A stored hash with more than this was not made by us, and computing it would be the attack.
+        self._most_memory = max(4 * settings.argon2_memory, 262_144)
+        self._most_passes = max(4 * settings.argon2_passes, 16)
+        # One core is left to the event loop: two slots on two cores halved the rate of refreshes.
+        slots = settings.hashing_slots or max(1, (os.cpu_count() or 1) - 1)
+        self._pool = ThreadPoolExecutor(slots, thread_name_prefix="argon2")
+        self._room = slots + settings.hashing_queue
+        self._slots = slots
+        self._busy = 0
+        self._decoy: str | None = None
+
+    async def hash(self, password: bytes) -> str:
+        """The PHC string of a new password.
+
+        Raises:
+            TemporarilyUnavailable: too many wait already.
+        """
+        return await self._run(self._hasher.hash, password)
+
+    async def verify(self, hashed: str | None, password: bytes) -> bool:
+        """Whether a password is the one that was hashed. None (no such user) costs the same and is never right.
+
+        A stored hash that is empty, cut or of another scheme is a wrong password, not an error.
+
+        Raises:
+            TemporarilyUnavailable: too many wait already.
+        """
+        if hashed is None or not self._reasonable(hashed):
+            if self._decoy is None:
+                self._decoy = await self.hash(os.urandom(16))
+            await self._run(self._matches, self._decoy, password)
+            return False
+        return await self._run(self._matches, hashed, password)
+
+    def outdated(self, hashed: str) -> bool:
+        """Whether a hash was made with other parameters than today's (then hash the password again)."""
+        return self._hasher.check_needs_rehash(hashed)
+
+    def close(self) -> None:
+        """Lets the hashes under way end and drops those that wait."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _matches(self, hashed: str, password: bytes) -> bool:
+        try:
+            return self._hasher.verify(hashed, password)
+        except (Argon2Error, InvalidHashError):
+            return False
+
+    def _reasonable(self, hashed: str) -> bool:
+        try:
+            parameters = extract_parameters(hashed)
+        except (InvalidHashError, ValueError):
+            return False
+        return (
+            parameters.memory_cost <= self._most_memory
+            and parameters.time_cost <= self._most_passes
+            and parameters.parallelism <= 64  # noqa: PLR2004  # lanes; our own setting allows 16
+        )
+
+    async def _run(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        assert not kwargs
+        if self._busy >= self._room:
+            # At once, and not after a wait: the queue is as long as it may be.
+            raise TemporarilyUnavailable("the hashing queue is full", retry_after=timedelta(seconds=2))
+        self._busy += 1
+        future = asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
+        future.add_done_callback(self._done)
+        # Whoever goes away leaves the hash running: a thread can't be stopped, and its slot counts until it ends.
+        return await asyncio.shield(future)
+
+    def _done(self, _future: asyncio.Future[object]) -> None:
+        self._busy -= 1

@@ -1,0 +1,107 @@
+"""Refresh tokens: format, tag and derivation. Pure: no I/O, no clock.
+
+A token is 63 bytes, ``key (1) ‖ session id (16) ‖ generation (4, big-endian) ‖ secret (32) ‖ tag (10)``, written as
+``ktr_`` and 84 characters of base64url (RFC 4648 section 5). 63 is a multiple of 3, so there are no spare bits and
+one token has one spelling.
+
+The tag is keyed: what we did not issue is refused before any I/O (guarantee 4). Ten bytes are enough: a forged tag
+passes once in 2**80 tries, and what passes still has to match a SHA-256 digest in the database.
+
+The successor is derived from the token that it replaces, under a key that only the server has. So nothing has to be
+stored for a retry, and no two answers to one token can differ (guarantee 1); a stolen digest or a stolen key alone
+derives nothing (guarantee 6).
+"""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import os
+import re
+from dataclasses import dataclass, field
+from hashlib import sha256
+from uuid import UUID
+
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+PREFIX = "ktr_"
+"""Lets secret scanners find leaked tokens."""
+
+PATTERN = re.compile(r"ktr_[A-Za-z0-9_-]{84}", re.ASCII)
+
+LAST_GENERATION = 2**31 - 2
+"""Beyond it no token is issued: one refresh a second gets there in 68 years."""
+
+_BODY = 53
+_TAG = 10
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshKey:
+    """The two working keys of one refresh key: they come from it by HKDF (RFC 5869) under distinct labels."""
+
+    number: int
+    next_key: bytes = field(repr=False)
+    tag_key: bytes = field(repr=False)
+
+    @classmethod
+    def derive(cls, number: int, secret: bytes) -> RefreshKey:
+        """The key with this number (1 to 254) from its 32 secret bytes."""
+        next_key, tag_key = (
+            HKDF(algorithm=SHA256(), length=32, salt=None, info=b"keyturn refresh token " + label).derive(secret)
+            for label in (b"successor", b"tag")
+        )
+        return cls(number, next_key, tag_key)
+
+    def tag(self, body: bytes) -> bytes:
+        """What proves that a token's other bytes are ours."""
+        return hmac.digest(self.tag_key, body, sha256)[:_TAG]
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshToken:
+    """A token that we issued: only `issue`, `successor` and `verify` make one."""
+
+    key: RefreshKey
+    session_id: UUID
+    generation: int
+    secret: bytes = field(repr=False)
+
+    def __bytes__(self) -> bytes:
+        body = bytes([self.key.number]) + self.session_id.bytes + self.generation.to_bytes(4) + self.secret
+        return body + self.key.tag(body)
+
+    @property
+    def text(self) -> str:
+        """How it goes over the wire."""
+        return PREFIX + base64.urlsafe_b64encode(bytes(self)).decode()
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the whole token: all that is ever stored of it."""
+        return sha256(bytes(self)).digest()
+
+    def successor(self, key: RefreshKey) -> RefreshToken:
+        """The token that replaces this one, as derived under `key`; always the same one."""
+        generation = self.generation + 1
+        message = self.session_id.bytes + generation.to_bytes(4) + self.secret
+        return RefreshToken(key, self.session_id, generation, hmac.digest(key.next_key, message, sha256))
+
+
+def issue(key: RefreshKey, session_id: UUID) -> RefreshToken:
+    """The first token of a session: 256 random bits."""
+    return RefreshToken(key, session_id, 0, os.urandom(32))
+
+
+def key_number(text: str) -> int | None:
+    """The unverified number of the key that a token names, or None where the text has not the form of a token."""
+    return base64.urlsafe_b64decode(text[4:8])[0] if PATTERN.fullmatch(text) else None
+
+
+def verify(text: str, key: RefreshKey) -> RefreshToken | None:
+    """The token that a text of the right form (`key_number`) spells, or None if we did not issue it."""
+    raw = base64.urlsafe_b64decode(text[4:])
+    if not hmac.compare_digest(key.tag(raw[:_BODY]), raw[_BODY:]):
+        return None
+    return RefreshToken(key, UUID(bytes=raw[1:17]), int.from_bytes(raw[17:21]), raw[21:_BODY])

@@ -1,0 +1,479 @@
+"""Revocation: how the end of a session reaches every verifier, and when Redis may be believed.
+
+The database is the truth. Redis holds a key for each session that ended lately. A key there means only "ask the
+database"; what matters is when its *absence* may be believed, because a flush, a restart from an old snapshot, a
+promotion with lost writes, an eviction or a writer's partition each lose keys and leave Redis looking whole.
+
+The fence, one row of the database, names the one Redis server that may be believed (its run id, new with each start
+of a Redis process) and an epoch. A verifier believes silence only if
+
+- its reading of the fence began at most `VOUCHES_FOR` ago,
+- the server on this very connection is the one that the fence names,
+- the marker on that server, read in the same MGET as the session's key, is the fence's epoch,
+- and that server can't evict keys.
+
+Whoever ends a session sets the key first, then commits, and in the same transaction compares the fence with the
+epoch and the server that it wrote to. If they differ, or Redis did not acknowledge, the transaction gives the fence a
+new epoch and no server: nobody believes Redis until it was rebuilt. The answer waits until the fence is old enough
+that no reading from before its last change vouches any more.
+
+A rebuild puts a nonce on the server, then claims the fence (new epoch, this server), then reads what ended lately,
+sets the keys, and has a script set the marker only if the nonce is still there. Transactions that end sessions hold
+an advisory lock in share mode and the claim takes it alone. So each of them either committed before the claim, and
+is in what the rebuild reads, or it sees the claim: then either it had read the new epoch before it set its key, on
+this server and after the nonce, or it fences.
+
+tests/test_revocation_model.py explores the interleavings; without any one of these safeguards it finds a revoked
+token accepted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from redis import asyncio as redis_asyncio
+from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from sqlalchemy import func, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.batches import Batch
+from app.db import Database, keep, monotonic
+from app.errors import InvalidToken, Reason, TemporarilyUnavailable
+from app.models import CacheFence, Session
+from app.settings import LEEWAY, LONGEST_ACCESS_TOKEN, Settings
+
+REMEMBERED_FOR = LONGEST_ACCESS_TOKEN + LEEWAY + timedelta(seconds=60)
+"""How long after its end a session's key stays in Redis, and how far back a rebuild looks: while any of its access
+tokens could still be accepted, plus a minute between setting the key and the end of the transaction."""
+
+VOUCHES_FOR = timedelta(seconds=1)
+"""How long after it began a reading of the fence counts."""
+
+SETTLES_IN = VOUCHES_FOR + timedelta(milliseconds=100)
+"""The age of the fence from which no process goes by what it was before."""
+
+READ_EVERY = timedelta(milliseconds=500)
+READ_LIMIT = timedelta(milliseconds=400)
+ACKNOWLEDGE_LIMIT = timedelta(milliseconds=250)
+CLAIM_AFTER = timedelta(seconds=10)
+"""A server that the fence does not name is made the one only after this time, so that processes that see two
+servers (a split brain) don't take the fence from each other without pause."""
+
+_GRACE = 0.05
+_LOCK = 0x6B657902
+_MARKER = "{keyturn}:complete"
+_NONCE = "{keyturn}:rebuild"
+_NONCE_LIVES = "15"
+"""Seconds after which another process may try, when the one that rebuilds has died."""
+_CHUNK = 1000
+
+_FINISH = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[2], ARGV[2])
+redis.call('DEL', KEYS[1])
+return 1
+"""
+
+
+def _name(session_id: UUID) -> str:
+    return f"{{keyturn}}:revoked:{session_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A Redis server as its connection found it: a new run id means another process or a restart."""
+
+    run_id: str | None
+    evicts: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """A reading of the fence; `began` is on the monotonic clock."""
+
+    epoch: str
+    server: str | None
+    began: float
+
+
+@dataclass
+class Ending:
+    """A transaction that ends sessions."""
+
+    tx: AsyncSession
+    published: set[UUID]
+    ended: set[UUID] = field(default_factory=set)
+
+
+class Revocations:
+    """What this process knows of ended sessions, and how it tells the others."""
+
+    def __init__(self, db: Database, settings: Settings, report: Callable[..., object]) -> None:
+        """Opens nothing yet. `report(event, **fields)` gets what an operator should know, once for each change."""
+        self._db = db
+        self._report = report
+        self._without_database = settings.verify_without_database
+        self._redis = _pool(settings.redis) if settings.redis else None
+        self._fence: Fence | None = None
+        self._failed_began = float("-inf")
+        self._ended: dict[UUID, tuple[Reason, float]] = {}
+        self._rebuild_wanted = False
+        self._state = ""
+        self._lookups = Batch(self._look_up, in_flight=2)
+        self._questions = Batch(self._ask_redis, most=512, queue_limit=READ_LIMIT)
+        self._reads: set[asyncio.Task[None]] = set()
+
+    # -- verify
+
+    async def check(self, session_id: UUID) -> None:
+        """Returns if the session of a rightly signed, unexpired access token has not ended.
+
+        Raises:
+            InvalidToken: it ended (with its reason) or there is none.
+            TemporarilyUnavailable: neither Redis nor the database can say.
+        """
+        remembered = self._ended.get(session_id)
+        if remembered is not None:
+            raise InvalidToken("session ended", reason=remembered[0])
+        silent = False
+        if self._redis is not None:
+            with suppress(TemporarilyUnavailable):
+                server, marker, key = await self._questions(session_id)
+                if self._believes(server, marker, monotonic(), VOUCHES_FOR):
+                    if not key:
+                        return
+                else:
+                    self._rebuild_wanted = True
+                silent = not key
+                if silent and self._database_is_away() and self._believes_without_database(server, marker):
+                    return
+        try:
+            reason = await self._lookups(session_id)
+        except TemporarilyUnavailable:
+            # Guarantee 8: refuse rather than let through, except where Redis was complete when the database was
+            # last seen (design section 4 names the one case that this lets through).
+            if silent and self._believes_without_database(server, marker):
+                return
+            raise
+        if reason is not None:
+            raise InvalidToken("session ended", reason=reason)
+
+    def _believes(self, server: Server, marker: str | None, now: float, age: timedelta) -> bool:
+        fence = self._fence
+        return (
+            fence is not None
+            and now - fence.began <= age.total_seconds()
+            and server.run_id is not None
+            and server.run_id == fence.server
+            and marker == fence.epoch
+            and not server.evicts
+        )
+
+    def _database_is_away(self) -> bool:
+        """Whether an attempt to read the fence that began within the last second has failed.
+
+        A reading that is merely old is no proof: this process may have been suspended. Evidence as fresh as a
+        reading that vouches has the same bound.
+        """
+        fence = self._fence
+        return (
+            monotonic() - self._failed_began <= VOUCHES_FOR.total_seconds()
+            and fence is not None
+            and fence.began < self._failed_began
+        )
+
+    def _believes_without_database(self, server: Server, marker: str | None) -> bool:
+        return bool(self._without_database) and self._believes(
+            server, marker, monotonic(), VOUCHES_FOR + self._without_database
+        )
+
+    async def _look_up(self, ids: Sequence[UUID]) -> Sequence[Reason | None | Exception]:
+        """What the database says of sessions: the reason of an ended one, None for a live one."""
+        async with self._db.look() as connection:
+            rows = await connection.execute(select(Session.id, Session.end_reason).where(Session.id.in_(set(ids))))
+            found = {row.id: row.end_reason for row in rows}
+        for session_id, reason in found.items():
+            if reason is not None:
+                self._remember(session_id, reason)
+        return [found[i] if i in found else InvalidToken("no such session") for i in ids]
+
+    def _remember(self, session_id: UUID, reason: Reason) -> None:
+        """What ended never comes back, so it need not be asked again while its tokens could live."""
+        self._ended[session_id] = (reason, monotonic() + REMEMBERED_FOR.total_seconds())
+
+    async def _ask_redis(self, ids: Sequence[UUID]) -> Sequence[tuple[Server, str | None, bool]]:
+        server, (replies,) = await self._command([("MGET", _MARKER, *(_name(i) for i in ids))], limit=ACKNOWLEDGE_LIMIT)
+        marker, *keys = replies
+        return [(server, marker.decode() if marker else None, key is not None) for key in keys]
+
+    # -- end
+
+    @asynccontextmanager
+    async def ending(self, ids: Iterable[UUID]) -> AsyncIterator[Ending]:
+        """A transaction that ends sessions; when the block is left, no verifier accepts their tokens any more.
+
+        `ids` are those that are going to end; those that did are put into `Ending.ended` in the block. To end one
+        again does no harm and publishes it again.
+
+        Raises:
+            TemporarilyUnavailable: the database is away; nothing was ended, or it is not known.
+        """
+        ending_ids = set(ids)
+        epoch, server = await self._publish(ending_ids)
+        async with self._db.begin() as tx:
+            if self._db.is_postgres:
+                await tx.execute(select(func.pg_advisory_xact_lock_shared(_LOCK)))
+            ending = Ending(tx, ending_ids)
+            yield ending
+            fence = (
+                await tx.execute(
+                    select(CacheFence.epoch, CacheFence.server, CacheFence.changed_at, self._db.now().label("now"))
+                )
+            ).one()
+            told = server is not None and (epoch, server) == (fence.epoch, fence.server)
+            if fence.server is not None and not (told and ending.ended <= ending.published):
+                # Someone may believe a server that does not have all the keys.
+                await tx.execute(
+                    update(CacheFence).values(epoch=secrets.token_hex(16), server=None, changed_at=self._db.now())
+                )
+                settles = SETTLES_IN
+            else:
+                # The last change may be someone else's and so young that readings from before it still vouch.
+                settles = SETTLES_IN - (fence.now - fence.changed_at)
+        if settles > timedelta(0):
+            await asyncio.sleep(settles.total_seconds())
+
+    async def _publish(self, ids: set[UUID]) -> tuple[str | None, str | None]:
+        """Sets the keys. The epoch known before, and the server that acknowledged all of them, if one did."""
+        fence = self._fence
+        if self._redis is None or fence is None:
+            return None, None
+        seconds = str(REMEMBERED_FOR // timedelta(seconds=1))
+        commands = [("SET", _name(i), "1", "EX", seconds) for i in ids]
+        try:
+            server, _ = await self._command(commands, limit=ACKNOWLEDGE_LIMIT)
+        except TemporarilyUnavailable:
+            return None, None
+        return fence.epoch, server.run_id
+
+    # -- Redis
+
+    async def _command(self, commands: Sequence[tuple[str, ...]], *, limit: timedelta) -> tuple[Server, list[Any]]:
+        """Sends commands over one connection; their replies, and which server gave them.
+
+        Raises:
+            TemporarilyUnavailable: Redis is away, slow, refuses a command, or is no Redis.
+        """
+        assert self._redis is not None
+        connection: AbstractConnection | None = None
+        try:
+            async with asyncio.timeout(limit.total_seconds()):
+                connection = await self._redis.get_connection()
+                await connection.send_packed_command(connection.pack_commands(commands))
+                replies = [await connection.read_response() for _ in commands]
+                server: Server = connection.keyturn_server  # type: ignore[attr-defined]  # set by _greet
+        except (RedisError, OSError, TimeoutError, ValueError) as e:
+            if connection is not None:
+                # Replies may still be on their way: nobody else may read them.
+                with suppress(RedisError, OSError):
+                    await connection.disconnect(nowait=True)
+            raise TemporarilyUnavailable(f"redis: {type(e).__name__}") from None
+        finally:
+            if connection is not None:
+                await self._redis.release(connection)
+        return server, replies
+
+    # -- the fence and the rebuild
+
+    async def watch(self) -> None:
+        """Reads the fence twice a second, and rebuilds Redis where it is not to be believed. Never returns.
+
+        A reading does not wait for the one before: where the database accepts and never answers, each attempt is
+        evidence of its own.
+        """
+        rebuild: asyncio.Task[None] | None = None
+        while True:
+            for session_id, (_, until) in list(self._ended.items())[:_CHUNK]:
+                if until < monotonic():
+                    del self._ended[session_id]
+            read = asyncio.create_task(self.read_fence())
+            self._reads.add(read)
+            read.add_done_callback(self._reads.discard)
+            if self._redis is not None and (rebuild is None or rebuild.done()):
+                rebuild = asyncio.create_task(self._keep_complete())
+            await asyncio.sleep(READ_EVERY.total_seconds())
+
+    async def read_fence(self) -> None:
+        """Reads the fence once; a failure is evidence that the database is away, and raises nothing."""
+        began = monotonic()
+        reading = asyncio.create_task(self._select_fence())
+        keep(reading)
+        await asyncio.wait({reading}, timeout=READ_LIMIT.total_seconds())
+        if not reading.done():
+            # If it was this process that stood still, the answer is here by now and is no evidence of an outage.
+            await asyncio.wait({reading}, timeout=_GRACE)
+        if not reading.done() or reading.exception() is not None:
+            self._failed_began = max(self._failed_began, began)
+            return
+        row = reading.result()
+        self._db.observe(row.now, timedelta(seconds=monotonic() - began))
+        if self._fence is None or began >= self._fence.began:
+            self._fence = Fence(row.epoch, row.server, began)
+
+    async def _select_fence(self) -> Any:
+        async with self._db.beat() as connection:
+            return (
+                await connection.execute(select(CacheFence.epoch, CacheFence.server, self._db.now().label("now")))
+            ).one()
+
+    async def _keep_complete(self) -> None:
+        """Looks at the marker, and rebuilds where it is not the fence's."""
+        try:
+            server, (marker, info) = await self._command(
+                [("GET", _MARKER), ("INFO", "memory")], limit=ACKNOWLEDGE_LIMIT
+            )
+            if _evicts(_fields(info)):
+                # Keys may go at any moment, and may have gone: the marker must not outlive this.
+                await self._command([("DEL", _MARKER)], limit=ACKNOWLEDGE_LIMIT)
+                self._note("redis_may_evict", "Redis may evict keys: set maxmemory-policy noeviction")
+                return
+            if server.evicts or server.run_id is None:
+                self._note("redis_not_trusted", "Redis has no run id, or its eviction policy was changed: reconnecting")
+                await self._disconnect()
+                return
+            fence = self._fence
+            if fence is None or monotonic() - fence.began > VOUCHES_FOR.total_seconds():
+                return
+            if fence.server == server.run_id and marker is not None and marker.decode() == fence.epoch:
+                self._note("redis_complete", "Redis holds every revocation and is believed")
+                return
+            await self._rebuild(server)
+        except TemporarilyUnavailable as e:
+            self._note("redis_away", f"Redis is not used, the database answers ({e.cause})")
+
+    async def _rebuild(self, server: Server) -> None:
+        """Makes Redis complete. Of several processes one does it at a time.
+
+        Raises:
+            TemporarilyUnavailable: Redis or the database went away half-way; the marker was not set.
+        """
+        assert self._redis is not None
+        assert server.run_id is not None
+        nonce = secrets.token_hex(16)
+        if not await self._on(server, ("SET", _NONCE, nonce, "NX", "EX", _NONCE_LIVES)):
+            return
+        claimed = await self._claim(server.run_id)
+        if claimed is None:
+            await self._on(server, ("DEL", _NONCE))
+            return
+        ended = await self._ended_lately()
+        for start in range(0, len(ended), _CHUNK):
+            # With the time that each has left, so that a rebuild does not prolong them.
+            commands = [("SET", _name(i), "1", "EX", str(left)) for i, left in ended[start : start + _CHUNK]]
+            await self._all_on(server, [*commands, ("EXPIRE", _NONCE, _NONCE_LIVES)], limit=timedelta(seconds=2))
+        if await self._on(server, ("EVAL", _FINISH, "2", _NONCE, _MARKER, nonce, claimed)):
+            await self.read_fence()
+            self._note("redis_complete", "Redis holds every revocation and is believed")
+
+    async def _claim(self, run_id: str) -> str | None:
+        async with self._db.begin() as tx:
+            if self._db.is_postgres:
+                await tx.execute(select(func.pg_advisory_xact_lock(_LOCK)))
+            fence = (
+                await tx.execute(select(CacheFence.server, CacheFence.changed_at, self._db.now().label("now")))
+            ).one()
+            if fence.server not in {None, run_id} and fence.now - fence.changed_at < CLAIM_AFTER:
+                return None
+            epoch = secrets.token_hex(16)
+            await tx.execute(update(CacheFence).values(epoch=epoch, server=run_id, changed_at=self._db.now()))
+            return epoch
+
+    async def _ended_lately(self) -> list[tuple[UUID, int]]:
+        async with self._db.look() as connection:
+            now: datetime = (await connection.execute(select(self._db.now()))).scalar_one()
+            rows = await connection.execute(
+                select(Session.id, Session.ended_at).where(Session.ended_at > now - REMEMBERED_FOR)
+            )
+            return [(row.id, max(1, -(-(row.ended_at + REMEMBERED_FOR - now) // timedelta(seconds=1)))) for row in rows]
+
+    async def _on(self, server: Server, command: tuple[str, ...]) -> Any:
+        return (await self._all_on(server, [command], limit=ACKNOWLEDGE_LIMIT))[0]
+
+    async def _all_on(self, server: Server, commands: Sequence[tuple[str, ...]], *, limit: timedelta) -> list[Any]:
+        answered_by, replies = await self._command(commands, limit=limit)
+        if answered_by.run_id != server.run_id:
+            raise TemporarilyUnavailable("another server answers now")
+        return replies
+
+    async def _disconnect(self) -> None:
+        assert self._redis is not None
+        with suppress(RedisError, OSError):
+            await self._redis.disconnect(inuse_connections=False)
+
+    def _note(self, state: str, text: str) -> None:
+        if state != self._state:
+            self._state = state
+            self._report(state, detail=text)
+
+    # -- for /readyz and the end
+
+    async def ping(self) -> str:
+        """What to say of Redis: "complete", "not complete", "away" or "none"."""
+        if self._redis is None:
+            return "none"
+        try:
+            server, (marker,) = await self._command([("GET", _MARKER)], limit=ACKNOWLEDGE_LIMIT)
+        except TemporarilyUnavailable:
+            return "away"
+        known = self._believes(server, marker.decode() if marker else None, monotonic(), VOUCHES_FOR)
+        return "complete" if known else "not complete"
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        if self._redis is not None:
+            with suppress(RedisError, OSError):
+                await self._redis.aclose()
+
+
+def _pool(url: str) -> redis_asyncio.ConnectionPool:
+    # Short limits and no silent retries: each outage has the database as its answer, at once.
+    return redis_asyncio.BlockingConnectionPool.from_url(
+        url,
+        max_connections=8,
+        timeout=ACKNOWLEDGE_LIMIT.total_seconds(),
+        socket_timeout=2.0,
+        socket_connect_timeout=1.0,
+        retry=Retry(NoBackoff(), 0),
+        retry_on_timeout=False,
+        redis_connect_func=_greet,
+    )
+
+
+async def _greet(connection: AbstractConnection) -> None:
+    """Runs when a connection is made: whatever it answers later was answered by the server found here."""
+    await connection.on_connect()
+    await connection.send_command("INFO", "server")
+    server = _fields(await connection.read_response())
+    await connection.send_command("INFO", "memory")
+    memory = _fields(await connection.read_response())
+    run_id = server.get("run_id", "").strip("0") and server["run_id"]
+    connection.keyturn_server = Server(run_id or None, _evicts(memory))  # type: ignore[attr-defined]
+
+
+def _fields(info: bytes | str) -> dict[str, str]:
+    text = info.decode(errors="replace") if isinstance(info, bytes) else info
+    return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+
+
+def _evicts(memory: dict[str, str]) -> bool:
+    return memory.get("maxmemory", "?") != "0" and memory.get("maxmemory_policy") != "noeviction"

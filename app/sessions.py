@@ -1,0 +1,543 @@
+"""Sessions: the state machine of sign-in, refresh, retry, reuse and end. The heart of Keyturn.
+
+A session is one row for its whole life (guarantee 5). Its refresh tokens form a chain of generations in which each
+is derived from the one before, so the row keeps only the newest one's digest.
+
+Presented token against the row:
+
+    newest, session live            rotate: one conditional UPDATE, the answer is derived, not stored
+    one older, within the window,   retry: the same answer again
+      its successor unused
+    older otherwise                 reuse: the session ends
+    session over                    refused with the reason
+    anything else                   refused; nothing changes (another branch, or a database from a backup)
+
+The window is anchored at the rotation and closes by itself when the successor is used, because then the row holds
+another digest. Generations are compared, never moments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import Enum, auto
+from functools import cache
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Select, TextClause, delete, or_, select, text, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.access_tokens import AccessToken, AccessTokens
+from app.batches import Batch
+from app.db import Database, own_task
+from app.errors import InvalidGrant, InvalidToken, NotFound, Reason, TemporarilyUnavailable
+from app.keys import Keys
+from app.models import Session, User, microseconds, moment, uuid7
+from app.passwords import Authenticated
+from app.refresh_tokens import LAST_GENERATION, RefreshKey, RefreshToken, issue
+from app.revocations import REMEMBERED_FOR, Revocations
+from app.settings import Settings
+
+KEPT_FOR = timedelta(days=30)
+"""How long a session that is over stays, with its reason, before `gc` may delete it."""
+
+assert KEPT_FOR > REMEMBERED_FOR, "a rebuild must find every session whose tokens could live"
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The answer to a login or refresh. Moments are turned into seconds by whoever answers."""
+
+    access_token: str = field(repr=False)
+    refresh_token: str = field(repr=False)
+    session_id: UUID
+    now: datetime
+    access_expires_at: datetime
+    refresh_expires_at: datetime
+    session_expires_at: datetime
+
+    def body(self) -> dict[str, str | int]:
+        """RFC 6749 section 5.1, with the session's own deadlines beside it; durations in whole seconds."""
+        return {
+            "access_token": self.access_token,
+            "token_type": "Bearer",
+            "expires_in": _seconds(self.access_expires_at - self.now),
+            "refresh_token": self.refresh_token,
+            "refresh_expires_in": _seconds(self.refresh_expires_at - self.now),
+            "session_id": str(self.session_id),
+            "session_expires_in": _seconds(self.session_expires_at - self.now),
+        }
+
+
+def _seconds(duration: timedelta) -> int:
+    return max(0, duration // timedelta(seconds=1))
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A session's row, as one statement read it at the database's `now`, under the deadlines in force."""
+
+    id: UUID
+    user_id: UUID
+    role: str
+    client_id: str
+    token_digest: bytes = field(repr=False)
+    key_id: int
+    generation: int
+    created_at: datetime
+    rotated_at: datetime
+    idle_expires_at: datetime
+    absolute_expires_at: datetime
+    ended_at: datetime | None
+    end_reason: Reason | None
+    now: datetime
+
+    def over(self) -> Reason | None:
+        """Why the session is over, or None while it lives."""
+        if self.ended_at is not None:
+            return self.end_reason
+        if self.absolute_expires_at <= self.idle_expires_at and self.absolute_expires_at <= self.now:
+            return "absolute_timeout"
+        return "idle_timeout" if self.idle_expires_at <= self.now else None
+
+
+class Verdict(Enum):
+    """What a presented token that was not the newest of a live session means."""
+
+    RETRY = auto()
+    REUSE = auto()
+    REFUSED = auto()
+    AGAIN = auto()
+
+
+def judge(state: State, presented: RefreshToken, key: RefreshKey | None, window: timedelta) -> Verdict | Reason:
+    """The state machine for a token that did not rotate. Pure.
+
+    Args:
+        state: the row, read after the rotation failed.
+        presented: the token, whose tag was verified.
+        key: the key that the row's token was derived under, or None if this process does not have it.
+        window: the retry window.
+
+    Returns:
+        RETRY: the row's token is this one's successor, unused and within the window: the same answer again.
+        REUSE: an older generation otherwise: the session must end.
+        AGAIN: it is the newest after all, and was only locked.
+        REFUSED: another digest at this generation, or a generation that the row never saw: nothing changes.
+        A reason: the session is over.
+    """
+    over = state.over()
+    if over is not None:
+        return over
+    if presented.generation > state.generation:
+        return Verdict.REFUSED
+    if presented.generation == state.generation:
+        same = presented.digest == state.token_digest and state.generation < LAST_GENERATION
+        return Verdict.AGAIN if same else Verdict.REFUSED
+    if presented.generation < state.generation - 1:
+        return Verdict.REUSE
+    if key is None or presented.successor(key).digest != state.token_digest:
+        return Verdict.REFUSED
+    # An age below zero is a clock that stepped, and no reason to end a session.
+    return Verdict.RETRY if state.now - state.rotated_at < window else Verdict.REUSE
+
+
+class Sessions:
+    """The sessions in the database."""
+
+    def __init__(
+        self, db: Database, keys: Keys, access_tokens: AccessTokens, revocations: Revocations, settings: Settings
+    ) -> None:
+        """Lifetimes and window come from the settings."""
+        self._db = db
+        self._keys = keys
+        self._access_tokens = access_tokens
+        self._revocations = revocations
+        self._window = settings.retry_window
+        self._idle = settings.refresh_token_lifetime
+        self._absolute = settings.session_lifetime
+        self._client_id = settings.client_id
+        self._rotations = Batch(self._rotate)
+        self._reads = Batch(self._read)
+
+    # -- start
+
+    @own_task
+    async def start(self, proof: Authenticated) -> Tokens:
+        """Starts a session for a user whose password was right.
+
+        Raises:
+            InvalidGrant: the user was changed or disabled since.
+            TemporarilyUnavailable: the database is away.
+        """
+        key = self._keys.signing_refresh
+        first = issue(key, uuid7())
+        async with self._db.begin() as tx:
+            # FOR SHARE excludes whoever changes or disables the user until this commits: either the session is
+            # there to be ended by that transaction, or this one sees its outcome.
+            user = (
+                await tx.execute(
+                    select(User.id, User.role, User.password_hash, User.disabled_at, self._db.now().label("now"))
+                    .where(User.id == proof.user_id)
+                    .with_for_update(read=True)
+                )
+            ).one_or_none()
+            if user is None or user.disabled_at is not None or user.password_hash != proof.password_hash:
+                raise InvalidGrant("user changed meanwhile", description="E-mail or password is wrong.")
+            session = Session(
+                id=first.session_id,
+                user_id=user.id,
+                role=user.role,
+                client_id=self._client_id,
+                token_digest=first.digest,
+                key_id=key.number,
+                generation=0,
+                created_at=user.now,
+                rotated_at=user.now,
+                idle_expires_at=user.now + min(self._idle, self._absolute),
+                absolute_expires_at=user.now + self._absolute,
+                ended_at=None,
+                end_reason=None,
+            )
+            tx.add(session)
+        return self._tokens(self._state(vars(session), user.now), first)
+
+    # -- refresh
+
+    async def refresh(self, text: str) -> Tokens:
+        """The successor of a refresh token, and an access token (RFC 6749 section 6).
+
+        Idempotent within the retry window: the same token gives the same answer, from any number of clients and
+        instances at once.
+
+        Raises:
+            InvalidGrant: the token is junk (no I/O), of a session that is over (with its reason), or reuse (and the
+                session has ended).
+            TemporarilyUnavailable: the database is away, or the session was locked by others three times.
+        """
+        presented = self._keys.verify_refresh_token(text)
+        for _ in range(3):
+            rotated = await self._rotations(presented)
+            if rotated is not None:
+                return self._tokens(*rotated)
+            # A later statement of its own: the first one's snapshot may show the row as it was before someone
+            # else's rotation.
+            state = await self._reads(presented.session_id)
+            if state is None:
+                raise InvalidGrant("no such session")
+            key = self._keys.refresh(state.key_id)
+            match judge(state, presented, key, self._window):
+                case Verdict.AGAIN:
+                    continue
+                case Verdict.RETRY:
+                    assert key is not None
+                    return self._tokens(state, presented.successor(key))
+                case Verdict.REUSE:
+                    raise InvalidGrant("reuse", reason=await self._end_for_reuse(state.id, presented.generation))
+                case Verdict.REFUSED:
+                    raise InvalidGrant("not a token of this session's chain")
+                case reason:
+                    raise InvalidGrant("session is over", reason=reason)
+        raise TemporarilyUnavailable("the session was locked three times")
+
+    async def _rotate(self, batch: Sequence[RefreshToken]) -> Sequence[tuple[State, RefreshToken] | None]:
+        """Rotates each session whose newest token was presented: one statement, one commit for all of them."""
+        key = self._keys.signing_refresh
+        successors = {presented.digest: presented.successor(key) for presented in batch}
+        parameters: dict[str, Any] = {"key_id": key.number, "last": LAST_GENERATION}
+        if self._db.is_postgres:
+            statement = _ROTATE_POSTGRES
+            parameters |= {
+                "ids": [successor.session_id for successor in successors.values()],
+                "old": list(successors),
+                "new": [successor.digest for successor in successors.values()],
+                "idle": self._idle,
+                "absolute": self._absolute,
+            }
+        else:
+            statement = _rotate_sqlite(len(successors))
+            parameters |= {
+                "now": microseconds(self._db.clock()),
+                "idle": microseconds(self._idle),
+                "absolute": microseconds(self._absolute),
+            }
+            for i, (old, successor) in enumerate(successors.items()):
+                parameters |= {f"i{i}": successor.session_id.hex, f"o{i}": old, f"n{i}": successor.digest}
+        async with self._db.alone() as connection:
+            rows = (await connection.execute(statement, parameters)).mappings().all()
+        rotated = {row["token_digest"]: self._state(row, None) for row in rows}
+        return [
+            (rotated[successor.digest], successor) if successor.digest in rotated else None
+            for successor in (successors[presented.digest] for presented in batch)
+        ]
+
+    async def _read(self, ids: Sequence[UUID]) -> Sequence[State | None]:
+        async with self._db.look() as connection:
+            rows = await connection.execute(
+                select(Session.__table__, self._db.now().label("now")).where(Session.id.in_(set(ids)))
+            )
+            states = {row["id"]: self._state(row, row["now"]) for row in rows.mappings()}
+        return [states.get(i) for i in ids]
+
+    def _state(self, row: Any, now: datetime | None) -> State:
+        """A row under the policy in force: a shorter one holds at once, a longer one changes nothing promised."""
+        created_at, rotated_at = moment(row["created_at"]), moment(row["rotated_at"])
+        idle, absolute = moment(row["idle_expires_at"]), moment(row["absolute_expires_at"])
+        assert created_at is not None and rotated_at is not None  # noqa: PT018  # both are NOT NULL
+        assert idle is not None and absolute is not None  # noqa: PT018  # both are NOT NULL
+        absolute = min(absolute, created_at + self._absolute)
+        return State(
+            id=_uuid(row["id"]),
+            user_id=_uuid(row["user_id"]),
+            role=row["role"],
+            client_id=row["client_id"],
+            token_digest=row["token_digest"],
+            key_id=row["key_id"],
+            generation=row["generation"],
+            created_at=created_at,
+            rotated_at=rotated_at,
+            idle_expires_at=min(idle, rotated_at + self._idle, absolute),
+            absolute_expires_at=absolute,
+            ended_at=moment(row["ended_at"]),
+            end_reason=row["end_reason"],
+            now=now or rotated_at,
+        )
+
+    def _tokens(self, state: State, refresh_token: RefreshToken) -> Tokens:
+        access_token, access_expires_at = self._access_tokens.sign(
+            subject=state.user_id,
+            session_id=state.id,
+            generation=state.generation,
+            role=state.role,
+            client_id=state.client_id,
+            issued_at=state.rotated_at,
+            session_expires_at=state.absolute_expires_at,
+        )
+        return Tokens(
+            access_token,
+            refresh_token.text,
+            state.id,
+            max(state.now, state.rotated_at),
+            access_expires_at,
+            state.idle_expires_at,
+            state.absolute_expires_at,
+        )
+
+    # -- end
+
+    @own_task
+    async def _end_for_reuse(self, session_id: UUID, generation: int) -> Reason:
+        """Ends a session of which an old generation was presented; the reason it has ended for (maybe an earlier one)."""
+        async with self._revocations.ending([session_id]) as ending:
+            ending.ended |= await _end(
+                ending.tx, self._db.now(), "reuse_detected", Session.id == session_id, Session.generation > generation
+            )
+            reason = await ending.tx.scalar(select(Session.end_reason).where(Session.id == session_id))
+        return reason or "reuse_detected"  # type: ignore[return-value]  # the column holds only reasons
+
+    @own_task
+    async def end(self, session_ids: set[UUID], reason: Reason) -> int:
+        """Ends these sessions; how many were live. Done again, it changes nothing and publishes again."""
+        async with self._revocations.ending(session_ids) as ending:
+            ending.ended |= await _end(ending.tx, self._db.now(), reason, Session.id.in_(session_ids))
+        return len(ending.ended)
+
+    @own_task
+    async def end_of_user(self, session_id: UUID, *, but_this: bool) -> int:
+        """Ends all sessions of the user of a session, or all but that one; how many were live."""
+        async with self._db.look() as connection:
+            user_id = await connection.scalar(select(Session.user_id).where(Session.id == session_id))
+            if user_id is None:
+                return 0
+            others = set((await connection.scalars(live_of(user_id))).all())
+        kept = session_id if but_this else None
+        async with self._revocations.ending((others | {session_id}) - {kept}) as ending:
+            ending.ended |= await end_all(ending.tx, self._db.now(), user_id, "logout_all", but=kept)
+        return len(ending.ended)
+
+    def presented(self, access_token: str | None, refresh_token: str | None) -> set[UUID]:
+        """The sessions of the tokens that someone logs out with: expired or rotated ones count, forged ones don't.
+
+        Raises:
+            InvalidToken, InvalidGrant: none of them is ours.
+        """
+        sessions: set[UUID] = set()
+        refusal: InvalidToken | InvalidGrant | None = None
+        if access_token is not None:
+            try:
+                sessions.add(self._access_tokens.verify(access_token, self._db.clock(), expired_too=True).session_id)
+            except InvalidToken as e:
+                refusal = e
+        if refresh_token is not None:
+            try:
+                sessions.add(self._keys.verify_refresh_token(refresh_token).session_id)
+            except InvalidGrant as e:
+                refusal = e
+        if not sessions:
+            raise refusal or InvalidToken("no token")
+        return sessions
+
+    # -- look
+
+    async def verify(self, access_token: str) -> AccessToken:
+        """The claims of an access token that is ours, unexpired and not revoked.
+
+        Raises:
+            InvalidToken: it is not (with a reason, if it is genuine).
+            TemporarilyUnavailable: nothing can say whether it was revoked.
+        """
+        token = self._access_tokens.verify(access_token, self._db.clock())
+        await self._revocations.check(token.session_id)
+        return token
+
+    async def authorise(self, access_token: str) -> State:
+        """The live session of an access token, read from the database.
+
+        For Keyturn's own endpoints: whoever shares the HS256 key can mint any claim, so role and state are the
+        row's. A user who is disabled has no live session.
+
+        Raises:
+            InvalidToken: as `verify`.
+            TemporarilyUnavailable: the database is away.
+        """
+        token = self._access_tokens.verify(access_token, self._db.clock())
+        state = await self._reads(token.session_id)
+        if state is None or str(state.user_id) != token.subject:
+            raise InvalidToken("no such session of this subject")
+        if over := state.over():
+            raise InvalidToken("session is over", reason=over)
+        return state
+
+    async def find(self, session_id: UUID) -> State:
+        """A session, live or over.
+
+        Raises:
+            NotFound: there is none.
+        """
+        state = await self._reads(session_id)
+        if state is None:
+            raise NotFound("no such session")
+        return state
+
+    async def list(self, *, user_id: UUID | None, limit: int, before: UUID | None = None, live: bool) -> list[State]:
+        """Sessions, the newest first, `limit` at most, those before an id."""
+        query = select(Session.__table__, self._db.now().label("now")).order_by(Session.id.desc()).limit(limit)
+        if user_id is not None:
+            query = query.where(Session.user_id == user_id)
+        if before is not None:
+            query = query.where(Session.id < before)
+        if live:
+            query = query.where(Session.ended_at.is_(None), Session.idle_expires_at > self._db.now())
+        async with self._db.look() as connection:
+            return [self._state(row, row["now"]) for row in (await connection.execute(query)).mappings()]
+
+    # -- gc
+
+    async def gc(self, *, kept_for: timedelta = KEPT_FOR, most: int = 1000) -> int:
+        """Deletes sessions that have been over for `kept_for`, `most` in a transaction; how many in all.
+
+        It walks the primary key, which is ordered by age, because the deadlines can't be indexed (guarantee 5).
+        """
+        deleted, after = 0, UUID(int=0)
+        while True:
+            last, count = await self._gc_range(after, kept_for, most)
+            deleted += count
+            if last is None:
+                return deleted
+            after = last
+
+    @own_task
+    async def _gc_range(self, after: UUID, kept_for: timedelta, most: int) -> tuple[UUID | None, int]:
+        async with self._db.begin() as tx:
+            now = await tx.scalar(select(self._db.now()))
+            assert now is not None
+            long_ago = now - max(kept_for, REMEMBERED_FOR)
+            ids = (
+                await tx.scalars(select(Session.id).where(Session.id > after).order_by(Session.id).limit(most))
+            ).all()
+            if not ids:
+                return None, 0
+            over = select(Session.id).where(
+                Session.id > after,
+                Session.id <= ids[-1],
+                or_(Session.ended_at < long_ago, Session.idle_expires_at < long_ago),
+            )
+            # A row that someone holds is being refreshed or ended right now: it is not for us.
+            doomed = over.order_by(Session.id).with_for_update(skip_locked=True)
+            gone = await tx.scalars(
+                delete(Session)
+                .where(Session.id.in_(doomed))
+                .returning(Session.id)
+                .execution_options(synchronize_session=False)
+            )
+            return ids[-1], len(gone.all())
+
+
+def _uuid(value: UUID | str) -> UUID:
+    return value if isinstance(value, UUID) else UUID(value)
+
+
+# Design section 2. SKIP LOCKED: a row that another transaction holds is left out instead of waited for, so no two
+# statements can wait for each other; the caller reads it and decides. Deadlines hold under today's policy too.
+_ROTATE_POSTGRES: TextClause = text("""
+WITH batch AS (
+  SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:old AS bytea[]), CAST(:new AS bytea[])) AS b(id, old, new)
+), hit AS MATERIALIZED (
+  SELECT s.id, b.new FROM batch b JOIN sessions s ON s.id = b.id
+  WHERE s.token_digest = b.old AND s.ended_at IS NULL AND s.generation < :last
+    AND s.idle_expires_at > statement_timestamp() AND s.absolute_expires_at > statement_timestamp()
+    AND s.rotated_at + CAST(:idle AS interval) > statement_timestamp()
+    AND s.created_at + CAST(:absolute AS interval) > statement_timestamp()
+  ORDER BY s.id FOR NO KEY UPDATE OF s SKIP LOCKED
+)
+UPDATE sessions s
+SET token_digest = hit.new, key_id = :key_id, generation = s.generation + 1, rotated_at = statement_timestamp(),
+  idle_expires_at = least(
+    statement_timestamp() + CAST(:idle AS interval), s.absolute_expires_at, s.created_at + CAST(:absolute AS interval))
+FROM hit WHERE s.id = hit.id
+RETURNING s.*
+""")
+
+
+@cache
+def _rotate_sqlite(count: int) -> TextClause:
+    values = ", ".join(f"(:i{i}, :o{i}, :n{i})" for i in range(count))
+    return text(f"""
+WITH batch(id, old, new) AS (VALUES {values})
+UPDATE sessions
+SET token_digest = batch.new, key_id = :key_id, generation = generation + 1, rotated_at = :now,
+  idle_expires_at = min(:now + :idle, absolute_expires_at, created_at + :absolute)
+FROM batch
+WHERE sessions.id = batch.id AND sessions.token_digest = batch.old AND sessions.ended_at IS NULL
+  AND sessions.generation < :last
+  AND sessions.idle_expires_at > :now AND sessions.absolute_expires_at > :now
+  AND sessions.rotated_at + :idle > :now AND sessions.created_at + :absolute > :now
+RETURNING *
+""")  # noqa: S608  # only the numbers of parameters are put in
+
+
+def live_of(user_id: UUID) -> Select[UUID]:
+    """The live sessions of a user. By id, so that transactions that end several lock them in the same order."""
+    return select(Session.id).where(Session.user_id == user_id, Session.ended_at.is_(None)).order_by(Session.id)
+
+
+async def end_all(tx: AsyncSession, now: Any, user_id: UUID, reason: Reason, *, but: UUID | None = None) -> set[UUID]:
+    """Ends the live sessions of a user, in the transaction at hand; their ids."""
+    live = live_of(user_id)
+    return await _end(
+        tx, now, reason, Session.id.in_((live.where(Session.id != but) if but else live).with_for_update())
+    )
+
+
+async def _end(tx: AsyncSession, now: Any, reason: Reason, *which: Any) -> set[UUID]:
+    # The first reason stays: to end what has ended changes nothing.
+    ended = await tx.scalars(
+        update(Session)
+        .where(*which, Session.ended_at.is_(None))
+        .values(ended_at=now, end_reason=reason)
+        .returning(Session.id)
+        .execution_options(synchronize_session=False)
+    )
+    return set(ended.all())

@@ -1,0 +1,341 @@
+"""Every knob of Keyturn: its type, unit, default and check, read once at start.
+
+Sources, the first that names a setting wins: environment (``KEYTURN_…``), ``.env`` in the working folder, the
+TOML file given with ``--config``, the default. A value may come from a file instead: ``KEYTURN_SECRET_FILE=/run/…``.
+Durations are whole seconds outside and ``timedelta`` inside.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import ipaddress
+import os
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from dotenv import dotenv_values
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
+
+PREFIX = "KEYTURN_"
+
+LONGEST_ACCESS_TOKEN = timedelta(hours=1)
+"""No setting makes a longer access token, and none is accepted. Revocations are remembered for this long whatever
+the setting says, so that instances with different settings (a rolling change) can't forget each other's."""
+
+LEEWAY = timedelta(seconds=5)
+"""Clock tolerance at ``exp`` and ``nbf`` (RFC 7519 section 4.1.4: "a few minutes" at most; a few seconds suffice
+here, because every instance reads the database's clock)."""
+
+SECRET_BYTES = 32
+
+
+class ConfigurationError(Exception):
+    """The set-up can't work. The message is one clear line that names the setting and never its value."""
+
+
+def _seconds(value: object) -> object:
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        return timedelta(seconds=int(value))
+    if isinstance(value, int) and not isinstance(value, bool):
+        return timedelta(seconds=value)
+    if isinstance(value, timedelta):
+        return value
+    raise ValueError("must be a whole number of seconds")
+
+
+def _none(value: object) -> object:
+    return None if value == "" else value
+
+
+Seconds = Annotated[timedelta, BeforeValidator(_seconds)]
+
+
+class Settings(BaseModel):
+    """The settings. Unknown names are refused; no error repeats a value."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=False)
+
+    # Where things are
+    data_dir: Annotated[Path, Field(description="Folder of the embedded default: SQLite database, master secret.")] = (
+        Path("keyturn-data")
+    )
+    database_url: Annotated[
+        SecretStr | None,
+        BeforeValidator(_none),
+        Field(description="`postgresql://…` for production. Unset: SQLite in DATA_DIR."),
+    ] = None
+    redis_url: Annotated[
+        SecretStr | None,
+        BeforeValidator(_none),
+        Field(description="`redis://…` or `rediss://…`; `none`: the database answers always."),
+    ] = None
+    secret: Annotated[
+        SecretStr | None,
+        BeforeValidator(_none),
+        Field(description="The one master secret, at least 256 random bits as base64 or hex. Seals the keys at rest."),
+    ] = None
+
+    # Names in tokens
+    issuer: Annotated[
+        str | None,
+        Field(description="`iss` of access tokens, this service's public URL. Required with Postgres."),
+    ] = None
+    audience: Annotated[
+        str | None, Field(min_length=1, max_length=255, description="`aud` of access tokens. Unset: the issuer.")
+    ] = None
+    client_id: Annotated[
+        str,
+        Field(pattern=r"^[\x21-\x7e]{1,64}$", description="`client_id` of sessions that name no client (RFC 9068)."),
+    ] = "first-party"
+    signing_algorithm: Annotated[
+        Literal["HS256", "ES256", "EdDSA"], Field(description="Algorithm of the access keys that are made from now on.")
+    ] = "HS256"
+
+    # Lifetimes
+    access_token_lifetime: Annotated[
+        Seconds,
+        Field(ge=timedelta(seconds=30), le=LONGEST_ACCESS_TOKEN, description="Seconds an access token lives."),
+    ] = timedelta(seconds=900)
+    refresh_token_lifetime: Annotated[
+        Seconds,
+        Field(ge=timedelta(seconds=60), le=timedelta(days=366), description="Seconds a session may lie idle."),
+    ] = timedelta(days=7)
+    session_lifetime: Annotated[
+        Seconds,
+        Field(ge=timedelta(seconds=60), le=timedelta(days=3660), description="Seconds a session lives at most."),
+    ] = timedelta(days=30)
+    retry_window: Annotated[
+        Seconds,
+        Field(
+            ge=timedelta(0),
+            le=timedelta(seconds=300),
+            description="Seconds after a rotation in which the same refresh token gets the same answer again. "
+            "At most a third of ACCESS_TOKEN_LIFETIME; 0: strict single use.",
+        ),
+    ] = timedelta(seconds=60)
+    verify_without_database: Annotated[
+        Seconds,
+        Field(
+            ge=timedelta(0),
+            le=timedelta(seconds=900),
+            description="Seconds for which a Redis that was complete answers alone when the database is away.",
+        ),
+    ] = timedelta(seconds=60)
+
+    # Sign-in
+    registration: Annotated[bool, Field(description="Whether anyone may register.")] = False
+    argon2_memory: Annotated[
+        int, Field(ge=8, le=1024 * 1024, description="KiB of memory of one password hash (RFC 9106 section 4).")
+    ] = 65536
+    argon2_passes: Annotated[int, Field(ge=1, le=64, description="Passes of one password hash.")] = 3
+    argon2_lanes: Annotated[int, Field(ge=1, le=16, description="Lanes of one password hash.")] = 4
+    hashing_slots: Annotated[
+        int | None, Field(ge=1, le=64, description="Password hashes at the same time. Unset: cores - 1, at least 1.")
+    ] = None
+    hashing_queue: Annotated[
+        int, Field(ge=0, le=10_000, description="Password hashes that may wait; beyond: 503 with Retry-After.")
+    ] = 32
+
+    # Serving
+    host: Annotated[str, Field(description="Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on.")] = 8000
+    workers: Annotated[int, Field(ge=1, le=64, description="Server processes.")] = 1
+    root_path: Annotated[
+        str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)*$", description="Path prefix that a proxy strips, as `/keyturn`.")
+    ] = ""
+    trusted_proxies: Annotated[
+        str, Field(description="Addresses or networks, comma-separated, whose X-Forwarded-For counts (log only).")
+    ] = ""
+    database_pool: Annotated[int, Field(ge=2, le=200, description="Postgres connections of one process at most.")] = 10
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="Least level logged.")] = (
+        "info"
+    )
+
+    @property
+    def production(self) -> bool:
+        """Whether a Postgres is named: then nothing is invented silently."""
+        return self.database_url is not None and not self.database_url.get_secret_value().startswith("sqlite")
+
+    @property
+    def iss(self) -> str:
+        """The ``iss`` claim."""
+        return self.issuer or f"http://{self.host}:{self.port}"
+
+    @property
+    def aud(self) -> str:
+        """The ``aud`` claim."""
+        return self.audience or self.iss
+
+    @property
+    def redis(self) -> str | None:
+        """Redis's URL, or None where the database answers always."""
+        url = self.redis_url.get_secret_value() if self.redis_url else None
+        return None if url == "none" else url
+
+    @property
+    def sqlalchemy_url(self) -> str:
+        """The database's URL with the driver that Keyturn uses."""
+        if self.database_url is None:
+            return f"sqlite+aiosqlite:///{self.data_dir.absolute() / 'keyturn.db'}"
+        return re.sub(r"^(postgres(ql)?)(\+\w+)?://", "postgresql+asyncpg://", self.database_url.get_secret_value())
+
+    @property
+    def secret_path(self) -> Path:
+        """Where the embedded default keeps the master secret that it made."""
+        return self.data_dir / "secret"
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Self:
+        if self.database_url is not None and not re.match(
+            r"^(postgres(ql)?(\+asyncpg)?|sqlite\+aiosqlite)://", self.database_url.get_secret_value()
+        ):
+            raise ValueError("DATABASE_URL must begin with postgresql:// (or be unset for SQLite)")
+        if self.redis is not None and urlsplit(self.redis).scheme not in {"redis", "rediss", "unix"}:
+            raise ValueError("REDIS_URL must begin with redis:// or rediss:// (or be: none)")
+        if self.production and self.redis_url is None:
+            raise ValueError("REDIS_URL must be set with a Postgres DATABASE_URL (REDIS_URL=none: no Redis)")
+        if self.production and self.issuer is None:
+            raise ValueError("ISSUER must be set with a Postgres DATABASE_URL: the public URL of this service")
+        if self.production and self.secret is None:
+            raise ValueError("SECRET (or SECRET_FILE) must be set with a Postgres DATABASE_URL")
+        if self.issuer is not None:
+            url = urlsplit(self.issuer)
+            if url.scheme not in {"http", "https"} or not url.hostname or url.query or url.fragment:
+                raise ValueError("ISSUER must be a URL without query and fragment (RFC 8414 section 2)")
+        if self.retry_window * 3 > self.access_token_lifetime:
+            raise ValueError("RETRY_WINDOW must be at most a third of ACCESS_TOKEN_LIFETIME")
+        if self.refresh_token_lifetime < self.access_token_lifetime:
+            raise ValueError("REFRESH_TOKEN_LIFETIME must not be below ACCESS_TOKEN_LIFETIME")
+        if self.session_lifetime < self.refresh_token_lifetime:
+            raise ValueError("SESSION_LIFETIME must not be below REFRESH_TOKEN_LIFETIME")
+        if self.argon2_memory < 8 * self.argon2_lanes:
+            raise ValueError("ARGON2_MEMORY must be at least 8 KiB for each of ARGON2_LANES (RFC 9106 section 3.1)")
+        for proxy in filter(None, self.trusted_proxies.split(",")):
+            try:
+                ipaddress.ip_network(proxy.strip(), strict=False)
+            except ValueError:
+                raise ValueError("TRUSTED_PROXIES must be addresses or networks, comma-separated") from None
+        return self
+
+
+def read(environ: Mapping[str, str] | None = None, *, config: Path | None = None, **overrides: Any) -> Settings:
+    """Reads the settings; ``overrides`` (command-line options) win over everything.
+
+    Raises:
+        ConfigurationError: something is unknown, malformed or missing.
+    """
+    values = _sources(os.environ if environ is None else environ, config)
+    values |= {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as e:
+        first = e.errors(include_input=False, include_context=False, include_url=False)[0]
+        name = f"{PREFIX}{str(first['loc'][0]).upper()}: " if first["loc"] else PREFIX
+        text = "there is no such setting" if first["type"] == "extra_forbidden" else first["msg"]
+        raise ConfigurationError(name + text.removeprefix("Value error, ")) from None
+
+
+def _sources(environ: Mapping[str, str], config: Path | None) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    if config is not None:
+        try:
+            values.update(_from_files(tomllib.loads(config.read_text(encoding="utf-8"))))
+        except OSError as e:
+            raise ConfigurationError(f"--config: can't be read ({e.strerror})") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+            raise ConfigurationError("--config: is not valid TOML") from None
+    for source in (dotenv_values(".env"), environ):
+        found = {name.removeprefix(PREFIX).lower(): v for name, v in source.items() if name.startswith(PREFIX)}
+        values.update(_from_files(found))
+    return values
+
+
+def _from_files(values: dict[str, Any]) -> dict[str, Any]:
+    """Replaces each ``x_file`` by ``x`` with the file's content: a secret need not stand in the environment."""
+    for name in [n for n in values if n.endswith("_file")]:
+        target = name.removesuffix("_file")
+        if target in values:
+            raise ConfigurationError(f"{PREFIX}{name.upper()}: {PREFIX}{target.upper()} is set too; use one of them")
+        try:
+            path = Path(values.pop(name))
+            if target == "secret" and path.stat().st_mode & 0o007:
+                raise ConfigurationError(f"{PREFIX}SECRET_FILE: is open to everyone; chmod 600 it")
+            values[target] = path.read_text(encoding="utf-8").strip()
+        except OSError as e:
+            raise ConfigurationError(f"{PREFIX}{name.upper()}: can't be read ({e.strerror})") from None
+        except UnicodeDecodeError:
+            raise ConfigurationError(f"{PREFIX}{name.upper()}: is not a text file") from None
+    return values
+
+
+_SAMPLES = {"secret", "changeme", "change-me", "password", "keyturn", "example", "default", "insecure", "sample"}
+
+
+def master_secret(text: str) -> bytes:
+    """The master secret's bytes from its base64, base64url or hex text.
+
+    Raises:
+        ConfigurationError: it is shorter than 256 bits, repeats itself, or is a sample (attacks.md, "Secrets").
+    """
+    decoded = _decode(text)
+    if decoded is None or len(decoded) < SECRET_BYTES:
+        raise ConfigurationError(
+            f"{PREFIX}SECRET: must be at least 256 random bits as base64 or hex; make one with: openssl rand -base64 32"
+        )
+    # 32 random bytes hold fewer than 16 distinct ones about once in 10**13; a typed or repeated text is caught.
+    # The printable test catches a passphrase that was encoded to look like key material.
+    repetitive = len(Counter(decoded)) < SECRET_BYTES // 2 or decoded in (bytes(range(len(decoded))),)
+    lowered = text.lower()
+    if repetitive or all(0x20 <= byte < 0x7F for byte in decoded) or any(word in lowered for word in _SAMPLES):
+        raise ConfigurationError(f"{PREFIX}SECRET: is not random; make one with: openssl rand -base64 32")
+    # One fixed size for the key derivation, whatever was given.
+    return hashlib.sha256(b"keyturn master secret\0" + decoded).digest()
+
+
+def _decode(text: str) -> bytes | None:
+    text = text.strip()
+    if re.fullmatch(r"(?:[0-9A-Fa-f]{2})+", text):
+        return bytes.fromhex(text)
+    if re.fullmatch(r"[A-Za-z0-9+/_-]+={0,2}", text):
+        try:
+            return base64.b64decode(
+                text.replace("-", "+").replace("_", "/").rstrip("=") + "=" * (-len(text.rstrip("=")) % 4)
+            )
+        except ValueError:
+            return None
+    return None
+
+
+def database_url_of_migrations() -> str:
+    """The database's URL for `alembic`, which needs no other setting; makes the folder of the embedded default."""
+    values = _sources(os.environ, None)
+    chosen = {name: value for name, value in values.items() if name in {"database_url", "data_dir"}}
+    # Nothing but the URL is looked at: who migrates need not hold the master secret.
+    settings = Settings.model_construct(
+        data_dir=Path(chosen.get("data_dir") or Settings.model_fields["data_dir"].default),
+        database_url=SecretStr(chosen["database_url"]) if chosen.get("database_url") else None,
+    )
+    if settings.database_url is None:
+        make_data_dir(settings)
+    return settings.sqlalchemy_url
+
+
+def make_data_dir(settings: Settings) -> None:
+    """Makes the folder of the embedded default, for its owner alone.
+
+    Raises:
+        ConfigurationError: it can't be made, or others may enter it.
+    """
+    try:
+        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if os.name == "posix" and settings.data_dir.stat().st_mode & 0o077:
+            raise ConfigurationError(f"{PREFIX}DATA_DIR: is open to others; chmod 700 it")
+    except OSError as e:
+        raise ConfigurationError(f"{PREFIX}DATA_DIR: can't be made ({e.strerror})") from None

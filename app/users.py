@@ -1,0 +1,274 @@
+"""Users: who may sign in, with which role. What changes a user changes the user's sessions in the same transaction."""
+
+from __future__ import annotations
+
+import builtins
+import re
+from typing import Any
+from uuid import UUID
+
+from email_validator import EmailNotValidError, validate_email
+from sqlalchemy import func, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.db import Database, own_task
+from app.errors import Conflict, InvalidGrant, InvalidRequest, NotFound
+from app.models import Session, User, uuid7
+from app.passwords import LONGEST, Authenticated, Passwords, acceptable
+from app.revocations import Revocations
+from app.sessions import end_all, live_of
+
+_ROLE = re.compile(r"[a-z][a-z0-9_-]{0,31}", re.ASCII)
+_REFUSED = "unknown user, wrong password or disabled"
+
+
+def normalised(email: str) -> str:
+    """The one spelling of an e-mail address: lower case, NFC, domain in its ASCII-compatible reading.
+
+    Raises:
+        InvalidRequest: it is no address that mail could reach (quotes, comments, an IP domain, over 254 characters).
+    """
+    try:
+        # Only the form is looked at: a self-hosted service has users in domains that the Internet doesn't know.
+        address = validate_email(
+            email, check_deliverability=False, globally_deliverable=False, allow_quoted_local=False
+        ).normalized.lower()
+    except (EmailNotValidError, ValueError):
+        raise InvalidRequest("email", description="email: is not an e-mail address.") from None
+    if len(address) > 254:  # noqa: PLR2004  # RFC 5321 section 4.5.3.1.3, less the brackets
+        raise InvalidRequest("email", description="email: is not an e-mail address.")
+    return address
+
+
+def _role(role: str) -> str:
+    if not _ROLE.fullmatch(role):
+        raise InvalidRequest("role", description="role: is up to 32 of a-z, 0-9, _ and -, and begins with a letter.")
+    return role
+
+
+class Users:
+    """The users in the database."""
+
+    def __init__(self, db: Database, passwords: Passwords, revocations: Revocations) -> None:
+        """Needs the revocations because to disable a user is to end sessions."""
+        self._db = db
+        self._passwords = passwords
+        self._revocations = revocations
+
+    async def create(self, email: str, password: str, role: str = "user", *, initial: bool = False) -> User:
+        """Makes a user.
+
+        Raises:
+            InvalidRequest: address, password or role is malformed.
+            Conflict: there is a user of this address.
+        """
+        address, name = normalised(email), _role(role)
+        # Hashed before anything is looked up: an address that exists takes the same time.
+        hashed = await self._passwords.hash(acceptable(password))
+        return await self._insert(address, hashed, name, initial)
+
+    @own_task
+    async def _insert(self, email: str, password_hash: str, role: str, initial: bool) -> User:  # noqa: FBT001
+        try:
+            async with self._db.begin() as tx:
+                now = await tx.scalar(select(self._db.now()))
+                assert now is not None
+                user = User(
+                    id=uuid7(),
+                    email=email,
+                    password_hash=password_hash,
+                    password_is_initial=initial,
+                    role=role,
+                    created_at=now,
+                    disabled_at=None,
+                )
+                tx.add(user)
+        except IntegrityError:
+            raise Conflict("email exists", description="There is a user of this address.") from None
+        return user
+
+    async def authenticate(self, email: str, password: str) -> Authenticated:
+        """Proof that these are a user's e-mail and password.
+
+        Unknown, disabled and wrong password say the same, after the same work.
+
+        Raises:
+            InvalidGrant: they are not.
+            TemporarilyUnavailable: the database is away or too many hashes wait.
+        """
+        address = normalised(email)
+        raw = password.encode()
+        if len(raw) > LONGEST or 0 in raw:
+            raise InvalidRequest("password length", description=f"password: at most {LONGEST} bytes and no NUL.")
+        async with self._db.look() as connection:
+            row = (
+                await connection.execute(
+                    select(User.id, User.password_hash, User.disabled_at).where(User.email == address)
+                )
+            ).one_or_none()
+        right = await self._passwords.verify(row.password_hash if row else None, raw)
+        if row is None or not right or row.disabled_at is not None:
+            raise InvalidGrant(_REFUSED, description="E-mail or password is wrong.")
+        hashed = row.password_hash
+        if self._passwords.outdated(hashed):
+            hashed = await self._replace(row.id, hashed, await self._passwords.hash(raw))
+        return Authenticated(row.id, hashed)
+
+    @own_task
+    async def _replace(self, user_id: UUID, old: str, new: str) -> str:
+        """Puts today's hash of the same password in the place of an old one, unless someone else was faster."""
+        async with self._db.begin() as tx:
+            replaced = await tx.scalar(
+                update(User)
+                .where(User.id == user_id, User.password_hash == old)
+                .values(password_hash=new)
+                .returning(User.id)
+            )
+        return new if replaced else old
+
+    async def find(self, user: str) -> User:
+        """The user of this id or e-mail.
+
+        Raises:
+            NotFound: there is none.
+        """
+        try:
+            condition = User.id == UUID(user)
+        except ValueError:
+            try:
+                condition = User.email == normalised(user)
+            except InvalidRequest:
+                raise NotFound("no such user") from None
+        async with self._db.begin() as tx:
+            found = await tx.scalar(select(User).where(condition))
+        if found is None:
+            raise NotFound("no such user")
+        return found
+
+    async def list(self, *, limit: int, after: UUID | None = None) -> builtins.list[User]:
+        """Users by age, `limit` at most, those after an id."""
+        query = select(User).order_by(User.id).limit(limit)
+        async with self._db.begin() as tx:
+            return list((await tx.scalars(query.where(User.id > after) if after else query)).all())
+
+    @own_task
+    async def set_role(self, user_id: UUID, role: str) -> None:
+        """Changes the role, of the user and of the live sessions at once: the next refresh has it.
+
+        Raises:
+            NotFound: there is no such user.
+            Conflict: it would leave no administrator.
+        """
+        name = _role(role)
+        async with self._db.begin() as tx:
+            await self._not_the_last_administrator(tx, user_id, unless=name == "admin")
+            await self._change(tx, user_id, role=name)
+            await tx.execute(
+                update(Session)
+                .where(Session.id.in_(live_of(user_id).with_for_update()))
+                .values(role=name)
+                .execution_options(synchronize_session=False)
+            )
+
+    @own_task
+    async def disable(self, user_id: UUID) -> int:
+        """Disables a user and ends all sessions; how many.
+
+        Raises:
+            NotFound: there is no such user.
+            Conflict: it is the last administrator.
+        """
+        async with self._revocations.ending(await self._live_sessions(user_id)) as ending:
+            await self._not_the_last_administrator(ending.tx, user_id, unless=False)
+            await self._change(ending.tx, user_id, disabled_at=func.coalesce(User.disabled_at, self._db.now()))
+            ending.ended |= await end_all(ending.tx, self._db.now(), user_id, "user_disabled")
+        return len(ending.ended)
+
+    @own_task
+    async def enable(self, user_id: UUID) -> None:
+        """Lets a user sign in again.
+
+        Raises:
+            NotFound: there is no such user.
+        """
+        async with self._db.begin() as tx:
+            await self._change(tx, user_id, disabled_at=None)
+
+    async def set_password(self, user_id: UUID, password: str) -> int:
+        """Sets a password, as an administrator; ends all sessions; how many.
+
+        Raises:
+            NotFound: there is no such user.
+            InvalidRequest: the password is too short, too long or has a NUL.
+        """
+        hashed = await self._passwords.hash(acceptable(password))
+        return await self._set_password(user_id, hashed)
+
+    @own_task
+    async def _set_password(self, user_id: UUID, hashed: str) -> int:
+        async with self._revocations.ending(await self._live_sessions(user_id)) as ending:
+            await self._change(ending.tx, user_id, password_hash=hashed, password_is_initial=False)
+            ending.ended |= await end_all(ending.tx, self._db.now(), user_id, "password_changed")
+        return len(ending.ended)
+
+    async def change_password(self, session_id: UUID, user_id: UUID, current: str, new: str) -> None:
+        """Changes one's own password; every other session of the user ends.
+
+        Raises:
+            InvalidGrant: the current password is wrong, or it or this session ended meanwhile.
+            InvalidRequest: the new password is too short, too long or has a NUL.
+        """
+        fresh = acceptable(new)
+        user = await self.find(str(user_id))
+        if not await self._passwords.verify(user.password_hash, current.encode()):
+            raise InvalidGrant("wrong current password", description="The current password is wrong.")
+        await self._change_password(session_id, user, await self._passwords.hash(fresh))
+
+    @own_task
+    async def _change_password(self, session_id: UUID, user: User, hashed: str) -> None:
+        others = await self._live_sessions(user.id) - {session_id}
+        async with self._revocations.ending(others) as ending:
+            # What was checked outside is checked again inside: the password as verified, the user enabled ...
+            changed = await ending.tx.scalar(
+                update(User)
+                .where(User.id == user.id, User.password_hash == user.password_hash, User.disabled_at.is_(None))
+                .values(password_hash=hashed, password_is_initial=False)
+                .returning(User.id)
+                .execution_options(synchronize_session=False)
+            )
+            # ... and this session live: an ended one must not change a password.
+            live = await ending.tx.scalar(
+                select(Session.id).where(Session.id == session_id, Session.ended_at.is_(None)).with_for_update()
+            )
+            if changed is None or live is None:
+                raise InvalidGrant("user or session changed meanwhile", description="Sign in again.")
+            ending.ended |= await end_all(ending.tx, self._db.now(), user.id, "password_changed", but=session_id)
+
+    async def _live_sessions(self, user_id: UUID) -> set[UUID]:
+        async with self._db.look() as connection:
+            return set((await connection.execute(live_of(user_id))).scalars())
+
+    async def _change(self, tx: AsyncSession, user_id: UUID, **values: Any) -> None:
+        changed = await tx.scalar(
+            update(User)
+            .where(User.id == user_id)
+            .values(**values)
+            .returning(User.id)
+            .execution_options(synchronize_session=False)
+        )
+        if changed is None:
+            raise NotFound("no such user")
+
+    async def _not_the_last_administrator(self, tx: AsyncSession, user_id: UUID, *, unless: bool) -> None:
+        # Locks every enabled administrator, so that two who demote each other at once can't both succeed.
+        admins = (
+            await tx.scalars(
+                select(User.id)
+                .where(User.role == "admin", User.disabled_at.is_(None))
+                .order_by(User.id)
+                .with_for_update()
+            )
+        ).all()
+        if not unless and list(admins) == [user_id]:
+            raise Conflict("last administrator", description="It is the last enabled administrator.")

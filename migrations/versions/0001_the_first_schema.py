@@ -1,0 +1,109 @@
+"""The first schema: users, sessions, keys, the fence.
+
+Revision ID: 0001
+Revises: nothing
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+moment = sa.TIMESTAMP(timezone=True).with_variant(sa.BigInteger(), "sqlite")
+
+
+def upgrade() -> None:
+    op.create_table(
+        "cache_fence",
+        sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("epoch", sa.String(length=32), nullable=False),
+        sa.Column("server", sa.String(length=64), nullable=True),
+        sa.Column("changed_at", moment, nullable=False),
+        sa.CheckConstraint("id = 1", name=op.f("ck_cache_fence_one_row")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_cache_fence")),
+    )
+    op.create_table(
+        "keys",
+        sa.Column("kid", sa.String(length=64), nullable=False),
+        sa.Column("use", sa.String(length=16), nullable=False),
+        sa.Column("algorithm", sa.String(length=16), nullable=False),
+        sa.Column("number", sa.SmallInteger(), nullable=True),
+        sa.Column("sealed", sa.LargeBinary(), nullable=False),
+        sa.Column("created_at", moment, nullable=False),
+        sa.Column("signs_from", moment, nullable=False),
+        sa.Column("retired_at", moment, nullable=True),
+        sa.CheckConstraint("(use = 'refresh') = (number IS NOT NULL)", name=op.f("ck_keys_refresh_keys_are_numbered")),
+        sa.CheckConstraint("use IN ('access', 'refresh')", name=op.f("ck_keys_use_is_known")),
+        sa.CheckConstraint("number BETWEEN 1 AND 254", name=op.f("ck_keys_number_in_range")),
+        sa.PrimaryKeyConstraint("kid", name=op.f("pk_keys")),
+        sa.UniqueConstraint("number", name=op.f("uq_keys_number")),
+    )
+    op.create_table(
+        "users",
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("email", sa.String(length=254), nullable=False),
+        sa.Column("password_hash", sa.String(length=255), nullable=False),
+        sa.Column("password_is_initial", sa.Boolean(), server_default=sa.text("(false)"), nullable=False),
+        sa.Column("role", sa.String(length=32), nullable=False),
+        sa.Column("created_at", moment, nullable=False),
+        sa.Column("disabled_at", moment, nullable=True),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_users")),
+        sa.UniqueConstraint("email", name=op.f("uq_users_email")),
+    )
+    op.create_table(
+        "sessions",
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("user_id", sa.Uuid(), nullable=False),
+        sa.Column("role", sa.String(length=32), nullable=False),
+        sa.Column("client_id", sa.String(length=64), nullable=False),
+        sa.Column("token_digest", sa.LargeBinary(), nullable=False),
+        sa.Column("key_id", sa.SmallInteger(), nullable=False),
+        sa.Column("generation", sa.Integer(), nullable=False),
+        sa.Column("created_at", moment, nullable=False),
+        sa.Column("rotated_at", moment, nullable=False),
+        sa.Column("idle_expires_at", moment, nullable=False),
+        sa.Column("absolute_expires_at", moment, nullable=False),
+        sa.Column("ended_at", moment, nullable=True),
+        sa.Column("end_reason", sa.String(length=32), nullable=True),
+        sa.CheckConstraint("(ended_at IS NULL) = (end_reason IS NULL)", name=op.f("ck_sessions_ended_with_a_reason")),
+        sa.CheckConstraint("generation >= 0", name=op.f("ck_sessions_generation_not_negative")),
+        sa.CheckConstraint("idle_expires_at <= absolute_expires_at", name=op.f("ck_sessions_idle_within_absolute")),
+        sa.CheckConstraint("key_id BETWEEN 1 AND 254", name=op.f("ck_sessions_key_id_in_range")),
+        sa.CheckConstraint("length(token_digest) = 32", name=op.f("ck_sessions_token_digest_is_sha256")),
+        sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_sessions_user_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_sessions")),
+        postgresql_with={"fillfactor": "85"},
+    )
+    with op.batch_alter_table("sessions", schema=None) as batch_op:
+        batch_op.create_index(
+            "ix_sessions_ended_at",
+            ["ended_at"],
+            unique=False,
+            postgresql_where=sa.text("ended_at IS NOT NULL"),
+            sqlite_where=sa.text("ended_at IS NOT NULL"),
+        )
+        batch_op.create_index(batch_op.f("ix_sessions_user_id"), ["user_id"], unique=False)
+
+    # The one row. It names no server: nobody believes Redis before a rebuild.
+    beginning = "timestamptz 'epoch'" if op.get_context().dialect.name == "postgresql" else "0"
+    op.execute(f"INSERT INTO cache_fence (id, epoch, changed_at) VALUES (1, 'none', {beginning})")
+
+
+def downgrade() -> None:
+    with op.batch_alter_table("sessions", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_sessions_user_id"))
+        batch_op.drop_index(
+            "ix_sessions_ended_at",
+            postgresql_where=sa.text("ended_at IS NOT NULL"),
+            sqlite_where=sa.text("ended_at IS NOT NULL"),
+        )
+
+    op.drop_table("sessions")
+    op.drop_table("users")
+    op.drop_table("keys")
+    op.drop_table("cache_fence")
