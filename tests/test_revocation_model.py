@@ -1,0 +1,378 @@
+"""The revocation scheme of `app/revocations.py` as an explicit-state model: every interleaving, within stated bounds.
+
+The promise: a verify that begins after a logout has returned never accepts an access token of that session. The model
+has one session; the database's fence, which names an epoch and the one Redis server whose silence is believed; two
+Redis servers that clients may reach at the same time (split brain); logouts, rebuilds, a verifier, and faults. The
+stated exception, VERIFY_WITHOUT_DATABASE, is left out.
+
+What keeps it small, and why nothing is lost by it:
+- A process that dies takes no further step. Every prefix of a run is explored, so every death is; only a death inside a
+  transaction has an effect, the rollback, and is a step.
+- A verify is a property of a state, no step: its MGET is atomic, and it accepts if its process's reading of the fence
+  vouches for what a server holds. Values of the fence never recur, so the order of MGET and reading is no matter.
+- Time passes only in the wait before a return. An expired reading accepts nothing, so to let it live longer elsewhere
+  only adds behaviour; and once a logout has returned no reading expires, a verify that began then may still hold it.
+  `return` stands as well for "that time is over, and the writer is dead": what is shown is that the commit is enough.
+- A rebuild overwrites another's nonce: one that had expired. Single flight spares work, safety does not rest on it.
+  Nor does a rebuild look whom it talks to after its claim: the nonce and the verifier do.
+- A SET that was not acknowledged was applied or not. Applied later, it adds a key; a key only asks the database.
+- A fenced row is never read by the verifier: such a reading accepts nothing, the older one instead of it may.
+
+`pytest -rP` prints the numbers of states, and the shortest counterexample for each safeguard taken out.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from functools import cache
+from typing import NamedTuple
+
+import pytest
+
+
+class Fence(NamedTuple):
+    """The database row, and a process's reading of it. `change` numbers the row's versions."""
+
+    epoch: int = 0
+    server: int | None = None  # an identity
+    change: int = 0
+
+
+class Redis(NamedTuple):
+    """A server. 0 is no marker, no nonce. `identity` is what the fence names, new with each start of the process.
+
+    It has to be new as well when a server takes over another's data: a demoted master loses keys in the resync and
+    keeps its run id, its connections and the marker. Its `master_replid` changes with every demotion and promotion.
+    """
+
+    identity: int
+    revoked: bool = False
+    marker: int = 0
+    nonce: int = 0
+
+
+class Logout(NamedTuple):
+    step: str
+    epoch: int = 0  # of its process's reading
+    server: int | None = None  # the identity at the other end when it sent the SET
+    acknowledged: bool = False
+    pending: Fence | None = None  # written, not committed
+    seen: int = 0  # the change that every reading must have seen before it returns
+
+
+class Rebuild(NamedTuple):
+    step: str
+    at: int = 0  # its server, X or Y
+    server: int | None = None  # the identity of that server when it connected
+    epoch: int = 0
+
+
+class State(NamedTuple):
+    fence: Fence
+    reading: Fence  # the verifier's
+    redis: tuple[Redis, ...]
+    logouts: tuple[Logout, ...]
+    rebuilds: tuple[Rebuild, ...]
+    ended: bool = False  # in the database
+    returned: bool = False
+    copy: Redis | None = None  # an old snapshot, or what a replica has
+    faults: int = 0
+
+
+class Scenario(NamedTuple):
+    """What a run starts from, and how much may happen in it."""
+
+    trusted: bool  # whether X is believed at the start
+    logouts: int
+    rebuilds: int
+    faults: int
+
+    def __str__(self):
+        start = "trusted" if self.trusted else "untrusted"
+        return f"{start}-{self.logouts}-logouts-{self.rebuilds}-rebuilds-{self.faults}-faults"
+
+
+Step = tuple[str, State]
+X, Y = 0, 1
+NAME = "XY"
+
+# Each name says what holds with the safeguard; a model is run `without` one of them, or "".
+SET_FIRST = "the SET comes before the commit"
+LOST_SET = "a SET that was not acknowledged fences"
+EPOCH_IN_TRANSACTION = "the transaction compares the epoch"
+EPOCH_BEFORE_SET = "the epoch compared was read before the SET"
+SERVER_IN_TRANSACTION = "the transaction compares the server"
+LOCK = "a claim and the transaction of a logout exclude each other"
+WAIT = "a logout waits until no older reading of the fence vouches"
+WAIT_FOR_OTHERS = "it waits for another's change of the fence too"
+WAIT_FROM_COMMIT = "it counts from the commit of the change, not from its statement"
+SERVER_AT_VERIFIER = "the verifier compares the server"
+EPOCH_AT_VERIFIER = "the verifier compares the marker with the epoch"
+NONCE = "the marker is set only where the nonce still is"
+NONCE_FIRST = "the nonce is written before the claim"
+CLAIM_FIRST = "the claim comes before the snapshot"
+NEW_EPOCH = "each claim has a new epoch"
+REPLICATION_ID = "a server that takes over another's data changes its identity"
+
+
+def start(scenario: Scenario, without: str) -> State:
+    fence = Fence(1, X if scenario.trusted else None, 1)
+    servers = (Redis(X, marker=1 if scenario.trusted else 0), Redis(Y))
+    logouts = (Logout(logout_order(without)[0]),) * scenario.logouts
+    rebuilds = (Rebuild(rebuild_order(without)[0]),) * scenario.rebuilds
+    return State(fence, fence, servers, logouts, rebuilds)
+
+
+def put(items: tuple, index: int, item: object) -> tuple:
+    return (*items[:index], item, *items[index + 1 :])
+
+
+def on(s: State, server: int, **change) -> tuple[Redis, ...]:
+    return put(s.redis, server, s.redis[server]._replace(**change))
+
+
+def logout_order(without: str) -> list[str]:
+    first = ["SET", "read"] if without == EPOCH_BEFORE_SET else ["read", "SET"]
+    return [*first, "update", "commit", "return", "done"]
+
+
+def logout_steps(s: State, i: int, without: str) -> Iterator[Step]:
+    w = s.logouts[i]
+    order = logout_order(without)
+
+    def go(what: str, then: Logout, **world) -> Step:
+        then = then if then.step == "done" else then._replace(step=order[order.index(w.step) + 1])
+        return f"logout {i} {what}", s._replace(logouts=put(s.logouts, i, then), **world)
+
+    match w.step:
+        case "read":
+            yield go(f"knows epoch {s.fence.epoch}", w._replace(epoch=s.fence.epoch))
+        case "SET":
+            for at, redis in enumerate(s.redis):
+                lost = w._replace(server=redis.identity)
+                sure = lost._replace(acknowledged=True)
+                if without == SET_FIRST:  # its writer may be dead by the time
+                    yield go(f"puts off its SET on {NAME[at]}", sure)
+                    continue
+                applied = on(s, at, revoked=True)
+                yield go(f"sends SET to {NAME[at]}, acknowledged", sure, redis=applied)
+                yield go(f"sends SET to {NAME[at]}, applied and not acknowledged", lost, redis=applied)
+                yield go(f"sends SET to {NAME[at]}, lost", lost)
+        case "update":
+            doubt = (
+                (not w.acknowledged and without != LOST_SET)
+                or (w.epoch != s.fence.epoch and without != EPOCH_IN_TRANSACTION)
+                or (w.server != s.fence.server and without != SERVER_IN_TRANSACTION)
+            )
+            change = s.fence.change + 1
+            if not doubt or s.fence.server is None:
+                yield go("ends the session", Logout("", seen=s.fence.change if without != WAIT_FOR_OTHERS else 0))
+            elif not any(other.pending for other in s.logouts):  # else the row is locked
+                yield go("ends the session and fences", Logout("", pending=Fence(change, None, change), seen=change))
+        case "commit":
+            then = Logout("done") if s.returned else w._replace(pending=None)
+            yield go("commits", then, ended=True, fence=w.pending or s.fence)
+            yield go("dies and is rolled back", Logout("done"))
+        case "return" if not s.returned:
+            outlived = s.reading.change < w.seen and without != WAIT
+            yield go("returns", Logout("done"), returned=True, reading=Fence() if outlived else s.reading)
+
+
+def rebuild_order(without: str) -> list[str]:
+    if without == NONCE_FIRST:
+        return ["connect", "claim", "snapshot", "fill", "nonce", "mark", "done"]
+    if without == CLAIM_FIRST:
+        return ["connect", "nonce", "snapshot", "fill", "claim", "mark", "done"]
+    return ["connect", "nonce", "claim", "snapshot", "fill", "mark", "done"]
+
+
+def rebuild_steps(s: State, i: int, without: str) -> Iterator[Step]:
+    r = s.rebuilds[i]
+    order = rebuild_order(without)
+
+    def go(what: str, then: Rebuild = r, skip: int = 0, **world) -> Step:
+        step = order[order.index(r.step) + 1 + skip]
+        then = Rebuild("done") if step == "done" else then._replace(step=step)
+        return f"rebuild {i} {what}", s._replace(rebuilds=put(s.rebuilds, i, then), **world)
+
+    match r.step:
+        case "connect":
+            for at, redis in enumerate(s.redis):
+                connected = Rebuild(order[1], at, redis.identity)
+                yield from rebuild_steps(s._replace(rebuilds=put(s.rebuilds, i, connected)), i, without)
+        case "nonce":
+            yield go(f"writes its nonce on {NAME[r.at]}", redis=on(s, r.at, nonce=i + 1))
+        case "claim":
+            if not any(w.pending or (w.step == "commit" and without != LOCK) for w in s.logouts):
+                change = s.fence.change + 1
+                epoch = change if without != NEW_EPOCH else s.fence.epoch
+                fence = Fence(epoch, r.server, change)
+                yield go(f"claims epoch {epoch} on {NAME[r.at]}", r._replace(epoch=epoch), fence=fence)
+        case "snapshot" if s.ended:
+            yield go("reads that the session is ended")
+        case "snapshot":
+            yield go("reads that the session is alive", skip=1)
+        case "fill":
+            yield go(f"sends SET to {NAME[r.at]}", redis=on(s, r.at, revoked=True))
+        case "mark" if s.redis[r.at].nonce == i + 1 or without == NONCE:
+            yield go(f"sets marker {r.epoch} on {NAME[r.at]}", redis=on(s, r.at, marker=r.epoch, nonce=0))
+
+
+def verifier_steps(s: State, without: str) -> Iterator[Step]:
+    pending = [w.pending.change for w in s.logouts if w.pending]
+    change = max([s.fence.change, *pending]) if without == WAIT_FROM_COMMIT else s.fence.change
+    reading = s.fence._replace(change=change)
+    if reading.server is not None and reading != s.reading:
+        yield f"verifier reads epoch {reading.epoch}", s._replace(reading=reading)
+
+
+def fault_steps(s: State, most: int, without: str) -> Iterator[Step]:
+    if s.faults == most:
+        return
+    faults = s.faults + 1
+    new = faults + Y  # an identity that never was
+    copy = s.copy if faults < most else None
+    for at, redis in enumerate(s.redis):
+        if s.copy is None and (redis.marker or redis.nonce):  # else it is as good as empty
+            yield f"{NAME[at]} is copied", s._replace(copy=redis._replace(identity=-1))
+        then = {"is flushed": Redis(redis.identity), "restarts empty": Redis(new)}
+        if s.copy:
+            then["restarts from the copy"] = s.copy._replace(identity=new)
+            then["takes over the copy"] = s.copy._replace(identity=redis.identity if without == REPLICATION_ID else new)
+        for what, server in then.items():
+            yield f"{NAME[at]} {what}", s._replace(redis=put(s.redis, at, server), copy=copy, faults=faults)
+
+
+def steps(s: State, most_faults: int, without: str) -> Iterator[Step]:
+    for i, w in enumerate(s.logouts):
+        yield from logout_steps(s, i, without)
+        if w.step == logout_order(without)[0]:
+            break  # they are alike: the first starts first
+    for i, r in enumerate(s.rebuilds):
+        yield from rebuild_steps(s, i, without)
+        if r.step == rebuild_order(without)[0]:
+            break
+    yield from verifier_steps(s, without)
+    yield from fault_steps(s, most_faults, without)
+
+
+def trusted(s: State, without: str = "") -> list[Redis]:
+    """The servers whose silence the verifier would believe."""
+    return [
+        redis
+        for redis in s.redis
+        if s.reading.server is not None
+        and (redis.identity == s.reading.server or without == SERVER_AT_VERIFIER)
+        and (redis.marker == s.reading.epoch or (redis.marker and without == EPOCH_AT_VERIFIER))
+    ]
+
+
+def accepts(s: State, without: str = "") -> bool:
+    return any(not redis.revoked for redis in trusted(s, without))
+
+
+class Exploration(NamedTuple):
+    states: int
+    counterexample: list[str] | None
+    witnessed: frozenset[str]
+
+
+# States that have to be reached, or the promise would be kept by a model in which nothing happens.
+WITNESSES = {
+    "a trusted server's silence lets the token through": lambda s: accepts(s) and not s.ended,
+    "it still does after the commit, before the return": lambda s: accepts(s) and s.ended,
+    "a logout returns and fenced nothing": lambda s: s.returned and s.fence.change == 1 and trusted(s),
+    "a logout fences": lambda s: s.ended and s.fence.server is None and s.fence.change > 1,
+    "a reading expires while a logout waits": lambda s: s.returned and s.reading == Fence(),
+    "the verifier still believes a server that the fence no longer names": lambda s: (
+        accepts(s) and s.fence.server not in {None, s.reading.server}
+    ),
+    "both servers carry the same marker": lambda s: s.redis[X].marker == s.redis[Y].marker > 0,
+    "a rebuild makes an untrusted server trusted": lambda s: accepts(s) and s.fence.change > 1 and not s.ended,
+    "a rebuild after a logout brings the key": lambda s: (
+        s.returned and any(r.step == "done" for r in s.rebuilds) and s.reading == s.fence and trusted(s)
+    ),
+    "a rebuild ends without its nonce": lambda s: any(
+        r.step == "mark" and s.redis[r.at].nonce == 0 for r in s.rebuilds
+    ),
+}
+
+
+@cache
+def explore(scenario: Scenario, without: str = "") -> Exploration:
+    """All reachable states, breadth first, up to the first that breaks the promise."""
+    first = start(scenario, without)
+    came: dict[State, tuple[str, State] | None] = {first: None}
+    queue = deque([first])
+    witnesses = dict(WITNESSES)
+    while queue:
+        state = queue.popleft()
+        for name in [name for name, holds in witnesses.items() if holds(state)]:
+            del witnesses[name]
+        if state.returned and accepts(state, without):
+            return Exploration(len(came), run_to(state, came), WITNESSES.keys() - witnesses)
+        for what, after in steps(state, scenario.faults, without):
+            if after not in came:
+                came[after] = what, state
+                queue.append(after)
+    return Exploration(len(came), None, WITNESSES.keys() - witnesses)
+
+
+def run_to(state: State, came: dict[State, tuple[str, State] | None]) -> list[str]:
+    run = []
+    while origin := came[state]:
+        what, state = origin
+        run.append(what)
+    return run[::-1]
+
+
+SCENARIOS = [
+    Scenario(trusted=True, logouts=1, rebuilds=1, faults=2),
+    Scenario(trusted=True, logouts=2, rebuilds=1, faults=1),
+    Scenario(trusted=True, logouts=1, rebuilds=2, faults=1),
+    Scenario(trusted=False, logouts=1, rebuilds=1, faults=2),
+    Scenario(trusted=False, logouts=2, rebuilds=1, faults=1),
+    Scenario(trusted=False, logouts=1, rebuilds=2, faults=0),
+]
+
+# Where each safeguard is missed first: the least that has to happen besides one logout from a trusted start.
+NOTHING, FAULT, REBUILD = Scenario(True, 1, 0, 0), Scenario(True, 1, 0, 1), Scenario(True, 1, 1, 0)
+FAULT_AND_REBUILD = Scenario(True, 1, 1, 1)
+SAFEGUARDS = {
+    SET_FIRST: NOTHING,
+    LOST_SET: NOTHING,
+    EPOCH_IN_TRANSACTION: FAULT_AND_REBUILD,
+    EPOCH_BEFORE_SET: FAULT_AND_REBUILD,
+    SERVER_IN_TRANSACTION: NOTHING,
+    LOCK: REBUILD,
+    WAIT: NOTHING,
+    WAIT_FOR_OTHERS: REBUILD,
+    WAIT_FROM_COMMIT: NOTHING,
+    SERVER_AT_VERIFIER: FAULT,
+    EPOCH_AT_VERIFIER: REBUILD,
+    NONCE: FAULT_AND_REBUILD,
+    NONCE_FIRST: FAULT_AND_REBUILD,
+    CLAIM_FIRST: REBUILD,
+    NEW_EPOCH: FAULT_AND_REBUILD,
+    REPLICATION_ID: FAULT,
+}
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
+def test_no_access_token_is_accepted_after_a_logout_has_returned(scenario):
+    exploration = explore(scenario)
+    print(f"{exploration.states:,} states")
+    assert exploration.counterexample is None, "\n".join(exploration.counterexample)
+
+
+@pytest.mark.parametrize("witness", WITNESSES)
+def test_the_model_reaches_what_makes_the_promise_hard_to_keep(witness):
+    assert witness in explore(FAULT_AND_REBUILD).witnessed
+
+
+@pytest.mark.parametrize("safeguard", SAFEGUARDS)
+def test_without_this_safeguard_a_token_comes_back_to_life(safeguard):
+    scenario = SAFEGUARDS[safeguard]
+    assert explore(scenario).counterexample is None
+    exploration = explore(scenario, safeguard)
+    assert exploration.counterexample is not None
+    print(f"{exploration.states:,} states", *exploration.counterexample, sep="\n  ")
