@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -46,7 +46,9 @@ _S = TypeVar("_S")
 _under_way: set[asyncio.Task[Any]] = set()
 
 
-def own_task(function: Callable[Concatenate[_S, _P], Awaitable[_T]]) -> Callable[Concatenate[_S, _P], Awaitable[_T]]:
+def own_task(
+    function: Callable[Concatenate[_S, _P], Awaitable[_T]],
+) -> Callable[Concatenate[_S, _P], Coroutine[Any, Any, _T]]:
     """Runs a function that holds a transaction in a task of its own, which no cancellation reaches.
 
     A driver call that is cancelled half-way leaves an open lock (SQLite) or a commit that nobody knows of
@@ -62,7 +64,7 @@ def own_task(function: Callable[Concatenate[_S, _P], Awaitable[_T]]) -> Callable
         keep(task)
         return await patiently(task)
 
-    return wrapper
+    return wrapper  # type: ignore[return-value]  # wraps() forgets that the first parameter is the object
 
 
 def keep(task: asyncio.Future[Any]) -> None:
@@ -73,7 +75,7 @@ def keep(task: asyncio.Future[Any]) -> None:
 
 
 def _done(task: asyncio.Future[Any]) -> None:
-    _under_way.discard(task)  # type: ignore[arg-type]  # a future that is no task was never added
+    _under_way.discard(task)
     if not task.cancelled():
         task.exception()  # whoever left it has no use for its error any more
 

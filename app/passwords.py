@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
 
 from argon2 import PasswordHasher, Type, extract_parameters
@@ -132,5 +132,5 @@ class Passwords:
         # Whoever goes away leaves the hash running: a thread can't be stopped, and its slot counts until it ends.
         return await asyncio.shield(future)
 
-    def _done(self, _future: asyncio.Future[object]) -> None:
+    def _done(self, _future: asyncio.Future[Any]) -> None:
         self._busy -= 1

@@ -35,7 +35,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from redis import asyncio as redis_asyncio
@@ -51,6 +51,8 @@ from app.db import Database, keep, monotonic
 from app.errors import InvalidToken, Reason, TemporarilyUnavailable
 from app.models import CacheFence, Session
 from app.settings import LEEWAY, LONGEST_ACCESS_TOKEN, Settings
+
+CacheState = Literal["complete", "not complete", "away", "none"]
 
 REMEMBERED_FOR = LONGEST_ACCESS_TOKEN + LEEWAY + timedelta(seconds=60)
 """How long after its end a session's key stays in Redis, and how far back a rebuild looks: while any of its access
@@ -275,13 +277,13 @@ class Revocations:
             TemporarilyUnavailable: Redis is away, slow, refuses a command, or is no Redis.
         """
         assert self._redis is not None
-        connection: AbstractConnection | None = None
+        connection: Any = None  # redis-py does not type its pool
         try:
             async with asyncio.timeout(limit.total_seconds()):
-                connection = await self._redis.get_connection()
+                connection = await self._redis.get_connection()  # type: ignore[no-untyped-call]  # as above
                 await connection.send_packed_command(connection.pack_commands(commands))
                 replies = [await connection.read_response() for _ in commands]
-                server: Server = connection.keyturn_server  # type: ignore[attr-defined]  # set by _greet
+                server: Server = connection.keyturn_server  # set by _greet
         except (RedisError, OSError, TimeoutError, ValueError) as e:
             if connection is not None:
                 # Replies may still be on their way: nobody else may read them.
@@ -427,8 +429,8 @@ class Revocations:
 
     # -- for /readyz and the end
 
-    async def ping(self) -> str:
-        """What to say of Redis: "complete", "not complete", "away" or "none"."""
+    async def ping(self) -> CacheState:
+        """What to say of Redis now."""
         if self._redis is None:
             return "none"
         try:

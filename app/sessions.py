@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import Enum, auto
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from sqlalchemy import Select, TextClause, delete, or_, select, text, update
@@ -32,13 +32,16 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.access_tokens import AccessToken, AccessTokens
 from app.batches import Batch
 from app.db import Database, own_task
-from app.errors import InvalidGrant, InvalidToken, NotFound, Reason, TemporarilyUnavailable
+from app.errors import InvalidGrant, InvalidToken, NoToken, NotFound, Reason, TemporarilyUnavailable
 from app.keys import Keys
 from app.models import Session, User, microseconds, moment, uuid7
 from app.passwords import Authenticated
 from app.refresh_tokens import LAST_GENERATION, RefreshKey, RefreshToken, issue
 from app.revocations import REMEMBERED_FOR, Revocations
 from app.settings import Settings
+
+Scope = Literal["this", "others", "all"]
+"""Which sessions a logout ends."""
 
 KEPT_FOR = timedelta(days=30)
 """How long a session that is over stays, with its reason, before `gc` may delete it."""
@@ -344,40 +347,63 @@ class Sessions:
             ending.ended |= await _end(ending.tx, self._db.now(), reason, Session.id.in_(session_ids))
         return len(ending.ended)
 
-    @own_task
-    async def end_of_user(self, session_id: UUID, *, but_this: bool) -> int:
-        """Ends all sessions of the user of a session, or all but that one; how many were live."""
-        async with self._db.look() as connection:
-            user_id = await connection.scalar(select(Session.user_id).where(Session.id == session_id))
-            if user_id is None:
-                return 0
-            others = set((await connection.scalars(live_of(user_id))).all())
-        kept = session_id if but_this else None
-        async with self._revocations.ending((others | {session_id}) - {kept}) as ending:
-            ending.ended |= await end_all(ending.tx, self._db.now(), user_id, "logout_all", but=kept)
-        return len(ending.ended)
+    async def logout(self, access_token: str | None, refresh_token: str | None, scope: Scope) -> set[UUID]:
+        """Ends the session of each token, or the user's others, or all; the sessions that were presented.
 
-    def presented(self, access_token: str | None, refresh_token: str | None) -> set[UUID]:
-        """The sessions of the tokens that someone logs out with: expired or rotated ones count, forged ones don't.
+        For "this" any token of ours will do, also an expired or rotated one, and a session that is over already is
+        fine. To end other sessions takes a token that still opens its own: an old one that leaked must not sign its
+        user out everywhere.
 
         Raises:
-            InvalidToken, InvalidGrant: none of them is ours.
+            InvalidToken, InvalidGrant: none of the tokens is ours, or it can't end other sessions.
+            TemporarilyUnavailable: the database is away; nothing was ended.
         """
-        sessions: set[UUID] = set()
-        refusal: InvalidToken | InvalidGrant | None = None
+        generations = self._presented(access_token, refresh_token)
+        if scope == "this":
+            await self.end(set(generations), "logout")
+            return set(generations)
+        for session_id, generation in generations.items():
+            state = await self._reads(session_id)
+            over = state.over() if state else None
+            if state is None or over:
+                raise InvalidGrant("session is over", reason=over)
+            if generation is None:
+                assert access_token is not None
+                await self.authorise(access_token)
+            elif generation not in {state.generation, state.generation - 1}:
+                raise InvalidGrant("an old generation can't end other sessions")
+            await self._end_of_user(state, but_this=scope == "others")
+        return set(generations)
+
+    def _presented(self, access_token: str | None, refresh_token: str | None) -> dict[UUID, int | None]:
+        """The sessions of the tokens, with the generation where a refresh token named it."""
+        sessions: dict[UUID, int | None] = {}
+        refusal: InvalidToken | InvalidGrant = NoToken("no token")
         if access_token is not None:
             try:
-                sessions.add(self._access_tokens.verify(access_token, self._db.clock(), expired_too=True).session_id)
+                token = self._access_tokens.verify(access_token, self._db.clock(), expired_too=True)
+                sessions[token.session_id] = None
             except InvalidToken as e:
                 refusal = e
         if refresh_token is not None:
             try:
-                sessions.add(self._keys.verify_refresh_token(refresh_token).session_id)
+                presented = self._keys.verify_refresh_token(refresh_token)
+                sessions[presented.session_id] = presented.generation
             except InvalidGrant as e:
                 refusal = e
         if not sessions:
-            raise refusal or InvalidToken("no token")
+            raise refusal
         return sessions
+
+    @own_task
+    async def _end_of_user(self, state: State, *, but_this: bool) -> None:
+        kept = {state.id} if but_this else set[UUID]()
+        async with self._db.look() as connection:
+            live = set((await connection.scalars(live_of(state.user_id))).all())
+        # This one is among those to publish even if it ended meanwhile: to publish again does no harm.
+        async with self._revocations.ending((live | {state.id}) - kept) as ending:
+            but = state.id if but_this else None
+            ending.ended |= await end_all(ending.tx, self._db.now(), state.user_id, "logout_all", but=but)
 
     # -- look
 

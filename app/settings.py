@@ -1,7 +1,7 @@
 """Every knob of Keyturn: its type, unit, default and check, read once at start.
 
 Sources, the first that names a setting wins: environment (``KEYTURN_…``), ``.env`` in the working folder, the
-TOML file given with ``--config``, the default. A value may come from a file instead: ``KEYTURN_SECRET_FILE=/run/…``.
+TOML file given with ``--config`` (or ``KEYTURN_CONFIG``), the default. A value may come from a file instead: ``KEYTURN_SECRET_FILE=/run/…``.
 Durations are whole seconds outside and ``timedelta`` inside.
 """
 
@@ -244,6 +244,7 @@ def read(environ: Mapping[str, str] | None = None, *, config: Path | None = None
 
 def _sources(environ: Mapping[str, str], config: Path | None) -> dict[str, Any]:
     values: dict[str, Any] = {}
+    config = config or (Path(environ[f"{PREFIX}CONFIG"]) if environ.get(f"{PREFIX}CONFIG") else None)
     if config is not None:
         try:
             values.update(_from_files(tomllib.loads(config.read_text(encoding="utf-8"))))
@@ -253,6 +254,7 @@ def _sources(environ: Mapping[str, str], config: Path | None) -> dict[str, Any]:
             raise ConfigurationError("--config: is not valid TOML") from None
     for source in (dotenv_values(".env"), environ):
         found = {name.removeprefix(PREFIX).lower(): v for name, v in source.items() if name.startswith(PREFIX)}
+        found.pop("config", None)
         values.update(_from_files(found))
     return values
 
@@ -291,9 +293,13 @@ def master_secret(text: str) -> bytes:
         )
     # 32 random bytes hold fewer than 16 distinct ones about once in 10**13; a typed or repeated text is caught.
     # The printable test catches a passphrase that was encoded to look like key material.
-    repetitive = len(Counter(decoded)) < SECRET_BYTES // 2 or decoded in (bytes(range(len(decoded))),)
+    repetitive = len(Counter(decoded)) < SECRET_BYTES // 2 or decoded == bytes(range(len(decoded)))
     lowered = text.lower()
-    if repetitive or all(0x20 <= byte < 0x7F for byte in decoded) or any(word in lowered for word in _SAMPLES):
+    if (
+        repetitive
+        or (decoded.isascii() and decoded.decode().isprintable())
+        or any(word in lowered for word in _SAMPLES)
+    ):
         raise ConfigurationError(f"{PREFIX}SECRET: is not random; make one with: openssl rand -base64 32")
     # One fixed size for the key derivation, whatever was given.
     return hashlib.sha256(b"keyturn master secret\0" + decoded).digest()

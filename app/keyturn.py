@@ -1,0 +1,79 @@
+"""The parts of one Keyturn process, and how they are opened, kept up to date and closed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+from app import log
+from app.access_tokens import AccessTokens
+from app.db import Database
+from app.keys import Keys
+from app.passwords import Passwords
+from app.revocations import Revocations
+from app.sessions import Sessions
+from app.settings import Settings
+from app.setup import check_schema, master_secret_of
+from app.users import Users
+
+_log = log.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Keyturn:
+    """The parts of one process."""
+
+    settings: Settings
+    db: Database
+    keys: Keys
+    revocations: Revocations
+    passwords: Passwords
+    users: Users
+    sessions: Sessions
+
+
+@asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
+    """The parts, with nothing running behind them yet; closed at the end of the block.
+
+    Raises:
+        ConfigurationError: the master secret is missing or weak.
+    """
+    db = Database(settings)
+    keys = Keys(db, master_secret_of(settings), settings.signing_algorithm)
+    revocations = Revocations(db, settings, _log.warning)
+    passwords = Passwords(settings)
+    sessions = Sessions(db, keys, AccessTokens(keys, settings), revocations, settings)
+    try:
+        yield Keyturn(settings, db, keys, revocations, passwords, Users(db, passwords, revocations), sessions)
+    finally:
+        passwords.close()
+        await revocations.close()
+        await db.close()
+
+
+@asynccontextmanager
+async def running(keyturn: Keyturn) -> AsyncIterator[None]:
+    """Checks the schema, makes the first keys, and keeps key set and fence up to date while the block runs.
+
+    Raises:
+        ConfigurationError: the database can't be reached, its schema is behind, or its keys are another secret's.
+    """
+    await check_schema(keyturn.db)
+    await keyturn.keys.make_first()
+    await keyturn.keys.load()
+    await keyturn.revocations.read_fence()
+    tasks = [
+        asyncio.create_task(keyturn.keys.poll(lambda e: _log.warning("keys_not_read", cause=str(e)))),
+        asyncio.create_task(keyturn.revocations.watch()),
+    ]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with suppress(asyncio.CancelledError):
+                await task

@@ -1,0 +1,126 @@
+"""The application that serves Keyturn over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from app.edge import Edge
+from app.errors import InvalidRequest, MethodNotAllowed, NotFound, Refusal
+from app.keyturn import opened, running
+from app.routes import auth, health, well_known
+from app.routes.answers import Error
+from app.settings import Settings, read
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The application. Without settings it reads them, so that ``uvicorn --factory app.main:create_app`` works.
+
+    Raises:
+        ConfigurationError: the settings can't work.
+    """
+    settings = settings or read()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with opened(settings) as keyturn, running(keyturn):
+            app.state.keyturn = keyturn
+            yield
+
+    app = FastAPI(
+        title="Keyturn",
+        summary="Sign in, refresh, log out, verify.",
+        version=release(),
+        lifespan=lifespan,
+        docs_url=None,  # the reference page that FastAPI brings loads its scripts from elsewhere
+        redoc_url=None,
+        root_path=settings.root_path,
+        generate_unique_id_function=lambda route: route.name,
+        telemetry={"logs": False},
+        redirect_slashes=False,
+    )
+    app.include_router(auth.router)
+    app.include_router(well_known.router)
+    app.include_router(health.router)
+    app.exception_handler(Refusal)(_refused)
+    app.exception_handler(HTTPException)(_starlette_refused)
+    app.exception_handler(RequestValidationError)(_invalid)
+    app.add_middleware(Edge)
+    documented = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        return _cleaned(documented())
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to change the document
+    return app
+
+
+def release() -> str:
+    """This release's version."""
+    try:
+        return version("keyturn")
+    except PackageNotFoundError:
+        return "0.1.0"
+
+
+def _refused(request: Request, refusal: Refusal) -> JSONResponse:
+    """The one shape. What is private (the cause) goes to the access line of the log."""
+    request.scope["state"]["refusal"] = refusal
+    return JSONResponse(refusal.body(), refusal.status, refusal.headers())
+
+
+def _starlette_refused(request: Request, error: HTTPException) -> JSONResponse:
+    """Starlette's own refusals: no such path, no such method, a body that could not be read."""
+    refusal: Refusal
+    match error.status_code:
+        case 404:
+            refusal = NotFound("no such path")
+        case 405:
+            refusal = MethodNotAllowed("no such method here")
+        case _:
+            refusal = InvalidRequest(f"refused by the framework: {error.status_code}")
+    answer = _refused(request, refusal)
+    if allow := (error.headers or {}).get("Allow"):
+        answer.headers["allow"] = allow  # RFC 9110 section 15.5.6
+    return answer
+
+
+def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+    """Names the field and never its value. A name that is not ours is input too, so it is not repeated."""
+    first = error.errors()[0]
+    where = [str(part) for part in first["loc"][1:]]
+    match first["type"]:
+        case "extra_forbidden":
+            sentence = "There is a field that this endpoint does not have."
+        case "missing" if where:
+            sentence = f"{where[-1]}: is missing."
+        case _ if where and first["loc"][0] in {"body", "query"} and not first["type"].startswith("json"):
+            sentence = f"{where[-1]}: is not valid."
+        case _:
+            sentence = "The body must be a JSON object with the documented fields."
+    return _refused(request, InvalidRequest(f"validation: {first['type']}", description=sentence))
+
+
+def _cleaned(document: dict[str, Any]) -> dict[str, Any]:
+    """The OpenAPI document as it is: refusals have the one shape, and there is no 422."""
+    schemas = document["components"]["schemas"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    schemas.setdefault("Error", Error.model_json_schema())
+    refused = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    for path in document["paths"].values():
+        for operation in path.values():
+            responses = operation["responses"]
+            responses.pop("422", None)
+            if "requestBody" in operation:
+                for status, sentence in (("413", "The body is too large."), ("415", "The body is not JSON.")):
+                    responses.setdefault(status, {"description": sentence, "content": refused})
+            responses.setdefault("default", {"description": "Refused, in the one shape.", "content": refused})
+    return document

@@ -1,0 +1,308 @@
+"""/auth: register, login, refresh, logout, me, verify, password."""
+
+from __future__ import annotations
+
+import random
+from datetime import datetime, timedelta
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.security import HTTPBearer
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.access_tokens import AccessToken
+from app.errors import (
+    AccessDenied,
+    Conflict,
+    InsufficientScope,
+    InvalidGrant,
+    InvalidRequest,
+    InvalidToken,
+    NoToken,
+    TemporarilyUnavailable,
+)
+from app.keyturn import Keyturn
+from app.refresh_tokens import PATTERN
+from app.routes.answers import refusals
+from app.sessions import Scope, State
+
+router = APIRouter(prefix="/auth", tags=["auth"])
+
+
+class _Body(BaseModel):
+    """A request: unknown fields are refused, and nothing of it can come back in an error or a repr."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
+
+
+Email = Annotated[str, Field(max_length=1024, examples=["ada@example.com"])]
+Password = Annotated[str, Field(max_length=1024, repr=False, examples=["correct horse battery staple"])]
+RefreshToken = Annotated[
+    str,
+    Field(
+        max_length=1024,
+        repr=False,
+        description="The refresh token of the last answer.",
+        examples=["ktr_" + "x" * 84],
+        json_schema_extra={"format": "password"},
+    ),
+]
+
+
+class Registration(_Body):
+    """A new user."""
+
+    email: Email
+    password: Password
+
+
+class Login(_Body):
+    """E-mail and password."""
+
+    email: Email
+    password: Password
+
+
+class Refresh(_Body):
+    """The refresh token (RFC 6749 section 6)."""
+
+    refresh_token: RefreshToken
+
+
+class Logout(_Body):
+    """Whom to sign out. A bearer token may stand in the header beside it or alone."""
+
+    refresh_token: RefreshToken | None = None
+    scope: Annotated[
+        Scope, Field(description="This session, all others of the user, or all. Needs a token that still works.")
+    ] = "this"
+
+
+class PasswordChange(_Body):
+    """The password as it is and as it shall be."""
+
+    current_password: Password
+    new_password: Password
+
+
+class TokenAnswer(BaseModel):
+    """RFC 6749 section 5.1, and the session's deadlines. All durations are whole seconds."""
+
+    access_token: Annotated[str, Field(description="JWT after RFC 9068; send it as a bearer token.")]
+    token_type: Annotated[str, Field(examples=["Bearer"])]
+    expires_in: Annotated[int, Field(description="Seconds until the access token expires.", examples=[900])]
+    refresh_token: Annotated[str, Field(description="Opaque; replaces the one that was presented.")]
+    refresh_expires_in: Annotated[int, Field(description="Seconds until the session ends unless it is refreshed.")]
+    session_id: UUID
+    session_expires_in: Annotated[int, Field(description="Seconds until the session ends in any case.")]
+
+
+class UserAnswer(BaseModel):
+    """A user."""
+
+    id: UUID
+    email: str
+    role: str
+    created_at: datetime
+
+
+class SessionAnswer(BaseModel):
+    """The session of the token that was sent."""
+
+    id: UUID
+    client_id: str
+    created_at: datetime
+    rotated_at: datetime
+    idle_expires_at: datetime
+    absolute_expires_at: datetime
+
+
+class MeAnswer(BaseModel):
+    """The user and this session, as the database has them."""
+
+    user: UserAnswer
+    session: SessionAnswer
+
+
+class Claims(BaseModel):
+    """The claims of a verified access token."""
+
+    model_config = ConfigDict(extra="allow")
+
+    iss: str
+    sub: str
+    exp: int
+    iat: int
+    jti: str
+    sid: str
+    client_id: str
+    role: str
+
+
+def _keyturn(request: Request) -> Keyturn:
+    parts: Keyturn = request.app.state.keyturn
+    return parts
+
+
+Parts = Annotated[Keyturn, Depends(_keyturn)]
+
+_documented = HTTPBearer(
+    auto_error=False, scheme_name="bearer", bearerFormat="JWT", description="An access token of a login or refresh."
+)
+
+
+def _optional_bearer(request: Request, _scheme: Annotated[Any, Depends(_documented)]) -> str | None:
+    """The bearer token (RFC 6750 section 2.1), the only place where one is looked for."""
+    fields = request.headers.getlist("authorization")
+    if not fields:
+        return None
+    if len(fields) > 1:
+        raise InvalidRequest("several Authorization fields", description="There must be one Authorization header.")
+    scheme, _, token = fields[0].partition(" ")
+    if scheme.lower() != "bearer":
+        raise NoToken("another scheme than Bearer")
+    return token.strip(" ")
+
+
+OptionalBearer = Annotated[str | None, Depends(_optional_bearer)]
+
+
+def _bearer(token: OptionalBearer) -> str:
+    if token is None:
+        raise NoToken("no Authorization field")
+    return token
+
+
+Bearer = Annotated[str, Depends(_bearer)]
+
+
+async def _session(request: Request, keyturn: Parts, token: Bearer) -> State:
+    state = await keyturn.sessions.authorise(token)
+    _log(request, state.id)
+    return state
+
+
+Authorised = Annotated[State, Depends(_session)]
+
+
+def _log(request: Request, session_id: UUID) -> None:
+    request.scope["state"].setdefault("log", {})["session_id"] = str(session_id)
+
+
+@router.post(
+    "/register", status_code=201, responses=refusals(InvalidRequest, AccessDenied, Conflict, TemporarilyUnavailable)
+)
+async def register(body: Registration, keyturn: Parts) -> UserAnswer:
+    """Make an account, where the operator lets anyone do so. No tokens: log in next."""
+    if not keyturn.settings.registration:
+        raise AccessDenied("registration is off", description="Registration is off.")
+    user = await keyturn.users.create(body.email, body.password)
+    return UserAnswer(id=user.id, email=user.email, role=user.role, created_at=user.created_at)
+
+
+@router.post("/login", responses=refusals(InvalidRequest, InvalidGrant, TemporarilyUnavailable))
+async def login(request: Request, body: Login, keyturn: Parts) -> TokenAnswer:
+    """Start a session with e-mail and password."""
+    proof = await keyturn.users.authenticate(body.email, body.password)
+    tokens = await keyturn.sessions.start(proof)
+    _log(request, tokens.session_id)
+    return TokenAnswer.model_validate(tokens.body())
+
+
+@router.post("/refresh", responses=refusals(InvalidRequest, InvalidGrant, TemporarilyUnavailable))
+async def refresh(request: Request, body: Refresh, keyturn: Parts) -> TokenAnswer:
+    """Get the next access and refresh token (RFC 6749 section 6).
+
+    Safe to repeat: within the retry window the same refresh token gets the same answer. A refresh token that was
+    replaced earlier ends its session.
+    """
+    try:
+        tokens = await keyturn.sessions.refresh(body.refresh_token)
+    except TemporarilyUnavailable as e:
+        # At most a sixth of the window: a client that obeys is back before its retry would be reuse. Spread, so
+        # that those who were turned away together don't come back together.
+        most = max(1.0, keyturn.settings.retry_window.total_seconds() / 6)
+        raise TemporarilyUnavailable(e.cause, retry_after=timedelta(seconds=int(random.uniform(1, most)))) from None  # noqa: S311  # jitter
+    _log(request, tokens.session_id)
+    return TokenAnswer.model_validate(tokens.body())
+
+
+@router.post("/logout", status_code=204, responses=refusals(InvalidRequest, InvalidGrant, TemporarilyUnavailable))
+async def logout(request: Request, keyturn: Parts, bearer: OptionalBearer, body: Logout = Logout()) -> Response:  # noqa: B008  # frozen by use: nobody writes to it
+    """End the session of the refresh token, of the bearer token, or of both.
+
+    When this answers, no access token of the session is accepted any more. Safe to repeat; an expired access token
+    will do.
+    """
+    for session_id in await keyturn.sessions.logout(bearer, body.refresh_token, body.scope):
+        _log(request, session_id)
+    return Response(status_code=204)
+
+
+@router.get("/me", responses=refusals(InvalidRequest, InvalidToken, TemporarilyUnavailable))
+async def me(session: Authorised, keyturn: Parts) -> MeAnswer:
+    """Who is signed in."""
+    user = await keyturn.users.find(str(session.user_id))
+    return MeAnswer(
+        user=UserAnswer(id=user.id, email=user.email, role=user.role, created_at=user.created_at),
+        session=SessionAnswer(
+            id=session.id,
+            client_id=session.client_id,
+            created_at=session.created_at,
+            rotated_at=session.rotated_at,
+            idle_expires_at=session.idle_expires_at,
+            absolute_expires_at=session.absolute_expires_at,
+        ),
+    )
+
+
+@router.post("/password", status_code=204, responses=refusals(InvalidRequest, InvalidToken, TemporarilyUnavailable))
+async def password(body: PasswordChange, session: Authorised, keyturn: Parts) -> Response:
+    """Change the password. Every other session of the user ends; this one goes on."""
+    await keyturn.users.change_password(session.id, session.user_id, body.current_password, body.new_password)
+    return Response(status_code=204)
+
+
+@router.get("/verify", responses=refusals(InvalidRequest, InvalidToken, InsufficientScope, TemporarilyUnavailable))
+async def verify(
+    request: Request,
+    response: Response,
+    keyturn: Parts,
+    token: Bearer,
+    role: str | None = None,
+    scope: str | None = None,
+) -> Claims:
+    """Whether an access token is good now: for resource servers and for proxies that ask before they pass a request on.
+
+    Answers with the claims, and with `X-Auth-Subject`, `X-Auth-Role`, `X-Auth-Session` and, where there is one,
+    `X-Auth-Scope` for the proxy to hand on. `role` and `scope` (space-separated) ask for more: 403 where the token
+    does not cover it. Any method and any path below is answered in the same way.
+    """
+    verified = await keyturn.sessions.verify(token)
+    _log(request, verified.session_id)
+    granted = str(verified.claims.get("scope", "")).split()
+    if role is not None and role != verified.role:
+        raise InsufficientScope("another role")
+    if scope is not None and not set(scope.split()) <= set(granted):
+        raise InsufficientScope("scope not granted")
+    # From the verified token alone, and only what is printable ASCII: no second header can be smuggled in.
+    response.headers.update(_identity(verified, granted))
+    return Claims.model_validate(verified.claims)
+
+
+def _identity(token: AccessToken, scopes: list[str]) -> dict[str, str]:
+    values = {
+        "x-auth-subject": token.subject,
+        "x-auth-role": token.role,
+        "x-auth-session": str(token.session_id),
+        "x-auth-scope": " ".join(scopes),
+    }
+    return {name: value for name, value in values.items() if value and value.isascii() and value.isprintable()}
+
+
+_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+router.add_api_route("/verify", verify, methods=_METHODS[1:], include_in_schema=False, name="verify_any_method")
+router.add_api_route("/verify/{path:path}", verify, methods=_METHODS, include_in_schema=False, name="verify_below")
+
+assert PATTERN.fullmatch("ktr_" + "x" * 84), "the documented example has the form of a token"

@@ -1,0 +1,55 @@
+"""/healthz and /readyz, for those who watch the process."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends, Request, Response
+from pydantic import BaseModel
+from sqlalchemy import select
+
+from app.errors import TemporarilyUnavailable
+from app.keyturn import Keyturn
+from app.models import CacheFence
+from app.revocations import CacheState
+
+router = APIRouter(tags=["health"])
+
+
+class Health(BaseModel):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(BaseModel):
+    """Each part by name. Without its cache Keyturn is ready, with the database answering in its place."""
+
+    status: Literal["ready", "degraded", "not ready"]
+    database: Literal["ok", "away"]
+    cache: CacheState
+
+
+def _keyturn(request: Request) -> Keyturn:
+    parts: Keyturn = request.app.state.keyturn
+    return parts
+
+
+@router.get("/healthz")
+async def healthz() -> Health:
+    """Alive."""
+    return Health()
+
+
+@router.get("/readyz", responses={503: {"model": Readiness, "description": "The database is away."}})
+async def readyz(response: Response, keyturn: Annotated[Keyturn, Depends(_keyturn)]) -> Readiness:
+    """May take traffic."""
+    cache = await keyturn.revocations.ping()
+    try:
+        async with keyturn.db.beat() as connection:
+            await connection.scalar(select(CacheFence.epoch))
+    except TemporarilyUnavailable:
+        response.status_code = 503
+        return Readiness(status="not ready", database="away", cache=cache)
+    status: Literal["ready", "degraded"] = "ready" if cache in {"complete", "none"} else "degraded"
+    return Readiness(status=status, database="ok", cache=cache)

@@ -1,0 +1,128 @@
+"""What must be there before the first request: folder, master secret, schema, keys, an administrator.
+
+The embedded default makes all of it. With a Postgres nothing is invented: what is missing stops the start with one
+line that says what to do. (The working keys are random rows that every first start makes, under a lock.)
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import func, select, text
+from sqlalchemy.exc import DBAPIError
+
+from app.db import Database
+from app.errors import TemporarilyUnavailable
+from app.models import User
+from app.settings import SECRET_BYTES, ConfigurationError, Settings, make_data_dir, master_secret
+
+if TYPE_CHECKING:
+    from app.keyturn import Keyturn
+
+ROOT = Path(__file__).parent.parent
+ADMINISTRATOR = "admin@localhost"
+
+
+def master_secret_of(settings: Settings) -> bytes:
+    """The master secret, from the settings or from the embedded default's own file.
+
+    Raises:
+        ConfigurationError: there is none, it is weak, or others may read its file.
+    """
+    if settings.secret is not None:
+        return master_secret(settings.secret.get_secret_value())
+    path = settings.secret_path
+    try:
+        if os.name == "posix" and path.stat().st_mode & 0o077:
+            raise ConfigurationError(f"the master secret in {path} is open to others; chmod 600 it")
+        return master_secret(path.read_text(encoding="ascii"))
+    except FileNotFoundError:
+        raise ConfigurationError("there is no master secret: set KEYTURN_SECRET, or run keyturn serve once") from None
+    except (OSError, UnicodeDecodeError):
+        raise ConfigurationError(f"the master secret in {path} can't be read") from None
+
+
+def make_secret(settings: Settings) -> bool:
+    """Makes the embedded default's master secret where there is none; True if it did."""
+    path = settings.secret_path
+    if settings.secret is not None or path.exists():
+        return False
+    # Written aside and linked: whoever starts at the same time sees the whole file or none.
+    aside = path.with_name(f"secret.{secrets.token_hex(8)}")
+    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+        file.write(base64.b64encode(os.urandom(SECRET_BYTES)).decode() + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        return False
+    finally:
+        aside.unlink()
+    return True
+
+
+def _alembic() -> Config:
+    return Config(ROOT / "alembic.ini")
+
+
+def migrate(settings: Settings) -> None:
+    """Brings the embedded database to this release's schema. Blocks; not for the event loop."""
+    config = _alembic()
+    config.attributes["url"] = settings.sqlalchemy_url
+    command.upgrade(config, "head")
+
+
+async def check_schema(db: Database) -> None:
+    """Compares the schema with this release's.
+
+    A schema that is ahead is fine: migrations expand before they contract, so that two releases can share one.
+
+    Raises:
+        ConfigurationError: the database can't be reached, or its schema is behind.
+    """
+    scripts = ScriptDirectory.from_config(_alembic())
+    head = scripts.get_current_head()
+    try:
+        async with db.look() as connection:
+            current = await connection.scalar(text("SELECT version_num FROM alembic_version"))
+    except TemporarilyUnavailable as e:
+        raise ConfigurationError(f"the database can't be reached ({e.cause})") from None
+    except DBAPIError:
+        current = None
+    known = {script.revision for script in scripts.walk_revisions()}
+    if current != head and (current is None or current in known):
+        raise ConfigurationError(
+            f"the schema is at {current or 'nothing'}, this release needs {head}: run alembic upgrade head"
+        )
+
+
+async def first_administrator(keyturn: Keyturn) -> str | None:
+    """Makes the first administrator of an embedded default without users; the initial password, told only here."""
+    async with keyturn.db.look() as connection:
+        if await connection.scalar(select(func.count()).select_from(User)):
+            return None
+    password = secrets.token_urlsafe(15)
+    await keyturn.users.create(ADMINISTRATOR, password, "admin", initial=True)
+    return password
+
+
+def prepare(settings: Settings) -> None:
+    """Makes what the embedded default needs before a process can open it. Blocks.
+
+    Raises:
+        ConfigurationError: the folder can't be made or used.
+    """
+    if settings.production:
+        return
+    if settings.database_url is None:
+        make_data_dir(settings)
+        make_secret(settings)
+    migrate(settings)
