@@ -1,0 +1,179 @@
+"""The log: one JSON object a line on stderr, and no secret in it.
+
+``configure`` once at start; ``get_logger().info("event", name=value)`` everywhere. What other libraries say through
+``logging`` comes out in the same form. Values are escaped by JSON, so no input makes a second line. Everything passes
+``redact`` before it is written: a last line of defence behind the rule that a secret is never given to the log.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.config
+import re
+import sys
+from collections.abc import Mapping, MutableMapping
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+
+REDACTED = "[redacted]"
+
+_SECRET_NAME = re.compile(r"(?:^|[_-])(?:passwords?|secrets?|tokens?|authorization|cookies?)$", re.IGNORECASE)
+
+# Our refresh tokens and any JWT, wherever they stand. Only their own characters are matched, so a finished JSON line
+# stays JSON when they are cut out of it. A JWT whose signature was cut off is still one that says too much.
+_TOKEN = re.compile(r"ktr_[A-Za-z0-9_-]{20,}|eyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]{5,}(?:\.[A-Za-z0-9_-]*)*")
+_IN_TEXT = (
+    # A header field as text or as a pair of a repr; its value may hold spaces and "=", so the rest of the line goes.
+    re.compile(r"""((?:authorization|cookie)["']?\s*[:=,]\s*)b?["']?[^"'\r\n]+["']?""", re.IGNORECASE),
+    # A member or an argument: password=…, "client_secret": "…", password='…'.
+    re.compile(
+        r"""((?:password|secret|(?<!invalid_)token)["']?\s*[:=]\s*)(?:b?"(?:[^"\\]|\\.)*"|b?'(?:[^'\\]|\\.)*'|[^\s,;&"')}\]]+)""",
+        re.IGNORECASE,
+    ),
+    re.compile(r"(\b(?:bearer|basic|dpop)\s+)[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE),
+    re.compile(r"(-----BEGIN [A-Z ]*PRIVATE KEY-----).+?(?:-----END|\Z)", re.DOTALL),
+)
+
+
+def redact(value: Any) -> Any:
+    """The value as it may be logged: what looks like a secret, or is named like one, becomes ``[redacted]``."""
+    match value:
+        case None | bool() | int() | float():
+            return value
+        case str():
+            return _redact_text(value)
+        case Mapping():
+            return {
+                _redact_text(str(name)): REDACTED if _names_a_secret(name) else redact(member)
+                for name, member in value.items()
+            }
+        case (str() | bytes() as name, _) if _names_a_secret(name):
+            return [redact(name), REDACTED]  # a header field as ASGI has it
+        case list() | tuple() | set() | frozenset():
+            return [redact(member) for member in value]
+        case _:  # also what JSON has no form for: its repr is looked through like any text
+            return _redact_text(repr(value))
+
+
+def _names_a_secret(name: object) -> bool:
+    return _SECRET_NAME.search(name.decode("latin-1") if isinstance(name, bytes) else str(name)) is not None
+
+
+def _redact_text(text: str) -> str:
+    text = redact_tokens(text)
+    for pattern in _IN_TEXT:
+        text = pattern.sub(r"\1" + REDACTED, text)
+    return text
+
+
+def redact_tokens(text: str) -> str:
+    """The text without refresh tokens and JWTs. Cheap where there are none."""
+    return _TOKEN.sub(REDACTED, text) if "ktr_" in text or "eyJ" in text else text
+
+
+def write(line: str) -> None:
+    """Writes one finished line. A log that can't be written (closed, disk full) never stops the service."""
+    try:
+        sys.stderr.write(line + "\n")
+    except (OSError, ValueError):
+        return
+
+
+def timestamp() -> str:
+    """Now, as log lines have it: ISO 8601, UTC, microseconds."""
+    return datetime.now(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
+
+
+quote = json.encoder.encode_basestring_ascii
+"""A text as a JSON string, in ASCII: control characters, quotes and lone surrogates are escaped."""
+
+
+def enabled(level: int) -> bool:
+    """Whether lines of this level are logged."""
+    return level >= _least
+
+
+def get_logger() -> structlog.typing.FilteringBoundLogger:
+    """The logger. ``exc_info=True`` adds the traceback as text, without local variables."""
+    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+    return logger
+
+
+def configure(level: str = "info") -> None:
+    """Logs from this level (``debug``, ``info``, ``warning``, ``error``) on; takes in ``logging`` and warnings."""
+    _configure_structlog(level)
+    logging.config.dictConfig(logging_config(level))
+    logging.captureWarnings(capture=True)
+
+
+def logging_config(level: str = "info") -> dict[str, Any]:
+    """``logging``'s configuration, to give to ``uvicorn.Config(log_config=…)`` as well.
+
+    Libraries speak from WARNING on: below, SQLAlchemy would write parameters and asyncio its internals. uvicorn's
+    access lines are off (they hold query strings); ours are written by ``app.edge``.
+    """
+    least = max(logging.WARNING, logging.getLevelNamesMapping()[level.upper()])
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        # By name, because uvicorn hands the configuration to its worker processes.
+        "handlers": {"keyturn": {"()": "app.log.Handler"}},
+        "root": {"handlers": ["keyturn"], "level": least},
+        "loggers": {
+            "uvicorn": {"handlers": [], "level": level.upper(), "propagate": True},
+            "uvicorn.error": {"handlers": [], "level": level.upper(), "propagate": True},
+            "uvicorn.access": {"handlers": [], "level": "CRITICAL", "propagate": False},
+        },
+    }
+
+
+class Handler(logging.Handler):
+    """Takes ``logging``'s records into the one form."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes the record as a line. Never ``handleError``: that prints the arguments as they are."""
+        try:
+            event = record.getMessage().strip()
+        except Exception:  # noqa: BLE001  # whatever a library's arguments raise when they are formatted
+            event = "a log line could not be formatted"
+        level = min(max(record.levelno // 10 * 10, logging.DEBUG), logging.CRITICAL)
+        structlog.get_logger().log(level, event, logger=record.name, exc_info=record.exc_info)
+
+
+class _Stderr:
+    """structlog's output. Looks stderr up at each line, as it may be replaced."""
+
+    def msg(self, line: str) -> None:
+        write(line)
+
+    debug = info = warning = error = critical = exception = log = msg
+
+
+def _redacted(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    redacted: dict[str, Any] = redact(event)
+    return redacted
+
+
+def _configure_structlog(level: str) -> None:
+    global _least  # noqa: PLW0603  # one log for one process, as structlog's and logging's own configuration
+    _least = logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            _redacted,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(_least),
+        logger_factory=lambda *_: _Stderr(),
+        cache_logger_on_first_use=False,
+    )
+
+
+_least = logging.INFO
+_configure_structlog("info")  # so that nothing is ever written unredacted, configured or not
