@@ -184,7 +184,7 @@ class CacheFence(Base):
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
     epoch: Mapped[str] = mapped_column(String(32))
-    server: Mapped[str | None] = mapped_column(String(64))
+    server: Mapped[str | None] = mapped_column(String(96))
     changed_at: Mapped[datetime]
 
     __table_args__ = (CheckConstraint("id = 1", name="one_row"),)

@@ -4,18 +4,20 @@ The database is the truth. Redis holds a key for each session that ended lately.
 database"; what matters is when its *absence* may be believed, because a flush, a restart from an old snapshot, a
 promotion with lost writes, an eviction or a writer's partition each lose keys and leave Redis looking whole.
 
-The fence, one row of the database, names the one Redis server that may be believed (its run id, new with each start
-of a Redis process) and an epoch. A verifier believes silence only if
+The fence, one row of the database, names the one Redis server that may be believed and an epoch. A server's identity
+is its run id, new with each start of the process, and its replication id, new with each change of role: a master that
+was demoted takes over another's data, and keeps its run id, its connections, and a marker that came with the data. A verifier believes silence only if
 
 - its reading of the fence began at most `VOUCHES_FOR` ago,
-- the server on this very connection is the one that the fence names,
+- the server on this very connection is the one that the fence names, by what it says of itself after the MGET,
 - the marker on that server, read in the same MGET as the session's key, is the fence's epoch,
 - and that server can't evict keys.
 
 Whoever ends a session sets the key first, then commits, and in the same transaction compares the fence with the
 epoch and the server that it wrote to. If they differ, or Redis did not acknowledge, the transaction gives the fence a
-new epoch and no server: nobody believes Redis until it was rebuilt. The answer waits until the fence is old enough
-that no reading from before its last change vouches any more.
+new epoch and no server: nobody believes Redis until it was rebuilt. The answer waits until the epoch has been known
+for so long that no reading from before it vouches any more. (Known: read by this process. When the statement that
+wrote it ran says nothing of when it was committed.)
 
 A rebuild puts a nonce on the server, then claims the fence (new epoch, this server), then reads what ended lately,
 sets the keys, and has a script set the marker only if the nonce is still there. Transactions that end sessions hold
@@ -33,7 +35,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
@@ -62,7 +64,10 @@ VOUCHES_FOR = timedelta(seconds=1)
 """How long after it began a reading of the fence counts."""
 
 SETTLES_IN = VOUCHES_FOR + timedelta(milliseconds=100)
-"""The age of the fence from which no process goes by what it was before."""
+"""How long after an epoch was first read no process goes by an earlier one any more."""
+
+NEVER_CLAIMED = "none"
+"""The epoch that the first migration writes: no server was ever believed, so there is nothing to wait for."""
 
 READ_EVERY = timedelta(milliseconds=500)
 READ_LIMIT = timedelta(milliseconds=400)
@@ -93,19 +98,26 @@ def _name(session_id: UUID) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A Redis server as its connection found it: a new run id means another process or a restart."""
+    """A Redis server as it was when this connection was made. `identity` is None where it has none to tell."""
 
-    run_id: str | None
+    run_id: str
+    replication_id: str
     evicts: bool
+
+    @property
+    def identity(self) -> str | None:
+        """By what the fence names it."""
+        return f"{self.run_id}:{self.replication_id}" if self.run_id.strip("0") and self.replication_id else None
 
 
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """A reading of the fence; `began` is on the monotonic clock."""
+    """A reading of the fence. On the monotonic clock: when it began, and when its epoch was first received."""
 
     epoch: str
     server: str | None
     began: float
+    known_since: float
 
 
 @dataclass
@@ -175,8 +187,8 @@ class Revocations:
         return (
             fence is not None
             and now - fence.began <= age.total_seconds()
-            and server.run_id is not None
-            and server.run_id == fence.server
+            and server.identity is not None
+            and server.identity == fence.server
             and marker == fence.epoch
             and not server.evicts
         )
@@ -237,23 +249,23 @@ class Revocations:
                 await tx.execute(select(func.pg_advisory_xact_lock_shared(_LOCK)))
             ending = Ending(tx, ending_ids)
             yield ending
-            fence = (
-                await tx.execute(
-                    select(CacheFence.epoch, CacheFence.server, CacheFence.changed_at, self._db.now().label("now"))
-                )
-            ).one()
+            fence = (await tx.execute(select(CacheFence.epoch, CacheFence.server))).one()
             told = server is not None and (epoch, server) == (fence.epoch, fence.server)
-            if fence.server is not None and not (told and ending.ended <= ending.published):
+            fenced = fence.server is not None and not (told and ending.ended <= ending.published)
+            if fenced:
                 # Someone may believe a server that does not have all the keys.
                 await tx.execute(
                     update(CacheFence).values(epoch=secrets.token_hex(16), server=None, changed_at=self._db.now())
                 )
-                settles = SETTLES_IN
-            else:
-                # The last change may be someone else's and so young that readings from before it still vouch.
-                settles = SETTLES_IN - (fence.now - fence.changed_at)
-        if settles > timedelta(0):
-            await asyncio.sleep(settles.total_seconds())
+        settled = monotonic() + SETTLES_IN.total_seconds()
+        if not fenced:
+            # The epoch is someone else's, and may be so young that readings from before it still vouch.
+            known = self._fence
+            if fence.epoch == NEVER_CLAIMED:
+                return
+            if known is not None and known.epoch == fence.epoch:
+                settled = known.known_since + SETTLES_IN.total_seconds()
+        await asyncio.sleep(max(0.0, settled - monotonic()))
 
     async def _publish(self, ids: set[UUID]) -> tuple[str | None, str | None]:
         """Sets the keys. The epoch known before, and the server that acknowledged all of them, if one did."""
@@ -266,7 +278,7 @@ class Revocations:
             server, _ = await self._command(commands, limit=ACKNOWLEDGE_LIMIT)
         except TemporarilyUnavailable:
             return None, None
-        return fence.epoch, server.run_id
+        return fence.epoch, server.identity
 
     # -- Redis
 
@@ -329,8 +341,10 @@ class Revocations:
             return
         row = reading.result()
         self._db.observe(row.now, timedelta(seconds=monotonic() - began))
-        if self._fence is None or began >= self._fence.began:
-            self._fence = Fence(row.epoch, row.server, began)
+        before = self._fence
+        if before is None or began >= before.began:
+            known = before.known_since if before is not None and before.epoch == row.epoch else monotonic()
+            self._fence = Fence(row.epoch, row.server, began, known)
 
     async def _select_fence(self) -> Any:
         async with self._db.beat() as connection:
@@ -341,22 +355,24 @@ class Revocations:
     async def _keep_complete(self) -> None:
         """Looks at the marker, and rebuilds where it is not the fence's."""
         try:
-            server, (marker, info) = await self._command(
-                [("GET", _MARKER), ("INFO", "memory")], limit=ACKNOWLEDGE_LIMIT
+            server, (marker, info, replication) = await self._command(
+                [("GET", _MARKER), ("INFO", "memory"), ("INFO", "replication")], limit=ACKNOWLEDGE_LIMIT
             )
             if _evicts(_fields(info)):
                 # Keys may go at any moment, and may have gone: the marker must not outlive this.
                 await self._command([("DEL", _MARKER)], limit=ACKNOWLEDGE_LIMIT)
                 self._note("redis_may_evict", "Redis may evict keys: set maxmemory-policy noeviction")
                 return
-            if server.evicts or server.run_id is None:
-                self._note("redis_not_trusted", "Redis has no run id, or its eviction policy was changed: reconnecting")
-                await self._disconnect()
+            if server.identity is None:
+                self._note("redis_not_trusted", "Redis tells no run id or replication id: the database answers")
+                return
+            if server.evicts or server.replication_id != _replication_id(replication):
+                await self._disconnect()  # so that the next connections find it as it is now
                 return
             fence = self._fence
             if fence is None or monotonic() - fence.began > VOUCHES_FOR.total_seconds():
                 return
-            if fence.server == server.run_id and marker is not None and marker.decode() == fence.epoch:
+            if fence.server == server.identity and marker is not None and marker.decode() == fence.epoch:
                 self._note("redis_complete", "Redis holds every revocation and is believed")
                 return
             await self._rebuild(server)
@@ -369,12 +385,11 @@ class Revocations:
         Raises:
             TemporarilyUnavailable: Redis or the database went away half-way; the marker was not set.
         """
-        assert self._redis is not None
-        assert server.run_id is not None
+        assert server.identity is not None
         nonce = secrets.token_hex(16)
         if not await self._on(server, ("SET", _NONCE, nonce, "NX", "EX", _NONCE_LIVES)):
             return
-        claimed = await self._claim(server.run_id)
+        claimed = await self._claim(server.identity)
         if claimed is None:
             await self._on(server, ("DEL", _NONCE))
             return
@@ -387,17 +402,17 @@ class Revocations:
             await self.read_fence()
             self._note("redis_complete", "Redis holds every revocation and is believed")
 
-    async def _claim(self, run_id: str) -> str | None:
+    async def _claim(self, identity: str) -> str | None:
         async with self._db.begin() as tx:
             if self._db.is_postgres:
                 await tx.execute(select(func.pg_advisory_xact_lock(_LOCK)))
             fence = (
                 await tx.execute(select(CacheFence.server, CacheFence.changed_at, self._db.now().label("now")))
             ).one()
-            if fence.server not in {None, run_id} and fence.now - fence.changed_at < CLAIM_AFTER:
+            if fence.server not in {None, identity} and fence.now - fence.changed_at < CLAIM_AFTER:
                 return None
             epoch = secrets.token_hex(16)
-            await tx.execute(update(CacheFence).values(epoch=epoch, server=run_id, changed_at=self._db.now()))
+            await tx.execute(update(CacheFence).values(epoch=epoch, server=identity, changed_at=self._db.now()))
             return epoch
 
     async def _ended_lately(self) -> list[tuple[UUID, int]]:
@@ -413,7 +428,7 @@ class Revocations:
 
     async def _all_on(self, server: Server, commands: Sequence[tuple[str, ...]], *, limit: timedelta) -> list[Any]:
         answered_by, replies = await self._command(commands, limit=limit)
-        if answered_by.run_id != server.run_id:
+        if answered_by != server:
             raise TemporarilyUnavailable("another server answers now")
         return replies
 
@@ -464,12 +479,18 @@ def _pool(url: str) -> redis_asyncio.ConnectionPool:
 async def _greet(connection: AbstractConnection) -> None:
     """Runs when a connection is made: whatever it answers later was answered by the server found here."""
     await connection.on_connect()
-    await connection.send_command("INFO", "server")
-    server = _fields(await connection.read_response())
-    await connection.send_command("INFO", "memory")
-    memory = _fields(await connection.read_response())
-    run_id = server.get("run_id", "").strip("0") and server["run_id"]
-    connection.keyturn_server = Server(run_id or None, _evicts(memory))  # type: ignore[attr-defined]
+    found: dict[str, str] = {}
+    for section in ("server", "replication", "memory"):
+        await connection.send_command("INFO", section)
+        found |= _fields(await connection.read_response())
+    connection.keyturn_server = Server(  # type: ignore[attr-defined]  # read in _command
+        found.get("run_id", ""), found.get("master_replid", ""), _evicts(found)
+    )
+
+
+def _replication_id(info: bytes) -> str:
+    start = info.find(b"master_replid:") + len(b"master_replid:")
+    return info[start : start + 40].decode()
 
 
 def _fields(info: bytes | str) -> dict[str, str]:

@@ -52,10 +52,7 @@ async def _online(url: str) -> None:
     await engine.dispose()
 
 
-connection: Connection | None = context.config.attributes.get("connection")
-if connection is not None:
-    _run(connection)
-elif context.is_offline_mode():
+if context.is_offline_mode():
     _offline(database_url_of_migrations())
 else:
-    asyncio.run(_online(database_url_of_migrations()))
+    asyncio.run(_online(context.config.attributes.get("url") or database_url_of_migrations()))

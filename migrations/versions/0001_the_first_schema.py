@@ -22,7 +22,7 @@ def upgrade() -> None:
         "cache_fence",
         sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("epoch", sa.String(length=32), nullable=False),
-        sa.Column("server", sa.String(length=64), nullable=True),
+        sa.Column("server", sa.String(length=96), nullable=True),
         sa.Column("changed_at", moment, nullable=False),
         sa.CheckConstraint("id = 1", name=op.f("ck_cache_fence_one_row")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_cache_fence")),
