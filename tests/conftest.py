@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -41,12 +42,18 @@ def redis() -> Iterator[Redis]:
     server.stop()
 
 
+def sync(coroutine: Coroutine[Any, Any, Any]) -> None:
+    """Runs a coroutine on a loop of its own, for fixtures that are not on the tests' loop."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, coroutine).result()
+
+
 @pytest.fixture(scope="session")
-async def template(postgres: Postgres) -> str:
+def template(postgres: Postgres) -> str:
     """A Postgres database at the newest schema, to be copied."""
     name = f"template_{secrets.token_hex(4)}"
-    await postgres.create_database(name)
-    await asyncio.to_thread(migrate, settings_of(postgres.url(name), None))
+    sync(postgres.create_database(name))
+    migrate(settings_of(postgres.url(name), None))
     return name
 
 
@@ -70,18 +77,18 @@ def engine(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-async def database_url(engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
+def database_url(engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """A fresh database at the newest schema."""
     if engine == "sqlite":
         url = f"sqlite+aiosqlite:///{tmp_path / 'keyturn.db'}"
-        await asyncio.to_thread(migrate, settings_of(url, None))
+        migrate(settings_of(url, None))
         yield url
         return
     postgres: Postgres = request.getfixturevalue("postgres")
     name = f"test_{secrets.token_hex(6)}"
-    await postgres.create_database(name, template=request.getfixturevalue("template"))
+    sync(postgres.create_database(name, template=request.getfixturevalue("template")))
     yield postgres.url(name)
-    await postgres.drop_database(name)
+    sync(postgres.drop_database(name))
 
 
 Opener = Callable[..., AbstractAsyncContextManager[Keyturn]]

@@ -1,0 +1,514 @@
+"""Sign-in, refresh, retry, reuse, logout: on both databases."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import select, text, update
+
+from app.errors import Conflict, InvalidGrant, InvalidToken, NotFound, Reason, Refusal, TemporarilyUnavailable
+from app.keyturn import Keyturn
+from app.models import Session, User, uuid7
+from app.refresh_tokens import LAST_GENERATION
+from app.sessions import Tokens
+from tests.conftest import PASSWORD, Opener, a_user, time_passes
+
+SECOND = timedelta(seconds=1)
+
+
+async def a_session(keyturn: Keyturn, email: str = "ada@example.com") -> Tokens:
+    return await keyturn.sessions.start(await a_user(keyturn, email))
+
+
+async def refused(keyturn: Keyturn, refresh_token: str, reason: Reason | None) -> None:
+    with pytest.raises(InvalidGrant) as caught:
+        await keyturn.sessions.refresh(refresh_token)
+    assert caught.value.reason == reason, caught.value.cause
+
+
+async def rejected(keyturn: Keyturn, access_token: str, reason: Reason | None) -> None:
+    for ask in (keyturn.sessions.verify, keyturn.sessions.authorise):
+        with pytest.raises(InvalidToken) as caught:
+            await ask(access_token)
+        assert caught.value.reason == reason
+
+
+async def row(keyturn: Keyturn, tokens: Tokens) -> Session:
+    async with keyturn.db.begin() as tx:
+        return (await tx.scalars(select(Session).where(Session.id == tokens.session_id))).one()
+
+
+async def rows(keyturn: Keyturn) -> int:
+    async with keyturn.db.begin() as tx:
+        return len((await tx.scalars(select(Session.id))).all())
+
+
+async def test_a_login_gives_tokens_with_their_lifetimes(keyturn: Keyturn) -> None:
+    body = (await a_session(keyturn)).body()
+    assert body["token_type"] == "Bearer"
+    assert (body["expires_in"], body["refresh_expires_in"], body["session_expires_in"]) == (900, 604800, 2592000)
+
+
+async def test_the_row_holds_only_the_digest(keyturn: Keyturn) -> None:
+    tokens = await a_session(keyturn)
+    raw = keyturn.keys.verify_refresh_token(tokens.refresh_token)
+    async with keyturn.db.begin() as tx:
+        everything = repr((await tx.execute(text("SELECT * FROM sessions"))).all())
+    assert (await row(keyturn, tokens)).token_digest == raw.digest
+    assert repr(raw.secret)[2:-1] not in everything
+    assert tokens.refresh_token not in everything
+
+
+async def test_a_refresh_rotates(keyturn: Keyturn) -> None:
+    first = await a_session(keyturn)
+    second = await keyturn.sessions.refresh(first.refresh_token)
+    assert second.session_id == first.session_id
+    assert second.refresh_token != first.refresh_token
+    assert second.access_token != first.access_token
+    assert second.body()["expires_in"] == 900
+    assert (await row(keyturn, first)).generation == 1
+    assert await rows(keyturn) == 1
+    await keyturn.sessions.verify(first.access_token)
+    await keyturn.sessions.verify(second.access_token)
+
+
+async def test_a_retry_within_the_window_gets_the_same_pair(keyturn: Keyturn) -> None:
+    first = await a_session(keyturn)
+    second = await keyturn.sessions.refresh(first.refresh_token)
+    for passed in (0, 30, 29):
+        await time_passes(keyturn, passed * SECOND)
+        again = await keyturn.sessions.refresh(first.refresh_token)
+        assert again.refresh_token == second.refresh_token
+        if passed == 0:
+            assert again.access_token == second.access_token
+        assert (await row(keyturn, first)).generation == 1
+    # expires_in counts from the rotation, 59 s ago.
+    assert 840 <= int(again.body()["expires_in"]) <= 841
+    await keyturn.sessions.refresh(second.refresh_token)
+
+
+async def test_a_retry_just_after_the_window_is_reuse(keyturn: Keyturn) -> None:
+    first = await a_session(keyturn)
+    second = await keyturn.sessions.refresh(first.refresh_token)
+    await time_passes(keyturn, 60 * SECOND)
+    await refused(keyturn, first.refresh_token, "reuse_detected")
+    await refused(keyturn, second.refresh_token, "reuse_detected")
+    await rejected(keyturn, second.access_token, "reuse_detected")
+
+
+async def test_the_window_does_not_slide(keyturn: Keyturn) -> None:
+    first = await a_session(keyturn)
+    await keyturn.sessions.refresh(first.refresh_token)
+    for _ in range(3):
+        await time_passes(keyturn, 20 * SECOND - SECOND)
+        await keyturn.sessions.refresh(first.refresh_token)
+    await time_passes(keyturn, 4 * SECOND)
+    await refused(keyturn, first.refresh_token, "reuse_detected")
+
+
+async def test_a_clock_that_stepped_back_ends_no_session(keyturn: Keyturn) -> None:
+    first = await a_session(keyturn)
+    second = await keyturn.sessions.refresh(first.refresh_token)
+    await time_passes(keyturn, -3600 * SECOND)
+    assert (await keyturn.sessions.refresh(first.refresh_token)).refresh_token == second.refresh_token
+
+
+async def test_a_window_of_zero_is_strict_single_use(open_keyturn: Opener) -> None:
+    async with open_keyturn(retry_window=0) as keyturn:
+        first = await a_session(keyturn)
+        await keyturn.sessions.refresh(first.refresh_token)
+        await refused(keyturn, first.refresh_token, "reuse_detected")
+
+
+async def test_once_the_successor_is_used_the_older_token_is_reuse_even_within_the_window(keyturn: Keyturn) -> None:
+    first = await a_session(keyturn)
+    second = await keyturn.sessions.refresh(first.refresh_token)
+    await keyturn.sessions.refresh(second.refresh_token)
+    await refused(keyturn, first.refresh_token, "reuse_detected")
+
+
+async def test_each_of_fifty_older_generations_ends_its_session_and_no_other(keyturn: Keyturn) -> None:
+    proof = await a_user(keyturn)
+    bystander = await keyturn.sessions.start(proof)
+    for old in range(50):
+        tokens = await keyturn.sessions.start(proof)
+        chain = [tokens]
+        for _ in range(51):
+            chain.append(await keyturn.sessions.refresh(chain[-1].refresh_token))
+        await refused(keyturn, chain[old].refresh_token, "reuse_detected")
+        await rejected(keyturn, chain[-1].access_token, "reuse_detected")
+        await refused(keyturn, chain[-1].refresh_token, "reuse_detected")
+    await keyturn.sessions.verify((await keyturn.sessions.refresh(bystander.refresh_token)).access_token)
+
+
+async def test_reuse_reported_twice_changes_nothing_more(keyturn: Keyturn) -> None:
+    first = await a_session(keyturn)
+    await keyturn.sessions.refresh((await keyturn.sessions.refresh(first.refresh_token)).refresh_token)
+    await refused(keyturn, first.refresh_token, "reuse_detected")
+    ended = (await row(keyturn, first)).ended_at
+    await refused(keyturn, first.refresh_token, "reuse_detected")
+    assert (await row(keyturn, first)).ended_at == ended
+
+
+async def test_a_hundred_parallel_refreshes_rotate_once_and_answer_the_same(keyturn: Keyturn) -> None:
+    first = await a_session(keyturn)
+    answers = await asyncio.gather(*(keyturn.sessions.refresh(first.refresh_token) for _ in range(100)))
+    assert len({(a.refresh_token, a.access_token) for a in answers}) == 1
+    assert (await row(keyturn, first)).generation == 1
+    await keyturn.sessions.refresh(answers[0].refresh_token)
+
+
+async def test_reuse_that_races_an_honest_refresh_ends_the_newest_too(keyturn: Keyturn) -> None:
+    for _ in range(10):
+        tokens = [await keyturn.sessions.start(await a_user(keyturn, f"{uuid7()}@example.com"))]
+        for _ in range(3):
+            tokens.append(await keyturn.sessions.refresh(tokens[-1].refresh_token))
+        honest, theft = await asyncio.gather(
+            keyturn.sessions.refresh(tokens[-1].refresh_token),
+            keyturn.sessions.refresh(tokens[0].refresh_token),
+            return_exceptions=True,
+        )
+        assert isinstance(theft, InvalidGrant)
+        assert theft.reason == "reuse_detected"
+        newest = honest if isinstance(honest, Tokens) else tokens[-1]
+        await refused(keyturn, newest.refresh_token, "reuse_detected")
+        await rejected(keyturn, newest.access_token, "reuse_detected")
+
+
+async def test_a_batch_of_mixed_outcomes_answers_each_on_its_own(keyturn: Keyturn) -> None:
+    proof = await a_user(keyturn)
+    rotates, retries, reuses, over, twice = [await keyturn.sessions.start(proof) for _ in range(5)]
+    retried = await keyturn.sessions.refresh(retries.refresh_token)
+    await keyturn.sessions.refresh((await keyturn.sessions.refresh(reuses.refresh_token)).refresh_token)
+    await keyturn.sessions.logout(None, over.refresh_token, "this")
+    unknown = await keyturn.sessions.start(proof)
+    async with keyturn.db.begin() as tx:
+        await tx.execute(
+            text("DELETE FROM sessions WHERE token_digest = :d"), {"d": (await row_digest(keyturn, unknown))}
+        )
+    texts = [t.refresh_token for t in (rotates, retries, reuses, over, unknown, twice, twice)]
+    a = await asyncio.gather(*(keyturn.sessions.refresh(t) for t in texts), return_exceptions=True)
+    assert isinstance(a[0], Tokens)
+    assert isinstance(a[1], Tokens)
+    assert a[1].refresh_token == retried.refresh_token
+    assert [getattr(x, "reason", "?") for x in a[2:5]] == ["reuse_detected", "logout", None]
+    assert isinstance(a[5], Tokens)
+    assert a[5] == a[6]
+
+
+async def row_digest(keyturn: Keyturn, tokens: Tokens) -> bytes:
+    return keyturn.keys.verify_refresh_token(tokens.refresh_token).digest
+
+
+async def test_idle_and_absolute_deadlines(open_keyturn: Opener) -> None:
+    async with open_keyturn(refresh_token_lifetime=1000, session_lifetime=2500) as keyturn:
+        proof = await a_user(keyturn)
+        idle = await keyturn.sessions.start(proof)
+        await time_passes(keyturn, 999 * SECOND)
+        idle = await keyturn.sessions.refresh(idle.refresh_token)
+        assert idle.body()["refresh_expires_in"] == 1000
+        await time_passes(keyturn, 999 * SECOND)
+        # The absolute deadline stays where it was, and caps the idle one.
+        idle = await keyturn.sessions.refresh(idle.refresh_token)
+        assert 500 <= int(idle.body()["refresh_expires_in"]) <= 502
+        assert idle.body()["refresh_expires_in"] == idle.body()["session_expires_in"] == idle.body()["expires_in"]
+        slept = await keyturn.sessions.start(proof)
+        await time_passes(keyturn, 1001 * SECOND)
+        await refused(keyturn, idle.refresh_token, "absolute_timeout")
+        await refused(keyturn, slept.refresh_token, "idle_timeout")
+        with pytest.raises(InvalidToken):
+            await keyturn.sessions.authorise(slept.access_token)
+
+
+async def test_a_policy_made_stricter_holds_at_once_and_one_made_laxer_changes_nothing(open_keyturn: Opener) -> None:
+    async with open_keyturn() as lax, open_keyturn(refresh_token_lifetime=1000, session_lifetime=2000) as strict:
+        proof = await a_user(lax)
+        promised_long, promised_short = await lax.sessions.start(proof), await strict.sessions.start(proof)
+        await time_passes(lax, 1100 * SECOND)
+        await refused(strict, promised_long.refresh_token, "idle_timeout")
+        await refused(lax, promised_short.refresh_token, "idle_timeout")
+        await lax.sessions.refresh(promised_long.refresh_token)
+        await time_passes(lax, 950 * SECOND)
+        await refused(strict, promised_long.refresh_token, "absolute_timeout")
+
+
+async def test_a_changed_role_is_in_the_next_token_and_in_a_retry(keyturn: Keyturn) -> None:
+    proof = await a_user(keyturn)
+    first = await keyturn.sessions.start(proof)
+    second = await keyturn.sessions.refresh(first.refresh_token)
+    await keyturn.users.set_role(proof.user_id, "editor")
+    retry = await keyturn.sessions.refresh(first.refresh_token)
+    assert retry.refresh_token == second.refresh_token
+    old, new = [await keyturn.sessions.verify(t.access_token) for t in (second, retry)]
+    assert (old.role, new.role) == ("user", "editor")
+    assert old.claims | {"role": "editor"} == new.claims
+    assert (await keyturn.sessions.authorise(second.access_token)).role == "editor"
+
+
+async def test_the_generation_stops_long_before_it_wraps(keyturn: Keyturn) -> None:
+    tokens = await a_session(keyturn)
+    token = keyturn.keys.verify_refresh_token(tokens.refresh_token)
+    last = type(token)(token.key, token.session_id, LAST_GENERATION, token.secret)
+    async with keyturn.db.begin() as tx:
+        await tx.execute(update(Session).values(generation=LAST_GENERATION, token_digest=last.digest))
+    await refused(keyturn, last.text, None)
+    assert (await row(keyturn, tokens)).ended_at is None
+
+
+async def test_a_token_of_a_restored_backup_or_another_branch_changes_nothing(keyturn: Keyturn) -> None:
+    first = await a_session(keyturn)
+    before = await row(keyturn, first)
+    second = await keyturn.sessions.refresh(first.refresh_token)
+    third = await keyturn.sessions.refresh(second.refresh_token)
+    async with keyturn.db.begin() as tx:
+        await tx.execute(
+            update(Session).values(token_digest=before.token_digest, generation=0, rotated_at=before.rotated_at)
+        )
+    for newer in (second, third):
+        await refused(keyturn, newer.refresh_token, None)
+    async with keyturn.db.begin() as tx:
+        await tx.execute(update(Session).values(token_digest=b"x" * 32, generation=1))
+    for other in (first, second):
+        await refused(keyturn, other.refresh_token, None)
+    assert (await row(keyturn, first)).ended_at is None
+
+
+async def test_logout_takes_either_token_any_number_of_times(keyturn: Keyturn) -> None:
+    proof = await a_user(keyturn)
+    for _ in range(2):
+        with_access, with_refresh, rotated = [await keyturn.sessions.start(proof) for _ in range(3)]
+        await keyturn.sessions.refresh(rotated.refresh_token)
+        for _ in range(2):
+            await keyturn.sessions.logout(with_access.access_token, None, "this")
+            await keyturn.sessions.logout(None, with_refresh.refresh_token, "this")
+            await keyturn.sessions.logout("junk", rotated.refresh_token, "this")
+        for tokens in (with_access, with_refresh, rotated):
+            await refused(keyturn, tokens.refresh_token, "logout")
+            await rejected(keyturn, tokens.access_token, "logout")
+
+
+async def test_logout_with_tokens_of_two_sessions_ends_both(keyturn: Keyturn) -> None:
+    proof = await a_user(keyturn)
+    one, two, three = [await keyturn.sessions.start(proof) for _ in range(3)]
+    await keyturn.sessions.logout(one.access_token, two.refresh_token, "this")
+    await refused(keyturn, one.refresh_token, "logout")
+    await refused(keyturn, two.refresh_token, "logout")
+    await keyturn.sessions.refresh(three.refresh_token)
+
+
+async def test_logout_with_an_expired_access_token_ends_its_session(keyturn: Keyturn) -> None:
+    tokens = await a_session(keyturn)
+    now = keyturn.db.clock
+    keyturn.db.clock = lambda: now() + timedelta(days=1)  # type: ignore[method-assign]  # a day passes for this process
+    with pytest.raises(InvalidToken) as caught:
+        await keyturn.sessions.verify(tokens.access_token)
+    assert caught.value.reason == "token_expired"
+    await keyturn.sessions.logout(tokens.access_token, None, "this")
+    assert (await row(keyturn, tokens)).end_reason == "logout"
+
+
+async def test_logout_scopes(keyturn: Keyturn) -> None:
+    proof = await a_user(keyturn)
+    stranger = await a_session(keyturn, "eve@example.com")
+    mine = [await keyturn.sessions.start(proof) for _ in range(4)]
+    await keyturn.sessions.logout(mine[0].access_token, None, "others")
+    for tokens in mine[1:]:
+        await refused(keyturn, tokens.refresh_token, "logout_all")
+        await rejected(keyturn, tokens.access_token, "logout_all")
+    mine[0] = await keyturn.sessions.refresh(mine[0].refresh_token)
+    more = await keyturn.sessions.start(proof)
+    await keyturn.sessions.logout(None, mine[0].refresh_token, "all")
+    for tokens in (mine[0], more):
+        await refused(keyturn, tokens.refresh_token, "logout_all")
+    await keyturn.sessions.refresh(stranger.refresh_token)
+
+
+async def test_a_token_that_no_longer_works_ends_no_other_session(keyturn: Keyturn) -> None:
+    proof = await a_user(keyturn)
+    other, over, old = [await keyturn.sessions.start(proof) for _ in range(3)]
+    await keyturn.sessions.logout(over.access_token, None, "this")
+    newer = await keyturn.sessions.refresh(old.refresh_token)
+    await keyturn.sessions.refresh(newer.refresh_token)
+    for bearer, refresh in ((over.access_token, None), (None, over.refresh_token), (None, old.refresh_token)):
+        for scope in ("others", "all"):
+            with pytest.raises(Refusal):
+                await keyturn.sessions.logout(bearer, refresh, scope)  # type: ignore[arg-type]  # a literal each
+    await keyturn.sessions.refresh(other.refresh_token)
+
+
+async def test_a_password_change_ends_every_other_session(keyturn: Keyturn) -> None:
+    proof = await a_user(keyturn)
+    mine, other = [await keyturn.sessions.start(proof) for _ in range(2)]
+    with pytest.raises(InvalidGrant):
+        await keyturn.users.change_password(mine.session_id, proof.user_id, "wrong password", "a new password")
+    await keyturn.users.change_password(mine.session_id, proof.user_id, PASSWORD, "a new password")
+    await refused(keyturn, other.refresh_token, "password_changed")
+    await rejected(keyturn, other.access_token, "password_changed")
+    await keyturn.sessions.verify((await keyturn.sessions.refresh(mine.refresh_token)).access_token)
+    with pytest.raises(InvalidGrant):
+        await keyturn.users.authenticate("ada@example.com", PASSWORD)
+    # The proof of the old password is worth nothing any more, though it was right when it was given.
+    with pytest.raises(InvalidGrant):
+        await keyturn.sessions.start(proof)
+
+
+async def test_disabling_a_user_ends_all_sessions_and_lets_none_begin(keyturn: Keyturn) -> None:
+    proof = await a_user(keyturn)
+    tokens = [await keyturn.sessions.start(proof) for _ in range(2)]
+    assert await keyturn.users.disable(proof.user_id) == 2
+    for t in tokens:
+        await refused(keyturn, t.refresh_token, "user_disabled")
+        await rejected(keyturn, t.access_token, "user_disabled")
+    with pytest.raises(InvalidGrant):
+        await keyturn.sessions.start(proof)
+    with pytest.raises(InvalidGrant):
+        await keyturn.users.authenticate("ada@example.com", PASSWORD)
+    await keyturn.users.enable(proof.user_id)
+    await refused(keyturn, tokens[0].refresh_token, "user_disabled")
+    await keyturn.sessions.start(await keyturn.users.authenticate("ADA@Example.com", PASSWORD))
+
+
+async def test_no_session_slips_through_beside_a_user_who_is_disabled(keyturn: Keyturn) -> None:
+    for _ in range(10):
+        proof = await a_user(keyturn, f"{uuid7()}@example.com")
+        started = asyncio.gather(*(keyturn.sessions.start(proof) for _ in range(8)), return_exceptions=True)
+        await asyncio.gather(started, keyturn.users.disable(proof.user_id))
+        for tokens in started.result():
+            if isinstance(tokens, Tokens):
+                await refused(keyturn, tokens.refresh_token, "user_disabled")
+
+
+async def test_an_administrator_ends_a_session(keyturn: Keyturn) -> None:
+    tokens = await a_session(keyturn)
+    assert await keyturn.sessions.end({tokens.session_id}, "revoked_by_admin") == 1
+    assert await keyturn.sessions.end({tokens.session_id}, "logout") == 0
+    await refused(keyturn, tokens.refresh_token, "revoked_by_admin")
+
+
+async def test_the_last_administrator_stays(keyturn: Keyturn) -> None:
+    root = await a_user(keyturn, "root@example.com", "admin")
+    for act in (keyturn.users.disable(root.user_id), keyturn.users.set_role(root.user_id, "user")):
+        with pytest.raises(Conflict):
+            await act
+    second = await a_user(keyturn, "second@example.com", "admin")
+    outcome = await asyncio.gather(
+        keyturn.users.disable(root.user_id), keyturn.users.disable(second.user_id), return_exceptions=True
+    )
+    assert sum(isinstance(o, Conflict) for o in outcome) == 1
+
+
+async def test_a_session_that_does_not_exist_is_refused(keyturn: Keyturn) -> None:
+    tokens = await a_session(keyturn)
+    async with keyturn.db.begin() as tx:
+        await tx.execute(text("DELETE FROM sessions"))
+    await refused(keyturn, tokens.refresh_token, None)
+    await rejected(keyturn, tokens.access_token, None)
+    await keyturn.sessions.logout(tokens.access_token, None, "this")
+    with pytest.raises(NotFound):
+        await keyturn.sessions.find(tokens.session_id)
+
+
+async def test_a_claim_of_another_subject_is_no_authority(keyturn: Keyturn) -> None:
+    mine, other = await a_session(keyturn), await a_user(keyturn, "root@example.com", "admin")
+    forged, _ = keyturn.sessions._access_tokens.sign(
+        subject=other.user_id, session_id=mine.session_id, generation=0, role="admin", client_id="x",
+        issued_at=keyturn.db.clock(), session_expires_at=keyturn.db.clock() + timedelta(days=1),
+    )  # fmt: skip
+    with pytest.raises(InvalidToken):
+        await keyturn.sessions.authorise(forged)
+
+
+async def test_keys_rotate_without_signing_anyone_out(keyturn: Keyturn, open_keyturn: Opener) -> None:
+    tokens = await a_session(keyturn)
+    old_access = (await keyturn.keys.list())[0]["kid"]
+    for use in ("access", "refresh"):
+        await keyturn.keys.generate(use)  # type: ignore[arg-type]  # a literal each
+        with pytest.raises(Conflict):
+            await keyturn.keys.retire(old_access)
+    await keyturn.keys.load()
+    retried = tokens
+    tokens = await keyturn.sessions.refresh(tokens.refresh_token)
+    assert keyturn.keys.verify_refresh_token(tokens.refresh_token).key.number == 1
+    async with keyturn.db.begin() as tx:
+        # A minute passes for the keys.
+        minute = "CAST('61 seconds' AS interval)" if keyturn.db.is_postgres else "61000000"
+        await tx.execute(text(f"UPDATE keys SET signs_from = signs_from - {minute}"))
+    await keyturn.keys.load()
+    # A retry keeps the key that the row names; only a rotation takes the new one.
+    assert (await keyturn.sessions.refresh(retried.refresh_token)).refresh_token == tokens.refresh_token
+    newer = await keyturn.sessions.refresh(tokens.refresh_token)
+    assert keyturn.keys.verify_refresh_token(newer.refresh_token).key.number == 2
+    await keyturn.sessions.verify(tokens.access_token)
+    await keyturn.keys.retire(old_access)
+    async with open_keyturn() as other:
+        await rejected(other, tokens.access_token, None)
+        await other.sessions.verify(newer.access_token)
+        await other.keys.retire("refresh-1")
+        await other.keys.load()
+        await refused(other, retried.refresh_token, None)
+        await other.sessions.refresh(newer.refresh_token)
+
+
+async def test_gc_deletes_what_has_long_been_over_and_nothing_live(keyturn: Keyturn) -> None:
+    proof = await a_user(keyturn)
+    ended = [await keyturn.sessions.start(proof) for _ in range(5)]
+    for tokens in ended:
+        await keyturn.sessions.logout(tokens.access_token, None, "this")
+    await keyturn.sessions.start(proof)
+    await time_passes(keyturn, timedelta(days=31))
+    live = await keyturn.sessions.start(proof)
+    lately = await keyturn.sessions.start(proof)
+    await keyturn.sessions.logout(lately.access_token, None, "this")
+    assert sum(await asyncio.gather(keyturn.sessions.gc(most=2), keyturn.sessions.gc(most=2))) == 5
+    await refused(keyturn, ended[0].refresh_token, None)
+    await refused(keyturn, lately.refresh_token, "logout")
+    await time_passes(keyturn, timedelta(days=7))
+    # The one that was ended a week ago, and the one that fell idle a month ago.
+    assert await keyturn.sessions.gc(kept_for=timedelta(days=7)) == 2
+    # What a rebuild of the cache may still need stays whatever is asked.
+    assert await keyturn.sessions.gc(kept_for=timedelta(0)) == 0
+    await time_passes(keyturn, timedelta(hours=2))
+    assert await keyturn.sessions.gc(kept_for=timedelta(0)) == 1
+    await refused(keyturn, live.refresh_token, None)
+
+
+async def test_an_address_is_one_account_in_any_spelling(keyturn: Keyturn) -> None:
+    proof = await a_user(keyturn, "Ada.Lovelace@EXAMPLE.com")
+    assert (await keyturn.users.find("ada.lovelace@example.COM")).id == proof.user_id
+    with pytest.raises(Conflict):
+        await keyturn.users.create("ADA.LOVELACE@example.com", PASSWORD)
+
+
+async def test_a_hash_with_old_parameters_is_replaced_at_the_next_login(open_keyturn: Opener) -> None:
+    async with open_keyturn() as before, open_keyturn(argon2_passes=2) as after:
+        proof = await a_user(before)
+        proofs = await asyncio.gather(*(after.users.authenticate("ada@example.com", PASSWORD) for _ in range(5)))
+        hashed = (await after.users.find("ada@example.com")).password_hash
+        assert "t=2" in hashed
+        assert "t=1" in proof.password_hash
+        assert await after.sessions.start(await after.users.authenticate("ada@example.com", PASSWORD))
+        assert hashed in {p.password_hash for p in proofs}
+
+
+async def test_a_damaged_hash_is_a_wrong_password(keyturn: Keyturn) -> None:
+    await a_user(keyturn)
+    absurd = "$argon2id$v=19$m=4194304,t=3,p=4$c29tZXNhbHRzb21lc2FsdA$c29tZWhhc2hzb21laGFzaHNvbWVoYXNoc29tZWhhc2g"
+    for hashed in ("", "x", "$argon2id$v=19$m=8,t=1,p=1$c29tZXNhbHQ", "$2b$12$abcdefghijklmnopqrstuv", absurd):
+        async with keyturn.db.begin() as tx:
+            await tx.execute(update(User).values(password_hash=hashed))
+        with pytest.raises(InvalidGrant):
+            await keyturn.users.authenticate("ada@example.com", PASSWORD)
+
+
+async def test_a_full_hashing_queue_says_so_at_once(open_keyturn: Opener) -> None:
+    async with open_keyturn(hashing_queue=2, hashing_slots=1, argon2_memory=65536, argon2_passes=4) as keyturn:
+        outcome = await asyncio.gather(
+            *(keyturn.users.authenticate("ada@example.com", PASSWORD) for _ in range(10)), return_exceptions=True
+        )
+        full = [o for o in outcome if isinstance(o, TemporarilyUnavailable)]
+        assert len(full) + sum(isinstance(o, InvalidGrant) for o in outcome) == 10
+        assert full
+        with pytest.raises(InvalidGrant):
+            await keyturn.users.authenticate("ada@example.com", PASSWORD)
