@@ -1,0 +1,236 @@
+"""A child process that outlives whoever started it by exactly the time it takes to clean up.
+
+`kill -9` of the test run gives it no chance to stop its servers. So each server belongs to a sentinel: a small process
+that starts it, signals it on request, and reads its own stdin. The end of stdin means that the owner is gone, however
+it went: then the sentinel ends the server, every process that came from it, and their folder.
+"""
+
+import atexit
+import json
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+GRACE = 10.0  # seconds that a process has to follow a signal
+
+
+class Ward:
+    """The sentinel's side: one process at a time and its descendants, in one folder."""
+
+    def __init__(self, user: int | None) -> None:
+        self.user = user
+        self.process: subprocess.Popen[bytes] | None = None
+        self.exit_code: int | None = None
+        self.folder = tempfile.mkdtemp(prefix="keyturn-test-")
+        if user is not None:
+            os.chown(self.folder, user, -1)
+
+    def run(self, command: list[str], cwd: str | None, environment: dict[str, str] | None, log: str) -> int:
+        if self.process and self.process.poll() is None:
+            raise ChildProcessError(f"process {self.process.pid} still runs")
+        with Path(log).open("ab") as output:
+            self.process = subprocess.Popen(
+                command,
+                cwd=cwd or self.folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                **identity(self.user),
+            )
+        return self.process.pid
+
+    def poll(self) -> int | None:
+        return self.process.poll() if self.process else self.exit_code
+
+    def signal(self, number: int) -> None:
+        if self.process:
+            self.process.send_signal(number)
+
+    def pause(self) -> set[int]:
+        # A stopped process starts no child: repeating until no new one appears stops them all.
+        stopped: set[int] = set()
+        while fresh := self.family() - stopped:
+            send(signal.SIGSTOP, fresh)
+            stopped |= fresh
+        return stopped
+
+    def resume(self) -> None:
+        send(signal.SIGCONT, self.family())
+
+    def kill(self) -> None:
+        family = self.pause()
+        send(signal.SIGKILL, family)
+        if self.process:
+            self.exit_code = self.process.wait()
+            self.process = None  # its id may be another's from now on
+        deadline = time.monotonic() + GRACE
+        while family & {pid for pid, _, _ in processes()}:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"still there after SIGKILL: {sorted(family)}")
+            time.sleep(0.005)
+
+    def family(self) -> set[int]:
+        """The process, its process group and all descendants (PostgreSQL's backends each lead a group of their own)."""
+        if not self.process:
+            return set()
+        family = {self.process.pid} if self.process.poll() is None else set()
+        table = processes()
+        while fresh := {pid for pid, parent, group in table if parent in family or group == self.process.pid} - family:
+            family |= fresh
+        return family
+
+    def end(self) -> None:
+        try:
+            self.resume()
+            self.signal(signal.SIGINT)
+            if self.process:
+                with suppress(subprocess.TimeoutExpired):
+                    self.process.wait(GRACE)
+            self.kill()
+        finally:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def identity(user: int | None) -> dict[str, Any]:
+    """What makes subprocess start a process as that user, with no right of root's left."""
+    return {} if user is None else {"user": user, "group": pwd.getpwuid(user).pw_gid, "extra_groups": []}
+
+
+def processes() -> list[tuple[int, int, int]]:
+    """(pid, parent, process group) of every process that is not a zombie."""
+    rows = []
+    if not Path("/proc/self/stat").exists():
+        table = subprocess.run(["ps", "-axo", "pid=,ppid=,pgid=,stat="], check=True, capture_output=True, text=True)
+        rows = [line.split() for line in table.stdout.splitlines()]
+    else:  # a slim image has no ps
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):  # it ended meanwhile
+                state, parent, group, *_ = stat.read_text(errors="replace").rpartition(")")[2].split()
+                rows.append([stat.parent.name, parent, group, state])
+    return [(int(pid), int(parent), int(group)) for pid, parent, group, state in rows if state[0] not in "ZX"]
+
+
+def send(number: int, pids: set[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def main(user: str) -> None:
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(1))
+    ward = Ward(int(user) if user else None)
+    try:
+        print(json.dumps([ward.folder, None]), flush=True)
+        for line in sys.stdin:
+            name, *arguments = json.loads(line)
+            try:
+                result = getattr(ward, name)(*arguments)
+                answer = [None if isinstance(result, set) else result, None]
+            except (OSError, subprocess.SubprocessError) as error:
+                answer = [None, str(error)]
+            print(json.dumps(answer), flush=True)
+    finally:
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        ward.end()
+
+
+class Sentinel:
+    """The owner's side: one process at a time, started, signalled and in the end cleaned up after by its sentinel."""
+
+    def __init__(self, user: int | None = None) -> None:
+        self._lock = threading.Lock()
+        # -I -S: it starts fast, and no module of the checkout can stand in for one of the standard library.
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", __file__, "" if user is None else str(user)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C at the terminal is the owner's affair
+        )
+        atexit.register(self.close)
+        self.folder = Path(self._answer())
+
+    def run(
+        self,
+        command: Sequence[str | Path],
+        *,
+        log: Path | None = None,
+        cwd: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> int:
+        """Start a process (stdout and stderr go to `log`, by default `log` in the folder) and return its id."""
+        where, to = str(cwd) if cwd else None, str(log or self.log)
+        return int(self._ask("run", [str(word) for word in command], where, environment and dict(environment), to))
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log"
+
+    def exit_code(self) -> int | None:
+        """The exit code (negative: the signal that ended it), or None while it runs."""
+        code: int | None = self._ask("poll")
+        return code
+
+    def signal(self, number: signal.Signals) -> None:
+        self._ask("signal", number)
+
+    def pause(self) -> None:
+        """SIGSTOP to the process and all that came from it."""
+        self._ask("pause")
+
+    def resume(self) -> None:
+        self._ask("resume")
+
+    def kill(self) -> None:
+        """SIGKILL to the process and all that came from it; returns when they are gone."""
+        self._ask("kill")
+
+    def wait(self, seconds: float, until: Callable[[], bool] = lambda: False) -> int | None:
+        """Wait until the process has ended (its exit code) or the condition holds (None). Raises TimeoutError."""
+        deadline = time.monotonic() + seconds
+        while True:
+            if (code := self.exit_code()) is not None:
+                return code
+            if until():
+                return None
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"nothing happened in {seconds} s")
+            time.sleep(0.02)
+
+    def close(self) -> None:
+        """End the process, remove the folder and wait for both."""
+        atexit.unregister(self.close)
+        with self._lock:
+            if self._process.returncode is None:
+                self._process.communicate()
+
+    def _ask(self, name: str, *arguments: object) -> Any:
+        with self._lock:
+            assert self._process.stdin
+            print(json.dumps([name, *arguments]), file=self._process.stdin, flush=True)
+            return self._answer()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout
+        answer, error = json.loads(self._process.stdout.readline())
+        if error:
+            raise OSError(error)
+        return answer
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

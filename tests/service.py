@@ -1,0 +1,117 @@
+"""The product as its users run it: a process of its own, reached over HTTP."""
+
+import http.client
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+from tests.sentinel import GRACE, Sentinel
+from tests.servers import NotStartedError, on_free_port
+
+ROOT = Path(__file__).resolve().parent.parent
+START = 20.0  # seconds until /readyz must have answered 200
+
+
+class Service:
+    """`python -m app serve`, started with exactly the environment given (and PATH and HOME)."""
+
+    port: int
+    pid: int
+    log: Path
+
+    def __init__(self, sentinel: Sentinel) -> None:
+        self._sentinel = sentinel
+
+    @classmethod
+    def start(
+        cls,
+        environment: Mapping[str, str],
+        *,
+        logs: Path,
+        port: int | None = None,
+        command: Sequence[str] = (sys.executable, "-m", "app", "serve"),
+    ) -> Self:
+        """Start it and wait until it is ready; its stdout and stderr go to a new file in the folder `logs`.
+
+        Raises NotStartedError, with its log, if it exits or 20 seconds pass.
+        """
+        service = cls(Sentinel())
+        basis = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+
+        def launch(port: int) -> None:
+            service.port = port
+            descriptor, log = tempfile.mkstemp(prefix=f"service-{port}-", suffix=".log", dir=logs)
+            os.close(descriptor)
+            service.log = Path(log)
+            arguments = [*command, "--port", str(port)]
+            service.pid = service._sentinel.run(
+                arguments, cwd=ROOT, environment={**basis, **environment}, log=service.log
+            )
+            service._wait_until_ready()
+
+        try:
+            on_free_port(launch, port)
+        except BaseException:
+            service.close()
+            raise
+        return service
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def text(self) -> str:
+        """All that it wrote to stdout and stderr."""
+        return self.log.read_text(errors="replace")
+
+    def terminate(self, timeout: float = GRACE) -> int:
+        """SIGTERM; returns the exit code. Raises TimeoutError (seconds)."""
+        self._sentinel.signal(signal.SIGTERM)
+        code = self._sentinel.wait(timeout)
+        assert code is not None
+        return code
+
+    def kill(self) -> None:
+        """SIGKILL to it and all that came from it; returns when they are gone."""
+        self._sentinel.kill()
+
+    def pause(self) -> None:
+        self._sentinel.pause()
+
+    def resume(self) -> None:
+        self._sentinel.resume()
+
+    def exit_code(self) -> int | None:
+        """The exit code (negative: the signal that ended it), or None while it runs."""
+        return self._sentinel.exit_code()
+
+    def close(self) -> None:
+        """End it if it still runs. The log stays."""
+        self._sentinel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _wait_until_ready(self) -> None:
+        try:
+            code = self._sentinel.wait(START, self._ready)
+        except TimeoutError:
+            self._sentinel.kill()
+            raise NotStartedError(f"not ready after {START} s\n{self.text()}") from None
+        if code is not None:
+            raise NotStartedError(f"exit code {code}\n{self.text()}")
+
+    def _ready(self) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=1)  # knows no proxy
+        with suppress(OSError, http.client.HTTPException):
+            connection.request("GET", "/readyz")
+            return connection.getresponse().status == http.client.OK
+        return False
