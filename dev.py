@@ -1,0 +1,101 @@
+"""Keyturn from a bare checkout: makes `.venv` from the hashed lock once, then runs in it. Needs only Python >= 3.11.
+
+python3 dev.py serve             starts the service (all options of `keyturn serve`)
+python3 dev.py test [...]        runs the tests (all options of pytest)
+python3 dev.py check             lint, format, types, imports
+python3 dev.py lock [--upgrade]  writes requirements.lock anew from pyproject.toml
+python3 dev.py keyturn [...]     any other command of the service, such as `keyturn users list`
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+LOCK = ROOT / "requirements.lock"
+VENV = ROOT / ".venv"
+CHECKS = (
+    ("-m", "ruff", "check"),
+    ("-m", "ruff", "format", "--check"),
+    ("-m", "mypy"),
+    ("-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"),
+)
+COMPILE = (
+    "pip compile --universal --generate-hashes --group dev pyproject.toml -o requirements.lock --python-version 3.11"
+)
+
+
+def _python(folder: Path) -> str:
+    return str(folder / "bin" / "python")
+
+
+def _succeeds(*command: str) -> bool:
+    return subprocess.run(command, check=False, stdin=subprocess.DEVNULL).returncode == 0
+
+
+def _pip_install(folder: Path, *wanted: str) -> bool:
+    venv.create(folder, clear=True, symlinks=True)
+    pip = [sys.executable, "-m", "pip", "--python", _python(folder)]
+    # Debian has a pip but no ensurepip, others the reverse; a pip before 22.3 does not know --python.
+    if subprocess.run([*pip, "--version"], check=False, capture_output=True).returncode:
+        pip = [_python(folder), "-m", "pip"]
+        if not _succeeds(_python(folder), "-m", "ensurepip"):
+            sys.exit("This Python has neither pip nor ensurepip: install one of them (Debian: python3-pip), or uv.")
+    return _succeeds(*pip, "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:", *wanted)
+
+
+def _uv_install(folder: Path, *wanted: str) -> bool:
+    uv = shutil.which("uv")
+    return (
+        uv is not None
+        and _succeeds(uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder))
+        and _succeeds(uv, "pip", "install", "--quiet", "--python", _python(folder), "--only-binary=:all:", *wanted)
+    )
+
+
+def _prepare() -> None:
+    stamp, wanted = VENV / "keyturn.stamp", hashlib.sha256(LOCK.read_bytes() + sys.version.encode()).hexdigest()
+    with LOCK.open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a second call waits, and finds the work done
+        if stamp.exists() and stamp.read_text() == wanted and Path(_python(VENV)).exists():
+            return
+        print("Installing the dependencies into .venv (once; about a minute).", file=sys.stderr, flush=True)
+        stamp.unlink(missing_ok=True)  # and written last: a build that broke off is repeated
+        requirements = ("--require-hashes", "-r", str(LOCK))
+        # uv is only faster: where it can't reach the registry that pip is configured for, pip does it.
+        if not _uv_install(VENV, *requirements) and not _pip_install(VENV, *requirements):
+            sys.exit("The dependencies could not be installed; the next call tries again.")
+        stamp.write_text(wanted)
+
+
+def _compile_lock(*options: str) -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        uv = shutil.which("uv") or f"{folder}/bin/uv"
+        return (Path(uv).exists() or _pip_install(Path(folder), "uv")) and _succeeds(uv, *COMPILE.split(), *options)
+
+
+def main(command: str = "--help", *options: str) -> None:
+    """Run one command; all but `lock` run in `.venv`."""
+    if sys.version_info < (3, 11):  # noqa: UP036 - whoever has only an older one shall read why it fails
+        sys.exit(f"Keyturn needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}.")
+    if command in {"-h", "--help"}:
+        sys.exit(print(__doc__))
+    os.chdir(ROOT)  # `python -m` finds the packages of this checkout, wherever the caller stands
+    if command == "lock":
+        sys.exit(not _compile_lock(*options))
+    _prepare()
+    if command == "check":
+        sys.exit(not all(_succeeds(_python(VENV), *check) for check in CHECKS))
+    arguments = options if command in {"test", "keyturn"} else (command, *options)
+    module = "pytest" if command == "test" else "app"
+    os.execv(_python(VENV), [_python(VENV), "-m", module, *arguments])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

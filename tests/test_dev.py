@@ -1,0 +1,92 @@
+"""`dev.py` in a checkout of its own, with a small package and a small lock, so that nothing is fetched."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.service import ROOT
+
+HOST = os.path.realpath(sys.executable)  # not the virtual environment's: the one that runs dev.py first
+APP = "import sys, thing; print(sys.argv[1:], sys.prefix)"
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout whose path has a space; its lock wants the wheel `thing`, which is not there yet."""
+    if all(subprocess.run([HOST, "-c", f"import {m}"], check=False).returncode for m in ("pip", "ensurepip")):
+        pytest.skip("this Python has neither pip nor ensurepip, so that only uv can install")
+    folder = tmp_path / "a checkout"
+    (folder / "app").mkdir(parents=True)
+    (folder / "dev.py").write_text((ROOT / "dev.py").read_text())
+    (folder / "app" / "__main__.py").write_text(APP)
+    wheel = thing(tmp_path / "thing-1.0-py3-none-any.whl")
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    (folder / "requirements.lock").write_text(f"thing==1.0 --hash=sha256:{digest}\n")
+    return folder
+
+
+def thing(path: Path, text: str = "") -> Path:
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr("thing.py", text)
+        wheel.writestr("thing-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: thing\nVersion: 1.0\n")
+        wheel.writestr("thing-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr("thing-1.0.dist-info/RECORD", "thing.py,,\n")
+    return path
+
+
+def dev(checkout: Path, *arguments: str, links: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run dev.py by the host's Python, without uv, from another directory; packages come from the folder `links`."""
+    environment = {
+        "PATH": "/nowhere",
+        "HOME": str(checkout),
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": (links or checkout / "no packages").as_uri(),
+    }
+    command = [HOST, str(checkout / "dev.py"), *arguments]
+    return subprocess.run(command, check=False, cwd="/", env=environment, capture_output=True, text=True)
+
+
+def test_dev_py_installs_what_the_lock_names_and_runs_in_it_from_any_directory(checkout: Path) -> None:
+    first = dev(checkout, "keyturn", "users", "list", links=checkout.parent)
+    assert first.stdout.strip() == f"['users', 'list'] {checkout / '.venv'}", first.stderr
+    assert "Installing" in first.stderr
+    second = dev(checkout, "serve", "--port", "1")
+    assert second.stdout.strip() == f"['serve', '--port', '1'] {checkout / '.venv'}"
+    assert "Installing" not in second.stderr
+
+
+def test_an_installation_that_broke_off_is_repeated(checkout: Path) -> None:
+    failed = dev(checkout, "serve")
+    assert failed.returncode != 0
+    assert "the next call tries again" in failed.stderr
+    assert not failed.stdout
+    repeated = dev(checkout, "serve", links=checkout.parent)
+    assert repeated.returncode == 0, repeated.stderr
+
+
+def test_another_lock_means_another_installation(checkout: Path) -> None:
+    assert dev(checkout, "serve", links=checkout.parent).returncode == 0
+    (checkout / ".venv" / "left-over").touch()
+    with (checkout / "requirements.lock").open("a") as lock:
+        lock.write("# changed\n")
+    assert "Installing" in dev(checkout, "serve", links=checkout.parent).stderr
+    assert not (checkout / ".venv" / "left-over").exists()
+
+
+def test_a_package_whose_digest_is_not_the_locks_is_refused(checkout: Path) -> None:
+    thing(checkout.parent / "thing-1.0-py3-none-any.whl", "print('not what was locked')")
+    refused = dev(checkout, "serve", links=checkout.parent)
+    assert refused.returncode != 0
+    assert "HASH" in refused.stderr.upper()
+    assert "not what was locked" not in refused.stdout
+
+
+def test_without_a_command_dev_py_says_what_it_can_do_and_installs_nothing(checkout: Path) -> None:
+    shown = dev(checkout)
+    assert "dev.py test" in shown.stdout
+    assert not (checkout / ".venv").exists()
