@@ -42,7 +42,6 @@ RefreshToken = Annotated[
     str,
     Field(
         max_length=1024,
-        repr=False,
         description="The refresh token of the last answer.",
         examples=["ktr_" + "x" * 84],
         json_schema_extra={"format": "password"},
@@ -67,13 +66,13 @@ class Login(_Body):
 class Refresh(_Body):
     """The refresh token (RFC 6749 section 6)."""
 
-    refresh_token: RefreshToken
+    refresh_token: Annotated[RefreshToken, Field(repr=False)]
 
 
 class Logout(_Body):
     """Whom to sign out. A bearer token may stand in the header beside it or alone."""
 
-    refresh_token: RefreshToken | None = None
+    refresh_token: Annotated[RefreshToken | None, Field(repr=False)] = None
     scope: Annotated[
         Scope, Field(description="This session, all others of the user, or all. Needs a token that still works.")
     ] = "this"
