@@ -45,7 +45,8 @@ def _pip_install(folder: Path, *wanted: str) -> bool:
     # Debian has a pip but no ensurepip, others the reverse; a pip before 22.3 does not know --python.
     if subprocess.run([*pip, "--version"], check=False, capture_output=True).returncode:
         pip = [_python(folder), "-m", "pip"]
-        if not _succeeds(_python(folder), "-m", "ensurepip"):
+        # It talks to stdout, which belongs to the command that comes after.
+        if subprocess.run([*pip[:2], "ensurepip"], check=False, stdout=sys.stderr).returncode:
             sys.exit("This Python has neither pip nor ensurepip: install one of them (Debian: python3-pip), or uv.")
     return _succeeds(*pip, "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:", *wanted)
 
@@ -77,7 +78,8 @@ def _prepare() -> None:
 def _compile_lock(*options: str) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         uv = shutil.which("uv") or f"{folder}/bin/uv"
-        return (Path(uv).exists() or _pip_install(Path(folder), "uv")) and _succeeds(uv, *COMPILE.split(), *options)
+        ready = Path(uv).exists() or _pip_install(Path(folder), "uv")
+        return ready and _succeeds(uv, "--quiet", *COMPILE.split(), *options)
 
 
 def main(command: str = "--help", *options: str) -> None:
