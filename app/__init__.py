@@ -1,0 +1,1 @@
+"""Keyturn: a self-hosted token service."""

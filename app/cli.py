@@ -186,7 +186,7 @@ def _serve(_arguments: argparse.Namespace) -> None:
 async def _check(settings: Settings) -> str | None:
     """Opens everything once, so that what is wrong stops the start with one line and not with a worker's traceback."""
     async with opened(settings) as keyturn, running(keyturn):
-        return None if settings.production else await first_administrator(keyturn)
+        return None if settings.production else await first_administrator(keyturn.db, keyturn.users)
 
 
 def _greeting(settings: Settings, password: str | None) -> str:
@@ -198,14 +198,15 @@ def _greeting(settings: Settings, password: str | None) -> str:
         if password
         else ""
     )
-    post = "curl -sS -H 'Content-Type: application/json'"
+    post = f"curl -sS -H 'Content-Type: application/json' {url}/auth"
+    token = '{\\"refresh_token\\": \\"$(grep -o \'ktr_[A-Za-z0-9_-]*\' FILE)\\"}'
     return f"""Keyturn on {url}, data in {settings.data_dir.absolute()}
 {made}
 Log in, refresh, log out:
 
-    {post} {url}/auth/login -d '{{"email": "{ADMINISTRATOR}", "password": "{shown}"}}' | tee answer.json
-    {post} {url}/auth/refresh -d "{{\\"refresh_token\\": \\"$(grep -o 'ktr_[A-Za-z0-9_-]*' answer.json)\\"}}" | tee next.json
-    {post} {url}/auth/logout -d "{{\\"refresh_token\\": \\"$(grep -o 'ktr_[A-Za-z0-9_-]*' next.json)\\"}}" -w '%{{http_code}}\\n'
+    {post}/login -d '{{"email": "{ADMINISTRATOR}", "password": "{shown}"}}' | tee answer.json
+    {post}/refresh -d "{old.replace("FILE", "answer.json")}" | tee next.json
+    {post}/logout -d "{old.replace("FILE", "next.json")}" -w '%{{http_code}}\n'
 """
 
 

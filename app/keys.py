@@ -29,7 +29,7 @@ from jwt.utils import base64url_encode
 from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.db import Database, monotonic, own_task, outage
+from app.db import Database, monotonic, own_task
 from app.errors import Conflict, InvalidGrant, NotFound, TemporarilyUnavailable
 from app.models import Key
 from app.refresh_tokens import RefreshKey, RefreshToken, key_number, verify
@@ -203,7 +203,8 @@ class Keys:
             return self._sealing.decrypt(nonce, sealed, _associated(row.kid, row.use, row.algorithm, row.number))
         except InvalidTag:
             raise ConfigurationError(
-                f"key {row.kid} can't be unsealed: KEYTURN_SECRET is not the one it was sealed under, or the row was changed"
+                f"key {row.kid} can't be unsealed: KEYTURN_SECRET is not the one it was sealed under, "
+                "or the row was changed"
             ) from None
 
     # -- writing
@@ -255,32 +256,33 @@ class Keys:
             await tx.execute(update(Key).where(Key.kid == kid).values(retired_at=self._db.now()))
 
     async def list(self) -> list[dict[str, Any]]:
-        """All keys, without secrets."""
+        """All keys by age, without secrets; `status` is retired, published (does not sign yet), signs or verifies."""
+        query = select(Key.__table__, self._db.now().label("now")).order_by(Key.created_at)
         async with self._db.look() as connection:
-            rows = (
-                await connection.execute(select(Key.__table__, self._db.now().label("now")).order_by(Key.created_at))
-            ).all()
-        newest = {
-            use: max(
-                (r for r in rows if r.use == use and not r.retired_at and r.signs_from <= r.now),
-                key=lambda r: r.signs_from,
-                default=None,
-            )
-            for use in ("access", "refresh")
-        }
+            rows = (await connection.execute(query)).all()
+        ready = [row for row in rows if row.retired_at is None and row.signs_from <= row.now]
+        signing = {row.use: row.kid for row in sorted(ready, key=lambda row: row.signs_from)}
+
+        def status(row: Any) -> str:
+            if row.retired_at is not None:
+                return "retired"
+            if row.signs_from > row.now:
+                return "published"
+            return "signs" if signing[row.use] == row.kid else "verifies"
+
         return [
             {
                 "kid": row.kid,
                 "use": row.use,
                 "algorithm": row.algorithm,
                 "number": row.number,
-                "status": "retired" if row.retired_at else "signs" if row is newest[row.use] else "published" if row.signs_from > row.now else "verifies",
+                "status": status(row),
                 "created_at": row.created_at,
                 "signs_from": row.signs_from,
                 "retired_at": row.retired_at,
             }
             for row in rows
-        ]  # fmt: skip
+        ]
 
     async def _lock(self, tx: AsyncSession) -> None:
         # One maker at a time, over all processes. SQLite's transaction holds the write lock already.

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
-from app import log
 from app.access_tokens import AccessTokens
 from app.db import Database
 from app.keys import Keys
+from app.log import get_logger
 from app.passwords import Passwords
 from app.revocations import Revocations
 from app.sessions import Sessions
@@ -18,7 +18,7 @@ from app.settings import Settings
 from app.setup import check_schema, master_secret_of
 from app.users import Users
 
-_log = log.get_logger()
+_log = get_logger()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,9 @@ promotion with lost writes, an eviction or a writer's partition each lose keys a
 
 The fence, one row of the database, names the one Redis server that may be believed and an epoch. A server's identity
 is its run id, new with each start of the process, and its replication id, new with each change of role: a master that
-was demoted takes over another's data, and keeps its run id, its connections, and a marker that came with the data. A verifier believes silence only if
+was demoted takes over another's data, and keeps its run id, its connections, and a marker that came with the data.
+
+A verifier believes silence only if
 
 - its reading of the fence began at most `VOUCHES_FOR` ago,
 - the server on this very connection is the one that the fence names, by what it says of itself after the MGET,
@@ -35,7 +37,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
@@ -211,7 +213,7 @@ class Revocations:
             server, marker, monotonic(), VOUCHES_FOR + self._without_database
         )
 
-    async def _look_up(self, ids: Sequence[UUID]) -> Sequence[Reason | None | Exception]:
+    async def _look_up(self, ids: Sequence[UUID]) -> Sequence[Reason | Exception | None]:
         """What the database says of sessions: the reason of an ended one, None for a live one."""
         async with self._db.look() as connection:
             rows = await connection.execute(select(Session.id, Session.end_reason).where(Session.id.in_(set(ids))))

@@ -32,7 +32,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.access_tokens import AccessToken, AccessTokens
 from app.batches import Batch
 from app.db import Database, own_task
-from app.errors import InvalidGrant, InvalidToken, NoToken, NotFound, Reason, TemporarilyUnavailable
+from app.errors import InvalidGrant, InvalidToken, NotFound, NoToken, Reason, TemporarilyUnavailable
 from app.keys import Keys
 from app.models import Session, User, microseconds, moment, uuid7
 from app.passwords import Authenticated
@@ -332,7 +332,7 @@ class Sessions:
 
     @own_task
     async def _end_for_reuse(self, session_id: UUID, generation: int) -> Reason:
-        """Ends a session of which an old generation was presented; the reason it has ended for (maybe an earlier one)."""
+        """Ends a session of which an old generation was presented; the reason that it ended for, maybe earlier."""
         async with self._revocations.ending([session_id]) as ending:
             ending.ended |= await _end(
                 ending.tx, self._db.now(), "reuse_detected", Session.id == session_id, Session.generation > generation

@@ -1,8 +1,8 @@
 """Every knob of Keyturn: its type, unit, default and check, read once at start.
 
 Sources, the first that names a setting wins: environment (``KEYTURN_…``), ``.env`` in the working folder, the
-TOML file given with ``--config`` (or ``KEYTURN_CONFIG``), the default. A value may come from a file instead: ``KEYTURN_SECRET_FILE=/run/…``.
-Durations are whole seconds outside and ``timedelta`` inside.
+TOML file given with ``--config`` (or ``KEYTURN_CONFIG``), the default. A value may come from a file
+instead: ``KEYTURN_SECRET_FILE=/run/…``. Durations are whole seconds outside, ``timedelta`` inside.
 """
 
 from __future__ import annotations
@@ -193,30 +193,52 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _coherent(self) -> Self:
-        if self.database_url is not None and not re.match(
-            r"^(postgres(ql)?(\+asyncpg)?|sqlite\+aiosqlite)://", self.database_url.get_secret_value()
+        scheme = urlsplit(self.database_url.get_secret_value()).scheme if self.database_url else "postgresql"
+        issuer = urlsplit(self.issuer or "https://default")
+        for broken, rule in (
+            (
+                scheme not in {"postgres", "postgresql", "postgresql+asyncpg", "sqlite+aiosqlite"},
+                "DATABASE_URL must begin with postgresql:// (or be unset for SQLite)",
+            ),
+            (
+                self.redis is not None and urlsplit(self.redis).scheme not in {"redis", "rediss", "unix"},
+                "REDIS_URL must begin with redis:// or rediss:// (or be: none)",
+            ),
+            (
+                self.production and self.redis_url is None,
+                "REDIS_URL must be set with a Postgres DATABASE_URL (REDIS_URL=none: no Redis)",
+            ),
+            (
+                self.production and self.issuer is None,
+                "ISSUER must be set with a Postgres DATABASE_URL: the public URL of this service",
+            ),
+            (
+                self.production and self.secret is None,
+                "SECRET (or SECRET_FILE) must be set with a Postgres DATABASE_URL",
+            ),
+            (
+                issuer.scheme not in {"http", "https"} or not issuer.hostname or issuer.query or issuer.fragment,
+                "ISSUER must be a URL without query and fragment (RFC 8414 section 2)",
+            ),
+            (
+                self.retry_window * 3 > self.access_token_lifetime,
+                "RETRY_WINDOW must be at most a third of ACCESS_TOKEN_LIFETIME",
+            ),
+            (
+                self.refresh_token_lifetime < self.access_token_lifetime,
+                "REFRESH_TOKEN_LIFETIME must not be below ACCESS_TOKEN_LIFETIME",
+            ),
+            (
+                self.session_lifetime < self.refresh_token_lifetime,
+                "SESSION_LIFETIME must not be below REFRESH_TOKEN_LIFETIME",
+            ),
+            (
+                self.argon2_memory < 8 * self.argon2_lanes,
+                "ARGON2_MEMORY must be at least 8 KiB for each of ARGON2_LANES (RFC 9106 section 3.1)",
+            ),
         ):
-            raise ValueError("DATABASE_URL must begin with postgresql:// (or be unset for SQLite)")
-        if self.redis is not None and urlsplit(self.redis).scheme not in {"redis", "rediss", "unix"}:
-            raise ValueError("REDIS_URL must begin with redis:// or rediss:// (or be: none)")
-        if self.production and self.redis_url is None:
-            raise ValueError("REDIS_URL must be set with a Postgres DATABASE_URL (REDIS_URL=none: no Redis)")
-        if self.production and self.issuer is None:
-            raise ValueError("ISSUER must be set with a Postgres DATABASE_URL: the public URL of this service")
-        if self.production and self.secret is None:
-            raise ValueError("SECRET (or SECRET_FILE) must be set with a Postgres DATABASE_URL")
-        if self.issuer is not None:
-            url = urlsplit(self.issuer)
-            if url.scheme not in {"http", "https"} or not url.hostname or url.query or url.fragment:
-                raise ValueError("ISSUER must be a URL without query and fragment (RFC 8414 section 2)")
-        if self.retry_window * 3 > self.access_token_lifetime:
-            raise ValueError("RETRY_WINDOW must be at most a third of ACCESS_TOKEN_LIFETIME")
-        if self.refresh_token_lifetime < self.access_token_lifetime:
-            raise ValueError("REFRESH_TOKEN_LIFETIME must not be below ACCESS_TOKEN_LIFETIME")
-        if self.session_lifetime < self.refresh_token_lifetime:
-            raise ValueError("SESSION_LIFETIME must not be below REFRESH_TOKEN_LIFETIME")
-        if self.argon2_memory < 8 * self.argon2_lanes:
-            raise ValueError("ARGON2_MEMORY must be at least 8 KiB for each of ARGON2_LANES (RFC 9106 section 3.1)")
+            if broken:
+                raise ValueError(rule)
         for proxy in filter(None, self.trusted_proxies.split(",")):
             try:
                 ipaddress.ip_network(proxy.strip(), strict=False)

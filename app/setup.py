@@ -10,7 +10,6 @@ import base64
 import os
 import secrets
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from alembic import command
 from alembic.config import Config
@@ -22,9 +21,7 @@ from app.db import Database
 from app.errors import TemporarilyUnavailable
 from app.models import User
 from app.settings import SECRET_BYTES, ConfigurationError, Settings, make_data_dir, master_secret
-
-if TYPE_CHECKING:
-    from app.keyturn import Keyturn
+from app.users import Users
 
 ROOT = Path(__file__).parent.parent
 ADMINISTRATOR = "admin@localhost"
@@ -104,13 +101,13 @@ async def check_schema(db: Database) -> None:
         )
 
 
-async def first_administrator(keyturn: Keyturn) -> str | None:
+async def first_administrator(db: Database, users: Users) -> str | None:
     """Makes the first administrator of an embedded default without users; the initial password, told only here."""
-    async with keyturn.db.look() as connection:
+    async with db.look() as connection:
         if await connection.scalar(select(func.count()).select_from(User)):
             return None
     password = secrets.token_urlsafe(15)
-    await keyturn.users.create(ADMINISTRATOR, password, "admin", initial=True)
+    await users.create(ADMINISTRATOR, password, "admin", initial=True)
     return password
 
 

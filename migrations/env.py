@@ -9,11 +9,12 @@ import asyncio
 from typing import Any
 
 from alembic import context
+from sqlalchemy import Connection, pool, text
+from sqlalchemy.ext.asyncio import create_async_engine
+
 from app.db import sqlite_hooks
 from app.models import Base
 from app.settings import database_url_of_migrations
-from sqlalchemy import Connection, pool, text
-from sqlalchemy.ext.asyncio import create_async_engine
 
 _LOCK = 0x6B657900
 
