@@ -199,14 +199,15 @@ def _greeting(settings: Settings, password: str | None) -> str:
         else ""
     )
     post = f"curl -sS -H 'Content-Type: application/json' {url}/auth"
-    token = '{\\"refresh_token\\": \\"$(grep -o \'ktr_[A-Za-z0-9_-]*\' FILE)\\"}'
+    keep = "| tee /dev/stderr | grep -o 'ktr_[A-Za-z0-9_-]*')"
+    held = '-d "{\\"refresh_token\\": \\"$RT\\"}"'
     return f"""Keyturn on {url}, data in {settings.data_dir.absolute()}
 {made}
 Log in, refresh, log out:
 
-    {post}/login -d '{{"email": "{ADMINISTRATOR}", "password": "{shown}"}}' | tee answer.json
-    {post}/refresh -d "{old.replace("FILE", "answer.json")}" | tee next.json
-    {post}/logout -d "{old.replace("FILE", "next.json")}" -w '%{{http_code}}\n'
+    RT=$({post}/login -d '{{"email": "{ADMINISTRATOR}", "password": "{shown}"}}' {keep}
+    RT=$({post}/refresh {held} {keep}
+    {post}/logout {held} -w '%{{http_code}}\\n'
 """
 
 
