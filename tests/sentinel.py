@@ -35,13 +35,13 @@ class Ward:
         if user is not None:
             os.chown(self.folder, user, -1)
 
-    def run(self, command: list[str], cwd: str | None, environment: dict[str, str] | None, log: str) -> int:
+    def run(self, command: list[str], environment: dict[str, str] | None, log: str) -> int:
         if self.process and self.process.poll() is None:
             raise ChildProcessError(f"process {self.process.pid} still runs")
         with Path(log).open("ab") as output:
             self.process = subprocess.Popen(
                 command,
-                cwd=cwd or self.folder,
+                cwd=self.folder,
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -169,12 +169,11 @@ class Sentinel:
         command: Sequence[str | Path],
         *,
         log: Path | None = None,
-        cwd: Path | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> int:
-        """Start a process (stdout and stderr go to `log`, by default `log` in the folder) and return its id."""
-        where, to = str(cwd) if cwd else None, str(log or self.log)
-        return int(self._ask("run", [str(word) for word in command], where, environment and dict(environment), to))
+        """Start a process in the folder, its stdout and stderr going to `log`, and return its id."""
+        words, variables = [str(word) for word in command], None if environment is None else dict(environment)
+        return int(self._ask("run", words, variables, str(log or self.log)))
 
     @property
     def log(self) -> Path:

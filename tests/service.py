@@ -18,7 +18,10 @@ START = 20.0  # seconds until /readyz must have answered 200
 
 
 class Service:
-    """`python -m app serve`, started with exactly the environment given (and PATH and HOME)."""
+    """`python -m app serve`, started with exactly the environment given (and PATH, HOME and PYTHONPATH).
+
+    It works in an empty folder of its own, so that no `.env` of the developer's reaches it and what it writes goes too.
+    """
 
     port: int
     pid: int
@@ -42,6 +45,7 @@ class Service:
         """
         service = cls(Sentinel())
         basis = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        basis["PYTHONPATH"] = str(ROOT)
 
         def launch(port: int) -> None:
             service.port = port
@@ -49,9 +53,7 @@ class Service:
             os.close(descriptor)
             service.log = Path(log)
             arguments = [*command, "--port", str(port)]
-            service.pid = service._sentinel.run(
-                arguments, cwd=ROOT, environment={**basis, **environment}, log=service.log
-            )
+            service.pid = service._sentinel.run(arguments, environment={**basis, **environment}, log=service.log)
             service._wait_until_ready()
 
         try:

@@ -32,7 +32,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.end_headers()
 
-print(sorted(os.environ), flush=True)
+print(sorted(os.environ), os.listdir(), flush=True)
 if "FAIL" in os.environ:
     sys.exit("it does not start")
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[-1])), Handler).serve_forever()
@@ -321,6 +321,7 @@ def test_the_service_gets_the_environment_of_the_test_and_none_of_the_callers(
         assert "KEYTURN_DATA" in names
         assert "PATH" in names
         assert "KEYTURN_SECRET" not in names
+        assert names.endswith(" []")
         assert service.log.parent == tmp_path
         service.pause()
         with pytest.raises(TimeoutError):
