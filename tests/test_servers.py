@@ -28,8 +28,11 @@ STAND_IN = """
 import http.server, os, sys, time
 
 class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
     def do_GET(self):
         self.send_response(200)
+        self.send_header("Content-Length", "0")
         self.end_headers()
 
 print(sorted(os.environ), os.listdir(), flush=True)
