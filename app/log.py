@@ -12,8 +12,9 @@ import logging
 import logging.config
 import re
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Hashable, Mapping, MutableMapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import structlog
@@ -25,6 +26,7 @@ _SECRET_NAME = re.compile(r"(?:^|[_-])(?:passwords?|secrets?|tokens?|authorizati
 # Our refresh tokens and any JWT, wherever they stand. Only their own characters are matched, so a finished JSON line
 # stays JSON when they are cut out of it. A JWT whose signature was cut off is still one that says too much.
 _TOKEN = re.compile(r"ktr_[A-Za-z0-9_-]{20,}|eyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]{5,}(?:\.[A-Za-z0-9_-]*)*")
+_SEVERAL_WORDS = re.compile(r"[\s:=,]")  # without one of these, none of the following is there
 _IN_TEXT = (
     # A header field as text or as a pair of a repr; its value may hold spaces and "=", so the rest of the line goes.
     re.compile(r"""((?:authorization|cookie)["']?\s*[:=,]\s*)b?["']?[^"'\r\n]+["']?""", re.IGNORECASE),
@@ -58,12 +60,15 @@ def redact(value: Any) -> Any:
             return _redact_text(repr(value))
 
 
-def _names_a_secret(name: object) -> bool:
+@lru_cache(maxsize=1024)  # the names of a log are few
+def _names_a_secret(name: Hashable) -> bool:
     return _SECRET_NAME.search(name.decode("latin-1") if isinstance(name, bytes) else str(name)) is not None
 
 
 def _redact_text(text: str) -> str:
     text = redact_tokens(text)
+    if not _SEVERAL_WORDS.search(text):
+        return text
     for pattern in _IN_TEXT:
         text = pattern.sub(r"\1" + REDACTED, text)
     return text
@@ -102,9 +107,13 @@ def get_logger() -> structlog.typing.FilteringBoundLogger:
     return logger
 
 
+def bind(request_id: str) -> None:
+    """Puts the request's id on all further lines of this task and of those that it starts."""
+    structlog.contextvars.bind_contextvars(request_id=request_id)
+
+
 def configure(level: str = "info") -> None:
     """Logs from this level (``debug``, ``info``, ``warning``, ``error``) on; takes in ``logging`` and warnings."""
-    _configure_structlog(level)
     logging.config.dictConfig(logging_config(level))
     logging.captureWarnings(capture=True)
 
@@ -119,8 +128,8 @@ def logging_config(level: str = "info") -> dict[str, Any]:
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        # By name, because uvicorn hands the configuration to its worker processes.
-        "handlers": {"keyturn": {"()": "app.log.Handler"}},
+        # By name, because uvicorn hands the configuration to its worker processes. The level goes along for that too.
+        "handlers": {"keyturn": {"()": "app.log.Handler", "least": level}},
         "root": {"handlers": ["keyturn"], "level": least},
         "loggers": {
             "uvicorn": {"handlers": [], "level": level.upper(), "propagate": True},
@@ -131,7 +140,11 @@ def logging_config(level: str = "info") -> dict[str, Any]:
 
 
 class Handler(logging.Handler):
-    """Takes ``logging``'s records into the one form."""
+    """Takes ``logging``'s records into the one form. ``least`` is the level from which anything is logged."""
+
+    def __init__(self, least: str = "info") -> None:
+        super().__init__()
+        _configure_structlog(least)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Writes the record as a line. Never ``handleError``: that prints the arguments as they are."""
