@@ -117,6 +117,7 @@ class Edge:
         max_header: bytes of request line and header fields.
         body_timeout: from the end of the header fields to the end of the body.
         forms: path prefixes under which bodies are forms instead of JSON.
+        ignored: path prefixes under which a body is someone else's, bounded like any and not looked at.
     """
 
     def __init__(
@@ -127,12 +128,14 @@ class Edge:
         max_header: int = 64 * 1024,
         body_timeout: timedelta = timedelta(seconds=10),
         forms: tuple[str, ...] = ("/oauth/",),
+        ignored: tuple[str, ...] = ("/auth/verify",),
     ) -> None:
         self._app = app
         self._max_body = max_body
         self._max_header = max_header
         self._body_timeout = body_timeout.total_seconds()
         self._forms = forms
+        self._ignored = ignored
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves a request. Never raises."""
@@ -254,12 +257,13 @@ class Edge:
         Raises:
             Refusal: 400 or 415.
         """
-        if not body or scope["method"] not in _WITH_CONTENT:
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if not body or scope["method"] not in _WITH_CONTENT or path.startswith(self._ignored):
             return
         if fields.get(b"content-encoding", b"identity").lower() != b"identity":
             raise UnsupportedMediaType("Content-Encoding")
         media_type = fields.get(b"content-type", b"")
-        if scope["path"].removeprefix(scope.get("root_path", "")).startswith(self._forms):
+        if path.startswith(self._forms):
             if not _FORM.fullmatch(media_type):
                 raise UnsupportedMediaType(
                     "Content-Type", description="The request body must be application/x-www-form-urlencoded, UTF-8."

@@ -16,7 +16,7 @@ from app.edge import Edge
 from app.errors import InvalidRequest, MethodNotAllowed, NotFound, Refusal
 from app.keyturn import opened, running
 from app.routes import auth, health, well_known
-from app.routes.answers import Error
+from app.routes.answers import documented
 from app.settings import Settings, read
 
 
@@ -38,6 +38,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         title="Keyturn",
         summary="Sign in, refresh, log out, verify.",
         version=release(),
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         lifespan=lifespan,
         docs_url=None,  # the reference page that FastAPI brings loads its scripts from elsewhere
         redoc_url=None,
@@ -53,10 +54,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.exception_handler(HTTPException)(_starlette_refused)
     app.exception_handler(RequestValidationError)(_invalid)
     app.add_middleware(Edge)
-    documented = app.openapi
+    raw = app.openapi
 
     def openapi() -> dict[str, Any]:
-        return _cleaned(documented())
+        return documented(raw())
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to change the document
     return app
@@ -106,21 +107,3 @@ def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         case _:
             sentence = "The body must be a JSON object with the documented fields."
     return _refused(request, InvalidRequest(f"validation: {first['type']}", description=sentence))
-
-
-def _cleaned(document: dict[str, Any]) -> dict[str, Any]:
-    """The OpenAPI document as it is: refusals have the one shape, and there is no 422."""
-    schemas = document["components"]["schemas"]
-    for name in ("HTTPValidationError", "ValidationError"):
-        schemas.pop(name, None)
-    schemas.setdefault("Error", Error.model_json_schema())
-    refused = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-    for path in document["paths"].values():
-        for operation in path.values():
-            responses = operation["responses"]
-            responses.pop("422", None)
-            if "requestBody" in operation:
-                for status, sentence in (("413", "The body is too large."), ("415", "The body is not JSON.")):
-                    responses.setdefault(status, {"description": sentence, "content": refused})
-            responses.setdefault("default", {"description": "Refused, in the one shape.", "content": refused})
-    return document

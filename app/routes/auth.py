@@ -7,9 +7,11 @@ from datetime import datetime, timedelta
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Body, Depends, Query, Request, Response
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import to_json
 
 from app.access_tokens import AccessToken
 from app.errors import (
@@ -36,8 +38,17 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
 
-Email = Annotated[str, Field(max_length=1024, examples=["ada@example.com"])]
-Password = Annotated[str, Field(max_length=1024, repr=False, examples=["correct horse battery staple"])]
+Email = Annotated[str, Field(max_length=1024, examples=["ada@example.com"], json_schema_extra={"format": "email"})]
+Password = Annotated[
+    str,
+    Field(
+        max_length=1024,
+        repr=False,
+        description="8 to 1024 bytes of UTF-8 without NUL, compared as it is sent.",
+        examples=["correct horse battery staple"],
+        json_schema_extra={"format": "password"},
+    ),
+]
 RefreshToken = Annotated[
     str,
     Field(
@@ -131,6 +142,7 @@ class Claims(BaseModel):
 
     iss: str
     sub: str
+    aud: str | list[str]
     exp: int
     iat: int
     jti: str
@@ -227,8 +239,16 @@ async def refresh(request: Request, body: Refresh, keyturn: Parts) -> TokenAnswe
     return TokenAnswer.model_validate(tokens.body())
 
 
-@router.post("/logout", status_code=204, responses=refusals(InvalidRequest, InvalidGrant, TemporarilyUnavailable))
-async def logout(request: Request, keyturn: Parts, bearer: OptionalBearer, body: Logout = Logout()) -> Response:  # noqa: B008  # frozen by use: nobody writes to it
+@router.post(
+    "/logout",
+    status_code=204,
+    responses=refusals(InvalidRequest, InvalidGrant, TemporarilyUnavailable),
+    # The bearer token is optional. The body is too, but generated clients trip over one that may be left out.
+    openapi_extra={"security": [{}], "requestBody": {"required": True}},
+)
+async def logout(
+    request: Request, keyturn: Parts, bearer: OptionalBearer, body: Annotated[Logout, Body(default_factory=Logout)]
+) -> Response:
     """End the session of the refresh token, of the bearer token, or of both.
 
     When this answers, no access token of the session is accepted any more. Safe to repeat; an expired access token
@@ -240,6 +260,7 @@ async def logout(request: Request, keyturn: Parts, bearer: OptionalBearer, body:
 
 
 @router.get("/me", responses=refusals(InvalidRequest, InvalidToken, TemporarilyUnavailable))
+@router.api_route("/me", methods=["GET", "HEAD"], include_in_schema=False)
 async def me(session: Authorised, keyturn: Parts) -> MeAnswer:
     """Who is signed in."""
     user = await keyturn.users.find(str(session.user_id))
@@ -263,31 +284,57 @@ async def password(body: PasswordChange, session: Authorised, keyturn: Parts) ->
     return Response(status_code=204)
 
 
-@router.get("/verify", responses=refusals(InvalidRequest, InvalidToken, InsufficientScope, TemporarilyUnavailable))
+_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+_IDENTITY = {
+    name: {"schema": {"type": "string"}, "description": f"Claim `{claim}`."}
+    for name, claim in {
+        "X-Auth-Subject": "sub",
+        "X-Auth-Role": "role",
+        "X-Auth-Session": "sid",
+        "X-Auth-Scope": "scope",
+    }.items()
+}
+
+
+@router.get(
+    "/verify",
+    response_model=Claims,
+    responses={
+        200: {"headers": _IDENTITY},
+        **refusals(InvalidRequest, InvalidToken, InsufficientScope, TemporarilyUnavailable),
+    },
+)
+# These two are routed first (and so a 405 names all methods); the one above is for the document.
+@router.api_route("/verify", methods=_METHODS, include_in_schema=False)
+@router.api_route("/verify/{path:path}", methods=_METHODS, include_in_schema=False)
 async def verify(
     request: Request,
-    response: Response,
     keyturn: Parts,
     token: Bearer,
-    role: str | None = None,
-    scope: str | None = None,
-) -> Claims:
+    role: Annotated[list[str] | SkipJsonSchema[None], Query(description="The role that is needed.")] = None,
+    scope: Annotated[list[str] | SkipJsonSchema[None], Query(description="Scopes, separated by spaces.")] = None,
+) -> Response:
     """Whether an access token is good now: for resource servers and for proxies that ask before they pass a request on.
 
     Answers with the claims, and with `X-Auth-Subject`, `X-Auth-Role`, `X-Auth-Session` and, where there is one,
-    `X-Auth-Scope` for the proxy to hand on. `role` and `scope` (space-separated) ask for more: 403 where the token
-    does not cover it. Any method and any path below is answered in the same way.
+    `X-Auth-Scope` for the proxy to hand on. `role` and `scope` ask for more: 403 where the token does not cover it.
+    Any method and any path below is answered in the same way, whatever the body.
     """
     verified = await keyturn.sessions.verify(token)
     _log(request, verified.session_id)
+    try:
+        claims = to_json(verified.claims, inf_nan_mode="null")
+    except ValueError:
+        # Rightly signed, by someone who shares the key: lone surrogates, or nesting without end.
+        raise InvalidToken("claims that can't be written as JSON") from None
     granted = str(verified.claims.get("scope", "")).split()
-    if role is not None and role != verified.role:
+    # Each of several must hold: where a proxy appends the client's own query to its own, that can't widen anything.
+    if any(wanted != verified.role for wanted in role or ()):
         raise InsufficientScope("another role")
-    if scope is not None and not set(scope.split()) <= set(granted):
+    if not set(" ".join(scope or ()).split()) <= set(granted):
         raise InsufficientScope("scope not granted")
     # From the verified token alone, and only what is printable ASCII: no second header can be smuggled in.
-    response.headers.update(_identity(verified, granted))
-    return Claims.model_validate(verified.claims)
+    return Response(claims, media_type="application/json", headers=_identity(verified, granted))
 
 
 def _identity(token: AccessToken, scopes: list[str]) -> dict[str, str]:
@@ -299,9 +346,5 @@ def _identity(token: AccessToken, scopes: list[str]) -> dict[str, str]:
     }
     return {name: value for name, value in values.items() if value and value.isascii() and value.isprintable()}
 
-
-_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
-router.add_api_route("/verify", verify, methods=_METHODS[1:], include_in_schema=False, name="verify_any_method")
-router.add_api_route("/verify/{path:path}", verify, methods=_METHODS, include_in_schema=False, name="verify_below")
 
 assert PATTERN.fullmatch("ktr_" + "x" * 84), "the documented example has the form of a token"

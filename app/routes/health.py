@@ -12,6 +12,7 @@ from app.errors import TemporarilyUnavailable
 from app.keyturn import Keyturn
 from app.models import CacheFence
 from app.revocations import CacheState
+from app.routes.answers import HEADERS
 
 router = APIRouter(tags=["health"])
 
@@ -19,7 +20,7 @@ router = APIRouter(tags=["health"])
 class Health(BaseModel):
     """The process answers."""
 
-    status: Literal["ok"] = "ok"
+    status: Literal["ok"]
 
 
 class Readiness(BaseModel):
@@ -36,12 +37,17 @@ def _keyturn(request: Request) -> Keyturn:
 
 
 @router.get("/healthz")
+@router.api_route("/healthz", methods=["GET", "HEAD"], include_in_schema=False)
 async def healthz() -> Health:
     """Alive."""
-    return Health()
+    return Health(status="ok")
 
 
-@router.get("/readyz", responses={503: {"model": Readiness, "description": "The database is away."}})
+@router.get(
+    "/readyz",
+    responses={503: {"model": Readiness, "description": "The database is away.", "headers": HEADERS[503]}},
+)
+@router.api_route("/readyz", methods=["GET", "HEAD"], include_in_schema=False)
 async def readyz(response: Response, keyturn: Annotated[Keyturn, Depends(_keyturn)]) -> Readiness:
     """May take traffic."""
     cache = await keyturn.revocations.ping()
@@ -50,6 +56,7 @@ async def readyz(response: Response, keyturn: Annotated[Keyturn, Depends(_keytur
             await connection.scalar(select(CacheFence.epoch))
     except TemporarilyUnavailable:
         response.status_code = 503
+        response.headers["retry-after"] = "1"
         return Readiness(status="not ready", database="away", cache=cache)
     status: Literal["ready", "degraded"] = "ready" if cache in {"complete", "none"} else "degraded"
     return Readiness(status=status, database="ok", cache=cache)

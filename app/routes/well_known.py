@@ -17,6 +17,7 @@ class KeySetAnswer(BaseModel):
 
 
 @router.get("/jwks.json")
+@router.api_route("/jwks.json", methods=["GET", "HEAD"], include_in_schema=False)
 async def jwks(request: Request, response: Response) -> KeySetAnswer:
     """The public keys of access tokens. A new key stands here a minute before it signs."""
     response.headers["cache-control"] = "public, max-age=30"
