@@ -13,17 +13,19 @@ import ipaddress
 import os
 import re
 import tomllib
-from collections import Counter
 from collections.abc import Mapping
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from dotenv import dotenv_values
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 PREFIX = "KEYTURN_"
+
+_DATABASE_OPTIONS = {"host", "port", "ssl", "sslmode", "prepared_statement_cache_size"}
 
 LONGEST_ACCESS_TOKEN = timedelta(hours=1)
 """No setting makes a longer access token, and none is accepted. Revocations are remembered for this long whatever
@@ -41,17 +43,26 @@ class ConfigurationError(Exception):
 
 
 def _seconds(value: object) -> object:
-    if isinstance(value, str) and value.isascii() and value.isdigit():
-        return timedelta(seconds=int(value))
-    if isinstance(value, int) and not isinstance(value, bool):
-        return timedelta(seconds=value)
     if isinstance(value, timedelta):
         return value
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 12:  # noqa: PLR2004  # digits
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**12:  # what timedelta can hold
+        return timedelta(seconds=value)
     raise ValueError("must be a whole number of seconds")
 
 
 def _none(value: object) -> object:
     return None if value == "" else value
+
+
+def _url(value: object) -> object:
+    if isinstance(value, str):
+        try:
+            urlsplit(value).port  # noqa: B018  # looked at because that is when it is checked
+        except ValueError:  # its own message repeats a part of the value, which may be of the password
+            raise ValueError("is not a URL (in a user or password, write @ : / # as %40 %3A %2F %23)") from None
+    return _none(value)
 
 
 Seconds = Annotated[timedelta, BeforeValidator(_seconds)]
@@ -68,12 +79,12 @@ class Settings(BaseModel):
     )
     database_url: Annotated[
         SecretStr | None,
-        BeforeValidator(_none),
+        BeforeValidator(_url),
         Field(description="`postgresql://…` for production. Unset: SQLite in DATA_DIR."),
     ] = None
     redis_url: Annotated[
         SecretStr | None,
-        BeforeValidator(_none),
+        BeforeValidator(_url),
         Field(description="`redis://…` or `rediss://…`; `none`: the database answers always."),
     ] = None
     secret: Annotated[
@@ -85,6 +96,7 @@ class Settings(BaseModel):
     # Names in tokens
     issuer: Annotated[
         str | None,
+        BeforeValidator(_url),
         Field(description="`iss` of access tokens, this service's public URL. Required with Postgres."),
     ] = None
     audience: Annotated[
@@ -144,7 +156,7 @@ class Settings(BaseModel):
     ] = 32
 
     # Serving
-    host: Annotated[str, Field(description="Address to listen on.")] = "127.0.0.1"
+    host: Annotated[str, Field(min_length=1, description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on.")] = 8000
     workers: Annotated[int, Field(ge=1, le=64, description="Server processes.")] = 1
     root_path: Annotated[
@@ -181,10 +193,11 @@ class Settings(BaseModel):
 
     @property
     def sqlalchemy_url(self) -> str:
-        """The database's URL with the driver that Keyturn uses."""
+        """The database's URL with the driver that Keyturn uses, and that driver's name for libpq's ``sslmode``."""
         if self.database_url is None:
             return f"sqlite+aiosqlite:///{self.data_dir.absolute() / 'keyturn.db'}"
-        return re.sub(r"^(postgres(ql)?)(\+\w+)?://", "postgresql+asyncpg://", self.database_url.get_secret_value())
+        url = re.sub(r"^(postgres(ql)?)(\+\w+)?://", "postgresql+asyncpg://", self.database_url.get_secret_value())
+        return re.sub(r"([?&])sslmode=", r"\1ssl=", url)
 
     @property
     def secret_path(self) -> Path:
@@ -193,12 +206,16 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _coherent(self) -> Self:
-        scheme = urlsplit(self.database_url.get_secret_value()).scheme if self.database_url else "postgresql"
-        issuer = urlsplit(self.issuer or "https://default")
+        database = urlsplit(self.database_url.get_secret_value() if self.database_url else "postgresql:")
+        issuer = self.issuer or "https://default"
         for broken, rule in (
             (
-                scheme not in {"postgres", "postgresql", "postgresql+asyncpg", "sqlite+aiosqlite"},
+                database.scheme not in {"postgres", "postgresql", "postgresql+asyncpg", "sqlite+aiosqlite"},
                 "DATABASE_URL must begin with postgresql:// (or be unset for SQLite)",
+            ),
+            (
+                not parse_qs(database.query).keys() <= _DATABASE_OPTIONS,  # the driver knows a TypeError for others
+                f"DATABASE_URL: its options may be {', '.join(sorted(_DATABASE_OPTIONS))}",
             ),
             (
                 self.redis is not None and urlsplit(self.redis).scheme not in {"redis", "rediss", "unix"},
@@ -217,8 +234,8 @@ class Settings(BaseModel):
                 "SECRET (or SECRET_FILE) must be set with a Postgres DATABASE_URL",
             ),
             (
-                issuer.scheme not in {"http", "https"} or not issuer.hostname or issuer.query or issuer.fragment,
-                "ISSUER must be a URL without query and fragment (RFC 8414 section 2)",
+                not re.fullmatch(r"https?://[^\s?#@]+", issuer) or not urlsplit(issuer).hostname,
+                "ISSUER must be an http(s) URL without user, query and fragment (RFC 8414 section 2)",
             ),
             (
                 self.retry_window * 3 > self.access_token_lifetime,
@@ -266,15 +283,19 @@ def read(environ: Mapping[str, str] | None = None, *, config: Path | None = None
 
 def _sources(environ: Mapping[str, str], config: Path | None) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    config = config or (Path(environ[f"{PREFIX}CONFIG"]) if environ.get(f"{PREFIX}CONFIG") else None)
-    if config is not None:
+    try:
+        dotenv = dotenv_values(".env", interpolate=False)  # a password may hold a "${"
+    except (OSError, UnicodeDecodeError):
+        raise ConfigurationError(".env: can't be read as UTF-8 text") from None
+    named = environ.get(f"{PREFIX}CONFIG") or dotenv.get(f"{PREFIX}CONFIG")
+    if config := config or (Path(named) if named else None):
         try:
             values.update(_from_files(tomllib.loads(config.read_text(encoding="utf-8"))))
         except OSError as e:
             raise ConfigurationError(f"--config: can't be read ({e.strerror})") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError):
             raise ConfigurationError("--config: is not valid TOML") from None
-    for source in (dotenv_values(".env"), environ):
+    for source in (dotenv, environ):
         found = {name.removeprefix(PREFIX).lower(): v for name, v in source.items() if name.startswith(PREFIX)}
         found.pop("config", None)
         values.update(_from_files(found))
@@ -294,11 +315,12 @@ def _from_files(values: dict[str, Any]) -> dict[str, Any]:
             values[target] = path.read_text(encoding="utf-8").strip()
         except OSError as e:
             raise ConfigurationError(f"{PREFIX}{name.upper()}: can't be read ({e.strerror})") from None
-        except UnicodeDecodeError:
-            raise ConfigurationError(f"{PREFIX}{name.upper()}: is not a text file") from None
+        except (TypeError, ValueError):  # not a path (TOML has numbers), or not UTF-8
+            raise ConfigurationError(f"{PREFIX}{name.upper()}: is not the path of a text file") from None
     return values
 
 
+_HEX = re.compile(r"(?:[0-9A-Fa-f]{2})+")
 _SAMPLES = {"secret", "changeme", "change-me", "password", "keyturn", "example", "default", "insecure", "sample"}
 
 
@@ -313,23 +335,31 @@ def master_secret(text: str) -> bytes:
         raise ConfigurationError(
             f"{PREFIX}SECRET: must be at least 256 random bits as base64 or hex; make one with: openssl rand -base64 32"
         )
-    # 32 random bytes hold fewer than 16 distinct ones about once in 10**13; a typed or repeated text is caught.
-    # The printable test catches a passphrase that was encoded to look like key material.
-    repetitive = len(Counter(decoded)) < SECRET_BYTES // 2 or decoded == bytes(range(len(decoded)))
-    lowered = text.lower()
-    if (
-        repetitive
-        or (decoded.isascii() and decoded.decode().isprintable())
-        or any(word in lowered for word in _SAMPLES)
-    ):
+    # 32 random bytes hold fewer than 16 distinct ones about once in 10**13, and no two steps of a count are random.
+    repetitive = len(set(decoded)) < SECRET_BYTES // 2 or len({(b - a) % 256 for a, b in pairwise(decoded)}) == 1
+    if repetitive or _typed(text.strip(), decoded) or any(word in text.lower() for word in _SAMPLES):
         raise ConfigurationError(f"{PREFIX}SECRET: is not random; make one with: openssl rand -base64 32")
     # One fixed size for the key derivation, whatever was given.
     return hashlib.sha256(b"keyturn master secret\0" + decoded).digest()
 
 
+def _typed(text: str, decoded: bytes) -> bool:
+    """Whether it is a passphrase: encoded to look like key material, or typed in letters that pass for base64.
+
+    32 random bytes are readable text once in 10**10, their base64 has one case only once in 10**9 and fewer than 20
+    different characters once in 10**8.
+    """
+    try:
+        if "".join(decoded.decode().split()).isprintable():
+            return True
+    except UnicodeDecodeError:
+        pass
+    return not _HEX.fullmatch(text) and (text in {text.lower(), text.upper()} or len(set(text)) < 20)  # noqa: PLR2004
+
+
 def _decode(text: str) -> bytes | None:
     text = text.strip()
-    if re.fullmatch(r"(?:[0-9A-Fa-f]{2})+", text):
+    if _HEX.fullmatch(text):
         return bytes.fromhex(text)
     if re.fullmatch(r"[A-Za-z0-9+/_-]+={0,2}", text):
         try:

@@ -18,7 +18,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.exc import DBAPIError
 
 from app.db import Database
-from app.errors import TemporarilyUnavailable
+from app.errors import Conflict, TemporarilyUnavailable
 from app.models import User
 from app.settings import SECRET_BYTES, ConfigurationError, Settings, make_data_dir, master_secret
 from app.users import Users
@@ -41,28 +41,35 @@ def master_secret_of(settings: Settings) -> bytes:
             raise ConfigurationError(f"the master secret in {path} is open to others; chmod 600 it")
         return master_secret(path.read_text(encoding="ascii"))
     except FileNotFoundError:
-        raise ConfigurationError("there is no master secret: set KEYTURN_SECRET, or run keyturn serve once") from None
+        serve = "" if settings.database_url else ", or run keyturn serve once"
+        raise ConfigurationError(f"there is no master secret: set KEYTURN_SECRET{serve}") from None
     except (OSError, UnicodeDecodeError):
         raise ConfigurationError(f"the master secret in {path} can't be read") from None
 
 
 def make_secret(settings: Settings) -> bool:
-    """Makes the embedded default's master secret where there is none; True if it did."""
+    """Makes the embedded default's master secret where there is none; True if it did.
+
+    Raises:
+        ConfigurationError: it can't be written.
+    """
     path = settings.secret_path
     if settings.secret is not None or path.exists():
         return False
     # Written aside and linked: whoever starts at the same time sees the whole file or none.
     aside = path.with_name(f"secret.{secrets.token_hex(8)}")
-    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
-        file.write(base64.b64encode(os.urandom(SECRET_BYTES)).decode() + "\n")
-        file.flush()
-        os.fsync(file.fileno())
     try:
+        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+            file.write(base64.b64encode(os.urandom(SECRET_BYTES)).decode() + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         os.link(aside, path)
     except FileExistsError:
         return False
+    except OSError as e:
+        raise ConfigurationError(f"the master secret in {path} can't be written ({e.strerror})") from None
     finally:
-        aside.unlink()
+        aside.unlink(missing_ok=True)
     return True
 
 
@@ -71,10 +78,17 @@ def _alembic() -> Config:
 
 
 def migrate(settings: Settings) -> None:
-    """Brings the embedded database to this release's schema. Blocks; not for the event loop."""
+    """Brings the embedded database to this release's schema. Blocks; not for the event loop.
+
+    Raises:
+        ConfigurationError: the file can't be written, or is no database.
+    """
     config = _alembic()
     config.attributes["url"] = settings.sqlalchemy_url
-    command.upgrade(config, "head")
+    try:
+        command.upgrade(config, "head")
+    except DBAPIError as e:
+        raise ConfigurationError(f"the database can't be brought to this release's schema ({e.orig})") from None
 
 
 async def check_schema(db: Database) -> None:
@@ -83,7 +97,8 @@ async def check_schema(db: Database) -> None:
     A schema that is ahead is fine: migrations expand before they contract, so that two releases can share one.
 
     Raises:
-        ConfigurationError: the database can't be reached, or its schema is behind.
+        TemporarilyUnavailable: the database can't be reached.
+        ConfigurationError: it does not let us in, or its schema is behind.
     """
     scripts = ScriptDirectory.from_config(_alembic())
     head = scripts.get_current_head()
@@ -91,8 +106,12 @@ async def check_schema(db: Database) -> None:
         async with db.look() as connection:
             current = await connection.scalar(text("SELECT version_num FROM alembic_version"))
     except TemporarilyUnavailable as e:
-        raise ConfigurationError(f"the database can't be reached ({e.cause})") from None
-    except DBAPIError:
+        raise TemporarilyUnavailable(f"the database can't be reached ({e.cause})") from None
+    except DBAPIError as e:
+        # Only a table that is missing says that nothing was migrated; a wrong password or name says something else.
+        state = getattr(e.orig, "sqlstate", None)
+        if state not in {None, "42P01"}:
+            raise ConfigurationError(f"the database does not let us in (SQLSTATE {state})") from None
         current = None
     known = {script.revision for script in scripts.walk_revisions()}
     if current != head and (current is None or current in known):
@@ -107,7 +126,10 @@ async def first_administrator(db: Database, users: Users) -> str | None:
         if await connection.scalar(select(func.count()).select_from(User)):
             return None
     password = secrets.token_urlsafe(15)
-    await users.create(ADMINISTRATOR, password, "admin", initial=True)
+    try:
+        await users.create(ADMINISTRATOR, password, "admin", initial=True)
+    except Conflict:  # another first start at the same moment was faster, and tells the password
+        return None
     return password
 
 
