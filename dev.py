@@ -3,7 +3,7 @@
 python3 dev.py serve             starts the service (all options of `keyturn serve`)
 python3 dev.py test [...]        runs the tests (all options of pytest)
 python3 dev.py check             lint, format, types, imports
-python3 dev.py lock [--upgrade]  writes requirements.lock anew from pyproject.toml
+python3 dev.py lock [--upgrade]  writes both lock files anew from pyproject.toml
 python3 dev.py keyturn [...]     any other command of the service, such as `keyturn users list`
 """
 
@@ -26,8 +26,15 @@ CHECKS = (
     ("-m", "mypy"),
     ("-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"),
 )
-COMPILE = (
-    "pip compile --universal --generate-hashes --group dev pyproject.toml -o requirements.lock --python-version 3.11"
+COMPILE = "pip compile --quiet --universal --generate-hashes --python-version 3.11 pyproject.toml".split()
+LOCKS = (
+    ("--group", "dev", "-o", "requirements.lock"),
+    (
+        "-c",
+        "requirements.lock",
+        "-o",
+        "requirements.runtime.lock",
+    ),  # what the image installs: the same, less the tests'
 )
 
 
@@ -79,7 +86,7 @@ def _compile_lock(*options: str) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         uv = shutil.which("uv") or f"{folder}/bin/uv"
         ready = Path(uv).exists() or _pip_install(Path(folder), "uv")
-        return ready and _succeeds(uv, "--quiet", *COMPILE.split(), *options)
+        return ready and all(_succeeds(uv, *COMPILE, *lock, *options) for lock in LOCKS)
 
 
 def main(command: str = "--help", *options: str) -> None:
