@@ -26,7 +26,16 @@ CHECKS = (
     ("-m", "mypy"),
     ("-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"),
 )
-COMPILE = "pip compile --quiet --universal --generate-hashes --python-version 3.11 pyproject.toml".split()
+COMPILE = [
+    "pip",
+    "compile",
+    "--quiet",
+    "--universal",
+    "--generate-hashes",
+    "--python-version",
+    "3.11",
+    "pyproject.toml",
+]
 LOCKS = (
     ("--group", "dev", "-o", "requirements.lock"),
     (
@@ -34,7 +43,7 @@ LOCKS = (
         "requirements.lock",
         "-o",
         "requirements.runtime.lock",
-    ),  # what the image installs: the same, less the tests'
+    ),  # what the image installs
 )
 
 
