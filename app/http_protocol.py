@@ -19,10 +19,9 @@ from typing import Any, ClassVar, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from app.edge import UriTooLong
+from app.edge import MAX_TARGET, UriTooLong
 from app.errors import ContentTooLarge, HeaderFieldsTooLarge, InvalidRequest, MethodNotAllowed, Refusal, RequestTimeout
 
-_MAX_PARSED_TARGET = 65535  # beyond, httptools gives no path
 _MAX_FRAMING = 1024 * 1024  # a body within its limit, one byte a chunk, is less than half of this
 
 
@@ -81,7 +80,8 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
         else:
             if self._in_head:
                 if self._received > self.max_head:
-                    self._refuse(HeaderFieldsTooLarge("unfinished header block"))
+                    target = len(self.url) > MAX_TARGET
+                    self._refuse(UriTooLong("request target") if target else HeaderFieldsTooLarge("header block"))
             elif self._received > _MAX_FRAMING and self.reads_body:
                 # Chunk extensions and trailer fields are in no body's length.
                 self._refuse(ContentTooLarge("chunk framing"))
@@ -135,7 +135,7 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
         match error.__context__:
             case Refusal() as refusal:
                 return refusal
-            case httptools.HttpParserInvalidURLError() if len(self.url) > _MAX_PARSED_TARGET:
+            case httptools.HttpParserInvalidURLError() if len(self.url) > MAX_TARGET:
                 return UriTooLong("request target")
         if isinstance(error, httptools.HttpParserInvalidMethodError):
             return UnknownMethod("not a method of HTTP")
