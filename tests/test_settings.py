@@ -1,0 +1,403 @@
+"""What a set-up may be, and that a refused one is told in one line that repeats no value."""
+
+from __future__ import annotations
+
+import base64
+import os
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from app.settings import ConfigurationError, Settings, master_secret, read
+from tests.conftest import SECRET
+
+PRODUCTION = {
+    "KEYTURN_DATABASE_URL": "postgresql://keyturn:hunter2@db.example/keyturn",
+    "KEYTURN_REDIS_URL": "none",
+    "KEYTURN_ISSUER": "https://auth.example.com",
+    "KEYTURN_SECRET": SECRET,
+}
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def refused(environ: dict[str, str], *, naming: str, hiding: str = "", config: Path | None = None) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        read(environ, config=config)
+    line = str(caught.value)
+    assert naming in line
+    assert "\n" not in line
+    assert not hiding or hiding not in line
+    # Not in a traceback either: the validation error, which knows all values, is not shown with it.
+    assert not hiding or hiding not in "".join(traceback.format_exception(caught.value))
+    return line
+
+
+def test_without_any_setting_there_is_an_embedded_default() -> None:
+    settings = read({})
+    assert settings == Settings()
+    assert not settings.production
+    assert settings.sqlalchemy_url.startswith("sqlite+aiosqlite:///")
+
+
+@pytest.mark.parametrize("name", ["KEYTURN_RETRY_WINDOWS", "KEYTURN_", "KEYTURN_SECRETS", "KEYTURN_PRODUCTION"])
+def test_an_unknown_variable_is_refused_by_name_and_without_its_value(name: str) -> None:
+    line = refused({name: "hunter2"}, naming=name, hiding="hunter2")
+    assert "there is no such setting" in line
+
+
+def test_a_variable_of_someone_else_is_not_ours_to_judge() -> None:
+    assert read({"KEYTURNS": "x", "PATH": "/bin", "HOST": "elsewhere"}) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("ACCESS_TOKEN_LIFETIME", ["29", "3601", "-1", "15m", "1e3", "900.5", "٩٠٠", "", " 900", "9" * 30, "9" * 5000]),
+        ("REFRESH_TOKEN_LIFETIME", ["59", "31622401", "0"]),
+        ("SESSION_LIFETIME", ["59", "316224001"]),
+        ("RETRY_WINDOW", ["301", "-1", "x"]),
+        ("VERIFY_WITHOUT_DATABASE", ["901", "-1"]),
+        ("REGISTRATION", ["perhaps", "2", ""]),
+        ("ARGON2_MEMORY", ["7", "1048577", "64M"]),
+        ("ARGON2_PASSES", ["0", "65"]),
+        ("ARGON2_LANES", ["0", "17"]),
+        ("HASHING_SLOTS", ["0", "65"]),
+        ("HASHING_QUEUE", ["-1", "10001"]),
+        ("PORT", ["-1", "65536", "http"]),
+        ("WORKERS", ["0", "65"]),
+        ("HOST", [""]),
+        ("ROOT_PATH", ["keyturn", "/keyturn/", "/a?b", "/a b"]),
+        ("TRUSTED_PROXIES", ["10.0.0.0/33", "proxy.example", "10.0.0.1;10.0.0.2"]),
+        ("DATABASE_POOL", ["1", "201"]),
+        ("LOG_LEVEL", ["loud", "INFO "]),
+        ("SIGNING_ALGORITHM", ["none", "RS256", "hs256"]),
+        ("AUDIENCE", ["", "a" * 256]),
+        ("CLIENT_ID", ["", "a b", "é", "x" * 65]),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(name: str, values: list[str]) -> None:
+    for value in values:
+        refused({f"KEYTURN_{name}": value}, naming=f"KEYTURN_{name}", hiding=value if len(value) > 9 else "")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "read_as"),
+    [
+        ("access_token_lifetime", "30", timedelta(seconds=30)),
+        ("access_token_lifetime", "3600", timedelta(hours=1)),
+        ("retry_window", "0", timedelta(0)),
+        ("retry_window", "300", timedelta(minutes=5)),
+        ("verify_without_database", "0", timedelta(0)),
+        ("registration", "true", True),
+        ("port", "0", 0),
+        ("port", "65535", 65535),
+        ("root_path", "/a/b", "/a/b"),
+        ("trusted_proxies", "10.0.0.0/8, ::1", "10.0.0.0/8, ::1"),
+    ],
+)
+def test_the_ends_of_each_range_belong_to_it(name: str, value: str, read_as: object) -> None:
+    more = {"KEYTURN_RETRY_WINDOW": "0"} if value == "30" else {}
+    assert getattr(read({**more, f"KEYTURN_{name.upper()}": value}), name) == read_as
+
+
+@pytest.mark.parametrize(
+    ("settings", "naming"),
+    [
+        ({"RETRY_WINDOW": "60", "ACCESS_TOKEN_LIFETIME": "179"}, "RETRY_WINDOW must be at most a third"),
+        ({"REFRESH_TOKEN_LIFETIME": "899"}, "REFRESH_TOKEN_LIFETIME must not be below ACCESS_TOKEN_LIFETIME"),
+        ({"SESSION_LIFETIME": "604799"}, "SESSION_LIFETIME must not be below REFRESH_TOKEN_LIFETIME"),
+        ({"ARGON2_MEMORY": "31", "ARGON2_LANES": "4"}, "ARGON2_MEMORY must be at least 8 KiB for each"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings: dict[str, str], naming: str) -> None:
+    refused({f"KEYTURN_{name}": value for name, value in settings.items()}, naming=f"KEYTURN_{naming}")
+
+
+def test_a_rule_between_settings_holds_at_its_edge() -> None:
+    assert read({"KEYTURN_RETRY_WINDOW": "60", "KEYTURN_ACCESS_TOKEN_LIFETIME": "180"}).retry_window.seconds == 60
+
+
+@pytest.mark.parametrize("missing", ["REDIS_URL", "ISSUER", "SECRET"])
+def test_nothing_is_invented_beside_a_postgres(missing: str) -> None:
+    name = f"KEYTURN_{missing}"
+    line = refused({n: v for n, v in PRODUCTION.items() if n != name}, naming=f"{name} ", hiding="hunter2")
+    assert "must be set" in line
+    refused({**PRODUCTION, name: ""}, naming=f"{name} ", hiding="hunter2")
+    assert read(PRODUCTION).production
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql://u:hunter2@h/db",
+        "sqlite:///hunter2.db",
+        "postgresql+psycopg://u:hunter2@h/db",
+        "hunter2",
+        "postgresql://u:hunter2@h:port/db",
+        "postgresql://u:hunter2#@h/db",
+        "postgresql://u:hunter2@[zz/db",
+        "postgresql://u:hunter2@h/db?target_session_attrs=hunter2",
+    ],
+)
+def test_a_database_url_that_no_driver_can_use_is_refused(url: str) -> None:
+    refused({**PRODUCTION, "KEYTURN_DATABASE_URL": url}, naming="KEYTURN_DATABASE_URL", hiding="hunter2")
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ("postgres://u:p@h/db", "postgresql+asyncpg://u:p@h/db"),
+        ("postgresql://u:p@h/db", "postgresql+asyncpg://u:p@h/db"),
+        ("postgresql+asyncpg://u:p@h/db", "postgresql+asyncpg://u:p@h/db"),
+        ("postgresql://u:p@h/db?sslmode=require", "postgresql+asyncpg://u:p@h/db?ssl=require"),
+        ("postgresql://u@/db?host=/run/pg&sslmode=disable", "postgresql+asyncpg://u@/db?host=/run/pg&ssl=disable"),
+    ],
+)
+def test_urls_as_platforms_hand_them_out_reach_the_one_driver(given: str, used: str) -> None:
+    assert read({**PRODUCTION, "KEYTURN_DATABASE_URL": given}).sqlalchemy_url == used
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["memcached://hunter2", "hunter2", "redis://:hunter2\u2100@h", "redis://:hunter2@[abc]/0", "redis://h:hunter2"],
+)
+def test_a_redis_url_that_is_none_is_refused(url: str) -> None:
+    refused({"KEYTURN_REDIS_URL": url}, naming="KEYTURN_REDIS_URL", hiding="hunter2")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "auth.example.com",
+        "ftp://a.example",
+        "https://",
+        "https://a.example/?x=1",
+        "https://a.example/?",
+        "https://a.example/#x",
+        "https://ada:hunter2@a.example",
+        "https://hunter2 .example",
+        "https://a.example:hunter2",
+        "https://[hunter2]/",
+    ],
+)
+def test_an_issuer_is_a_url_without_user_query_and_fragment(url: str) -> None:
+    refused({"KEYTURN_ISSUER": url}, naming="KEYTURN_ISSUER", hiding="hunter2")
+
+
+def test_a_value_may_come_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "url"
+    file.write_text("postgresql://u:p@h/db\n")
+    environ = {**PRODUCTION, "KEYTURN_DATABASE_URL_FILE": str(file)}
+    del environ["KEYTURN_DATABASE_URL"]
+    assert read(environ).sqlalchemy_url == "postgresql+asyncpg://u:p@h/db"
+
+
+def _missing(file: Path) -> None:
+    assert not file.exists()
+
+
+def _folder(file: Path) -> None:
+    file.mkdir()
+
+
+def _binary(file: Path) -> None:
+    file.write_bytes(b"hunter2\xff")
+
+
+def _open_to_everyone(file: Path) -> None:
+    file.write_text(SECRET)
+    file.chmod(0o604)
+
+
+def _empty(file: Path) -> None:
+    file.write_text("\n")
+    file.chmod(0o600)
+
+
+@pytest.mark.parametrize("made", [_missing, _folder, _binary, _open_to_everyone])
+def test_a_secret_file_that_is_no_good_is_refused(tmp_path: Path, made: Callable[[Path], None]) -> None:
+    file = tmp_path / "master"
+    made(file)
+    if file.is_file() and made is not _open_to_everyone:
+        file.chmod(0o600)
+    refused({"KEYTURN_SECRET_FILE": str(file)}, naming="KEYTURN_SECRET_FILE: ", hiding="hunter2")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
+def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "master"
+    file.write_text(SECRET)
+    file.chmod(0)
+    refused({"KEYTURN_SECRET_FILE": str(file)}, naming="KEYTURN_SECRET_FILE: can't be read", hiding=SECRET)
+
+
+def test_a_secret_file_for_its_owner_alone_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "master"
+    file.write_text(SECRET + "\n")
+    file.chmod(0o600)
+    secret = read({"KEYTURN_SECRET_FILE": str(file)}).secret
+    assert secret is not None
+    assert secret.get_secret_value() == SECRET
+
+
+def test_an_empty_secret_file_is_no_secret(tmp_path: Path) -> None:
+    file = tmp_path / "master"
+    _empty(file)
+    environ = {**PRODUCTION, "KEYTURN_SECRET_FILE": str(file)}
+    del environ["KEYTURN_SECRET"]
+    refused(environ, naming="KEYTURN_SECRET (or SECRET_FILE) must be set")
+
+
+def test_a_value_and_its_file_at_once_are_refused(tmp_path: Path) -> None:
+    environ = {"KEYTURN_SECRET": SECRET, "KEYTURN_SECRET_FILE": str(tmp_path / "x")}
+    assert "use one of them" in refused(environ, naming="KEYTURN_SECRET_FILE: KEYTURN_SECRET is set too", hiding=SECRET)
+
+
+def test_a_setting_comes_from_the_first_source_that_names_it(tmp_path: Path) -> None:
+    config = tmp_path / "keyturn.toml"
+    config.write_text('port = 1001\nhost = "10.0.0.1"\nworkers = 3\nlog_level = "error"\n')
+    (tmp_path / ".env").write_text("KEYTURN_PORT=1002\nKEYTURN_HOST=10.0.0.2\nKEYTURN_WORKERS=4\nOTHER=1\n")
+    environ = {"KEYTURN_CONFIG": str(config), "KEYTURN_PORT": "1003", "KEYTURN_HOST": "10.0.0.3"}
+    settings = read(environ, port=1004)
+    assert (settings.port, settings.host, settings.workers, settings.log_level) == (1004, "10.0.0.3", 4, "error")
+    assert settings.access_token_lifetime == timedelta(seconds=900)
+    # A `.env` may name the file too.
+    (tmp_path / ".env").write_text(f"KEYTURN_CONFIG={config}\n")
+    assert read({}).port == 1001
+
+
+def test_what_stands_in_a_dotenv_is_taken_as_it_stands(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("KEYTURN_DATABASE_URL='postgresql://u:${HOME}@h/db'\n")
+    (tmp_path / ".env").chmod(0o600)
+    environ = {name: value for name, value in PRODUCTION.items() if name != "KEYTURN_DATABASE_URL"}
+    assert read(environ).sqlalchemy_url == "postgresql+asyncpg://u:${HOME}@h/db"
+
+
+@pytest.mark.parametrize(
+    ("content", "naming"),
+    [
+        (b"KEYTURN_RETRY_WINDOWS=hunter2\n", "KEYTURN_RETRY_WINDOWS: there is no such setting"),
+        (b"KEYTURN_PORT=hunter2\n", "KEYTURN_PORT: "),
+        (b"KEYTURN_PORT\n", "KEYTURN_PORT: "),
+        (b"KEYTURN_SECRET_FILE\n", "KEYTURN_SECRET_FILE: "),
+        (b"KEYTURN_CLIENT_ID=hunter2\xff\n", ".env: "),
+    ],
+)
+def test_a_dotenv_is_held_to_the_same_rules(tmp_path: Path, content: bytes, naming: str) -> None:
+    (tmp_path / ".env").write_bytes(content)
+    refused({}, naming=naming, hiding="hunter2")
+
+
+@pytest.mark.parametrize(
+    ("content", "naming"),
+    [
+        (b"retry_windows = 'hunter2'", "KEYTURN_RETRY_WINDOWS: there is no such setting"),
+        (b"port = 'hunter2'", "KEYTURN_PORT: "),
+        (b"registration = 'hunter2'", "KEYTURN_REGISTRATION: "),
+        (b"retry_window = 1.5", "KEYTURN_RETRY_WINDOW: "),
+        (b"retry_window = true", "KEYTURN_RETRY_WINDOW: "),
+        (b"retry_window = 9223372036854775807", "KEYTURN_RETRY_WINDOW: "),
+        (b"secret = 20261231", "KEYTURN_SECRET: "),
+        (b"secret_file = 5", "KEYTURN_SECRET_FILE: "),
+        (b'secret_file = "hunter2\\u0000"', "KEYTURN_SECRET_FILE: "),
+        (b"[keyturn]\nport = 1", "KEYTURN_KEYTURN: there is no such setting"),
+        (b"port = hunter2", "--config: is not valid TOML"),
+        (b"host = '\xff'", "--config: is not valid TOML"),
+    ],
+)
+def test_a_toml_file_is_held_to_the_same_rules(tmp_path: Path, content: bytes, naming: str) -> None:
+    config = tmp_path / "keyturn.toml"
+    config.write_bytes(content)
+    refused({}, naming=naming, hiding="hunter2", config=config)
+
+
+def test_a_config_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    refused({"KEYTURN_CONFIG": str(tmp_path / "none.toml")}, naming="--config: can't be read (No such file")
+
+
+def b64(raw: bytes) -> str:
+    return base64.b64encode(raw).decode()
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "",
+        "hunter2",
+        "changeme",
+        SECRET[:40],
+        os.urandom(31).hex(),
+        b64(os.urandom(31)),
+        "not base64 at all, and long enough to hold a lot of bits!",
+        "\udcff" * 50,
+        # repetitive
+        "a" * 64,
+        "deadbeef" * 8,
+        "0123456789abcdef" * 4,
+        b64(bytes(32)),
+        b64(b"\xff" * 64),
+        b64(os.urandom(8) * 8),
+        # counted
+        bytes(range(32)).hex(),
+        bytes(range(1, 65)).hex(),
+        bytes(range(255, 215, -1)).hex(),
+        b64(bytes(i * 7 % 256 for i in range(40))),
+        # sample and default
+        "changeme" + SECRET,
+        "Your-Secret-" + SECRET[:-1],
+        "KEYTURN" + SECRET[:-1],
+        SECRET[:-1] + "Insecure",
+        # passphrases: encoded, or of base64's letters
+        b64(b"correct horse battery staple and four more words"),
+        b64(b"correct horse battery staple and four more words\n"),
+        b"correct horse battery staple and four more words".hex(),
+        b64("fünf große Bären aßen äußerst süße Möhren in Köln".encode()),
+        "correcthorsebatterystaplecorrecthorsebatterystaple",
+        "thequickbrownfoxjumpsoverthelazydogandthenrunsawayquickly",
+        "THEQUICKBROWNFOXJUMPSOVERTHELAZYDOGANDTHENRUNSAWAYQUICKLY",
+        "Correct-Horse-Battery-Staple-Correct-Horse-9",
+    ],
+)
+def test_a_weak_master_secret_is_refused_and_not_repeated(secret: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        master_secret(secret)
+    line = str(caught.value)
+    assert line.startswith("KEYTURN_SECRET: ")
+    assert "openssl rand -base64 32" in line
+    assert not secret or secret not in line
+    assert "\n" not in line
+
+
+def test_random_master_secrets_are_accepted_in_every_spelling() -> None:
+    for size in (32, 33, 48, 64, 256):
+        for _ in range(40):
+            raw = os.urandom(size)
+            spellings = {
+                raw.hex(),
+                raw.hex().upper(),
+                b64(raw),
+                b64(raw).rstrip("="),
+                base64.urlsafe_b64encode(raw).decode(),
+                f"{b64(raw)}\n",
+            }
+            assert len({master_secret(spelling) for spelling in spellings}) == 1
+
+
+def test_a_master_secret_becomes_one_size_and_not_another_ones() -> None:
+    first, second = os.urandom(32), os.urandom(48)
+    assert len(master_secret(b64(first))) == len(master_secret(b64(second))) == 32
+    assert master_secret(b64(first)) != master_secret(b64(second)) != first
+
+
+def test_no_repr_shows_a_secret() -> None:
+    settings = read({**PRODUCTION, "KEYTURN_REDIS_URL": "redis://:hunter2@h"})
+    for text in (repr(settings), str(settings), settings.model_dump_json()):
+        assert "hunter2" not in text
+        assert SECRET not in text
