@@ -302,3 +302,19 @@ def test_pyjwt_itself_accepts_what_we_sign() -> None:
     assert jwt.decode(
         signed(tokens()), HS256.signing, algorithms=["HS256"], audience=GOOD["aud"], options={"verify_exp": False, "verify_iat": False}
     ) == GOOD  # fmt: skip
+
+
+def test_the_longest_lifetime_and_the_leeway_of_nbf_are_exact() -> None:
+    tokens().verify(forged(GOOD | {"exp": GOOD["iat"] + 3600}), NOW)
+    tokens().verify(forged(GOOD | {"nbf": GOOD["iat"] + 5}), NOW)
+
+
+def test_every_refusal_has_a_cause_for_the_log() -> None:
+    causes = {
+        refused(forged({})), refused(forged(GOOD | {"exp": 1.5})), refused(forged(GOOD | {"nbf": GOOD["iat"] + 6})),
+        refused(forged(GOOD | {"sid": "x"})), refused(forged(GOOD | {"sid": SESSION.hex})),
+        refused(forged(GOOD | {"exp": GOOD["iat"] + 3601})), refused(forged(), NOW + timedelta(days=1), "token_expired"),
+        refused("x"), refused(forged(raw=b"[]")), refused(forged(header={})), refused(forged(GOOD | {"role": 1})),
+    }  # fmt: skip
+    assert len(causes) == 11
+    assert all(causes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hmac
 import os
 from uuid import UUID
 
@@ -109,3 +110,25 @@ def test_no_secret_is_in_a_repr() -> None:
         assert repr(secret)[2:-1] not in shown
         assert secret.hex() not in shown
     assert token.text not in shown
+
+
+def test_the_derivation_is_the_same_in_every_release() -> None:
+    """A known answer: tokens of one release must work in the next, and retries be answered across both."""
+    key = RefreshKey.derive(7, bytes(range(32)))
+    token = RefreshToken(key, UUID("018f0000-0000-7000-8000-000000000001"), 41, bytes(range(100, 132)))
+    assert token.text == "ktr_BwGPAAAAAHAAgAAAAAAAAAEAAAApZGVmZ2hpamtsbW5vcHFyc3R1dnd4eXp7fH1-f4CBgoM2k8XDfUA48ChQ"
+    assert token.digest.hex() == "3b91934d199386ccd3e805fac9e209ea8370651ffba148e5edda2fb0e2ed108e"
+    assert token.successor(key).text == (
+        "ktr_BwGPAAAAAHAAgAAAAAAAAAEAAAAq2ocelxB840IJ2B92JguEM2autNoI7S7OZqdlyr2dB5OkNp_nvqCQFkrV"
+    )
+    # The same by the standards' own means: RFC 5869, RFC 2104.
+    for label, derived in ((b"successor", key.next_key), (b"tag", key.tag_key)):
+        pseudorandom = hmac.digest(bytes(32), bytes(range(32)), "sha256")
+        assert derived == hmac.digest(pseudorandom, b"keyturn refresh token " + label + b"\x01", "sha256")
+    message = token.session_id.bytes + (42).to_bytes(4) + token.secret
+    assert token.successor(key).secret == hmac.digest(key.next_key, message, "sha256")
+
+
+def test_a_session_begins_at_generation_zero_with_32_random_bytes() -> None:
+    token = issue(RefreshKey.derive(7, bytes(range(32))), uuid7())
+    assert (token.generation, len(token.secret), len(token.text)) == (0, 32, 88)
