@@ -35,9 +35,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
@@ -51,7 +51,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.batches import Batch
-from app.db import Database, keep, monotonic
+from app.db import TIME_LIMIT, Database, keep, monotonic
 from app.errors import InvalidToken, Reason, TemporarilyUnavailable
 from app.models import CacheFence, Session
 from app.settings import LEEWAY, LONGEST_ACCESS_TOKEN, Settings
@@ -100,7 +100,7 @@ def _name(session_id: UUID) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A Redis server as it was when this connection was made. `identity` is None where it has none to tell."""
+    """A Redis server as it described itself. `identity` is None where it has none to tell."""
 
     run_id: str
     replication_id: str
@@ -147,7 +147,7 @@ class Revocations:
         self._state = ""
         self._lookups = Batch(self._look_up, in_flight=2)
         self._questions = Batch(self._ask_redis, most=512, queue_limit=READ_LIMIT)
-        self._reads: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     # -- verify
 
@@ -228,9 +228,15 @@ class Revocations:
         self._ended[session_id] = (reason, monotonic() + REMEMBERED_FOR.total_seconds())
 
     async def _ask_redis(self, ids: Sequence[UUID]) -> Sequence[tuple[Server, str | None, bool]]:
-        server, (replies,) = await self._command([("MGET", _MARKER, *(_name(i) for i in ids))], limit=ACKNOWLEDGE_LIMIT)
-        marker, *keys = replies
+        server, (marker, *keys) = await self._read(_MARKER, *(_name(i) for i in ids))
         return [(server, marker.decode() if marker else None, key is not None) for key in keys]
+
+    async def _read(self, *names: str) -> tuple[Server, list[bytes | None]]:
+        """Values at one moment, and the server as it described itself afterwards: identities never come back."""
+        server, (values, replication, memory) = await self._command(
+            [("MGET", *names), ("INFO", "replication"), ("INFO", "memory")], limit=ACKNOWLEDGE_LIMIT
+        )
+        return replace(server, replication_id=_replication_id(replication), evicts=_evicts(_fields(memory))), values
 
     # -- end
 
@@ -322,12 +328,16 @@ class Revocations:
             for session_id, (_, until) in list(self._ended.items())[:_CHUNK]:
                 if until < monotonic():
                     del self._ended[session_id]
-            read = asyncio.create_task(self.read_fence())
-            self._reads.add(read)
-            read.add_done_callback(self._reads.discard)
+            self._start(self.read_fence())
             if self._redis is not None and (rebuild is None or rebuild.done()):
-                rebuild = asyncio.create_task(self._keep_complete())
+                rebuild = self._start(self._keep_complete())
             await asyncio.sleep(READ_EVERY.total_seconds())
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def read_fence(self) -> None:
         """Reads the fence once; a failure is evidence that the database is away, and raises nothing."""
@@ -451,14 +461,16 @@ class Revocations:
         if self._redis is None:
             return "none"
         try:
-            server, (marker,) = await self._command([("GET", _MARKER)], limit=ACKNOWLEDGE_LIMIT)
+            server, (marker,) = await self._read(_MARKER)
         except TemporarilyUnavailable:
             return "away"
         known = self._believes(server, marker.decode() if marker else None, monotonic(), VOUCHES_FOR)
         return "complete" if known else "not complete"
 
     async def close(self) -> None:
-        """Closes the connections."""
+        """Lets a reading or rebuild under way end (it would open again what is closed), then closes the connections."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=TIME_LIMIT.total_seconds())
         if self._redis is not None:
             with suppress(RedisError, OSError):
                 await self._redis.aclose()
@@ -479,7 +491,7 @@ def _pool(url: str) -> redis_asyncio.ConnectionPool:
 
 
 async def _greet(connection: AbstractConnection) -> None:
-    """Runs when a connection is made: whatever it answers later was answered by the server found here."""
+    """Runs when a connection is made: whatever it answers later is answered by the process found here."""
     await connection.on_connect()
     found: dict[str, str] = {}
     for section in ("server", "replication", "memory"):
