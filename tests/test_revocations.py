@@ -1,0 +1,690 @@
+"""Ended sessions between two instances of Keyturn, on one PostgreSQL and a real Redis, in one process.
+
+The instances stand still: the fence is read, and Redis made complete, only where a test says so. What happens when
+servers and processes fail under traffic is in tests/test_redis_faults.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from redis import asyncio as redis_asyncio
+from redis.exceptions import OutOfMemoryError
+from sqlalchemy import event, insert, select, text, update
+
+from app import revocations
+from app.errors import InvalidToken, Reason, TemporarilyUnavailable
+from app.keyturn import Keyturn, opened
+from app.models import CacheFence, Session, uuid7
+from app.revocations import CLAIM_AFTER, REMEMBERED_FOR, SETTLES_IN, VOUCHES_FOR
+from app.sessions import Tokens
+from tests.conftest import Opener, a_user, settings_of, time_passes
+from tests.servers import Redis
+
+MARKER = "{keyturn}:complete"
+KEYS = "{keyturn}:revoked:"
+SECOND = timedelta(seconds=1)
+
+
+@pytest.fixture
+def engine() -> str:
+    return "postgres"
+
+
+@pytest.fixture(scope="module")
+def own_redis() -> Iterator[Redis]:
+    with Redis.start() as server:
+        yield server
+
+
+@pytest.fixture
+async def cache(own_redis: Redis) -> AsyncIterator[redis_asyncio.Redis]:
+    """Looks into Redis past Keyturn. Empty at first."""
+    async with redis_asyncio.Redis.from_url(own_redis.url(9), decode_responses=True) as client:
+        await client.flushdb()
+        yield client
+
+
+@asynccontextmanager
+async def instance(database_url: str, redis_url: str | None, **settings: Any) -> AsyncIterator[Keyturn]:
+    """A Keyturn that does nothing by itself."""
+    async with opened(settings_of(database_url, redis_url, **settings)) as keyturn:
+        await keyturn.keys.make_first()
+        await keyturn.keys.load()
+        await keyturn.revocations.read_fence()
+        yield keyturn
+
+
+class Pair:
+    """Two instances; `here` is where sessions end, `there` is asked."""
+
+    def __init__(self, here: Keyturn, there: Keyturn) -> None:
+        self.here, self.there = here, there
+
+    async def settle(self) -> None:
+        """Redis is complete, both know it, and no older reading vouches any more."""
+        await keep_complete(self.here)
+        await read(self.here, self.there)
+        fence = self.here.revocations._fence
+        assert fence is not None
+        self.here.revocations._fence = replace(fence, known_since=fence.known_since - SETTLES_IN.total_seconds())
+        assert await self.here.revocations.ping() == await self.there.revocations.ping() == "complete"
+
+
+@pytest.fixture
+async def pair(database_url: str, own_redis: Redis, cache: object) -> AsyncIterator[Pair]:
+    async with (
+        instance(database_url, own_redis.url(9)) as here,
+        instance(database_url, own_redis.url(9)) as there,
+    ):
+        pair = Pair(here, there)
+        await pair.settle()
+        yield pair
+
+
+async def read(*keyturns: Keyturn) -> None:
+    for keyturn in keyturns:
+        await keyturn.revocations.read_fence()
+
+
+async def keep_complete(keyturn: Keyturn) -> None:
+    """What the instance does twice a second."""
+    await keyturn.revocations.read_fence()
+    await keyturn.revocations._keep_complete()
+    await keyturn.revocations._keep_complete()  # the first may only have dropped old connections
+
+
+async def a_session(keyturn: Keyturn) -> Tokens:
+    return await keyturn.sessions.start(await a_user(keyturn, f"{uuid4()}@example.com"))
+
+
+async def logout(keyturn: Keyturn, tokens: Tokens) -> None:
+    await keyturn.sessions.logout(None, tokens.refresh_token, "this")
+
+
+async def refused(keyturn: Keyturn, tokens: Tokens, reason: Reason | None = "logout") -> None:
+    with pytest.raises(InvalidToken) as caught:
+        await keyturn.sessions.verify(tokens.access_token)
+    assert caught.value.reason == reason
+
+
+async def fence_of(keyturn: Keyturn) -> tuple[str, str | None]:
+    async with keyturn.db.look() as connection:
+        row = (await connection.execute(select(CacheFence.epoch, CacheFence.server))).one()
+    return row.epoch, row.server
+
+
+@contextmanager
+def statements(*keyturns: Keyturn) -> Iterator[list[str]]:
+    """What the instances send to the database."""
+    sent: list[str] = []
+
+    def listen(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        sent.append(statement)
+
+    engines = {
+        engine.sync_engine for k in keyturns for engine in (k.db._engine, k.db._writer, k.db._reader, k.db._heart)
+    }
+    for engine in engines:
+        event.listen(engine, "before_cursor_execute", listen)
+    try:
+        yield sent
+    finally:
+        for engine in engines:
+            event.remove(engine, "before_cursor_execute", listen)
+
+
+# -- when Redis is believed, and when the database is asked
+
+
+async def test_where_redis_is_believed_a_verification_makes_no_database_statement(pair: Pair) -> None:
+    tokens = [await a_session(pair.here) for _ in range(3)]
+    await read(pair.there)
+    fence = pair.there.revocations._fence
+    assert fence is not None
+    pair.there.revocations._fence = replace(fence, began=fence.began + 60)  # however slow this machine is
+    with statements(pair.there) as sent:
+        for _ in range(50):
+            for token in tokens:
+                assert (await pair.there.sessions.verify(token.access_token)).session_id == token.session_id
+        assert sent == []
+        pair.there.revocations._fence = None  # the planted statement
+        await pair.there.sessions.verify(tokens[0].access_token)
+        assert len(sent) == 1
+        assert "FROM sessions" in sent[0]
+
+
+async def asks(keyturn: Keyturn, tokens: Tokens) -> int:
+    """Statements that one verification of a live session makes."""
+    with statements(keyturn) as sent:
+        await keyturn.sessions.verify(tokens.access_token)
+    return len(sent)
+
+
+@pytest.mark.parametrize("marker", [None, "", "0" * 32])
+async def test_a_marker_that_is_not_the_fences_epoch_sends_the_question_to_the_database(
+    pair: Pair, cache: redis_asyncio.Redis, marker: str | None
+) -> None:
+    tokens = await a_session(pair.here)
+    await read(pair.there)
+    assert await asks(pair.there, tokens) == 0
+    await (cache.delete(MARKER) if marker is None else cache.set(MARKER, marker))
+    assert await asks(pair.there, tokens) == 1
+
+
+@pytest.mark.parametrize("column", ["epoch", "server"])
+async def test_a_fence_that_names_another_epoch_or_server_sends_the_question_to_the_database(
+    pair: Pair, column: str
+) -> None:
+    tokens = await a_session(pair.here)
+    await read(pair.there)
+    async with pair.here.db.begin() as tx:
+        await tx.execute(update(CacheFence).values({column: "another"}))
+    assert await asks(pair.there, tokens) == 0  # it has not read it
+    await read(pair.there)
+    assert await asks(pair.there, tokens) == 1
+
+
+async def test_a_reading_of_the_fence_vouches_for_one_second(pair: Pair) -> None:
+    tokens = await a_session(pair.here)
+    fence = pair.there.revocations._fence
+    assert fence is not None
+    pair.there.revocations._fence = replace(fence, began=time.monotonic() - VOUCHES_FOR.total_seconds() + 0.5)
+    assert await asks(pair.there, tokens) == 0
+    pair.there.revocations._fence = replace(fence, began=time.monotonic() - VOUCHES_FOR.total_seconds())
+    assert await asks(pair.there, tokens) == 1
+
+
+async def test_a_key_in_redis_only_asks_the_database(pair: Pair, cache: redis_asyncio.Redis) -> None:
+    tokens = await a_session(pair.here)
+    await read(pair.there)
+    assert await asks(pair.there, tokens) == 0
+    await cache.set(f"{KEYS}{tokens.session_id}", "1")
+    assert await asks(pair.there, tokens) == 1
+
+
+async def test_what_has_ended_is_remembered_and_asks_nobody_again(pair: Pair, own_redis: Redis) -> None:
+    tokens = await a_session(pair.here)
+    await logout(pair.here, tokens)
+    with statements(pair.there) as sent:
+        await refused(pair.there, tokens)
+        assert len(sent) == 1
+        await pair.there.revocations._redis.disconnect()  # type: ignore[union-attr]  # there is one
+        for _ in range(20):
+            await refused(pair.there, tokens)
+        assert len(sent) == 1
+    assert not pair.there.revocations._redis._available_connections[0].is_connected  # type: ignore[union-attr]  # as above
+
+
+async def test_a_session_that_the_database_does_not_know_is_refused(pair: Pair, cache: redis_asyncio.Redis) -> None:
+    tokens = await a_session(pair.here)
+    async with pair.here.db.begin() as tx:
+        await tx.execute(text("DELETE FROM sessions"))
+    await cache.delete(MARKER)
+    await refused(pair.there, tokens, None)
+
+
+@pytest.mark.parametrize("engine", ["postgres", "sqlite"])
+async def test_without_redis_the_database_answers_always(database_url: str) -> None:
+    async with instance(database_url, None) as here, instance(database_url, None) as there:
+        ended, live = await a_session(here), await a_session(here)
+        for n in range(1, 4):
+            with statements(there) as sent:
+                await there.sessions.verify(live.access_token)
+                assert len(sent) == 1, n
+        began = time.monotonic()
+        await logout(here, ended)
+        assert time.monotonic() - began < SETTLES_IN.total_seconds()
+        await refused(there, ended)
+        await there.sessions.verify(live.access_token)
+        assert await there.revocations.ping() == "none"
+
+
+# -- the end of a session
+
+
+async def test_a_logout_sets_a_key_that_lives_as_long_as_its_tokens_could_be_accepted(
+    pair: Pair, cache: redis_asyncio.Redis
+) -> None:
+    tokens = await a_session(pair.here)
+    before = await fence_of(pair.here)
+    await logout(pair.here, tokens)
+    left = await cache.ttl(f"{KEYS}{tokens.session_id}")
+    assert REMEMBERED_FOR.total_seconds() - 10 < left <= REMEMBERED_FOR.total_seconds()
+    assert pair.here.settings.access_token_lifetime + revocations.LEEWAY < REMEMBERED_FOR
+    assert await fence_of(pair.here) == before
+    await refused(pair.there, tokens)
+    await refused(pair.here, tokens)
+
+
+async def test_a_logout_waits_only_while_an_older_reading_may_vouch(pair: Pair) -> None:
+    """An upper bound of a second on the best of five says that none waited, not how fast it is."""
+    elapsed = []
+    for _ in range(5):
+        tokens = await a_session(pair.here)
+        await read(pair.here)
+        began = time.monotonic()
+        await logout(pair.here, tokens)
+        elapsed.append(time.monotonic() - began)
+    assert min(elapsed) < 1.0
+    # A young epoch, even if this process was not the one that wrote it.
+    async with pair.there.db.begin() as tx:
+        await tx.execute(update(CacheFence).values(epoch="0" * 32, server=None))
+    tokens = await a_session(pair.here)
+    began = time.monotonic()
+    await read(pair.here)
+    await logout(pair.here, tokens)
+    assert time.monotonic() - began >= SETTLES_IN.total_seconds()
+
+
+async def test_a_logout_that_redis_does_not_acknowledge_fences_and_waits(database_url: str) -> None:
+    with Redis.start() as server:
+        async with instance(database_url, server.url()) as here, instance(database_url, server.url()) as there:
+            await Pair(here, there).settle()
+            tokens = await a_session(here)
+            epoch, named = await fence_of(here)
+            assert named
+            server.pause()
+            try:
+                began = time.monotonic()
+                await logout(here, tokens)
+                assert time.monotonic() - began >= SETTLES_IN.total_seconds()
+            finally:
+                server.resume()
+            after, named = await fence_of(here)
+            assert after != epoch
+            assert named is None
+            await refused(there, tokens)
+            # Nobody else needs to fence again, and a second logout changes nothing.
+            await logout(there, tokens)
+            assert await fence_of(here) == (after, None)
+            await Pair(here, there).settle()
+            await refused(there, tokens)
+
+
+@pytest.mark.parametrize("column", ["epoch", "server"])
+async def test_a_logout_fences_if_the_fence_is_not_the_one_that_it_knew(pair: Pair, column: str) -> None:
+    tokens = await a_session(pair.here)
+    async with pair.here.db.begin() as tx:
+        await tx.execute(update(CacheFence).values({column: "another"}))
+    before = await fence_of(pair.here)
+    await logout(pair.here, tokens)
+    epoch, named = await fence_of(pair.here)
+    assert epoch != before[0]
+    assert named is None
+
+
+async def test_a_session_that_was_not_published_but_ended_fences(pair: Pair) -> None:
+    one, another = await a_session(pair.here), await a_session(pair.here)
+    async with pair.here.revocations.ending([one.session_id]) as ending:
+        both = Session.id.in_([one.session_id, another.session_id])
+        await ending.tx.execute(update(Session).where(both).values(ended_at=pair.here.db.now(), end_reason="logout"))
+        ending.ended |= {one.session_id, another.session_id}
+    assert (await fence_of(pair.here))[1] is None
+    await refused(pair.there, one)
+    await read(pair.there)
+    await refused(pair.there, another)
+
+
+async def test_the_key_is_set_before_the_commit(pair: Pair, cache: redis_asyncio.Redis) -> None:
+    tokens = await a_session(pair.here)
+    async with pair.here.revocations.ending([tokens.session_id]):
+        assert await cache.exists(f"{KEYS}{tokens.session_id}")
+
+
+async def test_all_thousand_sessions_of_a_user_end_at_once(pair: Pair, cache: redis_asyncio.Redis) -> None:
+    first = await a_session(pair.here)
+    tokens = [first.access_token]
+    async with pair.here.db.begin() as tx:
+        row = dict((await tx.execute(select(Session.__table__))).mappings().one())
+        rows = [row | {"id": uuid7()} for _ in range(999)]
+        await tx.execute(insert(Session), rows)
+    for each in rows:
+        token, _ = pair.here.sessions._access_tokens.sign(
+            subject=each["user_id"],
+            session_id=each["id"],
+            generation=0,
+            role=each["role"],
+            client_id=each["client_id"],
+            issued_at=each["rotated_at"],
+            session_expires_at=each["absolute_expires_at"],
+        )
+        tokens.append(token)
+
+    async def accepted() -> int:
+        answers = await asyncio.gather(*map(pair.there.sessions.verify, tokens), return_exceptions=True)
+        assert all(not isinstance(a, Exception) or isinstance(a, InvalidToken) for a in answers)
+        return sum(not isinstance(a, Exception) for a in answers)
+
+    await read(pair.here, pair.there)
+    with statements(pair.there) as sent:
+        assert await accepted() == 1000
+    assert sent == []
+    await read(pair.here)
+    await pair.here.sessions.logout(None, first.refresh_token, "all")
+    assert await accepted() == 0
+    await cache.flushdb()
+    await keep_complete(pair.there)
+    assert len(await cache.keys(f"{KEYS}*")) == 1000
+    pair.there.revocations._ended.clear()
+    assert await accepted() == 0
+    print("1000 sessions ended, 2000 verifications after the return, 0 accepted")
+
+
+# -- the rebuild
+
+
+async def test_a_rebuild_sets_exactly_what_ended_lately_with_the_time_that_is_left(
+    pair: Pair, cache: redis_asyncio.Redis
+) -> None:
+    long_ago, lately, now, live = [await a_session(pair.here) for _ in range(4)]
+    for tokens, age in (
+        (long_ago, REMEMBERED_FOR - timedelta(minutes=30) + 2 * SECOND),
+        (lately, timedelta(minutes=30)),
+        (now, timedelta(0)),
+    ):
+        await logout(pair.here, tokens)
+        await time_passes(pair.here, age)
+    epoch, _ = await fence_of(pair.here)
+    await cache.flushdb()
+    await keep_complete(pair.there)
+    left = {key.removeprefix(KEYS): await cache.ttl(key) for key in await cache.keys(f"{KEYS}*")}
+    assert left.keys() == {str(lately.session_id), str(now.session_id)}
+    full = REMEMBERED_FOR.total_seconds()
+    assert full - 20 < left[str(now.session_id)] <= full
+    assert full - 1800 - 20 < left[str(lately.session_id)] <= full - 1800
+    claimed, _ = await fence_of(pair.here)
+    assert claimed != epoch
+    assert await cache.get(MARKER) == claimed
+    assert await cache.ttl(MARKER) == -1
+    await read(pair.here)
+    assert await asks(pair.here, live) == 0
+    await refused(pair.there, now)
+
+
+async def test_a_key_at_the_edge_of_what_is_remembered_is_not_set_for_nothing(
+    pair: Pair, cache: redis_asyncio.Redis
+) -> None:
+    tokens = await a_session(pair.here)
+    await logout(pair.here, tokens)
+    await time_passes(pair.here, REMEMBERED_FOR - 4 * SECOND)
+    await cache.flushdb()
+    await keep_complete(pair.there)
+    assert 0 < await cache.ttl(f"{KEYS}{tokens.session_id}") <= 4
+
+
+async def test_of_two_instances_one_rebuilds(pair: Pair, cache: redis_asyncio.Redis) -> None:
+    for _ in range(5):
+        await cache.flushdb()
+        with statements(pair.here, pair.there) as sent:
+            await asyncio.gather(*(k.revocations._keep_complete() for k in (pair.here, pair.there) * 3))
+        claims = [s for s in sent if s.startswith("UPDATE cache_fence")]
+        assert len(claims) == 1
+        assert await cache.get(MARKER) == (await fence_of(pair.here))[0]
+        await read(pair.here, pair.there)
+
+
+def between(keyturn: Keyturn, step: str, do: Callable[[], Any]) -> None:
+    """Lets something happen once, just before a step of the rebuild."""
+    original = getattr(keyturn.revocations, step)
+
+    async def wrapped(*arguments: Any, **keywords: Any) -> Any:
+        setattr(keyturn.revocations, step, original)
+        await do()
+        return await original(*arguments, **keywords)
+
+    setattr(keyturn.revocations, step, wrapped)
+
+
+@pytest.mark.parametrize("step", ["_claim", "_ended_lately", "_all_on"])
+async def test_a_flush_during_a_rebuild_leaves_no_marker(pair: Pair, cache: redis_asyncio.Redis, step: str) -> None:
+    tokens = await a_session(pair.here)
+    await logout(pair.here, tokens)
+    await cache.flushdb()
+    if step == "_all_on":  # the keys are set one by one through the same door as nonce and marker
+        between(pair.there, "_ended_lately", lambda: _noop(between(pair.there, "_all_on", cache.flushdb)))
+    else:
+        between(pair.there, step, cache.flushdb)
+    await pair.there.revocations._keep_complete()
+    assert await cache.get(MARKER) is None
+    await read(pair.here, pair.there)
+    await refused(pair.there, tokens)
+    await keep_complete(pair.there)
+    assert await cache.get(MARKER) is not None
+    pair.there.revocations._ended.clear()
+    await refused(pair.there, tokens)
+
+
+async def _noop(_: None) -> None:
+    pass
+
+
+@pytest.mark.parametrize("step", ["_claim", "_ended_lately", "_all_on"])
+async def test_a_logout_during_a_rebuild_is_never_forgotten(pair: Pair, cache: redis_asyncio.Redis, step: str) -> None:
+    tokens = await a_session(pair.here)
+    await cache.flushdb()
+    between(pair.there, step, lambda: logout(pair.here, tokens))
+    await pair.there.revocations._keep_complete()
+    await read(pair.there)
+    await refused(pair.there, tokens)
+    await keep_complete(pair.there)
+    pair.there.revocations._ended.clear()
+    await refused(pair.there, tokens)
+    assert await cache.exists(f"{KEYS}{tokens.session_id}")
+
+
+async def test_a_second_server_takes_the_fence_only_when_the_first_was_named_for_a_while(
+    pair: Pair, database_url: str
+) -> None:
+    with Redis.start() as second:
+        async with instance(database_url, second.url()) as apart:
+            before = await fence_of(apart)
+            await keep_complete(apart)
+            assert await fence_of(apart) == before
+            tokens = await a_session(apart)
+            assert await asks(apart, tokens) == 1
+            async with apart.db.begin() as tx:
+                await tx.execute(text(f"UPDATE cache_fence SET changed_at = changed_at - interval '{CLAIM_AFTER}'"))
+            await keep_complete(apart)
+            assert (await fence_of(apart))[1] != before[1]
+            assert await asks(apart, tokens) == 0
+            # The first is not believed any more, and what ends there is refused here.
+            await read(pair.there)
+            assert await asks(pair.there, tokens) == 1
+            await logout(pair.here, tokens)
+            await read(apart)
+            await refused(apart, tokens)
+
+
+# -- a Redis that is not what it was
+
+
+async def test_a_redis_that_may_evict_is_never_believed(database_url: str) -> None:
+    evicting = ["--maxmemory", "100mb", "--maxmemory-policy", "volatile-lru"]
+    with Redis.start(settings=evicting) as server:
+        async with instance(database_url, server.url()) as here, instance(database_url, server.url()) as there:
+            await keep_complete(here)
+            await read(there)
+            tokens = await a_session(here)
+            assert await asks(there, tokens) == 1
+            assert await there.revocations.ping() == "not complete"
+            async with redis_asyncio.Redis.from_url(server.url()) as client:
+                assert await client.get(MARKER) is None
+                await client.config_set("maxmemory-policy", "noeviction")
+            await keep_complete(here)
+            await keep_complete(there)
+            assert await asks(there, tokens) == 0
+
+
+async def test_a_redis_that_begins_to_evict_is_not_believed_from_then_on(database_url: str) -> None:
+    with Redis.start() as server:
+        async with (
+            instance(database_url, server.url()) as here,
+            instance(database_url, server.url()) as there,
+            redis_asyncio.Redis.from_url(server.url()) as client,
+        ):
+            await Pair(here, there).settle()
+            tokens = await a_session(here)
+            await there.sessions.verify(tokens.access_token)
+            await logout(here, tokens)
+            await client.set("filler", "x" * 2_000_000)
+            await client.config_set("maxmemory-policy", "volatile-ttl")
+            await client.config_set("maxmemory", "1mb")
+            with pytest.raises(OutOfMemoryError):  # all that may go is gone
+                await client.set("filler", "x")
+            assert await client.get(f"{KEYS}{tokens.session_id}") is None
+            assert await client.get(MARKER)
+            await refused(there, tokens)
+
+
+async def wait_for(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(10):
+        while not await condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_a_master_that_was_demoted_and_took_over_anothers_data_is_not_believed(database_url: str) -> None:
+    """It keeps its run id, its connections and a marker of the right epoch, and has lost the key."""
+    async with AsyncExitStack() as stack:
+        first = stack.enter_context(Redis.start())
+        second = stack.enter_context(Redis.start(settings=["--replicaof", "127.0.0.1", str(first.port)]))
+        here = await stack.enter_async_context(instance(database_url, first.url()))
+        there = await stack.enter_async_context(instance(database_url, first.url()))
+        old = await stack.enter_async_context(redis_asyncio.Redis.from_url(first.url()))
+        new = await stack.enter_async_context(redis_asyncio.Redis.from_url(second.url()))
+        await Pair(here, there).settle()
+        ended, live = await a_session(here), await a_session(here)
+        for tokens in (ended, live):
+            await there.sessions.verify(tokens.access_token)  # so that it has its connection
+
+        async def has_the_marker() -> bool:
+            return bool(await new.get(MARKER))
+
+        await wait_for(has_the_marker)
+        await new.execute_command("REPLICAOF", "NO", "ONE")
+        await logout(here, ended)
+        assert await old.get(f"{KEYS}{ended.session_id}")
+        await old.execute_command("REPLICAOF", "127.0.0.1", str(second.port))
+
+        async def has_lost_the_key() -> bool:
+            return await old.get(f"{KEYS}{ended.session_id}") is None
+
+        await wait_for(has_lost_the_key)
+        assert await old.get(MARKER)
+        await read(there)
+        await refused(there, ended)
+        assert await asks(there, live) == 1
+        # Promoted again it is a third server by its identity, and becomes complete.
+        await old.execute_command("REPLICAOF", "NO", "ONE")
+        async with here.db.begin() as tx:
+            await tx.execute(text(f"UPDATE cache_fence SET changed_at = changed_at - interval '{CLAIM_AFTER}'"))
+        await keep_complete(here)
+        await keep_complete(there)
+        assert await asks(there, live) == 0
+
+
+async def test_an_answer_that_comes_late_is_never_taken_for_another_questions(database_url: str) -> None:
+    """Redis stands still at every kind of moment; what it says afterwards must belong to what was asked."""
+    with Redis.start() as server:
+        async with instance(database_url, server.url()) as here, instance(database_url, server.url()) as there:
+            await Pair(here, there).settle()
+            ended = [await a_session(here) for _ in range(4)]
+            live = [await a_session(here) for _ in range(4)]
+            await asyncio.gather(*(logout(here, tokens) for tokens in ended))
+            for round_ in range(6):
+                await read(there)
+                there.revocations._ended.clear()
+                if round_ % 2:  # connections are made while it stands still
+                    await there.revocations._redis.disconnect()  # type: ignore[union-attr]  # there is one
+                server.pause()
+                standing = asyncio.create_task(
+                    asyncio.wait_for(_all(there, live + ended), timeout=5)  # each falls back to the database
+                )
+                await asyncio.sleep(0.02 + 0.08 * round_)
+                server.resume()
+                assert await standing == [True] * 4 + [False] * 4
+                there.revocations._ended.clear()
+                await read(there)
+                assert await _all(there, ended + live) == [False] * 4 + [True] * 4
+
+
+async def _all(keyturn: Keyturn, tokens: list[Tokens]) -> list[bool]:
+    async def one(token: str) -> bool:
+        try:
+            await keyturn.sessions.verify(token)
+        except InvalidToken:
+            return False
+        return True
+
+    return list(await asyncio.gather(*(one(t.access_token) for t in tokens)))
+
+
+# -- without the database
+
+
+async def test_without_the_database_redis_answers_for_the_time_that_is_set(
+    pair: Pair, database_url: str, own_redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with instance(database_url, own_redis.url(9), verify_without_database=3) as there:
+        ended, remembered, live = [await a_session(pair.here) for _ in range(3)]
+        await logout(pair.here, ended)
+        await logout(pair.here, remembered)
+        await refused(there, remembered)
+        await read(there)
+
+        def away(*_: object) -> None:
+            raise ConnectionRefusedError
+
+        fence = there.revocations._fence
+        assert fence is not None
+        for name in ("_engine", "_writer", "_reader", "_heart"):
+            event.listen(getattr(there.db, name).sync_engine, "before_cursor_execute", away)
+
+        async def unknown(tokens: Tokens) -> None:
+            with pytest.raises(TemporarilyUnavailable):
+                await there.sessions.verify(tokens.access_token)
+
+        for age in (0.0, 1.5, 3.5):  # as long as it vouches, and three seconds longer
+            there.revocations._fence = replace(fence, began=time.monotonic() - age)
+            await read(there)
+            await there.sessions.verify(live.access_token)
+            await unknown(ended)
+            await refused(there, remembered)
+        there.revocations._fence = replace(fence, began=time.monotonic() - 4.1)
+        await unknown(live)
+        await unknown(ended)
+        await refused(there, remembered)
+
+
+# -- a process that is up
+
+
+async def test_a_running_instance_finds_a_flushed_redis_and_makes_it_complete(
+    open_keyturn: Opener, own_redis: Redis, cache: redis_asyncio.Redis
+) -> None:
+    async with open_keyturn(redis_url=own_redis.url(9)) as here, open_keyturn(redis_url=own_redis.url(9)) as there:
+
+        async def complete() -> bool:
+            return await here.revocations.ping() == await there.revocations.ping() == "complete"
+
+        await wait_for(complete)
+        tokens = await a_session(here)
+        await logout(here, tokens)
+        await cache.flushdb()
+        await refused(there, tokens)
+        await wait_for(complete)
+        assert await cache.exists(f"{KEYS}{tokens.session_id}")
+
+
+def test_the_names_in_redis_share_a_hash_slot() -> None:
+    session_id = UUID(int=1)
+    assert revocations._name(session_id) == f"{KEYS}{session_id}"
+    assert revocations._MARKER == MARKER
