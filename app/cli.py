@@ -7,12 +7,13 @@ import asyncio
 import getpass
 import json
 import os
+import re
 import secrets
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 from uuid import UUID
 
 from app.errors import InvalidRequest, Refusal, TemporarilyUnavailable
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(1, e.cause if e.description == e.sentence and e.cause else e.description)
     except ConfigurationError as e:
         return _fail(1, str(e))
-    except (BrokenPipeError, KeyboardInterrupt):
+    except (BrokenPipeError, EOFError, KeyboardInterrupt):
         return 1
 
 
@@ -50,8 +51,18 @@ def _fail(code: int, line: str) -> int:
     return code
 
 
+class _Parser(argparse.ArgumentParser):
+    """Repeats nothing that it does not know (a password on the command line), and takes no option for another."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        super().error(re.sub(r"(?s)^(unrecognized arguments):.*", r"\1", message))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="keyturn", description="A self-hosted token service.")
+    parser = _Parser(prog="keyturn", description="A self-hosted token service.")
     parser.add_argument("--config", metavar="FILE", type=Path, help="TOML file with settings")
     nouns = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -132,7 +143,7 @@ def _password_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _whole(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or len(text) > 6:  # noqa: PLR2004  # digits: a million of anything is enough
+    if not (text.isascii() and text.isdigit()) or len(text) > 5:  # noqa: PLR2004  # digits: 99,999 days are 273 years
         raise argparse.ArgumentTypeError("must be a whole number")
     return int(text)
 
@@ -311,7 +322,10 @@ def _password(arguments: argparse.Namespace) -> str:
     if arguments.generate:
         return secrets.token_urlsafe(15)
     if arguments.password_stdin or not sys.stdin.isatty():
-        return sys.stdin.readline().rstrip("\r\n")
+        try:
+            return sys.stdin.buffer.readline().decode().rstrip("\r\n")
+        except UnicodeDecodeError:
+            raise InvalidRequest("not UTF-8", description="The password must be UTF-8.") from None
     first = getpass.getpass("New password: ")
     if getpass.getpass("Again: ") != first:
         raise InvalidRequest("the two differ", description="The two passwords differ.")
