@@ -89,7 +89,7 @@ def _starlette_refused(request: Request, error: HTTPException) -> JSONResponse:
             refusal = InvalidRequest(f"refused by the framework: {error.status_code}")
     answer = _refused(request, refusal)
     if allow := (error.headers or {}).get("Allow"):
-        answer.headers["allow"] = allow  # RFC 9110 section 15.5.6
+        answer.headers["allow"] = ", ".join(sorted(allow.split(", ")))  # RFC 9110 section 15.5.6
     return answer
 
 

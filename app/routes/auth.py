@@ -327,7 +327,8 @@ async def verify(
     except ValueError:
         # Rightly signed, by someone who shares the key: lone surrogates, or nesting without end.
         raise InvalidToken("claims that can't be written as JSON") from None
-    granted = str(verified.claims.get("scope", "")).split()
+    scopes = verified.claims.get("scope")
+    granted = scopes.split() if isinstance(scopes, str) else []
     # Each of several must hold: where a proxy appends the client's own query to its own, that can't widen anything.
     if any(wanted != verified.role for wanted in role or ()):
         raise InsufficientScope("another role")

@@ -1,0 +1,936 @@
+"""The HTTP interface: each endpoint's answers, status and header fields, on both databases."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import unicodedata
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx2
+import jwt
+import pytest
+from sqlalchemy import text
+
+from app.access_tokens import MEDIA_TYPE
+from app.keyturn import Keyturn
+from app.main import create_app
+from tests.conftest import PASSWORD, settings_of, time_passes
+
+ADA, BOB = "ada@example.com", "bob@example.com"
+POSTS = ("/auth/register", "/auth/login", "/auth/refresh", "/auth/logout", "/auth/password")
+GETS = ("/auth/me", "/auth/verify", "/healthz", "/readyz", "/.well-known/jwks.json")
+EVERY_METHOD = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    """The application in this process, with its edge, and the parts behind it."""
+
+    client: httpx2.AsyncClient
+    keyturn: Keyturn
+
+    async def post(self, path: str, body: Any = None, bearer: str | None = None) -> httpx2.Response:
+        return await self.client.post(path, json=body, headers=authorization(bearer))
+
+    async def get(self, path: str, bearer: str | None = None) -> httpx2.Response:
+        return await self.client.get(path, headers=authorization(bearer))
+
+    async def login(self, email: str = ADA, password: str = PASSWORD) -> Json:
+        answer = await self.post("/auth/login", {"email": email, "password": password})
+        assert answer.status_code == 200, answer.text
+        body: Json = answer.json()
+        return body
+
+    async def is_live(self, tokens: Json) -> bool:
+        """Whether a session's access token is accepted; verify and me must agree."""
+        statuses = {(await self.get(path, tokens["access_token"])).status_code for path in ("/auth/verify", "/auth/me")}
+        assert statuses in ({200}, {401})
+        return statuses == {200}
+
+    def minted(self, tokens: Json, **claims: Any) -> str:
+        """A token as a resource server could make it: it shares the HS256 key."""
+        key = self.keyturn.keys.signing_access
+        genuine = jwt.decode(tokens["access_token"], options={"verify_signature": False})
+        headers = {"typ": MEDIA_TYPE, "kid": key.kid}
+        return jwt.encode(genuine | claims, key.signing, algorithm=key.algorithm, headers=headers)
+
+
+@asynccontextmanager
+async def serving(database_url: str, **settings: Any) -> AsyncIterator[Api]:
+    app = create_app(settings_of(database_url, None, **settings))
+    async with (
+        app.router.lifespan_context(app),
+        httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="https://auth.example.com") as client,
+    ):
+        yield Api(client, app.state.keyturn)
+
+
+Serve = Callable[..., AbstractAsyncContextManager[Api]]
+
+
+@pytest.fixture
+def serve(database_url: str) -> Serve:
+    return lambda **settings: serving(database_url, **settings)
+
+
+@pytest.fixture
+async def api(database_url: str) -> AsyncIterator[Api]:
+    """One instance with Ada, a user."""
+    async with serving(database_url) as api:
+        await api.keyturn.users.create(ADA, PASSWORD)
+        yield api
+
+
+def authorization(bearer: str | None) -> dict[str, str]:
+    return {} if bearer is None else {"Authorization": f"Bearer {bearer}"}
+
+
+def refused(
+    answer: httpx2.Response, status: int, error: str, *, reason: str | None = None, challenge: str | None = None
+) -> None:
+    """The one shape of a refusal, and its header fields."""
+    body = answer.json()
+    assert (answer.status_code, body["error"], body.get("reason")) == (status, error, reason), answer.text
+    assert body.keys() - {"reason"} == {"error", "error_description"}
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers.get("www-authenticate") == challenge
+    assert "x-request-id" in answer.headers
+
+
+BARE, INVALID = "Bearer", 'Bearer error="invalid_token"'
+
+
+async def dump(keyturn: Keyturn) -> str:
+    """Every row of every table that a request may change."""
+    async with keyturn.db.look() as connection:
+        return repr(
+            [
+                (await connection.execute(text(f"SELECT * FROM {table} ORDER BY 1"))).all()
+                for table in ("users", "sessions", "keys", "cache_fence")
+            ]
+        )
+
+
+# -- register
+
+
+async def test_registration_is_off_unless_it_is_switched_on(api: Api) -> None:
+    before = await dump(api.keyturn)
+    refused(await api.post("/auth/register", {"email": BOB, "password": PASSWORD}), 403, "access_denied")
+    assert await dump(api.keyturn) == before
+
+
+async def test_registration_makes_a_user_and_gives_no_tokens(serve: Serve) -> None:
+    async with serve(registration="true") as api:
+        answer = await api.post("/auth/register", {"email": "Ada@Example.COM", "password": PASSWORD})
+        assert answer.status_code == 201
+        body = answer.json()
+        assert body.keys() == {"id", "email", "role", "created_at"}
+        assert (body["email"], body["role"]) == (ADA, "user")
+        assert UUID(body["id"]).version == 7
+        moment = datetime.fromisoformat(body["created_at"])
+        assert moment.utcoffset() == timedelta(0)
+        assert abs(moment - datetime.now(UTC)) < timedelta(minutes=1)
+        # The same account, however it is spelt.
+        refused(await api.post("/auth/register", {"email": "ADA@example.com", "password": PASSWORD}), 409, "conflict")
+        await api.login("aDa@EXAMPLE.com")
+
+
+async def test_nobody_registers_as_administrator(serve: Serve) -> None:
+    async with serve(registration="true") as api:
+        for field in (
+            {"role": "admin"},
+            {"enabled": True},
+            {"created_at": "2020-01-01T00:00:00Z"},
+            {"disabled_at": None},
+        ):
+            answer = await api.post("/auth/register", {"email": ADA, "password": PASSWORD} | field)
+            refused(answer, 400, "invalid_request")
+            assert next(iter(field)) not in answer.text
+        assert await api.keyturn.users.list(limit=10) == []
+
+
+# -- login
+
+
+async def test_login_answers_with_the_documented_fields(api: Api) -> None:
+    answer = await api.post("/auth/login", {"email": ADA, "password": PASSWORD})
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["cache-control"] == "no-store"
+    body = answer.json()
+    assert list(body) == [
+        "access_token",
+        "token_type",
+        "expires_in",
+        "refresh_token",
+        "refresh_expires_in",
+        "session_id",
+        "session_expires_in",
+    ]
+    assert (body["token_type"], body["expires_in"]) == ("Bearer", 900)
+    assert (body["refresh_expires_in"], body["session_expires_in"]) == (604800, 2592000)
+    assert re.fullmatch(r"ktr_[A-Za-z0-9_-]{84}", body["refresh_token"])
+    claims = jwt.decode(body["access_token"], options={"verify_signature": False})
+    assert claims["sid"] == body["session_id"]
+
+
+async def test_the_refresh_lifetime_that_is_told_never_passes_the_session_s(serve: Serve) -> None:
+    async with serve(refresh_token_lifetime="3600", session_lifetime="3600") as api:
+        await api.keyturn.users.create(ADA, PASSWORD)
+        tokens = await api.login()
+        await time_passes(api.keyturn, timedelta(seconds=3000))
+        body = (await api.post("/auth/refresh", {"refresh_token": tokens["refresh_token"]})).json()
+        assert body["session_expires_in"] in {599, 600}
+        assert body["refresh_expires_in"] == body["session_expires_in"] == body["expires_in"]
+
+
+async def test_unknown_user_wrong_password_and_disabled_user_get_the_same_answer(api: Api) -> None:
+    disabled = await api.keyturn.users.create(BOB, PASSWORD)
+    await api.keyturn.users.create("eve@example.com", PASSWORD, "admin")
+    await api.keyturn.users.disable(disabled.id)
+    answers = [
+        await api.post("/auth/login", {"email": email, "password": password})
+        for email, password in (
+            (ADA, "wrong password"),
+            ("nobody@example.com", PASSWORD),
+            (BOB, PASSWORD),
+            (BOB, "wrong password"),
+        )
+    ]
+    seen = {
+        (a.status_code, a.content, tuple((n, v) for n, v in a.headers.multi_items() if n != "x-request-id"))
+        for a in answers
+    }
+    assert len(seen) == 1
+    assert len({tuple(name for name, _ in a.headers.multi_items()) for a in answers}) == 1
+    refused(answers[0], 401, "invalid_grant", challenge=BARE)
+
+
+async def test_a_broken_password_hash_is_a_wrong_password(api: Api) -> None:
+    for broken in (
+        "",
+        "x",
+        "$argon2id$v=19$m=8,t=1,p=1$cut",
+        "$argon2id$v=19$m=4194304,t=3,p=4$c29tZXNhbHQ$AAAA",
+        "$2b$12$abc",
+    ):
+        async with api.keyturn.db.begin() as tx:
+            await tx.execute(text("UPDATE users SET password_hash = :broken"), {"broken": broken})
+        refused(
+            await api.post("/auth/login", {"email": ADA, "password": PASSWORD}), 401, "invalid_grant", challenge=BARE
+        )
+
+
+async def test_a_password_is_taken_as_it_was_sent(serve: Serve) -> None:
+    marks = ("\u202e\u200f\u202eabc", "e\u0301" * 4, "\U0001f511\U0001f510")
+    async with serve(registration="true") as api:
+        for n, password in enumerate((" " * 8, "p" * 128, "é" * 512, " padded\t\n\r", *marks)):
+            email = f"user{n}@example.com"
+            assert (await api.post("/auth/register", {"email": email, "password": password})).status_code == 201
+            await api.login(email, password)
+            for other in {password.strip(), password + " ", unicodedata.normalize("NFC", password)} - {password}:
+                answer = await api.post("/auth/login", {"email": email, "password": other})
+                assert answer.status_code == (400 if len(other.encode()) > 1024 else 401)
+
+
+async def test_a_full_hashing_queue_is_answered_at_once_and_drains(serve: Serve) -> None:
+    async with serve(hashing_slots="1", hashing_queue="0") as api:
+        await api.keyturn.users.create(ADA, PASSWORD)
+        await api.login()  # the decoy is hashed, and there is room
+        api.keyturn.passwords._busy += 1
+        answer = await api.post("/auth/login", {"email": ADA, "password": PASSWORD})
+        refused(answer, 503, "temporarily_unavailable")
+        assert answer.headers["retry-after"] == "2"
+        api.keyturn.passwords._busy -= 1
+        await api.login()
+
+
+# -- refresh
+
+
+async def test_refresh_answers_as_login_does_and_a_retry_gets_the_same_pair(api: Api) -> None:
+    first = await api.login()
+    answer = await api.post("/auth/refresh", {"refresh_token": first["refresh_token"]})
+    assert (answer.status_code, answer.headers["cache-control"]) == (200, "no-store")
+    second = answer.json()
+    assert second.keys() == first.keys()
+    assert second["expires_in"] == 900
+    assert second["session_id"] == first["session_id"]
+    assert second["refresh_token"] != first["refresh_token"]
+    again = (await api.post("/auth/refresh", {"refresh_token": first["refresh_token"]})).json()
+    assert (again["access_token"], again["refresh_token"]) == (second["access_token"], second["refresh_token"])
+
+
+async def test_reuse_is_refused_with_its_reason_and_ends_the_session(api: Api) -> None:
+    first = await api.login()
+    second = (await api.post("/auth/refresh", {"refresh_token": first["refresh_token"]})).json()
+    await api.post("/auth/refresh", {"refresh_token": second["refresh_token"]})
+    for _ in range(2):
+        answer = await api.post("/auth/refresh", {"refresh_token": first["refresh_token"]})
+        refused(answer, 401, "invalid_grant", reason="reuse_detected", challenge=BARE)
+    refused(
+        await api.get("/auth/me", second["access_token"]),
+        401,
+        "invalid_token",
+        reason="reuse_detected",
+        challenge=INVALID,
+    )
+
+
+async def test_junk_refresh_tokens_all_get_one_answer(api: Api) -> None:
+    tokens = await api.login()
+    genuine = tokens["refresh_token"]
+    junk = [
+        "",
+        "x",
+        "ktr_" + "x" * 84,
+        genuine[:-1],
+        genuine + "A",
+        genuine + " ",
+        " " + genuine,
+        genuine + "\n",
+        genuine[:20] + ("A" if genuine[20] != "A" else "B") + genuine[21:],
+        genuine.upper(),
+        "KTR_" + genuine[4:],
+        "\uff4b" + genuine[1:],
+        tokens["access_token"],
+    ]
+    answers = [await api.post("/auth/refresh", {"refresh_token": token}) for token in junk]
+    assert len({(a.status_code, a.content, tuple(name for name, _ in a.headers.multi_items())) for a in answers}) == 1
+    refused(answers[0], 401, "invalid_grant", challenge=BARE)
+    assert (await api.post("/auth/refresh", {"refresh_token": genuine})).status_code == 200
+
+
+async def test_a_refresh_token_is_read_from_the_body_alone(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    token = (await api.login())["refresh_token"]
+    before = await dump(api.keyturn)
+    answers = [
+        await api.client.post(f"/auth/refresh?refresh_token={token}"),
+        await api.client.post("/auth/refresh", headers={"Authorization": f"Bearer {token}"}),
+        await api.client.post(
+            "/auth/refresh", headers={"Cookie": f"refresh_token={token}; __Host-keyturn-refresh={token}"}
+        ),
+        await api.client.post("/auth/refresh", headers={"X-Refresh-Token": token}),
+        await api.client.post("/auth/refresh", data={"refresh_token": token}),
+        await api.client.get(f"/auth/refresh/{token}"),
+    ]
+    assert [a.status_code for a in answers] == [400, 400, 400, 400, 415, 404]
+    assert await dump(api.keyturn) == before
+    assert token not in capsys.readouterr().err
+
+
+async def test_with_no_connection_free_a_change_is_answered_503_and_junk_is_junk_still(serve: Serve) -> None:
+    async with serve(database_pool="2") as api:
+        await api.keyturn.users.create(ADA, PASSWORD)
+        tokens = await api.login()
+        async with api.keyturn.db.begin() as tx:
+            await tx.connection()
+            logout, login, junk = await asyncio.gather(
+                api.post("/auth/logout", {"refresh_token": tokens["refresh_token"]}),
+                api.post("/auth/login", {"email": ADA, "password": PASSWORD}),
+                api.post("/auth/refresh", {"refresh_token": "ktr_" + "x" * 84}),
+            )
+        for answer in (logout, login):
+            refused(answer, 503, "temporarily_unavailable")
+            assert 1 <= int(answer.headers["retry-after"]) <= 10
+        refused(junk, 401, "invalid_grant", challenge=BARE)
+        assert await api.is_live(tokens)
+        assert (await api.post("/auth/logout", {"refresh_token": tokens["refresh_token"]})).status_code == 204
+
+
+# -- logout
+
+
+@pytest.mark.parametrize("how", ["refresh token", "access token", "both"])
+async def test_logout_ends_the_session_of_the_token_and_is_safe_to_repeat(api: Api, how: str) -> None:
+    tokens, other = await api.login(), await api.login()
+    body = {"refresh_token": tokens["refresh_token"]} if how != "access token" else None
+    bearer = tokens["access_token"] if how != "refresh token" else None
+    for _ in range(3):
+        answer = await api.post("/auth/logout", body, bearer)
+        assert (answer.status_code, answer.content) == (204, b"")
+        assert answer.headers["cache-control"] == "no-store"
+        assert not await api.is_live(tokens)
+    refused(
+        await api.post("/auth/refresh", {"refresh_token": tokens["refresh_token"]}),
+        401,
+        "invalid_grant",
+        reason="logout",
+        challenge=BARE,
+    )
+    assert await api.is_live(other)
+
+
+async def test_logout_with_the_tokens_of_two_sessions_ends_both(api: Api) -> None:
+    one, two, three = await api.login(), await api.login(), await api.login()
+    answer = await api.post("/auth/logout", {"refresh_token": two["refresh_token"]}, one["access_token"])
+    assert answer.status_code == 204
+    assert [await api.is_live(tokens) for tokens in (one, two, three)] == [False, False, True]
+
+
+async def test_logout_with_a_good_token_beside_junk_goes_by_the_good_one(api: Api) -> None:
+    one, two, three = await api.login(), await api.login(), await api.login()
+    assert (await api.post("/auth/logout", {"refresh_token": "junk"}, one["access_token"])).status_code == 204
+    assert (await api.post("/auth/logout", {"refresh_token": two["refresh_token"]}, "junk")).status_code == 204
+    assert [await api.is_live(tokens) for tokens in (one, two, three)] == [False, False, True]
+
+
+async def test_logout_with_junk_alone_is_refused_and_ends_nothing(api: Api) -> None:
+    tokens = await api.login()
+    expired_and_forged = api.minted(tokens, exp=1)[:-2] + "AA"
+    before = await dump(api.keyturn)
+    refused(await api.post("/auth/logout"), 401, "invalid_token", challenge=BARE)
+    refused(await api.post("/auth/logout", {}), 401, "invalid_token", challenge=BARE)
+    refused(await api.post("/auth/logout", {"refresh_token": "junk"}), 401, "invalid_grant", challenge=BARE)
+    refused(
+        await api.post("/auth/logout", {"refresh_token": tokens["access_token"]}), 401, "invalid_grant", challenge=BARE
+    )
+    for bearer in ("junk", tokens["refresh_token"], expired_and_forged):
+        refused(await api.post("/auth/logout", {}, bearer), 401, "invalid_token", challenge=INVALID)
+    assert await dump(api.keyturn) == before
+    assert await api.is_live(tokens)
+
+
+async def test_an_expired_access_token_still_logs_its_session_out(api: Api) -> None:
+    tokens, other = await api.login(), await api.login()
+    genuine = jwt.decode(tokens["access_token"], options={"verify_signature": False})
+    expired = api.minted(tokens, iat=genuine["iat"] - 4000, exp=genuine["iat"] - 3100)
+    refused(await api.get("/auth/verify", expired), 401, "invalid_token", reason="token_expired", challenge=INVALID)
+    assert (await api.post("/auth/logout", bearer=expired)).status_code == 204
+    assert [await api.is_live(t) for t in (tokens, other)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("scope", "live"), [("this", [False, True]), ("others", [True, False]), ("all", [False, False])]
+)
+@pytest.mark.parametrize("by", ["refresh token", "access token"])
+async def test_logout_ends_exactly_the_sessions_of_its_scope(api: Api, scope: str, live: list[bool], by: str) -> None:
+    await api.keyturn.users.create(BOB, PASSWORD)
+    mine, other, bobs = await api.login(), await api.login(), await api.login(BOB)
+    body = {"scope": scope} | ({"refresh_token": mine["refresh_token"]} if by == "refresh token" else {})
+    answer = await api.post("/auth/logout", body, mine["access_token"] if by == "access token" else None)
+    assert answer.status_code == 204
+    assert [await api.is_live(tokens) for tokens in (mine, other)] == live
+    assert await api.is_live(bobs)
+
+
+@pytest.mark.xfail(strict=True, reason="the first session's scope ends the second, which is then refused as over")
+async def test_logout_of_all_with_the_tokens_of_two_sessions_is_done(api: Api) -> None:
+    one, two = await api.login(), await api.login()
+    answer = await api.post(
+        "/auth/logout", {"refresh_token": two["refresh_token"], "scope": "all"}, one["access_token"]
+    )
+    assert answer.status_code == 204
+    assert [await api.is_live(tokens) for tokens in (one, two)] == [False, False]
+
+
+async def test_only_a_token_that_still_works_ends_other_sessions(api: Api) -> None:
+    first, other = await api.login(), await api.login()
+    second = (await api.post("/auth/refresh", {"refresh_token": first["refresh_token"]})).json()
+    await api.post("/auth/refresh", {"refresh_token": second["refresh_token"]})
+    answer = await api.post("/auth/logout", {"refresh_token": first["refresh_token"], "scope": "all"})
+    refused(answer, 401, "invalid_grant", challenge=BARE)
+    assert await api.is_live(other)
+    await api.post("/auth/logout", bearer=first["access_token"])
+    for scope in ("others", "all"):
+        answer = await api.post("/auth/logout", {"scope": scope}, first["access_token"])
+        refused(answer, 401, "invalid_grant", reason="logout", challenge=BARE)
+    assert await api.is_live(other)
+
+
+async def test_no_verification_that_begins_after_the_logout_was_answered_succeeds(api: Api) -> None:
+    tokens = await api.login()
+    answered = asyncio.Event()
+    late: list[int] = []
+
+    async def read() -> None:
+        while True:
+            after = answered.is_set()
+            status = (await api.get("/auth/verify", tokens["access_token"])).status_code
+            if after:
+                late.append(status)
+                return
+
+    readers = [asyncio.create_task(read()) for _ in range(50)]
+    assert (await api.post("/auth/logout", bearer=tokens["access_token"])).status_code == 204
+    answered.set()
+    await asyncio.gather(*readers)
+    assert late == [401] * 50
+
+
+# -- me
+
+
+async def test_me_answers_from_the_database(api: Api) -> None:
+    tokens = await api.login()
+    answer = await api.get("/auth/me", tokens["access_token"])
+    assert (answer.status_code, answer.headers["cache-control"]) == (200, "no-store")
+    body = answer.json()
+    assert body.keys() == {"user", "session"}
+    assert body["user"].keys() == {"id", "email", "role", "created_at"}
+    assert body["session"].keys() == {
+        "id", "client_id", "created_at", "rotated_at", "idle_expires_at", "absolute_expires_at"
+    }  # fmt: skip
+    assert (body["user"]["email"], body["session"]["id"]) == (ADA, tokens["session_id"])
+    for moment in (body["user"]["created_at"], *(v for n, v in body["session"].items() if n.endswith("_at"))):
+        assert datetime.fromisoformat(moment).utcoffset() == timedelta(0)
+    assert "digest" not in answer.text
+    assert "argon2" not in answer.text
+
+
+async def test_a_token_minted_with_the_shared_key_gains_nothing_at_keyturn_s_own_endpoints(api: Api) -> None:
+    bob = await api.keyturn.users.create(BOB, PASSWORD, "admin")
+    mine = await api.login()
+    bobs = await api.login(BOB)
+    genuine = (await api.get("/auth/me", mine["access_token"])).json()
+    widened = api.minted(mine, role="admin", scope="everything", amr=["mfa"], email=BOB, client_id="other")
+    assert (await api.get("/auth/me", widened)).json() == genuine
+    before = await dump(api.keyturn)
+    change = {"current_password": PASSWORD, "new_password": "a new password"}
+    for claims in (
+        {"sub": str(bob.id)},
+        {"sub": "../me"},
+        {"sid": str(uuid4())},
+        {"sid": bobs["session_id"]},
+        {"sid": "0" * 36},
+        {"sid": mine["session_id"].upper() + " "},
+    ):
+        stranger = api.minted(mine, **claims)
+        refused(await api.get("/auth/me", stranger), 401, "invalid_token", challenge=INVALID)
+        refused(await api.post("/auth/password", change, stranger), 401, "invalid_token", challenge=INVALID)
+    assert await dump(api.keyturn) == before
+
+
+async def test_the_role_of_the_database_holds_at_once_and_is_in_the_next_token(api: Api) -> None:
+    tokens = await api.login()
+    user = (await api.get("/auth/me", tokens["access_token"])).json()["user"]
+    await api.keyturn.users.set_role(UUID(user["id"]), "editor")
+    assert (await api.get("/auth/me", tokens["access_token"])).json()["user"]["role"] == "editor"
+    after = (await api.post("/auth/refresh", {"refresh_token": tokens["refresh_token"]})).json()
+    assert (await api.get("/auth/verify?role=editor", after["access_token"])).status_code == 200
+
+
+async def test_the_token_of_a_disabled_or_deleted_user_is_refused(api: Api) -> None:
+    bob = await api.keyturn.users.create(BOB, PASSWORD)
+    disabled, deleted = await api.login(BOB), await api.login()
+    await api.keyturn.users.disable(bob.id)
+    for path in ("/auth/me", "/auth/verify"):
+        refused(
+            await api.get(path, disabled["access_token"]),
+            401,
+            "invalid_token",
+            reason="user_disabled",
+            challenge=INVALID,
+        )
+    async with api.keyturn.db.begin() as tx:
+        for statement in ("DELETE FROM sessions", "DELETE FROM users"):
+            await tx.execute(text(statement))
+    for path in ("/auth/me", "/auth/verify"):
+        refused(await api.get(path, deleted["access_token"]), 401, "invalid_token", challenge=INVALID)
+
+
+# -- the bearer token
+
+
+async def test_a_missing_token_gets_a_bare_challenge_and_a_refused_one_its_error(api: Api) -> None:
+    for path in ("/auth/me", "/auth/verify"):
+        refused(await api.get(path), 401, "invalid_token", challenge=BARE)
+        refused(await api.get(path, "junk"), 401, "invalid_token", challenge=INVALID)
+    change = {"current_password": PASSWORD, "new_password": "a new password"}
+    refused(await api.post("/auth/password", change), 401, "invalid_token", challenge=BARE)
+    refused(await api.post("/auth/password", change, "junk"), 401, "invalid_token", challenge=INVALID)
+
+
+async def test_the_scheme_is_bearer_in_any_case_and_no_other(api: Api) -> None:
+    token = (await api.login())["access_token"]
+    for scheme in ("Bearer", "bearer", "BEARER"):
+        answer = await api.client.get("/auth/me", headers={"Authorization": f"{scheme} {token}"})
+        assert answer.status_code == 200
+    for scheme in ("Token", "JWT", "Digest", "Basic", "DPoP", "Bearer,", "Bea rer", "\xa0Bearer", ""):
+        answer = await api.client.get("/auth/me", headers={b"Authorization": f"{scheme} {token}".encode()})
+        refused(answer, 401, "invalid_token", challenge=BARE)
+
+
+async def test_two_authorization_fields_are_refused_whichever_is_good(api: Api) -> None:
+    good = f"Bearer {(await api.login())['access_token']}"
+    for pair in ((good, good), (good, "Bearer junk"), ("Bearer junk", good), (good, "Basic YTpi")):
+        for path in ("/auth/me", "/auth/verify"):
+            answer = await api.client.get(path, headers=[("Authorization", value) for value in pair])
+            refused(answer, 400, "invalid_request")
+    answer = await api.client.get("/auth/me", headers={"Authorization": f"{good}, {good}"})
+    refused(answer, 401, "invalid_token", challenge=INVALID)
+
+
+async def test_an_access_token_is_read_from_the_header_alone_and_is_in_no_log(
+    api: Api, capsys: pytest.CaptureFixture[str]
+) -> None:
+    token = (await api.login())["access_token"]
+    answers = [
+        await api.client.get(f"/auth/me?access_token={token}"),
+        await api.client.get(f"/auth/verify/{token}?token={token}"),
+        await api.client.post("/auth/verify", data={"access_token": token}),
+        await api.client.get("/auth/me", headers={"Cookie": f"access_token={token}; __Host-keyturn-access={token}"}),
+        await api.client.get("/auth/me", headers={"X-Access-Token": token, "Proxy-Authorization": f"Bearer {token}"}),
+    ]
+    for answer in answers:
+        refused(answer, 401, "invalid_token", challenge=BARE)
+    await api.client.get(f"/{token}", headers={"Authorization": f"Bearer {token}"})
+    log = capsys.readouterr().err
+    assert log.count('"event": "request"') == 7  # the login is one
+    assert token not in log
+    assert token.split(".")[2] not in log
+
+
+async def test_a_refresh_token_is_no_access_token(api: Api) -> None:
+    tokens = await api.login()
+    for path in ("/auth/me", "/auth/verify"):
+        refused(await api.get(path, tokens["refresh_token"]), 401, "invalid_token", challenge=INVALID)
+
+
+async def test_junk_access_tokens_all_get_one_answer(api: Api) -> None:
+    tokens = await api.login()
+    header, claims, signature = tokens["access_token"].split(".")
+    none = jwt.encode({"sub": "x"}, None, algorithm="none")
+    junk = [
+        "x",
+        ".",
+        "..",
+        "a.b.c",
+        f"{header}.{claims}.",
+        f"{header}.{claims}",
+        f"{claims}.{header}.{signature}",
+        none,
+    ]
+    junk += [
+        f"{header}.{claims}.{signature[:-4]}AAAA",
+        "x" * 8193,
+        tokens["access_token"] + "=",
+        tokens["refresh_token"],
+    ]
+    answers = [await api.get(path, token) for token in junk for path in ("/auth/me", "/auth/verify")]
+    assert len({(a.status_code, a.content, tuple(name for name, _ in a.headers.multi_items())) for a in answers}) == 1
+    refused(answers[0], 401, "invalid_token", challenge=INVALID)
+
+
+# -- verify
+
+
+async def test_verify_answers_any_method_and_any_path_below_in_the_same_way(api: Api) -> None:
+    tokens = await api.login()
+    headers = authorization(tokens["access_token"])
+    expected = await api.get("/auth/verify", tokens["access_token"])
+    assert expected.json() == jwt.decode(tokens["access_token"], options={"verify_signature": False})
+    for method in EVERY_METHOD:
+        for path in (
+            "/auth/verify",
+            "/auth/verify/",
+            "/auth/verify/a/b.html",
+            "/auth/verify//x?y=1",
+            "/auth/verify/%2e%2e/me",
+        ):
+            answer = await api.client.request(method, path, headers=headers)
+            assert answer.status_code == 200, (method, path)
+            assert answer.headers["cache-control"] == "no-store"
+            assert answer.headers["x-auth-subject"] == expected.headers["x-auth-subject"]
+            if method != "HEAD":
+                assert answer.json() == expected.json()
+            refused_answer = await api.client.request(method, path)
+            assert refused_answer.status_code == 401
+            assert not [name for name in refused_answer.headers if name.startswith("x-auth-")]
+
+
+async def test_verify_does_not_look_at_the_body_that_a_proxy_hands_on(api: Api) -> None:
+    headers = authorization((await api.login())["access_token"])
+    bodies = [
+        ({"Content-Type": "text/html"}, b"<html>"),
+        ({"Content-Type": "application/json"}, b'{"a": 1, "a": '),
+        ({"Content-Type": "application/json", "Content-Encoding": "gzip"}, b"\x1f\x8b\x08"),
+        ({"Content-Type": "multipart/form-data; boundary=x"}, b"--x\r\n\xff\xfe\r\n--x--"),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, b"role=admin&%ff"),
+        ({}, b"\0" * 60_000),
+    ]
+    for more, body in bodies:
+        for path in ("/auth/verify", "/auth/verify/below"):
+            for method in ("POST", "PUT", "PATCH", "DELETE", "GET"):
+                answer = await api.client.request(method, path, content=body, headers=headers | more)
+                assert answer.status_code == 200, (more, method, answer.text)
+    too_large = await api.client.post("/auth/verify", content=b"x" * 65_537, headers=headers)
+    refused(too_large, 413, "invalid_request")
+
+
+async def test_verify_asks_for_a_role_and_for_scopes(api: Api) -> None:
+    tokens = await api.login()
+    narrow, scoped = tokens["access_token"], api.minted(tokens, scope="read write")
+    for query, token, status in (
+        ("role=user", narrow, 200),
+        ("role=admin", narrow, 403),
+        ("role=", narrow, 403),
+        ("role=User", narrow, 403),
+        ("role=use", narrow, 403),
+        ("role=user%20", narrow, 403),
+        ("scope=read", narrow, 403),
+        ("scope=", narrow, 200),
+        ("scope=read", scoped, 200),
+        ("scope=write+read", scoped, 200),
+        ("scope=read&scope=write", scoped, 200),
+        ("scope=READ", scoped, 403),
+        ("scope=rea", scoped, 403),
+        ("scope=read%20admin", scoped, 403),
+        ("role=user&scope=read", scoped, 200),
+        ("role=admin&scope=read", scoped, 403),
+    ):
+        answer = await api.get(f"/auth/verify?{query}", token)
+        assert answer.status_code == status, query
+        if status == 403:
+            refused(answer, 403, "insufficient_scope", challenge='Bearer error="insufficient_scope"')
+            assert not [name for name in answer.headers if name.startswith("x-auth-")]
+
+
+async def test_a_second_role_or_scope_in_the_query_can_only_narrow(api: Api) -> None:
+    token = (await api.login())["access_token"]
+    for query in ("role=admin&role=user", "role=user&role=admin", "scope=read&scope="):
+        assert (await api.get(f"/auth/verify?{query}", token)).status_code == 403
+
+
+async def test_identity_headers_come_from_the_token_alone(api: Api) -> None:
+    tokens = await api.login()
+    claims = jwt.decode(tokens["access_token"], options={"verify_signature": False})
+    forged = {f"X-Auth-{name}": "forged" for name in ("Subject", "Role", "Scope", "Session")}
+    answer = await api.client.get("/auth/verify", headers=authorization(tokens["access_token"]) | forged)
+    assert {n: v for n, v in answer.headers.multi_items() if n.startswith("x-auth-")} == {
+        "x-auth-subject": claims["sub"],
+        "x-auth-role": "user",
+        "x-auth-session": tokens["session_id"],
+    }
+    scoped = await api.get("/auth/verify", api.minted(tokens, scope="read write"))
+    assert scoped.headers["x-auth-scope"] == "read write"
+
+
+async def test_no_claim_can_make_a_header_of_its_own(api: Api) -> None:
+    tokens = await api.login()
+    hostile = (
+        "x\r\nX-Auth-Role: admin",
+        "x\nSet-Cookie: a=b",
+        "x\rx",
+        "x\0",
+        "\xe9",
+        "\u2028",
+        "\x7f",
+        "x\ty",
+        "\u212a",
+    )
+    headers = {"sub": "x-auth-subject", "role": "x-auth-role", "scope": "x-auth-scope"}
+    for claim, header in headers.items():
+        for value in hostile:
+            answer = await api.get("/auth/verify", api.minted(tokens, **{claim: value}))
+            assert (answer.status_code, answer.json()[claim]) == (200, value)
+            assert "set-cookie" not in answer.headers
+            assert all(v.isascii() and v.isprintable() for _, v in answer.headers.multi_items()), (claim, value)
+            assert answer.headers.get("x-auth-role", "user") == "user"
+            # White space separates scopes; elsewhere the value is left out.
+            assert header not in answer.headers or claim == "scope"
+
+
+async def test_claims_that_json_can_t_carry_are_refused(api: Api) -> None:
+    tokens = await api.login()
+    for claims in ({"role": "\ud800"}, {"x": "\udfff"}, {"x\ud800": 1}):
+        refused(await api.get("/auth/verify", api.minted(tokens, **claims)), 401, "invalid_token", challenge=INVALID)
+
+
+async def test_claims_of_any_form_never_make_an_error_of_ours(api: Api) -> None:
+    tokens = await api.login()
+    deep: Any = []
+    for _ in range(700):
+        deep = [deep]
+    for claims in (
+        {"x": deep},
+        {"x": float("nan")},
+        {"x": float("inf")},
+        {"x": 10**4000},
+        {"scope": ["read"]},
+        {"scope": {"read": True}},
+        {"scope": 7},
+        {"aud": ["https://auth.example.com", "https://other.example.com"]},
+        {"nbf": None},
+        {"exp": True},
+    ):
+        for path in ("/auth/verify?scope=read", "/auth/verify", "/auth/me"):
+            answer = await api.get(path, api.minted(tokens, **claims))
+            assert answer.status_code in {200, 401, 403}, claims.keys()
+            assert "x-auth-scope" not in answer.headers
+
+
+# -- password
+
+
+NEW = "an entirely new password"
+
+
+async def test_a_password_change_ends_every_other_session_and_keeps_this_one(api: Api) -> None:
+    mine, other = await api.login(), await api.login()
+    body = {"current_password": PASSWORD, "new_password": NEW}
+    answer = await api.post("/auth/password", body, mine["access_token"])
+    assert (answer.status_code, answer.content, answer.headers["cache-control"]) == (204, b"", "no-store")
+    assert await api.is_live(mine)
+    for path in ("/auth/me", "/auth/verify"):
+        refused(
+            await api.get(path, other["access_token"]),
+            401,
+            "invalid_token",
+            reason="password_changed",
+            challenge=INVALID,
+        )
+    refused(
+        await api.post("/auth/refresh", {"refresh_token": other["refresh_token"]}),
+        401,
+        "invalid_grant",
+        reason="password_changed",
+        challenge=BARE,
+    )
+    refused(await api.post("/auth/login", {"email": ADA, "password": PASSWORD}), 401, "invalid_grant", challenge=BARE)
+    await api.login(ADA, NEW)
+
+
+async def test_a_password_change_that_is_refused_changes_nothing(api: Api) -> None:
+    mine, other = await api.login(), await api.login()
+    before = await dump(api.keyturn)
+    for current, new, status, error in (
+        ("wrong password", NEW, 401, "invalid_grant"),
+        (PASSWORD + "\0", NEW, 401, "invalid_grant"),
+        ("", NEW, 401, "invalid_grant"),
+        (PASSWORD, "short", 400, "invalid_request"),
+        (PASSWORD, "", 400, "invalid_request"),
+        (PASSWORD, "é" * 513, 400, "invalid_request"),
+        (PASSWORD, "p" * 1025, 400, "invalid_request"),
+        (PASSWORD, "with a\0NUL inside", 400, "invalid_request"),
+    ):
+        body = {"current_password": current, "new_password": new}
+        refused(
+            await api.post("/auth/password", body, mine["access_token"]), status, error,
+            challenge=BARE if status == 401 else None,
+        )  # fmt: skip
+    assert await dump(api.keyturn) == before
+    assert [await api.is_live(tokens) for tokens in (mine, other)] == [True, True]
+
+
+async def test_an_ended_session_changes_no_password(api: Api) -> None:
+    tokens = await api.login()
+    await api.post("/auth/logout", bearer=tokens["access_token"])
+    body = {"current_password": PASSWORD, "new_password": NEW}
+    answer = await api.post("/auth/password", body, tokens["access_token"])
+    refused(answer, 401, "invalid_token", reason="logout", challenge=INVALID)
+    await api.login()
+
+
+async def test_the_same_password_change_twice_at_once_leaves_one_password_that_works(api: Api) -> None:
+    mine = await api.login()
+    news = [f"new password number {n}" for n in range(5)]
+    answers = await asyncio.gather(
+        *(
+            api.post("/auth/password", {"current_password": PASSWORD, "new_password": new}, mine["access_token"])
+            for new in news
+        )
+    )
+    assert sorted(a.status_code for a in answers) == [204, 401, 401, 401, 401]
+    logins = [await api.post("/auth/login", {"email": ADA, "password": new}) for new in news]
+    assert [a.status_code for a in logins] == [{204: 200, 401: 401}[a.status_code] for a in answers]
+
+
+# -- health, keys
+
+
+async def test_health_is_alive_and_readiness_names_each_part(api: Api) -> None:
+    health, ready = await api.get("/healthz"), await api.get("/readyz")
+    assert (health.status_code, health.json()) == (200, {"status": "ok"})
+    assert (ready.status_code, ready.json()) == (200, {"status": "ready", "database": "ok", "cache": "none"})
+    for answer in (health, ready):
+        assert answer.headers["cache-control"] == "no-store"
+
+
+async def test_symmetric_keys_are_never_published(api: Api) -> None:
+    answer = await api.get("/.well-known/jwks.json")
+    assert (answer.status_code, answer.json()) == (200, {"keys": []})
+    assert answer.headers["cache-control"] == "public, max-age=30"
+
+
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("algorithm", ["ES256", "EdDSA"])
+async def test_published_keys_verify_tokens_and_are_public_halves(serve: Serve, algorithm: str) -> None:
+    async with serve(signing_algorithm=algorithm) as api:
+        await api.keyturn.users.create(ADA, PASSWORD)
+        token = (await api.login())["access_token"]
+        keys = (await api.get("/.well-known/jwks.json")).json()["keys"]
+        assert not [key for key in keys if key.keys() & {"d", "k", "p", "q"}]
+        key = next(key for key in keys if key["kid"] == jwt.get_unverified_header(token)["kid"])
+        jwt.decode(token, jwt.PyJWK(key), algorithms=[algorithm], audience="https://auth.example.com")
+
+
+# -- every endpoint
+
+
+async def test_every_endpoint_names_its_methods_when_it_is_asked_with_another(api: Api) -> None:
+    allowed = dict.fromkeys(POSTS, "POST") | dict.fromkeys(GETS, "GET, HEAD")
+    allowed["/auth/verify"] = ", ".join(sorted(EVERY_METHOD))
+    for path, methods in allowed.items():
+        for method in (*EVERY_METHOD, "TRACE", "PROPFIND", "X" * 64):
+            if method in methods.split(", "):
+                continue
+            answer = await api.client.request(method, path)
+            assert (answer.status_code, answer.headers["allow"]) == (405, methods), (method, path)
+            assert answer.headers["cache-control"] == "no-store"
+
+
+async def test_head_is_get_without_a_body(api: Api) -> None:
+    headers = authorization((await api.login())["access_token"])
+    for path in GETS:
+        get, head = [await api.client.request(method, path, headers=headers) for method in ("GET", "HEAD")]
+        assert (get.status_code, head.status_code, head.content) == (200, 200, b""), path
+        assert head.headers.keys() == get.headers.keys()
+
+
+async def test_an_unknown_path_is_not_found(api: Api) -> None:
+    for path in (
+        "/nope",
+        "/auth",
+        "/auth/",
+        "/auth/me/",
+        "/auth/login/",
+        "/AUTH/me",
+        "//auth/me",
+        "/docs",
+        "/redoc",
+        "/auth/verifyx",
+    ):
+        refused(await api.get(path), 404, "not_found")
+
+
+async def test_every_answer_carries_a_request_id_and_a_client_s_own_is_kept(api: Api) -> None:
+    for path in (*GETS, *POSTS, "/nope"):
+        made = [(await api.get(path)).headers["x-request-id"] for _ in range(2)]
+        assert made[0] != made[1]
+        assert all(re.fullmatch(r"[0-9a-f]{32}", request_id) for request_id in made)
+        given = await api.client.get(path, headers={"X-Request-Id": "my.own-ID_7"})
+        assert given.headers.get_list("x-request-id") == ["my.own-ID_7"]
+    token = (await api.login())["refresh_token"]
+    for bad in ("", "x" * 65, "a b", "a\tb", "a;b", "\xe9".encode(), token, "eyJhbGciOi"):
+        answer = await api.client.get("/healthz", headers=[("X-Request-Id", bad)])
+        assert re.fullmatch(r"[0-9a-f]{32}", answer.headers["x-request-id"]), bad
+
+
+async def test_endpoints_for_the_signed_in_refuse_everyone_else(api: Api) -> None:
+    change = {"current_password": PASSWORD, "new_password": NEW}
+    before = await dump(api.keyturn)
+    for answer in (await api.get("/auth/me"), await api.get("/auth/verify"), await api.post("/auth/password", change)):
+        refused(answer, 401, "invalid_token", challenge=BARE)
+    for path in ("/healthz", "/readyz", "/.well-known/jwks.json", "/openapi.json"):
+        assert (await api.get(path)).status_code == 200
+    assert await dump(api.keyturn) == before
