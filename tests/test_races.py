@@ -423,14 +423,18 @@ async def test_clients_that_hang_up_at_random_points_leave_nothing_behind(stage:
 
 
 async def test_a_login_beside_a_logout_of_all_is_ended_or_starts_after_it(open_keyturn: Opener) -> None:
-    outcomes: Counter[str] = Counter()
+    dice, outcomes = random.Random(8), Counter[str]()
     async with open_keyturn() as one, open_keyturn() as other:
         email, proof = await someone(one)
-        for turn in range(20):
+
+        async def start(instance: Keyturn) -> Tokens:
+            await asyncio.sleep(dice.choice([0, 0.01, 0.1]) * dice.random())
+            return await instance.sessions.start(proof)
+
+        for _ in range(20):
             earlier = await one.sessions.start(proof)
-            racing = [asyncio.create_task(i.sessions.start(proof)) for i in (one, other, one, other)]
-            for _ in range(turn % 7):
-                await asyncio.sleep(0.0005)
+            racing = [asyncio.create_task(start(instance)) for instance in (one, other) * 3]
+            await asyncio.sleep(dice.random() * 0.01)
             await other.sessions.logout(None, earlier.refresh_token, "all")
             later = await other.sessions.start(await one.users.authenticate(email, PASSWORD))
             await one.sessions.verify(later.access_token)
@@ -451,13 +455,12 @@ async def test_a_login_beside_a_logout_of_all_is_ended_or_starts_after_it(open_k
 
 
 async def test_a_retry_beside_the_sessions_end_gives_no_pair_that_works(open_keyturn: Opener) -> None:
-    outcomes: Counter[str] = Counter()
+    dice, outcomes = random.Random(9), Counter[str]()
     async with open_keyturn() as one, open_keyturn() as other:
         for turn, first in enumerate(await logins(one, 40)):
             second = await one.sessions.refresh(first.refresh_token)
             end = asyncio.create_task(other.sessions.end({first.session_id}, "revoked_by_admin"))
-            for _ in range(turn % 8):
-                await asyncio.sleep(0.0003)
+            await asyncio.sleep(dice.random() * 0.02 * (turn % 2))
             again = await attempt(one.sessions.refresh(first.refresh_token))
             if isinstance(again, Tokens):
                 assert again.refresh_token == second.refresh_token
