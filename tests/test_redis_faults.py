@@ -1,0 +1,633 @@
+"""The promise of a logout, kept by real processes while Redis, PostgreSQL or one of them fails.
+
+Two processes of the service on one PostgreSQL and one Redis, each with a link of its own to Redis that a test can cut
+or lead elsewhere. Sessions end at `here` without pause while something goes wrong; `there` is asked about them without
+pause. Not one access token may be accepted by a verification that began after its logout had returned.
+
+What `there` has once refused it remembers, so each session is first asked about at a moment of its own: before its
+logout, at its return, or up to some seconds later. `pytest -rP` prints how many logouts and verifications there were.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from redis import asyncio as redis_asyncio
+
+from app.keyturn import opened
+from app.setup import migrate
+from tests.conftest import CHEAP, PASSWORD, SECRET, settings_of
+from tests.servers import Postgres, Redis
+from tests.service import Service
+
+EMAIL = "ada@example.com"
+MARKER = "{keyturn}:complete"
+PATIENCE = 30.0  # seconds for what must come in the end
+WITHOUT_DATABASE = 3.0  # seconds of KEYTURN_VERIFY_WITHOUT_DATABASE, of `brief`
+
+
+class Link:
+    """A TCP proxy between a process and Redis."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._state = "open"
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def close(self) -> None:
+        self._server.close()
+        self.cut()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def cut(self) -> None:
+        """Connections break, new ones are closed at once."""
+        self._to("closed")
+
+    def swallow(self) -> None:
+        """Whatever is sent from now on, in either direction, never arrives, and nobody is told."""
+        self._state = "silent"
+
+    def mend(self, target: int | None = None) -> None:
+        """New connections reach the target again; the old ones break."""
+        self._target = target or self._target
+        self._to("open")
+
+    def _to(self, state: str) -> None:
+        self._state = state
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        self._writers.add(writer)
+        try:
+            if self._state == "closed":
+                return
+            with suppress(OSError):
+                server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._target)
+                self._writers.add(server_writer)
+                try:
+                    back = asyncio.create_task(self._pump(server_reader, writer))
+                    await self._pump(reader, server_writer)
+                    await back
+                finally:
+                    server_writer.transport.abort()
+                    self._writers.discard(server_writer)
+        finally:
+            writer.transport.abort()
+            self._writers.discard(writer)
+            self._tasks.discard(task)
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await reader.read(65536):
+                if self._state != "silent":
+                    writer.write(data)
+                    await writer.drain()
+        writer.transport.abort()
+
+
+@dataclass
+class World:
+    """What the tests of this module share."""
+
+    postgres: Postgres
+    redis: Redis
+    environment: dict[str, str]
+    logs: Path
+    here_link: Link
+    there_link: Link
+    client: httpx2.AsyncClient
+    stack: AsyncExitStack
+    here: Service = field(init=False)
+    there: Service = field(init=False)
+    brief: Service = field(init=False)
+
+    async def serve(self, link: Link, port: int | None = None, **more: str) -> Service:
+        environment = self.environment | {"KEYTURN_REDIS_URL": f"redis://127.0.0.1:{link.port}/0"} | more
+        return await asyncio.to_thread(Service.start, environment, logs=self.logs, port=port)
+
+    async def sessions(self, count: int) -> list[dict[str, Any]]:
+        """The token answers of that many logins, made by an instance that goes away."""
+        url = self.environment["KEYTURN_DATABASE_URL"]
+        async with opened(settings_of(url, None)) as keyturn:
+            await keyturn.keys.make_first()
+            await keyturn.keys.load()
+            with suppress(Exception):  # it is there from the second time on
+                await keyturn.users.create(EMAIL, PASSWORD, "user")
+            proof = await keyturn.users.authenticate(EMAIL, PASSWORD)
+            return [dict((await keyturn.sessions.start(proof)).body()) for _ in range(count)]
+
+    async def verify(self, service: Service, access_token: str) -> httpx2.Response:
+        return await self.client.get(f"{service.url}/auth/verify", headers={"Authorization": f"Bearer {access_token}"})
+
+    async def post(self, service: Service, path: str, **body: str) -> httpx2.Response:
+        return await self.client.post(f"{service.url}/auth/{path}", json=body)
+
+    async def logout(self, service: Service, tokens: dict[str, Any]) -> httpx2.Response:
+        return await self.post(service, "logout", refresh_token=tokens["refresh_token"])
+
+    async def complete(self) -> None:
+        """Both processes believe the one Redis."""
+        # A server that the fence does not name has to wait for ten seconds; a logout ends that, as it can't tell it.
+        for tokens in await self.sessions(1):
+            assert (await self.logout(self.here, tokens)).status_code == 204
+        for service in (self.here, self.there, self.brief):
+            await eventually(lambda service=service: self._is_complete(service))
+
+    async def _is_complete(self, service: Service) -> bool:
+        return (await self.client.get(f"{service.url}/readyz")).json()["cache"] == "complete"
+
+    async def new_redis(self, *settings: str) -> Redis:
+        """A further server; gone at the end of the module."""
+        return self.stack.enter_context(await asyncio.to_thread(Redis.start, settings=list(settings)))
+
+    def command(self, server: Redis) -> redis_asyncio.Redis:
+        return redis_asyncio.Redis.from_url(server.url())
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not await condition():
+            await asyncio.sleep(0.03)
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[tuple[Postgres, Redis]]:
+    with Postgres.start() as postgres, Redis.start() as redis:
+        if not (postgres.ours and redis.ours):
+            pytest.skip("TEST_DATABASE_URL or TEST_REDIS_URL names the server: these tests pause and kill their own")
+        yield postgres, redis
+
+
+@pytest.fixture(scope="module")
+async def world(servers: tuple[Postgres, Redis], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+    postgres, redis = servers
+    await postgres.create_database("keyturn")
+    url = postgres.url("keyturn")
+    await asyncio.to_thread(migrate, settings_of(url, None))
+    environment = {
+        "KEYTURN_DATABASE_URL": url,
+        "KEYTURN_SECRET": SECRET,
+        "KEYTURN_ISSUER": "https://auth.example.com",
+        **{f"KEYTURN_{name.upper()}": value for name, value in CHEAP.items()},
+    }
+    async with AsyncExitStack() as stack:
+        links = [Link(redis.port), Link(redis.port)]
+        for link in links:
+            await link.start()
+            stack.push_async_callback(link.close)
+        limits = httpx2.Limits(max_connections=200, max_keepalive_connections=200)
+        client = await stack.enter_async_context(httpx2.AsyncClient(timeout=20, limits=limits, trust_env=False))
+        world = World(postgres, redis, environment, tmp_path_factory.mktemp("logs"), links[0], links[1], client, stack)
+        world.here, world.there, world.brief = await asyncio.gather(
+            world.serve(links[0]),
+            world.serve(links[1]),
+            world.serve(links[1], KEYTURN_VERIFY_WITHOUT_DATABASE=str(int(WITHOUT_DATABASE))),
+        )
+        stack.callback(lambda: [service.close() for service in (world.here, world.there, world.brief)])
+        yield world
+
+
+class Traffic:
+    """Logouts at `here` and what `there` says of them; logins, refreshes and live sessions beside them."""
+
+    def __init__(self, world: World, tokens: list[dict[str, Any]]) -> None:
+        self.world = world
+        *self._fresh, self._refreshed = tokens[4:]
+        self._live = tokens[:4]
+        self._first_asked: dict[int, float] = {}
+        self._returned: dict[int, float] = {}
+        self._tokens: list[dict[str, Any]] = []
+        self._open: set[int] = set()
+        self._logouts: list[asyncio.Task[None]] = []
+        self._over = False
+        self.unanswered: list[int] = []
+        self.said = Counter[str]()
+        self.accepted: list[str] = []
+
+    # Each says at the end what it did in `said`.
+
+    async def ask(self, n: int) -> None:
+        """Asks `there` about a session that is ending or has ended."""
+        began = time.monotonic()
+        status = (await self.world.verify(self.world.there, self._tokens[n]["access_token"])).status_code
+        after = self._returned.get(n, float("inf")) <= began
+        self.said[f"verified {'after' if after else 'before'} the return: {status}"] += 1
+        if status == 401:
+            self._open.discard(n)
+        elif after and status == 200:
+            self.accepted.append(f"{time.monotonic() - self._returned[n]:.3f} s after its return")
+            self._open.discard(n)
+
+    async def ask_without_pause(self) -> None:
+        while not self._over:
+            now = time.monotonic()
+            due = [n for n in self._open if self._first_asked[n] <= now]
+            if due:
+                await self.ask(random.choice(due))
+            if not due or random.random() < 0.2:
+                live = random.choice(self._live)["access_token"]
+                status = (await self.world.verify(self.world.there, live)).status_code
+                self.said[f"live session verified: {status}"] += 1
+
+    async def refresh_and_login(self) -> None:
+        while not self._over:
+            service = random.choice([self.world.here, self.world.there])
+            try:
+                token = self._refreshed["refresh_token"]
+                answer = await self.world.post(service, "refresh", refresh_token=token)
+                self.said[f"refresh: {answer.status_code}"] += 1
+                if answer.status_code == 200:
+                    self._refreshed = answer.json()
+                answer = await self.world.post(service, "login", email=EMAIL, password=PASSWORD)
+                self.said[f"login: {answer.status_code}"] += 1
+            except httpx2.TransportError:
+                assert service is self.world.here
+                self.said["here did not answer"] += 1
+            await asyncio.sleep(0.05)
+
+    async def logouts(self, count: int, seconds: float) -> None:
+        """Starts logouts, spread over that time; does not wait for their ends."""
+        for _ in range(count):
+            self._logouts.append(asyncio.create_task(self._logout()))
+            await asyncio.sleep(seconds / count)
+
+    async def _logout(self) -> None:
+        n = len(self._tokens)
+        self._tokens.append(self._fresh.pop())
+        # Half of them first when the logout has returned, or some time later.
+        self._first_asked[n] = 0 if random.random() < 0.5 else float("inf")
+        self._open.add(n)
+        try:
+            answer = await self.world.logout(self.world.here, self._tokens[n])
+        except httpx2.TransportError:
+            self.said["logout: no answer"] += 1
+            self.unanswered.append(n)
+            return
+        self.said[f"logout: {answer.status_code}"] += 1
+        if answer.status_code == 204:
+            now = self._returned[n] = time.monotonic()
+            self._first_asked[n] = min(self._first_asked[n], now + random.choice([0, random.uniform(0, 3)]))
+            if self._first_asked[n] <= now:
+                await self.ask(n)
+        else:
+            self.unanswered.append(n)
+
+    async def again(self) -> None:
+        """Repeats each logout that got no answer."""
+        while self.unanswered:
+            n = self.unanswered.pop()
+            assert (await self.world.logout(self.world.here, self._tokens[n])).status_code == 204
+            self._returned[n] = time.monotonic()
+            self._first_asked[n] = 0
+            await self.ask(n)
+
+    async def returned(self) -> None:
+        await asyncio.gather(*self._logouts)
+
+    async def end(self) -> None:
+        """Every session that was logged out is refused, each of the others lives."""
+        await self.returned()
+        self._over = True
+        for n in sorted(self._open & self._returned.keys()):
+            await self.ask(n)
+        assert not self._open & self._returned.keys()
+
+
+@asynccontextmanager
+async def traffic(world: World, sessions: int) -> AsyncIterator[Traffic]:
+    """Traffic while the block runs, from a complete Redis on; then the promise is looked at."""
+    await world.complete()
+    flow = Traffic(world, await world.sessions(sessions + 5))
+    tasks = [asyncio.create_task(flow.ask_without_pause()) for _ in range(3)]
+    tasks.append(asyncio.create_task(flow.refresh_and_login()))
+    try:
+        yield flow
+        await flow.end()
+    finally:
+        flow._over = True
+        await asyncio.gather(*tasks)
+    print(*(f"{count:6} {what}" for what, count in sorted(flow.said.items())), sep="\n")
+    print(f"{len(flow.accepted):6} accepted after the return", *flow.accepted)
+    assert flow.accepted == []
+    assert {what for what in flow.said if what.startswith("live")} == {"live session verified: 200"}
+    assert flow.said["live session verified: 200"] > 20
+    for what in ("refresh", "login"):
+        assert {said for said in flow.said if said.startswith(what)} == {f"{what}: 200"}
+
+
+async def flushed(world: World, flow: Traffic) -> None:
+    async with world.command(world.redis) as redis:
+        for _ in range(3):
+            await flow.logouts(6, 0.3)
+            await redis.flushall()
+            await flow.logouts(6, 0.3)
+
+
+async def flushed_during_rebuilds(world: World, flow: Traffic) -> None:
+    async with world.command(world.redis) as redis:
+        for _ in range(30):
+            await flow.logouts(1, random.uniform(0, 0.06))
+            await redis.flushall()
+
+
+async def restarted_empty(world: World, flow: Traffic) -> None:
+    await flow.logouts(12, 0.4)
+    await asyncio.to_thread(world.redis.kill)
+    await flow.logouts(6, 0.1)
+    await asyncio.to_thread(world.redis.restart, keep_data=False)
+    await flow.logouts(12, 0.6)
+
+
+async def restarted_from_an_old_snapshot(world: World, flow: Traffic) -> None:
+    await asyncio.to_thread(world.redis.snapshot)
+    await flow.logouts(12, 0.4)
+    await flow.returned()
+    await asyncio.to_thread(world.redis.kill)
+    await asyncio.to_thread(world.redis.restart, keep_data=True)
+    await flow.logouts(12, 0.6)
+
+
+async def killed(world: World, flow: Traffic) -> None:
+    await flow.logouts(12, 0.4)
+    await asyncio.to_thread(world.redis.kill)
+    await flow.logouts(12, 1.5)
+    await asyncio.to_thread(world.redis.restart, keep_data=False)
+    await flow.logouts(6, 0.3)
+
+
+async def paused(world: World, flow: Traffic) -> None:
+    await flow.logouts(12, 0.4)
+    for seconds in (0.1, 0.3, 1.5):
+        await asyncio.to_thread(world.redis.pause)
+        await flow.logouts(6, seconds)
+        await asyncio.to_thread(world.redis.resume)
+        await flow.logouts(4, 0.3)
+
+
+async def cut_off_from_the_process_that_logs_out(world: World, flow: Traffic) -> None:
+    await flow.logouts(8, 0.3)
+    world.here_link.cut()
+    await flow.logouts(10, 1.0)
+    world.here_link.mend()
+    await flow.logouts(6, 0.3)
+    world.here_link.swallow()
+    await flow.logouts(10, 1.0)
+    world.here_link.mend()
+    await flow.logouts(6, 0.3)
+
+
+async def evicting(world: World, flow: Traffic) -> None:
+    """Keys may go, and go; the marker, which has no time to live, stays."""
+    async with world.command(world.redis) as redis:
+        await flow.logouts(12, 0.4)
+        await redis.set("filler", "x" * 2_000_000)
+        await redis.config_set("maxmemory-policy", "volatile-ttl")
+        await redis.config_set("maxmemory", "1mb")
+        await flow.logouts(12, 0.6)
+        await redis.delete("filler")
+        await redis.config_set("maxmemory", "0")
+        await redis.config_set("maxmemory-policy", "noeviction")
+        await flow.logouts(6, 0.5)
+
+
+async def a_replica(world: World) -> Redis:
+    """A replica of Redis that has its data."""
+    replica = await world.new_redis("--replicaof", "127.0.0.1", str(world.redis.port))
+    async with world.command(replica) as redis:
+
+        async def has_the_marker() -> bool:
+            return bool(await redis.exists(MARKER))
+
+        await eventually(has_the_marker)
+    return replica
+
+
+async def promoted_without_the_last_writes(world: World, flow: Traffic) -> None:
+    replica = await a_replica(world)
+    async with world.command(replica) as redis:
+        await redis.execute_command("REPLICAOF", "NO", "ONE")
+    await flow.logouts(12, 0.4)
+    await flow.returned()
+    for link in (world.there_link, world.here_link):
+        link.mend(replica.port)
+        await flow.logouts(6, 0.2)
+    world.redis.close()
+    world.redis = replica
+    await flow.logouts(6, 0.4)
+
+
+async def seen_as_two_servers(world: World, flow: Traffic) -> None:
+    """A split brain: who logs out writes to one, who verifies reads from the other, which has the same marker."""
+    replica = await a_replica(world)
+    world.there_link.mend(replica.port)
+    await flow.logouts(12, 0.5)
+    async with world.command(replica) as redis:
+        await redis.execute_command("REPLICAOF", "NO", "ONE")
+    await flow.logouts(12, 0.5)
+    world.there_link.mend(world.redis.port)
+    await flow.logouts(6, 0.3)
+
+
+async def demoted(world: World, flow: Traffic) -> None:
+    """The old master, told to follow the new one, loses its last writes and keeps its processes' connections."""
+    replica = await a_replica(world)
+    async with world.command(replica) as new, world.command(world.redis) as old:
+        await new.execute_command("REPLICAOF", "NO", "ONE")
+        await flow.logouts(12, 0.4)
+        await flow.returned()
+        await old.execute_command("REPLICAOF", "127.0.0.1", str(replica.port))
+        await flow.logouts(8, 1.5)
+        await old.execute_command("REPLICAOF", "NO", "ONE")
+        await flow.logouts(6, 0.4)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        flushed,
+        flushed_during_rebuilds,
+        restarted_empty,
+        restarted_from_an_old_snapshot,
+        killed,
+        paused,
+        cut_off_from_the_process_that_logs_out,
+        evicting,
+        promoted_without_the_last_writes,
+        seen_as_two_servers,
+        demoted,
+    ],
+    ids=lambda fault: fault.__name__,
+)
+async def test_no_token_is_accepted_after_its_logout_returned_while_redis_is(
+    world: World, fault: Callable[[World, Traffic], Awaitable[None]]
+) -> None:
+    async with traffic(world, 50) as flow:
+        await fault(world, flow)
+    assert flow.said["logout: 204"] >= 24
+    assert not flow.unanswered
+
+
+async def test_no_token_is_accepted_after_its_logout_returned_when_the_process_is_killed_at_any_step(
+    world: World,
+) -> None:
+    async with traffic(world, 120) as flow:
+        for with_redis in (True, True, False, True):
+            if not with_redis:
+                world.here_link.cut()
+            await asyncio.gather(
+                flow.logouts(25, 0.08),
+                _after(random.uniform(0.02, 0.12) if with_redis else random.uniform(0.3, 1.2), world.here.kill),
+            )
+            await flow.returned()
+            world.here_link.mend()
+            world.here.close()
+            world.here = await world.serve(world.here_link, world.here.port)
+            await flow.logouts(3, 0.1)
+            await flow.returned()
+            assert flow.said["logout: 503"] == 0
+        assert flow.unanswered
+        await flow.again()
+    assert flow.said["logout: 204"] >= 12
+
+
+async def _after(seconds: float, do: Callable[[], object]) -> None:
+    await asyncio.sleep(seconds)
+    await asyncio.to_thread(do)
+
+
+# -- without the database
+
+
+class Outage:
+    """What each kind of request gets from a process."""
+
+    def __init__(self, world: World, tokens: list[dict[str, Any]]) -> None:
+        self.world = world
+        self.live, self.ended, self.remembered = tokens
+
+    async def prepare(self, service: Service) -> None:
+        world = self.world
+        assert (await world.logout(world.here, self.ended)).status_code == 204
+        assert (await world.logout(world.here, self.remembered)).status_code == 204
+        assert (await world.verify(service, self.remembered["access_token"])).status_code == 401
+        assert (await world.verify(service, self.live["access_token"])).status_code == 200
+
+    async def junk_and_the_remembered_are_refused(self, service: Service) -> None:
+        world, live = self.world, self.live["access_token"]
+        for token in ("junk", "a.b.c", f"{live}x", live[:-4] + "AAAA", self.remembered["access_token"]):
+            assert (await world.verify(service, token)).status_code == 401
+        assert (await world.post(service, "refresh", refresh_token="ktr_" + "x" * 84)).status_code == 401
+
+    async def nothing_is_decided(self, service: Service, *requests: str) -> None:
+        """Each of these gets 503 with Retry-After."""
+        world = self.world
+        ask: dict[str, Callable[[], Awaitable[httpx2.Response]]] = {
+            "refresh": lambda: world.post(service, "refresh", refresh_token=self.live["refresh_token"]),
+            "login": lambda: world.post(service, "login", email=EMAIL, password=PASSWORD),
+            "logout": lambda: world.logout(service, self.live),
+            "live": lambda: world.verify(service, self.live["access_token"]),
+            "ended": lambda: world.verify(service, self.ended["access_token"]),
+        }
+        for request, answer in zip(requests, await asyncio.gather(*(ask[r]() for r in requests)), strict=True):
+            assert answer.status_code == 503, request
+            assert int(answer.headers["retry-after"]) >= 1
+            assert answer.json()["error"] == "temporarily_unavailable"
+
+    async def everything_works(self, service: Service) -> None:
+        """Without a restart, and with the same refresh token."""
+        world = self.world
+
+        async def refreshes() -> bool:
+            answer = await world.post(service, "refresh", refresh_token=self.live["refresh_token"])
+            assert answer.status_code in {200, 503}
+            return answer.status_code == 200
+
+        async def verifies() -> bool:
+            answer = await world.verify(service, self.live["access_token"])
+            assert answer.status_code in {200, 503}
+            return answer.status_code == 200
+
+        async def refuses() -> bool:
+            answer = await world.verify(service, self.ended["access_token"])
+            assert answer.status_code in {401, 503}
+            return answer.status_code == 401
+
+        for works in (refreshes, verifies, refuses):
+            await eventually(works)
+        assert (await world.post(service, "login", email=EMAIL, password=PASSWORD)).status_code == 200
+
+
+@pytest.fixture
+async def outage(world: World) -> Outage:
+    await world.complete()
+    outage = Outage(world, await world.sessions(3))
+    await outage.prepare(world.brief)
+    return outage
+
+
+@pytest.mark.parametrize("how", ["killed", "paused"])
+async def test_without_the_database_redis_answers_for_the_time_that_is_set_and_nothing_else_is_decided(
+    world: World, outage: Outage, how: str
+) -> None:
+    live = outage.live["access_token"]
+    await asyncio.to_thread(world.postgres.kill if how == "killed" else world.postgres.pause)
+    try:
+        began = time.monotonic()
+        others = asyncio.create_task(outage.nothing_is_decided(world.brief, "refresh", "login", "logout", "ended"))
+        accepted = 0
+        while (status := (await world.verify(world.brief, live)).status_code) == 200:
+            accepted += 1
+            assert time.monotonic() - began < PATIENCE
+            await asyncio.sleep(0.01)
+        assert status == 503
+        assert time.monotonic() - began >= WITHOUT_DATABASE
+        print(f"{accepted} verifications in {time.monotonic() - began:.1f} s without the database")
+        await others
+        await outage.nothing_is_decided(world.brief, "live", "ended")
+        await outage.junk_and_the_remembered_are_refused(world.brief)
+        # A process with the default, a minute, goes on; it never let a session through that has its key in Redis.
+        assert (await world.verify(world.there, live)).status_code == 200
+        await outage.nothing_is_decided(world.there, "ended")
+    finally:
+        await asyncio.to_thread(world.postgres.restart if how == "killed" else world.postgres.resume)
+    for service in (world.brief, world.there, world.here):
+        await outage.everything_works(service)
+    await world.complete()
+
+
+async def test_without_database_and_redis_nothing_is_decided_and_junk_is_still_junk(
+    world: World, outage: Outage
+) -> None:
+    await asyncio.to_thread(world.redis.kill)
+    await asyncio.to_thread(world.postgres.kill)
+    try:
+        await outage.nothing_is_decided(world.brief, "refresh", "login", "logout", "live", "ended")
+        await outage.nothing_is_decided(world.there, "refresh", "login", "logout", "live", "ended")
+        await outage.junk_and_the_remembered_are_refused(world.brief)
+    finally:
+        await asyncio.to_thread(world.redis.restart, keep_data=False)
+        await asyncio.to_thread(world.postgres.restart)
+    for service in (world.brief, world.there, world.here):
+        await outage.everything_works(service)
+    await world.complete()
