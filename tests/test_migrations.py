@@ -1,0 +1,169 @@
+"""Migrations as an operator runs them: the real `alembic`, told the database's URL and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from tests.conftest import sync
+from tests.servers import Postgres
+
+ROOT = Path(__file__).parent.parent
+TABLES = {"alembic_version", "cache_fence", "keys", "sessions", "users"}
+
+
+def command(*words: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [Path(sys.executable).parent / "alembic", *words],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def alembic(*words: str, **environment: str) -> str:
+    """Its standard output; it must succeed within 30 s."""
+    with command(*words, **environment) as process:
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    return out
+
+
+@pytest.fixture
+def empty(engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A database without any table."""
+    if engine == "sqlite":
+        yield f"sqlite+aiosqlite:///{tmp_path / 'keyturn.db'}"
+        return
+    postgres: Postgres = request.getfixturevalue("postgres")
+    name = f"test_{secrets.token_hex(6)}"
+    sync(postgres.create_database(name))
+    yield postgres.url(name)
+    sync(postgres.drop_database(name))
+
+
+def ask(url: str, statement: str) -> list[tuple[Any, ...]]:
+    """Runs SQL past Keyturn's own code, a script too where there are no rows to give."""
+    if url.startswith("sqlite"):
+        with closing(sqlite3.connect(url.removeprefix("sqlite+aiosqlite:///"))) as connection:
+            if statement.count(";") > 1:
+                connection.executescript(statement)
+                return []
+            return connection.execute(statement).fetchall()
+    rows: list[tuple[Any, ...]] = []
+
+    async def on_postgres() -> None:
+        connection = await asyncpg.connect(url.replace("+asyncpg", ""))
+        if statement.count(";") > 1:
+            await connection.execute(statement)
+        else:
+            rows.extend(tuple(row) for row in await connection.fetch(statement))
+        await connection.close()
+
+    sync(on_postgres())
+    return rows
+
+
+def tables(url: str) -> set[str]:
+    statement = (
+        "SELECT name FROM sqlite_master WHERE type = 'table'"
+        if url.startswith("sqlite")
+        else "SELECT tablename::text FROM pg_tables WHERE schemaname = 'public'"
+    )
+    return {name for (name,) in ask(url, statement)}
+
+
+def test_the_schema_goes_up_without_drift_down_to_nothing_and_up_again(empty: str) -> None:
+    environment = {"KEYTURN_DATABASE_URL": empty}
+    alembic("upgrade", "head", **environment)
+    assert tables(empty) == TABLES
+    assert "No new upgrade operations detected" in alembic("check", **environment)
+    alembic("downgrade", "base", **environment)
+    assert tables(empty) == {"alembic_version"}
+    assert ask(empty, "SELECT * FROM alembic_version") == []
+    alembic("upgrade", "head", **environment)
+    assert tables(empty) == TABLES
+    assert ask(empty, "SELECT id, epoch, server FROM cache_fence") == [(1, "none", None)]
+
+
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+def test_check_finds_a_planted_drift(database_url: str) -> None:
+    ask(database_url, "DROP INDEX ix_sessions_user_id")
+    with command("check", KEYTURN_DATABASE_URL=database_url) as process:
+        out, _ = process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert "ix_sessions_user_id" in out
+
+
+def test_the_offline_sql_makes_the_same_schema(empty: str) -> None:
+    script = alembic("upgrade", "head", "--sql", KEYTURN_DATABASE_URL=empty)
+    if empty.startswith("postgresql"):
+        assert script.lstrip().startswith("BEGIN;")
+        assert script.rstrip().endswith("COMMIT;")
+    ask(empty, script)
+    assert tables(empty) == TABLES
+    assert ask(empty, "SELECT id, epoch, server FROM cache_fence") == [(1, "none", None)]
+    assert ask(empty, "SELECT version_num FROM alembic_version") == [("0001",)]
+    assert "No new upgrade operations detected" in alembic("check", KEYTURN_DATABASE_URL=empty)
+
+
+def test_the_offline_sql_takes_the_schema_down_again(database_url: str) -> None:
+    ask(database_url, alembic("downgrade", "head:base", "--sql", KEYTURN_DATABASE_URL=database_url))
+    assert tables(database_url) - {"alembic_version"} == set()
+
+
+def test_offline_sql_needs_no_database() -> None:
+    url = "postgresql://nobody:hunter2@host.invalid/none"
+    script = alembic("upgrade", "head", "--sql", KEYTURN_DATABASE_URL=url)
+    assert "CREATE TABLE sessions" in script
+    assert "hunter2" not in script
+
+
+def test_two_migrations_at_once_both_succeed(empty: str) -> None:
+    with (
+        command("upgrade", "head", KEYTURN_DATABASE_URL=empty) as one,
+        command("upgrade", "head", KEYTURN_DATABASE_URL=empty) as two,
+    ):
+        said = [process.communicate(timeout=30)[1] for process in (one, two)]
+    assert [one.returncode, two.returncode] == [0, 0], said
+    assert tables(empty) == TABLES
+    assert ask(empty, "SELECT count(*) FROM cache_fence") == [(1,)]
+
+
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+async def test_a_migration_does_not_wait_long_for_a_lock(database_url: str) -> None:
+    # Whatever waits for an exclusive lock makes all who come after it wait too.
+    reader = await asyncpg.connect(database_url.replace("+asyncpg", ""))
+    async with reader.transaction():
+        await reader.fetch("SELECT * FROM users")
+        with command("downgrade", "base", KEYTURN_DATABASE_URL=database_url) as process:
+            _, err = await asyncio.to_thread(process.communicate, timeout=30)
+        assert process.returncode != 0
+        assert "canceling statement due to lock timeout" in err
+    # Nothing is half done, and the lock of whoever migrates went with the connection.
+    assert await asyncio.to_thread(tables, database_url) == TABLES
+    assert await reader.fetchval("SELECT version_num FROM alembic_version") == "0001"
+    held = "SELECT FROM pg_locks l JOIN pg_database d ON d.oid = l.database WHERE locktype = 'advisory' AND datname = $1"
+    assert not await reader.fetch(held, await reader.fetchval("SELECT current_database()"))
+    await reader.close()
+
+
+def test_the_embedded_default_is_migrated_where_it_lies(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    alembic("upgrade", "head", KEYTURN_DATA_DIR=str(folder))
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert tables(f"sqlite+aiosqlite:///{folder / 'keyturn.db'}") == TABLES
