@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from sqlalchemy import ColumnElement, Engine, event, func, literal
+from sqlalchemy import ColumnElement, Engine, ExceptionContext, event, func, literal
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
@@ -31,7 +31,7 @@ QUEUE_LIMIT = timedelta(seconds=2)
 
 _STATEMENT_LIMIT = timedelta(seconds=4)
 _LOCK_LIMIT = timedelta(seconds=2)
-_DRIVER_LIMIT = timedelta(seconds=6)
+_DRIVER_LIMIT = timedelta(seconds=5)
 """The driver gives a silent server up later than the server would give the statement up, so that the outcome of a
 statement is known wherever it can be."""
 
@@ -197,7 +197,7 @@ class Database:
 
 
 def _postgres(url: str, size: int) -> AsyncEngine:
-    return create_async_engine(
+    engine = create_async_engine(
         url,
         pool_size=size,
         max_overflow=0,
@@ -217,6 +217,14 @@ def _postgres(url: str, size: int) -> AsyncEngine:
             },
         },
     )
+    event.listen(engine.sync_engine, "handle_error", _leave_a_read_only_server)
+    return engine
+
+
+def _leave_a_read_only_server(context: ExceptionContext) -> None:
+    # After a failover the connections to what was the primary live on, and none of them ever writes again.
+    if getattr(context.original_exception, "sqlstate", None) == "25006":
+        context.is_disconnect = True
 
 
 def _sqlite(url: str, *, size: int, writes: bool) -> AsyncEngine:
