@@ -42,6 +42,12 @@ def redis() -> Iterator[Redis]:
     server.stop()
 
 
+@pytest.fixture(scope="session")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where services write their logs; tests/test_zz_secrets.py searches them in the end."""
+    return tmp_path_factory.mktemp("logs")
+
+
 def sync(coroutine: Coroutine[Any, Any, Any]) -> None:
     """Runs a coroutine on a loop of its own, for fixtures that are not on the tests' loop."""
     with ThreadPoolExecutor(1) as thread:
