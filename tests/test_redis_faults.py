@@ -25,6 +25,7 @@ import pytest
 from redis import asyncio as redis_asyncio
 
 from app.keyturn import opened
+from app.revocations import VOUCHES_FOR
 from app.setup import migrate
 from tests.conftest import CHEAP, PASSWORD, SECRET, settings_of
 from tests.servers import Postgres, Redis
@@ -33,7 +34,7 @@ from tests.service import Service
 EMAIL = "ada@example.com"
 MARKER = "{keyturn}:complete"
 PATIENCE = 30.0  # seconds for what must come in the end
-WITHOUT_DATABASE = 3.0  # seconds of KEYTURN_VERIFY_WITHOUT_DATABASE, of `brief`
+WITHOUT_DATABASE = 2.0  # seconds of KEYTURN_VERIFY_WITHOUT_DATABASE, of `brief`
 
 
 class Link:
@@ -52,9 +53,7 @@ class Link:
     async def close(self) -> None:
         self._server.close()
         self.cut()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks)
 
     def cut(self) -> None:
         """Connections break, new ones are closed at once."""
@@ -86,6 +85,8 @@ class Link:
                 server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._target)
                 self._writers.add(server_writer)
                 try:
+                    if self._state == "closed":
+                        return
                     back = asyncio.create_task(self._pump(server_reader, writer))
                     await self._pump(reader, server_writer)
                     await back
@@ -319,7 +320,7 @@ async def traffic(world: World, sessions: int) -> AsyncIterator[Traffic]:
     """Traffic while the block runs, from a complete Redis on; then the promise is looked at."""
     await world.complete()
     flow = Traffic(world, await world.sessions(sessions + 5))
-    tasks = [asyncio.create_task(flow.ask_without_pause()) for _ in range(3)]
+    tasks = [asyncio.create_task(flow.ask_without_pause()) for _ in range(2)]
     tasks.append(asyncio.create_task(flow.refresh_and_login()))
     try:
         yield flow
@@ -338,7 +339,7 @@ async def traffic(world: World, sessions: int) -> AsyncIterator[Traffic]:
 
 async def flushed(world: World, flow: Traffic) -> None:
     async with world.command(world.redis) as redis:
-        for _ in range(3):
+        for _ in range(2):
             await flow.logouts(6, 0.3)
             await redis.flushall()
             await flow.logouts(6, 0.3)
@@ -346,17 +347,9 @@ async def flushed(world: World, flow: Traffic) -> None:
 
 async def flushed_during_rebuilds(world: World, flow: Traffic) -> None:
     async with world.command(world.redis) as redis:
-        for _ in range(30):
+        for _ in range(24):
             await flow.logouts(1, random.uniform(0, 0.06))
             await redis.flushall()
-
-
-async def restarted_empty(world: World, flow: Traffic) -> None:
-    await flow.logouts(12, 0.4)
-    await asyncio.to_thread(world.redis.kill)
-    await flow.logouts(6, 0.1)
-    await asyncio.to_thread(world.redis.restart, keep_data=False)
-    await flow.logouts(12, 0.6)
 
 
 async def restarted_from_an_old_snapshot(world: World, flow: Traffic) -> None:
@@ -368,17 +361,17 @@ async def restarted_from_an_old_snapshot(world: World, flow: Traffic) -> None:
     await flow.logouts(12, 0.6)
 
 
-async def killed(world: World, flow: Traffic) -> None:
+async def killed_and_restarted_empty(world: World, flow: Traffic) -> None:
     await flow.logouts(12, 0.4)
     await asyncio.to_thread(world.redis.kill)
-    await flow.logouts(12, 1.5)
+    await flow.logouts(12, 1.2)
     await asyncio.to_thread(world.redis.restart, keep_data=False)
-    await flow.logouts(6, 0.3)
+    await flow.logouts(12, 0.5)
 
 
 async def paused(world: World, flow: Traffic) -> None:
     await flow.logouts(12, 0.4)
-    for seconds in (0.1, 0.3, 1.5):
+    for seconds in (0.1, 0.3, 1.0):
         await asyncio.to_thread(world.redis.pause)
         await flow.logouts(6, seconds)
         await asyncio.to_thread(world.redis.resume)
@@ -467,9 +460,8 @@ async def demoted(world: World, flow: Traffic) -> None:
     [
         flushed,
         flushed_during_rebuilds,
-        restarted_empty,
         restarted_from_an_old_snapshot,
-        killed,
+        killed_and_restarted_empty,
         paused,
         cut_off_from_the_process_that_logs_out,
         evicting,
@@ -491,24 +483,24 @@ async def test_no_token_is_accepted_after_its_logout_returned_while_redis_is(
 async def test_no_token_is_accepted_after_its_logout_returned_when_the_process_is_killed_at_any_step(
     world: World,
 ) -> None:
-    async with traffic(world, 120) as flow:
-        for with_redis in (True, True, False, True):
+    async with traffic(world, 100) as flow:
+        for with_redis in (True, False, True):
+            heir = asyncio.create_task(world.serve(world.here_link))
+            await flow.logouts(2, 0.1)
             if not with_redis:
                 world.here_link.cut()
+            # A logout that fences spends most of its time in the wait; one that does not, little anywhere.
             await asyncio.gather(
-                flow.logouts(25, 0.08),
-                _after(random.uniform(0.02, 0.12) if with_redis else random.uniform(0.3, 1.2), world.here.kill),
+                flow.logouts(25, 0.4),
+                _after(random.uniform(0.1, 0.5) if with_redis else random.uniform(0.3, 1.5), world.here.kill),
             )
             await flow.returned()
             world.here_link.mend()
             world.here.close()
-            world.here = await world.serve(world.here_link, world.here.port)
-            await flow.logouts(3, 0.1)
-            await flow.returned()
-            assert flow.said["logout: 503"] == 0
+            world.here = await heir
         assert flow.unanswered
         await flow.again()
-    assert flow.said["logout: 204"] >= 12
+    assert flow.said["logout: 204"] >= 6
 
 
 async def _after(seconds: float, do: Callable[[], object]) -> None:
@@ -524,7 +516,7 @@ class Outage:
 
     def __init__(self, world: World, tokens: list[dict[str, Any]]) -> None:
         self.world = world
-        self.live, self.ended, self.remembered = tokens
+        self.live, self.ended, self.remembered, self.leaving = tokens
 
     async def prepare(self, service: Service) -> None:
         world = self.world
@@ -545,7 +537,7 @@ class Outage:
         ask: dict[str, Callable[[], Awaitable[httpx2.Response]]] = {
             "refresh": lambda: world.post(service, "refresh", refresh_token=self.live["refresh_token"]),
             "login": lambda: world.post(service, "login", email=EMAIL, password=PASSWORD),
-            "logout": lambda: world.logout(service, self.live),
+            "logout": lambda: world.logout(service, self.leaving),
             "live": lambda: world.verify(service, self.live["access_token"]),
             "ended": lambda: world.verify(service, self.ended["access_token"]),
         }
@@ -573,15 +565,24 @@ class Outage:
             assert answer.status_code in {401, 503}
             return answer.status_code == 401
 
-        for works in (refreshes, verifies, refuses):
+        async def logs_in() -> bool:
+            answer = await world.post(service, "login", email=EMAIL, password=PASSWORD)
+            assert answer.status_code in {200, 503}
+            return answer.status_code == 200
+
+        async def logs_out() -> bool:
+            answer = await world.logout(service, self.leaving)
+            assert answer.status_code in {204, 503}
+            return answer.status_code == 204
+
+        for works in (refreshes, verifies, refuses, logs_in, logs_out):
             await eventually(works)
-        assert (await world.post(service, "login", email=EMAIL, password=PASSWORD)).status_code == 200
 
 
 @pytest.fixture
 async def outage(world: World) -> Outage:
     await world.complete()
-    outage = Outage(world, await world.sessions(3))
+    outage = Outage(world, await world.sessions(4))
     await outage.prepare(world.brief)
     return outage
 
@@ -595,14 +596,15 @@ async def test_without_the_database_redis_answers_for_the_time_that_is_set_and_n
     try:
         began = time.monotonic()
         others = asyncio.create_task(outage.nothing_is_decided(world.brief, "refresh", "login", "logout", "ended"))
-        accepted = 0
+        accepted: list[float] = []
         while (status := (await world.verify(world.brief, live)).status_code) == 200:
-            accepted += 1
-            assert time.monotonic() - began < PATIENCE
+            accepted.append(time.monotonic() - began)
+            assert accepted[-1] < PATIENCE
             await asyncio.sleep(0.01)
+        print(f"{len(accepted)} verifications in {accepted[-1]:.1f} s without the database")
         assert status == 503
         assert time.monotonic() - began >= WITHOUT_DATABASE
-        print(f"{accepted} verifications in {time.monotonic() - began:.1f} s without the database")
+        assert accepted[-1] < WITHOUT_DATABASE + VOUCHES_FOR.total_seconds() + 2  # for the way here
         await others
         await outage.nothing_is_decided(world.brief, "live", "ended")
         await outage.junk_and_the_remembered_are_refused(world.brief)
