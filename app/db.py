@@ -31,7 +31,7 @@ QUEUE_LIMIT = timedelta(seconds=2)
 
 _STATEMENT_LIMIT = timedelta(seconds=4)
 _LOCK_LIMIT = timedelta(seconds=2)
-_DRIVER_LIMIT = timedelta(seconds=5)
+_DRIVER_LIMIT = timedelta(seconds=6)
 """The driver gives a silent server up later than the server would give the statement up, so that the outcome of a
 statement is known wherever it can be."""
 
