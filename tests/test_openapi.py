@@ -10,9 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, given, settings
 from openapi_spec_validator import validate
+from schemathesis import Case, GenerationMode
+from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
-from tests.service import ROOT
+from tests.conftest import CHEAP, PASSWORD, SECRET
+from tests.service import ROOT, Service
 
 Json = dict[str, Any]
 ERROR = {"$ref": "#/components/schemas/Error"}
@@ -141,3 +147,66 @@ def test_credentials_are_marked_so_that_clients_hide_them(document: Json) -> Non
         for name, field in schemas[schema]["properties"].items():
             if name != "email":
                 assert field["format"] == "password", (schema, name)
+
+
+# -- a random client
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, logs: Path) -> Iterator[Service]:
+    values = {
+        "data_dir": tmp_path_factory.mktemp("openapi") / "data",
+        "secret": SECRET,
+        "registration": "true",
+        "log_level": "info",
+    }
+    with Service.start({f"KEYTURN_{n.upper()}": str(v) for n, v in (values | CHEAP).items()}, logs=logs) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[requests.Session]:
+    with requests.Session() as session:
+        session.trust_env = False
+        yield session
+
+
+@pytest.fixture(scope="module")
+def access_token(service: Service, session: requests.Session) -> str:
+    account = {"email": "ada@example.com", "password": PASSWORD}
+    assert session.post(f"{service.url}/auth/register", json=account, timeout=10).status_code == 201
+    token: str = session.post(f"{service.url}/auth/login", json=account, timeout=10).json()["access_token"]
+    return token
+
+
+POSITIVE, NEGATIVE = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
+TAKING = {"register", "login", "refresh", "logout", "password", "verify"}  # the others have no input to get wrong
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [(name, POSITIVE) for name in REFUSALS] + [(name, NEGATIVE) for name in REFUSALS if name in TAKING],
+    ids=lambda value: value if isinstance(value, str) else value.value,
+)
+def test_a_random_client_gets_only_documented_answers(
+    document: Json, service: Service, session: requests.Session, access_token: str, name: str, mode: GenerationMode
+) -> None:
+    schema = schemathesis.openapi.from_dict(document)
+    operation = next(
+        o for o in (r.ok() for r in schema.get_all_operations()) if o.definition.raw["operationId"] == name
+    )
+    statuses: set[int] = set()
+    # A schema can't say "8 to 1024 bytes" or "no NUL"; and verify passes over a query that a proxy appended.
+    excluded = [positive_data_acceptance, *([negative_data_rejection] if name == "verify" else [])]
+
+    @settings(max_examples=30, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def holds(case: Case) -> None:
+        # A good token, but for logout, which would end the session of all the others.
+        headers = {} if name == "logout" else {"Authorization": f"Bearer {access_token}"}
+        answer = case.call_and_validate(service.url, session, headers=headers, excluded_checks=excluded, timeout=10)
+        statuses.add(answer.status_code)
+
+    holds()
+    assert statuses
+    assert max(statuses) < 500

