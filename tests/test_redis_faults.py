@@ -263,7 +263,7 @@ class Traffic:
                 answer = await self.world.post(service, "login", email=EMAIL, password=PASSWORD)
                 self.said[f"login: {answer.status_code}"] += 1
             except httpx2.TransportError:
-                assert service is self.world.here
+                assert service is not self.world.there
                 self.said["here did not answer"] += 1
             await asyncio.sleep(0.05)
 

@@ -7,6 +7,10 @@ servers and processes fail under traffic is in tests/test_redis_faults.py.
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -27,7 +31,7 @@ from app.models import CacheFence, Session, uuid7
 from app.revocations import CLAIM_AFTER, REMEMBERED_FOR, SETTLES_IN, VOUCHES_FOR
 from app.sessions import Tokens
 from tests.conftest import Opener, a_user, settings_of, time_passes
-from tests.servers import Redis
+from tests.servers import Redis, free_port
 
 MARKER = "{keyturn}:complete"
 KEYS = "{keyturn}:revoked:"
@@ -502,6 +506,89 @@ async def test_a_second_server_takes_the_fence_only_when_the_first_was_named_for
             await logout(pair.here, tokens)
             await read(apart)
             await refused(apart, tokens)
+
+
+# -- a process that dies
+
+STEPS = ["before SET", "after SET", "statement 1", "statement 2", "statement 3", "before COMMIT", "after COMMIT"]
+STEPS_OF_A_FENCE = [*STEPS[:5], "statement 4", *STEPS[5:], "in the wait"]
+
+
+def die_on_request() -> None:
+    """The program of a process that starts a logout for each line of its input and has each killed at its step."""
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            asyncio.run(_die(*json.loads(line)))
+            os._exit(0)  # it was not killed
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
+async def _die(step: str, database_url: str, redis_url: str, refresh_token: str) -> None:
+    def die(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    async with instance(database_url, redis_url) as keyturn:
+        engine = keyturn.db._engine.sync_engine
+        publish = keyturn.revocations._publish
+        count = 0
+
+        async def published(ids: set[UUID]) -> tuple[str | None, str | None]:
+            if step == "before SET":
+                die()
+            told = await publish(ids)
+            if step == "after SET":
+                die()
+            return told
+
+        def statement(*_: object) -> None:
+            nonlocal count
+            count += 1
+            if step == f"statement {count}":
+                die()
+
+        keyturn.revocations._publish = published  # type: ignore[method-assign]  # to die before or after it
+        event.listen(engine, "before_cursor_execute", statement)
+        if step == "before COMMIT":
+            event.listen(engine, "commit", die)
+        if step == "after COMMIT":
+            event.listen(engine, "checkin", die)
+        if step == "in the wait":
+            loop = asyncio.get_running_loop()
+            event.listen(engine, "checkin", lambda *_: loop.call_later(0.2, die))
+        await keyturn.sessions.logout(None, refresh_token, "this")
+
+
+async def test_a_process_killed_between_two_steps_of_a_logout_leaves_nothing_that_a_second_logout_does_not_end(
+    pair: Pair, database_url: str, own_redis: Redis
+) -> None:
+    program = "from tests.test_revocations import die_on_request; die_on_request()"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdin
+    assert process.stdout
+    unreachable = f"redis://127.0.0.1:{free_port()}/9"
+    for redis_url, steps in ((own_redis.url(9), STEPS), (unreachable, STEPS_OF_A_FENCE)):
+        for step in steps:
+            await pair.settle()
+            tokens = await a_session(pair.here)
+            await read(pair.there)
+            process.stdin.write(json.dumps([step, database_url, redis_url, tokens.refresh_token]).encode() + b"\n")
+            assert int(await process.stdout.readline()) == -signal.SIGKILL, step
+            committed = step in {"after COMMIT", "in the wait"}
+            if not committed:
+                await pair.there.sessions.verify(tokens.access_token)
+            elif redis_url != unreachable:
+                await refused(pair.there, tokens)
+            await logout(pair.here, tokens)
+            pair.there.revocations._ended.clear()
+            await refused(pair.there, tokens)
+            await pair.settle()
+            pair.there.revocations._ended.clear()
+            await refused(pair.there, tokens)
+    process.stdin.close()
+    assert await process.wait() == 0
 
 
 # -- a Redis that is not what it was
