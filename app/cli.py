@@ -58,7 +58,7 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
-        super().error(re.sub(r"(?s)^(unrecognized arguments):.*", r"\1", message))
+        super().error(re.sub(r"(?s)(unrecognized arguments|ignored explicit argument).*", r"\1", message))
 
 
 def _parser() -> argparse.ArgumentParser:

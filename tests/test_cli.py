@@ -1,0 +1,471 @@
+"""The `keyturn` command: its output, its exit codes, and where a password may come from."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+from unittest import mock
+from uuid import UUID
+
+import pytest
+
+from app.cli import main
+from app.keyturn import Keyturn, opened, running
+from app.models import uuid7
+from app.sessions import Tokens
+from app.settings import read
+from app.setup import first_administrator
+from tests.conftest import CHEAP, PASSWORD, SECRET, time_passes
+from tests.servers import free_port
+
+ROOT = Path(__file__).parent.parent
+_T = TypeVar("_T")
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+class Command:
+    """`keyturn` on one database."""
+
+    def __init__(self, environment: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+        self.environment = environment
+        self._capsys = capsys
+
+    def __call__(self, *words: str, stdin: bytes = b"") -> Done:
+        with (
+            mock.patch.dict(os.environ, self.environment),  # and back: `main` adds to it
+            mock.patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), "utf-8")),
+        ):
+            try:
+                code = main(words)
+            except SystemExit as e:
+                code = int(e.code or 0)
+        out, err = self._capsys.readouterr()
+        assert "Traceback" not in err
+        return Done(code, out, err)
+
+    def ok(self, *words: str, stdin: bytes = b"") -> Done:
+        done = self(*words, stdin=stdin)
+        assert (done.code, done.err) == (0, "")
+        return done
+
+    def refused(self, code: int, *words: str, stdin: bytes = b"") -> str:
+        """It must leave with this code, print nothing and say why in one line."""
+        done = self(*words, stdin=stdin)
+        assert (done.code, done.out) == (code, "")
+        assert re.fullmatch(r"keyturn: [^\n]+\n", done.err) or code == 2
+        return done.err
+
+    def inside(self, act: Callable[[Keyturn], Awaitable[_T]]) -> _T:
+        """Does on the same database what the command can't."""
+
+        async def run() -> _T:
+            async with opened(read(self.environment)) as keyturn, running(keyturn):
+                return await act(keyturn)
+
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(asyncio.run, run()).result()  # type: ignore[arg-type]
+
+    def login(self, email: str, password: str = PASSWORD) -> Tokens:
+        async def act(keyturn: Keyturn) -> Tokens:
+            return await keyturn.sessions.start(await keyturn.users.authenticate(email, password))
+
+        return self.inside(act)
+
+
+@pytest.fixture
+def keyturn(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    monkeypatch.chdir(tmp_path)
+    settings = {
+        "database_url": database_url,
+        "redis_url": "none",
+        "issuer": "https://auth.example.com",
+        "secret": SECRET,
+        **CHEAP,
+    }
+    return Command({f"KEYTURN_{name.upper()}": value for name, value in settings.items()}, capsys)
+
+
+def user(keyturn: Command, email: str = "ada@example.com", *more: str) -> str:
+    return keyturn.ok("users", "create", email, *more, stdin=PASSWORD.encode()).out.strip()
+
+
+def test_users_are_made_listed_and_changed(keyturn: Command) -> None:
+    ada, bob = user(keyturn, "Ada@Example.com"), user(keyturn, "bob@example.com", "--role", "admin")
+    assert UUID(ada) < UUID(bob)
+    listed = keyturn.ok("users", "list", "--json").json
+    assert [(u["id"], u["email"], u["role"], u["status"]) for u in listed] == [
+        (ada, "ada@example.com", "user", "enabled"),
+        (bob, "bob@example.com", "admin", "enabled"),
+    ]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]+Z", listed[0]["created_at"])
+    assert set(listed[0]) == {"id", "email", "role", "status", "created_at"}
+    assert [u["id"] for u in keyturn.ok("users", "list", "--json", "--limit", "1").json] == [ada]
+    assert [u["id"] for u in keyturn.ok("users", "list", "--json", "--after", ada).json] == [bob]
+    table = keyturn.ok("users", "list").out.splitlines()
+    assert table[0].split() == ["id", "email", "role", "status", "created_at"]
+    assert [line.split()[1] for line in table[1:]] == ["ada@example.com", "bob@example.com"]
+
+    keyturn.ok("users", "set-role", "ADA@example.com", "auditor")
+    session = keyturn.login("ada@example.com")
+    assert keyturn.ok("users", "disable", ada).out == "1 sessions ended\n"
+    changed = keyturn.ok("users", "list", "--json").json[0]
+    assert (changed["role"], changed["status"]) == ("auditor", "disabled")
+    assert keyturn.ok("sessions", "show", "--json", str(session.session_id)).json[0]["status"] == "user_disabled"
+    assert keyturn.ok("users", "enable", "ada@example.com").out == ""
+    assert keyturn.login("ada@example.com")
+
+
+def test_users_that_are_not_there_or_may_not_be_so_are_refused(keyturn: Command) -> None:
+    user(keyturn, "ada@example.com", "--role", "admin")
+    for verb in ("disable", "enable", "set-role", "set-password"):
+        more = ("user",) if verb == "set-role" else ()
+        for name in ("nobody@example.com", str(uuid7()), "nobody"):
+            assert "no such user" in keyturn.refused(1, "users", verb, name, *more, stdin=PASSWORD.encode())
+    exists = keyturn.refused(1, "users", "create", "ADA@example.com", stdin=PASSWORD.encode())
+    assert "There is a user of this address" in exists
+    assert "last enabled administrator" in keyturn.refused(1, "users", "disable", "ada@example.com")
+    assert "last enabled administrator" in keyturn.refused(1, "users", "set-role", "ada@example.com", "user")
+    assert "role: " in keyturn.refused(1, "users", "set-role", "ada@example.com", "Admin!")
+    assert "email: " in keyturn.refused(1, "users", "create", "not an address", stdin=PASSWORD.encode())
+    assert len(keyturn.ok("users", "list", "--json").json) == 1
+
+
+def test_a_password_is_read_from_standard_input_as_it_stands(keyturn: Command) -> None:
+    for i, (line, password) in enumerate(
+        (
+            (b"  with blanks  \n", "  with blanks  "),
+            (b"with carriage return\r\nsecond line\n", "with carriage return"),
+            ("grüße 😀 ohne Ende".encode(), "grüße 😀 ohne Ende"),
+        )
+    ):
+        email = f"user{i}@example.com"
+        keyturn.ok("users", "create", email, "--password-stdin", stdin=line)
+        assert keyturn.login(email, password)
+    before = keyturn.login("user0@example.com", "  with blanks  ")
+    done = keyturn.ok("users", "set-password", "user0@example.com", "--password-stdin", stdin=b"another password\n")
+    assert done.out == "2 sessions ended\n"
+    assert keyturn.ok("sessions", "show", str(before.session_id), "--json").json[0]["status"] == "password_changed"
+    assert keyturn.login("user0@example.com", "another password")
+
+
+def test_a_generated_password_is_printed_once_and_works(keyturn: Command) -> None:
+    identifier, password = keyturn.ok("users", "create", "ada@example.com", "--generate").out.split()
+    assert UUID(identifier)
+    assert len(password) == 20
+    assert keyturn.login("ada@example.com", password)
+    line, other = keyturn.ok("users", "set-password", "ada@example.com", "--generate").out.splitlines()
+    assert line == "1 sessions ended"
+    assert other != password
+    assert keyturn.login("ada@example.com", other)
+
+
+@pytest.mark.parametrize("line", [b"", b"\n", b"hunter2", b"hunter2\0hunter2", b"hunter2" * 200, b"hunter2\xff\xfe\n"])
+def test_a_password_that_is_none_is_refused_and_not_repeated(keyturn: Command, line: bytes) -> None:
+    user(keyturn)
+    for words in (("create", "bob@example.com"), ("set-password", "ada@example.com")):
+        assert "hunter2" not in keyturn.refused(1, "users", *words, "--password-stdin", stdin=line)
+    assert len(keyturn.ok("users", "list", "--json").json) == 1
+    assert keyturn.login("ada@example.com")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("users", "create", "ada@example.com", "hunter2"),
+        ("users", "create", "ada@example.com", "--password", "hunter2"),
+        ("users", "create", "ada@example.com", "--password=hunter2"),
+        ("users", "create", "ada@example.com", "--password-stdin=hunter2"),
+        ("users", "set-password", "ada@example.com", "hunter2"),
+        ("users", "set-password", "--gen", "ada@example.com"),
+        ("users", "create", "ada@example.com", "--generate", "--password-stdin"),
+    ],
+)
+def test_no_password_goes_on_the_command_line(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    done = Command({}, capsys)(*words)
+    assert (done.code, done.out) == (2, "")
+    assert "hunter2" not in done.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("users",),
+        ("fly",),
+        ("users", "create"),
+        ("users", "list", "--limit", "-1"),
+        ("users", "list", "--limit", "1000000"),
+        ("users", "list", "--after", "x"),
+        ("sessions", "show", "x"),
+        ("keys", "generate", "cookie"),
+        ("keys", "generate", "access", "--algorithm", "RS256"),
+        ("gc", "--keep-days", "999999"),
+        ("serve", "--port", "http"),
+    ],
+)
+def test_wrong_use_is_told_with_code_2(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    done = Command({}, capsys)(*words)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("usage: keyturn")
+
+
+def test_sessions_are_listed_shown_and_ended(keyturn: Command) -> None:
+    ada, bob = user(keyturn), user(keyturn, "bob@example.com")
+    tokens = [keyturn.login(email) for email in ("ada@example.com", "ada@example.com", "bob@example.com")]
+    ids = [str(token.session_id) for token in tokens]
+    listed = keyturn.ok("sessions", "list", "--json").json
+    assert [(s["id"], s["user_id"], s["status"]) for s in listed] == [
+        (ids[2], bob, "live"),
+        (ids[1], ada, "live"),
+        (ids[0], ada, "live"),
+    ]
+    assert not {"token_digest", "refresh_token"} & set(listed[0])
+    assert [s["id"] for s in keyturn.ok("sessions", "list", "--json", "--limit", "1").json] == [ids[2]]
+    assert [s["id"] for s in keyturn.ok("sessions", "list", "--json", "--before", ids[1]).json] == [ids[0]]
+    assert [s["id"] for s in keyturn.ok("sessions", "list", "--json", "--user", "bob@example.com").json] == [ids[2]]
+    assert ids[0] in keyturn.ok("sessions", "list").out
+
+    assert keyturn.ok("sessions", "end", ids[0], ids[2], str(uuid7())).out == "2 sessions ended\n"
+    assert keyturn.ok("sessions", "end", ids[0]).out == "0 sessions ended\n"
+    assert [s["id"] for s in keyturn.ok("sessions", "list", "--json", "--live").json] == [ids[1]]
+    [shown] = keyturn.ok("sessions", "show", ids[0], "--json").json
+    assert shown["status"] == "revoked_by_admin"
+    assert shown["ended_at"]
+    assert keyturn.ok("sessions", "end", "--user", ada).out == "1 sessions ended\n"
+    assert keyturn.ok("sessions", "list", "--live").out == ""
+    assert keyturn.ok("sessions", "list", "--live", "--json").json == []
+
+
+def test_sessions_that_are_not_there_are_refused(keyturn: Command) -> None:
+    assert "no such session" in keyturn.refused(1, "sessions", "show", str(uuid7()))
+    assert "no such user" in keyturn.refused(1, "sessions", "list", "--user", "nobody@example.com")
+    assert "no such user" in keyturn.refused(1, "sessions", "end", "--user", "nobody@example.com")
+    assert "Name sessions, or --user" in keyturn.refused(1, "sessions", "end")
+    assert "Name sessions, or --user" in keyturn.refused(1, "sessions", "end", str(uuid7()), "--user", "x")
+
+
+def test_keys_are_made_listed_and_retired(keyturn: Command) -> None:
+    user(keyturn)
+    keyturn.login("ada@example.com")  # as a service would: it makes the first keys
+    first = {key["use"]: key for key in keyturn.ok("keys", "list", "--json").json}
+    assert {key["status"] for key in first.values()} == {"signs"}
+    assert not {"sealed", "secret"} & set(first["access"])
+    made = [
+        keyturn.ok("keys", "generate", *words).out.strip()
+        for words in (("access",), ("access", "--algorithm", "EdDSA"), ("refresh",))
+    ]
+    assert made[2] == "refresh-2"
+    listed = {key["kid"]: key for key in keyturn.ok("keys", "list", "--json").json}
+    assert [listed[kid]["status"] for kid in made] == ["published"] * 3
+    assert [listed[kid]["algorithm"] for kid in made] == ["HS256", "EdDSA", "HMAC-SHA256"]
+    assert made[1] in keyturn.ok("keys", "list").out
+    assert keyturn.ok("keys", "retire", made[0]).out == ""
+    assert {k["kid"]: k["status"] for k in keyturn.ok("keys", "list", "--json").json}[made[0]] == "retired"
+    assert "no such key" in keyturn.refused(1, "keys", "retire", made[0])
+    assert "It is the only access key that can sign" in keyturn.refused(1, "keys", "retire", first["access"]["kid"])
+    wrong = keyturn.refused(1, "keys", "generate", "refresh", "--algorithm", "ES256")
+    assert "--algorithm is for access keys" in wrong
+
+
+def test_gc_deletes_what_is_long_over_and_nothing_else(keyturn: Command) -> None:
+    user(keyturn)
+    old = str(keyturn.login("ada@example.com").session_id)
+    keyturn.ok("sessions", "end", old)
+    keyturn.inside(lambda k: time_passes(k, timedelta(days=10)))
+    live = str(keyturn.login("ada@example.com").session_id)
+    assert keyturn.ok("gc", "--keep-days", "11").out == "0 sessions deleted\n"
+    assert keyturn.ok("gc", "--keep-days", "99999", "--json").json == {"deleted": 0}
+    assert keyturn.ok("gc", "--keep-days", "9", "--json").json == {"deleted": 1}
+    assert [s["id"] for s in keyturn.ok("sessions", "list", "--json").json] == [live]
+
+
+def findings(done: Done) -> dict[str, str]:
+    assert all(finding["ok"] == (not finding["advice"]) for finding in done.json)
+    return {finding["check"]: finding["advice"] for finding in done.json}
+
+
+def test_the_doctor_finds_what_is_amiss_and_nothing_else(keyturn: Command) -> None:
+    done = keyturn("doctor", "--json")
+    assert done.code == 1
+    found = findings(done)
+    assert found["settings"] == found["master secret"] == found["database and schema"] == ""
+    assert found["keys"] == "run keyturn serve once to make them"
+    assert found["administrator"] == "make one: keyturn users create EMAIL --role admin"
+
+    keyturn.inside(lambda k: first_administrator(k.db, k.users))
+    done = keyturn("doctor", "--json")
+    assert done.code == 1
+    assert {check: advice for check, advice in findings(done).items() if advice} == {
+        "initial password": "change it: keyturn users set-password admin@localhost"
+    }
+    text = keyturn("doctor")
+    assert text.code == 1
+    assert "!!  initial password: change it: keyturn users set-password admin@localhost\n" in text.out
+
+    keyturn.ok("users", "set-password", "admin@localhost", "--password-stdin", stdin=b"a better password\n")
+    assert set(findings(keyturn.ok("doctor", "--json")).values()) == {""}
+    assert keyturn.ok("doctor").out.startswith("ok  settings\n")
+
+
+def test_the_doctor_says_which_part_of_a_set_up_is_no_good(keyturn: Command) -> None:
+    good = keyturn.environment
+    for change, advice in (
+        ({"KEYTURN_RETRY_WINDOWS": "hunter2"}, "KEYTURN_RETRY_WINDOWS: there is no such setting"),
+        ({"KEYTURN_SECRET": "hunter2" * 8}, "KEYTURN_SECRET: "),
+    ):
+        keyturn.environment = good | change
+        done = keyturn("doctor", "--json")
+        assert done.code == 1
+        assert advice in findings(done)["set-up"]
+        assert "hunter2" not in done.out
+    # Another master secret than the one that the keys were sealed under.
+    keyturn.environment = good
+    keyturn.inside(lambda k: k.keys.load())
+    keyturn.environment = good | {"KEYTURN_SECRET": "b" + SECRET[1:]}
+    assert "can't be unsealed" in findings(keyturn("doctor", "--json"))["set-up"]
+
+
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+def test_the_doctor_sees_that_redis_is_away(keyturn: Command) -> None:
+    keyturn.environment["KEYTURN_REDIS_URL"] = f"redis://127.0.0.1:{free_port()}"
+    found = findings(keyturn("doctor", "--json"))
+    assert found["cache (away)"] == "Redis can't be reached; the database answers in its place"
+
+
+EVERY_VERB = [
+    ("users", "list", "--json"),
+    ("users", "create", "ada@example.com", "--generate"),
+    ("users", "disable", "ada@example.com"),
+    ("sessions", "list"),
+    ("sessions", "end", str(UUID(int=1))),
+    ("keys", "generate", "access"),
+    ("keys", "list"),
+    ("gc",),
+]
+
+
+@pytest.fixture
+def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """`keyturn` on a Postgres that nobody runs."""
+    monkeypatch.chdir(tmp_path)
+    settings = {
+        "database_url": f"postgresql://keyturn:hunter2@127.0.0.1:{free_port()}/keyturn",
+        "redis_url": "none",
+        "issuer": "https://auth.example.com",
+        "secret": SECRET,
+    }
+    return Command({f"KEYTURN_{name.upper()}": value for name, value in settings.items()}, capsys)
+
+
+@pytest.mark.parametrize("words", [*EVERY_VERB, ("serve",)])
+def test_a_database_that_is_away_is_told_with_code_3(away: Command, words: tuple[str, ...]) -> None:
+    line = away.refused(3, *words)
+    assert line.startswith("keyturn: not available: the database can't be reached")
+    assert "hunter2" not in line
+
+
+def test_the_doctor_tells_that_the_database_is_away(away: Command) -> None:
+    done = away("doctor", "--json")
+    assert done.code == 1
+    assert "can't be reached" in findings(done)["database"]
+
+
+@pytest.mark.parametrize("words", [*EVERY_VERB, ("serve",)])
+def test_a_set_up_that_can_not_work_is_told_with_code_1(away: Command, words: tuple[str, ...]) -> None:
+    away.environment["KEYTURN_ISSUER"] = ""
+    assert "KEYTURN_ISSUER must be set" in away.refused(1, *words)
+    away.environment["KEYTURN_NONSENSE"] = "hunter2"
+    assert "KEYTURN_NONSENSE: there is no such setting" in away.refused(1, *words)
+
+
+@pytest.mark.parametrize("words", EVERY_VERB)
+def test_before_the_first_start_there_is_nothing_to_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "run keyturn serve once" in Command({}, capsys).refused(1, *words)
+    assert not (tmp_path / "keyturn-data").exists()
+
+
+def test_the_openapi_document_needs_no_set_up(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "app", "openapi"],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        check=False,
+        timeout=30,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    document = json.loads(done.stdout)
+    assert document["openapi"].startswith("3.1")
+    assert "/auth/refresh" in document["paths"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_config_file_is_named_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "keyturn.toml").write_text('retry_windows = "hunter2"\n')
+    line = Command({}, capsys).refused(1, "--config", "keyturn.toml", "users", "list")
+    assert line == "keyturn: KEYTURN_RETRY_WINDOWS: there is no such setting\n"
+
+
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+def test_at_a_terminal_the_password_is_asked_for_twice_and_not_shown(keyturn: Command, tmp_path: Path) -> None:
+    def converse(*typed: str) -> tuple[int, str]:
+        terminal, end = pty.openpty()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "app", "users", "create", "ada@example.com"],
+            cwd=tmp_path,
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **keyturn.environment},
+            stdin=end,
+            stdout=end,
+            stderr=end,
+            start_new_session=True,
+        )
+        os.close(end)
+        shown, prompts = b"", 0
+        try:
+            while True:
+                shown += os.read(terminal, 4096)
+                if shown.count(b": ") > prompts and shown.endswith(b": ") and prompts < len(typed):
+                    os.write(terminal, typed[prompts].encode())
+                    prompts += 1
+        except OSError:  # the other end is closed
+            pass
+        finally:
+            os.close(terminal)
+        return process.wait(30), shown.decode()
+
+    code, shown = converse("hunter2hunter2\n", "hunter3hunter3\n")
+    assert (code, "hunter" in shown) == (1, False)
+    assert "The two passwords differ." in shown
+    code, shown = converse("\x04")  # end of input
+    assert (code, "Traceback" in shown) == (1, False)
+    code, shown = converse("hunter2hunter2\n", "hunter2hunter2\n")
+    assert (code, "hunter" in shown) == (0, False)
+    assert keyturn.login("ada@example.com", "hunter2hunter2")
