@@ -42,7 +42,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # the reference page that FastAPI brings loads its scripts from elsewhere
         redoc_url=None,
-        root_path=settings.root_path,
+        servers=[{"url": settings.root_path}]
+        if settings.root_path
+        else None,  # the proxy strips it: only clients see it
         generate_unique_id_function=lambda route: route.name,
         telemetry={"logs": False},
         redirect_slashes=False,

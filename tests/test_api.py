@@ -347,6 +347,19 @@ async def test_with_no_connection_free_a_change_is_answered_503_and_junk_is_junk
         assert (await api.post("/auth/logout", {"refresh_token": tokens["refresh_token"]})).status_code == 204
 
 
+async def test_a_refresh_that_found_no_connection_is_told_to_come_back_well_within_the_window(serve: Serve) -> None:
+    async with serve(database_pool="2", retry_window="30") as api:
+        await api.keyturn.users.create(ADA, PASSWORD)
+        tokens = await api.login()
+        body = {"refresh_token": tokens["refresh_token"]}
+        async with api.keyturn.db.alone():
+            answers = await asyncio.gather(*(api.post("/auth/refresh", body) for _ in range(8)))
+        for answer in answers:
+            refused(answer, 503, "temporarily_unavailable")
+            assert 1 <= int(answer.headers["retry-after"]) <= 5
+        assert (await api.post("/auth/refresh", body)).status_code == 200
+
+
 # -- logout
 
 
@@ -856,6 +869,16 @@ async def test_health_is_alive_and_readiness_names_each_part(api: Api) -> None:
         assert answer.headers["cache-control"] == "no-store"
 
 
+async def test_without_its_database_it_is_alive_and_not_ready(api: Api) -> None:
+    async with api.keyturn.db.beat() as one, api.keyturn.db.beat() as two:  # all that the heartbeat has
+        assert one is not two
+        ready, health = await asyncio.gather(api.get("/readyz"), api.get("/healthz"))
+    assert (ready.status_code, ready.headers["retry-after"], ready.headers["cache-control"]) == (503, "1", "no-store")
+    assert ready.json() == {"status": "not ready", "database": "away", "cache": "none"}
+    assert health.status_code == 200
+    assert (await api.get("/readyz")).status_code == 200
+
+
 async def test_symmetric_keys_are_never_published(api: Api) -> None:
     answer = await api.get("/.well-known/jwks.json")
     assert (answer.status_code, answer.json()) == (200, {"keys": []})
@@ -934,3 +957,31 @@ async def test_endpoints_for_the_signed_in_refuse_everyone_else(api: Api) -> Non
     for path in ("/healthz", "/readyz", "/.well-known/jwks.json", "/openapi.json"):
         assert (await api.get(path)).status_code == 200
     assert await dump(api.keyturn) == before
+
+
+async def test_below_a_path_that_a_proxy_strips_everything_answers_as_ever(serve: Serve) -> None:
+    async with serve(root_path="/keyturn") as api:
+        await api.keyturn.users.create(ADA, PASSWORD)
+        headers = authorization((await api.login())["access_token"])
+        assert (await api.client.get("/auth/me", headers=headers)).status_code == 200
+        assert (await api.client.post("/auth/verify/x", content=b"<", headers=headers)).status_code == 200
+        refused(await api.get("/keyturn/auth/me"), 404, "not_found")
+        document = (await api.get("/openapi.json")).json()
+        assert document["servers"] == [{"url": "/keyturn"}]
+
+
+async def test_parallel_logins_and_a_logout_of_all_leave_no_session_half_ended(api: Api) -> None:
+    mine = await api.login()
+    logins = [api.login() for _ in range(10)]
+    logout = api.post("/auth/logout", {"scope": "all"}, mine["access_token"])
+    *sessions, answer = await asyncio.gather(*logins[:5], *logins[5:], logout)
+    assert isinstance(answer, httpx2.Response)
+    assert answer.status_code == 204
+    for tokens in sessions:
+        assert isinstance(tokens, dict)
+        live = await api.is_live(tokens)
+        refreshed = await api.post("/auth/refresh", {"refresh_token": tokens["refresh_token"]})
+        assert refreshed.status_code == (200 if live else 401)
+        if not live:
+            refused(refreshed, 401, "invalid_grant", reason="logout_all", challenge=BARE)
+    assert not await api.is_live(mine)
