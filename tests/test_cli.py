@@ -32,6 +32,9 @@ from tests.servers import free_port
 ROOT = Path(__file__).parent.parent
 _T = TypeVar("_T")
 
+on_sqlite = pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+"""For what is the command's own business and not the database's."""
+
 
 class Done(NamedTuple):
     code: int
@@ -137,6 +140,7 @@ def test_users_are_made_listed_and_changed(keyturn: Command) -> None:
     assert keyturn.login("ada@example.com")
 
 
+@on_sqlite
 def test_users_that_are_not_there_or_may_not_be_so_are_refused(keyturn: Command) -> None:
     user(keyturn, "ada@example.com", "--role", "admin")
     for verb in ("disable", "enable", "set-role", "set-password"):
@@ -152,6 +156,7 @@ def test_users_that_are_not_there_or_may_not_be_so_are_refused(keyturn: Command)
     assert len(keyturn.ok("users", "list", "--json").json) == 1
 
 
+@on_sqlite
 def test_a_password_is_read_from_standard_input_as_it_stands(keyturn: Command) -> None:
     for i, (line, password) in enumerate(
         (
@@ -170,6 +175,7 @@ def test_a_password_is_read_from_standard_input_as_it_stands(keyturn: Command) -
     assert keyturn.login("user0@example.com", "another password")
 
 
+@on_sqlite
 def test_a_generated_password_is_printed_once_and_works(keyturn: Command) -> None:
     identifier, password = keyturn.ok("users", "create", "ada@example.com", "--generate").out.split()
     assert UUID(identifier)
@@ -181,6 +187,7 @@ def test_a_generated_password_is_printed_once_and_works(keyturn: Command) -> Non
     assert keyturn.login("ada@example.com", other)
 
 
+@on_sqlite
 @pytest.mark.parametrize("line", [b"", b"\n", b"hunter2", b"hunter2\0hunter2", b"hunter2" * 200, b"hunter2\xff\xfe\n"])
 def test_a_password_that_is_none_is_refused_and_not_repeated(keyturn: Command, line: bytes) -> None:
     user(keyturn)
@@ -258,6 +265,7 @@ def test_sessions_are_listed_shown_and_ended(keyturn: Command) -> None:
     assert keyturn.ok("sessions", "list", "--live", "--json").json == []
 
 
+@on_sqlite
 def test_sessions_that_are_not_there_are_refused(keyturn: Command) -> None:
     assert "no such session" in keyturn.refused(1, "sessions", "show", str(uuid7()))
     assert "no such user" in keyturn.refused(1, "sessions", "list", "--user", "nobody@example.com")
@@ -329,6 +337,7 @@ def test_the_doctor_finds_what_is_amiss_and_nothing_else(keyturn: Command) -> No
     assert keyturn.ok("doctor").out.startswith("ok  settings\n")
 
 
+@on_sqlite
 def test_the_doctor_says_which_part_of_a_set_up_is_no_good(keyturn: Command) -> None:
     good = keyturn.environment
     for change, advice in (
@@ -347,7 +356,7 @@ def test_the_doctor_says_which_part_of_a_set_up_is_no_good(keyturn: Command) -> 
     assert "can't be unsealed" in findings(keyturn("doctor", "--json"))["set-up"]
 
 
-@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+@on_sqlite
 def test_the_doctor_sees_that_redis_is_away(keyturn: Command) -> None:
     keyturn.environment["KEYTURN_REDIS_URL"] = f"redis://127.0.0.1:{free_port()}"
     found = findings(keyturn("doctor", "--json"))
@@ -434,7 +443,7 @@ def test_a_config_file_is_named_on_the_command_line(
     assert line == "keyturn: KEYTURN_RETRY_WINDOWS: there is no such setting\n"
 
 
-@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+@on_sqlite
 def test_at_a_terminal_the_password_is_asked_for_twice_and_not_shown(keyturn: Command, tmp_path: Path) -> None:
     def converse(*typed: str) -> tuple[int, str]:
         terminal, end = pty.openpty()
