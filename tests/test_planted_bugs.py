@@ -1,0 +1,280 @@
+"""Bugs planted in the service: the state machine of test_state_machine must find each of them.
+
+A test that can't fail proves nothing. These show that its model, its steps and its comparisons see what matters.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import false, select, text, update
+
+from app import keys, sessions, users
+from app.keys import Keys
+from app.models import Session
+from app.refresh_tokens import RefreshKey, RefreshToken
+from app.revocations import Revocations
+from app.sessions import Sessions, State, Verdict
+from app.users import Users
+from tests.test_state_machine import ACCESS, a_world, drive
+
+Patch = pytest.MonkeyPatch
+BUGS: list[Callable[[Patch], None]] = []
+
+
+def bug(plant: Callable[[Patch], None]) -> Callable[[Patch], None]:
+    BUGS.append(plant)
+    return plant
+
+
+def in_rotation(patch: Patch, right: str, wrong: str) -> None:
+    """Changes the statement that rotates."""
+    real = sessions._rotate_sqlite
+    assert right in real(1).text
+    patch.setattr(sessions, "_rotate_sqlite", lambda count: text(real(count).text.replace(right, wrong)))
+
+
+def in_judgement(patch: Patch, change: Callable[..., Any]) -> None:
+    """Changes the verdict on a token that did not rotate."""
+    real = sessions.judge
+    patch.setattr(sessions, "judge", lambda *seen: change(real(*seen), *seen))
+
+
+@bug
+def the_window_slides_on_a_retry(patch: Patch) -> None:
+    real = Sessions.refresh
+
+    async def refresh(self: Sessions, presented: str) -> Any:
+        tokens = await real(self, presented)
+        async with self._db.begin() as tx:
+            moved = update(Session).where(Session.id == tokens.session_id).values(rotated_at=self._db.now())
+            await tx.execute(moved.execution_options(synchronize_session=False))
+        return tokens
+
+    patch.setattr(Sessions, "refresh", refresh)
+
+
+@bug
+def the_window_never_closes(patch: Patch) -> None:
+    real = sessions.judge
+    patch.setattr(sessions, "judge", lambda s, p, k, w: real(s, p, k, timedelta(days=99)))
+
+
+@bug
+def any_older_generation_is_a_retry_within_the_window(patch: Patch) -> None:
+    def change(verdict: Any, state: State, presented: Any, key: Any, window: timedelta) -> Any:
+        young = state.now - state.rotated_at < window
+        return Verdict.RETRY if verdict is Verdict.REUSE and young else verdict
+
+    in_judgement(patch, change)
+
+
+@bug
+def a_reused_token_is_only_refused(patch: Patch) -> None:
+    in_judgement(patch, lambda verdict, *_: Verdict.REFUSED if verdict is Verdict.REUSE else verdict)
+
+
+@bug
+def reuse_ends_all_sessions_of_the_user(patch: Patch) -> None:
+    async def end_for_reuse(self: Sessions, session_id: Any, generation: int) -> str:
+        await self._end_of_user(await self.find(session_id), but_this=False)
+        await self.end({session_id}, "reuse_detected")
+        return "reuse_detected"
+
+    patch.setattr(Sessions, "_end_for_reuse", end_for_reuse)
+
+
+@bug
+def reuse_ends_nothing(patch: Patch) -> None:
+    async def end_for_reuse(*_: Any) -> str:
+        return "reuse_detected"
+
+    patch.setattr(Sessions, "_end_for_reuse", end_for_reuse)
+
+
+@bug
+def a_retry_gets_a_fresh_random_successor(patch: Patch) -> None:
+    real = Sessions._tokens
+
+    def tokens(self: Sessions, state: State, refresh_token: RefreshToken) -> Any:
+        if state.now != state.rotated_at:  # a retry
+            refresh_token = replace(refresh_token, secret=os.urandom(32))
+        return real(self, state, refresh_token)
+
+    patch.setattr(Sessions, "_tokens", tokens)
+
+
+@bug
+def a_session_that_lay_idle_too_long_still_refreshes(patch: Patch) -> None:
+    in_rotation(patch, "sessions.idle_expires_at > :now AND", "")
+    in_rotation(patch, "sessions.rotated_at + :idle > :now AND", "")
+
+
+@bug
+def a_session_past_its_absolute_deadline_still_refreshes(patch: Patch) -> None:
+    for deadline in ("idle_expires_at > :now", "absolute_expires_at > :now", "created_at + :absolute > :now"):
+        in_rotation(patch, f"sessions.{deadline}", f"sessions.{deadline.replace(':now', ':now - 100000000')}")
+
+
+@bug
+def a_refresh_moves_the_absolute_deadline(patch: Patch) -> None:
+    moved = "absolute_expires_at = :now + :absolute, created_at = :now, idle_expires_at = :now + :idle\nFROM"
+    in_rotation(patch, "idle_expires_at = min(:now + :idle, absolute_expires_at, created_at + :absolute)\nFROM", moved)
+
+
+@bug
+def a_refresh_does_not_move_the_idle_deadline(patch: Patch) -> None:
+    in_rotation(patch, "idle_expires_at = min(:now + :idle,", "idle_expires_at = min(idle_expires_at,")
+
+
+@bug
+def the_digest_of_the_presented_token_is_not_compared(patch: Patch) -> None:
+    in_rotation(patch, "sessions.token_digest = batch.old AND", "batch.old IS NOT NULL AND")
+
+
+@bug
+def an_ended_session_still_refreshes(patch: Patch) -> None:
+    in_rotation(patch, "AND sessions.ended_at IS NULL", "")
+
+
+@bug
+def the_successor_is_not_compared(patch: Patch) -> None:
+    def change(verdict: Any, state: State, presented: RefreshToken, key: Any, window: timedelta) -> Any:
+        one_older = presented.generation == state.generation - 1 and key is not None
+        young = state.now - state.rotated_at < window
+        return Verdict.RETRY if verdict is Verdict.REFUSED and one_older and young else verdict
+
+    in_judgement(patch, change)
+
+
+@bug
+def a_generation_that_never_was_is_reuse(patch: Patch) -> None:
+    def change(verdict: Any, state: State, presented: RefreshToken, *_: Any) -> Any:
+        return Verdict.REUSE if verdict is Verdict.REFUSED else verdict
+
+    in_judgement(patch, change)
+
+
+@bug
+def a_token_with_a_wrong_tag_is_taken_for_ours(patch: Patch) -> None:
+    def unverified(spelled: str, key: RefreshKey) -> RefreshToken:
+        raw = base64.urlsafe_b64decode(spelled[4:])
+        return RefreshToken(key, UUID(bytes=raw[1:17]), int.from_bytes(raw[17:21]), raw[21:53])
+
+    patch.setattr(keys, "verify", unverified)
+
+
+@bug
+def a_new_refresh_key_signs_at_once(patch: Patch) -> None:
+    patch.setattr(keys, "PUBLISHED_FOR", timedelta(0))
+
+
+@bug
+def a_retired_refresh_key_still_opens(patch: Patch) -> None:
+    known: dict[int, RefreshKey] = {}
+    real = Keys.refresh
+
+    def refresh(self: Keys, number: int) -> RefreshKey | None:
+        return known.setdefault(number, key) if (key := real(self, number)) else known.get(number)
+
+    patch.setattr(Keys, "refresh", refresh)
+
+
+@bug
+def a_changed_role_is_not_copied_to_the_sessions(patch: Patch) -> None:
+    patch.setattr(users, "live_of", lambda _: select(Session.id).where(false()))
+
+
+@bug
+def a_password_change_ends_no_other_session(patch: Patch) -> None:
+    ends_nothing(patch, "password_changed")
+
+
+@bug
+def the_sessions_of_a_disabled_user_live_on(patch: Patch) -> None:
+    ends_nothing(patch, "user_disabled")
+
+
+def ends_nothing(patch: Patch, reason: str) -> None:
+    real = users.end_all
+
+    async def end_all(tx: Any, now: Any, user_id: UUID, why: Any, *, but: UUID | None = None) -> set[UUID]:
+        return set() if why == reason else await real(tx, now, user_id, why, but=but)
+
+    patch.setattr(users, "end_all", end_all)
+
+
+@bug
+def a_logout_ends_nothing(patch: Patch) -> None:
+    real = Sessions.end
+
+    async def end(self: Sessions, session_ids: set[UUID], reason: Any) -> int:
+        return 0 if reason == "logout" else await real(self, session_ids, reason)
+
+    patch.setattr(Sessions, "end", end)
+
+
+@bug
+def a_logout_of_the_others_ends_this_one_too(patch: Patch) -> None:
+    real = Sessions._end_of_user
+
+    async def end_of_user(self: Sessions, state: State, *, but_this: bool) -> None:
+        await real(self, state, but_this=False)
+
+    patch.setattr(Sessions, "_end_of_user", end_of_user)
+
+
+@bug
+def a_second_reason_replaces_the_first(patch: Patch) -> None:
+    async def end(tx: Any, now: Any, reason: Any, *which: Any) -> set[UUID]:
+        ended = update(Session).where(*which).values(ended_at=now, end_reason=reason).returning(Session.id)
+        return set((await tx.scalars(ended.execution_options(synchronize_session=False))).all())
+
+    patch.setattr(sessions, "_end", end)
+
+
+@bug
+def a_disabled_user_may_sign_in_with_an_older_proof(patch: Patch) -> None:
+    real = Users.disable
+
+    async def disable(self: Users, user_id: UUID) -> int:
+        count = await real(self, user_id)
+        await self.enable(user_id)
+        return count
+
+    patch.setattr(Users, "disable", disable)
+
+
+@bug
+def a_verifier_that_does_not_ask_whether_the_session_ended(patch: Patch) -> None:
+    async def check(*_: Any) -> None:
+        return
+
+    patch.setattr(Revocations, "check", check)
+
+
+@bug
+def gc_forgets_too_early(patch: Patch) -> None:
+    patch.setattr(sessions, "REMEMBERED_FOR", timedelta(seconds=ACCESS))
+
+
+@pytest.fixture
+def engine() -> str:
+    """SQLite alone: what is tested here is the test."""
+    return "sqlite"
+
+
+@pytest.mark.parametrize("plant", BUGS, ids=lambda plant: plant.__name__)
+def test_the_state_machine_finds(plant: Callable[[Patch], None], database_url: str, monkeypatch: Patch) -> None:
+    plant(monkeypatch)
+    with a_world(database_url) as world, pytest.raises(AssertionError) as found:
+        drive(world, examples=60)
+    where = found.traceback[-1]
+    print(f"in {where.name}: {where.statement}")

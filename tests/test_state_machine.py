@@ -1,0 +1,807 @@
+"""The session state machine against a model of it: Hypothesis drives both, step by step, on both databases.
+
+The model is written from design section 2, and shares no code with the service. It counts whole seconds and generations
+and knows no digests and no SQL. Two instances take turns. After each step every answer, every row and every access
+token that was ever issued must be as the model says.
+
+`pytest -rP` prints how often each transition and each reason was reached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections import Counter
+from collections.abc import Coroutine, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from hashlib import sha256
+from types import SimpleNamespace
+from typing import Any, TypeVar
+from uuid import UUID
+
+from hypothesis import HealthCheck, Phase, assume, settings
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from hypothesis.strategies import booleans, integers, just, sampled_from
+from sqlalchemy import select, text
+
+from app.access_tokens import AccessToken
+from app.errors import Conflict, InvalidGrant, InvalidToken, Reason, Refusal, TemporarilyUnavailable
+from app.keyturn import Keyturn, opened
+from app.models import Session
+from app.passwords import Authenticated
+from app.sessions import Tokens
+from tests.conftest import settings_of, time_passes
+
+T = TypeVar("T")
+
+# Seconds. The first four are settings; the others are promises of the design.
+WINDOW, ACCESS, IDLE, ABSOLUTE = 60, 300, 1000, 1200
+LEEWAY = 5
+REMEMBERED = 3600 + LEEWAY + 60
+WEEK, MONTH = 7 * 86400, 30 * 86400
+
+MARGIN = 4
+"""The model's clock stands still within a step and the real one does not: the model keeps so far away from the moments
+before a deadline. An example that takes longer, on a machine that stood still, is dropped."""
+
+
+# -- the model
+
+
+@dataclass(frozen=True)
+class Refused:
+    error: type[Refusal]
+    reason: Reason | None = None
+
+
+@dataclass
+class Key:
+    kid: str
+    ready: bool = False
+    retired: bool = False
+
+
+@dataclass
+class User:
+    email: str
+    id: UUID
+    role: str
+    password: int = 0
+    disabled: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Refresh:
+    text: str
+    key: Key
+
+
+@dataclass(frozen=True, eq=False)
+class Access:
+    session: SignIn
+    text: str
+    key: Key
+    generation: int
+    role: str
+    signed_at: int
+    expires_at: int
+
+
+@dataclass(eq=False)
+class SignIn:
+    """A session. `chain[n]` is its refresh token of generation n."""
+
+    id: UUID
+    user: User
+    role: str
+    created: int
+    rotated: int
+    chain: list[Refresh]
+    access: list[Access] = field(default_factory=list)
+    ended: tuple[Reason, int] | None = None
+    gone: bool = False
+
+    @property
+    def generation(self) -> int:
+        return len(self.chain) - 1
+
+    @property
+    def absolute(self) -> int:
+        return self.created + ABSOLUTE
+
+    @property
+    def deadline(self) -> tuple[int, Reason]:
+        idle: tuple[int, Reason] = (self.rotated + IDLE, "idle_timeout")
+        return idle if idle[0] < self.absolute else (self.absolute, "absolute_timeout")
+
+    def over(self, now: int) -> Reason | None:
+        if self.ended:
+            return self.ended[0]
+        moment, reason = self.deadline
+        return reason if moment <= now else None
+
+    def over_since(self) -> int:
+        return min(self.deadline[0], self.ended[1] if self.ended else self.deadline[0])
+
+
+class Model:
+    def __init__(self) -> None:
+        self.now = 0
+        self.users: list[User] = []
+        self.sessions: list[SignIn] = []
+        self.keys: dict[str, list[Key]] = {"access": [], "refresh": []}
+
+    def signing(self, use: str) -> Key:
+        return [key for key in self.keys[use] if key.ready and not key.retired][-1]
+
+    def live(self) -> list[SignIn]:
+        return [s for s in self.sessions if not s.gone and s.over(self.now) is None]
+
+    def refresh(self, s: SignIn, generation: int) -> str | Refused:
+        """What presenting this generation does: "rotate", "retry", or a refusal."""
+        over = s.over(self.now)
+        if s.chain[generation].key.retired or s.gone:
+            return Refused(InvalidGrant)
+        if over:
+            return Refused(InvalidGrant, over)
+        if generation == s.generation:
+            return "rotate"
+        if generation == s.generation - 1:
+            if s.chain[-1].key.retired:
+                return Refused(InvalidGrant)  # nobody can derive the answer again, and nobody stole anything
+            if self.now - s.rotated < WINDOW:
+                return "retry"
+        self.end([s], "reuse_detected")
+        return Refused(InvalidGrant, "reuse_detected")
+
+    def end(self, sessions: list[SignIn], reason: Reason) -> int:
+        """Ends those that nobody has ended before, also one whose time is up; how many."""
+        ending = [s for s in sessions if not s.ended and not s.gone]
+        for s in ending:
+            s.ended = (reason, self.now)
+        return len(ending)
+
+    def end_all(self, user: User, reason: Reason, but: SignIn | None = None) -> int:
+        return self.end([s for s in self.sessions if s.user is user and s is not but], reason)
+
+    def logout(self, access: Access | None, refresh: tuple[SignIn, int] | None, scope: str) -> Refused | None:
+        """A token of two sessions only with the scope "this"."""
+        presented: dict[SignIn, int | None] = {}
+        refused = Refused(InvalidToken)
+        if access and not access.key.retired:
+            presented[access.session] = None
+        if refresh:
+            if refresh[0].chain[refresh[1]].key.retired:
+                refused = Refused(InvalidGrant)
+            else:
+                presented[refresh[0]] = refresh[1]
+        if not presented:
+            return refused
+        if scope == "this":
+            self.end(list(presented), "logout")
+            return None
+        ((s, generation),) = presented.items()
+        if s.gone or s.over(self.now):
+            return Refused(InvalidGrant, None if s.gone else s.over(self.now))
+        if generation is None:
+            assert access
+            if self.expired(access):
+                return Refused(InvalidToken, "token_expired")
+        elif generation < s.generation - 1:
+            return Refused(InvalidGrant)
+        self.end_all(s.user, "logout_all", s if scope == "others" else None)
+        return None
+
+    def expired(self, access: Access) -> bool:
+        return access.expires_at + LEEWAY <= self.now
+
+    def verify(self, access: Access) -> Refused | None:
+        if access.key.retired:
+            return Refused(InvalidToken)
+        if self.expired(access):
+            return Refused(InvalidToken, "token_expired")
+        assert not access.session.gone, "a session stays while its access tokens live"
+        return Refused(InvalidToken, access.session.ended[0]) if access.session.ended else None
+
+    def authorise(self, access: Access) -> Refused | None:
+        refused, over = self.verify(access), access.session.over(self.now)
+        return Refused(InvalidToken, over) if over and not refused else refused
+
+    def last_administrator(self, user: User) -> bool:
+        return [u for u in self.users if u.role == "admin" and not u.disabled] == [user]
+
+    def gc(self, kept_for: int) -> int:
+        long_over = [s for s in self.sessions if not s.gone and s.over_since() + max(kept_for, REMEMBERED) < self.now]
+        for s in long_over:
+            s.gone = True
+        return len(long_over)
+
+    def boundaries(self) -> list[int]:
+        """The moments at which something changes by itself."""
+        found: set[int] = set()
+        for s in self.sessions:
+            found |= {access.expires_at + LEEWAY for access in s.access}
+            if not s.ended:
+                # The last: which of two deadlines a rotation is going to meet first.
+                found |= {s.rotated + WINDOW, s.deadline[0], s.absolute, s.absolute - IDLE}
+            if not s.gone:
+                found |= {s.over_since() + kept + 1 for kept in (REMEMBERED, WEEK, MONTH)}
+        return sorted(found)
+
+    def later(self, seconds: int) -> int:
+        """Lets at least so many seconds pass, and more where it would stand just before a boundary; how many."""
+        before = self.now
+        self.now += seconds
+        for boundary in self.boundaries():
+            if boundary - MARGIN <= self.now < boundary:
+                self.now = boundary
+        return self.now - before
+
+
+# -- the real thing
+
+
+class World:
+    """Two instances on one database, on an event loop of their own."""
+
+    def __init__(self, run: asyncio.Runner, instances: list[Keyturn]) -> None:
+        self.runner = run
+        self.instances = instances
+        self.reached: Counter[str] = Counter()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return self.runner.run(coroutine)
+
+    async def empty(self) -> None:
+        async with self.instances[0].db.begin() as tx:
+            for table in ("sessions", "users", "keys"):
+                await tx.execute(text(f"DELETE FROM {table}"))
+        await self.instances[0].keys.make_first()
+        await self.load()
+
+    async def load(self) -> None:
+        for keyturn in self.instances:
+            await keyturn.keys.load()
+
+    async def a_minute_passes_for_keys(self) -> None:
+        db = self.instances[0].db
+        async with db.begin() as tx:
+            minute = "CAST('61 seconds' AS interval)" if db.is_postgres else "61000000"
+            await tx.execute(text(f"UPDATE keys SET signs_from = signs_from - {minute}"))
+        await self.load()
+
+
+@contextmanager
+def a_world(database_url: str) -> Iterator[World]:
+    lifetimes = {"retry_window": WINDOW, "access_token_lifetime": ACCESS}
+    deadlines = {"refresh_token_lifetime": IDLE, "session_lifetime": ABSOLUTE}
+    configured = settings_of(database_url, None, **lifetimes, **deadlines)
+    # A loop factory, so that pytest's own event loop stays the current one.
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        stack = AsyncExitStack()
+        try:
+            instances = [runner.run(stack.enter_async_context(opened(configured))) for _ in range(2)]
+            for keyturn in instances:
+                runner.run(keyturn.revocations.read_fence())
+            yield World(runner, instances)
+        finally:
+            runner.run(stack.aclose())
+
+
+async def ahead(keyturn: Keyturn, seconds: int, asked: Coroutine[Any, Any, T]) -> T:
+    """Asks with the process's clock ahead: what an access token says of time can't be made older afterwards."""
+    clock = type(keyturn.db).clock
+    keyturn.db.clock = lambda: clock(keyturn.db) + timedelta(seconds=seconds)  # type: ignore[method-assign]  # as said
+    try:
+        return await asked
+    finally:
+        vars(keyturn.db).pop("clock", None)
+
+
+WHICH = integers(0, 15)
+ROLES = sampled_from(["user", "editor", "admin"])
+USES = sampled_from(["access", "refresh"])
+
+
+class Machine(RuleBasedStateMachine):
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self.world = world
+        # Every rule may come in every example. Hypothesis would leave some out of each, and so few examples would not
+        # reach every transition.
+        self._rules_strategy.enabled_rules_strategy = just(SimpleNamespace(is_enabled=lambda _: True))
+        self.model = Model()
+        self.proofs: list[tuple[User, int, Authenticated]] = []
+        self.steps = 0
+        self.run(world.empty())
+        first = {"access": self.keyturn.keys.signing_access.kid, "refresh": "refresh-1"}
+        self.model.keys = {use: [Key(kid, ready=True)] for use, kid in first.items()}
+        for name, role in (("ada", "user"), ("eve", "user"), ("root", "admin")):
+            email = f"{name}@example.com"
+            real = self.run(self.keyturn.users.create(email, "password 0", role))
+            self.model.users.append(User(email, real.id, role))
+        self.began = time.monotonic()
+
+    # -- asking
+
+    @property
+    def keyturn(self) -> Keyturn:
+        """The instance whose turn it is."""
+        return self.world.instances[self.steps % 2]
+
+    @property
+    def drift(self) -> float:
+        """How far the real clock may be ahead of the model's, in seconds."""
+        return time.monotonic() - self.began + 0.01
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return self.world.run(coroutine)
+
+    def ask(self, coroutine: Coroutine[Any, Any, T]) -> T | Refusal:
+        try:
+            answer: T | Refusal = self.run(coroutine)
+        except Refusal as refusal:
+            answer = refusal
+        assume(self.drift < MARGIN)
+        return answer
+
+    def reach(self, transition: str) -> None:
+        self.world.reached[transition] += 1
+
+    def must_refuse(self, answer: object, expected: Refused) -> None:
+        assert type(answer) is expected.error, answer
+        assert answer.reason == expected.reason
+        if expected.reason:
+            self.reach(f"reason: {expected.reason}")
+
+    def close_to(self, actual: float, expected: float) -> bool:
+        """Whether a duration that shrinks is the model's, in whole seconds."""
+        return expected - self.drift - 1 < actual <= expected
+
+    def must_be_newest(self, tokens: object, s: SignIn) -> None:
+        """The answer is the session's newest pair, and says how long each part lives."""
+        assert isinstance(tokens, Tokens), tokens
+        assert (tokens.session_id, tokens.refresh_token) == (s.id, s.chain[-1].text)
+        key, now = self.model.signing("access"), self.model.now
+        expires_at = min(s.rotated + ACCESS, s.absolute)
+        new = Access(s, tokens.access_token, key, s.generation, s.role, now, expires_at)
+        # Moments move in the rows as time passes and stay in the tokens: so the same token only at the same moment.
+        same = [a for a in s.access if replace(a, text=new.text) == new] or [
+            a for a in s.access if (a.key, a.generation, a.role, a.signed_at) == (key, new.generation, new.role, now)
+        ]
+        if same:
+            assert tokens.access_token == same[0].text
+        else:
+            assert tokens.access_token not in {a.text for o in self.model.sessions for a in o.access}
+            s.access.append(new)
+        body = tokens.body()
+        assert self.close_to(int(body["expires_in"]), expires_at - now)
+        assert self.close_to(int(body["refresh_expires_in"]), s.deadline[0] - now)
+        assert self.close_to(int(body["session_expires_in"]), s.absolute - now)
+
+    def pick(self, which: int) -> SignIn:
+        """A session: a live one if there is any, or (odd numbers) any."""
+        live = self.model.live()
+        if which % 2 == 0 and not live:
+            who = next(u for u in self.model.users if not u.disabled)
+            proof = self.ask(self.keyturn.users.authenticate(who.email, f"password {who.password}"))
+            assert isinstance(proof, Authenticated), proof
+            live = [self.start(who, proof)]
+        found = live if which % 2 == 0 else self.model.sessions
+        return found[which // 2 % len(found)]
+
+    # -- sign-in
+
+    @initialize(user=integers(0, 2), sessions=integers(2, 3))
+    def first_login(self, user: int, sessions: int) -> None:
+        self.login(user, 1, sessions)
+
+    @rule(user=integers(0, 2), right=integers(0, 3), sessions=integers(1, 2))
+    def login(self, user: int, right: int, sessions: int) -> None:
+        who = self.model.users[user]
+        password = f"password {who.password}" if right else "another password"
+        proof = self.ask(self.keyturn.users.authenticate(who.email, password))
+        if not right or who.disabled:
+            self.must_refuse(proof, Refused(InvalidGrant))
+            self.reach("login refused")
+            return
+        assert isinstance(proof, Authenticated), proof
+        self.proofs.append((who, who.password, proof))
+        for _ in range(sessions):
+            self.start(who, proof)
+
+    @precondition(lambda self: self.proofs)
+    @rule(which=WHICH)
+    def an_older_proof_of_the_password(self, which: int) -> None:
+        who, password, proof = self.proofs[which % len(self.proofs)]
+        if not who.disabled and password == who.password:
+            self.start(who, proof)
+            return
+        self.must_refuse(self.ask(self.keyturn.sessions.start(proof)), Refused(InvalidGrant))
+        self.reach("outdated proof refused")
+
+    def start(self, who: User, proof: Authenticated) -> SignIn:
+        tokens = self.ask(self.keyturn.sessions.start(proof))
+        assert isinstance(tokens, Tokens), tokens
+        assert tokens.session_id not in {s.id for s in self.model.sessions}
+        first = Refresh(tokens.refresh_token, self.model.signing("refresh"))
+        s = SignIn(tokens.session_id, who, who.role, self.model.now, self.model.now, [first])
+        self.model.sessions.append(s)
+        self.must_be_newest(tokens, s)
+        self.reach("login")
+        return s
+
+    # -- refresh
+
+    def present(self, s: SignIn, generation: int, times: int = 1) -> None:
+        async def one(keyturn: Keyturn) -> Tokens | Refusal:
+            while True:
+                try:
+                    return await keyturn.sessions.refresh(s.chain[generation].text)
+                except TemporarilyUnavailable:
+                    assert times > 1  # whoever found the row locked comes again
+                except Refusal as refusal:
+                    return refusal
+
+        async def all_at_once() -> list[Tokens | Refusal]:
+            return await asyncio.gather(*(one(self.world.instances[(self.steps + i) % 2]) for i in range(times)))
+
+        answers = self.ask(all_at_once())
+        assert isinstance(answers, list)
+        for answer in answers:
+            expected = self.model.refresh(s, generation)
+            if isinstance(expected, Refused):
+                self.must_refuse(answer, expected)
+                self.reach("reuse" if expected.reason == "reuse_detected" else "refresh refused")
+                continue
+            assert isinstance(answer, Tokens), answer
+            if expected == "rotate":
+                taken = {refresh.text for o in self.model.sessions for refresh in o.chain}
+                assert answer.refresh_token not in taken
+                s.chain.append(Refresh(answer.refresh_token, self.model.signing("refresh")))
+                s.rotated = self.model.now
+            self.must_be_newest(answer, s)
+            self.reach(expected)
+
+    @rule(which=WHICH, times=integers(1, 3), at_once=integers(1, 3))
+    def refresh(self, which: int, times: int, at_once: int) -> None:
+        s = self.pick(which * 2)
+        for _ in range(times):
+            self.present(s, s.generation, at_once)
+
+    @rule(which=WHICH, after=sampled_from([0, 10, 40]))
+    def retry(self, which: int, after: int) -> None:
+        s = self.pick(which * 2)
+        if s.generation == 0:
+            self.present(s, 0)
+        if after:
+            self.grow_older(after)
+        self.present(s, s.generation - 1)
+
+    @rule(which=WHICH, back=integers(0, 5))
+    def present_any_generation(self, which: int, back: int) -> None:
+        s = self.pick(which)
+        self.present(s, max(0, s.generation - back))
+
+    @rule(which=WHICH, at=integers(4, 87), to=sampled_from("AB_-z9"))
+    def junk(self, which: int, at: int, to: str) -> None:
+        genuine = self.pick(which).chain[-1].text
+        bent = genuine[:at] + to + genuine[at + 1 :]
+        for junk in (bent if bent != genuine else genuine[:-1], genuine + "A", ""):
+            self.must_refuse(self.ask(self.keyturn.sessions.refresh(junk)), Refused(InvalidGrant))
+        self.reach("junk")
+
+    @rule(which=WHICH, step=integers(-1, 2))
+    def a_token_of_another_branch(self, which: int, step: int) -> None:
+        """Rightly made, and not of this row's history: what a database from a backup is shown."""
+        s = self.pick(which)
+        newest = s.chain[-1]
+        if newest.key.retired or s.generation + step < 0:
+            return
+        real = self.keyturn.keys.verify_refresh_token(newest.text)
+        other = replace(real, generation=s.generation + step, secret=sha256(real.secret).digest())
+        over = None if s.gone else s.over(self.model.now)
+        self.must_refuse(self.ask(self.keyturn.sessions.refresh(other.text)), Refused(InvalidGrant, over))
+        self.reach("another branch")
+
+    # -- logout
+
+    @rule(
+        which=WHICH,
+        back=integers(0, 3),
+        tokens=sampled_from(["access", "refresh", "both", "junk and refresh", "access and junk", "junk"]),
+        scope=sampled_from(["others", "this", "all"]),
+    )
+    def logout(self, which: int, back: int, tokens: str, scope: str) -> None:
+        s = self.pick(which)
+        if back == 0:
+            self.present(s, s.generation)  # so that there is a fresh access token, if it is a live session
+        access = s.access[max(0, len(s.access) - 1 - back)] if tokens in {"access", "both", "access and junk"} else None
+        refresh = (s, max(0, s.generation - back)) if tokens in {"refresh", "both", "junk and refresh"} else None
+        self.log_out(access, refresh, scope, junk="junk" in tokens)
+
+    @rule(which=WHICH, other=WHICH)
+    def logout_of_two(self, which: int, other: int) -> None:
+        s = self.pick(other)
+        self.log_out(self.pick(which).access[-1], (s, s.generation), "this")
+
+    def log_out(
+        self, access: Access | None, refresh: tuple[SignIn, int] | None, scope: str, *, junk: bool = False
+    ) -> None:
+        texts = (
+            access.text if access else "junk" if junk else None,
+            refresh[0].chain[refresh[1]].text if refresh else "junk" if junk else None,
+        )
+        older = self.model.now - access.signed_at if access else 0
+        asked = self.keyturn.sessions.logout(*texts, scope)  # type: ignore[arg-type]  # a literal each
+        answer = self.ask(ahead(self.keyturn, older, asked))
+        expected = self.model.logout(access, refresh, scope)
+        if isinstance(expected, Refused):
+            error = InvalidGrant if junk and not refresh else expected.error  # the refresh token is looked at last
+            self.must_refuse(answer, replace(expected, error=error) if expected.reason is None else expected)
+            self.reach("logout refused")
+        else:
+            assert isinstance(answer, set), answer
+            self.reach(f"logout {scope}")
+
+    # -- users
+
+    @rule(which=WHICH, right=integers(0, 3))
+    def change_password(self, which: int, right: int) -> None:
+        s = self.pick(which)
+        if s.gone or (not s.ended and s.over(self.model.now)):
+            return  # such a session is refused before its user is asked for a password
+        who = s.user
+        current = f"password {who.password}" if right else "another password"
+        asked = self.keyturn.users.change_password(s.id, who.id, current, f"password {who.password + 1}")
+        answer = self.ask(asked)
+        if not right or s.ended or who.disabled:
+            self.must_refuse(answer, Refused(InvalidGrant))
+            self.reach("password change refused")
+            return
+        assert answer is None
+        who.password += 1
+        self.model.end_all(who, "password_changed", s)
+        self.reach("password changed")
+
+    @rule(user=integers(0, 2), for_good=booleans())
+    def disable(self, user: int, for_good: bool) -> None:
+        who = self.model.users[user]
+        answer = self.ask(self.keyturn.users.disable(who.id))
+        if self.model.last_administrator(who):
+            self.must_refuse(answer, Refused(Conflict))
+            self.reach("last administrator kept")
+            return
+        who.disabled = True
+        assert answer == self.model.end_all(who, "user_disabled")
+        self.reach("disabled")
+        if not for_good:
+            self.enable(who)
+
+    def enable(self, who: User) -> None:
+        assert self.ask(self.keyturn.users.enable(who.id)) is None
+        who.disabled = False
+        self.reach("enabled")
+
+    @rule(what=sampled_from(["role", "revoke", "enable", "password"]), which=WHICH, role=ROLES)
+    def administer(self, what: str, which: int, role: str) -> None:
+        who = self.model.users[which % len(self.model.users)]
+        match what:
+            case "revoke":
+                self.revoke(self.pick(which))
+            case "role":
+                self.set_role(who, role)
+            case "enable":
+                self.enable(who)
+            case "password":
+                who.password += 1
+                count = self.ask(self.keyturn.users.set_password(who.id, f"password {who.password}"))
+                assert count == self.model.end_all(who, "password_changed")
+                self.reach("password set")
+
+    def revoke(self, s: SignIn) -> None:
+        answer = self.ask(self.keyturn.sessions.end({s.id}, "revoked_by_admin"))
+        assert answer == self.model.end([s], "revoked_by_admin")
+        self.reach("revoked")
+
+    def set_role(self, who: User, role: str) -> None:
+        answer = self.ask(self.keyturn.users.set_role(who.id, role))
+        if role != "admin" and self.model.last_administrator(who):
+            self.must_refuse(answer, Refused(Conflict))
+            self.reach("last administrator kept")
+            return
+        assert answer is None
+        who.role = role
+        for s in self.model.sessions:
+            if s.user is who and not s.ended:
+                s.role = role
+        self.reach("role changed")
+
+    # -- keys
+
+    @rule(what=sampled_from(["retire", "rotate", "generate", "a minute passes"]), use=USES, which=integers(0, 3))
+    def keys(self, what: str, use: Any, which: int) -> None:
+        match what:
+            case "rotate":
+                self.generate(use)
+                self.a_minute_passes()
+            case "retire":
+                if not self.retire(use, which):
+                    self.generate(use)
+                    self.a_minute_passes()
+                    self.retire(use, which)
+            case "generate":
+                self.generate(use)
+            case "a minute passes":
+                self.a_minute_passes()
+
+    def generate(self, use: Any) -> None:
+        self.model.keys[use].append(Key(self.run(self.keyturn.keys.generate(use))))
+        self.run(self.world.load())
+        self.reach(f"{use} key generated")
+
+    def a_minute_passes(self) -> None:
+        self.run(self.world.a_minute_passes_for_keys())
+        for key in self.model.keys["access"] + self.model.keys["refresh"]:
+            key.ready = True
+        self.reach("new key signs")
+
+    def retire(self, use: str, which: int) -> bool:
+        there = [key for key in self.model.keys[use] if not key.retired]
+        key = there[which % len(there)]
+        answer = self.ask(self.keyturn.keys.retire(key.kid))
+        self.run(self.world.load())
+        if not any(other.ready for other in there if other is not key):
+            self.must_refuse(answer, Refused(Conflict))
+            self.reach("last key kept")
+            return False
+        assert answer is None
+        key.retired = True
+        self.reach(f"{use} key retired")
+        return True
+
+    # -- time
+
+    @rule(seconds=sampled_from([1, 10, 30, WINDOW, 700]))
+    def time_passes(self, seconds: int) -> None:
+        self.grow_older(seconds)
+
+    @rule(which=WHICH, deadline=sampled_from(["idle", "window", "absolute"]), just_before=booleans())
+    def a_token_is_presented_at_a_deadline(self, which: int, deadline: str, just_before: bool) -> None:
+        s = self.pick(which * 2)
+        if deadline == "absolute" or not s.generation:
+            self.grow_older(max(1, s.absolute - IDLE - self.model.now))
+            self.present(s, s.generation)
+        until = {"idle": s.deadline[0], "window": s.rotated + WINDOW, "absolute": s.absolute}[deadline]
+        self.grow_older(max(1, until - self.model.now - (MARGIN + 1 if just_before else 0)))
+        self.present(s, s.generation - (deadline == "window" and s.generation > 0))
+
+    def grow_older(self, seconds: int) -> None:
+        self.run(time_passes(self.keyturn, timedelta(seconds=self.model.later(seconds))))
+        self.reach("time passes")
+
+    @precondition(lambda self: len(self.model.live()) < len(self.model.sessions))
+    @rule(kept_for=sampled_from([0, WEEK, MONTH]), much_later=booleans())
+    def gc(self, kept_for: int, much_later: bool) -> None:
+        if much_later:
+            self.grow_older(max(kept_for, REMEMBERED))
+        count = self.ask(self.keyturn.sessions.gc(kept_for=timedelta(seconds=kept_for), most=3))
+        assert count == self.model.gc(kept_for)
+        self.reach("gc deletes" if count else "gc finds nothing")
+
+    # -- after each step
+
+    @invariant()
+    def rows_and_tokens_are_as_the_model_says(self) -> None:
+        self.steps += 1  # what one instance did is looked at on the other
+        self.ask(self.compare_rows())
+        self.ask(self.compare_access_tokens("verify", [s.access[-1] for s in self.model.sessions if s.access]))
+
+    def teardown(self) -> None:
+        if sys.exc_info()[0] is None:
+            issued = [access for s in self.model.sessions for access in s.access]
+            for ask in ("verify", "authorise"):
+                self.ask(self.compare_access_tokens(ask, issued))
+            live = self.ask(self.keyturn.sessions.list(user_id=None, limit=1000, live=True))
+            assert isinstance(live, list), live
+            assert {state.id for state in live} == {s.id for s in self.model.live()}
+
+    async def compare_rows(self) -> None:
+        db = self.keyturn.db
+        async with db.look() as connection:
+            rows = (await connection.execute(select(Session.__table__, db.now().label("now")))).all()
+        there = {s.id: s for s in self.model.sessions if not s.gone}
+        assert {row.id for row in rows} == there.keys()
+        for row in rows:
+            s = there[row.id]
+            assert (row.user_id, row.role, row.generation) == (s.user.id, s.role, s.generation)
+            assert (row.end_reason, row.ended_at is not None) == (s.ended[0] if s.ended else None, bool(s.ended))
+            assert row.token_digest == sha256(self.bytes_of(s)).digest() if not s.chain[-1].key.retired else True
+            assert f"refresh-{row.key_id}" == s.chain[-1].key.kid
+            moments = [
+                (row.created_at, s.created),
+                (row.rotated_at, s.rotated),
+                (row.idle_expires_at, s.deadline[0]),
+                (row.absolute_expires_at, s.absolute),
+            ]
+            for real, moment in [*moments, (row.ended_at, s.ended[1])] if s.ended else moments:
+                assert 0 <= (row.now - real).total_seconds() - (self.model.now - moment) < self.drift
+
+    def bytes_of(self, s: SignIn) -> bytes:
+        return bytes(self.keyturn.keys.verify_refresh_token(s.chain[-1].text))
+
+    async def compare_access_tokens(self, ask: str, issued: list[Access]) -> None:
+        async def compare(access: Access) -> None:
+            expected = getattr(self.model, ask)(access)
+            older = self.model.now - access.signed_at
+            try:
+                asked = getattr(self.keyturn.sessions, ask)(access.text)
+                answer = await ahead(self.keyturn, older, asked)
+            except InvalidToken as refusal:
+                assert expected
+                self.must_refuse(refusal, expected)
+                return
+            assert expected is None
+            if isinstance(answer, AccessToken):
+                s = access.session
+                assert (answer.session_id, answer.subject, answer.role) == (s.id, str(s.user.id), access.role)
+                assert answer.claims["jti"] == f"{s.id}.{access.generation}"
+            else:
+                assert answer.role == access.session.role
+
+        await asyncio.gather(*(compare(access) for access in issued))
+
+
+TRANSITIONS = {
+    "login", "login refused", "outdated proof refused", "rotate", "retry", "reuse", "refresh refused", "junk",
+    "another branch", "logout this", "logout others", "logout all", "logout refused", "password changed",
+    "password change refused", "password set", "disabled", "enabled", "role changed", "last administrator kept",
+    "revoked", "access key generated", "refresh key generated", "new key signs", "access key retired",
+    "refresh key retired", "last key kept", "time passes", "gc deletes", "gc finds nothing",
+}  # fmt: skip
+
+REASONS: set[Reason] = {
+    "logout",
+    "logout_all",
+    "idle_timeout",
+    "absolute_timeout",
+    "reuse_detected",
+    "password_changed",
+    "user_disabled",
+    "revoked_by_admin",
+}
+
+
+def drive(world: World, *, examples: int, steps: int = 25) -> None:
+    """Lets Hypothesis take the steps: the same ones in each run, so that what was reached stays reached."""
+    run_state_machine_as_test(
+        lambda: Machine(world),
+        settings=settings(
+            derandomize=True,
+            database=None,
+            deadline=None,
+            max_examples=examples,
+            stateful_step_count=steps,
+            phases=[Phase.generate],
+            report_multiple_bugs=False,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def test_the_service_and_the_model_agree_after_each_step(database_url: str) -> None:
+    with a_world(database_url) as world:
+        drive(world, examples=60)
+    for transition, count in sorted(world.reached.items()):
+        print(f"{count:6} {transition}")
+    assert TRANSITIONS | {f"reason: {reason}" for reason in REASONS} <= world.reached.keys()
