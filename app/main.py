@@ -42,13 +42,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # the reference page that FastAPI brings loads its scripts from elsewhere
         redoc_url=None,
-        servers=[{"url": settings.root_path}]
-        if settings.root_path
-        else None,  # the proxy strips it: only clients see it
         generate_unique_id_function=lambda route: route.name,
         telemetry={"logs": False},
         redirect_slashes=False,
     )
+    # With and without the prefix, so that it does not matter whether the proxy strips it. The server's own option adds
+    # it to every path instead, and FastAPI warns about its constructor's, which does just this.
+    app.root_path = settings.root_path
     app.include_router(auth.router)
     app.include_router(well_known.router)
     app.include_router(health.router)

@@ -612,7 +612,7 @@ async def test_a_refresh_token_is_no_access_token(api: Api) -> None:
 async def test_junk_access_tokens_all_get_one_answer(api: Api) -> None:
     tokens = await api.login()
     header, claims, signature = tokens["access_token"].split(".")
-    none = jwt.encode({"sub": "x"}, None, algorithm="none")
+    none = jwt.encode({"sub": "x"}, "", algorithm="none")
     junk = [
         "x",
         ".",
@@ -757,6 +757,14 @@ async def test_claims_that_json_can_t_carry_are_refused(api: Api) -> None:
     tokens = await api.login()
     for claims in ({"role": "\ud800"}, {"x": "\udfff"}, {"x\ud800": 1}):
         refused(await api.get("/auth/verify", api.minted(tokens, **claims)), 401, "invalid_token", challenge=INVALID)
+
+
+@pytest.mark.xfail(strict=True, reason="a moment too large for a float is a defect in app/access_tokens.py")
+async def test_a_moment_beyond_every_float_is_refused(api: Api) -> None:
+    tokens = await api.login()
+    for moment in (10**400, -(10**400)):
+        answer = await api.get("/auth/verify", api.minted(tokens, iat=moment, exp=moment))
+        refused(answer, 401, "invalid_token", challenge=INVALID)
 
 
 async def test_claims_of_any_form_never_make_an_error_of_ours(api: Api) -> None:
@@ -944,8 +952,8 @@ async def test_every_answer_carries_a_request_id_and_a_client_s_own_is_kept(api:
         given = await api.client.get(path, headers={"X-Request-Id": "my.own-ID_7"})
         assert given.headers.get_list("x-request-id") == ["my.own-ID_7"]
     token = (await api.login())["refresh_token"]
-    for bad in ("", "x" * 65, "a b", "a\tb", "a;b", "\xe9".encode(), token, "eyJhbGciOi"):
-        answer = await api.client.get("/healthz", headers=[("X-Request-Id", bad)])
+    for bad in ("", "x" * 65, "a b", "a\tb", "a;b", "\xe9", token, "eyJhbGciOi"):
+        answer = await api.client.get("/healthz", headers={b"X-Request-Id": bad.encode()})
         assert re.fullmatch(r"[0-9a-f]{32}", answer.headers["x-request-id"]), bad
 
 
@@ -959,13 +967,14 @@ async def test_endpoints_for_the_signed_in_refuse_everyone_else(api: Api) -> Non
     assert await dump(api.keyturn) == before
 
 
-async def test_below_a_path_that_a_proxy_strips_everything_answers_as_ever(serve: Serve) -> None:
+async def test_below_a_prefix_everything_answers_whether_or_not_the_proxy_strips_it(serve: Serve) -> None:
     async with serve(root_path="/keyturn") as api:
         await api.keyturn.users.create(ADA, PASSWORD)
         headers = authorization((await api.login())["access_token"])
-        assert (await api.client.get("/auth/me", headers=headers)).status_code == 200
-        assert (await api.client.post("/auth/verify/x", content=b"<", headers=headers)).status_code == 200
-        refused(await api.get("/keyturn/auth/me"), 404, "not_found")
+        for prefix in ("", "/keyturn"):
+            assert (await api.client.get(f"{prefix}/auth/me", headers=headers)).status_code == 200
+            assert (await api.client.post(f"{prefix}/auth/verify/x", content=b"<", headers=headers)).status_code == 200
+            refused(await api.client.post(f"{prefix}/auth/login", content=b"<"), 415, "invalid_request")
         document = (await api.get("/openapi.json")).json()
         assert document["servers"] == [{"url": "/keyturn"}]
 
