@@ -1,0 +1,320 @@
+"""What we did not issue costs nothing and says nothing: no statement, no command, one answer (guarantee 4)."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import random
+import secrets
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+import redis as redis_client
+
+from app.sessions import Tokens
+from app.setup import migrate
+from tests.conftest import settings_of, sync
+from tests.servers import NotOursError, Postgres, Redis
+from tests.service import Service
+from tests.test_races import all_ready, at, logins, rows, serve, until
+
+# What a service asks without being asked: the fence and the marker twice a second, the keys four times a minute.
+HEARTBEAT_STATEMENTS = ("FROM cache_fence", "FROM keys")
+HEARTBEAT_COMMANDS = {"get", "info", "hello", "select", "client|setinfo"}
+
+
+@dataclass(frozen=True)
+class Counted:
+    """The service on servers that say what reached them."""
+
+    service: Service
+    postgres: Postgres
+    redis: Redis
+    database_url: str
+
+    def statements(self) -> list[str]:
+        """All SQL that came, but for the heartbeat."""
+        entries = self.postgres._log().replace("\n\t", " ").splitlines()
+        found = [entry for entry in entries if "LOG:  execute" in entry or "LOG:  statement" in entry]
+        return [entry for entry in found if not any(known in entry for known in HEARTBEAT_STATEMENTS)]
+
+    def commands(self) -> dict[str, int]:
+        """The Redis commands that came, but for the heartbeat."""
+        with redis_client.Redis.from_url(self.redis.url()) as client:
+            stats = client.info("commandstats")
+        names = {name.removeprefix("cmdstat_"): entry["calls"] for name, entry in stats.items()}
+        return {name: calls for name, calls in names.items() if name not in HEARTBEAT_COMMANDS}
+
+
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Counted]:
+    try:
+        postgres = Postgres.start(settings={"log_statement": "all"})
+    except NotOursError as e:
+        pytest.skip(str(e))
+    with postgres, Redis.start() as redis:
+        if not redis.ours:
+            pytest.skip("TEST_REDIS_URL names the server, and others' commands would be counted")
+        sync(postgres.create_database("junk"))
+        url = postgres.url("junk")
+        migrate(settings_of(url, None))
+        with serve(url, tmp_path_factory.mktemp("junk"), redis_url=redis.url()) as service:
+            sync(until(lambda: all_ready([service])))
+            yield Counted(service, postgres, redis, url)
+
+
+# -- a client that keeps every byte
+
+
+@dataclass(frozen=True)
+class Request:
+    """A token, and where and how it is presented."""
+
+    method: str
+    path: str
+    bearer: str | None = None
+    refresh_token: str | None = None
+
+    def encoded(self) -> bytes:
+        head = f"{self.method} {self.path} HTTP/1.1\r\nHost: localhost\r\n"
+        if self.bearer is not None:
+            head += f"Authorization: Bearer {self.bearer}\r\n"
+        if self.refresh_token is None:
+            return f"{head}\r\n".encode()
+        body = json.dumps({"refresh_token": self.refresh_token})
+        return f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+
+
+Answer = tuple[int, tuple[str, ...], bytes]
+"""Status, header fields as they came but for date and request id, body."""
+
+
+def at_refresh(token: str) -> Request:
+    return Request("POST", "/auth/refresh", refresh_token=token)
+
+
+def at_verify(token: str) -> Request:
+    return Request("GET", "/auth/verify", bearer=token)
+
+
+def at_me(token: str) -> Request:
+    return Request("GET", "/auth/me", bearer=token)
+
+
+def at_logout(token: str) -> Request:
+    return Request("POST", "/auth/logout", refresh_token=token)
+
+
+def at_logout_as_bearer(token: str) -> Request:
+    return Request("POST", "/auth/logout", bearer=token)
+
+
+async def ask_all(service: Service, requests: list[Request]) -> list[Answer]:
+    """Asks over eight connections; the answers in order."""
+    answers: dict[int, Answer] = {}
+    queue = iter(enumerate(requests))
+
+    async def connection() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+        for number, request in queue:
+            writer.write(request.encoded())
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().splitlines()
+            fields = [line for line in head[1:-1] if not line.lower().startswith(("date:", "x-request-id:"))]
+            [length] = [int(line.split(":")[1]) for line in fields if line.lower().startswith("content-length:")]
+            answers[number] = int(head[0].split()[1]), tuple(fields), await reader.readexactly(length)
+        writer.close()
+        await writer.wait_closed()
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(8):
+            tasks.create_task(connection())
+    return [answers[number] for number in range(len(requests))]
+
+
+# -- junk
+
+
+def flipped(raw: bytes, *bits: int) -> bytes:
+    changed = bytearray(raw)
+    for bit in bits:
+        changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+def raw_refresh(token: str) -> bytes:
+    return base64.urlsafe_b64decode(token[4:])
+
+
+def spelled(raw: bytes) -> str:
+    return "ktr_" + base64.urlsafe_b64encode(raw).decode()
+
+
+def junk_refresh_token(dice: random.Random, mine: str, other: str) -> str:
+    raw = raw_refresh(mine)
+    bits = dice.sample(range(len(raw) * 8), dice.randint(1, 3))
+    return dice.choice(
+        [
+            spelled(flipped(raw, *bits)),
+            spelled(flipped(raw, *bits)),
+            spelled(dice.randbytes(63)),
+            spelled(raw[:1] + dice.randbytes(62)),
+            spelled(raw[:53] + bytes(10)),
+            spelled(raw[:53] + raw_refresh(other)[53:]),
+            spelled(raw[:17] + (1).to_bytes(4) + raw[21:]),
+            spelled(bytes([dice.randrange(2, 256)]) + raw[1:]),
+            mine[: dice.randrange(len(mine))],
+            mine + dice.choice(["=", "\n", " ", "A", "\0"]),
+            mine.swapcase(),
+            secrets.token_urlsafe(dice.randrange(1, 200)),
+            "".join(chr(dice.randrange(0x80, 0xD800)) for _ in range(88)),
+        ]
+    )
+
+
+def part(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def parts(token: str) -> list[bytes]:
+    return [base64.urlsafe_b64decode(p + "=" * (-len(p) % 4)) for p in token.split(".")]
+
+
+def junk_access_token(dice: random.Random, mine: str, other: str) -> str:
+    header, claims, signature = parts(mine)
+    which = dice.randrange(3)
+    changed = [header, claims, signature]
+    changed[which] = flipped(changed[which], *dice.sample(range(len(changed[which]) * 8), dice.randint(1, 3)))
+    position = dice.randrange(len(mine))
+    return dice.choice(
+        [
+            ".".join(map(part, changed)),
+            ".".join(map(part, changed)),
+            ".".join([part(header), part(claims), part(dice.randbytes(32))]),
+            ".".join([part(header), part(claims), other.split(".")[2]]),
+            ".".join([part(b'{"alg":"none","typ":"at+jwt"}'), part(claims), ""]),
+            ".".join(part(dice.randbytes(n)) for n in (30, 300, 32)),
+            mine[:position],
+            mine[:position] + dice.choice("!~_-.=") + mine[position:],
+            secrets.token_urlsafe(dice.randrange(1, 600)),
+        ]
+    )
+
+
+@pytest.fixture
+async def pair(counted: Counted) -> tuple[Tokens, Tokens]:
+    """Two live sessions."""
+    async with at(counted.database_url) as keyturn:
+        mine, other, *_ = await logins(keyturn, 4)
+    return mine, other
+
+
+async def unharmed(counted: Counted, sessions: tuple[Tokens, ...]) -> None:
+    async with at(counted.database_url) as keyturn:
+        found = await rows(keyturn, {tokens.session_id for tokens in sessions})
+    assert {(row.generation, row.ended_at) for row in found.values()} == {(0, None)}
+    answers = await ask_all(counted.service, [at_refresh(tokens.refresh_token) for tokens in sessions])
+    assert {status for status, _, _ in answers} == {200}
+
+
+async def test_ten_thousand_junk_tokens_reach_neither_database_nor_redis_and_get_one_answer(
+    counted: Counted, pair: tuple[Tokens, Tokens]
+) -> None:
+    dice = random.Random(10)
+    mine, other = pair
+    places: list[tuple[int, Callable[[str], Request], Callable[[random.Random, str, str], str], str, str]] = [
+        (3500, at_refresh, junk_refresh_token, mine.refresh_token, other.refresh_token),
+        (1000, at_refresh, junk_access_token, mine.access_token, other.access_token),
+        (2000, at_verify, junk_access_token, mine.access_token, other.access_token),
+        (1000, at_me, junk_access_token, mine.access_token, other.access_token),
+        (1000, at_logout, junk_refresh_token, mine.refresh_token, other.refresh_token),
+        (1000, at_logout_as_bearer, junk_access_token, mine.access_token, other.access_token),
+        (250, at_verify, lambda dice, mine, _: spelled(flipped(raw_refresh(mine), dice.randrange(504))), mine.refresh_token, ""),
+        (250, at_me, lambda _, mine, __: mine, mine.refresh_token, ""),
+    ]  # fmt: skip
+    junk = [place(make(dice, a, b)) for count, place, make, a, b in places for _ in range(count)]
+    assert len(junk) == 10_000
+    dice.shuffle(junk)
+
+    statements, commands = counted.statements(), counted.commands()
+    answers = await ask_all(counted.service, junk)
+    assert counted.statements()[len(statements) :] == []
+    assert counted.commands() == commands
+
+    kinds: dict[tuple[str, bool], set[Answer]] = defaultdict(set)
+    for request, answer in zip(junk, answers, strict=True):
+        kinds[request.path, request.bearer is None].add(answer)
+    for kind, seen in kinds.items():
+        assert len(seen) == 1, (kind, seen)
+        [(status, fields, body)] = seen
+        assert status == 401
+        assert b"reason" not in body
+        assert any(field.lower().startswith("www-authenticate: bearer") for field in fields)
+        print(kind, status, body.decode())
+
+    # The count sees one genuine token among junk, at the database and at Redis.
+    async with at(counted.database_url) as keyturn:
+        [planted] = await logins(keyturn, 1)
+    crowd = junk[:100]
+    before = len(counted.statements())
+    answers = await ask_all(counted.service, [*crowd, at_refresh(planted.refresh_token), *crowd])
+    assert [status for status, _, _ in answers if status != 401] == [200]
+    assert sum("sessions" in statement for statement in counted.statements()[before:]) == 1
+    commands = counted.commands()
+    answers = await ask_all(counted.service, [*crowd, at_verify(planted.access_token), *crowd])
+    assert [status for status, _, _ in answers if status != 401] == [200]
+    assert counted.commands() == commands | {"mget": commands.get("mget", 0) + 1}
+    await unharmed(counted, pair)
+
+
+async def test_a_refresh_token_with_any_single_bit_flipped_is_refused(
+    counted: Counted, pair: tuple[Tokens, Tokens]
+) -> None:
+    token = pair[0].refresh_token
+    raw = raw_refresh(token)
+    bent = [spelled(flipped(raw, bit)) for bit in range(len(raw) * 8)]
+    letters = token.encode()
+    # The highest bit of a byte would make it another character than ASCII's, which JSON carries as well.
+    bent += [flipped(letters, bit).decode("latin-1") for bit in range(len(letters) * 8)]
+    assert token not in bent
+    statements = counted.statements()
+    answers = await ask_all(counted.service, [place(token) for token in bent for place in (at_refresh, at_logout)])
+    assert len(answers) == 2 * (504 + 704)
+    assert {status for status, _, _ in answers} == {401}
+    assert len(set(answers)) == 1
+    assert counted.statements() == statements
+    await unharmed(counted, pair)
+
+
+async def test_what_has_not_even_the_shape_of_a_request_is_400_and_costs_nothing(
+    counted: Counted, pair: tuple[Tokens, Tokens]
+) -> None:
+    statements, commands = counted.statements(), counted.commands()
+    answers = await ask_all(
+        counted.service,
+        [place(pair[0].refresh_token * n) for n in (12, 100) for place in (at_refresh, at_logout)],
+    )
+    assert {status for status, _, _ in answers} == {400}
+    assert not any(pair[0].refresh_token.encode() in body for _, _, body in answers)
+    assert counted.statements() == statements
+    assert counted.commands() == commands
+    await unharmed(counted, pair)
+
+
+async def test_the_service_logs_no_token_good_or_bad(counted: Counted, pair: tuple[Tokens, Tokens]) -> None:
+    dice = random.Random(11)
+    mine, other = pair
+    start = len(counted.service.text())
+    refreshes = [junk_refresh_token(dice, mine.refresh_token, other.refresh_token) for _ in range(100)]
+    accesses = [junk_access_token(dice, mine.access_token, other.access_token) for _ in range(100)]
+    await ask_all(counted.service, [at_logout(t) for t in refreshes] + [at_me(t) for t in accesses])
+    await ask_all(counted.service, [at_me(mine.access_token), at_refresh(mine.refresh_token)])
+    log = counted.service.text()[start:]
+    assert log.count('"/auth/logout"') == 100
+    assert log.count('"/auth/me"') == 101
+    for token in (*refreshes, *accesses, mine.access_token, mine.refresh_token):
+        assert len(token) < 12 or token[:40] not in log
+    assert "ktr_" not in log
+    assert "eyJ" not in log
