@@ -37,7 +37,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
@@ -228,15 +228,9 @@ class Revocations:
         self._ended[session_id] = (reason, monotonic() + REMEMBERED_FOR.total_seconds())
 
     async def _ask_redis(self, ids: Sequence[UUID]) -> Sequence[tuple[Server, str | None, bool]]:
-        server, (marker, *keys) = await self._read(_MARKER, *(_name(i) for i in ids))
+        server, (replies,) = await self._command([("MGET", _MARKER, *(_name(i) for i in ids))], limit=ACKNOWLEDGE_LIMIT)
+        marker, *keys = replies
         return [(server, marker.decode() if marker else None, key is not None) for key in keys]
-
-    async def _read(self, *names: str) -> tuple[Server, list[bytes | None]]:
-        """Values at one moment, and the server as it described itself afterwards: identities never come back."""
-        server, (values, replication, memory) = await self._command(
-            [("MGET", *names), ("INFO", "replication"), ("INFO", "memory")], limit=ACKNOWLEDGE_LIMIT
-        )
-        return replace(server, replication_id=_replication_id(replication), evicts=_evicts(_fields(memory))), values
 
     # -- end
 
@@ -291,7 +285,9 @@ class Revocations:
     # -- Redis
 
     async def _command(self, commands: Sequence[tuple[str, ...]], *, limit: timedelta) -> tuple[Server, list[Any]]:
-        """Sends commands over one connection; their replies, and which server gave them.
+        """Sends commands over one connection; their replies, and the server as it described itself after them.
+
+        An identity never comes back: a server that had it before, or by a fence, and has it now, had it in between.
 
         Raises:
             TemporarilyUnavailable: Redis is away, slow, refuses a command, or is no Redis.
@@ -301,9 +297,10 @@ class Revocations:
         try:
             async with asyncio.timeout(limit.total_seconds()):
                 connection = await self._redis.get_connection()  # type: ignore[no-untyped-call]  # as above
-                await connection.send_packed_command(connection.pack_commands(commands))
-                replies = [await connection.read_response() for _ in commands]
-                server: Server = connection.keyturn_server  # set by _greet
+                sent = [*commands, ("INFO", "replication"), ("INFO", "memory")]
+                await connection.send_packed_command(connection.pack_commands(sent))
+                *replies, replication, memory = [await connection.read_response() for _ in sent]
+                run_id: str = connection.keyturn_run_id  # set by _greet
         except (RedisError, OSError, TimeoutError, ValueError) as e:
             if connection is not None:
                 # Replies may still be on their way: nobody else may read them.
@@ -313,7 +310,7 @@ class Revocations:
         finally:
             if connection is not None:
                 await self._redis.release(connection)
-        return server, replies
+        return Server(run_id, _field(replication, "master_replid"), _evicts(memory)), replies
 
     # -- the fence and the rebuild
 
@@ -367,19 +364,14 @@ class Revocations:
     async def _keep_complete(self) -> None:
         """Looks at the marker, and rebuilds where it is not the fence's."""
         try:
-            server, (marker, info, replication) = await self._command(
-                [("GET", _MARKER), ("INFO", "memory"), ("INFO", "replication")], limit=ACKNOWLEDGE_LIMIT
-            )
-            if _evicts(_fields(info)):
+            server, (marker,) = await self._command([("GET", _MARKER)], limit=ACKNOWLEDGE_LIMIT)
+            if server.evicts:
                 # Keys may go at any moment, and may have gone: the marker must not outlive this.
                 await self._command([("DEL", _MARKER)], limit=ACKNOWLEDGE_LIMIT)
                 self._note("redis_may_evict", "Redis may evict keys: set maxmemory-policy noeviction")
                 return
             if server.identity is None:
                 self._note("redis_not_trusted", "Redis tells no run id or replication id: the database answers")
-                return
-            if server.evicts or server.replication_id != _replication_id(replication):
-                await self._disconnect()  # so that the next connections find it as it is now
                 return
             fence = self._fence
             if fence is None or monotonic() - fence.began > VOUCHES_FOR.total_seconds():
@@ -444,11 +436,6 @@ class Revocations:
             raise TemporarilyUnavailable("another server answers now")
         return replies
 
-    async def _disconnect(self) -> None:
-        assert self._redis is not None
-        with suppress(RedisError, OSError):
-            await self._redis.disconnect(inuse_connections=False)
-
     def _note(self, state: str, text: str) -> None:
         if state != self._state:
             self._state = state
@@ -461,7 +448,7 @@ class Revocations:
         if self._redis is None:
             return "none"
         try:
-            server, (marker,) = await self._read(_MARKER)
+            server, (marker,) = await self._command([("GET", _MARKER)], limit=ACKNOWLEDGE_LIMIT)
         except TemporarilyUnavailable:
             return "away"
         known = self._believes(server, marker.decode() if marker else None, monotonic(), VOUCHES_FOR)
@@ -493,24 +480,15 @@ def _pool(url: str) -> redis_asyncio.ConnectionPool:
 async def _greet(connection: AbstractConnection) -> None:
     """Runs when a connection is made: whatever it answers later is answered by the process found here."""
     await connection.on_connect()
-    found: dict[str, str] = {}
-    for section in ("server", "replication", "memory"):
-        await connection.send_command("INFO", section)
-        found |= _fields(await connection.read_response())
-    connection.keyturn_server = Server(  # type: ignore[attr-defined]  # read in _command
-        found.get("run_id", ""), found.get("master_replid", ""), _evicts(found)
-    )
+    await connection.send_command("INFO", "server")
+    connection.keyturn_run_id = _field(await connection.read_response(), "run_id")  # type: ignore[attr-defined]  # read in _command
 
 
-def _replication_id(info: bytes) -> str:
-    start = info.find(b"master_replid:") + len(b"master_replid:")
-    return info[start : start + 40].decode()
-
-
-def _fields(info: bytes | str) -> dict[str, str]:
+def _field(info: bytes | str, name: str) -> str:
+    """One value of INFO's text; empty where there is none."""
     text = info.decode(errors="replace") if isinstance(info, bytes) else info
-    return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    return text.partition(f"\n{name}:")[2].partition("\n")[0].strip()
 
 
-def _evicts(memory: dict[str, str]) -> bool:
-    return memory.get("maxmemory", "?") != "0" and memory.get("maxmemory_policy") != "noeviction"
+def _evicts(memory: bytes | str) -> bool:
+    return _field(memory, "maxmemory") != "0" and _field(memory, "maxmemory_policy") != "noeviction"
