@@ -331,6 +331,12 @@ def test_bodies_under_oauth_are_forms(server):
         assert_refused(server.post(body, form, path="/oauth/token"), 400)
 
 
+def test_bodies_under_verify_are_a_proxys_and_only_bounded(server):
+    answer = server.post(b"\x1f\x8b\xff", "Content-Type: image/png", "Content-Encoding: gzip", path="/auth/verify/x")
+    assert (answer.status, answer.json["length"], answer.json["json"]) == (200, 3, None)
+    assert_refused(server.send(request("POST", "/auth/verify", "Content-Length: 65537")).answers[0], 413)
+
+
 # -- bodies
 
 
