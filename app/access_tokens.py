@@ -149,7 +149,8 @@ class AccessTokens:
         # Longer than revocations are remembered: a revoked one would come back to life.
         if claims["exp"] - claims["iat"] > LONGEST_ACCESS_TOKEN // timedelta(seconds=1):
             raise InvalidToken("lives longer than any token of ours")
-        expired = claims["exp"] + LEEWAY.total_seconds() <= now.timestamp()
+        # In this form no huge integer is ever made a float.
+        expired = claims["exp"] <= now.timestamp() - LEEWAY.total_seconds()
         if expired and not expired_too:
             raise InvalidToken("expired", reason="token_expired")
         return AccessToken(claims["sub"], session_id, claims["role"], claims["client_id"], expired, claims)

@@ -49,6 +49,7 @@ class Batch(Generic[K, V]):
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[V] = loop.create_future()
+        keep(future)
         self._waiting.append((item, future, loop.time()))
         if self._running < self._in_flight:
             self._running += 1

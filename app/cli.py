@@ -9,6 +9,7 @@ import json
 import os
 import re
 import secrets
+import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -175,6 +176,8 @@ def _serve(_arguments: argparse.Namespace) -> None:
     if not settings.production:
         print(_greeting(settings, password), flush=True)
     log.configure(settings.log_level)
+    # uvicorn raises the signal that ended it once more when all is closed: an end in good order is no failure.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     uvicorn.run(
         "app.main:create_app",
         factory=True,
@@ -360,11 +363,12 @@ async def _sessions_show(keyturn: Keyturn, arguments: argparse.Namespace) -> Non
 async def _sessions_end(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     if bool(arguments.session) == bool(arguments.user):
         raise InvalidRequest("which", description="Name sessions, or --user, and not both.")
-    ids = set(arguments.session)
     if arguments.user:
         user = await keyturn.users.find(arguments.user)
-        ids = {s.id for s in await keyturn.sessions.list(user_id=user.id, limit=1_000_000, live=True)}
-    print(f"{await keyturn.sessions.end(ids, 'revoked_by_admin')} sessions ended")
+        ended = await keyturn.sessions.end_of_user(user.id, "revoked_by_admin")
+    else:
+        ended = await keyturn.sessions.end(set(arguments.session), "revoked_by_admin")
+    print(f"{ended} sessions ended")
 
 
 def _session(state: State) -> Row:

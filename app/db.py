@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from sqlalchemy import ColumnElement, Engine, ExceptionContext, event, func, literal
+from sqlalchemy import ColumnElement, Engine, ExceptionContext, event, func, literal, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
@@ -36,8 +36,9 @@ _DRIVER_LIMIT = timedelta(seconds=6)
 statement is known wherever it can be."""
 
 # SQLSTATE classes (PostgreSQL, appendix A) that say "not now" and nothing about the request: connection, read-only
-# after a failover, serialisation and deadlock, resources, lock time-out, operator intervention, system.
-_OUTAGES = ("08", "25006", "40", "53", "55", "57", "58")
+# after a failover, password or database changed, serialisation and deadlock, resources, lock time-out, operator
+# intervention, system.
+_OUTAGES = ("08", "25006", "28", "3D", "40", "53", "55", "57", "58")
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -132,7 +133,8 @@ class Database:
             self._heart = _postgres(url, 2).execution_options(isolation_level="AUTOCOMMIT")
         else:
             self._engine = self._writer = _sqlite(url, size=1, writes=True)
-            self._reader = self._heart = _sqlite(url, size=2, writes=False)
+            self._reader = _sqlite(url, size=2, writes=False)
+            self._heart = _sqlite(url, size=1, writes=False)
         self._sessions = async_sessionmaker(self._engine, expire_on_commit=False)
 
     def now(self) -> ColumnElement[datetime]:
@@ -183,9 +185,17 @@ class Database:
 
     @asynccontextmanager
     async def beat(self) -> AsyncIterator[AsyncConnection]:
-        """As `look`, for what must not queue behind anything: whether the database is there, and its fence."""
+        """As `look`, for the reading of the fence alone: it must not queue behind anything.
+
+        Raises:
+            TemporarilyUnavailable: the database is away, or this server is no longer the primary (then the
+                connection is dropped, and the next reading looks for it again).
+        """
         with outage():
             async with self._heart.connect() as connection:
+                if self.is_postgres and await connection.scalar(text("SHOW transaction_read_only")) == "on":
+                    await connection.invalidate()
+                    raise TemporarilyUnavailable("this Postgres is read-only: not the primary")
                 yield connection
 
     async def close(self) -> None:

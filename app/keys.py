@@ -16,7 +16,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import serialization
@@ -34,6 +34,9 @@ from app.errors import Conflict, InvalidGrant, NotFound, TemporarilyUnavailable
 from app.models import Key
 from app.refresh_tokens import RefreshKey, RefreshToken, key_number, verify
 from app.settings import ConfigurationError
+
+_N = TypeVar("_N")
+_K = TypeVar("_K")
 
 Use = Literal["access", "refresh"]
 Algorithm = Literal["HS256", "ES256", "EdDSA"]
@@ -120,8 +123,12 @@ class Keys:
         return self._signing
 
     def access(self, kid: str) -> AccessKey | None:
-        """The access key of this id that still verifies, or None."""
-        return self._set.access.get(kid)
+        """The access key of this id that still verifies, or None.
+
+        Raises:
+            TemporarilyUnavailable: as `refresh`.
+        """
+        return self._known(self._set.access, kid)
 
     def refresh(self, number: int) -> RefreshKey | None:
         """The refresh key of this number, or None if there is none or it is retired.
@@ -130,9 +137,12 @@ class Keys:
             TemporarilyUnavailable: it is unknown, and this process could not read the key set for so long that it
                 may be a new one.
         """
-        key = self._set.refresh.get(number)
+        return self._known(self._set.refresh, number)
+
+    def _known(self, keys: Mapping[_N, _K], name: _N) -> _K | None:
+        key = keys.get(name)
         if key is None and monotonic() - self._read_at > UNREAD_LIMIT.total_seconds():
-            raise TemporarilyUnavailable("unknown refresh key, and the key set is out of date")
+            raise TemporarilyUnavailable("unknown key, and the key set is out of date")
         return key
 
     def verify_refresh_token(self, text: str) -> RefreshToken:
@@ -194,14 +204,14 @@ class Keys:
             await asyncio.sleep(POLL.total_seconds())
             try:
                 await self.load()
-            except (TemporarilyUnavailable, ConfigurationError) as e:
+            except Exception as e:  # noqa: BLE001  # whatever it was, the next poll tries again
                 report(e)
 
     def _unseal(self, row: Any) -> bytes:
         nonce, sealed = row.sealed[:12], row.sealed[12:]
         try:
             return self._sealing.decrypt(nonce, sealed, _associated(row.kid, row.use, row.algorithm, row.number))
-        except InvalidTag:
+        except (InvalidTag, ValueError):  # ValueError: too short to be sealed at all
             raise ConfigurationError(
                 f"key {row.kid} can't be unsealed: KEYTURN_SECRET is not the one it was sealed under, "
                 "or the row was changed"

@@ -59,14 +59,15 @@ async def running(keyturn: Keyturn) -> AsyncIterator[None]:
     """Checks the schema, makes the first keys, and keeps key set and fence up to date while the block runs.
 
     Raises:
-        ConfigurationError: the database can't be reached, its schema is behind, or its keys are another secret's.
+        ConfigurationError: the schema is behind, or the keys were sealed under another secret.
+        TemporarilyUnavailable: the database can't be reached.
     """
     await check_schema(keyturn.db)
     await keyturn.keys.make_first()
     await keyturn.keys.load()
     await keyturn.revocations.read_fence()
     tasks = [
-        asyncio.create_task(keyturn.keys.poll(lambda e: _log.warning("keys_not_read", cause=str(e)))),
+        asyncio.create_task(keyturn.keys.poll(lambda e: _log.warning("keys_not_read", cause=type(e).__name__))),
         asyncio.create_task(keyturn.revocations.watch()),
     ]
     try:

@@ -55,17 +55,12 @@ class Moment(TypeDecorator[datetime]):
         return microseconds(value)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ARG002, D102  # as above
-        return moment(value)
+        return _EPOCH + timedelta(microseconds=value) if isinstance(value, int) else value
 
 
 def microseconds(value: datetime | timedelta) -> int:
     """Whole microseconds of a duration, or since 1970 of an aware moment."""
     return (value if isinstance(value, timedelta) else value - _EPOCH) // timedelta(microseconds=1)
-
-
-def moment(value: datetime | int | None) -> datetime | None:
-    """The moment that either database gave."""
-    return _EPOCH + timedelta(microseconds=value) if isinstance(value, int) else value
 
 
 def uuid7() -> UUID:

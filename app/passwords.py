@@ -7,6 +7,7 @@ whatever comes beyond is told to come again: a storm of logins can't exhaust mem
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -51,6 +52,10 @@ def acceptable(password: str) -> bytes:
     return raw
 
 
+def _unpadded(raw: bytes) -> str:
+    return base64.b64encode(raw).rstrip(b"=").decode()
+
+
 class Passwords:
     """Hashes and verifies, a few at a time."""
 
@@ -69,9 +74,22 @@ class Passwords:
         slots = settings.hashing_slots or max(1, (os.cpu_count() or 1) - 1)
         self._pool = ThreadPoolExecutor(slots, thread_name_prefix="argon2")
         self._room = slots + settings.hashing_queue
-        self._slots = slots
         self._busy = 0
-        self._decoy: str | None = None
+        # As costly as today's hashes, and nobody's: its hash part is random.
+        self._decoy = (
+            f"$argon2id$v=19$m={settings.argon2_memory},t={settings.argon2_passes},p={settings.argon2_lanes}"
+            f"${_unpadded(os.urandom(16))}${_unpadded(os.urandom(32))}"
+        )
+
+    def admit(self) -> None:
+        """Before anything is looked up for a hash that could not begin.
+
+        Raises:
+            TemporarilyUnavailable: too many wait already.
+        """
+        if self._busy >= self._room:
+            # At once, and not after a wait: the queue is as long as it may be.
+            raise TemporarilyUnavailable("the hashing queue is full", retry_after=timedelta(seconds=2))
 
     async def hash(self, password: bytes) -> str:
         """The PHC string of a new password.
@@ -90,8 +108,6 @@ class Passwords:
             TemporarilyUnavailable: too many wait already.
         """
         if hashed is None or not self._reasonable(hashed):
-            if self._decoy is None:
-                self._decoy = await self.hash(os.urandom(16))
             await self._run(self._matches, self._decoy, password)
             return False
         return await self._run(self._matches, hashed, password)
@@ -123,9 +139,7 @@ class Passwords:
 
     async def _run(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         assert not kwargs
-        if self._busy >= self._room:
-            # At once, and not after a wait: the queue is as long as it may be.
-            raise TemporarilyUnavailable("the hashing queue is full", retry_after=timedelta(seconds=2))
+        self.admit()
         self._busy += 1
         future = asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
         future.add_done_callback(self._done)

@@ -39,6 +39,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequen
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any, Literal
 from uuid import UUID
 
@@ -143,8 +144,8 @@ class Revocations:
         self._fence: Fence | None = None
         self._failed_began = float("-inf")
         self._ended: dict[UUID, tuple[Reason, float]] = {}
-        self._rebuild_wanted = False
-        self._state = ""
+        self._noted = ""
+        self.cache: CacheState = "none" if self._redis is None else "not complete"
         self._lookups = Batch(self._look_up, in_flight=2)
         self._questions = Batch(self._ask_redis, most=512, queue_limit=READ_LIMIT)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -165,12 +166,9 @@ class Revocations:
         if self._redis is not None:
             with suppress(TemporarilyUnavailable):
                 server, marker, key = await self._questions(session_id)
-                if self._believes(server, marker, monotonic(), VOUCHES_FOR):
-                    if not key:
-                        return
-                else:
-                    self._rebuild_wanted = True
                 silent = not key
+                if silent and self._believes(server, marker, monotonic(), VOUCHES_FOR):
+                    return
                 if silent and self._database_is_away() and self._believes_without_database(server, marker):
                     return
         try:
@@ -184,14 +182,14 @@ class Revocations:
         if reason is not None:
             raise InvalidToken("session ended", reason=reason)
 
-    def _believes(self, server: Server, marker: str | None, now: float, age: timedelta) -> bool:
+    def _believes(self, server: Server, marker: bytes | None, now: float, age: timedelta) -> bool:
         fence = self._fence
         return (
             fence is not None
             and now - fence.began <= age.total_seconds()
             and server.identity is not None
             and server.identity == fence.server
-            and marker == fence.epoch
+            and marker == fence.epoch.encode()
             and not server.evicts
         )
 
@@ -208,7 +206,7 @@ class Revocations:
             and fence.began < self._failed_began
         )
 
-    def _believes_without_database(self, server: Server, marker: str | None) -> bool:
+    def _believes_without_database(self, server: Server, marker: bytes | None) -> bool:
         return bool(self._without_database) and self._believes(
             server, marker, monotonic(), VOUCHES_FOR + self._without_database
         )
@@ -227,10 +225,10 @@ class Revocations:
         """What ended never comes back, so it need not be asked again while its tokens could live."""
         self._ended[session_id] = (reason, monotonic() + REMEMBERED_FOR.total_seconds())
 
-    async def _ask_redis(self, ids: Sequence[UUID]) -> Sequence[tuple[Server, str | None, bool]]:
+    async def _ask_redis(self, ids: Sequence[UUID]) -> Sequence[tuple[Server, bytes | None, bool]]:
         server, (replies,) = await self._command([("MGET", _MARKER, *(_name(i) for i in ids))], limit=ACKNOWLEDGE_LIMIT)
         marker, *keys = replies
-        return [(server, marker.decode() if marker else None, key is not None) for key in keys]
+        return [(server, marker, key is not None) for key in keys]
 
     # -- end
 
@@ -322,7 +320,7 @@ class Revocations:
         """
         rebuild: asyncio.Task[None] | None = None
         while True:
-            for session_id, (_, until) in list(self._ended.items())[:_CHUNK]:
+            for session_id, (_, until) in list(islice(self._ended.items(), _CHUNK)):  # the oldest stand first
                 if until < monotonic():
                     del self._ended[session_id]
             self._start(self.read_fence())
@@ -339,27 +337,26 @@ class Revocations:
     async def read_fence(self) -> None:
         """Reads the fence once; a failure is evidence that the database is away, and raises nothing."""
         began = monotonic()
-        reading = asyncio.create_task(self._select_fence())
+        reading = asyncio.create_task(self._take_reading(began))
         keep(reading)
-        await asyncio.wait({reading}, timeout=READ_LIMIT.total_seconds())
-        if not reading.done():
-            # If it was this process that stood still, the answer is here by now and is no evidence of an outage.
-            await asyncio.wait({reading}, timeout=_GRACE)
+        # If it was this process that stood still, the answer is here after the grace, and is no evidence of an outage.
+        for patience in (READ_LIMIT.total_seconds(), _GRACE):
+            await asyncio.wait({reading}, timeout=patience)
         if not reading.done() or reading.exception() is not None:
             self._failed_began = max(self._failed_began, began)
-            return
-        row = reading.result()
-        self._db.observe(row.now, timedelta(seconds=monotonic() - began))
+
+    async def _take_reading(self, began: float) -> None:
+        """Reads the fence; a late answer counts too, from when the reading began."""
+        async with self._db.beat() as connection:
+            row = (
+                await connection.execute(select(CacheFence.epoch, CacheFence.server, self._db.now().label("now")))
+            ).one()
+        if monotonic() - began <= READ_LIMIT.total_seconds():
+            self._db.observe(row.now, timedelta(seconds=monotonic() - began))
         before = self._fence
         if before is None or began >= before.began:
             known = before.known_since if before is not None and before.epoch == row.epoch else monotonic()
             self._fence = Fence(row.epoch, row.server, began, known)
-
-    async def _select_fence(self) -> Any:
-        async with self._db.beat() as connection:
-            return (
-                await connection.execute(select(CacheFence.epoch, CacheFence.server, self._db.now().label("now")))
-            ).one()
 
     async def _keep_complete(self) -> None:
         """Looks at the marker, and rebuilds where it is not the fence's."""
@@ -368,20 +365,21 @@ class Revocations:
             if server.evicts:
                 # Keys may go at any moment, and may have gone: the marker must not outlive this.
                 await self._command([("DEL", _MARKER)], limit=ACKNOWLEDGE_LIMIT)
-                self._note("redis_may_evict", "Redis may evict keys: set maxmemory-policy noeviction")
+                self._note("not complete", "redis_may_evict", "Redis may evict keys: set maxmemory-policy noeviction")
                 return
             if server.identity is None:
-                self._note("redis_not_trusted", "Redis tells no run id or replication id: the database answers")
+                self._note("not complete", "redis_not_trusted", "Redis tells no identity: the database answers")
                 return
             fence = self._fence
             if fence is None or monotonic() - fence.began > VOUCHES_FOR.total_seconds():
                 return
-            if fence.server == server.identity and marker is not None and marker.decode() == fence.epoch:
-                self._note("redis_complete", "Redis holds every revocation and is believed")
+            if fence.server == server.identity and marker == fence.epoch.encode():
+                self._note("complete", "redis_complete", "Redis holds every revocation and is believed")
                 return
+            self.cache = "not complete"
             await self._rebuild(server)
         except TemporarilyUnavailable as e:
-            self._note("redis_away", f"Redis is not used, the database answers ({e.cause})")
+            self._note("away", "redis_away", f"Redis is not used, the database answers ({e.cause})")
 
     async def _rebuild(self, server: Server) -> None:
         """Makes Redis complete. Of several processes one does it at a time.
@@ -404,7 +402,7 @@ class Revocations:
             await self._all_on(server, [*commands, ("EXPIRE", _NONCE, _NONCE_LIVES)], limit=timedelta(seconds=2))
         if await self._on(server, ("EVAL", _FINISH, "2", _NONCE, _MARKER, nonce, claimed)):
             await self.read_fence()
-            self._note("redis_complete", "Redis holds every revocation and is believed")
+            self._note("complete", "redis_complete", "Redis holds every revocation and is believed")
 
     async def _claim(self, identity: str) -> str | None:
         async with self._db.begin() as tx:
@@ -436,12 +434,17 @@ class Revocations:
             raise TemporarilyUnavailable("another server answers now")
         return replies
 
-    def _note(self, state: str, text: str) -> None:
-        if state != self._state:
-            self._state = state
-            self._report(state, detail=text)
+    def _note(self, cache: CacheState, event: str, text: str) -> None:
+        self.cache = cache
+        if event != self._noted:
+            self._noted = event
+            self._report(event, detail=text)
 
-    # -- for /readyz and the end
+    # -- for /readyz, the doctor and the end
+
+    def database_answers(self) -> bool:
+        """Whether the fence was read lately. Without I/O, so that nobody who asks can starve the reading itself."""
+        return self._fence is not None and monotonic() - self._fence.began <= 2 * VOUCHES_FOR.total_seconds()
 
     async def ping(self) -> CacheState:
         """What to say of Redis now."""
@@ -451,7 +454,7 @@ class Revocations:
             server, (marker,) = await self._command([("GET", _MARKER)], limit=ACKNOWLEDGE_LIMIT)
         except TemporarilyUnavailable:
             return "away"
-        known = self._believes(server, marker.decode() if marker else None, monotonic(), VOUCHES_FOR)
+        known = self._believes(server, marker, monotonic(), VOUCHES_FOR)
         return "complete" if known else "not complete"
 
     async def close(self) -> None:

@@ -18,7 +18,9 @@ another digest. Generations are compared, never moments.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import Enum, auto
@@ -26,7 +28,7 @@ from functools import cache
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import Select, TextClause, delete, or_, select, text, update
+from sqlalchemy import Select, TextualSelect, delete, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.access_tokens import AccessToken, AccessTokens
@@ -34,10 +36,10 @@ from app.batches import Batch
 from app.db import Database, own_task
 from app.errors import InvalidGrant, InvalidToken, NotFound, NoToken, Reason, TemporarilyUnavailable
 from app.keys import Keys
-from app.models import Session, User, microseconds, moment, uuid7
+from app.models import Session, User, microseconds, uuid7
 from app.passwords import Authenticated
 from app.refresh_tokens import LAST_GENERATION, RefreshKey, RefreshToken, issue
-from app.revocations import REMEMBERED_FOR, Revocations
+from app.revocations import REMEMBERED_FOR, Ending, Revocations
 from app.settings import Settings
 
 Scope = Literal["this", "others", "all"]
@@ -45,6 +47,9 @@ Scope = Literal["this", "others", "all"]
 
 KEPT_FOR = timedelta(days=30)
 """How long a session that is over stays, with its reason, before `gc` may delete it."""
+
+_WAITS = tuple(timedelta(milliseconds=ms) for ms in (20, 100, 400))
+"""Whoever holds the row has a few round trips and a commit to go."""
 
 assert KEPT_FOR > REMEMBERED_FOR, "a rebuild must find every session whose tokens could live"
 
@@ -162,7 +167,8 @@ class Sessions:
         self._idle = settings.refresh_token_lifetime
         self._absolute = settings.session_lifetime
         self._client_id = settings.client_id
-        self._rotations = Batch(self._rotate)
+        # Two on their way: one stuck connection must not stop every refresh. SQLite has one writer at a time.
+        self._rotations = Batch(self._rotate, in_flight=2 if db.is_postgres else 1)
         self._reads = Batch(self._read)
 
     # -- start
@@ -221,7 +227,7 @@ class Sessions:
             TemporarilyUnavailable: the database is away, or the session was locked by others three times.
         """
         presented = self._keys.verify_refresh_token(text)
-        for _ in range(3):
+        for wait in _WAITS:
             rotated = await self._rotations(presented)
             if rotated is not None:
                 return self._tokens(*rotated)
@@ -233,7 +239,7 @@ class Sessions:
             key = self._keys.refresh(state.key_id)
             match judge(state, presented, key, self._window):
                 case Verdict.AGAIN:
-                    continue
+                    await asyncio.sleep(wait.total_seconds())
                 case Verdict.RETRY:
                     assert key is not None
                     return self._tokens(state, presented.successor(key))
@@ -286,26 +292,22 @@ class Sessions:
 
     def _state(self, row: Any, now: datetime | None) -> State:
         """A row under the policy in force: a shorter one holds at once, a longer one changes nothing promised."""
-        created_at, rotated_at = moment(row["created_at"]), moment(row["rotated_at"])
-        idle, absolute = moment(row["idle_expires_at"]), moment(row["absolute_expires_at"])
-        assert created_at is not None and rotated_at is not None  # noqa: PT018  # both are NOT NULL
-        assert idle is not None and absolute is not None  # noqa: PT018  # both are NOT NULL
-        absolute = min(absolute, created_at + self._absolute)
+        absolute = min(row["absolute_expires_at"], row["created_at"] + self._absolute)
         return State(
-            id=_uuid(row["id"]),
-            user_id=_uuid(row["user_id"]),
+            id=row["id"],
+            user_id=row["user_id"],
             role=row["role"],
             client_id=row["client_id"],
             token_digest=row["token_digest"],
             key_id=row["key_id"],
             generation=row["generation"],
-            created_at=created_at,
-            rotated_at=rotated_at,
-            idle_expires_at=min(idle, rotated_at + self._idle, absolute),
+            created_at=row["created_at"],
+            rotated_at=row["rotated_at"],
+            idle_expires_at=min(row["idle_expires_at"], row["rotated_at"] + self._idle, absolute),
             absolute_expires_at=absolute,
-            ended_at=moment(row["ended_at"]),
+            ended_at=row["ended_at"],
             end_reason=row["end_reason"],
-            now=now or rotated_at,
+            now=now or row["rotated_at"],
         )
 
     def _tokens(self, state: State, refresh_token: RefreshToken) -> Tokens:
@@ -344,7 +346,9 @@ class Sessions:
     async def end(self, session_ids: set[UUID], reason: Reason) -> int:
         """Ends these sessions; how many were live. Done again, it changes nothing and publishes again."""
         async with self._revocations.ending(session_ids) as ending:
-            ending.ended |= await _end(ending.tx, self._db.now(), reason, Session.id.in_(session_ids))
+            # By id, as everywhere: two transactions that end several must not wait for each other.
+            which = select(Session.id).where(Session.id.in_(session_ids)).order_by(Session.id).with_for_update()
+            ending.ended |= await _end(ending.tx, self._db.now(), reason, Session.id.in_(which))
         return len(ending.ended)
 
     async def logout(self, access_token: str | None, refresh_token: str | None, scope: Scope) -> set[UUID]:
@@ -362,18 +366,35 @@ class Sessions:
         if scope == "this":
             await self.end(set(generations), "logout")
             return set(generations)
-        for session_id, generation in generations.items():
-            state = await self._reads(session_id)
-            over = state.over() if state else None
-            if state is None or over:
-                raise InvalidGrant("session is over", reason=over)
-            if generation is None:
-                assert access_token is not None
-                await self.authorise(access_token)
-            elif generation not in {state.generation, state.generation - 1}:
-                raise InvalidGrant("an old generation can't end other sessions")
-            await self._end_of_user(state, but_this=scope == "others")
+        # All are checked before any is ended: a refused request changes nothing.
+        states = [await self._opened_by(i, generation, access_token, scope) for i, generation in generations.items()]
+        for user_id in {state.user_id for state in states}:
+            await self.end_of_user(user_id, "logout_all", but=frozenset(generations if scope == "others" else ()))
+        # Where this repeats a logout of all, the first one may still be on its way to the verifiers: publish again.
+        if over := {state.id for state in states if state.over()}:
+            await self.end(over, "logout_all")
         return set(generations)
+
+    async def _opened_by(
+        self, session_id: UUID, generation: int | None, access_token: str | None, scope: Scope
+    ) -> State:
+        """The session of a token that may end others.
+
+        Raises:
+            InvalidToken, InvalidGrant: it may not.
+        """
+        state = await self._reads(session_id)
+        if state is None:
+            raise InvalidGrant("no such session")
+        over = state.over()
+        if over and not (scope == "all" and over == "logout_all"):
+            raise InvalidGrant("session is over", reason=over)
+        if generation is None:
+            assert access_token is not None
+            self._access_tokens.verify(access_token, self._db.clock())
+        elif generation not in {state.generation, state.generation - 1}:
+            raise InvalidGrant("an old generation can't end other sessions")
+        return state
 
     def _presented(self, access_token: str | None, refresh_token: str | None) -> dict[UUID, int | None]:
         """The sessions of the tokens, with the generation where a refresh token named it."""
@@ -396,14 +417,11 @@ class Sessions:
         return sessions
 
     @own_task
-    async def _end_of_user(self, state: State, *, but_this: bool) -> None:
-        kept = {state.id} if but_this else set[UUID]()
-        async with self._db.look() as connection:
-            live = set((await connection.scalars(live_of(state.user_id))).all())
-        # This one is among those to publish even if it ended meanwhile: to publish again does no harm.
-        async with self._revocations.ending((live | {state.id}) - kept) as ending:
-            but = state.id if but_this else None
-            ending.ended |= await end_all(ending.tx, self._db.now(), state.user_id, "logout_all", but=but)
+    async def end_of_user(self, user_id: UUID, reason: Reason, *, but: frozenset[UUID] = frozenset()) -> int:
+        """Ends the sessions of a user but some; how many were live."""
+        async with ending_of(self._db, self._revocations, user_id, reason, but=but) as ending:
+            pass  # nothing else changes
+        return len(ending.ended)
 
     # -- look
 
@@ -447,6 +465,7 @@ class Sessions:
             raise NotFound("no such session")
         return state
 
+    @own_task
     async def list(self, *, user_id: UUID | None, limit: int, before: UUID | None = None, live: bool) -> list[State]:
         """Sessions, the newest first, `limit` at most, those before an id."""
         query = select(Session.__table__, self._db.now().label("now")).order_by(Session.id.desc()).limit(limit)
@@ -501,13 +520,12 @@ class Sessions:
             return ids[-1], len(gone.all())
 
 
-def _uuid(value: UUID | str) -> UUID:
-    return value if isinstance(value, UUID) else UUID(value)
-
+# Named, so that a column that a later release adds changes no prepared statement of this one.
+_COLUMNS = tuple(Session.__table__.columns)
 
 # Design section 2. SKIP LOCKED: a row that another transaction holds is left out instead of waited for, so no two
 # statements can wait for each other; the caller reads it and decides. Deadlines hold under today's policy too.
-_ROTATE_POSTGRES: TextClause = text("""
+_ROTATE_POSTGRES = text(f"""
 WITH batch AS (
   SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:old AS bytea[]), CAST(:new AS bytea[])) AS b(id, old, new)
 ), hit AS MATERIALIZED (
@@ -523,12 +541,12 @@ SET token_digest = hit.new, key_id = :key_id, generation = s.generation + 1, rot
   idle_expires_at = least(
     statement_timestamp() + CAST(:idle AS interval), s.absolute_expires_at, s.created_at + CAST(:absolute AS interval))
 FROM hit WHERE s.id = hit.id
-RETURNING s.*
-""")
+RETURNING {", ".join(f"s.{column.name}" for column in _COLUMNS)}
+""").columns(*_COLUMNS)  # noqa: S608  # only names of columns are put in
 
 
 @cache
-def _rotate_sqlite(count: int) -> TextClause:
+def _rotate_sqlite(count: int) -> TextualSelect:
     values = ", ".join(f"(:i{i}, :o{i}, :n{i})" for i in range(count))
     return text(f"""
 WITH batch(id, old, new) AS (VALUES {values})
@@ -540,8 +558,8 @@ WHERE sessions.id = batch.id AND sessions.token_digest = batch.old AND sessions.
   AND sessions.generation < :last
   AND sessions.idle_expires_at > :now AND sessions.absolute_expires_at > :now
   AND sessions.rotated_at + :idle > :now AND sessions.created_at + :absolute > :now
-RETURNING *
-""")  # noqa: S608  # only the numbers of parameters are put in
+RETURNING {", ".join(column.name for column in _COLUMNS)}
+""").columns(*_COLUMNS)  # noqa: S608  # only the numbers of parameters and names of columns are put in
 
 
 def live_of(user_id: UUID) -> Select[UUID]:
@@ -549,12 +567,20 @@ def live_of(user_id: UUID) -> Select[UUID]:
     return select(Session.id).where(Session.user_id == user_id, Session.ended_at.is_(None)).order_by(Session.id)
 
 
-async def end_all(tx: AsyncSession, now: Any, user_id: UUID, reason: Reason, *, but: UUID | None = None) -> set[UUID]:
-    """Ends the live sessions of a user, in the transaction at hand; their ids."""
-    live = live_of(user_id)
-    return await _end(
-        tx, now, reason, Session.id.in_((live.where(Session.id != but) if but else live).with_for_update())
-    )
+@asynccontextmanager
+async def ending_of(
+    db: Database, revocations: Revocations, user_id: UUID, reason: Reason, *, but: frozenset[UUID] = frozenset()
+) -> AsyncIterator[Ending]:
+    """A transaction that ends a user's live sessions, but some, after the block.
+
+    The block changes the user's row, where it has to change: that is the lock that sign-ins wait for.
+    """
+    async with db.look() as connection:
+        live = set((await connection.scalars(live_of(user_id))).all())
+    async with revocations.ending(live - but) as ending:
+        yield ending
+        which = live_of(user_id).where(Session.id.not_in(but)) if but else live_of(user_id)
+        ending.ended |= await _end(ending.tx, db.now(), reason, Session.id.in_(which.with_for_update()))
 
 
 async def _end(tx: AsyncSession, now: Any, reason: Reason, *which: Any) -> set[UUID]:

@@ -165,7 +165,9 @@ class Settings(BaseModel):
     trusted_proxies: Annotated[
         str, Field(description="Addresses or networks, comma-separated, whose X-Forwarded-For counts (log only).")
     ] = ""
-    database_pool: Annotated[int, Field(ge=2, le=200, description="Postgres connections of one process at most.")] = 10
+    database_pool: Annotated[
+        int, Field(ge=2, le=200, description="Postgres connections of one process, beside two that watch the fence.")
+    ] = 10
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="Least level logged.")] = (
         "info"
     )

@@ -74,7 +74,10 @@ def make_secret(settings: Settings) -> bool:
 
 
 def _alembic() -> Config:
-    return Config(ROOT / "alembic.ini")
+    # Without alembic.ini, which an installed package does not have beside it.
+    config = Config()
+    config.set_main_option("script_location", str(ROOT / "migrations").replace("%", "%%"))
+    return config
 
 
 def migrate(settings: Settings) -> None:

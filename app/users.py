@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from email_validator import SPECIAL_USE_DOMAIN_NAMES, EmailNotValidError, validate_email
-from sqlalchemy import func, select, update
+from sqlalchemy import Select, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -17,7 +17,7 @@ from app.errors import Conflict, InvalidGrant, InvalidRequest, NotFound
 from app.models import Session, User, uuid7
 from app.passwords import LONGEST, Authenticated, Passwords, acceptable
 from app.revocations import Revocations
-from app.sessions import end_all, live_of
+from app.sessions import ending_of, live_of
 
 _ROLE = re.compile(r"[a-z][a-z0-9_-]{0,31}", re.ASCII)
 # The library's documented way to allow domains that the Internet doesn't know, such as corp.local: a self-hosted
@@ -38,6 +38,8 @@ def normalised(email: str) -> str:
         ).normalized.lower()
     except (EmailNotValidError, ValueError):
         raise InvalidRequest("email", description="email: is not an e-mail address.") from None
+    if address.rpartition("@")[2].rpartition(".")[2].isdigit():  # no top-level domain: an IP address, however written
+        raise InvalidRequest("email", description="email: is not an e-mail address.")
     if len(address) > 254:  # noqa: PLR2004  # RFC 5321 section 4.5.3.1.3, less the brackets
         raise InvalidRequest("email", description="email: is not an e-mail address.")
     return address
@@ -100,25 +102,33 @@ class Users:
             TemporarilyUnavailable: the database is away or too many hashes wait.
         """
         address = normalised(email)
+        self._passwords.admit()
         raw = password.encode()
         if len(raw) > LONGEST or 0 in raw:
             raise InvalidRequest("password length", description=f"password: at most {LONGEST} bytes and no NUL.")
-        async with self._db.look() as connection:
-            row = (
-                await connection.execute(
-                    select(User.id, User.password_hash, User.disabled_at).where(User.email == address)
-                )
-            ).one_or_none()
+        row = await self._stored(address)
         right = await self._passwords.verify(row.password_hash if row else None, raw)
         if row is None or not right or row.disabled_at is not None:
             raise InvalidGrant(_REFUSED, description="E-mail or password is wrong.")
         hashed = row.password_hash
         if self._passwords.outdated(hashed):
-            hashed = await self._replace(row.id, hashed, await self._passwords.hash(raw))
+            fresh = await self._passwords.hash(raw)
+            if not await self._replace(row.id, hashed, fresh):
+                # Changed meanwhile: by another sign-in that did the same, or really.
+                return await self.authenticate(email, password)
+            hashed = fresh
         return Authenticated(row.id, hashed)
 
     @own_task
-    async def _replace(self, user_id: UUID, old: str, new: str) -> str:
+    async def _stored(self, email: str) -> Any:
+        async with self._db.look() as connection:
+            found = await connection.execute(
+                select(User.id, User.password_hash, User.disabled_at).where(User.email == email)
+            )
+            return found.one_or_none()
+
+    @own_task
+    async def _replace(self, user_id: UUID, old: str, new: str) -> bool:
         """Puts today's hash of the same password in the place of an old one, unless someone else was faster."""
         async with self._db.begin() as tx:
             replaced = await tx.scalar(
@@ -127,32 +137,35 @@ class Users:
                 .values(password_hash=new)
                 .returning(User.id)
             )
-        return new if replaced else old
+        return replaced is not None
 
-    async def find(self, user: str) -> User:
+    async def find(self, user: str | UUID) -> User:
         """The user of this id or e-mail.
 
         Raises:
             NotFound: there is none.
         """
         try:
-            condition = User.id == UUID(user)
+            condition = User.id == (user if isinstance(user, UUID) else UUID(user))
         except ValueError:
             try:
-                condition = User.email == normalised(user)
+                condition = User.email == normalised(str(user))
             except InvalidRequest:
                 raise NotFound("no such user") from None
-        async with self._db.begin() as tx:
-            found = await tx.scalar(select(User).where(condition))
-        if found is None:
+        found = await self._read(select(User.__table__).where(condition))
+        if not found:
             raise NotFound("no such user")
-        return found
+        return found[0]
 
     async def list(self, *, limit: int, after: UUID | None = None) -> builtins.list[User]:
         """Users by age, `limit` at most, those after an id."""
-        query = select(User).order_by(User.id).limit(limit)
-        async with self._db.begin() as tx:
-            return list((await tx.scalars(query.where(User.id > after) if after else query)).all())
+        query = select(User.__table__).order_by(User.id).limit(limit)
+        return await self._read(query.where(User.id > after) if after else query)
+
+    @own_task
+    async def _read(self, query: Select[Any]) -> builtins.list[User]:
+        async with self._db.look() as connection:
+            return [User(**row) for row in (await connection.execute(query)).mappings()]
 
     @own_task
     async def set_role(self, user_id: UUID, role: str) -> None:
@@ -181,10 +194,9 @@ class Users:
             NotFound: there is no such user.
             Conflict: it is the last administrator.
         """
-        async with self._revocations.ending(await self._live_sessions(user_id)) as ending:
+        async with ending_of(self._db, self._revocations, user_id, "user_disabled") as ending:
             await self._not_the_last_administrator(ending.tx, user_id, unless=False)
             await self._change(ending.tx, user_id, disabled_at=func.coalesce(User.disabled_at, self._db.now()))
-            ending.ended |= await end_all(ending.tx, self._db.now(), user_id, "user_disabled")
         return len(ending.ended)
 
     @own_task
@@ -209,9 +221,8 @@ class Users:
 
     @own_task
     async def _set_password(self, user_id: UUID, hashed: str) -> int:
-        async with self._revocations.ending(await self._live_sessions(user_id)) as ending:
+        async with ending_of(self._db, self._revocations, user_id, "password_changed") as ending:
             await self._change(ending.tx, user_id, password_hash=hashed, password_is_initial=False)
-            ending.ended |= await end_all(ending.tx, self._db.now(), user_id, "password_changed")
         return len(ending.ended)
 
     async def change_password(self, session_id: UUID, user_id: UUID, current: str, new: str) -> None:
@@ -222,15 +233,16 @@ class Users:
             InvalidRequest: the new password is too short, too long or has a NUL.
         """
         fresh = acceptable(new)
-        user = await self.find(str(user_id))
+        user = await self.find(user_id)
         if not await self._passwords.verify(user.password_hash, current.encode()):
             raise InvalidGrant("wrong current password", description="The current password is wrong.")
         await self._change_password(session_id, user, await self._passwords.hash(fresh))
 
     @own_task
     async def _change_password(self, session_id: UUID, user: User, hashed: str) -> None:
-        others = await self._live_sessions(user.id) - {session_id}
-        async with self._revocations.ending(others) as ending:
+        async with ending_of(
+            self._db, self._revocations, user.id, "password_changed", but=frozenset({session_id})
+        ) as ending:
             # What was checked outside is checked again inside: the password as verified, the user enabled ...
             changed = await ending.tx.scalar(
                 update(User)
@@ -239,17 +251,10 @@ class Users:
                 .returning(User.id)
                 .execution_options(synchronize_session=False)
             )
-            # ... and this session live: an ended one must not change a password.
-            live = await ending.tx.scalar(
-                select(Session.id).where(Session.id == session_id, Session.ended_at.is_(None)).with_for_update()
-            )
-            if changed is None or live is None:
+            # ... and this session live: an ended one must not change a password. All are locked, by id as everywhere.
+            live = (await ending.tx.scalars(live_of(user.id).with_for_update())).all()
+            if changed is None or session_id not in live:
                 raise InvalidGrant("user or session changed meanwhile", description="Sign in again.")
-            ending.ended |= await end_all(ending.tx, self._db.now(), user.id, "password_changed", but=session_id)
-
-    async def _live_sessions(self, user_id: UUID) -> set[UUID]:
-        async with self._db.look() as connection:
-            return set((await connection.execute(live_of(user_id))).scalars())
 
     async def _change(self, tx: AsyncSession, user_id: UUID, **values: Any) -> None:
         changed = await tx.scalar(

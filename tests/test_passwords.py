@@ -210,7 +210,6 @@ async def test_unknown_wrong_and_disabled_cost_the_same_and_say_the_same(
     assert all(answer == said[0] for answer in said)
 
 
-@pytest.mark.xfail(strict=True, reason="the decoy is hashed when it is first needed")
 async def test_the_first_unknown_user_of_a_process_costs_the_same_too(
     passwords: Passwords, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -263,7 +263,7 @@ async def logout(
 @router.api_route("/me", methods=["GET", "HEAD"], include_in_schema=False)
 async def me(session: Authorised, keyturn: Parts) -> MeAnswer:
     """Who is signed in."""
-    user = await keyturn.users.find(str(session.user_id))
+    user = await keyturn.users.find(session.user_id)
     return MeAnswer(
         user=UserAnswer(id=user.id, email=user.email, role=user.role, created_at=user.created_at),
         session=SessionAnswer(
