@@ -22,7 +22,6 @@ from app.models import Session
 from app.refresh_tokens import RefreshKey, RefreshToken
 from app.revocations import Revocations
 from app.sessions import Sessions, State, Verdict
-from app.users import Users
 from tests.test_state_machine import ACCESS, a_world, drive
 
 Patch = pytest.MonkeyPatch
@@ -37,8 +36,31 @@ def bug(plant: Callable[[Patch], None]) -> Callable[[Patch], None]:
 def in_rotation(patch: Patch, right: str, wrong: str) -> None:
     """Changes the statement that rotates."""
     real = sessions._rotate_sqlite
-    assert right in real(1).text
-    patch.setattr(sessions, "_rotate_sqlite", lambda count: text(real(count).text.replace(right, wrong)))
+    assert right in str(real(1))
+
+    def changed(count: int) -> Any:
+        return text(str(real(count)).replace(right, wrong)).columns(*Session.__table__.columns)
+
+    patch.setattr(sessions, "_rotate_sqlite", changed)
+
+
+def ends_nothing(patch: Patch, reason: str) -> None:
+    real = sessions._end
+
+    async def end(tx: Any, now: Any, why: Any, *which: Any) -> set[UUID]:
+        return set() if why == reason else await real(tx, now, why, *which)
+
+    patch.setattr(sessions, "_end", end)
+
+
+def ends_all_of_the_user(patch: Patch, reason: str) -> None:
+    real = sessions._end
+
+    async def end(tx: Any, now: Any, why: Any, *which: Any) -> set[UUID]:
+        users_of = Session.user_id.in_(select(Session.user_id).where(*which))
+        return await real(tx, now, why, *([users_of] if why == reason else which))
+
+    patch.setattr(sessions, "_end", end)
 
 
 def in_judgement(patch: Patch, change: Callable[..., Any]) -> None:
@@ -83,20 +105,12 @@ def a_reused_token_is_only_refused(patch: Patch) -> None:
 
 @bug
 def reuse_ends_all_sessions_of_the_user(patch: Patch) -> None:
-    async def end_for_reuse(self: Sessions, session_id: Any, generation: int) -> str:
-        await self._end_of_user(await self.find(session_id), but_this=False)
-        await self.end({session_id}, "reuse_detected")
-        return "reuse_detected"
-
-    patch.setattr(Sessions, "_end_for_reuse", end_for_reuse)
+    ends_all_of_the_user(patch, "reuse_detected")
 
 
 @bug
 def reuse_ends_nothing(patch: Patch) -> None:
-    async def end_for_reuse(*_: Any) -> str:
-        return "reuse_detected"
-
-    patch.setattr(Sessions, "_end_for_reuse", end_for_reuse)
+    ends_nothing(patch, "reuse_detected")
 
 
 @bug
@@ -202,33 +216,14 @@ def the_sessions_of_a_disabled_user_live_on(patch: Patch) -> None:
     ends_nothing(patch, "user_disabled")
 
 
-def ends_nothing(patch: Patch, reason: str) -> None:
-    real = users.end_all
-
-    async def end_all(tx: Any, now: Any, user_id: UUID, why: Any, *, but: UUID | None = None) -> set[UUID]:
-        return set() if why == reason else await real(tx, now, user_id, why, but=but)
-
-    patch.setattr(users, "end_all", end_all)
-
-
 @bug
 def a_logout_ends_nothing(patch: Patch) -> None:
-    real = Sessions.end
-
-    async def end(self: Sessions, session_ids: set[UUID], reason: Any) -> int:
-        return 0 if reason == "logout" else await real(self, session_ids, reason)
-
-    patch.setattr(Sessions, "end", end)
+    ends_nothing(patch, "logout")
 
 
 @bug
 def a_logout_of_the_others_ends_this_one_too(patch: Patch) -> None:
-    real = Sessions._end_of_user
-
-    async def end_of_user(self: Sessions, state: State, *, but_this: bool) -> None:
-        await real(self, state, but_this=False)
-
-    patch.setattr(Sessions, "_end_of_user", end_of_user)
+    ends_all_of_the_user(patch, "logout_all")
 
 
 @bug
@@ -238,18 +233,6 @@ def a_second_reason_replaces_the_first(patch: Patch) -> None:
         return set((await tx.scalars(ended.execution_options(synchronize_session=False))).all())
 
     patch.setattr(sessions, "_end", end)
-
-
-@bug
-def a_disabled_user_may_sign_in_with_an_older_proof(patch: Patch) -> None:
-    real = Users.disable
-
-    async def disable(self: Users, user_id: UUID) -> int:
-        count = await real(self, user_id)
-        await self.enable(user_id)
-        return count
-
-    patch.setattr(Users, "disable", disable)
 
 
 @bug
