@@ -29,6 +29,8 @@ _FORM = re.compile(r"([A-Za-z0-9_-]{2,1024})\.([A-Za-z0-9_-]{2,7168})\.([A-Za-z0
 _HEADER = frozenset({"alg", "typ", "kid"})
 _STRINGS = ("iss", "sub", "jti", "sid", "client_id", "role")
 _NUMBERS = ("exp", "iat")
+_END_OF_TIME = 2**53  # whole seconds that a float still holds exactly
+_CLOCK_STEP = timedelta(hours=1)  # a clock that was stepped back must not refuse what it signed before
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +137,8 @@ class AccessTokens:
     def _judge(claims: dict[str, Any], now: datetime, *, expired_too: bool) -> AccessToken:
         if any(not isinstance(claims.get(name), str) for name in _STRINGS):
             raise InvalidToken("a claim is missing or of another type")
-        if any(type(claims[name]) is not int for name in _NUMBERS):
-            raise InvalidToken("a moment is not a whole number")
+        if any(type(claims[name]) is not int or not 0 <= claims[name] < _END_OF_TIME for name in _NUMBERS):
+            raise InvalidToken("a moment is not a whole number, or absurd")
         nbf = claims.get("nbf", claims["iat"])
         if type(nbf) is not int or ("nbf" in claims and nbf > now.timestamp() + LEEWAY.total_seconds()):
             raise InvalidToken("not valid yet")
@@ -149,7 +151,8 @@ class AccessTokens:
         # Longer than revocations are remembered: a revoked one would come back to life.
         if claims["exp"] - claims["iat"] > LONGEST_ACCESS_TOKEN // timedelta(seconds=1):
             raise InvalidToken("lives longer than any token of ours")
-        # In this form no huge integer is ever made a float.
+        if claims["exp"] - now.timestamp() > (LONGEST_ACCESS_TOKEN + _CLOCK_STEP).total_seconds():
+            raise InvalidToken("expires later than any token of ours could")
         expired = claims["exp"] <= now.timestamp() - LEEWAY.total_seconds()
         if expired and not expired_too:
             raise InvalidToken("expired", reason="token_expired")

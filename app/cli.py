@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, act, line in (
         ("disable", _users_disable, "end all sessions and let no more begin"),
         ("enable", _users_enable, "let a user sign in again"),
-        ("set-role", _users_set_role, "change the role, also of live sessions"),
+        ("set-role", _users_set_role, "change the role; live sessions have it from their next refresh"),
         ("set-password", _users_set_password, "set a password; ends all sessions"),
     ):
         verb = _verb(users, name, act, line, reading=False)
@@ -213,7 +213,7 @@ def _greeting(settings: Settings, password: str | None) -> str:
         else ""
     )
     post = f"curl -sS -H 'Content-Type: application/json' {url}/auth"
-    keep = "| tee /dev/stderr | grep -o 'ktr_[A-Za-z0-9_-]*')"
+    keep = "-w '\\n' | tee -a /dev/stderr | grep -o 'ktr_[A-Za-z0-9_-]*')"
     held = '-d "{\\"refresh_token\\": \\"$RT\\"}"'
     return f"""Keyturn on {url}, data in {settings.data_dir.absolute()}
 {made}

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from sqlalchemy import ColumnElement, Engine, ExceptionContext, event, func, literal, text
+from sqlalchemy import ColumnElement, Engine, ExceptionContext, event, func, literal
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
@@ -147,6 +147,10 @@ class Database:
             return func.statement_timestamp(type_=Moment())
         return literal(datetime.now(UTC), Moment())
 
+    def read_only(self) -> ColumnElement[str]:
+        """ "on" where a statement runs on a server that is not the primary (any more)."""
+        return func.current_setting("transaction_read_only") if self.is_postgres else literal("off")
+
     def clock(self) -> datetime:
         """The database's clock as this process last saw it, for what is decided without a statement."""
         return datetime.now(UTC) + self._ahead
@@ -185,17 +189,9 @@ class Database:
 
     @asynccontextmanager
     async def beat(self) -> AsyncIterator[AsyncConnection]:
-        """As `look`, for the reading of the fence alone: it must not queue behind anything.
-
-        Raises:
-            TemporarilyUnavailable: the database is away, or this server is no longer the primary (then the
-                connection is dropped, and the next reading looks for it again).
-        """
+        """As `look`, for the reading of the fence alone: it must not queue behind anything."""
         with outage():
             async with self._heart.connect() as connection:
-                if self.is_postgres and await connection.scalar(text("SHOW transaction_read_only")) == "on":
-                    await connection.invalidate()
-                    raise TemporarilyUnavailable("this Postgres is read-only: not the primary")
                 yield connection
 
     async def close(self) -> None:

@@ -357,7 +357,7 @@ def _access_key(kid: str, algorithm: Algorithm, secret: bytes) -> AccessKey:
 def _kid(algorithm: Algorithm, secret: bytes) -> str:
     """The RFC 7638 thumbprint of a public key; random for a secret one, whose thumbprint would invite guessing."""
     if algorithm == "HS256":
-        return secrets.token_urlsafe(12)
+        return secrets.token_hex(8)
     jwk = _access_key("", algorithm, secret).jwk() or {}
     required = {name: jwk[name] for name in ("crv", "kty", "x", "y") if name in jwk}
     canonical = json.dumps(required, sort_keys=True, separators=(",", ":")).encode()

@@ -43,7 +43,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     """
     db = Database(settings)
     keys = Keys(db, master_secret_of(settings), settings.signing_algorithm)
-    revocations = Revocations(db, settings, _log.warning)
+    revocations = Revocations(db, settings, _log.info)
     passwords = Passwords(settings)
     sessions = Sessions(db, keys, AccessTokens(keys, settings), revocations, settings)
     try:

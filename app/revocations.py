@@ -349,8 +349,18 @@ class Revocations:
         """Reads the fence; a late answer counts too, from when the reading began."""
         async with self._db.beat() as connection:
             row = (
-                await connection.execute(select(CacheFence.epoch, CacheFence.server, self._db.now().label("now")))
+                await connection.execute(
+                    select(
+                        CacheFence.epoch,
+                        CacheFence.server,
+                        self._db.now().label("now"),
+                        self._db.read_only().label("read_only"),
+                    )
+                )
             ).one()
+            if row.read_only == "on":
+                await connection.invalidate()  # the next reading looks for the primary again
+                raise TemporarilyUnavailable("this Postgres is read-only: not the primary")
         if monotonic() - began <= READ_LIMIT.total_seconds():
             self._db.observe(row.now, timedelta(seconds=monotonic() - began))
         before = self._fence
@@ -444,7 +454,12 @@ class Revocations:
 
     def database_answers(self) -> bool:
         """Whether the fence was read lately. Without I/O, so that nobody who asks can starve the reading itself."""
-        return self._fence is not None and monotonic() - self._fence.began <= 2 * VOUCHES_FOR.total_seconds()
+        fence = self._fence
+        return (
+            fence is not None
+            and fence.began > self._failed_began
+            and monotonic() - fence.began <= 2 * VOUCHES_FOR.total_seconds()
+        )
 
     async def ping(self) -> CacheState:
         """What to say of Redis now."""

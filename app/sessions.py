@@ -362,21 +362,21 @@ class Sessions:
             InvalidToken, InvalidGrant: none of the tokens is ours, or it can't end other sessions.
             TemporarilyUnavailable: the database is away; nothing was ended.
         """
-        generations = self._presented(access_token, refresh_token)
+        presented = self._presented(access_token, refresh_token)
         if scope == "this":
-            await self.end(set(generations), "logout")
-            return set(generations)
+            await self.end(set(presented), "logout")
+            return set(presented)
         # All are checked before any is ended: a refused request changes nothing.
-        states = [await self._opened_by(i, generation, access_token, scope) for i, generation in generations.items()]
-        for user_id in {state.user_id for state in states}:
-            await self.end_of_user(user_id, "logout_all", but=frozenset(generations if scope == "others" else ()))
-        # Where this repeats a logout of all, the first one may still be on its way to the verifiers: publish again.
+        states = [await self._opened_by(i, token, access_token, scope) for i, token in presented.items()]
+        for user_id in {state.user_id for state in states if not state.over()}:
+            await self.end_of_user(user_id, "logout_all", but=frozenset(presented if scope == "others" else ()))
+        # A logout of all that is repeated ends nothing more: what was started since has nothing to do with it.
         if over := {state.id for state in states if state.over()}:
             await self.end(over, "logout_all")
-        return set(generations)
+        return set(presented)
 
     async def _opened_by(
-        self, session_id: UUID, generation: int | None, access_token: str | None, scope: Scope
+        self, session_id: UUID, token: RefreshToken | None, access_token: str | None, scope: Scope
     ) -> State:
         """The session of a token that may end others.
 
@@ -389,16 +389,19 @@ class Sessions:
         over = state.over()
         if over and not (scope == "all" and over == "logout_all"):
             raise InvalidGrant("session is over", reason=over)
-        if generation is None:
+        if token is None:
             assert access_token is not None
             self._access_tokens.verify(access_token, self._db.clock())
-        elif generation not in {state.generation, state.generation - 1}:
-            raise InvalidGrant("an old generation can't end other sessions")
+        elif not over and token.digest != state.token_digest:
+            # Then only one that a refresh would still be answered for.
+            verdict = judge(state, token, self._keys.refresh(state.key_id), self._window)
+            if verdict is not Verdict.RETRY:
+                raise InvalidGrant("an old token can't end other sessions")
         return state
 
-    def _presented(self, access_token: str | None, refresh_token: str | None) -> dict[UUID, int | None]:
-        """The sessions of the tokens, with the generation where a refresh token named it."""
-        sessions: dict[UUID, int | None] = {}
+    def _presented(self, access_token: str | None, refresh_token: str | None) -> dict[UUID, RefreshToken | None]:
+        """The sessions of the tokens, with the refresh token where one was presented."""
+        sessions: dict[UUID, RefreshToken | None] = {}
         refusal: InvalidToken | InvalidGrant = NoToken("no token")
         if access_token is not None:
             try:
@@ -409,7 +412,7 @@ class Sessions:
         if refresh_token is not None:
             try:
                 presented = self._keys.verify_refresh_token(refresh_token)
-                sessions[presented.session_id] = presented.generation
+                sessions[presented.session_id] = presented
             except InvalidGrant as e:
                 refusal = e
         if not sessions:

@@ -97,7 +97,7 @@ class Settings(BaseModel):
     issuer: Annotated[
         str | None,
         BeforeValidator(_url),
-        Field(description="`iss` of access tokens, this service's public URL. Required with Postgres."),
+        Field(description="`iss` of access tokens: the public URL. Required with Postgres; else from HOST, PORT."),
     ] = None
     audience: Annotated[
         str | None, Field(min_length=1, max_length=255, description="`aud` of access tokens. Unset: the issuer.")

@@ -108,13 +108,14 @@ async def check_schema(db: Database) -> None:
     try:
         async with db.look() as connection:
             current = await connection.scalar(text("SELECT version_num FROM alembic_version"))
-    except TemporarilyUnavailable as e:
-        raise TemporarilyUnavailable(f"the database can't be reached ({e.cause})") from None
-    except DBAPIError as e:
+    except (TemporarilyUnavailable, DBAPIError) as e:
         # Only a table that is missing says that nothing was migrated; a wrong password or name says something else.
-        state = getattr(e.orig, "sqlstate", None)
-        if state not in {None, "42P01"}:
+        refused = e if isinstance(e, DBAPIError) else e.__cause__
+        state = getattr(getattr(refused, "orig", None), "sqlstate", None)
+        if state is not None and state.startswith(("28", "3D", "42501")):
             raise ConfigurationError(f"the database does not let us in (SQLSTATE {state})") from None
+        if isinstance(e, TemporarilyUnavailable):
+            raise TemporarilyUnavailable(f"the database can't be reached ({e.cause})") from None
         current = None
     known = {script.revision for script in scripts.walk_revisions()}
     if current != head and (current is None or current in known):

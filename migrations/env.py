@@ -6,10 +6,11 @@ One migration at a time (advisory lock), and none that waits long for a lock whi
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import Any
 
 from alembic import context
-from sqlalchemy import Connection, pool, text
+from sqlalchemy import Connection, make_url, pool, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from app.db import sqlite_hooks
@@ -55,5 +56,10 @@ async def _online(url: str) -> None:
 
 if context.is_offline_mode():
     _offline(database_url_of_migrations())
+elif url := context.config.attributes.get("url"):
+    asyncio.run(_online(url))
 else:
-    asyncio.run(_online(context.config.attributes.get("url") or database_url_of_migrations()))
+    url = database_url_of_migrations()
+    # A job that lost its KEYTURN_DATABASE_URL must be seen to migrate the embedded default.
+    print(f"keyturn: migrating {make_url(url).render_as_string(hide_password=True)}", file=sys.stderr)  # noqa: T201
+    asyncio.run(_online(url))

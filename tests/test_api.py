@@ -6,9 +6,10 @@ import asyncio
 import re
 import unicodedata
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from time import monotonic
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -876,13 +877,25 @@ async def test_health_is_alive_and_readiness_names_each_part(api: Api) -> None:
 
 
 async def test_without_its_database_it_is_alive_and_not_ready(api: Api) -> None:
-    async with api.keyturn.db.beat() as one, api.keyturn.db.beat() as two:  # all that the heartbeat has
-        assert one is not two
+    revocations = api.keyturn.revocations
+    async with AsyncExitStack() as held:
+        for _ in range(2 if api.keyturn.db.is_postgres else 1):  # all that the heartbeat has
+            await held.enter_async_context(api.keyturn.db.beat())
+        assert revocations._fence is not None
+        revocations._fence = replace(revocations._fence, began=monotonic() - 3)
         ready, health = await asyncio.gather(api.get("/readyz"), api.get("/healthz"))
     assert (ready.status_code, ready.headers["retry-after"], ready.headers["cache-control"]) == (503, "1", "no-store")
     assert ready.json() == {"status": "not ready", "database": "away", "cache": "none"}
     assert health.status_code == 200
+    await revocations.read_fence()
     assert (await api.get("/readyz")).status_code == 200
+
+
+async def test_who_asks_for_readiness_without_pause_starves_nothing(api: Api) -> None:
+    for _ in range(10):
+        answers = await asyncio.gather(*(api.get("/readyz") for _ in range(100)))
+        assert {answer.status_code for answer in answers} == {200}
+        assert not api.keyturn.revocations._database_is_away()
 
 
 async def test_symmetric_keys_are_never_published(api: Api) -> None:

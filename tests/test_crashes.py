@@ -219,7 +219,11 @@ class Cast:
         for answer in answers:
             away(answer)
         assert (await refresh(client, service, "ktr_" + "x" * 84)).status_code == 401
-        assert (await client.get(f"{service.url}/readyz")).status_code == 503
+
+        async def not_ready() -> bool:
+            return (await client.get(f"{service.url}/readyz")).status_code == 503
+
+        await until(not_ready, 2)  # it is told what the process knows: half a second old, or a time limit older
 
     async def all_back(self, client: httpx2.AsyncClient, service: Service) -> None:
         """Without a restart, with the tokens from before."""

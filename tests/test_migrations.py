@@ -157,7 +157,9 @@ async def test_a_migration_does_not_wait_long_for_a_lock(database_url: str) -> N
     # Nothing is half done, and the lock of whoever migrates went with the connection.
     assert await asyncio.to_thread(tables, database_url) == TABLES
     assert await reader.fetchval("SELECT version_num FROM alembic_version") == "0001"
-    held = "SELECT FROM pg_locks l JOIN pg_database d ON d.oid = l.database WHERE locktype = 'advisory' AND datname = $1"
+    held = (
+        "SELECT FROM pg_locks l JOIN pg_database d ON d.oid = l.database WHERE locktype = 'advisory' AND datname = $1"
+    )
     assert not await reader.fetch(held, await reader.fetchval("SELECT current_database()"))
     await reader.close()
 

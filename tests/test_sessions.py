@@ -338,6 +338,25 @@ async def test_a_token_that_no_longer_works_ends_no_other_session(keyturn: Keytu
     await keyturn.sessions.refresh(other.refresh_token)
 
 
+async def test_a_repeated_logout_of_all_ends_nothing_that_was_started_since(keyturn: Keyturn) -> None:
+    proof = await a_user(keyturn)
+    first = await keyturn.sessions.start(proof)
+    await keyturn.sessions.logout(None, first.refresh_token, "all")
+    later = await keyturn.sessions.start(proof)
+    await keyturn.sessions.logout(None, first.refresh_token, "all")
+    await keyturn.sessions.refresh(later.refresh_token)
+
+
+async def test_a_token_that_was_replaced_ends_no_other_session_once_its_window_is_over(keyturn: Keyturn) -> None:
+    proof = await a_user(keyturn)
+    old, other = [await keyturn.sessions.start(proof) for _ in range(2)]
+    await keyturn.sessions.refresh(old.refresh_token)
+    await time_passes(keyturn, 61 * SECOND)
+    with pytest.raises(InvalidGrant):
+        await keyturn.sessions.logout(None, old.refresh_token, "all")
+    await keyturn.sessions.refresh(other.refresh_token)
+
+
 async def test_a_password_change_ends_every_other_session(keyturn: Keyturn) -> None:
     proof = await a_user(keyturn)
     mine, other = [await keyturn.sessions.start(proof) for _ in range(2)]

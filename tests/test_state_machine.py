@@ -198,7 +198,7 @@ class Model:
             assert access
             if self.expired(access):
                 return Refused(InvalidToken, "token_expired")
-        elif generation < s.generation - 1:
+        elif generation < s.generation - 1 or (generation == s.generation - 1 and self.now - s.rotated >= WINDOW):
             return Refused(InvalidGrant)
         self.end_all(s.user, "logout_all", s if scope == "others" else None)
         return None
