@@ -148,7 +148,7 @@ class Database:
         return literal(datetime.now(UTC), Moment())
 
     def read_only(self) -> ColumnElement[str]:
-        """ "on" where a statement runs on a server that is not the primary (any more)."""
+        """Says "on" where a statement runs on a server that is not the primary (any more)."""
         return func.current_setting("transaction_read_only") if self.is_postgres else literal("off")
 
     def clock(self) -> datetime:
