@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import signal
+import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -171,6 +172,7 @@ def _serve(_arguments: argparse.Namespace) -> None:
     from app.http_protocol import KeyturnHttpProtocol  # noqa: PLC0415  # as above
 
     settings = read()
+    _probe(settings)
     prepare(settings)
     password = asyncio.run(_check(settings))
     if not settings.production:
@@ -195,6 +197,21 @@ def _serve(_arguments: argparse.Namespace) -> None:
         timeout_keep_alive=75,
         timeout_graceful_shutdown=10,
     )
+
+
+def _probe(settings: Settings) -> None:
+    """Before anything is made or printed: whether the address can be had.
+
+    Raises:
+        ConfigurationError: it can't.
+    """
+    with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as e:
+            where = f"{settings.host}:{settings.port}"
+            raise ConfigurationError(f"can't listen on {where} ({e.strerror}); choose another --port") from None
 
 
 async def _check(settings: Settings) -> str | None:
@@ -232,6 +249,8 @@ def _doctor(arguments: argparse.Namespace) -> int:
     else:
         for check, advice in findings:
             print(f"{'!!' if advice else 'ok'}  {check}" + (f": {advice}" if advice else ""))
+    if any(advice.startswith("away") for _, advice in findings):
+        return 3
     return 1 if any(advice for _, advice in findings) else 0
 
 
@@ -251,6 +270,12 @@ async def _examine() -> list[tuple[str, str]]:
             keys = await keyturn.keys.list()
             signing = {key["use"] for key in keys if key["status"] == "signs"}
             findings.append(("keys", "" if signing == {"access", "refresh"} else "run keyturn serve once to make them"))
+            algorithm = next(
+                (key["algorithm"] for key in keys if key["use"] == "access" and key["status"] == "signs"), None
+            )
+            wanted = settings.signing_algorithm
+            changed = "" if algorithm in {None, wanted} else f"still {algorithm}: keyturn keys generate access"
+            findings.append((f"tokens signed with {wanted}", changed))
             async with keyturn.db.look() as connection:
                 initial = await connection.scalar(
                     select(User.email).where(User.password_is_initial, User.disabled_at.is_(None)).limit(1)

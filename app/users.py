@@ -233,6 +233,8 @@ class Users:
             InvalidRequest: the new password is too short, too long or has a NUL.
         """
         fresh = acceptable(new)
+        if new == current:
+            raise InvalidRequest("unchanged password", description="The new password is the current one.")
         user = await self.find(user_id)
         if not await self._passwords.verify(user.password_hash, current.encode()):
             raise InvalidGrant("wrong current password", description="The current password is wrong.")

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from app.db import sqlite_hooks
 from app.models import Base
-from app.settings import database_url_of_migrations
+from app.settings import ConfigurationError, database_url_of_migrations
 
 _LOCK = 0x6B657900
 
@@ -59,7 +59,10 @@ if context.is_offline_mode():
 elif url := context.config.attributes.get("url"):
     asyncio.run(_online(url))
 else:
-    url = database_url_of_migrations()
+    try:
+        url = database_url_of_migrations()
+    except ConfigurationError as e:
+        sys.exit(f"keyturn: {e}")
     # A job that lost its KEYTURN_DATABASE_URL must be seen to migrate the embedded default.
     print(f"keyturn: migrating {make_url(url).render_as_string(hide_password=True)}", file=sys.stderr)  # noqa: T201
     asyncio.run(_online(url))

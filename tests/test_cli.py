@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -363,6 +364,21 @@ def test_the_doctor_sees_that_redis_is_away(keyturn: Command) -> None:
     assert found["cache (away)"] == "Redis can't be reached; the database answers in its place"
 
 
+def test_the_doctor_sees_that_tokens_are_still_signed_by_another_algorithm(keyturn: Command) -> None:
+    keyturn.inside(lambda k: k.keys.load())
+    keyturn.environment["KEYTURN_SIGNING_ALGORITHM"] = "EdDSA"
+    found = findings(keyturn("doctor", "--json"))
+    assert found["tokens signed with EdDSA"] == "still HS256: keyturn keys generate access"
+
+
+def test_an_address_that_is_taken_stops_the_start_before_anything_is_made(keyturn: Command, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        keyturn.environment |= {"KEYTURN_PORT": str(taken.getsockname()[1]), "KEYTURN_DATA_DIR": str(tmp_path / "new")}
+        line = keyturn.refused(1, "serve")
+    assert "choose another --port" in line
+    assert not (tmp_path / "new").exists()
+
+
 EVERY_VERB = [
     ("users", "list", "--json"),
     ("users", "create", "ada@example.com", "--generate"),
@@ -384,6 +400,7 @@ def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         "redis_url": "none",
         "issuer": "https://auth.example.com",
         "secret": SECRET,
+        "port": "0",
     }
     return Command({f"KEYTURN_{name.upper()}": value for name, value in settings.items()}, capsys)
 
@@ -397,7 +414,7 @@ def test_a_database_that_is_away_is_told_with_code_3(away: Command, words: tuple
 
 def test_the_doctor_tells_that_the_database_is_away(away: Command) -> None:
     done = away("doctor", "--json")
-    assert done.code == 1
+    assert done.code == 3
     assert "can't be reached" in findings(done)["database"]
 
 

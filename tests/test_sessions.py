@@ -8,7 +8,16 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select, text, update
 
-from app.errors import Conflict, InvalidGrant, InvalidToken, NotFound, Reason, Refusal, TemporarilyUnavailable
+from app.errors import (
+    Conflict,
+    InvalidGrant,
+    InvalidRequest,
+    InvalidToken,
+    NotFound,
+    Reason,
+    Refusal,
+    TemporarilyUnavailable,
+)
 from app.keyturn import Keyturn
 from app.models import Session, User, uuid7
 from app.refresh_tokens import LAST_GENERATION
@@ -362,6 +371,8 @@ async def test_a_password_change_ends_every_other_session(keyturn: Keyturn) -> N
     mine, other = [await keyturn.sessions.start(proof) for _ in range(2)]
     with pytest.raises(InvalidGrant):
         await keyturn.users.change_password(mine.session_id, proof.user_id, "wrong password", "a new password")
+    with pytest.raises(InvalidRequest):
+        await keyturn.users.change_password(mine.session_id, proof.user_id, PASSWORD, PASSWORD)
     await keyturn.users.change_password(mine.session_id, proof.user_id, PASSWORD, "a new password")
     await refused(keyturn, other.refresh_token, "password_changed")
     await rejected(keyturn, other.access_token, "password_changed")
