@@ -1,0 +1,126 @@
+"""With the database away: how long, and on what evidence, Redis answers alone (design section 4, guarantee 8).
+
+The database is away for one instance because others hold all of its connections; Postgres itself is well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from time import monotonic
+
+import pytest
+
+from app.errors import TemporarilyUnavailable
+from app.keyturn import Keyturn
+from app.revocations import REMEMBERED_FOR
+from app.sessions import Tokens
+from tests.servers import Redis
+from tests.test_revocations import MARKER, Pair, a_session, cache, engine, instance, logout, own_redis, statements
+
+__all__ = ["cache", "engine", "own_redis"]  # fixtures
+
+
+@asynccontextmanager
+async def two(database_url: str, redis: Redis, seconds: int = 60) -> AsyncIterator[Pair]:
+    async with (
+        instance(database_url, redis.url(9)) as here,
+        instance(database_url, redis.url(9), database_pool=2, verify_without_database=seconds) as there,
+    ):
+        pair = Pair(here, there)
+        await pair.settle()
+        yield pair
+
+
+@asynccontextmanager
+async def away(keyturn: Keyturn, since: float = 2) -> AsyncIterator[None]:
+    """The instance gets no connection, has just found that out, and last read the fence `since` seconds ago."""
+    revocations = keyturn.revocations
+    async with AsyncExitStack() as held:
+        for door in (keyturn.db.look, keyturn.db.beat, keyturn.db.beat):
+            await held.enter_async_context(door())
+        assert revocations._fence is not None
+        revocations._fence = replace(revocations._fence, began=monotonic() - since)
+        await revocations.read_fence()
+        assert revocations._database_is_away()
+        yield
+
+
+async def unavailable(keyturn: Keyturn, tokens: Tokens) -> None:
+    with pytest.raises(TemporarilyUnavailable):
+        await keyturn.sessions.verify(tokens.access_token)
+
+
+async def test_a_complete_redis_answers_at_once_and_alone(database_url: str, own_redis: Redis, cache: object) -> None:
+    async with two(database_url, own_redis) as pair:
+        tokens = await a_session(pair.here)
+        async with away(pair.there, since=58):
+            with statements(pair.there) as sent:
+                await pair.there.sessions.verify(tokens.access_token)
+            assert sent == []
+
+
+async def test_it_answers_also_where_the_evidence_is_no_longer_fresh(
+    database_url: str, own_redis: Redis, cache: object
+) -> None:
+    async with two(database_url, own_redis) as pair:
+        tokens = await a_session(pair.here)
+        async with away(pair.there):
+            # The database is asked first, and does not answer.
+            pair.there.revocations._failed_began = monotonic() - 1.1
+            assert not pair.there.revocations._database_is_away()
+            await pair.there.sessions.verify(tokens.access_token)
+
+
+async def test_an_old_reading_alone_is_no_evidence_and_the_database_is_asked(
+    database_url: str, own_redis: Redis, cache: object
+) -> None:
+    async with two(database_url, own_redis) as pair:
+        tokens = await a_session(pair.here)
+        revocations = pair.there.revocations
+        assert revocations._fence is not None
+        revocations._fence = replace(revocations._fence, began=monotonic() - 30)
+        for failed in (float("-inf"), monotonic() - 40):
+            revocations._failed_began = failed
+            with statements(pair.there) as sent:
+                await pair.there.sessions.verify(tokens.access_token)
+            assert len(sent) == 1
+
+
+async def test_it_answers_no_longer_than_it_may(database_url: str, own_redis: Redis, cache: object) -> None:
+    async with two(database_url, own_redis) as pair:
+        tokens = await a_session(pair.here)
+        async with away(pair.there, since=62):
+            await unavailable(pair.there, tokens)
+    async with two(database_url, own_redis, seconds=0) as pair:
+        tokens = await a_session(pair.here)
+        async with away(pair.there):
+            await unavailable(pair.there, tokens)
+
+
+async def test_a_session_whose_key_is_there_is_not_decided(database_url: str, own_redis: Redis, cache: object) -> None:
+    async with two(database_url, own_redis) as pair:
+        tokens = await a_session(pair.here)
+        await logout(pair.here, tokens)
+        async with away(pair.there):
+            await unavailable(pair.there, tokens)
+
+
+async def test_a_redis_that_is_not_complete_decides_nothing(database_url: str, own_redis: Redis, cache: object) -> None:
+    async with two(database_url, own_redis) as pair:
+        tokens = await a_session(pair.here)
+        for marker in (None, "another epoch"):
+            await cache.set(MARKER, marker) if marker else await cache.delete(MARKER)  # type: ignore[attr-defined]
+            async with away(pair.there):
+                await unavailable(pair.there, tokens)
+
+
+async def test_what_ended_is_remembered_for_as_long_as_its_tokens_could_live(
+    database_url: str, own_redis: Redis, cache: object
+) -> None:
+    async with two(database_url, own_redis) as pair:
+        tokens = await a_session(pair.here)
+        pair.there.revocations._remember(tokens.session_id, "logout")
+        _, until = pair.there.revocations._ended[tokens.session_id]
+        assert 0 < until - monotonic() <= REMEMBERED_FOR.total_seconds()
