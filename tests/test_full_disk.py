@@ -1,0 +1,43 @@
+"""attacks.md 159: no space left under the SQLite file of a running service."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import text
+
+from app.errors import TemporarilyUnavailable
+from app.keyturn import Keyturn
+from app.sessions import Tokens
+from tests.conftest import a_user
+
+
+@pytest.fixture
+def engine() -> str:
+    return "sqlite"
+
+
+async def limit_pages(keyturn: Keyturn, pages: int) -> None:
+    """What the file may grow to, for the one connection that writes: SQLite's own SQLITE_FULL beyond."""
+    async with keyturn.db.alone() as connection:
+        await connection.execute(text(f"PRAGMA max_page_count = {pages}"))
+
+
+async def test_a_full_disk_is_503_and_nothing_is_lost_once_there_is_space(keyturn: Keyturn) -> None:
+    proof = await a_user(keyturn)
+    kept = [await keyturn.sessions.start(proof)]
+    await limit_pages(keyturn, 1)  # SQLite takes what is there as the least
+    full = None
+    for _ in range(200):
+        try:
+            kept.append(await keyturn.sessions.start(proof))
+        except TemporarilyUnavailable as e:
+            full = e
+            break
+    assert full is not None
+    assert "SQLITE_FULL" in full.cause
+    # What needs no new page goes on, and what was acknowledged is there.
+    kept = [await keyturn.sessions.refresh(tokens.refresh_token) for tokens in kept]
+    await limit_pages(keyturn, 1_000_000)
+    last: Tokens = await keyturn.sessions.start(proof)
+    for tokens in (*kept, last):
+        await keyturn.sessions.refresh(tokens.refresh_token)
