@@ -542,3 +542,17 @@ async def test_a_full_hashing_queue_says_so_at_once(open_keyturn: Opener) -> Non
         assert full
         with pytest.raises(InvalidGrant):
             await keyturn.users.authenticate("ada@example.com", PASSWORD)
+
+
+async def test_the_token_before_the_newest_ends_other_sessions_within_its_window(keyturn: Keyturn) -> None:
+    proof = await a_user(keyturn)
+    mine, other = [await keyturn.sessions.start(proof) for _ in range(2)]
+    newer = await keyturn.sessions.refresh(mine.refresh_token)
+    await keyturn.sessions.logout(None, mine.refresh_token, "others")
+    await refused(keyturn, other.refresh_token, "logout_all")
+    await keyturn.sessions.refresh(newer.refresh_token)
+    assert (await keyturn.sessions.find(mine.session_id)).over() is None
+    assert (await keyturn.sessions.find(other.session_id)).over() == "logout_all"
+    with pytest.raises(InvalidGrant) as caught:
+        await keyturn.sessions.logout(None, other.refresh_token, "others")
+    assert caught.value.reason == "logout_all"

@@ -1,0 +1,119 @@
+"""The pure part of the state machine, at its exact boundaries (design section 2)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from app.models import uuid7
+from app.passwords import Passwords
+from app.refresh_tokens import LAST_GENERATION, RefreshKey, RefreshToken, issue
+from app.sessions import State, Tokens, Verdict, judge
+from app.settings import read
+
+KEY = RefreshKey.derive(7, bytes(range(32)))
+NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
+WINDOW, MOMENT = timedelta(seconds=60), timedelta(microseconds=1)
+FIRST = issue(KEY, uuid7())
+SECOND = FIRST.successor(KEY)
+THIRD = SECOND.successor(KEY)
+
+STATE = State(
+    id=FIRST.session_id,
+    user_id=uuid7(),
+    role="user",
+    client_id="app",
+    token_digest=SECOND.digest,
+    key_id=7,
+    generation=1,
+    created_at=NOW - timedelta(hours=1),
+    rotated_at=NOW,
+    idle_expires_at=NOW + timedelta(days=7),
+    absolute_expires_at=NOW + timedelta(days=30),
+    ended_at=None,
+    end_reason=None,
+    now=NOW,
+)
+
+
+def test_the_window_ends_exactly_when_it_is_over() -> None:
+    for age, verdict in (
+        (-timedelta(hours=1), Verdict.RETRY),
+        (timedelta(0), Verdict.RETRY),
+        (WINDOW - MOMENT, Verdict.RETRY),
+        (WINDOW, Verdict.REUSE),
+    ):
+        assert judge(replace(STATE, now=NOW + age), FIRST, KEY, WINDOW) is verdict
+    assert judge(STATE, FIRST, KEY, timedelta(0)) is Verdict.REUSE
+
+
+def test_the_newest_token_that_did_not_rotate_was_locked_and_is_sent_again() -> None:
+    assert judge(STATE, SECOND, KEY, WINDOW) is Verdict.AGAIN
+    last = RefreshToken(KEY, FIRST.session_id, LAST_GENERATION, SECOND.secret)
+    at_the_end = replace(STATE, generation=LAST_GENERATION, token_digest=last.digest)
+    assert judge(at_the_end, last, KEY, WINDOW) is Verdict.REFUSED
+
+
+def test_another_branch_and_what_the_row_never_saw_are_refused_and_end_nothing() -> None:
+    other = replace(STATE, token_digest=b"x" * 32)
+    for state, presented, key in (
+        (STATE, THIRD, KEY),
+        (other, SECOND, KEY),
+        (other, FIRST, KEY),
+        (STATE, FIRST, None),
+        (STATE, FIRST, RefreshKey.derive(8, bytes(32))),
+    ):
+        assert judge(state, presented, key, WINDOW) is Verdict.REFUSED
+
+
+def test_two_generations_behind_is_reuse_at_any_age_and_with_any_key() -> None:
+    newer = replace(STATE, generation=2, token_digest=THIRD.digest)
+    for key in (KEY, None):
+        assert judge(newer, FIRST, key, WINDOW) is Verdict.REUSE
+
+
+def test_a_deadline_is_over_at_its_moment_and_the_earlier_one_is_the_reason() -> None:
+    idle = replace(STATE, idle_expires_at=NOW)
+    assert idle.over() == "idle_timeout"
+    assert replace(idle, now=NOW - MOMENT).over() is None
+    both = replace(STATE, idle_expires_at=NOW, absolute_expires_at=NOW)
+    assert both.over() == "absolute_timeout"
+    assert replace(both, now=NOW - MOMENT).over() is None
+    assert replace(idle, absolute_expires_at=NOW + MOMENT, now=NOW + timedelta(days=1)).over() == "idle_timeout"
+    assert replace(both, ended_at=NOW - MOMENT, end_reason="logout").over() == "logout"
+    assert judge(both, FIRST, KEY, WINDOW) == "absolute_timeout"
+
+
+def test_durations_on_the_wire_are_whole_seconds_and_never_negative() -> None:
+    later = [NOW + timedelta(seconds=900, microseconds=999_999), NOW, NOW - timedelta(seconds=5)]
+    body = Tokens("a", "r", FIRST.session_id, NOW, *later).body()
+    assert body == {
+        "access_token": "a",
+        "token_type": "Bearer",
+        "expires_in": 900,
+        "refresh_token": "r",
+        "refresh_expires_in": 0,
+        "session_id": str(FIRST.session_id),
+        "session_expires_in": 0,
+    }
+    assert all(type(value) is not float for value in body.values())
+
+
+@pytest.mark.parametrize(
+    ("parameters", "reasonable"),
+    [
+        ("m=262144,t=16,p=64", True),
+        ("m=262145,t=1,p=1", False),
+        ("m=8,t=17,p=1", False),
+        ("m=520,t=1,p=65", False),
+    ],
+)
+def test_a_stored_hash_is_computed_only_within_bounds(parameters: str, reasonable: bool) -> None:
+    passwords = Passwords(
+        read({"KEYTURN_ARGON2_MEMORY": "8", "KEYTURN_ARGON2_PASSES": "1", "KEYTURN_ARGON2_LANES": "1"})
+    )
+    hashed = f"$argon2id$v=19${parameters}$c29tZXNhbHRzb21lc2FsdA$c29tZWhhc2hzb21laGFzaHNvbWVoYXNoc29tZWhhc2g"
+    assert passwords._reasonable(hashed) is reasonable
+    passwords.close()
