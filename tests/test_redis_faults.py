@@ -595,6 +595,9 @@ async def test_without_the_database_redis_answers_for_the_time_that_is_set_and_n
     world: World, outage: Outage, how: str
 ) -> None:
     live = outage.live["access_token"]
+    await world.complete()
+    await asyncio.sleep(1.5)  # /readyz tells what the process knew half a second ago; now it holds
+    await world.complete()
     await asyncio.to_thread(world.postgres.kill if how == "killed" else world.postgres.pause)
     try:
         began = time.monotonic()
