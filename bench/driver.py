@@ -1,0 +1,96 @@
+"""The load driver (driver.c): what to send, and what it measured."""
+
+import json
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from bench.programs import compiled
+
+REFRESH = '{"refresh_token": "%s"}'
+
+
+@dataclass(frozen=True)
+class Load:
+    """One run of the driver; the fields are its options (see the head of driver.c)."""
+
+    path: str
+    method: Literal["GET", "POST"] = "POST"
+    connections: int = 32
+    seconds: float = 5
+    warm: float = 1
+    rate: float = 0  # requests a second; 0: closed loop
+    count: int = 0
+    body: str = ""
+    type: str = "application/json"
+    tokens: Path | None = None
+    use: Literal["chain", "draw", "cycle", "once", "list"] | None = None
+    out: Path | None = None
+    bearer: bool = False
+    expect: int = 200
+
+    def command(self, port: int) -> list[str]:
+        """Its command line."""
+        given = {name: value for name, value in vars(self).items() if name != "path" and value not in {None, ""}}
+        words = [
+            word
+            for name, value in given.items()
+            for word in (name, str(int(value) if isinstance(value, bool) else value))
+        ]
+        return [str(compiled("driver")), "127.0.0.1", str(port), self.path, *words]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the driver measured. Latencies in microseconds, rate in acknowledged requests a second."""
+
+    seconds: float
+    rate: float
+    acknowledged: int  # within the measured seconds
+    total: int  # acknowledged, with the warm-up
+    issued: int
+    errors: int
+    unanswered: int
+    unsent: int  # due in an open loop, and never sent
+    statuses: dict[str, int]
+    latency: dict[str, float]
+    cpu_seconds: float
+    cpu_us: float
+
+    def fault(self, expect: int = 200) -> str | None:
+        """Why the run is void whatever the database says, or None."""
+        others = {status: n for status, n in self.statuses.items() if status != str(expect)}
+        if others or self.errors:
+            return f"answers other than {expect}: {others}, errors: {self.errors}"
+        return None
+
+
+class Driving:
+    """A driver that runs while something else goes on."""
+
+    def __init__(self, load: Load, port: int) -> None:
+        self._process = subprocess.Popen(load.command(port), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def result(self) -> Result:
+        """Waits for its end. Raises RuntimeError if it failed."""
+        out, err = self._process.communicate()
+        if self._process.returncode:
+            raise RuntimeError(err.strip() or f"driver: exit code {self._process.returncode}")
+        fields: dict[str, Any] = json.loads(out)
+        return Result(**fields)
+
+    def close(self) -> None:
+        """Ends it."""
+        self._process.kill()
+        self._process.communicate()
+
+
+def drive(load: Load, port: int) -> Result:
+    """Runs the driver against a port of 127.0.0.1. Raises RuntimeError if it failed."""
+    driving = Driving(load, port)
+    try:
+        return driving.result()
+    except BaseException:
+        driving.close()
+        raise

@@ -1,0 +1,183 @@
+"""Sessions that are seeded into the database, with genuine tokens; and the proof that none was lost or ended."""
+
+import asyncio
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import asyncpg  # type: ignore[import-untyped]  # it has none
+from sqlalchemy import insert
+
+from app.access_tokens import AccessTokens
+from app.keyturn import Keyturn, opened, running
+from app.models import Session, User, uuid7
+from app.refresh_tokens import RefreshToken, issue
+from app.settings import Settings
+from bench.driver import Result
+from bench.servers import Database
+
+PASSWORD = "correct horse battery staple"
+USERS = 1000
+_CHUNK = 20_000
+
+
+def email(number: int) -> str:
+    return f"user{number}@example.com"
+
+
+def seed(
+    settings: Settings, count: int, tokens: Path, *, database: Database | None = None, access: bool = False
+) -> None:
+    """Adds sessions to an empty or seeded database; `tokens` gets one refresh (or access) token a line.
+
+    As what a login leaves: issued under the service's own keys, spread over a thousand users with a password of
+    production cost. Without `database` (SQLite) through SQLAlchemy, else by COPY.
+    """
+    asyncio.run(_seed(settings, count, tokens, database, access=access))
+
+
+async def _seed(settings: Settings, count: int, tokens: Path, database: Database | None, *, access: bool) -> None:
+    async with opened(settings) as keyturn, running(keyturn):
+        users = [uuid7() for _ in range(USERS)]
+        signing = AccessTokens(keyturn.keys, settings)
+        with tokens.open("w", encoding="ascii") as file:
+            made = _sessions(keyturn, users, count)
+            sink = _Copy(database) if database else _Insert(keyturn)
+            async with sink:
+                if count:
+                    hashed = await keyturn.passwords.hash(PASSWORD.encode())
+                    await sink.add(User, _users(users, hashed))
+                while chunk := list(islice(made, _CHUNK)):
+                    await sink.add(Session, [row for row, _ in chunk])
+                    for row, token in chunk:
+                        file.write((_access(signing, row) if access else token.text) + "\n")
+
+
+def _users(users: list[UUID], hashed: str) -> list[dict[str, Any]]:
+    now = datetime.now(UTC)
+    return [
+        {
+            "id": user,
+            "email": email(number),
+            "password_hash": hashed,
+            "password_is_initial": False,
+            "role": "user",
+            "created_at": now,
+            "disabled_at": None,
+        }
+        for number, user in enumerate(users)
+    ]
+
+
+def _sessions(keyturn: Keyturn, users: list[UUID], count: int) -> Iterator[tuple[dict[str, Any], RefreshToken]]:
+    key, settings, client_id = keyturn.keys.signing_refresh, keyturn.settings, keyturn.settings.client_id
+    now = datetime.now(UTC)
+    idle, absolute = now + settings.refresh_token_lifetime, now + settings.session_lifetime
+    for number in range(count):
+        token = issue(key, uuid7())
+        yield (
+            {
+                "id": token.session_id,
+                "user_id": users[number % USERS],
+                "role": "user",
+                "client_id": client_id,
+                "token_digest": token.digest,
+                "key_id": key.number,
+                "generation": 0,
+                "created_at": now,
+                "rotated_at": now,
+                "idle_expires_at": idle,
+                "absolute_expires_at": absolute,
+                "ended_at": None,
+                "end_reason": None,
+            },
+            token,
+        )
+
+
+def _access(signing: AccessTokens, row: dict[str, Any]) -> str:
+    token, _ = signing.sign(
+        subject=row["user_id"],
+        session_id=row["id"],
+        generation=0,
+        role=row["role"],
+        client_id=row["client_id"],
+        issued_at=row["rotated_at"],
+        session_expires_at=row["absolute_expires_at"],
+    )
+    return token
+
+
+class _Insert:
+    """Into SQLite, through SQLAlchemy, which knows how moments are written there."""
+
+    def __init__(self, keyturn: Keyturn) -> None:
+        self._db = keyturn.db
+
+    async def __aenter__(self) -> None: ...
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+    async def add(self, table: type[User | Session], rows: list[dict[str, Any]]) -> None:
+        async with self._db.begin() as tx:
+            await tx.execute(insert(table.__table__), rows)  # type: ignore[arg-type]  # declared as FromClause
+
+
+class _Copy:
+    """Into PostgreSQL, with the triggers of the foreign keys off: millions of rows in a minute or two."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def __aenter__(self) -> None:
+        self._connection = await asyncpg.connect(
+            self._database.url, server_settings={"session_replication_role": "replica"}
+        )
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._connection.execute("VACUUM (ANALYZE, FREEZE) sessions")
+        await self._connection.execute("CHECKPOINT")
+        await self._connection.close()
+
+    async def add(self, table: type[User | Session], rows: list[dict[str, Any]]) -> None:
+        columns = list(rows[0])
+        await self._connection.copy_records_to_table(
+            table.__tablename__, records=[tuple(row.values()) for row in rows], columns=columns
+        )
+
+
+@dataclass(frozen=True)
+class Books:
+    """What the table says of all that ever happened to its sessions."""
+
+    generations: int
+    ended: int
+
+    @classmethod
+    def read(cls, where: Database | Path) -> "Books":
+        """Of a PostgreSQL database or a file of SQLite."""
+        query = "SELECT coalesce(sum(generation), 0) AS n, count(ended_at) AS ended FROM sessions"
+        if isinstance(where, Database):
+            generations, ended = where.row(query)
+        else:
+            with closing(sqlite3.connect(where)) as connection:
+                generations, ended = connection.execute(query).fetchone()
+        return cls(int(generations), int(ended))
+
+    def fault(self, after: "Books", result: Result) -> str | None:
+        """Why the run between is void: what was acknowledged is not what the table holds, or a session ended.
+
+        What was sent and not answered (a connection broke) may have been done or not.
+        """
+        done = after.generations - self.generations
+        if not result.total <= done <= result.total + result.unanswered:
+            return f"acknowledged {result.total} (and {result.unanswered} unanswered), the table says {done}"
+        if after.ended != self.ended:
+            return f"{after.ended - self.ended} sessions ended"
+        return None
