@@ -19,7 +19,9 @@ RUN printf '#!/bin/sh\nexec /opt/venv/bin/python -m app "$@"\n' > /usr/local/bin
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     KEYTURN_HOST=0.0.0.0 KEYTURN_DATA_DIR=/var/lib/keyturn
 USER keyturn
+# The embedded default's secret and database; with a Postgres nothing is written there.
+VOLUME /var/lib/keyturn
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s CMD \
-    ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/healthz', timeout=2)"]
+    ["python", "-c", "import os, urllib.request as u; u.urlopen(f\"http://127.0.0.1:{os.environ.get('KEYTURN_PORT', 8000)}/healthz\", timeout=2)"]
 CMD ["keyturn", "serve"]

@@ -11,11 +11,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Generic, TypeVar
 
-from app.db import QUEUE_LIMIT, keep, patiently
+from app.db import QUEUE_LIMIT, TIME_LIMIT, keep
 from app.errors import TemporarilyUnavailable
 
 K = TypeVar("K")
 V = TypeVar("V")
+
+
+_STUCK = timedelta(milliseconds=100)
 
 
 class Batch(Generic[K, V]):
@@ -24,6 +27,9 @@ class Batch(Generic[K, V]):
     An answer that is an exception is raised for that item alone. Where `run` itself fails and there were several
     items, each is run again by itself, so that one bad item never fails the others; `run` must therefore be safe to
     repeat. The runs are tasks of their own: whoever waits may be cancelled, the statement under way may not.
+
+    Up to `in_flight` runs are under way; up to `reserve` more while someone has waited so long for the next one that
+    those must be stuck.
     """
 
     def __init__(
@@ -32,14 +38,18 @@ class Batch(Generic[K, V]):
         *,
         most: int = 256,
         in_flight: int = 1,
-        queue_limit: timedelta = QUEUE_LIMIT,
+        reserve: int = 0,
+        queue_limit: timedelta = QUEUE_LIMIT / 2,
     ) -> None:
         self._run = run
         self._most = most
         self._in_flight = in_flight
+        self._reserve = reserve
         self._queue_limit = queue_limit.total_seconds()
         self._running = 0
         self._waiting: deque[tuple[K, asyncio.Future[V], float]] = deque()
+        self._unanswered: deque[tuple[asyncio.Future[V], float]] = deque()  # in the order in which they came
+        self._timer: asyncio.TimerHandle | None = None
 
     async def __call__(self, item: K) -> V:
         """The answer for one item.
@@ -49,12 +59,17 @@ class Batch(Generic[K, V]):
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[V] = loop.create_future()
-        keep(future)
-        self._waiting.append((item, future, loop.time()))
-        if self._running < self._in_flight:
+        now = loop.time()
+        self._waiting.append((item, future, now))
+        self._unanswered.append((future, now))
+        if self._timer is None:
+            self._timer = loop.call_later(TIME_LIMIT.total_seconds(), self._give_up)
+        stuck = now - self._waiting[0][2] > _STUCK.total_seconds()
+        if self._running < self._in_flight + (self._reserve if stuck else 0):
             self._running += 1
             keep(asyncio.create_task(self._work()))
-        return await patiently(future)
+        # The future is this caller's alone: to cancel it reaches nothing that is under way.
+        return await future
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
@@ -74,6 +89,8 @@ class Batch(Generic[K, V]):
                     futures.append(future)
                 if items:
                     await self._answer(items, futures)
+                while self._unanswered and self._unanswered[0][0].done():
+                    self._unanswered.popleft()
         finally:
             self._running -= 1
 
@@ -93,3 +110,17 @@ class Batch(Generic[K, V]):
                 future.set_exception(answer)
             else:
                 future.set_result(answer)
+
+    def _give_up(self) -> None:
+        """Answers those who have waited for `TIME_LIMIT`. One timer for all: one for each costs as much as the rest."""
+        loop = asyncio.get_running_loop()
+        limit = TIME_LIMIT.total_seconds()
+        while self._unanswered:
+            future, since = self._unanswered[0]
+            if not future.done() and loop.time() < since + limit:
+                break
+            self._unanswered.popleft()
+            if not future.done():
+                future.set_exception(TemporarilyUnavailable("no answer in time"))
+        first = self._unanswered[0][1] if self._unanswered else None
+        self._timer = None if first is None else loop.call_at(first + limit, self._give_up)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import getpass
 import json
 import os
@@ -19,11 +20,12 @@ from typing import Any, NoReturn, TypeAlias
 from uuid import UUID
 
 from app.errors import InvalidRequest, Refusal, TemporarilyUnavailable
+from app.keys import READ_BY_ALL
 from app.keyturn import Keyturn, opened, running
 from app.models import User
 from app.sessions import KEPT_FOR, State
 from app.settings import PREFIX, ConfigurationError, Settings, read
-from app.setup import ADMINISTRATOR, check_schema, first_administrator, prepare
+from app.setup import ADMINISTRATOR, called, check_schema, first_administrator, prepare
 
 Row: TypeAlias = Mapping[str, Any]
 Act: TypeAlias = Callable[[Keyturn, argparse.Namespace], Awaitable[None]]
@@ -37,15 +39,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             if (value := getattr(arguments, name, None)) is not None:
                 # Into the environment, so that every worker process reads the same.
                 os.environ[f"{PREFIX}{name.upper()}"] = str(value)
-        return int(arguments.run(arguments) or 0)
+        code = int(arguments.run(arguments) or 0)
+        print(end="", flush=True)
     except TemporarilyUnavailable as e:
         return _fail(3, f"not available: {e.cause}")
     except Refusal as e:
         return _fail(1, e.cause if e.description == e.sentence and e.cause else e.description)
     except ConfigurationError as e:
         return _fail(1, str(e))
-    except (BrokenPipeError, EOFError, KeyboardInterrupt):
+    except (EOFError, KeyboardInterrupt):
         return 1
+    except OSError as e:
+        if e.errno not in {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}:
+            raise
+        # What could not be printed is kept, and the interpreter would try it again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1 if e.errno == errno.EPIPE else _fail(1, f"the output can't be written ({e.strerror})")
+    return code
 
 
 def _fail(code: int, line: str) -> int:
@@ -124,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("use", choices=["access", "refresh"])
     verb.add_argument("--algorithm", choices=["HS256", "ES256", "EdDSA"], help="of an access key")
     _verb(keys, "list", _keys_list, "all keys, without secrets", reading=True)
-    verb = _verb(keys, "retire", _keys_retire, "refuse a key's tokens from now on", reading=False)
+    verb = _verb(keys, "retire", _keys_retire, "refuse a key's tokens, end a refresh key's sessions", reading=False)
     verb.add_argument("kid")
     return parser
 
@@ -181,7 +191,7 @@ def _serve(_arguments: argparse.Namespace) -> None:
     # uvicorn raises the signal that ended it once more when all is closed: an end in good order is no failure.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     uvicorn.run(
-        "app.main:create_app",
+        "app.main:served",
         factory=True,
         host=settings.host,
         port=settings.port,
@@ -211,7 +221,8 @@ def _probe(settings: Settings) -> None:
             probe.bind((settings.host, settings.port))
         except OSError as e:
             where = f"{settings.host}:{settings.port}"
-            raise ConfigurationError(f"can't listen on {where} ({e.strerror}); choose another --port") from None
+            other = "port" if e.errno in {errno.EADDRINUSE, errno.EACCES} else "host"
+            raise ConfigurationError(f"can't listen on {where} ({e.strerror}); choose another --{other}") from None
 
 
 async def _check(settings: Settings) -> str | None:
@@ -225,7 +236,7 @@ def _greeting(settings: Settings, password: str | None) -> str:
     shown = password or "<password>"
     made = (
         f"Made an administrator. The password is shown this once:\n\n    {ADMINISTRATOR}   {password}\n\n"
-        f"Change it: keyturn users set-password {ADMINISTRATOR}\n"
+        f"Change it: {called()} users set-password {ADMINISTRATOR}\n"
         if password
         else ""
     )
@@ -269,12 +280,14 @@ async def _examine() -> list[tuple[str, str]]:
             await keyturn.keys.load()
             keys = await keyturn.keys.list()
             signing = {key["use"] for key in keys if key["status"] == "signs"}
-            findings.append(("keys", "" if signing == {"access", "refresh"} else "run keyturn serve once to make them"))
+            findings.append(
+                ("keys", "" if signing == {"access", "refresh"} else f"run {called()} serve once to make them")
+            )
             algorithm = next(
                 (key["algorithm"] for key in keys if key["use"] == "access" and key["status"] == "signs"), None
             )
             wanted = settings.signing_algorithm
-            changed = "" if algorithm in {None, wanted} else f"still {algorithm}: keyturn keys generate access"
+            changed = "" if algorithm in {None, wanted} else f"still {algorithm}: {called()} keys generate access"
             findings.append((f"tokens signed with {wanted}", changed))
             async with keyturn.db.look() as connection:
                 initial = await connection.scalar(
@@ -284,19 +297,24 @@ async def _examine() -> list[tuple[str, str]]:
                     select(func.count()).where(User.role == "admin", User.disabled_at.is_(None))
                 )
                 ahead = await connection.scalar(select(keyturn.db.now()))
-            findings.append(("initial password", f"change it: keyturn users set-password {initial}" if initial else ""))
-            findings.append(("administrator", "" if admins else "make one: keyturn users create EMAIL --role admin"))
+            change = f"change it: {called()} users set-password {initial}"
+            findings.append(("initial password", change if initial else ""))
+            make = f"make one: {called()} users create EMAIL --role admin"
+            findings.append(("administrator", "" if admins else make))
             skew = abs(datetime.now(ahead.tzinfo) - ahead) if ahead else timedelta(0)
             findings.append(
                 ("clock", "" if skew < timedelta(seconds=2) else "this machine's clock differs from the database's")
             )
             await keyturn.revocations.read_fence()
             cache = await keyturn.revocations.ping()
-            advice = {
-                "away": "Redis can't be reached; the database answers in its place",
-                "not complete": "Redis is not believed yet: keyturn serve makes it so; set maxmemory-policy noeviction",
-            }
-            findings.append((f"cache ({cache})", advice.get(cache, "")))
+            advice = ""
+            if cache == "away":
+                advice = "away: Redis can't be reached; the database answers in its place"
+            elif cache == "not complete" and await keyturn.revocations.may_evict():
+                advice = "set maxmemory-policy noeviction: what may evict keys is never believed, the database answers"
+            elif cache == "not complete":
+                advice = f"Redis is not filled yet: {called()} serve does it; until then the database answers"
+            findings.append((f"cache ({cache})", advice))
     except ConfigurationError as e:
         findings.append(("set-up", str(e)))
     except TemporarilyUnavailable as e:
@@ -382,7 +400,7 @@ async def _sessions_list(keyturn: Keyturn, arguments: argparse.Namespace) -> Non
 
 
 async def _sessions_show(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
-    _print([_session(await keyturn.sessions.find(arguments.session))], arguments)
+    _print(_session(await keyturn.sessions.find(arguments.session)), arguments)
 
 
 async def _sessions_end(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
@@ -425,7 +443,14 @@ async def _keys_list(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
 
 
 async def _keys_retire(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
-    await keyturn.keys.retire(arguments.kid)
+    number = await keyturn.keys.retire(arguments.kid)
+    if number is None:
+        return
+    ended = await keyturn.sessions.end_under(number)
+    seconds = READ_BY_ALL.total_seconds()
+    print(f"{ended} sessions ended; waiting {seconds:.0f} s for instances that may still sign in under it", flush=True)
+    await asyncio.sleep(seconds)
+    print(f"{await keyturn.sessions.end_under(number)} more sessions ended")
 
 
 async def _gc(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
@@ -436,9 +461,11 @@ async def _gc(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
 # -- output
 
 
-def _print(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
+def _print(what: Row | Sequence[Row], arguments: argparse.Namespace) -> None:
+    rows = [what] if isinstance(what, Mapping) else what
     if arguments.json:
-        print(json.dumps([{k: _plain(v) for k, v in row.items()} for row in rows]))
+        plain = [{k: _plain(v) for k, v in row.items()} for row in rows]
+        print(json.dumps(plain[0] if isinstance(what, Mapping) else plain))
         return
     if not rows:
         return

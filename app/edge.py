@@ -11,13 +11,14 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import timedelta
-from itertools import chain
+from functools import lru_cache
+from itertools import chain, count
+from secrets import token_hex
 from time import perf_counter
 from typing import Any
-from urllib.parse import unquote_to_bytes
-from uuid import uuid4
+from urllib.parse import unquote, unquote_to_bytes
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -45,9 +46,14 @@ MAX_DIGITS = 64
 """Characters of a number in a JSON body."""
 
 _MAX_LOGGED_PATH = 256
+_MAX_LOGGED_CLIENT = 64  # what a trusted proxy says of it may be anything
 
 # A client's own id is kept, so that its log and ours meet; one that looks like a token is not let into ours.
 _REQUEST_ID = re.compile(rb"(?!.*(?:ktr_|eyJ))[A-Za-z0-9._-]{1,64}")
+# Unique, and no secret: a process's random part and a count.
+_PROCESS = token_hex(10)
+_requests = count(1)
+
 _HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")
 _JSON = re.compile(rb'application/json(?:[ \t]*;[ \t]*charset=(?:utf-8|"utf-8"))?', re.IGNORECASE)
 _FORM = re.compile(rb'application/x-www-form-urlencoded(?:[ \t]*;[ \t]*charset=(?:utf-8|"utf-8"))?', re.IGNORECASE)
@@ -71,33 +77,51 @@ class _Gone(Exception):
     """The client left before its request was complete: there is nothing to do and no one to answer."""
 
 
+Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
+"""Status, header fields and body, as ASGI wants them."""
+
+_NO_SNIFFING, _NO_STORE = (b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")
+
+
 class _Answer:
     """The answer to one request: what every answer carries, and whether and with what it began."""
 
-    __slots__ = ("_marks", "_send", "request_is_read", "status")
+    __slots__ = ("_request_id", "_respond", "_send", "request_is_read", "status")
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, send: Send, request_id: str, respond: Callable[..., bool] | None) -> None:
         self._send = send
-        self._marks = ((b"x-content-type-options", b"nosniff"), (b"x-request-id", request_id.encode()))
+        self._request_id = request_id.encode()
+        self._respond = respond
         self.status: int | None = None
         self.request_is_read = False
+
+    def _marked(self, fields: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        marked = [*fields, _NO_SNIFFING, (b"x-request-id", self._request_id)]
+        for name, _ in marked:
+            if name == b"cache-control":
+                break
+        else:
+            marked.append(_NO_STORE)
+        if not self.request_is_read:  # what is still to come is no request: RFC 9112 section 9.3
+            marked.append((b"connection", b"close"))
+        return marked
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = [*message.get("headers", ()), *self._marks]
-            if b"cache-control" not in dict(headers):
-                headers.append((b"cache-control", b"no-store"))
-            if not self.request_is_read:  # what is still to come is no request: RFC 9112 section 9.3
-                headers.append((b"connection", b"close"))
-            message = {**message, "headers": headers}
+            message = {**message, "headers": self._marked(message.get("headers", ()))}
         await self._send(message)
 
-    async def refuse(self, state: dict[str, Any], refusal: Refusal) -> None:
-        """Answers with the refusal, unless an answer has begun: then it stays cut off, which no one takes as whole."""
-        state["refusal"] = refusal
-        if self.status is None:
-            await send_refusal(self, refusal)
+    async def whole(self, answer: Answer) -> None:
+        """Sends an answer that is whole, unless one has begun: that stays cut off, so that no one takes it as whole."""
+        if self.status is not None:
+            return
+        status, fields, body = answer
+        if self._respond is not None and self.request_is_read and self._respond(status, self._marked(fields), body):
+            self.status = status
+            return
+        await self({"type": "http.response.start", "status": status, "headers": fields})
+        await self({"type": "http.response.body", "body": body})
 
     def check_given(self) -> None:
         if self.status is None:
@@ -108,11 +132,14 @@ class Edge:
     """ASGI middleware: limits, strict bodies, request id, the one error shape, one access line.
 
     It leaves in ``scope["state"]``: ``request_id``; ``json``, the parsed JSON body; ``log``, a dict whose members an
-    endpoint may add to the access line. It reads there: ``refusal``, what an exception handler has rendered itself
-    (for the line); ``malformed``, a refusal that the HTTP protocol asks it to render.
+    endpoint may add to the access line, which also tells the ``session_id`` that one leaves there. It reads there:
+    ``refusal``, what an exception handler has rendered itself (for the line); and what the HTTP protocol may leave:
+    ``malformed``, a refusal to render; ``take_body``, which gives the body if it is whole by now; ``respond``, which
+    sends a whole answer at once. Without the last two, `receive` and `send` do their work at twice the cost.
 
     Args:
         app: the application. It is never cancelled when a client leaves.
+        direct: gives the answer of a request that needs no application; None for one that does.
         max_body: bytes of a body.
         max_header: bytes of request line and header fields.
         body_timeout: from the end of the header fields to the end of the body.
@@ -124,6 +151,7 @@ class Edge:
         self,
         app: ASGIApp,
         *,
+        direct: Callable[[Scope], Awaitable[Answer] | None] = lambda _: None,
         max_body: int = 64 * 1024,
         max_header: int = 64 * 1024,
         body_timeout: timedelta = timedelta(seconds=10),
@@ -131,6 +159,7 @@ class Edge:
         ignored: tuple[str, ...] = ("/auth/verify",),
     ) -> None:
         self._app = app
+        self._direct = direct
         self._max_body = max_body
         self._max_header = max_header
         self._body_timeout = body_timeout.total_seconds()
@@ -150,12 +179,12 @@ class Edge:
         started = perf_counter()
         fields: dict[bytes, bytes] = dict(scope["headers"])
         given = fields.get(b"x-request-id")
-        request_id = given.decode() if given and _REQUEST_ID.fullmatch(given) else uuid4().hex
+        request_id = given.decode() if given and _REQUEST_ID.fullmatch(given) else f"{_PROCESS}{next(_requests):012x}"
         state: dict[str, Any] = scope.setdefault("state", {})
         state["request_id"] = request_id
         state["log"] = {}
         log.bind(request_id)
-        answer = _Answer(send, request_id)
+        answer = _Answer(send, request_id, state.get("respond"))
         try:
             # Read first, so that a connection can go on after a refusal that the framing has no part in.
             body = await self._read(scope, fields, receive)
@@ -163,19 +192,24 @@ class Edge:
             self._check(scope, fields)
             if body is not None:
                 self._check_content(scope, fields, body)
-                receive = _replay(body, receive)
-            await self._app(scope, receive, answer)
-            answer.check_given()
+            answering = self._direct(scope)
+            if answering is not None:
+                await answer.whole(await answering)
+            else:
+                await self._app(scope, receive if body is None else _replay(body, receive), answer)
+                answer.check_given()
         except Refusal as refusal:
-            await answer.refuse(state, refusal)
+            state["refusal"] = refusal
+            await answer.whole(render(refusal))
         except _Gone:
             state["log"]["cause"] = "the client left"
         except Exception:  # noqa: BLE001  # nothing gets out: this is the last one who can give an answer
             log.get_logger().error("exception", exc_info=True)
-            await answer.refuse(state, ServerError("exception"))
+            state["refusal"] = ServerError("exception")
+            await answer.whole(render(state["refusal"]))
         finally:
             if log.enabled(logging.INFO):
-                log.write(_access_line(scope, request_id, answer.status, perf_counter() - started))
+                log.write_soon(_access_line(scope, request_id, answer.status, perf_counter() - started))
 
     def _check(self, scope: Scope, fields: dict[bytes, bytes]) -> None:
         """Checks target and header fields.
@@ -234,6 +268,11 @@ class Edge:
         """
         if not self._body_is_announced(scope, fields):
             return None
+        take_body: Callable[[], bytes | None] | None = scope["state"].get("take_body")
+        if take_body is not None and (whole := take_body()) is not None:
+            if len(whole) > self._max_body:
+                raise ContentTooLarge("body")
+            return whole
         body = bytearray()
         try:
             async with asyncio.timeout(self._body_timeout):
@@ -275,22 +314,15 @@ class Edge:
             scope["state"]["json"] = parse_json(body)
 
 
-def render(refusal: Refusal) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-    """Status, header fields and body of a refusal, as ASGI wants them."""
-    body = json.dumps(refusal.body()).encode()
+def render(refusal: Refusal) -> Answer:
+    """A refusal as it goes out."""
+    body = json.dumps(refusal.body(), separators=(",", ":")).encode()
     fields = {
         "content-type": "application/json",
         "content-length": str(len(body)),
         **refusal.headers(),
     }
     return refusal.status, [(name.encode(), value.encode("latin-1")) for name, value in fields.items()], body
-
-
-async def send_refusal(send: Send, refusal: Refusal) -> None:
-    """Answers with a refusal."""
-    status, headers, body = render(refusal)
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
 
 
 def parse_json(body: bytes) -> object:
@@ -302,6 +334,8 @@ def parse_json(body: bytes) -> object:
     Raises:
         InvalidRequest: it is anything else.
     """
+    if plain := _PLAIN_OBJECT.fullmatch(body):
+        return {plain[1].decode(): plain[2].decode()}
     _check_structure(body)
     try:
         value: object = _DECODER.decode(body.decode())
@@ -313,6 +347,12 @@ def parse_json(body: bytes) -> object:
     else:
         return value
     raise _bad_json("not JSON in UTF-8")
+
+
+# One member whose value is a string without escapes, as most bodies are: the parser could only say the same.
+_PLAIN_OBJECT = re.compile(
+    rb'[ \t\r\n]*\{[ \t\r\n]*"([a-z_]+)"[ \t\r\n]*:[ \t\r\n]*"([A-Za-z0-9_.-]*)"[ \t\r\n]*\}[ \t\r\n]*'
+)
 
 
 def _bad_json(cause: str) -> InvalidRequest:
@@ -404,23 +444,42 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return receive_again
 
 
+def _loggable(path: str) -> str:
+    """The path, cut, without tokens, however often they were percent-encoded."""
+    shown = plain = log.redact_tokens(path)[:_MAX_LOGGED_PATH]
+    while "%" in plain and (further := unquote(plain)) != plain:
+        plain = further
+    redacted = log.redact_tokens(plain)
+    return shown if redacted == plain else redacted
+
+
 def _access_line(scope: Scope, request_id: str, status: int | None, seconds: float) -> str:
     """The line as structlog would write it, at a tenth of the cost: this is on every request's way."""
-    quote = log.quote
-    state = scope["state"]
-    client = scope.get("client")
+    state, client = scope["state"], scope.get("client")
     line = (
-        f'{{"method": {quote(scope["method"])}, '
-        f'"path": {quote(log.redact_tokens(scope["path"])[:_MAX_LOGGED_PATH])}, '
-        f'"status": {"null" if status is None else status}, "duration_ms": {seconds * 1000:.3f}, '
-        f'"client": {quote(client[0]) if client else "null"}'
+        f"{_line_start(scope['method'], scope['path'])}"
+        f'{"null" if status is None else status}, "duration_ms": {seconds * 1000:.3f}, '
+        f'"client": {_quoted_client(client[0]) if client else "null"}'
     )
     refusal: Refusal | None = state.get("refusal")
     if refusal is not None:
-        line += f', "error": "{refusal.error}", "cause": {quote(log.redact(refusal.cause))}'
+        line += f', "error": "{refusal.error}", "cause": {log.quote(log.redact(refusal.cause))}'
         if refusal.reason is not None:
             line += f', "reason": "{refusal.reason}"'
+    if "session_id" in state:
+        line += f', "session_id": "{state["session_id"]}"'
     if more := state["log"]:
         line += f", {json.dumps(log.redact(more))[1:-1]}"
-    line += f', "request_id": "{request_id}", "event": "request", "level": "info", "timestamp": "{log.timestamp()}"'
-    return line + "}"
+    return (
+        f'{line}, "request_id": "{request_id}", "event": "request", "level": "info", "timestamp": "{log.timestamp()}"}}'
+    )
+
+
+@lru_cache(maxsize=1024)
+def _line_start(method: str, path: str) -> str:
+    return f'{{"method": {log.quote(method)}, "path": {log.quote(_loggable(path))}, "status": '
+
+
+@lru_cache(maxsize=1024)
+def _quoted_client(address: str) -> str:
+    return log.quote(log.redact_tokens(address)[:_MAX_LOGGED_CLIENT])

@@ -13,14 +13,24 @@ tests/test_edge.py fails if one of them changes its meaning.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app.edge import MAX_TARGET, UriTooLong
-from app.errors import ContentTooLarge, HeaderFieldsTooLarge, InvalidRequest, MethodNotAllowed, Refusal, RequestTimeout
+from app.errors import (
+    ContentTooLarge,
+    HeaderFieldsTooLarge,
+    InvalidRequest,
+    MethodNotAllowed,
+    Refusal,
+    RequestTimeout,
+    SlowDown,
+)
 
 _MAX_FRAMING = 1024 * 1024  # a body within its limit, one byte a chunk, is less than half of this
 
@@ -42,6 +52,12 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
     head_timeout: ClassVar[timedelta] = timedelta(seconds=10)
     """From the connection's start, or the first byte after an answer, to the end of the header fields."""
 
+    max_pipelined: ClassVar[int] = 32
+    """Requests that may wait for the answers before theirs; one small read may hold thousands."""
+
+    write_timeout: ClassVar[timedelta] = timedelta(seconds=30)
+    """How long a client may leave an answer unread that fills the buffers."""
+
     linger: ClassVar[timedelta] = timedelta(seconds=1)
     """How long a client may go on sending what will not be read, so that it gets to see the refusal."""
 
@@ -52,18 +68,33 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
         self._deaf = False  # what comes is not read any more: the request before it was the last
         self._refusal: Refusal | None = None
         self._head_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         """Starts the clock of the first request's head."""
         super().connection_made(transport)
-        # Only `write`, `close`, `is_closing` and `get_extra_info` are called on it, here and by the request's cycle.
+        # Here and by the request's cycle only `write`, `close`, `abort`, `is_closing` and `get_extra_info` are called.
         self.transport = cast("asyncio.Transport", _Lingering(transport, self))
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stops the clock."""
+        """Stops the clocks."""
         self._head_arrived()
+        if self._write_timer is not None:
+            self._write_timer.cancel()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The client does not read: what is under way waits for it, but not without end."""
+        super().pause_writing()
+        self._write_timer = self.loop.call_later(self.write_timeout.total_seconds(), self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The client has read."""
+        super().resume_writing()
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
     def data_received(self, data: bytes) -> None:
         """Feeds the parser, and keeps the bounds."""
@@ -101,10 +132,13 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
         self._in_head = False
         if self._head_timer is not None:
             self._head_arrived()
+        if len(self.pipeline) >= self.max_pipelined and self._refusal is None:
+            raise SlowDown("pipelined requests")
         upgrade = self.parser.should_upgrade()
         if upgrade and self.parser.get_method() == b"CONNECT":
             raise UnknownMethod("CONNECT")
         super().on_headers_complete()
+        self.scope["state"] |= {"take_body": partial(_take_body, self.cycle), "respond": partial(_respond, self.cycle)}
         # Trailer fields go to a list that no one reads: RFC 9110 section 6.5.1 forbids merging them.
         self.headers = []
         if self.scope["http_version"] not in {"1.1", "1.0"}:
@@ -178,24 +212,71 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
             self.transport.close()
 
 
-class _Lingering:
-    """The transport; ``close`` while the client is still sending first ends our side only.
+def _take_body(cycle: RequestResponseCycle) -> bytes | None:
+    """The request's body, if it is whole by now, as ``receive`` would have given it."""
+    if cycle.more_body:
+        return None
+    body, cycle.body = bytes(cycle.body), bytearray()
+    cycle.message_event.clear()
+    return body
 
-    Otherwise the kernel would answer the unread bytes with a reset that may overtake the refusal (RFC 9112 section
-    9.6).
+
+def _respond(cycle: RequestResponseCycle, status: int, fields: Sequence[tuple[bytes, bytes]], body: bytes) -> bool:
+    """Sends a whole answer at once, as two calls of ``send`` would, without their checks of our own field names.
+
+    False, with nothing done, where there is more to see to: a client that is slow or gone, or HEAD.
+    """
+    if cycle.response_started or cycle.disconnected or cycle.flow.write_paused or cycle.scope["method"] == "HEAD":
+        return False
+    lines = [STATUS_LINE[status]]
+    for name, value in (*cycle.default_headers, *fields):
+        lines += (name, b": ", value, b"\r\n")
+    lines += (b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n", body)
+    cycle.response_started = cycle.response_complete = True
+    cycle.waiting_for_100_continue = False
+    cycle.transport.write(b"".join(lines))
+    cycle.message_event.set()
+    if not cycle.keep_alive:
+        cycle.transport.close()
+    cycle.on_response()
+    return True
+
+
+class _Lingering:
+    """The transport, with two habits of its own.
+
+    A head waits for the body that comes just after it: one segment, one system call. And ``close`` while the client is
+    still sending first ends our side only: otherwise the kernel would answer the unread bytes with a reset that may
+    overtake the refusal (RFC 9112 section 9.6).
     """
 
     def __init__(self, transport: asyncio.Transport, protocol: KeyturnHttpProtocol) -> None:
         self._transport = transport
         self._protocol = protocol
         self._closing = False
-        self.write = transport.write
+        self._held = b""
+        self.abort = transport.abort
         self.get_extra_info = transport.get_extra_info
+
+    def write(self, data: bytes) -> None:
+        """Two writes of one turn of the loop are one segment and one system call."""
+        if self._held:
+            self._transport.write(self._held + data)
+            self._held = b""
+        else:
+            self._held = data
+            self._protocol.loop.call_soon(self._send_held)
+
+    def _send_held(self) -> None:
+        if self._held:
+            self._transport.write(self._held)
+            self._held = b""
 
     def is_closing(self) -> bool:
         return self._closing or self._transport.is_closing()
 
     def close(self) -> None:
+        self._send_held()
         protocol = self._protocol
         unread = protocol._deaf or (protocol.cycle is not None and protocol.cycle.more_body)  # noqa: SLF001
         if self._closing or not unread or self._transport.is_closing() or not self._transport.can_write_eof():

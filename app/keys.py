@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import hmac
 import json
 import os
 import secrets
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import serialization
@@ -24,15 +26,15 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from jwt.algorithms import ECAlgorithm, OKPAlgorithm
+from jwt.algorithms import ECAlgorithm, OKPAlgorithm, get_default_algorithms
 from jwt.utils import base64url_encode
-from sqlalchemy import func, select, update
+from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db import Database, monotonic, own_task
 from app.errors import Conflict, InvalidGrant, NotFound, TemporarilyUnavailable
 from app.models import Key
-from app.refresh_tokens import RefreshKey, RefreshToken, key_number, verify
+from app.refresh_tokens import RefreshKey, RefreshToken, key_number, prepared_hmac, verify
 from app.settings import ConfigurationError
 
 _N = TypeVar("_N")
@@ -47,8 +49,14 @@ POLL = timedelta(seconds=15)
 PUBLISHED_FOR = timedelta(seconds=60)
 """How long a new key is known before it signs: four polls, so that no process meets a token of a key it never saw."""
 
+READ_BY_ALL = POLL + timedelta(seconds=5)
+"""How long after a change of the table every process that reaches the database goes by it."""
+
 UNREAD_LIMIT = timedelta(seconds=30)
 """A process that could not read the key set for this long can't call an unknown refresh key junk any more."""
+
+
+_ALGORITHMS = get_default_algorithms()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +67,21 @@ class AccessKey:
     algorithm: Algorithm
     signing: Any = field(repr=False)
     verifying: Any = field(repr=False)
+    sign: Callable[[bytes], bytes] = field(init=False, repr=False, compare=False)
+    """Makes a signature (RFC 7515 section 5.1): by PyJWT; for HS256 as prepared, at a tenth of the cost."""
+
+    def __post_init__(self) -> None:
+        sign = prepared_hmac(self.signing) if self.algorithm == "HS256" else self._signature
+        object.__setattr__(self, "sign", sign)
+
+    def _signature(self, message: bytes) -> bytes:
+        return _ALGORITHMS[self.algorithm].sign(message, self.signing)
+
+    def verify(self, message: bytes, signature: bytes) -> bool:
+        """Whether the signature is this key's (RFC 7515 section 5.2)."""
+        if self.algorithm == "HS256":
+            return hmac.compare_digest(self.sign(message), signature)
+        return _ALGORITHMS[self.algorithm].verify(message, self.verifying, signature)
 
     def jwk(self) -> dict[str, Any] | None:
         """The public key as a JSON Web Key (RFC 7517), or None: a symmetric key is never published."""
@@ -79,6 +102,8 @@ class KeySet:
 
     access: Mapping[str, AccessKey]
     refresh: Mapping[int, RefreshKey]
+    retired: Mapping[int, RefreshKey]
+    """Refresh keys whose tags are still known: their holders are told why the session ended, and no more."""
     signs_from: Mapping[str | int, datetime]
 
     def signing(self, now: datetime) -> tuple[AccessKey, RefreshKey]:
@@ -101,7 +126,7 @@ class Keys:
             HKDF(algorithm=SHA256(), length=32, salt=None, info=b"keyturn sealed working key v1").derive(master)
         )
         self._algorithm = algorithm
-        self._set = KeySet({}, {}, {})
+        self._set = KeySet({}, {}, {}, {})
         self._read_at = float("-inf")
         self._signing: tuple[AccessKey, RefreshKey] | None = None
 
@@ -145,19 +170,23 @@ class Keys:
             raise TemporarilyUnavailable("unknown key, and the key set is out of date")
         return key
 
+    def retired(self, number: int) -> bool:
+        """Whether there was a refresh key of this number, and its sessions are over or about to be."""
+        return number in self._set.retired
+
     def verify_refresh_token(self, text: str) -> RefreshToken:
-        """The refresh token that a text spells, without any I/O.
+        """The refresh token that a text spells, without any I/O. Its key may be `retired`: then it opens nothing.
 
         Raises:
-            InvalidGrant: we did not issue it (or its key is retired).
+            InvalidGrant: we did not issue it.
             TemporarilyUnavailable: as `refresh`.
         """
         number = key_number(text)
         if number is None:
             raise InvalidGrant("not of a refresh token's form")
-        key = self.refresh(number)
+        key = self._set.retired.get(number) or self.refresh(number)
         if key is None:
-            raise InvalidGrant("unknown or retired refresh key")
+            raise InvalidGrant("unknown refresh key")
         token = verify(text, key)
         if token is None:
             raise InvalidGrant("tag does not match")
@@ -170,7 +199,7 @@ class Keys:
     # -- reading
 
     async def load(self) -> None:
-        """Reads the table.
+        """Reads the table. What a later release made of a use or algorithm that this one does not know is left alone.
 
         Raises:
             ConfigurationError: a row was sealed under another master secret, or changed.
@@ -180,13 +209,22 @@ class Keys:
         async with self._db.look() as connection:
             rows = (
                 await connection.execute(
-                    select(Key.__table__, self._db.now().label("now")).where(Key.retired_at.is_(None))
+                    select(Key.__table__, self._db.now().label("now")).where(
+                        or_(Key.retired_at.is_(None), Key.use == "refresh"),
+                        _known_here(),
+                    )
                 )
             ).all()
         access: dict[str, AccessKey] = {}
         refresh: dict[int, RefreshKey] = {}
+        retired: dict[int, RefreshKey] = {}
         signs_from: dict[str | int, datetime] = {}
         for row in rows:
+            if row.retired_at is not None:
+                # What can't be unsealed any more only says less to its holders.
+                with suppress(ConfigurationError):
+                    retired[row.number] = RefreshKey.derive(row.number, self._unseal(row))
+                continue
             secret = self._unseal(row)
             if row.use == "refresh":
                 refresh[row.number] = RefreshKey.derive(row.number, secret)
@@ -194,14 +232,17 @@ class Keys:
             else:
                 access[row.kid] = _access_key(row.kid, row.algorithm, secret)
                 signs_from[row.kid] = row.signs_from
-        self._set = KeySet(access, refresh, signs_from)
+        self._set = KeySet(access, refresh, retired, signs_from)
         self._signing = self._set.signing(rows[0].now) if access and refresh else None
         self._read_at = began
 
-    async def poll(self, report: Callable[[Exception], object]) -> None:
-        """Reads the table again and again; what goes wrong is reported and tried again."""
+    async def poll(self, report: Callable[[Exception], object], at_once: asyncio.Event) -> None:
+        """Reads the table again and again, also when `at_once` is set; what goes wrong is reported and tried again."""
         while True:
-            await asyncio.sleep(POLL.total_seconds())
+            with suppress(TimeoutError):
+                async with asyncio.timeout(POLL.total_seconds()):
+                    await at_once.wait()
+            at_once.clear()
             try:
                 await self.load()
             except Exception as e:  # noqa: BLE001  # whatever it was, the next poll tries again
@@ -242,20 +283,30 @@ class Keys:
             return await self._insert(tx, use, algorithm or self._algorithm, PUBLISHED_FOR)
 
     @own_task
-    async def retire(self, kid: str) -> None:
-        """Ends a key: its tokens are refused within one poll everywhere. A refresh key takes its sessions with it.
+    async def retire(self, kid: str) -> int | None:
+        """Ends a key: its tokens are refused within `READ_BY_ALL` everywhere. Done again, it changes nothing.
+
+        Returns:
+            The number of a refresh key: `Sessions.end_under` has to end its sessions.
 
         Raises:
-            NotFound: there is no such key, or it is retired already.
+            NotFound: there is no such key.
             Conflict: it is the only one of its use that can sign by now.
         """
         async with self._db.begin() as tx:
             await self._lock(tx)
-            use = await tx.scalar(select(Key.use).where(Key.kid == kid, Key.retired_at.is_(None)))
-            if use is None:
+            key = (await tx.execute(select(Key.use, Key.number, Key.retired_at).where(Key.kid == kid))).one_or_none()
+            if key is None:
                 raise NotFound("no such key")
+            use, number, retired_at = key
+            if retired_at is not None:
+                return number
             others = select(func.count()).where(
-                Key.use == use, Key.kid != kid, Key.retired_at.is_(None), Key.signs_from <= self._db.now()
+                Key.use == use,
+                Key.kid != kid,
+                Key.retired_at.is_(None),
+                Key.signs_from <= self._db.now(),
+                _known_here(),
             )
             if not await tx.scalar(others):
                 raise Conflict(
@@ -264,18 +315,26 @@ class Keys:
                     f"{PUBLISHED_FOR // timedelta(seconds=1)} seconds.",
                 )
             await tx.execute(update(Key).where(Key.kid == kid).values(retired_at=self._db.now()))
+        return number
 
     async def list(self) -> list[dict[str, Any]]:
-        """All keys by age, without secrets; `status` is retired, published (does not sign yet), signs or verifies."""
-        query = select(Key.__table__, self._db.now().label("now")).order_by(Key.created_at)
+        """All keys by age, without secrets.
+
+        `status` is retired, published (does not sign yet), signs, verifies, or unknown (a later release made it).
+        """
+        query = select(Key.__table__, self._db.now().label("now"), _known_here().label("known")).order_by(
+            Key.created_at
+        )
         async with self._db.look() as connection:
             rows = (await connection.execute(query)).all()
-        ready = [row for row in rows if row.retired_at is None and row.signs_from <= row.now]
+        ready = [row for row in rows if row.known and row.retired_at is None and row.signs_from <= row.now]
         signing = {row.use: row.kid for row in sorted(ready, key=lambda row: row.signs_from)}
 
         def status(row: Any) -> str:
             if row.retired_at is not None:
                 return "retired"
+            if not row.known:
+                return "unknown"
             if row.signs_from > row.now:
                 return "published"
             return "signs" if signing[row.use] == row.kid else "verifies"
@@ -332,6 +391,11 @@ class Keys:
 
 LOCK_KEYS = 0x6B657901
 """Advisory lock of whoever makes keys or the first administrator (any number that no one else takes)."""
+
+
+def _known_here() -> ColumnElement[bool]:
+    """Whether a row is of a use and an algorithm that this release knows: a later one may share the table."""
+    return Key.use.in_(get_args(Use)) & Key.algorithm.in_((*get_args(Algorithm), "HMAC-SHA256"))
 
 
 def _associated(kid: str, use: str, algorithm: str, number: int | None) -> bytes:

@@ -43,7 +43,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     """
     db = Database(settings)
     keys = Keys(db, master_secret_of(settings), settings.signing_algorithm)
-    revocations = Revocations(db, settings, _log.info)
+    revocations = Revocations(db, settings, lambda event, *, level, **more: getattr(_log, level)(event, **more))
     passwords = Passwords(settings)
     sessions = Sessions(db, keys, AccessTokens(keys, settings), revocations, settings)
     try:
@@ -67,7 +67,11 @@ async def running(keyturn: Keyturn) -> AsyncIterator[None]:
     await keyturn.keys.load()
     await keyturn.revocations.read_fence()
     tasks = [
-        asyncio.create_task(keyturn.keys.poll(lambda e: _log.warning("keys_not_read", cause=type(e).__name__))),
+        asyncio.create_task(
+            keyturn.keys.poll(
+                lambda e: _log.warning("keys_not_read", cause=type(e).__name__), keyturn.revocations.database_returned
+            )
+        ),
         asyncio.create_task(keyturn.revocations.watch()),
     ]
     try:

@@ -7,12 +7,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import atexit
 import json
 import logging
 import logging.config
 import re
 import sys
+import time
 from collections.abc import Hashable, Mapping, MutableMapping
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
@@ -20,6 +24,8 @@ from typing import Any
 import structlog
 
 REDACTED = "[redacted]"
+
+_request_id = ContextVar("request_id", default="")
 
 _SECRET_NAME = re.compile(r"(?:^|[_-])(?:passwords?|secrets?|tokens?|authorization|cookies?)$", re.IGNORECASE)
 
@@ -43,11 +49,11 @@ _IN_TEXT = (
 def redact(value: Any) -> Any:
     """The value as it may be logged: what looks like a secret, or is named like one, becomes ``[redacted]``."""
     match value:
-        case None | bool() | int() | float():
-            return value
         case str():
             return _redact_text(value)
-        case Mapping():
+        case None | bool() | int() | float():
+            return value
+        case dict() | Mapping():  # first the one that needs no look at abstract classes: it is on every request's way
             return {
                 _redact_text(str(name)): REDACTED if _names_a_secret(name) else redact(member)
                 for name, member in value.items()
@@ -80,16 +86,41 @@ def redact_tokens(text: str) -> str:
 
 
 def write(line: str) -> None:
-    """Writes one finished line. A log that can't be written (closed, disk full) never stops the service."""
+    """Writes finished lines. A log that can't be written (closed, disk full) never stops the service."""
+    if _waiting:  # they came before
+        line = "\n".join((*_waiting, line))
+        _waiting.clear()
     try:
         sys.stderr.write(line + "\n")
     except (OSError, ValueError):
         return
 
 
+_waiting: list[str] = []
+
+
+def write_soon(line: str) -> None:
+    """Writes one finished line at the end of this turn of the event loop, with the others of the turn."""
+    if not _waiting:
+        asyncio.get_running_loop().call_soon(flush)
+    _waiting.append(line)
+
+
+def flush() -> None:
+    """Writes what waits to be written."""
+    if _waiting:
+        write(_waiting.pop())
+
+
 def timestamp() -> str:
     """Now, as log lines have it: ISO 8601, UTC, microseconds."""
-    return datetime.now(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
+    microseconds = time.time_ns() // 1000
+    return f"{_second(microseconds // 1_000_000)}.{microseconds % 1_000_000:06d}Z"
+
+
+@lru_cache(maxsize=2)
+def _second(since_1970: int) -> str:
+    return datetime.fromtimestamp(since_1970, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 quote = json.encoder.encode_basestring_ascii
@@ -109,7 +140,7 @@ def get_logger() -> structlog.typing.FilteringBoundLogger:
 
 def bind(request_id: str) -> None:
     """Puts the request's id on all further lines of this task and of those that it starts."""
-    structlog.contextvars.bind_contextvars(request_id=request_id)
+    _request_id.set(request_id)
 
 
 def configure(level: str = "info") -> None:
@@ -165,6 +196,12 @@ class _Stderr:
     debug = info = warning = error = critical = exception = log = msg
 
 
+def _with_request_id(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    if request_id := _request_id.get():
+        event["request_id"] = request_id
+    return event
+
+
 def _redacted(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
     redacted: dict[str, Any] = redact(event)
     return redacted
@@ -175,7 +212,7 @@ def _configure_structlog(level: str) -> None:
     _least = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
+            _with_request_id,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
@@ -188,5 +225,6 @@ def _configure_structlog(level: str) -> None:
     )
 
 
+atexit.register(flush)
 _least = logging.INFO
 _configure_structlog("info")  # so that nothing is ever written unredacted, configured or not

@@ -55,12 +55,17 @@ class Moment(TypeDecorator[datetime]):
         return microseconds(value)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ARG002, D102  # as above
-        return _EPOCH + timedelta(microseconds=value) if isinstance(value, int) else value
+        return moment(value) if isinstance(value, int) else value
 
 
 def microseconds(value: datetime | timedelta) -> int:
     """Whole microseconds of a duration, or since 1970 of an aware moment."""
     return (value if isinstance(value, timedelta) else value - _EPOCH) // timedelta(microseconds=1)
+
+
+def moment(since_1970: int) -> datetime:
+    """The inverse of `microseconds`: an aware moment."""
+    return _EPOCH + timedelta(microseconds=since_1970)
 
 
 def uuid7() -> UUID:

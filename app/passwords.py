@@ -9,8 +9,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar
@@ -24,6 +27,11 @@ from app.settings import Settings
 
 SHORTEST, LONGEST = 8, 1024
 """UTF-8 bytes of a password. Nothing is cut, trimmed or normalised: it is compared as it was sent."""
+
+WAITS_FOR = timedelta(seconds=5)
+"""How long a hash may wait for its turn: whoever asked has hardly the patience for more."""
+
+_COME_AGAIN = timedelta(seconds=2)
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -56,6 +64,23 @@ def _unpadded(raw: bytes) -> str:
     return base64.b64encode(raw).rstrip(b"=").decode()
 
 
+def _nobodys(memory: int, passes: int, lanes: int) -> str:
+    """A hash as costly as any of these parameters, and nobody's: its hash part is random."""
+    salt, hashed = _unpadded(os.urandom(16)), _unpadded(os.urandom(32))
+    return f"$argon2id$v=19$m={memory},t={passes},p={lanes}${salt}${hashed}"
+
+
+def _stand_back() -> None:
+    """Lets the event loop go first: a storm of sign-ins must not slow the refreshes of those who are signed in.
+
+    On Linux a thread has a priority of its own, and the threads that it starts (Argon2's lanes) take it over; elsewhere
+    it would be the whole process's, so nothing is done.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+
+
 class Passwords:
     """Hashes and verifies, a few at a time."""
 
@@ -72,14 +97,13 @@ class Passwords:
         self._most_passes = max(4 * settings.argon2_passes, 16)
         # One core is left to the event loop: two slots on two cores halved the rate of refreshes.
         slots = settings.hashing_slots or max(1, (os.cpu_count() or 1) - 1)
-        self._pool = ThreadPoolExecutor(slots, thread_name_prefix="argon2")
+        self._pool = ThreadPoolExecutor(slots, thread_name_prefix="argon2", initializer=_stand_back)
+        self._slots = asyncio.Semaphore(slots)
         self._room = slots + settings.hashing_queue
         self._busy = 0
-        # As costly as today's hashes, and nobody's: its hash part is random.
-        self._decoy = (
-            f"$argon2id$v=19$m={settings.argon2_memory},t={settings.argon2_passes},p={settings.argon2_lanes}"
-            f"${_unpadded(os.urandom(16))}${_unpadded(os.urandom(32))}"
-        )
+        # One for each cost that a user's hash has, today's first: a wrong password costs all of them (see `verify`).
+        today = (settings.argon2_memory, settings.argon2_passes, settings.argon2_lanes)
+        self._decoys = {today: _nobodys(*today)}
 
     def admit(self) -> None:
         """Before anything is looked up for a hash that could not begin.
@@ -89,13 +113,13 @@ class Passwords:
         """
         if self._busy >= self._room:
             # At once, and not after a wait: the queue is as long as it may be.
-            raise TemporarilyUnavailable("the hashing queue is full", retry_after=timedelta(seconds=2))
+            raise TemporarilyUnavailable("the hashing queue is full", retry_after=_COME_AGAIN)
 
     async def hash(self, password: bytes) -> str:
         """The PHC string of a new password.
 
         Raises:
-            TemporarilyUnavailable: too many wait already.
+            TemporarilyUnavailable: too many wait already, or it waited too long.
         """
         return await self._run(self._hasher.hash, password)
 
@@ -104,13 +128,25 @@ class Passwords:
 
         A stored hash that is empty, cut or of another scheme is a wrong password, not an error.
 
+        While some hashes are of other parameters than today's, whatever is wrong costs one hash of each, in one slot
+        and one after another: with a single one, its time would tell a user from a stranger.
+
         Raises:
-            TemporarilyUnavailable: too many wait already.
+            TemporarilyUnavailable: too many wait already, or it waited too long.
         """
+        cost = self.learn(hashed)
+        decoys = [decoy for other, decoy in self._decoys.items() if other != cost]
+        return await self._run(self._is_right, hashed if cost else None, password, decoys)
+
+    def learn(self, hashed: str | None) -> tuple[int, int, int] | None:
+        """What a stored hash costs, kept for what is wrong from now on; None if it is not to be computed."""
         if hashed is None or not self._reasonable(hashed):
-            await self._run(self._matches, self._decoy, password)
-            return False
-        return await self._run(self._matches, hashed, password)
+            return None
+        parameters = extract_parameters(hashed)
+        cost = (parameters.memory_cost, parameters.time_cost, parameters.parallelism)
+        if cost not in self._decoys:
+            self._decoys[cost] = _nobodys(*cost)
+        return cost
 
     def outdated(self, hashed: str) -> bool:
         """Whether a hash was made with other parameters than today's (then hash the password again)."""
@@ -119,6 +155,13 @@ class Passwords:
     def close(self) -> None:
         """Lets the hashes under way end and drops those that wait."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _is_right(self, hashed: str | None, password: bytes, decoys: list[str]) -> bool:
+        if hashed is not None and self._matches(hashed, password):
+            return True
+        for decoy in decoys:
+            self._matches(decoy, password)
+        return False
 
     def _matches(self, hashed: str, password: bytes) -> bool:
         try:
@@ -141,6 +184,15 @@ class Passwords:
         assert not kwargs
         self.admit()
         self._busy += 1
+        try:
+            # Whoever goes away while waiting is dropped here, and costs no hash.
+            async with asyncio.timeout(WAITS_FOR.total_seconds()):
+                await self._slots.acquire()
+        except BaseException as e:
+            self._busy -= 1
+            if isinstance(e, TimeoutError):
+                raise TemporarilyUnavailable("waited too long to be hashed", retry_after=_COME_AGAIN) from None
+            raise
         future = asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
         future.add_done_callback(self._done)
         # Whoever goes away leaves the hash running: a thread can't be stopped, and its slot counts until it ends.
@@ -148,3 +200,4 @@ class Passwords:
 
     def _done(self, _future: asyncio.Future[Any]) -> None:
         self._busy -= 1
+        self._slots.release()

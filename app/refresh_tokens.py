@@ -18,11 +18,13 @@ import base64
 import hmac
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import sha256
 from uuid import UUID
 
 from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hmac import HMAC
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 PREFIX = "ktr_"
@@ -37,6 +39,18 @@ _BODY = 53
 _TAG = 10
 
 
+def prepared_hmac(key: bytes) -> Callable[[bytes], bytes]:
+    """HMAC-SHA256 (RFC 2104) under a key that is set up once: a third of the cost where keys are few."""
+    prepared = HMAC(key, SHA256())
+
+    def digest(message: bytes) -> bytes:
+        mac = prepared.copy()
+        mac.update(message)
+        return mac.finalize()
+
+    return digest
+
+
 @dataclass(frozen=True, slots=True)
 class RefreshKey:
     """The two working keys of one refresh key: they come from it by HKDF (RFC 5869) under distinct labels."""
@@ -44,6 +58,12 @@ class RefreshKey:
     number: int
     next_key: bytes = field(repr=False)
     tag_key: bytes = field(repr=False)
+    derive_next: Callable[[bytes], bytes] = field(init=False, repr=False, compare=False)
+    derive_tag: Callable[[bytes], bytes] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "derive_next", prepared_hmac(self.next_key))
+        object.__setattr__(self, "derive_tag", prepared_hmac(self.tag_key))
 
     @classmethod
     def derive(cls, number: int, secret: bytes) -> RefreshKey:
@@ -56,7 +76,7 @@ class RefreshKey:
 
     def tag(self, body: bytes) -> bytes:
         """What proves that a token's other bytes are ours."""
-        return hmac.digest(self.tag_key, body, sha256)[:_TAG]
+        return self.derive_tag(body)[:_TAG]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,26 +87,32 @@ class RefreshToken:
     session_id: UUID
     generation: int
     secret: bytes = field(repr=False)
+    raw: bytes = field(default=b"", repr=False)
+    """The 63 bytes; made from the rest where they are not given."""
+
+    def __post_init__(self) -> None:
+        if not self.raw:
+            body = bytes([self.key.number]) + self.session_id.bytes + self.generation.to_bytes(4) + self.secret
+            object.__setattr__(self, "raw", body + self.key.tag(body))
 
     def __bytes__(self) -> bytes:
-        body = bytes([self.key.number]) + self.session_id.bytes + self.generation.to_bytes(4) + self.secret
-        return body + self.key.tag(body)
+        return self.raw
 
     @property
     def text(self) -> str:
         """How it goes over the wire."""
-        return PREFIX + base64.urlsafe_b64encode(bytes(self)).decode()
+        return PREFIX + base64.urlsafe_b64encode(self.raw).decode()
 
     @property
     def digest(self) -> bytes:
         """SHA-256 of the whole token: all that is ever stored of it."""
-        return sha256(bytes(self)).digest()
+        return sha256(self.raw).digest()
 
     def successor(self, key: RefreshKey) -> RefreshToken:
         """The token that replaces this one, as derived under `key`; always the same one."""
         generation = self.generation + 1
         message = self.session_id.bytes + generation.to_bytes(4) + self.secret
-        return RefreshToken(key, self.session_id, generation, hmac.digest(key.next_key, message, sha256))
+        return RefreshToken(key, self.session_id, generation, key.derive_next(message))
 
 
 def issue(key: RefreshKey, session_id: UUID) -> RefreshToken:
@@ -104,4 +130,4 @@ def verify(text: str, key: RefreshKey) -> RefreshToken | None:
     raw = base64.urlsafe_b64decode(text[4:])
     if not hmac.compare_digest(key.tag(raw[:_BODY]), raw[_BODY:]):
         return None
-    return RefreshToken(key, UUID(bytes=raw[1:17]), int.from_bytes(raw[17:21]), raw[21:_BODY])
+    return RefreshToken(key, UUID(bytes=raw[1:17]), int.from_bytes(raw[17:21]), raw[21:_BODY], raw)

@@ -11,8 +11,8 @@ was demoted takes over another's data, and keeps its run id, its connections, an
 A verifier believes silence only if
 
 - its reading of the fence began at most `VOUCHES_FOR` ago,
-- the server on this very connection is the one that the fence names, by what it says of itself after the MGET,
-- the marker on that server, read in the same MGET as the session's key, is the fence's epoch,
+- the server on this very connection is the one that the fence names, by what it says of itself after that,
+- the marker on that server, read in the same step as the session's key, is the fence's epoch,
 - and that server can't evict keys.
 
 Whoever ends a session sets the key first, then commits, and in the same transaction compares the fence with the
@@ -63,6 +63,10 @@ REMEMBERED_FOR = LONGEST_ACCESS_TOKEN + LEEWAY + timedelta(seconds=60)
 """How long after its end a session's key stays in Redis, and how far back a rebuild looks: while any of its access
 tokens could still be accepted, plus a minute between setting the key and the end of the transaction."""
 
+MARKER_LIVES = timedelta(seconds=60)
+"""The marker's time to live, which every process renews twice a second. A key gets this much more than it is needed
+for: so a step of Redis's clock that takes a key away that is still needed takes the marker away first."""
+
 VOUCHES_FOR = timedelta(seconds=1)
 """How long after it began a reading of the fence counts."""
 
@@ -81,18 +85,31 @@ servers (a split brain) don't take the fence from each other without pause."""
 
 _GRACE = 0.05
 _LOCK = 0x6B657902
+Command = tuple[str | bytes, ...]
+
 _MARKER = "{keyturn}:complete"
 _NONCE = "{keyturn}:rebuild"
 _NONCE_LIVES = "15"
 """Seconds after which another process may try, when the one that rebuilds has died."""
 _CHUNK = 1000
 
+_BEGIN = """
+if (redis.call('GET', KEYS[2]) or '') ~= ARGV[2] then return false end
+return redis.call('SET', KEYS[1], ARGV[1], 'NX', 'EX', ARGV[3])
+"""
 _FINISH = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[2], ARGV[2])
+redis.call('SET', KEYS[2], ARGV[2], 'EX', ARGV[3])
 redis.call('DEL', KEYS[1])
 return 1
 """
+# The marker, and how many of the keys are there, in one step: mostly none is, and then that is one number to read.
+_ANY = "return {redis.call('GET', KEYS[1]), redis.call('EXISTS', unpack(KEYS, 2))}"
+_LEAVE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+
+
+def _seconds(duration: timedelta) -> str:
+    return str(max(1, -(-duration // timedelta(seconds=1))))
 
 
 def _name(session_id: UUID) -> str:
@@ -130,19 +147,34 @@ class Ending:
     tx: AsyncSession
     published: set[UUID]
     ended: set[UUID] = field(default_factory=set)
+    lived: int = 0
+    """How many of the ended ones were not over before, by their deadline."""
+    settles_at: float = float("inf")
+    """On the monotonic clock: from when on nobody vouches for what was so before; known once it has committed."""
+
+
+async def settled(at: float) -> None:
+    """Returns at that moment of the monotonic clock, or at once if it is past."""
+    if (wait := at - monotonic()) > 0:
+        await asyncio.sleep(wait)
 
 
 class Revocations:
     """What this process knows of ended sessions, and how it tells the others."""
 
     def __init__(self, db: Database, settings: Settings, report: Callable[..., object]) -> None:
-        """Opens nothing yet. `report(event, **fields)` gets what an operator should know, once for each change."""
+        """Opens nothing yet.
+
+        `report(event, level=…, detail=…)` gets what an operator should know, once for each change.
+        """
         self._db = db
         self._report = report
         self._without_database = settings.verify_without_database
         self._redis = _pool(settings.redis) if settings.redis else None
         self._fence: Fence | None = None
         self._failed_began = float("-inf")
+        self.database_returned = asyncio.Event()
+        """Set when a reading of the fence succeeds after one that failed. Whoever waits for it clears it."""
         self._ended: dict[UUID, tuple[Reason, float]] = {}
         self._noted = ""
         self.cache: CacheState = "none" if self._redis is None else "not complete"
@@ -226,8 +258,14 @@ class Revocations:
         self._ended[session_id] = (reason, monotonic() + REMEMBERED_FOR.total_seconds())
 
     async def _ask_redis(self, ids: Sequence[UUID]) -> Sequence[tuple[Server, bytes | None, bool]]:
-        server, (replies,) = await self._command([("MGET", _MARKER, *(_name(i) for i in ids))], limit=ACKNOWLEDGE_LIMIT)
-        marker, *keys = replies
+        names = [_name(i) for i in ids]
+        count = str(len(names) + 1)
+        server, ((marker, there),) = await self._command(
+            [("EVAL", _ANY, count, _MARKER, *names)], limit=ACKNOWLEDGE_LIMIT
+        )
+        if not there:
+            return [(server, marker, False)] * len(ids)
+        server, ((marker, *keys),) = await self._command([("MGET", _MARKER, *names)], limit=ACKNOWLEDGE_LIMIT)
         return [(server, marker, key is not None) for key in keys]
 
     # -- end
@@ -242,6 +280,13 @@ class Revocations:
         Raises:
             TemporarilyUnavailable: the database is away; nothing was ended, or it is not known.
         """
+        async with self.committing(ids) as ending:
+            yield ending
+        await settled(ending.settles_at)
+
+    @asynccontextmanager
+    async def committing(self, ids: Iterable[UUID]) -> AsyncIterator[Ending]:
+        """As `ending`, but whoever answers must first wait until `Ending.settles_at`, and may do so elsewhere."""
         ending_ids = set(ids)
         epoch, server = await self._publish(ending_ids)
         async with self._db.begin() as tx:
@@ -257,22 +302,21 @@ class Revocations:
                 await tx.execute(
                     update(CacheFence).values(epoch=secrets.token_hex(16), server=None, changed_at=self._db.now())
                 )
-        settled = monotonic() + SETTLES_IN.total_seconds()
+        ending.settles_at = monotonic() + SETTLES_IN.total_seconds()
         if not fenced:
             # The epoch is someone else's, and may be so young that readings from before it still vouch.
             known = self._fence
             if fence.epoch == NEVER_CLAIMED:
-                return
-            if known is not None and known.epoch == fence.epoch:
-                settled = known.known_since + SETTLES_IN.total_seconds()
-        await asyncio.sleep(max(0.0, settled - monotonic()))
+                ending.settles_at = float("-inf")
+            elif known is not None and known.epoch == fence.epoch:
+                ending.settles_at = known.known_since + SETTLES_IN.total_seconds()
 
     async def _publish(self, ids: set[UUID]) -> tuple[str | None, str | None]:
         """Sets the keys. The epoch known before, and the server that acknowledged all of them, if one did."""
         fence = self._fence
         if self._redis is None or fence is None:
             return None, None
-        seconds = str(REMEMBERED_FOR // timedelta(seconds=1))
+        seconds = _seconds(REMEMBERED_FOR + MARKER_LIVES)
         commands = [("SET", _name(i), "1", "EX", seconds) for i in ids]
         try:
             server, _ = await self._command(commands, limit=ACKNOWLEDGE_LIMIT)
@@ -282,7 +326,7 @@ class Revocations:
 
     # -- Redis
 
-    async def _command(self, commands: Sequence[tuple[str, ...]], *, limit: timedelta) -> tuple[Server, list[Any]]:
+    async def _command(self, commands: Sequence[Command], *, limit: timedelta) -> tuple[Server, list[Any]]:
         """Sends commands over one connection; their replies, and the server as it described itself after them.
 
         An identity never comes back: a server that had it before, or by a fence, and has it now, had it in between.
@@ -367,11 +411,14 @@ class Revocations:
         if before is None or began >= before.began:
             known = before.known_since if before is not None and before.epoch == row.epoch else monotonic()
             self._fence = Fence(row.epoch, row.server, began, known)
+            if before is not None and before.began < self._failed_began:
+                self.database_returned.set()
 
     async def _keep_complete(self) -> None:
         """Looks at the marker, and rebuilds where it is not the fence's."""
         try:
-            server, (marker,) = await self._command([("GET", _MARKER)], limit=ACKNOWLEDGE_LIMIT)
+            renew = ("GETEX", _MARKER, "EX", _seconds(MARKER_LIVES))
+            server, (marker,) = await self._command([renew], limit=ACKNOWLEDGE_LIMIT)
             if server.evicts:
                 # Keys may go at any moment, and may have gone: the marker must not outlive this.
                 await self._command([("DEL", _MARKER)], limit=ACKNOWLEDGE_LIMIT)
@@ -387,30 +434,39 @@ class Revocations:
                 self._note("complete", "redis_complete", "Redis holds every revocation and is believed")
                 return
             self.cache = "not complete"
-            await self._rebuild(server)
+            await self._rebuild(server, marker or b"")
         except TemporarilyUnavailable as e:
             self._note("away", "redis_away", f"Redis is not used, the database answers ({e.cause})")
 
-    async def _rebuild(self, server: Server) -> None:
-        """Makes Redis complete. Of several processes one does it at a time.
+    async def _rebuild(self, server: Server, marker: bytes) -> None:
+        """Makes Redis complete. Of several processes one does it, unless the marker is another by now than was seen.
 
         Raises:
             TemporarilyUnavailable: Redis or the database went away half-way; the marker was not set.
         """
         assert server.identity is not None
         nonce = secrets.token_hex(16)
-        if not await self._on(server, ("SET", _NONCE, nonce, "NX", "EX", _NONCE_LIVES)):
+        if not await self._on(server, ("EVAL", _BEGIN, "2", _NONCE, _MARKER, nonce, marker, _NONCE_LIVES)):
             return
-        claimed = await self._claim(server.identity)
+        try:
+            await self._fill(server, server.identity, nonce)
+        except TemporarilyUnavailable:
+            with suppress(TemporarilyUnavailable):  # so that nobody has to wait until it expires
+                await self._on(server, ("EVAL", _LEAVE, "1", _NONCE, nonce))
+            raise
+
+    async def _fill(self, server: Server, identity: str, nonce: str) -> None:
+        claimed = await self._claim(identity)
         if claimed is None:
-            await self._on(server, ("DEL", _NONCE))
+            await self._on(server, ("EVAL", _LEAVE, "1", _NONCE, nonce))
             return
         ended = await self._ended_lately()
         for start in range(0, len(ended), _CHUNK):
             # With the time that each has left, so that a rebuild does not prolong them.
-            commands = [("SET", _name(i), "1", "EX", str(left)) for i, left in ended[start : start + _CHUNK]]
+            commands = [("SET", _name(i), "1", "EX", _seconds(left)) for i, left in ended[start : start + _CHUNK]]
             await self._all_on(server, [*commands, ("EXPIRE", _NONCE, _NONCE_LIVES)], limit=timedelta(seconds=2))
-        if await self._on(server, ("EVAL", _FINISH, "2", _NONCE, _MARKER, nonce, claimed)):
+        finish = ("EVAL", _FINISH, "2", _NONCE, _MARKER, nonce, claimed, _seconds(MARKER_LIVES))
+        if await self._on(server, finish):
             await self.read_fence()
             self._note("complete", "redis_complete", "Redis holds every revocation and is believed")
 
@@ -427,18 +483,18 @@ class Revocations:
             await tx.execute(update(CacheFence).values(epoch=epoch, server=identity, changed_at=self._db.now()))
             return epoch
 
-    async def _ended_lately(self) -> list[tuple[UUID, int]]:
+    async def _ended_lately(self) -> list[tuple[UUID, timedelta]]:
         async with self._db.look() as connection:
             now: datetime = (await connection.execute(select(self._db.now()))).scalar_one()
             rows = await connection.execute(
                 select(Session.id, Session.ended_at).where(Session.ended_at > now - REMEMBERED_FOR)
             )
-            return [(row.id, max(1, -(-(row.ended_at + REMEMBERED_FOR - now) // timedelta(seconds=1)))) for row in rows]
+            return [(row.id, row.ended_at + REMEMBERED_FOR + MARKER_LIVES - now) for row in rows]
 
-    async def _on(self, server: Server, command: tuple[str, ...]) -> Any:
+    async def _on(self, server: Server, command: Command) -> Any:
         return (await self._all_on(server, [command], limit=ACKNOWLEDGE_LIMIT))[0]
 
-    async def _all_on(self, server: Server, commands: Sequence[tuple[str, ...]], *, limit: timedelta) -> list[Any]:
+    async def _all_on(self, server: Server, commands: Sequence[Command], *, limit: timedelta) -> list[Any]:
         answered_by, replies = await self._command(commands, limit=limit)
         if answered_by != server:
             raise TemporarilyUnavailable("another server answers now")
@@ -448,7 +504,7 @@ class Revocations:
         self.cache = cache
         if event != self._noted:
             self._noted = event
-            self._report(event, detail=text)
+            self._report(event, level="info" if cache == "complete" else "warning", detail=text)
 
     # -- for /readyz, the doctor and the end
 
@@ -472,6 +528,12 @@ class Revocations:
         known = self._believes(server, marker, monotonic(), VOUCHES_FOR)
         return "complete" if known else "not complete"
 
+    async def may_evict(self) -> bool:
+        """Whether there is a Redis that may evict keys, so that it is never believed."""
+        with suppress(TemporarilyUnavailable):
+            return self._redis is not None and (await self._command([], limit=ACKNOWLEDGE_LIMIT))[0].evicts
+        return False
+
     async def close(self) -> None:
         """Lets a reading or rebuild under way end (it would open again what is closed), then closes the connections."""
         if self._tasks:
@@ -487,7 +549,7 @@ def _pool(url: str) -> redis_asyncio.ConnectionPool:
         url,
         max_connections=8,
         timeout=ACKNOWLEDGE_LIMIT.total_seconds(),
-        socket_timeout=2.0,
+        socket_timeout=None,  # each call has one limit for all that it sends and reads: see `_command`
         socket_connect_timeout=1.0,
         retry=Retry(NoBackoff(), 0),
         retry_on_timeout=False,

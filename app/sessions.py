@@ -25,21 +25,21 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import Enum, auto
 from functools import cache
-from typing import Any, Literal
+from itertools import chain
+from typing import Any, Literal, cast
 from uuid import UUID
 
-from sqlalchemy import Select, TextualSelect, delete, or_, select, text, update
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy import Select, Table, and_, case, delete, or_, select, update
 
 from app.access_tokens import AccessToken, AccessTokens
 from app.batches import Batch
 from app.db import Database, own_task
 from app.errors import InvalidGrant, InvalidToken, NotFound, NoToken, Reason, TemporarilyUnavailable
 from app.keys import Keys
-from app.models import Session, User, microseconds, uuid7
+from app.models import Session, User, microseconds, moment, uuid7
 from app.passwords import Authenticated
 from app.refresh_tokens import LAST_GENERATION, RefreshKey, RefreshToken, issue
-from app.revocations import REMEMBERED_FOR, Ending, Revocations
+from app.revocations import REMEMBERED_FOR, Ending, Revocations, settled
 from app.settings import Settings
 
 Scope = Literal["this", "others", "all"]
@@ -169,6 +169,7 @@ class Sessions:
         self._client_id = settings.client_id
         # Two on their way: one stuck connection must not stop every refresh. SQLite has one writer at a time.
         self._rotations = Batch(self._rotate, in_flight=2 if db.is_postgres else 1)
+        self._logouts = Batch(self._log_out, reserve=1 if db.is_postgres else 0)
         self._reads = Batch(self._read)
 
     # -- start
@@ -227,6 +228,9 @@ class Sessions:
             TemporarilyUnavailable: the database is away, or the session was locked by others three times.
         """
         presented = self._keys.verify_refresh_token(text)
+        if self._keys.retired(presented.key.number):
+            reason = await self._over_under_retired_key(presented.session_id)
+            raise InvalidGrant("retired refresh key", reason=reason)
         for wait in _WAITS:
             rotated = await self._rotations(presented)
             if rotated is not None:
@@ -254,32 +258,26 @@ class Sessions:
     async def _rotate(self, batch: Sequence[RefreshToken]) -> Sequence[tuple[State, RefreshToken] | None]:
         """Rotates each session whose newest token was presented: one statement, one commit for all of them."""
         key = self._keys.signing_refresh
-        successors = {presented.digest: presented.successor(key) for presented in batch}
-        parameters: dict[str, Any] = {"key_id": key.number, "last": LAST_GENERATION}
+        presented = [token.digest for token in batch]
+        successors = {digest: token.successor(key) for digest, token in zip(presented, batch, strict=True)}
+        derived = {digest: successor.digest for digest, successor in successors.items()}
+        ids = [successor.session_id for successor in successors.values()]
+        rows: Sequence[Any]
         if self._db.is_postgres:
-            statement = _ROTATE_POSTGRES
-            parameters |= {
-                "ids": [successor.session_id for successor in successors.values()],
-                "old": list(successors),
-                "new": [successor.digest for successor in successors.values()],
-                "idle": self._idle,
-                "absolute": self._absolute,
-            }
+            rows = await self._db.fetch(
+                _ROTATE_POSTGRES,
+                *(ids, list(derived), list(derived.values()), key.number, LAST_GENERATION, self._idle, self._absolute),
+            )
         else:
-            statement = _rotate_sqlite(len(successors))
-            parameters |= {
-                "now": microseconds(self._db.clock()),
-                "idle": microseconds(self._idle),
-                "absolute": microseconds(self._absolute),
-            }
-            for i, (old, successor) in enumerate(successors.items()):
-                parameters |= {f"i{i}": successor.session_id.hex, f"o{i}": old, f"n{i}": successor.digest}
-        async with self._db.alone() as connection:
-            rows = (await connection.execute(statement, parameters)).mappings().all()
+            now, idle, absolute = (microseconds(each) for each in (self._db.clock(), self._idle, self._absolute))
+            members = zip((session_id.hex for session_id in ids), derived, derived.values(), strict=True)
+            statement = _rotate_sqlite(len(ids))
+            found = await self._db.fetch(statement, key.number, LAST_GENERATION, now, idle, absolute, *chain(*members))
+            rows = [_of_sqlite(row) for row in found]
         rotated = {row["token_digest"]: self._state(row, None) for row in rows}
         return [
-            (rotated[successor.digest], successor) if successor.digest in rotated else None
-            for successor in (successors[presented.digest] for presented in batch)
+            (rotated[derived[digest]], successors[digest]) if derived[digest] in rotated else None
+            for digest in presented
         ]
 
     async def _read(self, ids: Sequence[UUID]) -> Sequence[State | None]:
@@ -336,9 +334,8 @@ class Sessions:
     async def _end_for_reuse(self, session_id: UUID, generation: int) -> Reason:
         """Ends a session of which an old generation was presented; the reason that it ended for, maybe earlier."""
         async with self._revocations.ending([session_id]) as ending:
-            ending.ended |= await _end(
-                ending.tx, self._db.now(), "reuse_detected", Session.id == session_id, Session.generation > generation
-            )
+            older = Session.generation > generation
+            await _end(ending, self._db.now(), "reuse_detected", Session.id == session_id, older)
             reason = await ending.tx.scalar(select(Session.end_reason).where(Session.id == session_id))
         return reason or "reuse_detected"  # type: ignore[return-value]  # the column holds only reasons
 
@@ -348,8 +345,56 @@ class Sessions:
         async with self._revocations.ending(session_ids) as ending:
             # By id, as everywhere: two transactions that end several must not wait for each other.
             which = select(Session.id).where(Session.id.in_(session_ids)).order_by(Session.id).with_for_update()
-            ending.ended |= await _end(ending.tx, self._db.now(), reason, Session.id.in_(which))
-        return len(ending.ended)
+            await _end(ending, self._db.now(), reason, Session.id.in_(which))
+        return ending.lived
+
+    async def end_under(self, key_number: int, *, most: int = 1000) -> int:
+        """Ends the live sessions under a refresh key that was retired, `most` in a transaction; how many.
+
+        It walks the primary key as `gc` does. Broken off, it can be called again. Instances that have yet to read
+        that the key is retired may sign in under it meanwhile: call it once more when `READ_BY_ALL` has passed.
+        """
+        ended, after = 0, UUID(int=0)
+        while True:
+            last, count = await self._end_range(after, key_number, most)
+            ended += count
+            if last is None:
+                return ended
+            after = last
+
+    @own_task
+    async def _end_range(self, after: UUID, key_number: int, most: int) -> tuple[UUID | None, int]:
+        async with self._db.look() as connection:
+            columns = select(Session.id, Session.key_id, Session.ended_at)
+            rows = (await connection.execute(columns.where(Session.id > after).order_by(Session.id).limit(most))).all()
+        if not rows:
+            return None, 0
+        under = Session.key_id == key_number
+        ids = {row.id for row in rows if row.key_id == key_number and row.ended_at is None}
+        if not ids:
+            return rows[-1].id, 0
+        await self._revocations.read_fence()  # the walk may take longer than a command's one reading is good for
+        async with self._revocations.ending(ids) as ending:
+            which = select(Session.id).where(Session.id.in_(ids), under).order_by(Session.id).with_for_update()
+            await _end(ending, self._db.now(), "revoked_by_admin", Session.id.in_(which), under)
+        return rows[-1].id, ending.lived
+
+    async def _over_under_retired_key(self, session_id: UUID) -> Reason:
+        """Why the session of a token whose key is retired is over.
+
+        Whoever has that key could have made the token: it ends nothing but what retiring the key ends.
+
+        Raises:
+            InvalidGrant: the session goes on under another key, or there is none.
+        """
+        state = await self._reads(session_id)
+        if state is not None and not state.over() and self._keys.retired(state.key_id):
+            await self.end({session_id}, "revoked_by_admin")  # `end_under` has yet to come here
+            state = await self._reads(session_id)
+        over = state.over() if state is not None else None
+        if over is None:
+            raise InvalidGrant("retired refresh key")
+        return over
 
     async def logout(self, access_token: str | None, refresh_token: str | None, scope: Scope) -> set[UUID]:
         """Ends the session of each token, or the user's others, or all; the sessions that were presented.
@@ -362,9 +407,14 @@ class Sessions:
             InvalidToken, InvalidGrant: none of the tokens is ours, or it can't end other sessions.
             TemporarilyUnavailable: the database is away; nothing was ended.
         """
-        presented = self._presented(access_token, refresh_token)
+        presented = await self._presented(access_token, refresh_token)
         if scope == "this":
-            await self.end(set(presented), "logout")
+            for session_id in presented:
+                settles_at = await self._logouts(session_id)
+                if settles_at is None:
+                    await self.end({session_id}, "logout")
+                else:
+                    await settled(settles_at)
             return set(presented)
         # All are checked before any is ended: a refused request changes nothing.
         states = [await self._opened_by(i, token, access_token, scope) for i, token in presented.items()]
@@ -374,6 +424,17 @@ class Sessions:
         if over := {state.id for state in states if state.over()}:
             await self.end(over, "logout_all")
         return set(presented)
+
+    async def _log_out(self, ids: Sequence[UUID]) -> Sequence[float | None]:
+        """Ends those that live, in one transaction: when each has settled.
+
+        None for one that was over, or that someone holds: it must not keep the others waiting, and `end` sees to it.
+        """
+        async with self._revocations.committing(ids) as ending:
+            which = select(Session.id).where(Session.id.in_(set(ids))).order_by(Session.id)
+            which = which.with_for_update(skip_locked=True)
+            await _end(ending, self._db.now(), "logout", Session.id.in_(which))
+        return [ending.settles_at if i in ending.ended else None for i in ids]
 
     async def _opened_by(
         self, session_id: UUID, token: RefreshToken | None, access_token: str | None, scope: Scope
@@ -391,7 +452,9 @@ class Sessions:
             raise InvalidGrant("session is over", reason=over)
         if token is None:
             assert access_token is not None
-            self._access_tokens.verify(access_token, self._db.clock())
+            verified = self._access_tokens.verify(access_token, self._db.clock())
+            if verified.subject != str(state.user_id):  # whoever shares the HS256 key can mint any claim
+                raise InvalidToken("no such session of this subject")
         elif not over and token.digest != state.token_digest:
             # Then only one that a refresh would still be answered for.
             verdict = judge(state, token, self._keys.refresh(state.key_id), self._window)
@@ -399,7 +462,7 @@ class Sessions:
                 raise InvalidGrant("an old token can't end other sessions")
         return state
 
-    def _presented(self, access_token: str | None, refresh_token: str | None) -> dict[UUID, RefreshToken | None]:
+    async def _presented(self, access_token: str | None, refresh_token: str | None) -> dict[UUID, RefreshToken | None]:
         """The sessions of the tokens, with the refresh token where one was presented."""
         sessions: dict[UUID, RefreshToken | None] = {}
         refusal: InvalidToken | InvalidGrant = NoToken("no token")
@@ -412,6 +475,8 @@ class Sessions:
         if refresh_token is not None:
             try:
                 presented = self._keys.verify_refresh_token(refresh_token)
+                if self._keys.retired(presented.key.number):
+                    await self._over_under_retired_key(presented.session_id)
                 sessions[presented.session_id] = presented
             except InvalidGrant as e:
                 refusal = e
@@ -424,7 +489,7 @@ class Sessions:
         """Ends the sessions of a user but some; how many were live."""
         async with ending_of(self._db, self._revocations, user_id, reason, but=but) as ending:
             pass  # nothing else changes
-        return len(ending.ended)
+        return ending.lived
 
     # -- look
 
@@ -523,46 +588,58 @@ class Sessions:
             return ids[-1], len(gone.all())
 
 
+_table = cast("Table", Session.__table__)
+
 # Named, so that a column that a later release adds changes no prepared statement of this one.
 _COLUMNS = tuple(Session.__table__.columns)
 
 # Design section 2. SKIP LOCKED: a row that another transaction holds is left out instead of waited for, so no two
 # statements can wait for each other; the caller reads it and decides. Deadlines hold under today's policy too.
-_ROTATE_POSTGRES = text(f"""
+_ROTATE_POSTGRES = f"""
 WITH batch AS (
-  SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:old AS bytea[]), CAST(:new AS bytea[])) AS b(id, old, new)
+  SELECT * FROM unnest($1::uuid[], $2::bytea[], $3::bytea[]) AS b(id, old, new)
 ), hit AS MATERIALIZED (
   SELECT s.id, b.new FROM batch b JOIN sessions s ON s.id = b.id
-  WHERE s.token_digest = b.old AND s.ended_at IS NULL AND s.generation < :last
+  WHERE s.token_digest = b.old AND s.ended_at IS NULL AND s.generation < $5
     AND s.idle_expires_at > statement_timestamp() AND s.absolute_expires_at > statement_timestamp()
-    AND s.rotated_at + CAST(:idle AS interval) > statement_timestamp()
-    AND s.created_at + CAST(:absolute AS interval) > statement_timestamp()
+    AND s.rotated_at + $6::interval > statement_timestamp()
+    AND s.created_at + $7::interval > statement_timestamp()
   ORDER BY s.id FOR NO KEY UPDATE OF s SKIP LOCKED
 )
 UPDATE sessions s
-SET token_digest = hit.new, key_id = :key_id, generation = s.generation + 1, rotated_at = statement_timestamp(),
+SET token_digest = hit.new, key_id = $4, generation = s.generation + 1, rotated_at = statement_timestamp(),
   idle_expires_at = least(
-    statement_timestamp() + CAST(:idle AS interval), s.absolute_expires_at, s.created_at + CAST(:absolute AS interval))
+    statement_timestamp() + $6::interval, s.absolute_expires_at, s.created_at + $7::interval)
 FROM hit WHERE s.id = hit.id
 RETURNING {", ".join(f"s.{column.name}" for column in _COLUMNS)}
-""").columns(*_COLUMNS)  # noqa: S608  # only names of columns are put in
+"""  # noqa: S608  # only names of columns are put in
 
 
 @cache
-def _rotate_sqlite(count: int) -> TextualSelect:
-    values = ", ".join(f"(:i{i}, :o{i}, :n{i})" for i in range(count))
-    return text(f"""
+def _rotate_sqlite(count: int) -> str:
+    values = ", ".join(f"(?{i}, ?{i + 1}, ?{i + 2})" for i in range(6, 6 + 3 * count, 3))
+    return f"""
 WITH batch(id, old, new) AS (VALUES {values})
 UPDATE sessions
-SET token_digest = batch.new, key_id = :key_id, generation = generation + 1, rotated_at = :now,
-  idle_expires_at = min(:now + :idle, absolute_expires_at, created_at + :absolute)
+SET token_digest = batch.new, key_id = ?1, generation = generation + 1, rotated_at = ?3,
+  idle_expires_at = min(?3 + ?4, absolute_expires_at, created_at + ?5)
 FROM batch
 WHERE sessions.id = batch.id AND sessions.token_digest = batch.old AND sessions.ended_at IS NULL
-  AND sessions.generation < :last
-  AND sessions.idle_expires_at > :now AND sessions.absolute_expires_at > :now
-  AND sessions.rotated_at + :idle > :now AND sessions.created_at + :absolute > :now
+  AND sessions.generation < ?2
+  AND sessions.idle_expires_at > ?3 AND sessions.absolute_expires_at > ?3
+  AND sessions.rotated_at + ?4 > ?3 AND sessions.created_at + ?5 > ?3
 RETURNING {", ".join(column.name for column in _COLUMNS)}
-""").columns(*_COLUMNS)  # noqa: S608  # only the numbers of parameters and names of columns are put in
+"""  # noqa: S608  # only the numbers of parameters and names of columns are put in
+
+
+def _of_sqlite(values: Sequence[Any]) -> dict[str, Any]:
+    """A row as Postgres would give it."""
+    row = dict(zip((column.name for column in _COLUMNS), values, strict=True))
+    for name in ("id", "user_id"):
+        row[name] = UUID(hex=row[name])
+    for name in ("created_at", "rotated_at", "idle_expires_at", "absolute_expires_at"):
+        row[name] = moment(row[name])
+    return row
 
 
 def live_of(user_id: UUID) -> Select[UUID]:
@@ -583,16 +660,23 @@ async def ending_of(
     async with revocations.ending(live - but) as ending:
         yield ending
         which = live_of(user_id).where(Session.id.not_in(but)) if but else live_of(user_id)
-        ending.ended |= await _end(ending.tx, db.now(), reason, Session.id.in_(which.with_for_update()))
+        await _end(ending, db.now(), reason, Session.id.in_(which.with_for_update()))
 
 
-async def _end(tx: AsyncSession, now: Any, reason: Reason, *which: Any) -> set[UUID]:
-    # The first reason stays: to end what has ended changes nothing.
-    ended = await tx.scalars(
-        update(Session)
+async def _end(ending: Ending, now: Any, reason: Reason, *which: Any) -> None:
+    # The first reason stays: to end what has ended changes nothing, and a deadline that has passed was first. (The row
+    # is marked all the same: until their leeway is over, its access tokens would be good.)
+    late = Session.idle_expires_at <= now
+    idle = Session.idle_expires_at < Session.absolute_expires_at
+    ended = await ending.tx.execute(
+        update(_table)  # and not the class, whose bookkeeping of objects would cost more than the statement
         .where(*which, Session.ended_at.is_(None))
-        .values(ended_at=now, end_reason=reason)
-        .returning(Session.id)
-        .execution_options(synchronize_session=False)
+        .values(
+            ended_at=case((late, Session.idle_expires_at), else_=now),
+            end_reason=case((and_(late, idle), "idle_timeout"), (late, "absolute_timeout"), else_=reason),
+        )
+        .returning(_table.c.id, _table.c.end_reason)
     )
-    return set(ended.all())
+    for row in ended:
+        ending.ended.add(row.id)
+        ending.lived += row.end_reason == reason

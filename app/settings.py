@@ -13,19 +13,31 @@ import ipaddress
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 from urllib.parse import parse_qs, urlsplit
 
 from dotenv import dotenv_values
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 PREFIX = "KEYTURN_"
 
 _DATABASE_OPTIONS = {"host", "port", "ssl", "sslmode", "prepared_statement_cache_size"}
+
+# What an operator may say of the connection to Redis: a pattern, and its words. The driver would take any parameter of
+# its own from the URL, in the place of Keyturn's too (see `revocations`), and know a TypeError for others.
+_REDIS_OPTIONS = {
+    "db": ("[0-9]{1,5}", "a whole number"),
+    "ssl_ca_certs": (".+", "a file"),
+    "ssl_certfile": (".+", "a file"),
+    "ssl_keyfile": (".+", "a file"),
+    "ssl_cert_reqs": ("required|none", "required or none"),
+    "ssl_check_hostname": ("true|false", "true or false"),
+}
 
 LONGEST_ACCESS_TOKEN = timedelta(hours=1)
 """No setting makes a longer access token, and none is accepted. Revocations are remembered for this long whatever
@@ -59,21 +71,25 @@ def _none(value: object) -> object:
 def _url(value: object) -> object:
     if isinstance(value, str):
         try:
-            urlsplit(value).port  # noqa: B018  # looked at because that is when it is checked
+            parts = urlsplit(value)
+            parts.port  # noqa: B018  # looked at because that is when it is checked
+            # Not so for every parser: some would take what follows the first @ of a password for the host.
+            stray = parts.netloc.count("@") > 1 or "@" in parts.path
         except ValueError:  # its own message repeats a part of the value, which may be of the password
-            raise ValueError("is not a URL (in a user or password, write @ : / # as %40 %3A %2F %23)") from None
+            stray = True
+        if stray:
+            raise ValueError("is not a URL (in a user or password, write @ : / # as %40 %3A %2F %23)")
     return _none(value)
 
 
 Seconds = Annotated[timedelta, BeforeValidator(_seconds)]
 
 
-class Settings(BaseModel):
-    """The settings. Unknown names are refused; no error repeats a value."""
+class Place(BaseModel):
+    """Where the database is: all that a migration needs. Unknown names are refused; no error repeats a value."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=False)
 
-    # Where things are
     data_dir: Annotated[Path, Field(description="Folder of the embedded default: SQLite database, master secret.")] = (
         Path("keyturn-data")
     )
@@ -82,6 +98,32 @@ class Settings(BaseModel):
         BeforeValidator(_url),
         Field(description="`postgresql://…` for production. Unset: SQLite in DATA_DIR."),
     ] = None
+
+    @property
+    def sqlalchemy_url(self) -> str:
+        """The database's URL with the driver that Keyturn uses, and that driver's name for libpq's ``sslmode``."""
+        if self.database_url is None:
+            return f"sqlite+aiosqlite:///{self.data_dir.absolute() / 'keyturn.db'}"
+        url = re.sub(r"^(postgres(ql)?)(\+\w+)?://", "postgresql+asyncpg://", self.database_url.get_secret_value())
+        return re.sub(r"([?&])sslmode=", r"\1ssl=", url)
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        url = self.database_url.get_secret_value() if self.database_url else "postgresql://"
+        if not re.match(r"(postgres|postgresql|postgresql\+asyncpg|sqlite\+aiosqlite)://", url):
+            raise ValueError("DATABASE_URL must begin with postgresql:// (or be unset for SQLite)")
+        options = parse_qs(urlsplit(url).query)  # the driver knows a TypeError or a traceback for others
+        if not options.keys() <= _DATABASE_OPTIONS:
+            raise ValueError(f"DATABASE_URL: its options may be {', '.join(sorted(_DATABASE_OPTIONS))}")
+        for name in ("port", "prepared_statement_cache_size"):
+            if not all(value.isascii() and value.isdigit() for value in options.get(name, ())):
+                raise ValueError(f"DATABASE_URL: {name} must be a whole number")
+        return self
+
+
+class Settings(Place):
+    """All settings."""
+
     redis_url: Annotated[
         SecretStr | None,
         BeforeValidator(_url),
@@ -168,6 +210,9 @@ class Settings(BaseModel):
     database_pool: Annotated[
         int, Field(ge=2, le=200, description="Postgres connections of one process, beside two that watch the fence.")
     ] = 10
+    pgbouncer: Annotated[
+        bool, Field(description="PgBouncer in transaction mode (or a pooler like it) stands before Postgres.")
+    ] = False
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="Least level logged.")] = (
         "info"
     )
@@ -194,35 +239,19 @@ class Settings(BaseModel):
         return None if url == "none" else url
 
     @property
-    def sqlalchemy_url(self) -> str:
-        """The database's URL with the driver that Keyturn uses, and that driver's name for libpq's ``sslmode``."""
-        if self.database_url is None:
-            return f"sqlite+aiosqlite:///{self.data_dir.absolute() / 'keyturn.db'}"
-        url = re.sub(r"^(postgres(ql)?)(\+\w+)?://", "postgresql+asyncpg://", self.database_url.get_secret_value())
-        return re.sub(r"([?&])sslmode=", r"\1ssl=", url)
-
-    @property
     def secret_path(self) -> Path:
         """Where the embedded default keeps the master secret that it made."""
         return self.data_dir / "secret"
 
     @model_validator(mode="after")
     def _coherent(self) -> Self:
-        database = urlsplit(self.database_url.get_secret_value() if self.database_url else "postgresql:")
         issuer = self.issuer or "https://default"
-        for broken, rule in (
-            (
-                database.scheme not in {"postgres", "postgresql", "postgresql+asyncpg", "sqlite+aiosqlite"},
-                "DATABASE_URL must begin with postgresql:// (or be unset for SQLite)",
-            ),
-            (
-                not parse_qs(database.query).keys() <= _DATABASE_OPTIONS,  # the driver knows a TypeError for others
-                f"DATABASE_URL: its options may be {', '.join(sorted(_DATABASE_OPTIONS))}",
-            ),
+        rules = (
             (
                 self.redis is not None and urlsplit(self.redis).scheme not in {"redis", "rediss", "unix"},
                 "REDIS_URL must begin with redis:// or rediss:// (or be: none)",
             ),
+            *_redis_rules(self.redis or ""),
             (
                 self.production and self.redis_url is None,
                 "REDIS_URL must be set with a Postgres DATABASE_URL (REDIS_URL=none: no Redis)",
@@ -255,15 +284,32 @@ class Settings(BaseModel):
                 self.argon2_memory < 8 * self.argon2_lanes,
                 "ARGON2_MEMORY must be at least 8 KiB for each of ARGON2_LANES (RFC 9106 section 3.1)",
             ),
-        ):
-            if broken:
-                raise ValueError(rule)
+        )
+        if broken_rules := [rule for broken, rule in rules if broken]:
+            raise ValueError(f"; {PREFIX}".join(broken_rules))
         for proxy in filter(None, self.trusted_proxies.split(",")):
             try:
                 ipaddress.ip_network(proxy.strip(), strict=False)
             except ValueError:
                 raise ValueError("TRUSTED_PROXIES must be addresses or networks, comma-separated") from None
         return self
+
+
+def _redis_rules(url: str) -> Iterator[tuple[bool, str]]:
+    parts = urlsplit(url)
+    options = parse_qs(parts.query, keep_blank_values=True)
+    if parts.scheme in {"redis", "rediss"} and parts.path not in {"", "/"}:
+        options.setdefault("db", []).append(parts.path[1:])
+    allowed = {name: o for name, o in _REDIS_OPTIONS.items() if parts.scheme == "rediss" or name == "db"}
+    yield (
+        not options.keys() <= allowed.keys(),
+        f"REDIS_URL: its options may be {', '.join(_REDIS_OPTIONS)} (ssl_… only with rediss://)",
+    )
+    for name, (pattern, words) in allowed.items():
+        values = options.get(name)
+        # Of two the driver would take one, and for a database that is no number it would take 0.
+        bad = values is not None and (len(values) > 1 or not re.fullmatch(pattern, values[0]))
+        yield bad, f"REDIS_URL: {name} must be {words}, and said once"
 
 
 def read(environ: Mapping[str, str] | None = None, *, config: Path | None = None, **overrides: Any) -> Settings:
@@ -274,16 +320,51 @@ def read(environ: Mapping[str, str] | None = None, *, config: Path | None = None
     """
     values = _sources(os.environ if environ is None else environ, config)
     values |= {name: value for name, value in overrides.items() if value is not None}
+    return _validated(Settings, values)
+
+
+_P = TypeVar("_P", bound=Place)
+
+
+def _validated(model: type[_P], values: dict[str, Any]) -> _P:
     try:
-        return Settings.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as e:
-        first = e.errors(include_input=False, include_context=False, include_url=False)[0]
-        name = f"{PREFIX}{str(first['loc'][0]).upper()}: " if first["loc"] else PREFIX
-        text = "there is no such setting" if first["type"] == "extra_forbidden" else first["msg"]
-        raise ConfigurationError(name + text.removeprefix("Value error, ")) from None
+        errors = e.errors(include_input=False, include_context=False, include_url=False)
+        raise ConfigurationError("; ".join(_in_words(error) for error in errors)) from None
 
 
-def _sources(environ: Mapping[str, str], config: Path | None) -> dict[str, Any]:
+def _in_words(error: ErrorDetails) -> str:
+    text = error["msg"].removeprefix("Value error, ")
+    if not error["loc"]:
+        return PREFIX + text
+    name = str(error["loc"][0])
+    if error["type"] == "extra_forbidden":
+        text = "there is no such setting"
+    elif error["type"] == "string_too_short":
+        text = "must not be empty"
+    elif error["type"] != "value_error" and (accepted := accepts(name)):
+        text = f"must be {accepted}"
+    return f"{PREFIX}{name.upper()}: {text}"
+
+
+def accepts(name: str) -> str:
+    """What a setting's value may be, in words; empty where only its description can say it."""
+    field = Settings.model_fields[name]
+    if field.annotation is bool:
+        return "true or false"
+    if get_origin(field.annotation) is Literal:
+        return " or ".join(map(str, get_args(field.annotation)))
+    # Each bound is a metadatum of its own, with the one attribute.
+    least, most = (next((getattr(m, b) for m in field.metadata if hasattr(m, b)), None) for b in ("ge", "le"))
+    if isinstance(least, timedelta) and isinstance(most, timedelta):
+        second = timedelta(seconds=1)
+        return f"{least // second} to {most // second} seconds"
+    return f"{least} to {most}" if most is not None else ""
+
+
+def _sources(environ: Mapping[str, str], config: Path | None, only: Collection[str] | None = None) -> dict[str, Any]:
+    """What the sources say, of all settings or of some; files that are named for others are not opened."""
     values: dict[str, Any] = {}
     try:
         dotenv = dotenv_values(".env", interpolate=False)  # a password may hold a "${"
@@ -292,7 +373,7 @@ def _sources(environ: Mapping[str, str], config: Path | None) -> dict[str, Any]:
     named = environ.get(f"{PREFIX}CONFIG") or dotenv.get(f"{PREFIX}CONFIG")
     if config := config or (Path(named) if named else None):
         try:
-            values.update(_from_files(tomllib.loads(config.read_text(encoding="utf-8"))))
+            values.update(_from_files(tomllib.loads(config.read_text(encoding="utf-8")), only))
         except OSError as e:
             raise ConfigurationError(f"--config: can't be read ({e.strerror})") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError):
@@ -300,19 +381,22 @@ def _sources(environ: Mapping[str, str], config: Path | None) -> dict[str, Any]:
     for source in (dotenv, environ):
         found = {name.removeprefix(PREFIX).lower(): v for name, v in source.items() if name.startswith(PREFIX)}
         found.pop("config", None)
-        values.update(_from_files(found))
+        values.update(_from_files(found, only))
     return values
 
 
-def _from_files(values: dict[str, Any]) -> dict[str, Any]:
+def _from_files(values: dict[str, Any], only: Collection[str] | None) -> dict[str, Any]:
     """Replaces each ``x_file`` by ``x`` with the file's content: a secret need not stand in the environment."""
+    if only is not None:
+        values = {name: value for name, value in values.items() if name.removesuffix("_file") in only}
     for name in [n for n in values if n.endswith("_file")]:
         target = name.removesuffix("_file")
         if target in values:
             raise ConfigurationError(f"{PREFIX}{name.upper()}: {PREFIX}{target.upper()} is set too; use one of them")
         try:
             path = Path(values.pop(name))
-            if target == "secret" and path.stat().st_mode & 0o007:
+            mode = mode_if_ours(path, f"{PREFIX}{name.upper()}: ")
+            if target == "secret" and mode & 0o007:
                 raise ConfigurationError(f"{PREFIX}SECRET_FILE: is open to everyone; chmod 600 it")
             values[target] = path.read_text(encoding="utf-8").strip()
         except OSError as e:
@@ -374,28 +458,41 @@ def _decode(text: str) -> bytes | None:
 
 
 def database_url_of_migrations() -> str:
-    """The database's URL for `alembic`, which needs no other setting; makes the folder of the embedded default."""
-    values = _sources(os.environ, None)
-    chosen = {name: value for name, value in values.items() if name in {"database_url", "data_dir"}}
-    # Nothing but the URL is looked at: who migrates need not hold the master secret.
-    settings = Settings.model_construct(
-        data_dir=Path(chosen.get("data_dir") or Settings.model_fields["data_dir"].default),
-        database_url=SecretStr(chosen["database_url"]) if chosen.get("database_url") else None,
-    )
-    if settings.database_url is None:
-        make_data_dir(settings)
-    return settings.sqlalchemy_url
+    """The database's URL for `alembic`, which needs no other setting; makes the folder of the embedded default.
+
+    Raises:
+        ConfigurationError: it can't work. Nothing else is looked at: who migrates need not hold the master secret.
+    """
+    place = _validated(Place, _sources(os.environ, None, only=Place.model_fields.keys()))
+    if place.database_url is None:
+        make_data_dir(place)
+    return place.sqlalchemy_url
 
 
-def make_data_dir(settings: Settings) -> None:
+def make_data_dir(settings: Place) -> None:
     """Makes the folder of the embedded default, for its owner alone.
 
     Raises:
-        ConfigurationError: it can't be made, or others may enter it.
+        ConfigurationError: it can't be made, others may enter it, or it is another user's.
     """
     try:
         settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if os.name == "posix" and settings.data_dir.stat().st_mode & 0o077:
+        if mode_if_ours(settings.data_dir, f"{PREFIX}DATA_DIR: ") & 0o077 and os.name == "posix":
             raise ConfigurationError(f"{PREFIX}DATA_DIR: is open to others; chmod 700 it")
     except OSError as e:
         raise ConfigurationError(f"{PREFIX}DATA_DIR: can't be made ({e.strerror})") from None
+
+
+def mode_if_ours(path: Path, name: str) -> int:
+    """The mode of a file or folder, unless we are root and it is another user's.
+
+    Its mode keeps nobody out who owns it, and root alone is let into what is another's in spite of the mode.
+
+    Raises:
+        ConfigurationError: it is another user's. The line begins with `name`.
+        OSError: there is none.
+    """
+    found = path.stat()
+    if os.name == "posix" and os.geteuid() == 0 != found.st_uid:
+        raise ConfigurationError(f"{name}belongs to another user; run as that user, or chown it to root")
+    return found.st_mode

@@ -9,6 +9,8 @@ from __future__ import annotations
 import base64
 import os
 import secrets
+import shutil
+import sys
 from pathlib import Path
 
 from alembic import command
@@ -20,28 +22,37 @@ from sqlalchemy.exc import DBAPIError
 from app.db import Database
 from app.errors import Conflict, TemporarilyUnavailable
 from app.models import User
-from app.settings import SECRET_BYTES, ConfigurationError, Settings, make_data_dir, master_secret
+from app.settings import SECRET_BYTES, ConfigurationError, Settings, make_data_dir, master_secret, mode_if_ours
 from app.users import Users
 
 ROOT = Path(__file__).parent.parent
 ADMINISTRATOR = "admin@localhost"
 
 
+def called() -> str:
+    """How whoever called this process calls the command again."""
+    if Path(sys.argv[0]).name == "keyturn":
+        return "keyturn"
+    if Path(sys.prefix).resolve() == (ROOT / ".venv").resolve() and (ROOT / "dev.py").exists():
+        return "python3 dev.py keyturn"
+    return "keyturn" if shutil.which("keyturn") else "python -m app"
+
+
 def master_secret_of(settings: Settings) -> bytes:
     """The master secret, from the settings or from the embedded default's own file.
 
     Raises:
-        ConfigurationError: there is none, it is weak, or others may read its file.
+        ConfigurationError: there is none, it is weak, or its file is another user's or open to others.
     """
     if settings.secret is not None:
         return master_secret(settings.secret.get_secret_value())
     path = settings.secret_path
     try:
-        if os.name == "posix" and path.stat().st_mode & 0o077:
+        if mode_if_ours(path, f"the master secret in {path} ") & 0o077 and os.name == "posix":
             raise ConfigurationError(f"the master secret in {path} is open to others; chmod 600 it")
         return master_secret(path.read_text(encoding="ascii"))
     except FileNotFoundError:
-        serve = "" if settings.database_url else ", or run keyturn serve once"
+        serve = "" if settings.database_url else f", or run {called()} serve once"
         raise ConfigurationError(f"there is no master secret: set KEYTURN_SECRET{serve}") from None
     except (OSError, UnicodeDecodeError):
         raise ConfigurationError(f"the master secret in {path} can't be read") from None
@@ -94,6 +105,17 @@ def migrate(settings: Settings) -> None:
         raise ConfigurationError(f"the database can't be brought to this release's schema ({e.orig})") from None
 
 
+def not_let_in(error: TemporarilyUnavailable | DBAPIError) -> str | None:
+    """What to say where the database refused us by its own rules, and not because it is away."""
+    refused = error if isinstance(error, DBAPIError) else error.__cause__
+    state: str = getattr(getattr(refused, "orig", None), "sqlstate", None) or ""
+    if state == "3D000":
+        return "there is no such database: make it, or correct DATABASE_URL"
+    if state.startswith(("28", "42501")):
+        return f"the database does not let us in (SQLSTATE {state}): look at user, password and rights"
+    return None
+
+
 async def check_schema(db: Database) -> None:
     """Compares the schema with this release's.
 
@@ -110,10 +132,8 @@ async def check_schema(db: Database) -> None:
             current = await connection.scalar(text("SELECT version_num FROM alembic_version"))
     except (TemporarilyUnavailable, DBAPIError) as e:
         # Only a table that is missing says that nothing was migrated; a wrong password or name says something else.
-        refused = e if isinstance(e, DBAPIError) else e.__cause__
-        state = getattr(getattr(refused, "orig", None), "sqlstate", None)
-        if state is not None and state.startswith(("28", "3D", "42501")):
-            raise ConfigurationError(f"the database does not let us in (SQLSTATE {state})") from None
+        if line := not_let_in(e):
+            raise ConfigurationError(line) from None
         if isinstance(e, TemporarilyUnavailable):
             raise TemporarilyUnavailable(f"the database can't be reached ({e.cause})") from None
         current = None

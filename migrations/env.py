@@ -11,11 +11,14 @@ from typing import Any
 
 from alembic import context
 from sqlalchemy import Connection, make_url, pool, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from app.db import sqlite_hooks
+from app.db import outage, sqlite_hooks
+from app.errors import TemporarilyUnavailable
 from app.models import Base
 from app.settings import ConfigurationError, database_url_of_migrations
+from app.setup import not_let_in
 
 _LOCK = 0x6B657900
 
@@ -26,19 +29,27 @@ def _configure(**where: Any) -> None:
     )
 
 
+# The lock is the session's, so that it covers every migration's own transaction. Whoever comes second waits for the
+# first and then finds nothing to do.
+_GUARD = (f"SELECT pg_advisory_lock({_LOCK})", "SET lock_timeout = '2s'")
+
+
 def _offline(url: str) -> None:
     _configure(url=url, literal_binds=True, dialect_opts={"paramstyle": "named"})
+    guarded = url.startswith("postgresql")
+    for statement in _GUARD if guarded else ():
+        context.execute(statement)
     with context.begin_transaction():
         context.run_migrations()
+    for statement in (f"SELECT pg_advisory_unlock({_LOCK})", "RESET lock_timeout") if guarded else ():
+        context.execute(statement)
 
 
 def _run(connection: Connection) -> None:
     _configure(connection=connection)
     if connection.dialect.name == "postgresql":
-        # The lock is the session's, so that it covers every migration's own transaction. Whoever comes second waits
-        # for the first and then finds nothing to do.
-        connection.execute(text(f"SELECT pg_advisory_lock({_LOCK})"))
-        connection.execute(text("SET lock_timeout = '2s'"))
+        for statement in _GUARD:
+            connection.execute(text(statement))
         connection.commit()
     with context.begin_transaction():
         context.run_migrations()
@@ -48,21 +59,41 @@ async def _online(url: str) -> None:
     engine = create_async_engine(url, poolclass=pool.NullPool)
     if engine.dialect.name == "sqlite":
         sqlite_hooks(engine.sync_engine, writes=True)
-    async with engine.connect() as connection:
-        await connection.run_sync(_run)
-        await connection.commit()
-    await engine.dispose()
+    try:
+        async with engine.connect() as connection:
+            await connection.run_sync(_run)
+            await connection.commit()
+    finally:
+        await engine.dispose()
 
 
-if context.is_offline_mode():
-    _offline(database_url_of_migrations())
-elif url := context.config.attributes.get("url"):
-    asyncio.run(_online(url))
-else:
+def _as_a_command() -> None:
+    """For `alembic`: what is wrong with the set-up is one line, and no traceback that might show a part of it.
+
+    Raises:
+        SystemExit: it is.
+    """
     try:
         url = database_url_of_migrations()
+        if context.is_offline_mode():
+            _offline(url)
+            return
+        # A job that lost its KEYTURN_DATABASE_URL must be seen to migrate the embedded default.
+        print(f"keyturn: migrating {make_url(url).render_as_string(hide_password=True)}", file=sys.stderr)  # noqa: T201
+        with outage():
+            asyncio.run(_online(url))
     except ConfigurationError as e:
         sys.exit(f"keyturn: {e}")
-    # A job that lost its KEYTURN_DATABASE_URL must be seen to migrate the embedded default.
-    print(f"keyturn: migrating {make_url(url).render_as_string(hide_password=True)}", file=sys.stderr)  # noqa: T201
-    asyncio.run(_online(url))
+    except TemporarilyUnavailable as e:
+        why = getattr(e.__cause__, "orig", None) or e.cause
+        sys.exit(f"keyturn: {not_let_in(e) or f'the database is not available ({why})'}")
+    except DBAPIError as e:
+        if line := not_let_in(e):
+            sys.exit(f"keyturn: {line}")
+        raise
+
+
+if url_of_a_start := context.config.attributes.get("url"):
+    asyncio.run(_online(url_of_a_start))
+else:
+    _as_a_command()

@@ -1,13 +1,14 @@
-"""How refusals stand in the OpenAPI document: one schema, each status with its header fields."""
+"""Answers as FastAPI gives them, and how refusals stand in the OpenAPI document."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from fastapi import Response
 from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from app.edge import UriTooLong
+from app.edge import Answer, UriTooLong
 from app.errors import (
     ContentTooLarge,
     HeaderFieldsTooLarge,
@@ -49,6 +50,14 @@ def refusals(*classes: type[Refusal]) -> dict[int | str, dict[str, Any]]:
         refused.status: {"model": Error, "description": refused.sentence, "headers": HEADERS.get(refused.status, {})}
         for refused in classes
     }
+
+
+def response(answer: Answer) -> Response:
+    """An answer as FastAPI's endpoints and handlers give it."""
+    status, headers, body = answer
+    given = Response(body, status)
+    given.raw_headers = headers
+    return given
 
 
 def documented(document: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Annotated, Any
 from uuid import UUID
@@ -14,6 +15,7 @@ from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import to_json
 
 from app.access_tokens import AccessToken
+from app.edge import Answer
 from app.errors import (
     AccessDenied,
     Conflict,
@@ -26,7 +28,7 @@ from app.errors import (
 )
 from app.keyturn import Keyturn
 from app.refresh_tokens import PATTERN
-from app.routes.answers import refusals
+from app.routes.answers import refusals, response
 from app.sessions import Scope, State
 
 router = APIRouter(prefix="/auth", tags=["auth"])
@@ -49,10 +51,13 @@ Password = Annotated[
         json_schema_extra={"format": "password"},
     ),
 ]
+MAX_TOKEN = 1024
+"""Characters of what may be sent as a refresh token; ours have 88."""
+
 RefreshToken = Annotated[
     str,
     Field(
-        max_length=1024,
+        max_length=MAX_TOKEN,
         description="The refresh token of the last answer.",
         examples=["ktr_" + "x" * 84],
         json_schema_extra={"format": "password"},
@@ -151,7 +156,7 @@ class Claims(BaseModel):
     role: str
 
 
-def _keyturn(request: Request) -> Keyturn:
+async def _keyturn(request: Request) -> Keyturn:
     parts: Keyturn = request.app.state.keyturn
     return parts
 
@@ -163,25 +168,26 @@ _documented = HTTPBearer(
 )
 
 
-def _optional_bearer(request: Request, _scheme: Annotated[Any, Depends(_documented)]) -> str | None:
-    """The bearer token (RFC 6750 section 2.1), the only place where one is looked for."""
+async def _optional_bearer(request: Request, _scheme: Annotated[Any, Depends(_documented)]) -> str | None:
+    """The bearer token (RFC 6750 section 2.1), the only place where one is looked for.
+
+    Another scheme is not ours: a proxy's own, say, which must not keep a refresh token from logging out.
+    """
     fields = request.headers.getlist("authorization")
     if not fields:
         return None
     if len(fields) > 1:
         raise InvalidRequest("several Authorization fields", description="There must be one Authorization header.")
     scheme, _, token = fields[0].partition(" ")
-    if scheme.lower() != "bearer":
-        raise NoToken("another scheme than Bearer")
-    return token.strip(" ")
+    return token.strip(" ") if scheme.lower() == "bearer" else None
 
 
 OptionalBearer = Annotated[str | None, Depends(_optional_bearer)]
 
 
-def _bearer(token: OptionalBearer) -> str:
+async def _bearer(token: OptionalBearer) -> str:
     if token is None:
-        raise NoToken("no Authorization field")
+        raise NoToken("no bearer token")
     return token
 
 
@@ -198,7 +204,7 @@ Authorised = Annotated[State, Depends(_session)]
 
 
 def _log(request: Request, session_id: UUID) -> None:
-    request.scope["state"].setdefault("log", {})["session_id"] = str(session_id)
+    request.scope["state"]["session_id"] = session_id
 
 
 @router.post(
@@ -221,22 +227,16 @@ async def login(request: Request, body: Login, keyturn: Parts) -> TokenAnswer:
     return TokenAnswer.model_validate(tokens.body())
 
 
-@router.post("/refresh", responses=refusals(InvalidRequest, InvalidGrant, TemporarilyUnavailable))
-async def refresh(request: Request, body: Refresh, keyturn: Parts) -> TokenAnswer:
+@router.post(
+    "/refresh", response_model=TokenAnswer, responses=refusals(InvalidRequest, InvalidGrant, TemporarilyUnavailable)
+)
+async def refresh(request: Request, body: Refresh, keyturn: Parts) -> Response:
     """Get the next access and refresh token (RFC 6749 section 6).
 
     Safe to repeat: within the retry window the same refresh token gets the same answer. A refresh token that was
     replaced earlier ends its session.
     """
-    try:
-        tokens = await keyturn.sessions.refresh(body.refresh_token)
-    except TemporarilyUnavailable as e:
-        # At most a sixth of the window: a client that obeys is back before its retry would be reuse. Spread, so
-        # that those who were turned away together don't come back together.
-        most = max(1.0, keyturn.settings.retry_window.total_seconds() / 6)
-        raise TemporarilyUnavailable(e.cause, retry_after=timedelta(seconds=int(random.uniform(1, most)))) from None  # noqa: S311  # jitter
-    _log(request, tokens.session_id)
-    return TokenAnswer.model_validate(tokens.body())
+    return response(await answer_refresh(keyturn, request.scope["state"], body.refresh_token))
 
 
 @router.post(
@@ -254,9 +254,7 @@ async def logout(
     When this answers, no access token of the session is accepted any more. Safe to repeat; an expired access token
     will do.
     """
-    for session_id in await keyturn.sessions.logout(bearer, body.refresh_token, body.scope):
-        _log(request, session_id)
-    return Response(status_code=204)
+    return response(await answer_logout(keyturn, request.scope["state"], bearer, body.refresh_token, body.scope))
 
 
 @router.get("/me", responses=refusals(InvalidRequest, InvalidToken, TemporarilyUnavailable))
@@ -320,32 +318,68 @@ async def verify(
     `X-Auth-Scope` for the proxy to hand on. `role` and `scope` ask for more: 403 where the token does not cover it.
     Any method and any path below is answered in the same way, whatever the body.
     """
-    verified = await keyturn.sessions.verify(token)
-    _log(request, verified.session_id)
+    return response(await answer_verify(keyturn, request.scope["state"], token, role or [], scope or []))
+
+
+# -- what the endpoints above have in common with the direct ones (app/routes/direct.py)
+
+
+async def answer_refresh(keyturn: Keyturn, state: dict[str, Any], refresh_token: str) -> Answer:
+    """The successor, or a refusal."""
+    try:
+        tokens = await keyturn.sessions.refresh(refresh_token)
+    except TemporarilyUnavailable as e:
+        # At most a sixth of the window: a client that obeys is back before its retry would be reuse. Spread, so
+        # that those who were turned away together don't come back together.
+        most = max(1.0, keyturn.settings.retry_window.total_seconds() / 6)
+        raise TemporarilyUnavailable(e.cause, retry_after=timedelta(seconds=int(random.uniform(1, most)))) from None  # noqa: S311  # jitter
+    state["session_id"] = tokens.session_id
+    return _json(to_json(tokens.body()))
+
+
+async def answer_logout(
+    keyturn: Keyturn, state: dict[str, Any], bearer: str | None, refresh_token: str | None, scope: Scope
+) -> Answer:
+    """No content, or a refusal."""
+    for session_id in await keyturn.sessions.logout(bearer, refresh_token, scope):
+        state["session_id"] = session_id
+    return 204, [], b""
+
+
+async def answer_verify(
+    keyturn: Keyturn, state: dict[str, Any], access_token: str, roles: list[str], scopes: list[str]
+) -> Answer:
+    """The claims, in the body and for a proxy in header fields, or a refusal."""
+    verified = await keyturn.sessions.verify(access_token)
+    state["session_id"] = verified.claims["sid"]
     try:
         claims = to_json(verified.claims, inf_nan_mode="null")
     except ValueError:
         # Rightly signed, by someone who shares the key: lone surrogates, or nesting without end.
         raise InvalidToken("claims that can't be written as JSON") from None
-    scopes = verified.claims.get("scope")
-    granted = scopes.split() if isinstance(scopes, str) else []
+    granted_scope = verified.claims.get("scope")
+    granted = granted_scope.split() if isinstance(granted_scope, str) else []
     # Each of several must hold: where a proxy appends the client's own query to its own, that can't widen anything.
-    if any(wanted != verified.role for wanted in role or ()):
+    if any(wanted != verified.role for wanted in roles):
         raise InsufficientScope("another role")
-    if not set(" ".join(scope or ()).split()) <= set(granted):
+    if not set(" ".join(scopes).split()) <= set(granted):
         raise InsufficientScope("scope not granted")
     # From the verified token alone, and only what is printable ASCII: no second header can be smuggled in.
-    return Response(claims, media_type="application/json", headers=_identity(verified, granted))
+    return _json(claims, _identity(verified, granted))
 
 
-def _identity(token: AccessToken, scopes: list[str]) -> dict[str, str]:
-    values = {
-        "x-auth-subject": token.subject,
-        "x-auth-role": token.role,
-        "x-auth-session": str(token.session_id),
-        "x-auth-scope": " ".join(scopes),
-    }
-    return {name: value for name, value in values.items() if value and value.isascii() and value.isprintable()}
+def _identity(token: AccessToken, scopes: list[str]) -> list[tuple[bytes, bytes]]:
+    values = (
+        (b"x-auth-subject", token.subject),
+        (b"x-auth-role", token.role),
+        (b"x-auth-session", token.claims["sid"]),
+        (b"x-auth-scope", " ".join(scopes)),
+    )
+    return [(name, value.encode()) for name, value in values if value and value.isascii() and value.isprintable()]
+
+
+def _json(body: bytes, more: Sequence[tuple[bytes, bytes]] = ()) -> Answer:
+    return 200, [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *more], body
 
 
 assert PATTERN.fullmatch("ktr_" + "x" * 84), "the documented example has the form of a token"

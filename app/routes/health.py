@@ -28,7 +28,7 @@ class Readiness(BaseModel):
     cache: CacheState
 
 
-def _keyturn(request: Request) -> Keyturn:
+async def _keyturn(request: Request) -> Keyturn:
     parts: Keyturn = request.app.state.keyturn
     return parts
 
