@@ -1,10 +1,15 @@
-"""Real servers, one of each for the whole run; a database of its own for each test."""
+"""Real servers, one of each for a whole process of tests; a database of its own for each test.
+
+`python3 dev.py test` spreads the files over several processes (pytest-xdist), each with servers, folders and ports of
+its own.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import secrets
+import shutil
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -26,6 +31,53 @@ SECRET = "x3pQkq0q4v0Tn5oHn1o9R2m8mWb7s3eJf6dKz1uYc5g="
 
 CHEAP = {"argon2_memory": "8", "argon2_passes": "1", "argon2_lanes": "1"}
 PASSWORD = "correct horse battery staple"
+NEW_PASSWORD = "an entirely new password"
+
+LONGEST = (
+    "test_redis_faults",
+    "test_state_machine",
+    "test_planted_bugs",
+    "test_races",
+    "test_revocations",
+    "test_revocation_model",
+)
+"""Begun first, so that no process is left alone with one of them in the end."""
+
+
+def pytest_configure() -> None:
+    # The tests decide what the service sees of the environment.
+    for name in [n for n in os.environ if n.startswith("KEYTURN_")]:
+        del os.environ[name]
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """How many processes `-n auto` means: more than cores, as many a test waits for what the clock brings."""
+    one_file = len(config.args) == 1 and ".py" in config.args[0]
+    if one_file or os.environ.keys() & {"TEST_DATABASE_URL", "TEST_REDIS_URL"}:
+        return 0  # this process alone; on the servers that the environment names tests take turns
+    return min(2 * (os.cpu_count() or 1), 8)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {f"{name}.py": n for n, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_log_of_the_run_has_a_secret(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Made first, so taken down last: searches the logs of all services that this process of tests has started.
+
+    And what its clients were refused with.
+    """
+    from tests.leaks import leaks, service_logs
+    from tests.refusals import recorded
+
+    with recorded(tmp_path_factory.mktemp("refusals")):
+        yield
+    logs = service_logs(tmp_path_factory.getbasetemp())
+    found = list(leaks(tmp_path_factory.getbasetemp()))
+    print(f"{len(logs)} logs of services searched for secrets")
+    assert not found, "; ".join(found[:20])
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +96,7 @@ def redis() -> Iterator[Redis]:
 
 @pytest.fixture(scope="session")
 def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where services write their logs; tests/test_zz_secrets.py searches them in the end."""
+    """Where services write their logs."""
     return tmp_path_factory.mktemp("logs")
 
 
@@ -52,6 +104,14 @@ def sync(coroutine: Coroutine[Any, Any, Any]) -> None:
     """Runs a coroutine on a loop of its own, for fixtures that are not on the tests' loop."""
     with ThreadPoolExecutor(1) as thread:
         thread.submit(asyncio.run, coroutine).result()
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite database at the newest schema, to be copied."""
+    path = tmp_path_factory.mktemp("template") / "keyturn.db"
+    migrate(settings_of(f"sqlite+aiosqlite:///{path}", None))
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -86,9 +146,8 @@ def engine(request: pytest.FixtureRequest) -> str:
 def database_url(engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """A fresh database at the newest schema."""
     if engine == "sqlite":
-        url = f"sqlite+aiosqlite:///{tmp_path / 'keyturn.db'}"
-        migrate(settings_of(url, None))
-        yield url
+        shutil.copy(request.getfixturevalue("sqlite_template"), tmp_path / "keyturn.db")
+        yield f"sqlite+aiosqlite:///{tmp_path / 'keyturn.db'}"
         return
     postgres: Postgres = request.getfixturevalue("postgres")
     name = f"test_{secrets.token_hex(6)}"
@@ -139,9 +198,3 @@ async def time_passes(keyturn: Keyturn, how_much: timedelta) -> None:
     )
     async with keyturn.db.begin() as tx:
         await tx.execute(text(f"UPDATE sessions SET {moves}"), {"shift": shift})
-
-
-def pytest_configure() -> None:
-    # The tests decide what the service sees of the environment.
-    for name in [n for n in os.environ if n.startswith("KEYTURN_")]:
-        del os.environ[name]

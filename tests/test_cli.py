@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -20,15 +21,17 @@ from unittest import mock
 from uuid import UUID
 
 import pytest
+import redis
+from sqlalchemy import text
 
 from app.cli import main
 from app.keyturn import Keyturn, opened, running
 from app.models import uuid7
 from app.sessions import Tokens
 from app.settings import read
-from app.setup import first_administrator
+from app.setup import called, first_administrator
 from tests.conftest import CHEAP, PASSWORD, SECRET, time_passes
-from tests.servers import free_port
+from tests.servers import Redis, free_port
 
 ROOT = Path(__file__).parent.parent
 _T = TypeVar("_T")
@@ -136,7 +139,7 @@ def test_users_are_made_listed_and_changed(keyturn: Command) -> None:
     assert keyturn.ok("users", "disable", ada).out == "1 sessions ended\n"
     changed = keyturn.ok("users", "list", "--json").json[0]
     assert (changed["role"], changed["status"]) == ("auditor", "disabled")
-    assert keyturn.ok("sessions", "show", "--json", str(session.session_id)).json[0]["status"] == "user_disabled"
+    assert keyturn.ok("sessions", "show", "--json", str(session.session_id)).json["status"] == "user_disabled"
     assert keyturn.ok("users", "enable", "ada@example.com").out == ""
     assert keyturn.login("ada@example.com")
 
@@ -172,7 +175,7 @@ def test_a_password_is_read_from_standard_input_as_it_stands(keyturn: Command) -
     before = keyturn.login("user0@example.com", "  with blanks  ")
     done = keyturn.ok("users", "set-password", "user0@example.com", "--password-stdin", stdin=b"another password\n")
     assert done.out == "2 sessions ended\n"
-    assert keyturn.ok("sessions", "show", str(before.session_id), "--json").json[0]["status"] == "password_changed"
+    assert keyturn.ok("sessions", "show", str(before.session_id), "--json").json["status"] == "password_changed"
     assert keyturn.login("user0@example.com", "another password")
 
 
@@ -258,7 +261,7 @@ def test_sessions_are_listed_shown_and_ended(keyturn: Command) -> None:
     assert keyturn.ok("sessions", "end", ids[0], ids[2], str(uuid7())).out == "2 sessions ended\n"
     assert keyturn.ok("sessions", "end", ids[0]).out == "0 sessions ended\n"
     assert [s["id"] for s in keyturn.ok("sessions", "list", "--json", "--live").json] == [ids[1]]
-    [shown] = keyturn.ok("sessions", "show", ids[0], "--json").json
+    shown = keyturn.ok("sessions", "show", ids[0], "--json").json
     assert shown["status"] == "revoked_by_admin"
     assert shown["ended_at"]
     assert keyturn.ok("sessions", "end", "--user", ada).out == "1 sessions ended\n"
@@ -273,6 +276,28 @@ def test_sessions_that_are_not_there_are_refused(keyturn: Command) -> None:
     assert "no such user" in keyturn.refused(1, "sessions", "end", "--user", "nobody@example.com")
     assert "Name sessions, or --user" in keyturn.refused(1, "sessions", "end")
     assert "Name sessions, or --user" in keyturn.refused(1, "sessions", "end", str(uuid7()), "--user", "x")
+
+
+def test_retiring_a_refresh_key_ends_the_sessions_under_it_and_says_how_many(
+    keyturn: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.cli.READ_BY_ALL", timedelta(0))
+    user(keyturn)
+    sessions = [keyturn.login("ada@example.com").session_id for _ in range(2)]
+    assert keyturn.ok("keys", "generate", "refresh").out.strip() == "refresh-2"
+    assert "wait 60 seconds" in keyturn.refused(1, "keys", "retire", "refresh-1")
+
+    async def a_minute_passes(keyturn: Keyturn) -> None:
+        async with keyturn.db.begin() as tx:
+            await tx.execute(text("UPDATE keys SET signs_from = created_at"))
+
+    keyturn.inside(a_minute_passes)
+    done = keyturn.ok("keys", "retire", "refresh-1").out.splitlines()
+    assert [line.partition(" sessions ended")[0] for line in done] == ["2", "0 more"]
+    for session in sessions:
+        assert keyturn.ok("sessions", "show", str(session), "--json").json["status"] == "revoked_by_admin"
+    # A command that broke off is called again.
+    assert keyturn.ok("keys", "retire", "refresh-1").out.startswith("0 sessions ended")
 
 
 def test_keys_are_made_listed_and_retired(keyturn: Command) -> None:
@@ -292,7 +317,8 @@ def test_keys_are_made_listed_and_retired(keyturn: Command) -> None:
     assert made[1] in keyturn.ok("keys", "list").out
     assert keyturn.ok("keys", "retire", made[0]).out == ""
     assert {k["kid"]: k["status"] for k in keyturn.ok("keys", "list", "--json").json}[made[0]] == "retired"
-    assert "no such key" in keyturn.refused(1, "keys", "retire", made[0])
+    assert keyturn.ok("keys", "retire", made[0]).out == ""
+    assert "no such key" in keyturn.refused(1, "keys", "retire", "no-such-key")
     assert "It is the only access key that can sign" in keyturn.refused(1, "keys", "retire", first["access"]["kid"])
     wrong = keyturn.refused(1, "keys", "generate", "refresh", "--algorithm", "ES256")
     assert "--algorithm is for access keys" in wrong
@@ -320,18 +346,18 @@ def test_the_doctor_finds_what_is_amiss_and_nothing_else(keyturn: Command) -> No
     assert done.code == 1
     found = findings(done)
     assert found["settings"] == found["master secret"] == found["database and schema"] == ""
-    assert found["keys"] == "run keyturn serve once to make them"
-    assert found["administrator"] == "make one: keyturn users create EMAIL --role admin"
+    assert found["keys"] == f"run {called()} serve once to make them"
+    assert found["administrator"] == f"make one: {called()} users create EMAIL --role admin"
 
     keyturn.inside(lambda k: first_administrator(k.db, k.users))
     done = keyturn("doctor", "--json")
     assert done.code == 1
     assert {check: advice for check, advice in findings(done).items() if advice} == {
-        "initial password": "change it: keyturn users set-password admin@localhost"
+        "initial password": f"change it: {called()} users set-password admin@localhost"
     }
     text = keyturn("doctor")
     assert text.code == 1
-    assert "!!  initial password: change it: keyturn users set-password admin@localhost\n" in text.out
+    assert f"!!  initial password: change it: {called()} users set-password admin@localhost\n" in text.out
 
     keyturn.ok("users", "set-password", "admin@localhost", "--password-stdin", stdin=b"a better password\n")
     assert set(findings(keyturn.ok("doctor", "--json")).values()) == {""}
@@ -360,15 +386,47 @@ def test_the_doctor_says_which_part_of_a_set_up_is_no_good(keyturn: Command) -> 
 @on_sqlite
 def test_the_doctor_sees_that_redis_is_away(keyturn: Command) -> None:
     keyturn.environment["KEYTURN_REDIS_URL"] = f"redis://127.0.0.1:{free_port()}"
-    found = findings(keyturn("doctor", "--json"))
-    assert found["cache (away)"] == "Redis can't be reached; the database answers in its place"
+    done = keyturn("doctor", "--json")
+    assert done.code == 3
+    assert findings(done)["cache (away)"] == "away: Redis can't be reached; the database answers in its place"
+
+
+@on_sqlite
+def test_the_doctor_tells_a_redis_that_nobody_filled_from_one_that_may_evict(keyturn: Command) -> None:
+    with (
+        Redis.start(settings=["--maxmemory-policy", "noeviction"]) as server,
+        closing(redis.Redis.from_url(server.url())) as client,
+    ):
+        keyturn.environment["KEYTURN_REDIS_URL"] = server.url()
+        advice = findings(keyturn("doctor", "--json"))["cache (not complete)"]
+        assert advice == f"Redis is not filled yet: {called()} serve does it; until then the database answers"
+        client.config_set("maxmemory", "100mb")
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        advice = findings(keyturn("doctor", "--json"))["cache (not complete)"]
+        assert advice.startswith("set maxmemory-policy noeviction: ")
+
+
+def test_a_command_is_named_as_it_can_be_called(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for started, prefix, name in (
+        ("/usr/bin/keyturn", "/usr", "keyturn"),
+        (str(ROOT / "app" / "__main__.py"), str(ROOT / ".venv"), "python3 dev.py keyturn"),
+        (str(ROOT / "app" / "__main__.py"), "/opt/venv", "python -m app"),
+    ):
+        monkeypatch.setattr(sys, "argv", [started])
+        monkeypatch.setattr(sys, "prefix", prefix)
+        assert called() == name
+    # As in the image: the command is there, and started the module.
+    (tmp_path / "keyturn").write_text("#!/bin/sh\n")
+    (tmp_path / "keyturn").chmod(0o755)
+    assert called() == "keyturn"
 
 
 def test_the_doctor_sees_that_tokens_are_still_signed_by_another_algorithm(keyturn: Command) -> None:
     keyturn.inside(lambda k: k.keys.load())
     keyturn.environment["KEYTURN_SIGNING_ALGORITHM"] = "EdDSA"
     found = findings(keyturn("doctor", "--json"))
-    assert found["tokens signed with EdDSA"] == "still HS256: keyturn keys generate access"
+    assert found["tokens signed with EdDSA"] == f"still HS256: {called()} keys generate access"
 
 
 def test_an_address_that_is_taken_stops_the_start_before_anything_is_made(keyturn: Command, tmp_path: Path) -> None:
@@ -377,6 +435,12 @@ def test_an_address_that_is_taken_stops_the_start_before_anything_is_made(keytur
         line = keyturn.refused(1, "serve")
     assert "choose another --port" in line
     assert not (tmp_path / "new").exists()
+
+
+@on_sqlite
+@pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid"])
+def test_an_address_that_is_not_ours_stops_the_start(keyturn: Command, host: str) -> None:
+    assert "choose another --host" in keyturn.refused(1, "serve", "--host", host)
 
 
 EVERY_VERB = [
@@ -431,7 +495,7 @@ def test_before_the_first_start_there_is_nothing_to_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert "run keyturn serve once" in Command({}, capsys).refused(1, *words)
+    assert f"run {called()} serve once" in Command({}, capsys).refused(1, *words)
     assert not (tmp_path / "keyturn-data").exists()
 
 
@@ -495,3 +559,35 @@ def test_at_a_terminal_the_password_is_asked_for_twice_and_not_shown(keyturn: Co
     code, shown = converse("hunter2hunter2\n", "hunter2hunter2\n")
     assert (code, "hunter" in shown) == (0, False)
     assert keyturn.login("ada@example.com", "hunter2hunter2")
+
+
+@on_sqlite
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_an_output_that_can_not_be_written_is_told_in_one_line(keyturn: Command, tmp_path: Path) -> None:
+    user(keyturn)
+    keyturn.login("ada@example.com")
+
+    def to(output: int, *words: str) -> tuple[int, bytes]:
+        done = subprocess.run(
+            [sys.executable, "-m", "app", *words],
+            cwd=tmp_path,
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **keyturn.environment},
+            stdout=output,
+            stderr=subprocess.PIPE,
+            check=False,
+            timeout=30,
+        )
+        return done.returncode, done.stderr
+
+    reader, nobody_reads = os.pipe()
+    os.close(reader)
+    full = os.open("/dev/full", os.O_WRONLY)
+    try:
+        for words in (("users", "list"), ("sessions", "list", "--json"), ("keys", "list"), ("doctor",), ("openapi",)):
+            assert to(full, *words) == (1, b"keyturn: the output can't be written (No space left on device)\n"), words
+        # Whoever closes a pipe, as `head` does, has seen enough.
+        for words in (("users", "list"), ("openapi",)):
+            assert to(nobody_reads, *words) == (1, b""), words
+    finally:
+        os.close(full)
+        os.close(nobody_reads)

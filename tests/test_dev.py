@@ -24,6 +24,8 @@ def checkout(tmp_path: Path) -> Path:
     (folder / "app").mkdir(parents=True)
     (folder / "dev.py").write_text((ROOT / "dev.py").read_text())
     (folder / "app" / "__main__.py").write_text(APP)
+    (folder / "pytest").mkdir()
+    (folder / "pytest" / "__main__.py").write_text(APP)
     wheel = thing(tmp_path / "thing-1.0-py3-none-any.whl")
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
     (folder / "requirements.lock").write_text(f"thing==1.0 --hash=sha256:{digest}\n")
@@ -58,6 +60,9 @@ def test_dev_py_installs_what_the_lock_names_and_runs_in_it_from_any_directory(c
     second = dev(checkout, "serve", "--port", "1")
     assert second.stdout.strip() == f"['serve', '--port', '1'] {checkout / '.venv'}"
     assert "Installing" not in second.stderr
+    tested = dev(checkout, "test", "-n", "0")  # the last counts
+    assert tested.stdout.startswith("['-n', 'auto', ")
+    assert tested.stdout.strip().endswith(f", '-n', '0'] {checkout / '.venv'}")
 
 
 def test_an_installation_that_broke_off_is_repeated(checkout: Path) -> None:
@@ -67,6 +72,23 @@ def test_an_installation_that_broke_off_is_repeated(checkout: Path) -> None:
     assert not failed.stdout
     repeated = dev(checkout, "serve", links=checkout.parent)
     assert repeated.returncode == 0, repeated.stderr
+
+
+def test_an_environment_made_by_another_python_is_kept_and_one_that_changed_its_python_is_not(checkout: Path) -> None:
+    dev(checkout, "keyturn", links=checkout.parent)
+    python = checkout / ".venv" / "bin" / "python"
+    real = os.path.realpath(python)
+    for version, installs in (("3.99 of the next year", True), ("", True)):
+        # An interpreter that was replaced underneath: its packages lie in a folder that this one does not look into.
+        python.unlink()
+        python.write_text(f'#!/bin/sh\ncase "$2" in *version*) printf "{version}";; *) exec {real} "$@";; esac\n')
+        python.chmod(0o755)
+        assert ("Installing" in dev(checkout, "keyturn", links=checkout.parent).stderr) is installs
+    # Whoever calls, the environment is asked for its own version.
+    script = f"import sys; sys.version = 'another'; sys.argv = ['dev.py', 'keyturn']; __file__ = {str(checkout / 'dev.py')!r}; exec(open(__file__).read())"
+    called = subprocess.run([HOST, "-c", script], check=False, capture_output=True, text=True)
+    assert called.stdout.startswith("[]"), called.stderr
+    assert "Installing" not in called.stderr
 
 
 def test_another_lock_means_another_installation(checkout: Path) -> None:

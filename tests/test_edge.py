@@ -38,9 +38,13 @@ PASSWORD = "correct horse battery staple"
 # -- the server: a tiny application behind Edge, in a process of its own
 
 
+LARGE = 32 * 1024 * 1024  # bytes: more than the buffers of both sides
+
+
 class ShortLimits(KeyturnHttpProtocol):
     head_timeout = timedelta(seconds=0.5)
     linger = timedelta(seconds=5)
+    write_timeout = timedelta(seconds=0.5)
 
 
 async def application(scope, receive, send):
@@ -52,6 +56,11 @@ async def application(scope, receive, send):
     path, state, headers = scope["path"], scope["state"], []
     request = await receive()
     match path:
+        case "/large":
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % LARGE)]})
+            for more in (True, False):
+                await send({"type": "http.response.body", "body": bytes(LARGE // 2), "more_body": more})
+            return
         case "/exception":
             raise ValueError(f"password={PASSWORD!r} {TOKEN}")
         case "/refusal":
@@ -792,6 +801,30 @@ def test_a_connection_that_never_asks_anything_is_closed_without_an_answer(serve
         assert server.read(blank).raw == b""
 
 
+def test_of_more_than_a_few_pipelined_requests_the_first_are_answered_in_order_and_the_rest_refused(server):
+    many = server.send(*[b"".join(request("GET", f"/{n}", f"X-Request-Id: n{n}") for n in range(100))])
+    assert many.statuses == [200] * 33 + [429]
+    assert [a.headers["x-request-id"] for a in many.answers[:33]] == [f"n{n}" for n in range(33)]
+    assert_refused(many.answers[33], 429, "slow_down")
+    assert many.closed
+    some = server.send(request("GET", "/") * 33, answers=33)
+    assert (some.statuses, some.closed) == ([200] * 33, False)
+
+
+def test_a_client_that_does_not_read_its_answer_is_cut_off(server):
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(10)
+        connection.connect(("127.0.0.1", server.port))
+        connection.sendall(request("GET", "/large"))
+        time.sleep(1.5)
+        got = 0
+        with contextlib.suppress(ConnectionResetError):
+            while received := connection.recv(65536):
+                got += len(received)
+        assert 0 < got < LARGE
+
+
 def test_after_an_answer_a_connection_may_idle_but_not_begin_and_stop(server):
     with server.connect() as half, server.connect() as blank:
         for connection in (half, blank):
@@ -841,6 +874,16 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_is_one_line_in_the_log(s
 
 
 # -- answers and the log
+
+
+def test_a_token_in_the_path_is_not_logged_however_often_it_was_encoded(server):
+    for times in range(4):
+        path = "/" + TOKEN
+        for _ in range(times):
+            path = "".join(f"%{byte:02x}" if byte != ord("/") else "/" for byte in path.encode())
+        answer = server.send(request("GET", path), answers=1).answers[0]
+        (line,) = server.lines_of(answer)
+        assert line["path"].removesuffix("%") == "/[redacted]"  # it was cut
 
 
 def test_a_refusal_below_is_rendered_in_the_one_shape_with_its_cause_in_the_log_only(server):

@@ -18,7 +18,7 @@ import asyncpg
 import pytest
 
 from tests.conftest import sync
-from tests.servers import Postgres
+from tests.servers import Postgres, free_port
 
 ROOT = Path(__file__).parent.parent
 TABLES = {"alembic_version", "cache_fence", "keys", "sessions", "users"}
@@ -112,8 +112,13 @@ def test_check_finds_a_planted_drift(database_url: str) -> None:
 def test_the_offline_sql_makes_the_same_schema(empty: str) -> None:
     script = alembic("upgrade", "head", "--sql", KEYTURN_DATABASE_URL=empty)
     if empty.startswith("postgresql"):
-        assert script.lstrip().startswith("BEGIN;")
-        assert script.rstrip().endswith("COMMIT;")
+        # As online: one at a time, and none that waits long for a lock.
+        guard, _, rest = script.partition("BEGIN;")
+        assert [line for line in guard.splitlines() if line] == [
+            f"SELECT pg_advisory_lock({0x6B657900});",
+            "SET lock_timeout = '2s';",
+        ]
+        assert rest.rstrip().endswith(f"SELECT pg_advisory_unlock({0x6B657900});\n\nRESET lock_timeout;")
     ask(empty, script)
     assert tables(empty) == TABLES
     assert ask(empty, "SELECT id, epoch, server FROM cache_fence") == [(1, "none", None)]
@@ -131,6 +136,55 @@ def test_offline_sql_needs_no_database() -> None:
     script = alembic("upgrade", "head", "--sql", KEYTURN_DATABASE_URL=url)
     assert "CREATE TABLE sessions" in script
     assert "hunter2" not in script
+
+
+@pytest.mark.parametrize(
+    ("url", "saying"),
+    [
+        ("mysql://u:hunter2@db/keyturn", "must begin with postgresql://"),
+        ("postgresql://u:hun:hunter2@db:x/keyturn", "is not a URL"),
+        ("postgresql://u:12/hunter2@db/keyturn", "is not a URL"),
+        ("postgresql://u:hunter2@db/keyturn?target_session_attrs=any", "its options may be"),
+    ],
+)
+@pytest.mark.parametrize("offline", [(), ("--sql",)])
+def test_a_url_that_can_not_work_is_told_in_one_line(url: str, saying: str, offline: tuple[str, ...]) -> None:
+    line = refused(url, *offline)
+    assert line.startswith("keyturn: KEYTURN_DATABASE_URL")
+    assert saying in line
+
+
+def refused(url: str, *offline: str, **environment: str) -> str:
+    """What `alembic` says, beside where it migrates; nothing of the password."""
+    with command("upgrade", "head", *offline, KEYTURN_DATABASE_URL=url, **environment) as process:
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 1, (out, err)
+    assert out == ""
+    lines = [line for line in err.splitlines() if not line.startswith("keyturn: migrating ")]
+    assert len(lines) == 1, err
+    assert "hunter2" not in err
+    return lines[0]
+
+
+def test_a_database_that_can_not_be_reached_is_told_in_one_line(tmp_path: Path) -> None:
+    away = f"postgresql://u:hunter2@127.0.0.1:{free_port()}/keyturn"
+    assert "the database is not available (database: ConnectionRefusedError)" in refused(away)
+    assert "unable to open database file" in refused(f"sqlite+aiosqlite:///{tmp_path}/no/such/folder/keyturn.db")
+    (tmp_path / "other").write_bytes(b"not a database " * 100)
+    assert "file is not a database" in refused(f"sqlite+aiosqlite:///{tmp_path}/other")
+
+
+def test_a_database_that_is_not_there_is_told_in_one_line(postgres: Postgres) -> None:
+    assert "there is no such database" in refused(postgres.url("no_such_database"))
+
+
+def test_a_migration_needs_no_secret_and_no_other_setting(tmp_path: Path) -> None:
+    settings = {"SECRET_FILE": "/no/such/file", "REDIS_URL_FILE": "/no/such/file", "PORT": "http", "UNKNOWN": "x"}
+    place = {"DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/keyturn.db"}
+    alembic("upgrade", "head", **{f"KEYTURN_{name}": value for name, value in (settings | place).items()})
+    with command("upgrade", "head", KEYTURN_DATABASE_URL_FILE="/no/such/file") as process:
+        _, err = process.communicate(timeout=30)
+    assert err == "keyturn: KEYTURN_DATABASE_URL_FILE: can't be read (No such file or directory)\n"
 
 
 def test_two_migrations_at_once_both_succeed(empty: str) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 import unicodedata
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -12,12 +15,13 @@ import argon2._password_hasher
 import argon2.low_level
 import pytest
 from argon2 import PasswordHasher, Type, extract_parameters
+from argon2.exceptions import VerifyMismatchError
 
 from app.errors import InvalidGrant, InvalidRequest, TemporarilyUnavailable
 from app.keyturn import Keyturn
 from app.passwords import Authenticated, Passwords, acceptable
 from app.settings import Settings, read
-from tests.conftest import CHEAP, PASSWORD, a_user
+from tests.conftest import CHEAP, PASSWORD, Opener, a_user
 
 
 def settings(**more: str) -> Settings:
@@ -143,6 +147,49 @@ async def test_beyond_slots_and_queue_it_is_503_at_once() -> None:
     passwords.close()
 
 
+@asynccontextmanager
+async def occupied(passwords: Passwords) -> AsyncIterator[None]:
+    """Its one slot is taken while the block runs."""
+    done = threading.Event()
+    taken = asyncio.ensure_future(passwords._run(done.wait))
+    await asyncio.sleep(0)
+    try:
+        yield
+    finally:
+        done.set()
+        await taken
+
+
+async def test_what_waited_too_long_for_a_slot_is_503_and_is_never_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.passwords.WAITS_FOR", timedelta(milliseconds=50))
+    passwords, hashed = Passwords(settings(hashing_slots="1", hashing_queue="8")), list[int]()
+    async with occupied(passwords):
+        waiting = [passwords._run(hashed.append, i) for i in range(3)]
+        answers = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(answer) for answer in answers] == [TemporarilyUnavailable] * 3
+        assert passwords._busy == 1
+    assert await passwords.hash(b"a good password")
+    assert not hashed
+    passwords.close()
+
+
+async def test_who_goes_away_while_waiting_is_dropped_and_gives_his_place_to_others() -> None:
+    passwords, hashed = Passwords(settings(hashing_slots="1", hashing_queue="1")), list[int]()
+    async with occupied(passwords):
+        gone = asyncio.ensure_future(passwords._run(hashed.append, 1))
+        await asyncio.sleep(0)
+        with pytest.raises(TemporarilyUnavailable):
+            passwords.admit()
+        gone.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        stays = asyncio.ensure_future(passwords._run(hashed.append, 2))
+        await asyncio.sleep(0)
+    await stays
+    assert hashed == [2]
+    passwords.close()
+
+
 async def test_who_goes_away_holds_his_place_until_his_hash_is_done() -> None:
     passwords = Passwords(settings(hashing_slots="1", hashing_queue="0", argon2_memory="65536", argon2_passes="4"))
     gone = asyncio.ensure_future(passwords.hash(b"a good password"))
@@ -210,12 +257,85 @@ async def test_unknown_wrong_and_disabled_cost_the_same_and_say_the_same(
     assert all(answer == said[0] for answer in said)
 
 
+@pytest.mark.parametrize("first", ["ada@example.com", "bob@example.com", "new@example.com", "nobody@example.com"])
+async def test_after_the_parameters_were_changed_unknown_wrong_and_disabled_cost_the_same_from_the_first_on(
+    open_keyturn: Opener, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    async with open_keyturn() as before:
+        await a_user(before)
+        disabled = await a_user(before, "bob@example.com")
+        await before.users.disable(disabled.user_id)
+    async with open_keyturn(argon2_memory="64") as between:
+        await a_user(between, "carol@example.com")
+    async with open_keyturn(argon2_passes="2") as now:
+        await now.users.create("new@example.com", PASSWORD)
+        counted = Counted(monkeypatch)
+        for email, password in (
+            (first, "wrong password"),
+            ("ada@example.com", "wrong password"),
+            ("bob@example.com", "wrong password"),
+            ("bob@example.com", PASSWORD),
+            ("carol@example.com", "wrong password"),
+            ("new@example.com", "wrong password"),
+            ("nobody@example.com", "wrong password"),
+        ):
+            with pytest.raises(InvalidGrant):
+                await now.users.authenticate(email, password)
+            assert sorted(counted.taken()) == [
+                ("verify_secret", 8, 1, 1),
+                ("verify_secret", 8, 2, 1),
+                ("verify_secret", 64, 1, 1),
+            ]
+        await now.users.authenticate("new@example.com", PASSWORD)
+        assert counted.taken() == [("verify_secret", 8, 2, 1)]
+
+
+async def test_all_that_a_wrong_password_costs_takes_one_place_in_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    passwords = Passwords(settings(hashing_slots="1", hashing_queue="0"))
+    for memory in (16, 32):
+        passwords.learn(PasswordHasher(time_cost=1, memory_cost=memory, parallelism=1).hash(b"a good password"))
+    passwords.learn("$argon2id$v=19$m=4194304,t=1,p=1$c2FsdHNhbHRzYWx0c2FsdA$aGFzaGhhc2hoYXNoaGFzaA")  # never computed
+    counted = Counted(monkeypatch)
+    wrong = asyncio.ensure_future(passwords.verify(None, b"a good password"))
+    await asyncio.sleep(0)
+    with pytest.raises(TemporarilyUnavailable):
+        passwords.admit()
+    assert not await wrong
+    assert [cost for _, *cost in counted.taken()] == [[8, 1, 1], [16, 1, 1], [32, 1, 1]]
+    passwords.close()
+
+
 async def test_the_first_unknown_user_of_a_process_costs_the_same_too(
     passwords: Passwords, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted = Counted(monkeypatch)
     assert not await passwords.verify(None, b"a good password")
     assert counted.taken() == [("verify_secret", 8, 1, 1)]
+
+
+async def test_nobodys_hash_is_a_hash_like_any_other(passwords: Passwords) -> None:
+    """One that argon2 can not read would be refused at once, and an unknown user would be told by the clock."""
+    [decoy] = passwords._decoys.values()
+    assert extract_parameters(decoy) == extract_parameters(passwords._hasher.hash(b"a good password"))
+    with pytest.raises(VerifyMismatchError):
+        passwords._hasher.verify(decoy, b"a good password")
+
+
+@pytest.mark.parametrize(("cores", "slots"), [(None, 1), (1, 1), (2, 1), (3, 2), (8, 7)])
+def test_one_core_is_left_to_the_event_loop(monkeypatch: pytest.MonkeyPatch, cores: int | None, slots: int) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    passwords = Passwords(settings())
+    assert passwords._pool._max_workers == slots
+    assert passwords._room == slots + 32
+    passwords.close()
+
+
+def test_hashes_of_up_to_four_times_the_cost_that_is_set_are_computed() -> None:
+    passwords = Passwords(settings(argon2_memory="100000", argon2_passes="20"))
+    for memory, passes, reasonable in ((400000, 80, True), (400001, 1, False), (8, 81, False)):
+        stored = f"$argon2id$v=19$m={memory},t={passes},p=1$c2FsdHNhbHRzYWx0c2FsdA$aGFzaGhhc2hoYXNoaGFzaA"
+        assert passwords._reasonable(stored) is reasonable
+    passwords.close()
 
 
 async def test_the_right_password_costs_one_hash_too(keyturn: Keyturn, monkeypatch: pytest.MonkeyPatch) -> None:

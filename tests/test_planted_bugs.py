@@ -14,7 +14,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import false, select, text, update
+from sqlalchemy import false, select, update
 
 from app import keys, sessions, users
 from app.keys import Keys
@@ -36,10 +36,10 @@ def bug(plant: Callable[[Patch], None]) -> Callable[[Patch], None]:
 def in_rotation(patch: Patch, right: str, wrong: str) -> None:
     """Changes the statement that rotates."""
     real = sessions._rotate_sqlite
-    assert right in str(real(1))
+    assert right in real(1)
 
-    def changed(count: int) -> Any:
-        return text(str(real(count)).replace(right, wrong)).columns(*Session.__table__.columns)
+    def changed(count: int) -> str:
+        return real(count).replace(right, wrong)
 
     patch.setattr(sessions, "_rotate_sqlite", changed)
 
@@ -47,8 +47,9 @@ def in_rotation(patch: Patch, right: str, wrong: str) -> None:
 def ends_nothing(patch: Patch, reason: str) -> None:
     real = sessions._end
 
-    async def end(tx: Any, now: Any, why: Any, *which: Any) -> set[UUID]:
-        return set() if why == reason else await real(tx, now, why, *which)
+    async def end(ending: Any, now: Any, why: Any, *which: Any) -> None:
+        if why != reason:
+            await real(ending, now, why, *which)
 
     patch.setattr(sessions, "_end", end)
 
@@ -56,9 +57,9 @@ def ends_nothing(patch: Patch, reason: str) -> None:
 def ends_all_of_the_user(patch: Patch, reason: str) -> None:
     real = sessions._end
 
-    async def end(tx: Any, now: Any, why: Any, *which: Any) -> set[UUID]:
+    async def end(ending: Any, now: Any, why: Any, *which: Any) -> None:
         users_of = Session.user_id.in_(select(Session.user_id).where(*which))
-        return await real(tx, now, why, *([users_of] if why == reason else which))
+        await real(ending, now, why, *([users_of] if why == reason else which))
 
     patch.setattr(sessions, "_end", end)
 
@@ -119,7 +120,7 @@ def a_retry_gets_a_fresh_random_successor(patch: Patch) -> None:
 
     def tokens(self: Sessions, state: State, refresh_token: RefreshToken) -> Any:
         if state.now != state.rotated_at:  # a retry
-            refresh_token = replace(refresh_token, secret=os.urandom(32))
+            refresh_token = replace(refresh_token, secret=os.urandom(32), raw=b"")
         return real(self, state, refresh_token)
 
     patch.setattr(Sessions, "_tokens", tokens)
@@ -127,25 +128,25 @@ def a_retry_gets_a_fresh_random_successor(patch: Patch) -> None:
 
 @bug
 def a_session_that_lay_idle_too_long_still_refreshes(patch: Patch) -> None:
-    in_rotation(patch, "sessions.idle_expires_at > :now AND", "")
-    in_rotation(patch, "sessions.rotated_at + :idle > :now AND", "")
+    in_rotation(patch, "sessions.idle_expires_at > ?3 AND", "")
+    in_rotation(patch, "sessions.rotated_at + ?4 > ?3 AND", "")
 
 
 @bug
 def a_session_past_its_absolute_deadline_still_refreshes(patch: Patch) -> None:
-    for deadline in ("idle_expires_at > :now", "absolute_expires_at > :now", "created_at + :absolute > :now"):
-        in_rotation(patch, f"sessions.{deadline}", f"sessions.{deadline.replace(':now', ':now - 100000000')}")
+    for deadline in ("idle_expires_at > ?3", "absolute_expires_at > ?3", "created_at + ?5 > ?3"):
+        in_rotation(patch, f"sessions.{deadline}", f"sessions.{deadline.replace('?3', '?3 - 100000000')}")
 
 
 @bug
 def a_refresh_moves_the_absolute_deadline(patch: Patch) -> None:
-    moved = "absolute_expires_at = :now + :absolute, created_at = :now, idle_expires_at = :now + :idle\nFROM"
-    in_rotation(patch, "idle_expires_at = min(:now + :idle, absolute_expires_at, created_at + :absolute)\nFROM", moved)
+    moved = "absolute_expires_at = ?3 + ?5, created_at = ?3, idle_expires_at = ?3 + ?4\nFROM"
+    in_rotation(patch, "idle_expires_at = min(?3 + ?4, absolute_expires_at, created_at + ?5)\nFROM", moved)
 
 
 @bug
 def a_refresh_does_not_move_the_idle_deadline(patch: Patch) -> None:
-    in_rotation(patch, "idle_expires_at = min(:now + :idle,", "idle_expires_at = min(idle_expires_at,")
+    in_rotation(patch, "idle_expires_at = min(?3 + ?4,", "idle_expires_at = min(idle_expires_at,")
 
 
 @bug
@@ -192,13 +193,24 @@ def a_new_refresh_key_signs_at_once(patch: Patch) -> None:
 
 @bug
 def a_retired_refresh_key_still_opens(patch: Patch) -> None:
-    known: dict[int, RefreshKey] = {}
-    real = Keys.refresh
+    patch.setattr(Keys, "retired", lambda *_: False)
 
-    def refresh(self: Keys, number: int) -> RefreshKey | None:
-        return known.setdefault(number, key) if (key := real(self, number)) else known.get(number)
 
-    patch.setattr(Keys, "refresh", refresh)
+@bug
+def the_sessions_of_a_retired_refresh_key_live_on(patch: Patch) -> None:
+    async def end_under(*_: Any, **__: Any) -> int:
+        return 0
+
+    patch.setattr(Sessions, "end_under", end_under)
+
+
+@bug
+def a_token_under_a_retired_key_ends_a_session_that_moved_on(patch: Patch) -> None:
+    async def over(self: Sessions, session_id: UUID) -> Any:
+        await self.end({session_id}, "revoked_by_admin")
+        return (await self.find(session_id)).over()
+
+    patch.setattr(Sessions, "_over_under_retired_key", over)
 
 
 @bug
@@ -228,9 +240,23 @@ def a_logout_of_the_others_ends_this_one_too(patch: Patch) -> None:
 
 @bug
 def a_second_reason_replaces_the_first(patch: Patch) -> None:
-    async def end(tx: Any, now: Any, reason: Any, *which: Any) -> set[UUID]:
+    async def end(ending: Any, now: Any, reason: Any, *which: Any) -> None:
         ended = update(Session).where(*which).values(ended_at=now, end_reason=reason).returning(Session.id)
-        return set((await tx.scalars(ended.execution_options(synchronize_session=False))).all())
+        ids = (await ending.tx.scalars(ended.execution_options(synchronize_session=False))).all()
+        ending.ended |= set(ids)
+        ending.lived += len(ids)
+
+    patch.setattr(sessions, "_end", end)
+
+
+@bug
+def what_ends_after_its_deadline_takes_the_later_reason(patch: Patch) -> None:
+    async def end(ending: Any, now: Any, reason: Any, *which: Any) -> None:
+        ended = update(Session).where(*which, Session.ended_at.is_(None)).values(ended_at=now, end_reason=reason)
+        returned = ended.returning(Session.id).execution_options(synchronize_session=False)
+        ids = set((await ending.tx.scalars(returned)).all())
+        ending.ended |= ids
+        ending.lived += len(ids)
 
     patch.setattr(sessions, "_end", end)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import json
 import random
@@ -205,7 +206,12 @@ async def test_a_hundred_parallel_refreshes_with_one_token_are_one_rotation(stag
     async with at(stage.database_url) as keyturn, a_client() as client:
         for _ in range(3):
             [first] = await logins(keyturn, 1)
-            before = [served(service, "/auth/refresh") for service in stage.services]
+            before = {service: served(service, "/auth/refresh") for service in stage.services}
+
+            async def all_logged(before: dict[Service, int] = before, count: int = 100) -> bool:
+                """A request is logged after its answer."""
+                return sum(served(s, "/auth/refresh") - b for s, b in before.items()) >= count
+
             turns = itertools.islice(itertools.cycle(stage.services), 100)
             answers = await asyncio.gather(*(refresh(client, service, first.refresh_token) for service in turns))
 
@@ -214,7 +220,8 @@ async def test_a_hundred_parallel_refreshes_with_one_token_are_one_rotation(stag
             assert len({answer.json()["access_token"] for answer in answers}) == 1
             row = (await rows(keyturn, {first.session_id}))[first.session_id]
             assert (row.generation, row.ended_at) == (1, None)
-            shares = [served(service, "/auth/refresh") - b for service, b in zip(stage.services, before, strict=True)]
+            await until(all_logged)
+            shares = [served(service, "/auth/refresh") - b for service, b in before.items()]
             assert sum(shares) == 100
             assert min(shares) >= 30
 
@@ -222,6 +229,7 @@ async def test_a_hundred_parallel_refreshes_with_one_token_are_one_rotation(stag
             for service in stage.services:
                 assert (await verify(client, service, latest["access_token"])).status_code == 200
                 assert (await refresh(client, service, latest["refresh_token"])).status_code == 200
+            await until(functools.partial(all_logged, count=100 + len(stage.services)))
 
 
 # -- lost answers
@@ -369,7 +377,8 @@ async def test_calls_cancelled_at_random_points_leave_nothing_behind(
 
     async def quiet() -> bool:
         engines = {keyturn.db._engine, keyturn.db._writer, keyturn.db._reader}
-        return sum(engine.pool.checkedout() for engine in engines) == 0  # type: ignore[attr-defined]  # a queue pool
+        held = len(keyturn.db._lines) if keyturn.db.is_postgres else 0  # between statements, and idle
+        return sum(engine.pool.checkedout() for engine in engines) == held  # type: ignore[attr-defined]  # a queue pool
 
     await until(quiet)
     await until(lambda: nothing_is_open(database_url))
@@ -503,10 +512,12 @@ async def test_no_verification_that_began_after_the_logouts_answer_accepts_the_t
                         refused.append(began)
 
             turns = itertools.islice(itertools.cycle(stage.services), 50)
-            async with asyncio.TaskGroup() as readers:
+            async with asyncio.timeout(20), asyncio.TaskGroup() as readers:
                 for service in turns:
                     readers.create_task(read(service))
                 await asyncio.sleep(0.15)
+                while not accepted:
+                    await asyncio.sleep(0.05)
                 assert not refused
                 body = {"refresh_token": tokens.refresh_token}
                 # A client of its own: in the readers' it would queue for a connection.
@@ -514,11 +525,11 @@ async def test_no_verification_that_began_after_the_logouts_answer_accepts_the_t
                     answer = await other.post(f"{stage.services[0].url}/auth/logout", json=body)
                 answered = monotonic()
                 await asyncio.sleep(0.15)
+                while not refused or max(refused) < answered:
+                    await asyncio.sleep(0.05)
                 done.set()
             assert answer.status_code == 204
-            assert accepted
             assert max(accepted) < answered
-            assert max(refused) > answered
 
 
 # -- the table

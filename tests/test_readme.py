@@ -7,20 +7,20 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-from app.settings import PREFIX, Settings
+from app.settings import PREFIX, Settings, accepts
 
 README = Path(__file__).parent.parent / "README.md"
 PLACE = re.compile(r"(?<=<!-- settings -->\n).*(?=<!-- /settings -->)", re.DOTALL)
 
 
 def table() -> str:
-    lines = ["| setting | default | |\n|---|---|---|\n"]
+    lines = ["| setting | default | values | |\n|---|---|---|---|\n"]
     for name, field in Settings.model_fields.items():
         value = field.default
         if isinstance(value, timedelta):
             value = value // timedelta(seconds=1)
         shown = "" if value in {None, ""} else f"`{str(value).lower() if isinstance(value, bool) else value}`"
-        lines.append(f"| `{PREFIX}{name.upper()}` | {shown} | {field.description} |\n")
+        lines.append(f"| `{PREFIX}{name.upper()}` | {shown} | {accepts(name)} | {field.description} |\n")
     return "".join(lines)
 
 

@@ -33,8 +33,9 @@ from tests.service import Service
 
 EMAIL = "ada@example.com"
 MARKER = "{keyturn}:complete"
+NONCE = "{keyturn}:rebuild"
 PATIENCE = 30.0  # seconds for what must come in the end
-WITHOUT_DATABASE = 2.0  # seconds of KEYTURN_VERIFY_WITHOUT_DATABASE, of `brief`
+WITHOUT_DATABASE = 3.0  # seconds of KEYTURN_VERIFY_WITHOUT_DATABASE, of `brief`
 
 
 class Link:
@@ -346,10 +347,18 @@ async def flushed(world: World, flow: Traffic) -> None:
 
 
 async def flushed_during_rebuilds(world: World, flow: Traffic) -> None:
-    async with world.command(world.redis) as redis:
-        for _ in range(24):
-            await flow.logouts(1, random.uniform(0, 0.06))
-            await redis.flushall()
+    """Each flush falls between a rebuild's nonce and its marker."""
+    async with world.command(world.redis) as redis, asyncio.timeout(PATIENCE):
+        await redis.flushall()
+        hits = logged_out = 0
+        while hits < 6:
+            await flow.logouts(4 if logged_out < 24 else 1, 0.05)
+            logged_out += 4
+            while not await redis.exists(NONCE):
+                await asyncio.sleep(0.001)
+            # What came of the rebuild meanwhile is seen in the same moment as the flush.
+            hit, _ = await redis.pipeline(transaction=True).exists(NONCE).flushall().execute()
+            hits += hit
 
 
 async def restarted_from_an_old_snapshot(world: World, flow: Traffic) -> None:
@@ -391,13 +400,16 @@ async def cut_off_from_the_process_that_logs_out(world: World, flow: Traffic) ->
 
 
 async def evicting(world: World, flow: Traffic) -> None:
-    """Keys may go, and go; the marker, which has no time to live, stays."""
+    """Keys may go, and go, the marker among them or not: what may evict is not believed either way."""
     async with world.command(world.redis) as redis:
         await flow.logouts(12, 0.4)
+        await flow.returned()
+        before = (await redis.info("stats"))["evicted_keys"]
         await redis.set("filler", "x" * 2_000_000)
         await redis.config_set("maxmemory-policy", "volatile-ttl")
         await redis.config_set("maxmemory", "1mb")
         await flow.logouts(12, 0.6)
+        assert (await redis.info("stats"))["evicted_keys"] - before >= 12, "no key of the first logouts had to go"
         await redis.delete("filler")
         await redis.config_set("maxmemory", "0")
         await redis.config_set("maxmemory-policy", "noeviction")
@@ -598,21 +610,35 @@ async def test_without_the_database_redis_answers_for_the_time_that_is_set_and_n
     await world.complete()
     await asyncio.sleep(1.5)  # /readyz tells what the process knew half a second ago; now it holds
     await world.complete()
+
+    accepted: list[float] = []
+
+    async def ask() -> int:
+        moment = time.monotonic() - began
+        status = (await world.verify(world.brief, live)).status_code
+        if status == 200:
+            accepted.append(moment)
+        return status
+
+    async def there_goes_on() -> bool:
+        return (await world.verify(world.there, live)).status_code == 200
+
     await asyncio.to_thread(world.postgres.kill if how == "killed" else world.postgres.pause)
     try:
         began = time.monotonic()
         others = asyncio.create_task(outage.nothing_is_decided(world.brief, "refresh", "login", "logout", "ended"))
-        accepted: list[float] = []
-        while (status := (await world.verify(world.brief, live)).status_code) == 200:
-            accepted.append(time.monotonic() - began)
-            assert accepted[-1] < PATIENCE
-            await asyncio.sleep(0.01)
-        print(f"{len(accepted)} verifications in {accepted[-1]:.1f} s without the database")
-        assert status == 503
-        assert time.monotonic() - began >= WITHOUT_DATABASE
-        assert accepted[-1] < WITHOUT_DATABASE + VOUCHES_FOR.total_seconds() + 2  # for the way here
+        limit = WITHOUT_DATABASE + VOUCHES_FOR.total_seconds()
+        asked = []
+        # Not each after the one before, which waits for the database where the evidence of the outage is late.
+        while time.monotonic() - began < limit + 0.2:
+            asked.append(asyncio.create_task(ask()))
+            await asyncio.sleep(0.02)
+        statuses = Counter(await asyncio.gather(*asked))
+        print(f"{dict(statuses)}, accepted for {max(accepted):.1f} s without the database")
+        assert statuses.keys() == {200, 503}
+        assert limit - 2 <= max(accepted) <= limit
         # A process with the default, a minute, goes on; but not with a session that has its key in Redis.
-        assert (await world.verify(world.there, live)).status_code == 200
+        await eventually(there_goes_on)
         await asyncio.gather(
             others,
             outage.nothing_is_decided(world.brief, "live", "ended"),

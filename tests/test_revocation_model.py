@@ -48,6 +48,7 @@ class Redis(NamedTuple):
     revoked: bool = False
     marker: int = 0
     nonce: int = 0
+    evicts: bool = False  # what it says of itself: that it may take keys away, and has
 
 
 class Logout(NamedTuple):
@@ -111,6 +112,7 @@ NONCE = "the marker is set only where the nonce still is"
 NONCE_FIRST = "the nonce is written before the claim"
 CLAIM_FIRST = "the claim comes before the snapshot"
 NEW_EPOCH = "each claim has a new epoch"
+NO_EVICTION = "a server that can evict is not believed"
 REPLICATION_ID = "a server that takes over another's data changes its identity"
 
 
@@ -234,7 +236,9 @@ def fault_steps(s: State, most: int, without: str) -> Iterator[Step]:
     for at, redis in enumerate(s.redis):
         if s.copy is None and (redis.marker or redis.nonce):  # else it is as good as empty
             yield f"{NAME[at]} is copied", s._replace(copy=redis._replace(identity=-1))
-        then = {"is flushed": Redis(redis.identity), "restarts empty": Redis(new)}
+        then = {"is flushed": Redis(redis.identity, evicts=redis.evicts), "restarts empty": Redis(new)}
+        if redis.revoked:
+            then["evicts the key"] = redis._replace(revoked=False, evicts=True)
         if s.copy:
             then["restarts from the copy"] = s.copy._replace(identity=new)
             then["takes over the copy"] = s.copy._replace(identity=redis.identity if without == REPLICATION_ID else new)
@@ -263,6 +267,7 @@ def trusted(s: State, without: str = "") -> list[Redis]:
         if s.reading.server is not None
         and (redis.identity == s.reading.server or without == SERVER_AT_VERIFIER)
         and (redis.marker == s.reading.epoch or (redis.marker and without == EPOCH_AT_VERIFIER))
+        and (not redis.evicts or without == NO_EVICTION)
     ]
 
 
@@ -290,6 +295,9 @@ WITNESSES = {
     "a rebuild makes an untrusted server trusted": lambda s: accepts(s) and s.fence.change > 1 and not s.ended,
     "a rebuild after a logout brings the key": lambda s: (
         s.returned and any(r.step == "done" for r in s.rebuilds) and s.reading == s.fence and trusted(s)
+    ),
+    "a server that the fence names has the marker, and has lost the key": lambda s: any(
+        s.ended and redis.evicts and not redis.revoked and redis.marker == s.fence.epoch for redis in s.redis
     ),
     "a rebuild ends without its nonce": lambda s: any(
         r.step == "mark" and s.redis[r.at].nonce == 0 for r in s.rebuilds
@@ -354,6 +362,7 @@ SAFEGUARDS = {
     CLAIM_FIRST: REBUILD,
     NEW_EPOCH: FAULT_AND_REBUILD,
     REPLICATION_ID: FAULT,
+    NO_EVICTION: FAULT,
 }
 
 

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -23,12 +23,23 @@ import pytest
 from redis import asyncio as redis_asyncio
 from redis.exceptions import OutOfMemoryError
 from sqlalchemy import event, insert, select, text, update
+from sqlalchemy.util import await_only
 
 from app import revocations
+from app.db import Database
 from app.errors import InvalidToken, Reason, TemporarilyUnavailable
 from app.keyturn import Keyturn, opened
 from app.models import CacheFence, Session, uuid7
-from app.revocations import CLAIM_AFTER, REMEMBERED_FOR, SETTLES_IN, VOUCHES_FOR
+from app.revocations import (
+    CLAIM_AFTER,
+    MARKER_LIVES,
+    REMEMBERED_FOR,
+    SETTLES_IN,
+    VOUCHES_FOR,
+    Fence,
+    Revocations,
+    Server,
+)
 from app.sessions import Tokens
 from tests.conftest import Opener, a_user, settings_of, time_passes
 from tests.servers import Redis, free_port
@@ -57,6 +68,12 @@ async def cache(own_redis: Redis) -> AsyncIterator[redis_asyncio.Redis]:
         yield client
 
 
+@pytest.fixture(autouse=True)
+def no_haste(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Redis that is well answers in time, however slow this machine is; `monkeypatch.undo()` takes that back."""
+    monkeypatch.setattr(revocations, "ACKNOWLEDGE_LIMIT", timedelta(seconds=5))
+
+
 @asynccontextmanager
 async def instance(database_url: str, redis_url: str | None, **settings: Any) -> AsyncIterator[Keyturn]:
     """A Keyturn that does nothing by itself."""
@@ -75,12 +92,16 @@ class Pair:
 
     async def settle(self) -> None:
         """Redis is complete, both know it, and no older reading vouches any more."""
-        await keep_complete(self.here)
-        await read(self.here, self.there)
+
+        async def complete() -> bool:
+            await keep_complete(self.here)
+            await read(self.here, self.there)
+            return await self.here.revocations.ping() == await self.there.revocations.ping() == "complete"
+
+        await wait_for(complete)
         fence = self.here.revocations._fence
         assert fence is not None
         self.here.revocations._fence = replace(fence, known_since=fence.known_since - SETTLES_IN.total_seconds())
-        assert await self.here.revocations.ping() == await self.there.revocations.ping() == "complete"
 
 
 @pytest.fixture
@@ -124,6 +145,31 @@ async def fence_of(keyturn: Keyturn) -> tuple[str, str | None]:
     async with keyturn.db.look() as connection:
         row = (await connection.execute(select(CacheFence.epoch, CacheFence.server))).one()
     return row.epoch, row.server
+
+
+class Clock:
+    """The clock of this process, standing still."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(revocations, "monotonic", clock)
+    return clock
+
+
+@pytest.fixture
+async def unconnected() -> AsyncIterator[Revocations]:
+    """It may answer for a minute without the database, and has reached neither server yet."""
+    settings = settings_of("postgresql://nobody@127.0.0.1:1/none", "redis://127.0.0.1:1", verify_without_database=60)
+    db = Database(settings)
+    yield Revocations(db, settings, lambda *_, **__: None)
+    await db.close()
 
 
 @contextmanager
@@ -207,6 +253,70 @@ async def test_a_reading_of_the_fence_vouches_for_one_second(pair: Pair) -> None
     assert await asks(pair.there, tokens) == 1
 
 
+@pytest.mark.parametrize("engine", ["sqlite"])
+async def test_a_reading_that_comes_late_never_replaces_one_that_began_after_it(
+    database_url: str, clock: Clock
+) -> None:
+    async with instance(database_url, None) as keyturn:
+        mine = keyturn.revocations
+        first = Fence(revocations.NEVER_CLAIMED, None, began=clock.now, known_since=clock.now)
+        assert mine._fence == first
+        clock.now += 5
+        await mine._take_reading(clock.now - 5.1)
+        assert mine._fence == first
+        await mine._take_reading(clock.now - 3)  # of the same epoch, which has been known since before
+        assert mine._fence == replace(first, began=clock.now - 3)
+        async with keyturn.db.begin() as tx:
+            await tx.execute(update(CacheFence).values(epoch="1" * 32, server="another"))
+        await mine._take_reading(clock.now - 1)  # known since it came, not since it was asked for
+        assert mine._fence == Fence("1" * 32, "another", clock.now - 1, clock.now)
+
+
+async def test_the_databases_clock_is_learned_from_a_reading_that_was_not_late(
+    pair: Pair, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hour = timedelta(hours=1)
+    db, limit = pair.here.db, revocations.READ_LIMIT.total_seconds()
+    db._ahead = hour
+    await pair.here.revocations._take_reading(clock.now - limit - 0.001)
+    assert db._ahead == hour
+    await pair.here.revocations._take_reading(clock.now - limit)
+    assert db._ahead < hour / 2
+    # Half of the time that it took to come is what it has been on its way.
+    monkeypatch.setattr(revocations, "READ_LIMIT", hour)
+    await pair.here.revocations._take_reading(clock.now - 600)
+    assert timedelta(minutes=4) < db._ahead < timedelta(minutes=6)
+
+
+async def test_a_postgres_that_is_read_only_is_none_that_was_read(pair: Pair) -> None:
+    async with pair.here.db.beat() as connection:
+        database = (await connection.execute(text("SELECT current_database()"))).scalar_one()
+    there = pair.there.revocations
+
+    async def becomes(read_only: str) -> None:
+        async with pair.here.db.beat() as connection:
+            for statement in (
+                "SET default_transaction_read_only = off",
+                f'ALTER DATABASE "{database}" SET default_transaction_read_only = {read_only}',
+                f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}' AND pid <> pg_backend_pid()",
+            ):
+                await connection.execute(text(statement))
+
+    await read(pair.there)
+    fence = there._fence
+    assert fence is not None
+    assert there.database_answers()
+    await becomes("on")
+    for _ in range(3):
+        await read(pair.there)
+    assert there._fence == fence
+    assert not there.database_answers()
+    await becomes("off")
+    for _ in range(3):  # the connections that found it read-only are not used again
+        await read(pair.there)
+    assert there.database_answers()
+
+
 async def test_a_key_in_redis_only_asks_the_database(pair: Pair, cache: redis_asyncio.Redis) -> None:
     tokens = await a_session(pair.here)
     await read(pair.there)
@@ -249,7 +359,110 @@ async def test_without_redis_the_database_answers_always(database_url: str) -> N
         assert time.monotonic() - began < SETTLES_IN.total_seconds()
         await refused(there, ended)
         await there.sessions.verify(live.access_token)
-        assert await there.revocations.ping() == "none"
+        assert await there.revocations.ping() == there.revocations.cache == "none"
+
+
+SERVER = Server("5" * 40, "6" * 40, evicts=False)
+assert SERVER.identity
+
+
+def test_silence_is_believed_only_of_the_server_and_epoch_of_a_reading_that_vouches(
+    unconnected: Revocations, clock: Clock
+) -> None:
+    now, second = clock.now, VOUCHES_FOR
+    marker = b"e" * 32
+    assert not unconnected._believes(SERVER, marker, now, second)  # nothing was read yet
+    fence = Fence(marker.decode(), SERVER.identity, now - second.total_seconds(), 0)
+    unconnected._fence = fence
+    assert unconnected._believes(SERVER, marker, now, second)
+    assert not unconnected._believes(SERVER, marker, now + 0.001, second)
+    assert not unconnected._believes(SERVER, b"f" * 32, now, second)
+    assert not unconnected._believes(SERVER, None, now, second)
+    for other in (
+        replace(SERVER, run_id="7" * 40),
+        replace(SERVER, replication_id="7" * 40),
+        replace(SERVER, evicts=True),
+        replace(SERVER, run_id="0" * 40),
+        replace(SERVER, run_id=""),
+        replace(SERVER, replication_id=""),
+    ):
+        assert not unconnected._believes(other, marker, now, second)
+    unconnected._fence = replace(fence, server=None)
+    assert not unconnected._believes(SERVER, marker, now, second)
+    assert not unconnected._believes(replace(SERVER, run_id=""), marker, now, second)  # whose identity is None too
+
+
+def test_a_minute_without_the_database_is_counted_from_the_last_moment_that_vouched(
+    unconnected: Revocations, clock: Clock
+) -> None:
+    fence = Fence("e" * 32, SERVER.identity, clock.now - 61, 0)
+    unconnected._fence = fence
+    assert unconnected._believes_without_database(SERVER, b"e" * 32)
+    unconnected._fence = replace(fence, began=clock.now - 61.001)
+    assert not unconnected._believes_without_database(SERVER, b"e" * 32)
+    unconnected._fence = replace(fence, began=clock.now)
+    unconnected._without_database = timedelta(0)
+    assert not unconnected._believes_without_database(SERVER, b"e" * 32)
+
+
+@pytest.mark.parametrize(
+    ("read", "failed", "away"),
+    [
+        (3.0, 1.0, True),
+        (3.0, 1.001, False),  # this process may have been suspended since
+        (60.0, 40.0, False),
+        (0.5, 0.6, False),  # it has answered since
+        (None, 0.5, False),
+    ],
+)
+def test_a_failed_reading_is_evidence_of_an_outage_for_a_second_unless_a_later_one_succeeded(
+    unconnected: Revocations, clock: Clock, read: float | None, failed: float, away: bool
+) -> None:
+    unconnected._fence = None if read is None else Fence("", None, clock.now - read, 0)
+    unconnected._failed_began = clock.now - failed
+    assert unconnected._database_is_away() is away
+
+
+@pytest.mark.parametrize(
+    ("read", "failed", "answers"),
+    [
+        (2.0, 3.0, True),
+        (2.001, 3.0, False),
+        (0.0, float("inf"), True),
+        (1.0, 1.0, False),
+        (1.0, 0.5, False),
+        (None, float("inf"), False),
+    ],
+)
+def test_the_database_answers_if_it_was_read_in_the_last_two_seconds_and_no_later_reading_failed(
+    unconnected: Revocations, clock: Clock, read: float | None, failed: float, answers: bool
+) -> None:
+    unconnected._fence = None if read is None else Fence("", None, clock.now - read, 0)
+    unconnected._failed_began = clock.now - failed
+    assert unconnected.database_answers() is answers
+
+
+@pytest.mark.parametrize(
+    ("memory", "evicts"),
+    [
+        ("maxmemory:0\r\nmaxmemory_policy:allkeys-lru\r\n", False),
+        ("maxmemory:1048576\r\nmaxmemory_policy:noeviction\r\n", False),
+        ("maxmemory:1048576\r\nmaxmemory_policy:volatile-ttl\r\n", True),
+        ("used_memory:1\r\n", True),  # what does not say that it keeps everything may not
+        ("", True),
+    ],
+)
+def test_a_redis_is_believed_only_if_it_says_that_it_keeps_everything(memory: str, evicts: bool) -> None:
+    info = f"# Memory\r\n{memory}"
+    assert revocations._evicts(info) is revocations._evicts(info.encode()) is evicts
+
+
+def test_a_field_of_info_is_a_whole_line() -> None:
+    info = "# Replication\r\nold_role:x\r\nrole:master\r\nmaster_replid2:b\r\nmaster_replid:a:b\r\n"
+    assert revocations._field(info, "role") == "master"
+    assert revocations._field(info, "master_replid") == "a:b"
+    assert revocations._field(info, "replid") == ""
+    assert revocations._field(b"\nrole:\xff", "role") == "\N{REPLACEMENT CHARACTER}"
 
 
 # -- the end of a session
@@ -262,7 +475,8 @@ async def test_a_logout_sets_a_key_that_lives_as_long_as_its_tokens_could_be_acc
     before = await fence_of(pair.here)
     await logout(pair.here, tokens)
     left = await cache.ttl(f"{KEYS}{tokens.session_id}")
-    assert REMEMBERED_FOR.total_seconds() - 10 < left <= REMEMBERED_FOR.total_seconds()
+    full = (REMEMBERED_FOR + MARKER_LIVES).total_seconds()
+    assert full - 10 < left <= full
     assert pair.here.settings.access_token_lifetime + revocations.LEEWAY < REMEMBERED_FOR
     assert await fence_of(pair.here) == before
     await refused(pair.there, tokens)
@@ -289,7 +503,10 @@ async def test_a_logout_waits_only_while_an_older_reading_may_vouch(pair: Pair) 
     assert time.monotonic() - began >= SETTLES_IN.total_seconds()
 
 
-async def test_a_logout_that_redis_does_not_acknowledge_fences_and_waits(database_url: str) -> None:
+async def test_a_logout_that_redis_does_not_acknowledge_fences_and_waits(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
     with Redis.start() as server:
         async with instance(database_url, server.url()) as here, instance(database_url, server.url()) as there:
             await Pair(here, there).settle()
@@ -336,6 +553,58 @@ async def test_a_session_that_was_not_published_but_ended_fences(pair: Pair) -> 
     await refused(pair.there, one)
     await read(pair.there)
     await refused(pair.there, another)
+
+
+@contextmanager
+def before_commit(keyturn: Keyturn, do: Callable[[], Coroutine[Any, Any, object]]) -> Iterator[None]:
+    """Lets something happen when a transaction has done all but commit."""
+    engine = keyturn.db._engine.sync_engine
+
+    def commit(_: object) -> None:
+        await_only(do())
+
+    event.listen(engine, "commit", commit)
+    try:
+        yield
+    finally:
+        event.remove(engine, "commit", commit)
+
+
+async def test_a_rebuild_waits_for_the_logouts_that_may_not_see_its_claim(
+    pair: Pair, cache: redis_asyncio.Redis
+) -> None:
+    """A logout that saw the fence unchanged has not committed when Redis loses its key: the rebuild must see it."""
+    tokens = await a_session(pair.here)
+    rebuilding: list[asyncio.Task[None]] = []
+
+    async def rebuild() -> None:
+        await cache.flushdb()
+        rebuilding.append(asyncio.create_task(keep_complete(pair.there)))
+        await asyncio.wait(rebuilding, timeout=0.3)
+
+    with before_commit(pair.here, rebuild):
+        await logout(pair.here, tokens)
+    await rebuilding[0]
+    await pair.settle()
+    await refused(pair.there, tokens)
+    assert await cache.exists(f"{KEYS}{tokens.session_id}")
+
+
+async def test_a_logout_waits_from_its_commit_where_it_finds_an_epoch_that_its_process_has_not_read(pair: Pair) -> None:
+    tokens = await a_session(pair.here)
+    async with pair.there.db.begin() as tx:
+        await tx.execute(update(CacheFence).values(epoch="0" * 32, server=None))
+    committing = 0.0
+
+    async def slowly() -> None:
+        nonlocal committing
+        await asyncio.sleep(0.2)
+        committing = time.monotonic()
+
+    with before_commit(pair.here, slowly):
+        await logout(pair.here, tokens)
+    assert time.monotonic() - committing >= SETTLES_IN.total_seconds()
+    assert await fence_of(pair.here) == ("0" * 32, None)
 
 
 async def test_the_key_is_set_before_the_commit(pair: Pair, cache: redis_asyncio.Redis) -> None:
@@ -400,13 +669,13 @@ async def test_a_rebuild_sets_exactly_what_ended_lately_with_the_time_that_is_le
     await keep_complete(pair.there)
     left = {key.removeprefix(KEYS): await cache.ttl(key) for key in await cache.keys(f"{KEYS}*")}
     assert left.keys() == {str(lately.session_id), str(now.session_id)}
-    full = REMEMBERED_FOR.total_seconds()
+    full = (REMEMBERED_FOR + MARKER_LIVES).total_seconds()
     assert full - 20 < left[str(now.session_id)] <= full
     assert full - 1800 - 20 < left[str(lately.session_id)] <= full - 1800
     claimed, _ = await fence_of(pair.here)
     assert claimed != epoch
     assert await cache.get(MARKER) == claimed
-    assert await cache.ttl(MARKER) == -1
+    assert MARKER_LIVES.total_seconds() - 20 < await cache.ttl(MARKER) <= MARKER_LIVES.total_seconds()
     await read(pair.here)
     assert await asks(pair.here, live) == 0
     await refused(pair.there, now)
@@ -420,7 +689,96 @@ async def test_a_key_at_the_edge_of_what_is_remembered_is_not_set_for_nothing(
     await time_passes(pair.here, REMEMBERED_FOR - 4 * SECOND)
     await cache.flushdb()
     await keep_complete(pair.there)
-    assert 0 < await cache.ttl(f"{KEYS}{tokens.session_id}") <= 4
+    left = await cache.ttl(f"{KEYS}{tokens.session_id}") - MARKER_LIVES.total_seconds()
+    assert 0 < left <= 4
+
+
+async def test_a_rebuild_in_several_steps_sets_each_key_once(
+    pair: Pair, cache: redis_asyncio.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = [await a_session(pair.here) for _ in range(5)]
+    for each in tokens:
+        await logout(pair.here, each)
+    await cache.flushdb()
+    monkeypatch.setattr(revocations, "_CHUNK", 2)
+    names: list[str] = []
+    send = pair.there.revocations._all_on
+
+    async def sending(server: Server, commands: Any, *, limit: timedelta) -> list[Any]:
+        names.extend(command[1] for command in commands if command[1].startswith(KEYS))
+        return await send(server, commands, limit=limit)
+
+    monkeypatch.setattr(pair.there.revocations, "_all_on", sending)
+    await pair.there.revocations._keep_complete()
+    expected = {f"{KEYS}{each.session_id}" for each in tokens}
+    assert set(names) == set(await cache.keys(f"{KEYS}*")) == expected
+    assert len(names) == 5
+    assert await cache.get(MARKER)
+
+
+async def test_who_has_not_read_the_fence_lately_rebuilds_nothing(
+    pair: Pair, cache: redis_asyncio.Redis, clock: Clock
+) -> None:
+    await cache.flushdb()
+    before, fence = await fence_of(pair.here), pair.there.revocations._fence
+    assert fence is not None
+    for reading in (None, replace(fence, began=clock.now - VOUCHES_FOR.total_seconds() - 0.001)):
+        pair.there.revocations._fence = reading
+        await pair.there.revocations._keep_complete()
+        assert await fence_of(pair.here) == before
+        assert await cache.get(MARKER) is None
+    pair.there.revocations._fence = replace(fence, began=clock.now - VOUCHES_FOR.total_seconds())
+    await pair.there.revocations._keep_complete()
+    assert await cache.get(MARKER) == (await fence_of(pair.here))[0] != before[0]
+
+
+async def test_an_operator_is_told_once_of_each_change(pair: Pair, cache: redis_asyncio.Redis) -> None:
+    told: list[str] = []
+    here = pair.here.revocations
+    here._report = lambda event, **_: told.append(event)
+
+    async def seen(state: str, *events: str) -> None:
+        for _ in range(2):
+            await keep_complete(pair.here)
+            assert here.cache == state
+            assert told == list(events)
+        told.clear()
+
+    await seen("complete")
+    await cache.flushdb()
+    states: list[str] = []
+
+    async def rebuilding() -> None:
+        states.append(here.cache)
+
+    between(pair.here, "_claim", rebuilding)
+    await here._keep_complete()
+    assert [*states, here.cache] == ["not complete", "complete"]
+    await seen("complete")
+    await cache.config_set("maxmemory", "100mb")
+    await cache.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        await seen("not complete", "redis_may_evict")
+        assert await cache.get(MARKER) is None
+    finally:
+        await cache.config_set("maxmemory-policy", "noeviction")
+        await cache.config_set("maxmemory", "0")
+    await seen("complete", "redis_complete")
+    before, command = await fence_of(pair.here), here._command
+
+    async def nameless(commands: Any, *, limit: timedelta) -> tuple[Server, list[Any]]:
+        server, replies = await command(commands, limit=limit)
+        return replace(server, run_id="0" * 40), replies
+
+    here._command = nameless  # type: ignore[method-assign]  # as a proxy before several servers answers
+    await seen("not complete", "redis_not_trusted")
+    here._command = command  # type: ignore[method-assign]  # as above
+    pool, here._redis = here._redis, revocations._pool(f"redis://127.0.0.1:{free_port()}")
+    await seen("away", "redis_away")
+    assert await here.ping() == "away"
+    here._redis = pool
+    await seen("complete", "redis_complete")
+    assert await fence_of(pair.here) == before
 
 
 async def test_of_two_instances_one_rebuilds(pair: Pair, cache: redis_asyncio.Redis) -> None:
@@ -620,6 +978,7 @@ async def test_a_redis_that_begins_to_evict_is_not_believed_from_then_on(databas
             tokens = await a_session(here)
             await there.sessions.verify(tokens.access_token)
             await logout(here, tokens)
+            await client.persist(MARKER)  # so that it is what stays
             await client.set("filler", "x" * 2_000_000)
             await client.config_set("maxmemory-policy", "volatile-ttl")
             await client.config_set("maxmemory", "1mb")
@@ -681,8 +1040,11 @@ async def test_a_master_that_was_demoted_and_took_over_anothers_data_is_not_beli
         await refused(there, live)
 
 
-async def test_an_answer_that_comes_late_is_never_taken_for_another_questions(database_url: str) -> None:
+async def test_an_answer_that_comes_late_is_never_taken_for_another_questions(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Redis stands still at every kind of moment; what it says afterwards must belong to what was asked."""
+    monkeypatch.undo()
     with Redis.start() as server:
         async with instance(database_url, server.url()) as here, instance(database_url, server.url()) as there:
             await Pair(here, there).settle()
@@ -754,7 +1116,90 @@ async def test_without_the_database_redis_answers_for_the_time_that_is_set(
         await refused(there, remembered)
 
 
+async def test_where_the_database_is_known_to_be_away_nobody_waits_for_it(
+    pair: Pair, database_url: str, own_redis: Redis
+) -> None:
+    async with instance(database_url, own_redis.url(9), verify_without_database=3) as there:
+        live = await a_session(pair.here)
+        asked = 0
+
+        def away(*_: object) -> None:
+            nonlocal asked
+            asked += 1
+            raise ConnectionRefusedError
+
+        revocations = there.revocations
+        for name in ("_reader", "_heart"):
+            event.listen(getattr(there.db, name).sync_engine, "before_cursor_execute", away)
+        assert revocations._fence is not None
+        revocations._fence = replace(revocations._fence, began=time.monotonic() - 2)
+        await read(there)
+        asked = 0
+        await there.sessions.verify(live.access_token)
+        assert asked == 0
+        # Evidence that is no longer fresh: it is asked, and only when it does not answer Redis does.
+        revocations._failed_began = time.monotonic() - 1.5
+        await there.sessions.verify(live.access_token)
+        assert asked == 1
+
+
+async def test_without_database_and_redis_nothing_is_decided(database_url: str) -> None:
+    for redis_url in (None, f"redis://127.0.0.1:{free_port()}"):
+        async with instance(database_url, redis_url, verify_without_database=60) as keyturn:
+            tokens = await a_session(keyturn)
+            await keyturn.sessions.verify(tokens.access_token)
+
+            def away(*_: object) -> None:
+                raise ConnectionRefusedError
+
+            event.listen(keyturn.db._reader.sync_engine, "before_cursor_execute", away)
+            with pytest.raises(TemporarilyUnavailable):
+                await keyturn.sessions.verify(tokens.access_token)
+
+
 # -- a process that is up
+
+
+async def test_an_instance_rebuilds_once_at_a_time_and_holds_nothing_that_is_over(
+    unconnected: Revocations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readings, rebuilds = 0, 0
+
+    async def read_fence() -> None:
+        nonlocal readings
+        readings += 1
+
+    async def rebuild() -> None:
+        nonlocal rebuilds
+        rebuilds += 1
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(unconnected, "read_fence", read_fence)
+    monkeypatch.setattr(unconnected, "_keep_complete", rebuild)
+    monkeypatch.setattr(revocations, "READ_EVERY", timedelta(milliseconds=1))
+    ended, long_ago = uuid4(), uuid4()
+    unconnected._remember(long_ago, "logout")
+    unconnected._ended[long_ago] = ("logout", time.monotonic() - 1)
+    unconnected._remember(ended, "logout")
+
+    async def watch(rounds: int) -> None:
+        watching = asyncio.create_task(unconnected.watch())
+        before = readings
+        while readings < before + rounds:
+            await asyncio.sleep(0.001)
+        watching.cancel()
+        await asyncio.sleep(0.01)
+
+    await watch(10)
+    assert rebuilds == 1
+    assert unconnected._ended.keys() == {ended}
+    (rebuilding,) = unconnected._tasks
+    rebuilding.cancel()
+    await asyncio.wait([rebuilding])
+    unconnected._redis = None
+    await watch(3)
+    assert rebuilds == 1
+    assert not unconnected._tasks
 
 
 async def test_a_running_instance_finds_a_flushed_redis_and_makes_it_complete(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import random
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -11,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from app.revocations import _pool
 from app.settings import ConfigurationError, Settings, master_secret, read
 from tests.conftest import SECRET
 
+DICE = random.Random(12)  # names of tests are the same in each process that runs some of them
 PRODUCTION = {
     "KEYTURN_DATABASE_URL": "postgresql://keyturn:hunter2@db.example/keyturn",
     "KEYTURN_REDIS_URL": "none",
@@ -120,6 +123,26 @@ def test_settings_that_contradict_each_other_are_refused(settings: dict[str, str
     refused({f"KEYTURN_{name}": value for name, value in settings.items()}, naming=f"KEYTURN_{naming}")
 
 
+def test_a_bound_is_told_in_the_settings_own_unit() -> None:
+    for name, value, words in (
+        ("RETRY_WINDOW", "301", "must be 0 to 300 seconds"),
+        ("ACCESS_TOKEN_LIFETIME", "29", "must be 30 to 3600 seconds"),
+        ("WORKERS", "many", "must be 1 to 64"),
+        ("HASHING_SLOTS", "65", "must be 1 to 64"),
+        ("REGISTRATION", "perhaps", "must be true or false"),
+        ("LOG_LEVEL", "loud", "must be debug or info or warning or error"),
+        ("HOST", "", "must not be empty"),
+    ):
+        refused({f"KEYTURN_{name}": value}, naming=f"KEYTURN_{name}: {words}")
+
+
+def test_all_that_is_missing_or_wrong_is_told_in_one_line() -> None:
+    line = refused({"KEYTURN_DATABASE_URL": "postgresql://db/keyturn"}, naming="KEYTURN_SECRET")
+    assert all(f"KEYTURN_{name}" in line for name in ("REDIS_URL", "ISSUER"))
+    line = refused({"KEYTURN_PORT": "http", "KEYTURN_WORKERS": "0", "KEYTURN_SECRETS": "x"}, naming="KEYTURN_PORT")
+    assert line.count("KEYTURN_") == 3
+
+
 def test_a_rule_between_settings_holds_at_its_edge() -> None:
     assert read({"KEYTURN_RETRY_WINDOW": "60", "KEYTURN_ACCESS_TOKEN_LIFETIME": "180"}).retry_window.seconds == 60
 
@@ -144,6 +167,10 @@ def test_nothing_is_invented_beside_a_postgres(missing: str) -> None:
         "postgresql://u:hunter2#@h/db",
         "postgresql://u:hunter2@[zz/db",
         "postgresql://u:hunter2@h/db?target_session_attrs=hunter2",
+        "postgresql://u:hunter2@/db?host=h&port=x",
+        "postgresql:/hunter2",
+        "postgresql://u:p@hunter2@h/db",
+        "postgresql://u:12/hunter2@h/db",
     ],
 )
 def test_a_database_url_that_no_driver_can_use_is_refused(url: str) -> None:
@@ -170,6 +197,57 @@ def test_urls_as_platforms_hand_them_out_reach_the_one_driver(given: str, used: 
 )
 def test_a_redis_url_that_is_none_is_refused(url: str) -> None:
     refused({"KEYTURN_REDIS_URL": url}, naming="KEYTURN_REDIS_URL", hiding="hunter2")
+
+
+@pytest.mark.parametrize(
+    ("url", "saying"),
+    [
+        ("redis://:hunter2@h?foo=1", "its options may be db, ssl_ca_certs, "),
+        ("redis://:hunter2@h?foo=", "its options may be"),
+        ("rediss://:hunter2@h?socket_timeout=abc", "its options may be"),
+        ("redis://:hunter2@h/0?socket_timeout=60", "its options may be"),
+        ("redis://h?redis_connect_func=hunter2", "its options may be"),
+        ("redis://:hunter2@h?retry=x", "its options may be"),
+        ("redis://:hunter2@h?max_connections=1", "its options may be"),
+        ("redis://h?password=hunter2", "its options may be"),
+        ("redis://:hunter2@h?ssl_cert_reqs=none", "only with rediss://"),
+        ("unix:///run/redis?ssl_keyfile=hunter2", "only with rediss://"),
+        ("redis://h?db=hunter2", "db must be a whole number"),
+        ("redis://h?db=", "db must be a whole number"),
+        ("redis://h/hunter2", "db must be a whole number"),
+        ("redis://h/0/1", "db must be a whole number"),
+        ("redis://h/1?db=2", "db must be a whole number, and said once"),
+        ("redis://h?db=1&db=2", "db must be a whole number, and said once"),
+        ("rediss://h?ssl_ca_certs=", "ssl_ca_certs must be a file"),
+        ("rediss://h?ssl_cert_reqs=hunter2", "ssl_cert_reqs must be required or none"),
+        ("rediss://h?ssl_check_hostname=hunter2", "ssl_check_hostname must be true or false"),
+    ],
+)
+def test_options_of_a_redis_url_that_are_unknown_bad_or_keyturns_own_are_refused(url: str, saying: str) -> None:
+    assert saying in refused({"KEYTURN_REDIS_URL": url}, naming="KEYTURN_REDIS_URL", hiding="hunter2")
+
+
+@pytest.mark.parametrize(
+    ("url", "options"),
+    [
+        ("redis://h", {}),
+        ("redis://h/", {}),
+        ("redis://u:p@h:1234/3", {"db": 3}),
+        ("redis://h?db=3", {"db": 3}),
+        ("unix:///run/redis.sock?db=3", {"db": 3}),
+        (
+            "rediss://h/0?ssl_ca_certs=/a&ssl_certfile=/c&ssl_keyfile=/k&ssl_cert_reqs=required&ssl_check_hostname=false",
+            {"ssl_ca_certs": "/a", "ssl_certfile": "/c", "ssl_keyfile": "/k", "ssl_check_hostname": False},
+        ),
+        ("rediss://h?ssl_cert_reqs=none", {"ssl_cert_reqs": "none"}),
+    ],
+)
+async def test_options_of_a_redis_url_that_are_accepted_reach_the_driver(url: str, options: dict[str, object]) -> None:
+    accepted = read({"KEYTURN_REDIS_URL": url}).redis
+    assert accepted == url
+    pool = _pool(url)
+    assert options.items() <= pool.connection_kwargs.items()
+    pool.make_connection()  # where the driver says what it does not know
 
 
 @pytest.mark.parametrize(
@@ -333,8 +411,8 @@ def b64(raw: bytes) -> str:
         "hunter2",
         "changeme",
         SECRET[:40],
-        os.urandom(31).hex(),
-        b64(os.urandom(31)),
+        DICE.randbytes(31).hex(),
+        b64(DICE.randbytes(31)),
         "not base64 at all, and long enough to hold a lot of bits!",
         "\udcff" * 50,
         # repetitive
@@ -343,7 +421,7 @@ def b64(raw: bytes) -> str:
         "0123456789abcdef" * 4,
         b64(bytes(32)),
         b64(b"\xff" * 64),
-        b64(os.urandom(8) * 8),
+        b64(DICE.randbytes(8) * 8),
         # counted
         bytes(range(32)).hex(),
         bytes(range(1, 65)).hex(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +154,7 @@ def serving(folder: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
 def test_two_first_starts_at_once_make_one_of_everything(tmp_path: Path) -> None:
     folder, logs = tmp_path / "data", [tmp_path / "one.log", tmp_path / "two.log"]
     with serving(folder, logs[0]) as one, serving(folder, logs[1]) as two:
-        until = time.monotonic() + 30
+        until = time.monotonic() + 60  # two first starts share what cores there are
         while not all("Uvicorn running" in log.read_text() for log in logs) and time.monotonic() < until:
             assert one.poll() is two.poll() is None, "".join(log.read_text() for log in logs)
             time.sleep(0.1)
@@ -203,6 +205,43 @@ def test_a_folder_that_others_may_enter_stops_the_start(tmp_path: Path, bits: in
     (tmp_path / "data").chmod(0o700 | bits)
     refused(embedded(tmp_path / "data"), "KEYTURN_DATA_DIR: is open to others; chmod 700 it")
     assert not list((tmp_path / "data").iterdir())
+
+
+as_root = pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can give a file away")
+NOBODY = 65534
+
+
+@as_root
+@pytest.mark.parametrize("what", ["data", "data/secret", "data/keyturn.db"])
+def test_root_does_not_use_what_another_user_owns(tmp_path: Path, what: str) -> None:
+    settings = embedded(tmp_path / "data")
+    prepare(settings)
+    os.chown(tmp_path / what, NOBODY, -1)
+    refused(settings, r"(KEYTURN_DATA_DIR:|the .* in \S+) belongs to another user; run as that user, or chown it")
+
+
+@as_root
+def test_root_does_not_read_a_setting_from_a_file_that_another_user_owns(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(SECRET)
+    (tmp_path / "key").chmod(0o600)
+    os.chown(tmp_path / "key", NOBODY, -1)
+    with pytest.raises(ConfigurationError, match=r"^KEYTURN_SECRET_FILE: belongs to another user;[^\n]+$"):
+        embedded(tmp_path / "data", secret_file=str(tmp_path / "key"))
+
+
+@pytest.mark.parametrize("by_url", [False, True])
+async def test_the_files_of_sqlite_are_for_their_owner_alone_wherever_they_are(tmp_path: Path, by_url: bool) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir(mode=0o700)
+    url = {"database_url": f"sqlite+aiosqlite:///{folder / 'keyturn.db'}", "secret": SECRET} if by_url else {}
+    before = os.umask(0)
+    try:
+        async with started(embedded(folder, **url)) as (keyturn, _):
+            await keyturn.users.create("ada@example.com", "a good password")
+            modes = {path.name: mode(path) for path in folder.glob("keyturn.db*")}
+    finally:
+        os.umask(before)
+    assert modes == dict.fromkeys(["keyturn.db", "keyturn.db-wal", "keyturn.db-shm"], 0o600)
 
 
 def test_a_folder_that_can_not_be_made_stops_the_start(tmp_path: Path) -> None:
@@ -354,11 +393,11 @@ async def test_an_unreachable_database_stops_the_start() -> None:
 
 
 async def test_a_database_that_does_not_let_us_in_is_not_called_empty(postgres: Postgres) -> None:
-    for url, state in ((postgres.url("no_such_database"), "3D000"), (postgres.url("postgres"), "28000")):
-        named = url.replace("postgres@", "no_such_role@") if state == "28000" else url
-        if named == url and state == "28000":
-            continue  # a server that the environment names spells its user as it likes
-        await stopped(settings_of(named, None), rf"^the database does not let us in \(SQLSTATE {state}\)$")
+    await stopped(settings_of(postgres.url("no_such_database"), None), r"^there is no such database: ")
+    url = postgres.url("postgres")
+    named = url.replace("postgres@", "no_such_role@")
+    if named != url:  # a server that the environment names spells its user as it likes
+        await stopped(settings_of(named, None), r"^the database does not let us in \(SQLSTATE 28000\): ")
 
 
 async def test_migrations_of_the_embedded_default_can_run_at_every_start(tmp_path: Path) -> None:
@@ -378,3 +417,28 @@ async def test_migrations_of_the_embedded_default_can_run_at_every_start(tmp_pat
     async with opened(settings) as keyturn, keyturn.db.look() as connection:
         assert await connection.scalar(select(func.count()).select_from(User)) == 1
         assert await connection.scalar(text("PRAGMA journal_mode")) == "wal"
+
+
+def test_the_images_health_check_asks_the_port_that_the_service_listens_on() -> None:
+    asked: list[str] = []
+
+    class Healthz(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200 if len(asked) == 1 else 503)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    found = re.search(r"^HEALTHCHECK .*\n +(\[.*\])$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert found
+    _, *words = json.loads(found[1])
+    with HTTPServer(("127.0.0.1", 0), Healthz) as server, ThreadPoolExecutor(1) as thread:
+        for healthy in (True, False):
+            answering = thread.submit(server.handle_request)
+            environment = {"KEYTURN_PORT": str(server.server_port)}
+            done = subprocess.run([sys.executable, *words], env=environment, check=False, capture_output=True)
+            answering.result(10)
+            assert (done.returncode == 0) is healthy
+    assert asked == ["/healthz"] * 2

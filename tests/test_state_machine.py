@@ -51,7 +51,7 @@ LEEWAY = 5
 REMEMBERED = 3600 + LEEWAY + 60
 WEEK, MONTH = 7 * 86400, 30 * 86400
 
-MARGIN = 10
+MARGIN = 25
 """The model's clock stands still within a step and the real one does not: the model keeps so far away from the moments
 before a deadline. An example that takes longer, on a machine that stood still, is dropped."""
 
@@ -150,11 +150,10 @@ class Model:
 
     def refresh(self, s: SignIn, generation: int) -> str | Refused:
         """What presenting this generation does: "rotate", "retry", or a refusal."""
-        over = s.over(self.now)
-        if s.chain[generation].key.retired or s.gone:
-            return Refused(InvalidGrant)
-        if over:
-            return Refused(InvalidGrant, over)
+        retired = s.chain[generation].key.retired
+        over = self.over_under_retired_key(s) if retired else s.over(self.now)
+        if s.gone or over or retired:
+            return Refused(InvalidGrant, None if s.gone else over)
         if generation == s.generation:
             return "rotate"
         if generation == s.generation - 1:
@@ -165,12 +164,25 @@ class Model:
         self.end([s], "reuse_detected")
         return Refused(InvalidGrant, "reuse_detected")
 
+    def over_under_retired_key(self, s: SignIn) -> Reason | None:
+        """Such a token ends its session if that is still under a retired key, and opens and ends nothing else."""
+        if s.gone:
+            return None
+        if s.chain[-1].key.retired and not s.over(self.now):
+            self.end([s], "revoked_by_admin")
+        return s.over(self.now)
+
+    def retire(self, key: Key) -> int:
+        return self.end([s for s in self.sessions if s.chain[-1].key is key], "revoked_by_admin")
+
     def end(self, sessions: list[SignIn], reason: Reason) -> int:
-        """Ends those that nobody has ended before, also one whose time is up; how many."""
+        """Ends those that nobody has ended before; how many lived. One whose time is up keeps that for its reason."""
         ending = [s for s in sessions if not s.ended and not s.gone]
+        lived = [s for s in ending if not s.over(self.now)]
         for s in ending:
-            s.ended = (reason, self.now)
-        return len(ending)
+            moment, timeout = s.deadline
+            s.ended = (reason, self.now) if s in lived else (timeout, moment)
+        return len(lived)
 
     def end_all(self, user: User, reason: Reason, but: SignIn | None = None) -> int:
         return self.end([s for s in self.sessions if s.user is user and s is not but], reason)
@@ -182,7 +194,7 @@ class Model:
         if access and not access.key.retired:
             presented[access.session] = None
         if refresh:
-            if refresh[0].chain[refresh[1]].key.retired:
+            if refresh[0].chain[refresh[1]].key.retired and not self.over_under_retired_key(refresh[0]):
                 refused = Refused(InvalidGrant)
             else:
                 presented[refresh[0]] = refresh[1]
@@ -522,7 +534,7 @@ class Machine(RuleBasedStateMachine):
         if newest.key.retired or s.generation + step < 0:
             return
         real = self.keyturn.keys.verify_refresh_token(newest.text)
-        other = replace(real, generation=s.generation + step, secret=sha256(real.secret).digest())
+        other = replace(real, generation=s.generation + step, secret=sha256(real.secret).digest(), raw=b"")
         over = None if s.gone else s.over(self.model.now)
         self.must_refuse(self.ask(self.keyturn.sessions.refresh(other.text)), Refused(InvalidGrant, over))
         self.reach("another branch")
@@ -680,15 +692,34 @@ class Machine(RuleBasedStateMachine):
     def retire(self, use: str, which: int) -> bool:
         there = [key for key in self.model.keys[use] if not key.retired]
         key = there[which % len(there)]
+        if use == "refresh" and (under := [s for s in self.model.live() if s.chain[-1].key is key]):
+            self.sign_in(under[0].user)
+            self.present(under[0], under[0].generation)  # where a newer key signs, this one moves to it
         answer = self.ask(self.keyturn.keys.retire(key.kid))
         self.run(self.world.load())
         if not any(other.ready for other in there if other is not key):
             self.must_refuse(answer, Refused(Conflict))
             self.reach("last key kept")
             return False
-        assert answer is None
         key.retired = True
         self.reach(f"{use} key retired")
+        if use == "access":
+            assert answer is None
+            return True
+        assert isinstance(answer, int)
+        under = [s for s in self.model.live() if s.chain[-1].key is key]
+        if under and which % 2:  # before the command has come to it
+            self.present(under[0], under[0].generation)
+        assert self.ask(self.keyturn.sessions.end_under(answer, most=2)) == self.model.retire(key)
+        for s in under[:2]:
+            self.present(s, s.generation)
+            self.log_out(None, (s, s.generation), "this")
+            self.reach("ended with its key")
+        for s in self.model.live()[:2]:
+            for generation in [g for g, token in enumerate(s.chain) if token.key is key][-1:]:
+                self.present(s, generation)
+                self.log_out(None, (s, generation), "this")
+                self.reach("went on under another key")
         return True
 
     # -- time
@@ -754,7 +785,7 @@ class Machine(RuleBasedStateMachine):
             s = there[row.id]
             assert (row.user_id, row.role, row.generation) == (s.user.id, s.role, s.generation)
             assert (row.end_reason, row.ended_at is not None) == (s.ended[0] if s.ended else None, bool(s.ended))
-            assert row.token_digest == sha256(self.bytes_of(s)).digest() if not s.chain[-1].key.retired else True
+            assert row.token_digest == sha256(self.bytes_of(s)).digest()
             assert f"refresh-{row.key_id}" == s.chain[-1].key.kid
             moments = [
                 (row.created_at, s.created),
@@ -795,7 +826,7 @@ TRANSITIONS = {
     "another branch", "logout this", "logout others", "logout all", "logout refused", "password changed",
     "password change refused", "password set", "disabled", "enabled", "role changed", "last administrator kept",
     "revoked", "access key generated", "refresh key generated", "new key signs", "access key retired",
-    "refresh key retired", "last key kept", "time passes", "gc deletes", "gc finds nothing",
+    "refresh key retired", "ended with its key", "went on under another key", "last key kept", "time passes", "gc deletes", "gc finds nothing",
 }  # fmt: skip
 
 REASONS: set[Reason] = {

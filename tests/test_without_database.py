@@ -17,9 +17,20 @@ from app.keyturn import Keyturn
 from app.revocations import REMEMBERED_FOR
 from app.sessions import Tokens
 from tests.servers import Redis
-from tests.test_revocations import MARKER, Pair, a_session, cache, engine, instance, logout, own_redis, statements
+from tests.test_revocations import (
+    MARKER,
+    Pair,
+    a_session,
+    cache,
+    engine,
+    instance,
+    logout,
+    no_haste,
+    own_redis,
+    statements,
+)
 
-__all__ = ["cache", "engine", "own_redis"]  # fixtures
+__all__ = ["cache", "engine", "no_haste", "own_redis"]  # fixtures
 
 
 @asynccontextmanager

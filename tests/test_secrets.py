@@ -1,36 +1,19 @@
-"""Runs last, as files run by name: nothing secret is in any log that the services wrote in this test run."""
+"""Nothing secret is in a log of the service; the logs of a whole run are searched when it ends (conftest)."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+import os
+import subprocess
+import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import httpx2
-import pytest
 
 from tests.conftest import CHEAP, PASSWORD, SECRET, settings_of
-from tests.service import Service
-from tests.test_api import NEW
-
-SECRETS = {
-    "refresh token": re.compile(r"ktr_[A-Za-z0-9_-]{84}"),
-    "JWT": re.compile(r"eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}"),
-    "password": re.compile("|".join(re.escape(password) for password in (PASSWORD, NEW))),
-    "master secret": re.compile(re.escape(SECRET.rstrip("="))),
-    "Argon2 hash": re.compile(r"\$argon2(?:id|i|d)\$"),
-    "private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
-}
-
-
-def found(folder: Path) -> Iterator[str]:
-    """Which secrets stand where in the services' logs; never the secret itself."""
-    for log in sorted(folder.rglob("service-*.log")):
-        with log.open(errors="replace") as lines:
-            for number, line in enumerate(lines, 1):
-                for name, pattern in SECRETS.items():
-                    if pattern.search(line):
-                        yield f"{name} in {log.relative_to(folder)}, line {number}"
+from tests.conftest import NEW_PASSWORD as NEW
+from tests.leaks import SECRETS, leaks
+from tests.service import ROOT, Service
 
 
 def test_each_kind_of_secret_would_be_found(tmp_path: Path) -> None:
@@ -47,12 +30,12 @@ def test_each_kind_of_secret_would_be_found(tmp_path: Path) -> None:
     log = nested / "service-1-x.log"
     log.write_text("".join(f'{{"event": "request", "path": "{secret}"}}\n' for secret in planted))
     (tmp_path / "other.log").write_text(PASSWORD)  # not a service's
-    assert list(found(tmp_path)) == [
+    assert list(leaks(tmp_path)) == [
         f"{name} in a/test0/service-1-x.log, line {n}" for n, name in enumerate(SECRETS, 1)
     ]
     # What is no secret is not taken for one; and nothing planted is left for the search of the whole run.
     log.write_text('{"event": "request", "path": "/auth/login", "request_id": "0123456789abcdef"}\n' * 3)
-    assert list(found(tmp_path)) == []
+    assert list(leaks(tmp_path)) == []
 
 
 def test_requests_full_of_secrets_leave_none_in_a_service_s_log(tmp_path: Path, logs: Path) -> None:
@@ -85,12 +68,23 @@ def test_requests_full_of_secrets_leave_none_in_a_service_s_log(tmp_path: Path, 
     assert not [name for name, pattern in SECRETS.items() if pattern.search(written)]
 
 
-def test_no_log_of_the_whole_run_has_a_secret(tmp_path_factory: pytest.TempPathFactory) -> None:
-    base = tmp_path_factory.getbasetemp()
-    logs = sum(log.stat().st_size > 0 for log in base.rglob("service-*.log"))
-    assert logs, "the service of the test before has written one"
-    secrets = list(found(base))
-    assert not secrets, f"in {logs} logs: " + "; ".join(secrets[:20])
+def test_a_run_whose_services_logged_a_secret_fails_in_whichever_process_it_was() -> None:
+    text = "def test_it(tmp_path):\n    (tmp_path / 'service-1-x.log').write_text({!r})\n"
+    with TemporaryDirectory() as folder:  # not in this run's folder, which is searched too
+        (Path(folder) / "test_quiet.py").write_text(text.format('{"event": "request"}'))
+        (Path(folder) / "test_leaky.py").write_text(text.format(PASSWORD))
+        command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-n", "2", "--dist", "loadfile", "-rE"]
+        run = subprocess.run(
+            [*command, f"--basetemp={folder}/base", f"--rootdir={folder}", folder],
+            check=False,
+            cwd=ROOT,
+            env={"PATH": os.environ["PATH"]},
+            capture_output=True,
+            text=True,
+        )
+    assert run.returncode == 1, run.stdout + run.stderr
+    assert "2 passed, 1 error" in run.stdout
+    assert "password in test_it0/service-1-x.log, line 1" in run.stdout
 
 
 def test_settings_hide_what_they_hold() -> None:

@@ -1,0 +1,33 @@
+"""What must not stand in any log of the service: searched for in all logs of a run (conftest), and tested in test_secrets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.conftest import NEW_PASSWORD, PASSWORD, SECRET
+
+SECRETS = {
+    "refresh token": re.compile(r"ktr_[A-Za-z0-9_-]{84}"),
+    "JWT": re.compile(r"eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}"),
+    "password": re.compile("|".join(re.escape(password) for password in (PASSWORD, NEW_PASSWORD))),
+    "master secret": re.compile(re.escape(SECRET.rstrip("="))),
+    "Argon2 hash": re.compile(r"\$argon2(?:id|i|d)\$"),
+    "private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
+}
+
+
+def service_logs(folder: Path) -> list[Path]:
+    """The logs that tests.service.Service has written below the folder."""
+    return sorted(folder.rglob("service-*.log"))
+
+
+def leaks(folder: Path) -> Iterator[str]:
+    """Which secrets stand where in the services' logs; never the secret itself."""
+    for log in service_logs(folder):
+        with log.open(errors="replace") as lines:
+            for number, line in enumerate(lines, 1):
+                for name, pattern in SECRETS.items():
+                    if pattern.search(line):
+                        yield f"{name} in {log.relative_to(folder)}, line {number}"

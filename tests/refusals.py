@@ -1,0 +1,42 @@
+"""Records what clients of the tests were answered with a status of 400 or more, for the search at the end of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+# As they are before any recording, so that a recording within another takes its place.
+_send, _send_async = httpx2.Client.send, httpx2.AsyncClient.send
+
+
+@contextmanager
+def recorded(folder: Path) -> Iterator[None]:
+    """While the block runs, each refusal's header fields and body go to a file that the search takes for a log."""
+    with (folder / "service-refusals.log").open("a") as log, pytest.MonkeyPatch.context() as patch:
+
+        def record(answer: httpx2.Response) -> None:
+            log.write(json.dumps([answer.status_code, answer.headers.multi_items(), answer.text]) + "\n")
+
+        def send(self: httpx2.Client, request: httpx2.Request, **options: Any) -> httpx2.Response:
+            answer = _send(self, request, **options)
+            if answer.status_code >= 400:
+                answer.read()
+                record(answer)
+            return answer
+
+        async def send_async(self: httpx2.AsyncClient, request: httpx2.Request, **options: Any) -> httpx2.Response:
+            answer = await _send_async(self, request, **options)
+            if answer.status_code >= 400:
+                await answer.aread()
+                record(answer)
+            return answer
+
+        patch.setattr(httpx2.Client, "send", send)
+        patch.setattr(httpx2.AsyncClient, "send", send_async)
+        yield

@@ -1,0 +1,257 @@
+"""The hot path: the direct endpoints answer as FastAPI's do; a batch of refreshes loses nothing and no one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+from sqlalchemy.engine import make_url
+
+from app.db import TIME_LIMIT
+from app.edge import Edge
+from app.errors import InvalidGrant, TemporarilyUnavailable
+from app.keyturn import Keyturn, opened
+from app.main import create_app
+from app.models import uuid7
+from app.refresh_tokens import RefreshToken
+from app.sessions import State, Tokens
+from tests.conftest import a_user, settings_of, time_passes
+
+Outcome = tuple[State, RefreshToken] | None
+
+
+@pytest.fixture
+async def both(database_url: str) -> AsyncIterator[tuple[Keyturn, httpx2.AsyncClient, httpx2.AsyncClient]]:
+    """One application as it is served, and without its direct endpoints."""
+    app = create_app(settings_of(database_url, None))
+    roundabout = Edge(partial(FastAPI.__call__, app))
+    async with (
+        app.router.lifespan_context(app),
+        httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="https://x") as direct,
+        httpx2.AsyncClient(transport=httpx2.ASGITransport(roundabout), base_url="https://x") as through,
+    ):
+        yield app.state.keyturn, direct, through
+
+
+def told(answer: httpx2.Response) -> tuple[int, bytes, list[tuple[str, str]]]:
+    fields = [
+        (name, value) for name, value in answer.headers.multi_items() if name not in {"x-request-id", "retry-after"}
+    ]
+    return answer.status_code, answer.content, fields
+
+
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+async def test_the_direct_endpoints_answer_each_request_as_fastapi_does(
+    both: tuple[Keyturn, httpx2.AsyncClient, httpx2.AsyncClient],
+) -> None:
+    keyturn, direct, through = both
+    proof = await a_user(keyturn)
+    live, over, older, unused = [await keyturn.sessions.start(proof) for _ in range(4)]
+    await keyturn.sessions.logout(None, over.refresh_token, "this")
+    used = await keyturn.sessions.refresh(live.refresh_token)
+    await keyturn.sessions.refresh((await keyturn.sessions.refresh(older.refresh_token)).refresh_token)
+    bearer = {"Authorization": f"Bearer {used.access_token}"}
+    bodies: list[Any] = [
+        {"refresh_token": live.refresh_token},  # a retry
+        {"refresh_token": over.refresh_token},
+        {"refresh_token": older.refresh_token},  # reuse, then a session that is over
+        {"refresh_token": unused.refresh_token[:-1] + "_"},
+        *({"refresh_token": junk} for junk in ("", "x", "x" * 1024, "x" * 1025, "ktr_" + "A" * 84, "ktr_é", 1, None, [])),
+        {"refresh_token": live.refresh_token, "scope": "this"},
+        {"refresh_token": live.refresh_token, "x": 1},
+        {"scope": "this"}, {"scope": "x"}, {}, [], "x", 1, None, {"": ""},
+    ]  # fmt: skip
+    headers: list[dict[str, str]] = [
+        {}, bearer, {"Authorization": f"bearer {used.access_token}"}, {"Authorization": f"Bearer  {used.access_token} "},
+        {"Authorization": "Bearer "}, {"Authorization": "Bearer"}, {"Authorization": "Basic eDp4"}, {"Authorization": ""},
+        {"Authorization": f"Bearer {over.access_token}"}, {"Authorization": "Bearer x.y.z"},
+    ]  # fmt: skip
+    requests: list[tuple[str, str, dict[str, Any]]] = [
+        *(("POST", "/auth/refresh", {"json": body}) for body in bodies),
+        *(
+            ("GET", f"/auth/verify{query}", {"headers": h})
+            for h in headers
+            for query in ("", "?role=user", "?role=x", "?")
+        ),
+        *(("HEAD", "/auth/verify", {"headers": h}) for h in headers),
+        *((method, "/auth/refresh", {}) for method in ("GET", "PUT", "OPTIONS", "POST")),
+        *(
+            ("POST", "/auth/logout", {"json": body, "headers": h})
+            for body in bodies[1:]
+            for h in headers
+            if h != bearer
+        ),
+        *(("POST", "/auth/logout", {"headers": h}) for h in (bearer, *headers)),
+        ("GET", "/auth/verify", {"headers": bearer}),
+        ("POST", "/auth/refresh", {"content": b"{", "headers": {"Content-Type": "application/json"}}),
+        ("POST", "/auth/refresh/", {"json": bodies[0]}),
+    ]
+    statuses: set[int] = set()
+    for method, path, more in requests:
+        # Each twice: what the first one changes (a reuse ends its session) is the same for the second one of both.
+        first = [told(await client.request(method, path, **more)) for client in (direct, through)]
+        second = [told(await client.request(method, path, **more)) for client in (through, direct)]
+        assert second[0] == second[1], (method, path, more)
+        assert first[0] == first[1], (method, path, more)
+        statuses.add(first[0][0])
+    assert statuses == {200, 204, 400, 401, 403, 404, 405}
+
+
+class Recorded:
+    """How many refreshes each statement was for."""
+
+    def __init__(self, keyturn: Keyturn) -> None:
+        self.sizes: list[int] = []
+        self.begun = asyncio.Event()
+        self._run = keyturn.sessions._rotations._run
+        keyturn.sessions._rotations._run = self
+
+    async def __call__(self, batch: Sequence[RefreshToken]) -> Sequence[Outcome | Exception]:
+        self.sizes.append(len(batch))
+        self.begun.set()
+        return await self._run(batch)
+
+
+async def test_what_comes_together_goes_to_the_database_in_one_statement(keyturn: Keyturn) -> None:
+    proof = await a_user(keyturn)
+    tokens = [await keyturn.sessions.start(proof) for _ in range(300)]
+    recorded = Recorded(keyturn)
+    await asyncio.gather(*(keyturn.sessions.refresh(t.refresh_token) for t in tokens))
+    assert recorded.sizes == [256, 44]
+
+
+async def test_every_outcome_in_one_batch(keyturn: Keyturn) -> None:
+    sessions = keyturn.sessions
+    proof = await a_user(keyturn)
+    idle = await sessions.start(proof)
+    await time_passes(keyturn, keyturn.settings.refresh_token_lifetime)
+    rotates, retries, reuses, over, twice, gone = [await sessions.start(proof) for _ in range(6)]
+    retried = await sessions.refresh(retries.refresh_token)
+    reused = await sessions.refresh((await sessions.refresh(reuses.refresh_token)).refresh_token)
+    await sessions.logout(None, over.refresh_token, "this")
+    presented = keyturn.keys.verify_refresh_token(gone.refresh_token)
+    unknown = RefreshToken(presented.key, uuid7(), presented.generation, presented.secret).text
+    recorded = Recorded(keyturn)
+    texts = [t.refresh_token for t in (rotates, retries, reuses, reused, over, idle, twice, twice)]
+    answers = await asyncio.gather(*(sessions.refresh(t) for t in (*texts, unknown)), return_exceptions=True)
+    assert recorded.sizes == [9]  # and none of them had to be sent again by itself
+
+    def pair(answer: Tokens | BaseException) -> tuple[str, str]:
+        assert isinstance(answer, Tokens), answer
+        return answer.access_token, answer.refresh_token
+
+    assert pair(answers[1]) == pair(retried)
+    assert pair(answers[6]) == pair(answers[7])
+    assert len({pair(answers[i]) for i in (0, 1, 3, 6)}) == 4
+    refusals = [answers[i] for i in (2, 4, 5, 8)]
+    assert all(isinstance(answer, InvalidGrant) for answer in refusals)
+    assert [getattr(answer, "reason", "?") for answer in refusals] == [
+        "reuse_detected", "logout", "idle_timeout", None
+    ]  # fmt: skip
+    for tokens in (rotates, retries, twice):
+        assert (await sessions.find(tokens.session_id)).generation == 1
+
+
+async def test_clients_that_leave_in_mid_batch_take_nobodys_answer_with_them(keyturn: Keyturn) -> None:
+    sessions = keyturn.sessions
+    proof = await a_user(keyturn)
+    tokens = [await sessions.start(proof) for _ in range(100)]
+    recorded = Recorded(keyturn)
+    refreshes = [asyncio.create_task(sessions.refresh(t.refresh_token)) for t in tokens]
+    await recorded.begun.wait()
+    for refresh in refreshes[::2]:
+        refresh.cancel()
+    answers = await asyncio.gather(*refreshes, return_exceptions=True)
+    assert recorded.sizes == [100]
+    assert all(isinstance(answer, asyncio.CancelledError) for answer in answers[::2])
+    # Whoever left comes back with the same token, and gets the answer that was on its way.
+    again = await asyncio.gather(*(sessions.refresh(t.refresh_token) for t in tokens))
+    assert [a.refresh_token for a in answers[1::2] if isinstance(a, Tokens)] == [a.refresh_token for a in again[1::2]]
+    for t in tokens:
+        assert (await sessions.find(t.session_id)).generation == 1
+
+
+class Line:
+    """A TCP line to Postgres whose answers can be held back, or cut off once they have been sent."""
+
+    def __init__(self) -> None:
+        self.through = asyncio.Event()
+        self.through.set()
+        self.cuts = False
+        self.held = asyncio.Event()
+
+    @asynccontextmanager
+    async def open(self, database_url: str) -> AsyncIterator[str]:
+        """The database's URL by way of this line."""
+        url = make_url(database_url)
+        tasks: set[asyncio.Task[None]] = set()
+
+        async def answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while data := await reader.read(65536):
+                if not self.through.is_set():
+                    self.held.set()
+                    if self.cuts:
+                        return
+                    await self.through.wait()
+                writer.write(data)
+
+        async def questions(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while data := await reader.read(65536):
+                writer.write(data)
+
+        async def both_ways(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            there, back = await asyncio.open_connection(url.host, url.port)
+            halves = [asyncio.create_task(answers(there, writer)), asyncio.create_task(questions(reader, back))]
+            tasks.update(halves)
+            await asyncio.wait(halves, return_when=asyncio.FIRST_COMPLETED)
+            for half in halves:
+                half.cancel()
+            for end in (writer, back):
+                with suppress(OSError):
+                    end.transport.abort()
+
+        server = await asyncio.start_server(both_ways, "127.0.0.1", 0)
+        try:
+            port = server.sockets[0].getsockname()[1]
+            yield url.set(host="127.0.0.1", port=port).render_as_string(hide_password=False)
+        finally:
+            server.close()
+            self.through.set()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+@pytest.mark.parametrize("cut", [True, False], ids=["cut off", "no answer in time"])
+async def test_a_statement_that_postgres_committed_and_whose_answer_never_came_is_answered_to_the_retry(
+    keyturn: Keyturn, database_url: str, cut: bool
+) -> None:
+    proof = await a_user(keyturn)
+    tokens = [await keyturn.sessions.start(proof) for _ in range(20)]
+    line = Line()
+    async with line.open(database_url) as url, opened(settings_of(url, None)) as far:
+        await far.keys.load()
+        warm = await keyturn.sessions.start(proof)
+        await far.sessions.refresh(warm.refresh_token)  # the statement is prepared on the connection
+        line.cuts = cut
+        line.through.clear()
+        began = asyncio.get_running_loop().time()
+        answers = await asyncio.gather(*(far.sessions.refresh(t.refresh_token) for t in tokens), return_exceptions=True)
+        took = asyncio.get_running_loop().time() - began
+        assert line.held.is_set()
+        assert all(isinstance(answer, TemporarilyUnavailable) for answer in answers)
+        if not cut:
+            assert took < TIME_LIMIT.total_seconds() + 2
+        assert [(await keyturn.sessions.find(t.session_id)).generation for t in tokens] == [1] * 20  # it was committed
+        line.through.set()
+        first = await asyncio.gather(*(keyturn.sessions.refresh(t.refresh_token) for t in tokens))
+        second = await asyncio.gather(*(far.sessions.refresh(t.refresh_token) for t in tokens))
+    assert [(a.access_token, a.refresh_token) for a in first] == [(a.access_token, a.refresh_token) for a in second]
+    assert [(await keyturn.sessions.find(t.session_id)).generation for t in tokens] == [1] * 20

@@ -1,0 +1,122 @@
+"""Behind PgBouncer in transaction mode, where every transaction may be on another server connection."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pwd
+import shutil
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
+
+from app.errors import InvalidToken
+from app.keyturn import Keyturn, opened, running
+from tests.conftest import a_user, settings_of, sync
+from tests.sentinel import Sentinel
+from tests.servers import Postgres, Redis, free_port
+
+PROGRAM = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
+
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no pgbouncer on PATH (no wheel has it; Debian's package does)")
+
+
+@pytest.fixture
+def pooled_url(postgres: Postgres, template: str, tmp_path: Path) -> Iterator[str]:
+    """A fresh database, reached through PgBouncer, which has four server connections for all who come."""
+    name = f"pooled_{os.urandom(4).hex()}"
+    sync(postgres.create_database(name, template=template))
+    given = make_url(postgres.url())
+    port = free_port()
+    nobody = pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else None  # PgBouncer refuses to run as root
+    sentinel = Sentinel(nobody)
+    try:
+        file = sentinel.folder / "pgbouncer.ini"
+        file.write_text(
+            f"[databases]\n* = host={given.host} port={given.port} user={given.username}"
+            + (f" password={given.password}" if given.password else "")
+            + f"\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nauth_type = any\nunix_socket_dir =\n"
+            "pool_mode = transaction\ndefault_pool_size = 4\nmax_client_conn = 100\n"
+        )
+        file.chmod(0o644)
+        sentinel.run([str(PROGRAM), "-q", str(file)], environment=None, log=tmp_path / "pgbouncer.log")
+
+        def listens() -> bool:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                return True
+            return False
+
+        assert sentinel.wait(10, listens) is None, (tmp_path / "pgbouncer.log").read_text()
+        yield given.set(host="127.0.0.1", port=port, database=name).render_as_string(hide_password=False)
+    finally:
+        sentinel.close()
+        sync(postgres.drop_database(name))
+
+
+@pytest.fixture
+def opener(pooled_url: str, redis: Redis) -> Callable[[], AbstractAsyncContextManager[Keyturn]]:
+    @asynccontextmanager
+    async def opener() -> AsyncIterator[Keyturn]:
+        settings = settings_of(pooled_url, redis.url(11), pgbouncer="true")
+        async with opened(settings) as keyturn, running(keyturn):
+            yield keyturn
+
+    return opener
+
+
+Opener = Callable[[], AbstractAsyncContextManager[Keyturn]]
+
+
+async def test_two_instances_sign_in_refresh_verify_and_log_out_through_pgbouncer(opener: Opener) -> None:
+    async with opener() as here, opener() as there:
+        proof = await a_user(here)
+        turnstile = asyncio.Semaphore(4)  # who waits two seconds for a connection, on a slow machine, is sent away
+
+        async def chain() -> None:
+            async with turnstile:
+                tokens = await here.sessions.start(proof)
+            for turn in range(40):
+                tokens = await (here, there)[turn % 2].sessions.refresh(tokens.refresh_token)
+            assert (await there.sessions.verify(tokens.access_token)).session_id == tokens.session_id
+            async with turnstile:
+                await here.sessions.logout(None, tokens.refresh_token, "this")
+            with pytest.raises(InvalidToken):
+                await there.sessions.verify(tokens.access_token)
+
+        await asyncio.gather(*(chain() for _ in range(48)))  # 1,920 refreshes
+        state = [(s.generation, s.end_reason) for s in await here.sessions.list(user_id=None, limit=100, live=False)]
+        assert state == [(40, "logout")] * 48
+
+
+async def test_the_limits_hold_in_each_transaction_and_leave_nothing_behind_on_the_pooled_connection(
+    opener: Opener,
+) -> None:
+    async with opener() as keyturn:
+        for door in (keyturn.db.begin, keyturn.db.alone, keyturn.db.look, keyturn.db.beat):
+            async with door() as connection:
+                assert await connection.scalar(text("SHOW statement_timeout")) == "4s"
+                assert await connection.scalar(text("SHOW lock_timeout")) == "2s"
+        rows = await keyturn.db.fetch("SELECT current_setting('statement_timeout') AS limit")
+        assert [row["limit"] for row in rows] == ["4s"]
+        async with keyturn.db.begin() as tx:
+            await tx.execute(text("SELECT set_config('statement_timeout', '0', true)"))
+        async with keyturn.db.begin() as tx:
+            assert await tx.scalar(text("SHOW statement_timeout")) == "4s"
+
+
+async def test_a_statement_that_fails_on_a_pooled_connection_leaves_no_transaction_open(opener: Opener) -> None:
+    async with opener() as keyturn:
+        for _ in range(10):
+            with pytest.raises(DBAPIError):
+                await keyturn.db.fetch("SELECT 1 / 0")
+        rows = await keyturn.db.fetch(
+            "SELECT count(*) AS open FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'"
+            " AND datname = current_database()"
+        )
+        assert rows[0]["open"] == 0
