@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -345,7 +346,8 @@ def sqlite_hooks(engine: Engine, *, writes: bool) -> None:
     def connect(connection: Any, _record: object) -> None:
         connection.isolation_level = None
         cursor = connection.cursor()
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+        _to_wal(cursor)
+        for pragma in ("synchronous = FULL", "foreign_keys = ON"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
@@ -354,6 +356,21 @@ def sqlite_hooks(engine: Engine, *, writes: bool) -> None:
         @event.listens_for(engine, "begin")
         def begin(connection: Any) -> None:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _to_wal(cursor: Any) -> None:
+    # A property of the file, so this does something once in its life; but then SQLite does not wait for its lock as it
+    # waits for all others, and the second of two first starts would fail.
+    until = monotonic() + _LOCK_LIMIT.total_seconds()
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as e:
+            if e.sqlite_errorname != "SQLITE_BUSY" or monotonic() > until:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def monotonic() -> float:

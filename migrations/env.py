@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 from alembic import context
-from sqlalchemy import Connection, make_url, pool, text
+from sqlalchemy import Connection, create_engine, make_url, pool, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -55,16 +55,22 @@ def _run(connection: Connection) -> None:
         context.run_migrations()
 
 
-async def _online(url: str) -> None:
-    engine = create_async_engine(url, poolclass=pool.NullPool)
-    if engine.dialect.name == "sqlite":
-        sqlite_hooks(engine.sync_engine, writes=True)
-    try:
-        async with engine.connect() as connection:
-            await connection.run_sync(_run)
-            await connection.commit()
-    finally:
-        await engine.dispose()
+async def _on_postgres(url: str) -> None:
+    async with create_async_engine(url, poolclass=pool.NullPool).connect() as connection:
+        await connection.run_sync(_run)
+        await connection.commit()
+
+
+def _online(url: str) -> None:
+    if url.startswith("postgresql"):
+        asyncio.run(_on_postgres(url))
+        return
+    # aiosqlite's thread may report to the event loop after that is closed; nothing else runs here that would wait.
+    engine = create_engine(make_url(url).set(drivername="sqlite"), poolclass=pool.NullPool)
+    sqlite_hooks(engine, writes=True)
+    with engine.connect() as connection:
+        _run(connection)
+        connection.commit()
 
 
 def _as_a_command() -> None:
@@ -81,7 +87,7 @@ def _as_a_command() -> None:
         # A job that lost its KEYTURN_DATABASE_URL must be seen to migrate the embedded default.
         print(f"keyturn: migrating {make_url(url).render_as_string(hide_password=True)}", file=sys.stderr)  # noqa: T201
         with outage():
-            asyncio.run(_online(url))
+            _online(url)
     except ConfigurationError as e:
         sys.exit(f"keyturn: {e}")
     except TemporarilyUnavailable as e:
@@ -94,6 +100,6 @@ def _as_a_command() -> None:
 
 
 if url_of_a_start := context.config.attributes.get("url"):
-    asyncio.run(_online(url_of_a_start))
+    _online(url_of_a_start)
 else:
     _as_a_command()

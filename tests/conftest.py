@@ -17,6 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from sqlalchemy import text
 
@@ -44,12 +45,20 @@ LONGEST = (
 """Begun first, so that no process is left alone with one of them in the end."""
 
 
+# Tests share the cores: how long an example takes says nothing of what is tested.
+hypothesis.settings.register_profile(
+    "keyturn", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
+)
+hypothesis.settings.load_profile("keyturn")
+
+
 def pytest_configure() -> None:
     # The tests decide what the service sees of the environment.
     for name in [n for n in os.environ if n.startswith("KEYTURN_")]:
         del os.environ[name]
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """How many processes `-n auto` means: more than cores, as many a test waits for what the clock brings."""
     one_file = len(config.args) == 1 and ".py" in config.args[0]
