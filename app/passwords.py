@@ -73,12 +73,12 @@ def _nobodys(memory: int, passes: int, lanes: int) -> str:
 def _stand_back() -> None:
     """Lets the event loop go first: a storm of sign-ins must not slow the refreshes of those who are signed in.
 
-    On Linux a thread has a priority of its own, and the threads that it starts (Argon2's lanes) take it over; elsewhere
+    On Linux a thread has a policy of its own, and the threads that it starts (Argon2's lanes) take it over; elsewhere
     it would be the whole process's, so nothing is done.
     """
     if sys.platform == "linux":
         with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+            os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
 
 
 class Passwords:

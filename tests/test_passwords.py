@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
 import unicodedata
 from collections.abc import AsyncIterator
@@ -328,6 +329,22 @@ def test_one_core_is_left_to_the_event_loop(monkeypatch: pytest.MonkeyPatch, cor
     assert passwords._pool._max_workers == slots
     assert passwords._room == slots + 32
     passwords.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no policy of its own")
+async def test_a_hash_is_computed_by_a_thread_that_stands_back_and_the_event_loop_does_not(
+    passwords: Passwords, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policies: list[int] = []
+
+    def hashed(*_: object) -> str:
+        policies.append(os.sched_getscheduler(threading.get_native_id()))
+        return ""
+
+    monkeypatch.setattr(PasswordHasher, "hash", hashed)
+    await passwords.hash(b"a password")
+    assert policies == [os.SCHED_IDLE]
+    assert os.sched_getscheduler(0) == os.sched_getscheduler(threading.get_native_id()) == os.SCHED_OTHER
 
 
 def test_hashes_of_up_to_four_times_the_cost_that_is_set_are_computed() -> None:
