@@ -184,10 +184,13 @@ class Edge:
         state["request_id"] = request_id
         state["log"] = {}
         log.bind(request_id)
-        answer = _Answer(send, request_id, state.get("respond"))
+        # Taken out, as they hold the scope that holds them: what is free of circles goes at once with its last reference,
+        # and is no work for the garbage collector.
+        answer = _Answer(send, request_id, state.pop("respond", None))
+        take_body = state.pop("take_body", None)
         try:
             # Read first, so that a connection can go on after a refusal that the framing has no part in.
-            body = await self._read(scope, fields, receive)
+            body = await self._read(scope, fields, receive, take_body)
             answer.request_is_read = True
             self._check(scope, fields)
             if body is not None:
@@ -259,7 +262,9 @@ class Edge:
                 raise ContentTooLarge("Content-Length")
         return length is not None or coding is not None
 
-    async def _read(self, scope: Scope, fields: dict[bytes, bytes], receive: Receive) -> bytes | None:
+    async def _read(
+        self, scope: Scope, fields: dict[bytes, bytes], receive: Receive, take_body: Callable[[], bytes | None] | None
+    ) -> bytes | None:
         """The whole body; None where none is announced.
 
         Raises:
@@ -268,7 +273,6 @@ class Edge:
         """
         if not self._body_is_announced(scope, fields):
             return None
-        take_body: Callable[[], bytes | None] | None = scope["state"].get("take_body")
         if take_body is not None and (whole := take_body()) is not None:
             if len(whole) > self._max_body:
                 raise ContentTooLarge("body")
