@@ -1,6 +1,6 @@
 """The database: engines, transactions, its clock, and what counts as an outage.
 
-PostgreSQL and SQLite behind the same three doors: `begin` (a transaction that writes), `alone` (one statement that
+PostgreSQL and SQLite behind the same three doors: `begin` (a transaction that writes), `fetch` (one statement that
 writes, committed by itself) and `look` (one statement that reads, on the primary).
 """
 
@@ -18,10 +18,11 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from sqlalchemy import ColumnElement, Engine, ExceptionContext, event, func, literal
+from sqlalchemy import ARRAY, ColumnElement, Engine, ExceptionContext, any_, bindparam, event, func, literal
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.orm import InstrumentedAttribute
 
 from app.errors import TemporarilyUnavailable
 from app.models import Moment
@@ -146,7 +147,6 @@ class Database:
             self._engine = self._writer = _sqlite(url, size=1, writes=True)
             self._reader = _sqlite(url, size=2, writes=False)
             self._heart = _sqlite(url, size=1, writes=False)
-        self._sessions = async_sessionmaker(self._engine, expire_on_commit=False)
 
     def _autocommitting(self, engine: AsyncEngine) -> AsyncEngine:
         """One round trip a statement; but a pooler keeps the messages of one together only in a transaction."""
@@ -160,7 +160,16 @@ class Database:
         """
         if self.is_postgres:
             return func.statement_timestamp(type_=Moment())
-        return literal(datetime.now(UTC), Moment())
+        return bindparam("now", callable_=lambda: datetime.now(UTC), type_=Moment(), unique=True)
+
+    def among(self, column: InstrumentedAttribute[_T], name: str = "ids") -> ColumnElement[bool]:
+        """Whether a column's value is one of the parameter `name`'s, a list: one statement whatever their number.
+
+        With a placeholder for each value, each number of them would be compiled and prepared by itself.
+        """
+        if self.is_postgres:
+            return column == any_(bindparam(name, type_=ARRAY(column.type)))
+        return column.in_(bindparam(name, expanding=True))
 
     def read_only(self) -> ColumnElement[str]:
         """Says "on" where a statement runs on a server that is not the primary (any more)."""
@@ -176,29 +185,20 @@ class Database:
             self._ahead = now + elapsed / 2 - datetime.now(UTC)
 
     @asynccontextmanager
-    async def begin(self) -> AsyncIterator[AsyncSession]:
+    async def begin(self) -> AsyncIterator[AsyncConnection]:
         """A transaction. Commits at the end of the block, rolls back if an exception leaves it.
 
         Raises:
             TemporarilyUnavailable: the database is away.
         """
         with outage():
-            async with self._sessions.begin() as tx:
-                if not self.is_postgres:
-                    await tx.connection()  # takes the write lock before anything is read (BEGIN IMMEDIATE)
+            async with self._engine.begin() as tx:
                 yield tx
 
-    @asynccontextmanager
-    async def alone(self) -> AsyncIterator[AsyncConnection]:
-        """For one statement that writes and is its own transaction: one round trip on Postgres."""
-        with outage():
-            async with self._writer.begin() as connection:
-                yield connection
-
     async def fetch(self, statement: str, *parameters: Any) -> Sequence[Any]:
-        """As `alone`, by the driver itself out of the same pool; the parameters and rows are the driver's.
+        """One statement that writes and is its own transaction, by the driver itself; parameters and rows are its own.
 
-        For the one statement of the hot path: compiled and fetched by SQLAlchemy it costs each refresh of a batch of
+        For the one of the hot path: compiled and fetched by SQLAlchemy it costs each refresh of a batch of
         eight some 70 microseconds more.
         """
         with outage():

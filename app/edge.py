@@ -184,8 +184,8 @@ class Edge:
         state["request_id"] = request_id
         state["log"] = {}
         log.bind(request_id)
-        # Taken out, as they hold the scope that holds them: what is free of circles goes at once with its last reference,
-        # and is no work for the garbage collector.
+        # Taken out, as they hold the scope that holds them: what is free of circles goes with its last reference and is
+        # no work for the garbage collector.
         answer = _Answer(send, request_id, state.pop("respond", None))
         take_body = state.pop("take_body", None)
         try:

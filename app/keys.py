@@ -28,8 +28,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, get_default_algorithms
 from jwt.utils import base64url_encode
-from sqlalchemy import ColumnElement, func, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy import ColumnElement, func, insert, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import Database, monotonic, own_task
 from app.errors import Conflict, InvalidGrant, NotFound, TemporarilyUnavailable
@@ -353,12 +353,12 @@ class Keys:
             for row in rows
         ]
 
-    async def _lock(self, tx: AsyncSession) -> None:
+    async def _lock(self, tx: AsyncConnection) -> None:
         # One maker at a time, over all processes. SQLite's transaction holds the write lock already.
         if self._db.is_postgres:
             await tx.execute(select(func.pg_advisory_xact_lock(LOCK_KEYS)))
 
-    async def _insert(self, tx: AsyncSession, use: str, algorithm: Algorithm, published_for: timedelta) -> str:
+    async def _insert(self, tx: AsyncConnection, use: str, algorithm: Algorithm, published_for: timedelta) -> str:
         now = await tx.scalar(select(self._db.now()))
         assert now is not None
         number = None
@@ -373,8 +373,8 @@ class Keys:
             kid = _kid(algorithm, secret)
         nonce = os.urandom(12)
         sealed = nonce + self._sealing.encrypt(nonce, secret, _associated(kid, use, algorithm_name, number))
-        tx.add(
-            Key(
+        await tx.execute(
+            insert(Key).values(
                 kid=kid,
                 use=use,
                 algorithm=algorithm_name,
@@ -382,10 +382,8 @@ class Keys:
                 sealed=sealed,
                 created_at=now,
                 signs_from=now + published_for,
-                retired_at=None,
             )
         )
-        await tx.flush()
         return kid
 
 

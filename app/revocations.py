@@ -49,7 +49,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from sqlalchemy import func, select, update
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.batches import Batch
 from app.db import TIME_LIMIT, Database, keep, monotonic
@@ -85,6 +85,8 @@ servers (a split brain) don't take the fence from each other without pause."""
 
 _GRACE = 0.05
 _LOCK = 0x6B657902
+_SHARE_LOCK = select(func.pg_advisory_xact_lock_shared(_LOCK))
+_FENCE = select(CacheFence.epoch, CacheFence.server)
 Command = tuple[str | bytes, ...]
 
 _MARKER = "{keyturn}:complete"
@@ -144,7 +146,7 @@ class Fence:
 class Ending:
     """A transaction that ends sessions."""
 
-    tx: AsyncSession
+    tx: AsyncConnection
     published: set[UUID]
     ended: set[UUID] = field(default_factory=set)
     lived: int = 0
@@ -181,6 +183,7 @@ class Revocations:
         self._lookups = Batch(self._look_up, in_flight=2)
         self._questions = Batch(self._ask_redis, most=512, queue_limit=READ_LIMIT)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._these = select(Session.id, Session.end_reason).where(db.among(Session.id))
 
     # -- verify
 
@@ -246,7 +249,7 @@ class Revocations:
     async def _look_up(self, ids: Sequence[UUID]) -> Sequence[Reason | Exception | None]:
         """What the database says of sessions: the reason of an ended one, None for a live one."""
         async with self._db.look() as connection:
-            rows = await connection.execute(select(Session.id, Session.end_reason).where(Session.id.in_(set(ids))))
+            rows = await connection.execute(self._these, {"ids": list(set(ids))})
             found = {row.id: row.end_reason for row in rows}
         for session_id, reason in found.items():
             if reason is not None:
@@ -291,10 +294,10 @@ class Revocations:
         epoch, server = await self._publish(ending_ids)
         async with self._db.begin() as tx:
             if self._db.is_postgres:
-                await tx.execute(select(func.pg_advisory_xact_lock_shared(_LOCK)))
+                await tx.execute(_SHARE_LOCK)
             ending = Ending(tx, ending_ids)
             yield ending
-            fence = (await tx.execute(select(CacheFence.epoch, CacheFence.server))).one()
+            fence = (await tx.execute(_FENCE)).one()
             told = server is not None and (epoch, server) == (fence.epoch, fence.server)
             fenced = fence.server is not None and not (told and ending.ended <= ending.published)
             if fenced:

@@ -19,17 +19,18 @@ another digest. Generations are compared, never moments.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import Enum, auto
 from functools import cache
 from itertools import chain
-from typing import Any, Literal, cast
+from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import Select, Table, and_, case, delete, or_, select, update
+from sqlalchemy import Select, and_, case, delete, insert, or_, select, update
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from app.access_tokens import AccessToken, AccessTokens
 from app.batches import Batch
@@ -171,6 +172,10 @@ class Sessions:
         self._rotations = Batch(self._rotate, in_flight=2 if db.is_postgres else 1)
         self._logouts = Batch(self._log_out, reserve=1 if db.is_postgres else 0)
         self._reads = Batch(self._read)
+        # Built once: to put it together anew costs as much as to send it.
+        held = select(Session.id).where(db.among(Session.id)).order_by(Session.id).with_for_update(skip_locked=True)
+        self._log_these_out = _ends(db.now(), "logout", Session.id.in_(held))
+        self._these = select(Session.__table__, db.now().label("now")).where(db.among(Session.id))
 
     # -- start
 
@@ -196,23 +201,23 @@ class Sessions:
             ).one_or_none()
             if user is None or user.disabled_at is not None or user.password_hash != proof.password_hash:
                 raise InvalidGrant("user changed meanwhile", description="E-mail or password is wrong.")
-            session = Session(
-                id=first.session_id,
-                user_id=user.id,
-                role=user.role,
-                client_id=self._client_id,
-                token_digest=first.digest,
-                key_id=key.number,
-                generation=0,
-                created_at=user.now,
-                rotated_at=user.now,
-                idle_expires_at=user.now + min(self._idle, self._absolute),
-                absolute_expires_at=user.now + self._absolute,
-                ended_at=None,
-                end_reason=None,
-            )
-            tx.add(session)
-        return self._tokens(self._state(vars(session), user.now), first)
+            session = {
+                "id": first.session_id,
+                "user_id": user.id,
+                "role": user.role,
+                "client_id": self._client_id,
+                "token_digest": first.digest,
+                "key_id": key.number,
+                "generation": 0,
+                "created_at": user.now,
+                "rotated_at": user.now,
+                "idle_expires_at": user.now + min(self._idle, self._absolute),
+                "absolute_expires_at": user.now + self._absolute,
+                "ended_at": None,
+                "end_reason": None,
+            }
+            await tx.execute(insert(Session).values(session))
+        return self._tokens(self._state(session, user.now), first)
 
     # -- refresh
 
@@ -282,9 +287,7 @@ class Sessions:
 
     async def _read(self, ids: Sequence[UUID]) -> Sequence[State | None]:
         async with self._db.look() as connection:
-            rows = await connection.execute(
-                select(Session.__table__, self._db.now().label("now")).where(Session.id.in_(set(ids)))
-            )
+            rows = await connection.execute(self._these, {"ids": list(set(ids))})
             states = {row["id"]: self._state(row, row["now"]) for row in rows.mappings()}
         return [states.get(i) for i in ids]
 
@@ -335,7 +338,7 @@ class Sessions:
         """Ends a session of which an old generation was presented; the reason that it ended for, maybe earlier."""
         async with self._revocations.ending([session_id]) as ending:
             older = Session.generation > generation
-            await _end(ending, self._db.now(), "reuse_detected", Session.id == session_id, older)
+            await _end(ending, _ends(self._db.now(), "reuse_detected", Session.id == session_id, older))
             reason = await ending.tx.scalar(select(Session.end_reason).where(Session.id == session_id))
         return reason or "reuse_detected"  # type: ignore[return-value]  # the column holds only reasons
 
@@ -345,7 +348,7 @@ class Sessions:
         async with self._revocations.ending(session_ids) as ending:
             # By id, as everywhere: two transactions that end several must not wait for each other.
             which = select(Session.id).where(Session.id.in_(session_ids)).order_by(Session.id).with_for_update()
-            await _end(ending, self._db.now(), reason, Session.id.in_(which))
+            await _end(ending, _ends(self._db.now(), reason, Session.id.in_(which)))
         return ending.lived
 
     async def end_under(self, key_number: int, *, most: int = 1000) -> int:
@@ -376,7 +379,7 @@ class Sessions:
         await self._revocations.read_fence()  # the walk may take longer than a command's one reading is good for
         async with self._revocations.ending(ids) as ending:
             which = select(Session.id).where(Session.id.in_(ids), under).order_by(Session.id).with_for_update()
-            await _end(ending, self._db.now(), "revoked_by_admin", Session.id.in_(which), under)
+            await _end(ending, _ends(self._db.now(), "revoked_by_admin", Session.id.in_(which), under))
         return rows[-1].id, ending.lived
 
     async def _over_under_retired_key(self, session_id: UUID) -> Reason:
@@ -431,9 +434,7 @@ class Sessions:
         None for one that was over, or that someone holds: it must not keep the others waiting, and `end` sees to it.
         """
         async with self._revocations.committing(ids) as ending:
-            which = select(Session.id).where(Session.id.in_(set(ids))).order_by(Session.id)
-            which = which.with_for_update(skip_locked=True)
-            await _end(ending, self._db.now(), "logout", Session.id.in_(which))
+            await _end(ending, self._log_these_out, {"ids": list(set(ids))})
         return [ending.settles_at if i in ending.ended else None for i in ids]
 
     async def _opened_by(
@@ -579,16 +580,9 @@ class Sessions:
             )
             # A row that someone holds is being refreshed or ended right now: it is not for us.
             doomed = over.order_by(Session.id).with_for_update(skip_locked=True)
-            gone = await tx.scalars(
-                delete(Session)
-                .where(Session.id.in_(doomed))
-                .returning(Session.id)
-                .execution_options(synchronize_session=False)
-            )
+            gone = await tx.scalars(delete(Session).where(Session.id.in_(doomed)).returning(Session.id))
             return ids[-1], len(gone.all())
 
-
-_table = cast("Table", Session.__table__)
 
 # Named, so that a column that a later release adds changes no prepared statement of this one.
 _COLUMNS = tuple(Session.__table__.columns)
@@ -660,23 +654,31 @@ async def ending_of(
     async with revocations.ending(live - but) as ending:
         yield ending
         which = live_of(user_id).where(Session.id.not_in(but)) if but else live_of(user_id)
-        await _end(ending, db.now(), reason, Session.id.in_(which.with_for_update()))
+        await _end(ending, _ends(db.now(), reason, Session.id.in_(which.with_for_update())))
 
 
-async def _end(ending: Ending, now: Any, reason: Reason, *which: Any) -> None:
-    # The first reason stays: to end what has ended changes nothing, and a deadline that has passed was first. (The row
-    # is marked all the same: until their leeway is over, its access tokens would be good.)
+def _ends(now: Any, reason: Reason, *which: Any) -> ReturningUpdate[UUID, str]:
+    """The statement that ends some sessions, to be given to `_end`.
+
+    The first reason stays: to end what has ended changes nothing, and a deadline that has passed was first. (The row is
+    marked all the same: until their leeway is over, its access tokens would be good.)
+    """
     late = Session.idle_expires_at <= now
     idle = Session.idle_expires_at < Session.absolute_expires_at
-    ended = await ending.tx.execute(
-        update(_table)  # and not the class, whose bookkeeping of objects would cost more than the statement
+    return (
+        update(Session)
         .where(*which, Session.ended_at.is_(None))
         .values(
             ended_at=case((late, Session.idle_expires_at), else_=now),
             end_reason=case((and_(late, idle), "idle_timeout"), (late, "absolute_timeout"), else_=reason),
         )
-        .returning(_table.c.id, _table.c.end_reason)
+        .returning(Session.id, Session.end_reason)
     )
-    for row in ended:
+
+
+async def _end(
+    ending: Ending, ends: ReturningUpdate[UUID, str], parameters: Mapping[str, Sequence[UUID]] | None = None
+) -> None:
+    for row in await ending.tx.execute(ends, parameters):
         ending.ended.add(row.id)
-        ending.lived += row.end_reason == reason
+        ending.lived += row.end_reason not in {"idle_timeout", "absolute_timeout"}

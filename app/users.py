@@ -8,9 +8,9 @@ from typing import Any
 from uuid import UUID
 
 from email_validator import SPECIAL_USE_DOMAIN_NAMES, EmailNotValidError, validate_email
-from sqlalchemy import Select, func, select, update
+from sqlalchemy import Select, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import Database, own_task
 from app.errors import Conflict, InvalidGrant, InvalidRequest, NotFound
@@ -79,19 +79,19 @@ class Users:
             async with self._db.begin() as tx:
                 now = await tx.scalar(select(self._db.now()))
                 assert now is not None
-                user = User(
-                    id=uuid7(),
-                    email=email,
-                    password_hash=password_hash,
-                    password_is_initial=initial,
-                    role=role,
-                    created_at=now,
-                    disabled_at=None,
-                )
-                tx.add(user)
+                user = {
+                    "id": uuid7(),
+                    "email": email,
+                    "password_hash": password_hash,
+                    "password_is_initial": initial,
+                    "role": role,
+                    "created_at": now,
+                    "disabled_at": None,
+                }
+                await tx.execute(insert(User).values(user))
         except IntegrityError:
             raise Conflict("email exists", description="There is a user of this address.") from None
-        return user
+        return User(**user)
 
     async def authenticate(self, email: str, password: str) -> Authenticated:
         """Proof that these are a user's e-mail and password.
@@ -193,10 +193,7 @@ class Users:
             await self._not_the_last_administrator(tx, user_id, unless=name == "admin")
             await self._change(tx, user_id, role=name)
             await tx.execute(
-                update(Session)
-                .where(Session.id.in_(live_of(user_id).with_for_update()))
-                .values(role=name)
-                .execution_options(synchronize_session=False)
+                update(Session).where(Session.id.in_(live_of(user_id).with_for_update())).values(role=name)
             )
 
     @own_task
@@ -264,25 +261,18 @@ class Users:
                 .where(User.id == user.id, User.password_hash == user.password_hash, User.disabled_at.is_(None))
                 .values(password_hash=hashed, password_is_initial=False)
                 .returning(User.id)
-                .execution_options(synchronize_session=False)
             )
             # ... and this session live: an ended one must not change a password. All are locked, by id as everywhere.
             live = (await ending.tx.scalars(live_of(user.id).with_for_update())).all()
             if changed is None or session_id not in live:
                 raise InvalidGrant("user or session changed meanwhile", description="Sign in again.")
 
-    async def _change(self, tx: AsyncSession, user_id: UUID, **values: Any) -> None:
-        changed = await tx.scalar(
-            update(User)
-            .where(User.id == user_id)
-            .values(**values)
-            .returning(User.id)
-            .execution_options(synchronize_session=False)
-        )
+    async def _change(self, tx: AsyncConnection, user_id: UUID, **values: Any) -> None:
+        changed = await tx.scalar(update(User).where(User.id == user_id).values(**values).returning(User.id))
         if changed is None:
             raise NotFound("no such user")
 
-    async def _not_the_last_administrator(self, tx: AsyncSession, user_id: UUID, *, unless: bool) -> None:
+    async def _not_the_last_administrator(self, tx: AsyncConnection, user_id: UUID, *, unless: bool) -> None:
         # Locks every enabled administrator, so that two who demote each other at once can't both succeed.
         admins = (
             await tx.scalars(

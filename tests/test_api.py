@@ -354,7 +354,7 @@ async def test_a_refresh_that_found_no_connection_is_told_to_come_back_well_with
         await api.keyturn.users.create(ADA, PASSWORD)
         tokens = await api.login()
         body = {"refresh_token": tokens["refresh_token"]}
-        async with api.keyturn.db.alone():
+        async with api.keyturn.db.begin():
             answers = await asyncio.gather(*(api.post("/auth/refresh", body) for _ in range(8)))
         for answer in answers:
             refused(answer, 503, "temporarily_unavailable")

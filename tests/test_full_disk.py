@@ -18,7 +18,7 @@ def engine() -> str:
 
 async def limit_pages(keyturn: Keyturn, pages: int) -> None:
     """What the file may grow to, for the one connection that writes: SQLite's own SQLITE_FULL beyond."""
-    async with keyturn.db.alone() as connection:
+    async with keyturn.db.begin() as connection:
         await connection.execute(text(f"PRAGMA max_page_count = {pages}"))
 
 

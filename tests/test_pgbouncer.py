@@ -98,7 +98,7 @@ async def test_the_limits_hold_in_each_transaction_and_leave_nothing_behind_on_t
     opener: Opener,
 ) -> None:
     async with opener() as keyturn:
-        for door in (keyturn.db.begin, keyturn.db.alone, keyturn.db.look, keyturn.db.beat):
+        for door in (keyturn.db.begin, keyturn.db.look, keyturn.db.beat):
             async with door() as connection:
                 assert await connection.scalar(text("SHOW statement_timeout")) == "4s"
                 assert await connection.scalar(text("SHOW lock_timeout")) == "2s"

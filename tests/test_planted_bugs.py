@@ -45,23 +45,20 @@ def in_rotation(patch: Patch, right: str, wrong: str) -> None:
 
 
 def ends_nothing(patch: Patch, reason: str) -> None:
-    real = sessions._end
-
-    async def end(ending: Any, now: Any, why: Any, *which: Any) -> None:
-        if why != reason:
-            await real(ending, now, why, *which)
-
-    patch.setattr(sessions, "_end", end)
+    real = sessions._ends
+    patch.setattr(
+        sessions, "_ends", lambda now, why, *which: real(now, why, *which, *([false()] if why == reason else []))
+    )
 
 
 def ends_all_of_the_user(patch: Patch, reason: str) -> None:
-    real = sessions._end
+    real = sessions._ends
 
-    async def end(ending: Any, now: Any, why: Any, *which: Any) -> None:
+    def ends(now: Any, why: Any, *which: Any) -> Any:
         users_of = Session.user_id.in_(select(Session.user_id).where(*which))
-        await real(ending, now, why, *([users_of] if why == reason else which))
+        return real(now, why, *([users_of] if why == reason else which))
 
-    patch.setattr(sessions, "_end", end)
+    patch.setattr(sessions, "_ends", ends)
 
 
 def in_judgement(patch: Patch, change: Callable[..., Any]) -> None:
@@ -240,25 +237,20 @@ def a_logout_of_the_others_ends_this_one_too(patch: Patch) -> None:
 
 @bug
 def a_second_reason_replaces_the_first(patch: Patch) -> None:
-    async def end(ending: Any, now: Any, reason: Any, *which: Any) -> None:
-        ended = update(Session).where(*which).values(ended_at=now, end_reason=reason).returning(Session.id)
-        ids = (await ending.tx.scalars(ended.execution_options(synchronize_session=False))).all()
-        ending.ended |= set(ids)
-        ending.lived += len(ids)
+    def ends(now: Any, reason: Any, *which: Any) -> Any:
+        ended = update(Session).where(*which).values(ended_at=now, end_reason=reason)
+        return ended.returning(Session.id, Session.end_reason)
 
-    patch.setattr(sessions, "_end", end)
+    patch.setattr(sessions, "_ends", ends)
 
 
 @bug
 def what_ends_after_its_deadline_takes_the_later_reason(patch: Patch) -> None:
-    async def end(ending: Any, now: Any, reason: Any, *which: Any) -> None:
+    def ends(now: Any, reason: Any, *which: Any) -> Any:
         ended = update(Session).where(*which, Session.ended_at.is_(None)).values(ended_at=now, end_reason=reason)
-        returned = ended.returning(Session.id).execution_options(synchronize_session=False)
-        ids = set((await ending.tx.scalars(returned)).all())
-        ending.ended |= ids
-        ending.lived += len(ids)
+        return ended.returning(Session.id, Session.end_reason)
 
-    patch.setattr(sessions, "_end", end)
+    patch.setattr(sessions, "_ends", ends)
 
 
 @bug

@@ -142,9 +142,9 @@ async def logins(keyturn: Keyturn, number: int) -> list[Tokens]:
     return list(itertools.chain(*await asyncio.gather(*(some() for _ in range(abreast)))))
 
 
-async def rows(keyturn: Keyturn, ids: set[UUID]) -> dict[UUID, Session]:
+async def rows(keyturn: Keyturn, ids: set[UUID]) -> dict[UUID, Any]:
     async with keyturn.db.begin() as tx:
-        everyone = (await tx.scalars(select(Session))).all()
+        everyone = (await tx.execute(select(Session))).all()
     return {row.id: row for row in everyone if row.id in ids}
 
 

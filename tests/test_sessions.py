@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -53,9 +54,9 @@ async def rejected(keyturn: Keyturn, access_token: str, reason: Reason | None) -
         assert caught.value.reason == reason
 
 
-async def row(keyturn: Keyturn, tokens: Tokens) -> Session:
+async def row(keyturn: Keyturn, tokens: Tokens) -> Any:
     async with keyturn.db.begin() as tx:
-        return (await tx.scalars(select(Session).where(Session.id == tokens.session_id))).one()
+        return (await tx.execute(select(Session).where(Session.id == tokens.session_id))).one()
 
 
 async def rows(keyturn: Keyturn) -> int:

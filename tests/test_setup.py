@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select, text, update
+from sqlalchemy import func, insert, select, text, update
 
 from app.errors import InvalidGrant, TemporarilyUnavailable
 from app.keyturn import Keyturn, opened, running
@@ -404,14 +404,8 @@ async def test_migrations_of_the_embedded_default_can_run_at_every_start(tmp_pat
     settings = embedded(tmp_path / "data")
     await prepared(settings)
     async with opened(settings) as keyturn, keyturn.db.begin() as tx:
-        tx.add(
-            User(
-                email="a@b.c",
-                password_hash="x",
-                role="user",
-                created_at=await tx.scalar(select(keyturn.db.now())),
-                disabled_at=None,
-            )
+        await tx.execute(
+            insert(User).values(email="a@b.c", password_hash="x", role="user", created_at=keyturn.db.now())
         )
     await asyncio.to_thread(migrate, settings)
     async with opened(settings) as keyturn, keyturn.db.look() as connection:
