@@ -223,8 +223,7 @@ class Revocations:
             fence is not None
             and now - fence.began <= age.total_seconds()
             and server.identity is not None
-            and server.identity == fence.server
-            and marker == fence.epoch.encode()
+            and self._is_complete(server, marker)
             and not server.evicts
         )
 
@@ -430,16 +429,25 @@ class Revocations:
             if server.identity is None:
                 self._note("not complete", "redis_not_trusted", "Redis tells no identity: the database answers")
                 return
+            if not self._is_complete(server, marker):
+                # By a fence from before the marker was read, the rebuild that another process just ended would look
+                # like a fault, and so would this one to it.
+                await self.read_fence()
             fence = self._fence
             if fence is None or monotonic() - fence.began > VOUCHES_FOR.total_seconds():
                 return
-            if fence.server == server.identity and marker == fence.epoch.encode():
+            if self._is_complete(server, marker):
                 self._note("complete", "redis_complete", "Redis holds every revocation and is believed")
                 return
             self.cache = "not complete"
             await self._rebuild(server, marker or b"")
         except TemporarilyUnavailable as e:
             self._note("away", "redis_away", f"Redis is not used, the database answers ({e.cause})")
+
+    def _is_complete(self, server: Server, marker: bytes | None) -> bool:
+        """Whether server and marker are those of the fence, however old the reading of that is."""
+        fence = self._fence
+        return fence is not None and server.identity == fence.server and marker == fence.epoch.encode()
 
     async def _rebuild(self, server: Server, marker: bytes) -> None:
         """Makes Redis complete. Of several processes one does it, unless the marker is another by now than was seen.

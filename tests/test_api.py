@@ -334,8 +334,7 @@ async def test_with_no_connection_free_a_change_is_answered_503_and_junk_is_junk
     async with serve(database_pool="2") as api:
         await api.keyturn.users.create(ADA, PASSWORD)
         tokens = await api.login()
-        async with api.keyturn.db.begin() as tx:
-            await tx.connection()
+        async with api.keyturn.db.begin():
             logout, login, junk = await asyncio.gather(
                 api.post("/auth/logout", {"refresh_token": tokens["refresh_token"]}),
                 api.post("/auth/login", {"email": ADA, "password": PASSWORD}),
@@ -354,7 +353,7 @@ async def test_a_refresh_that_found_no_connection_is_told_to_come_back_well_with
         await api.keyturn.users.create(ADA, PASSWORD)
         tokens = await api.login()
         body = {"refresh_token": tokens["refresh_token"]}
-        async with api.keyturn.db.begin():
+        async with api.keyturn.db._writer.begin():
             answers = await asyncio.gather(*(api.post("/auth/refresh", body) for _ in range(8)))
         for answer in answers:
             refused(answer, 503, "temporarily_unavailable")

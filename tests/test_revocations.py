@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -716,10 +717,11 @@ async def test_a_rebuild_in_several_steps_sets_each_key_once(
     assert await cache.get(MARKER)
 
 
-async def test_who_has_not_read_the_fence_lately_rebuilds_nothing(
-    pair: Pair, cache: redis_asyncio.Redis, clock: Clock
+async def test_who_has_not_read_the_fence_lately_and_can_not_now_rebuilds_nothing(
+    pair: Pair, cache: redis_asyncio.Redis, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await cache.flushdb()
+    monkeypatch.setattr(pair.there.revocations, "read_fence", partial(_noop, None))
     before, fence = await fence_of(pair.here), pair.there.revocations._fence
     assert fence is not None
     for reading in (None, replace(fence, began=clock.now - VOUCHES_FOR.total_seconds() - 0.001)):
