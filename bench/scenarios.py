@@ -211,41 +211,79 @@ def storm(stage: Stage) -> Findings:
     """Refresh while logins with Argon2 at its production cost fill all slots and the queue before them."""
     found = Findings()
     us = keyturn(stage)
+    slots = max(1, (cpu_count() or 1) - 1)
+    body = json.dumps({"email": email(1), "password": PASSWORD})
+    logins = Load("/auth/login", connections=2 * slots + 2, body=body)
     calm, stormed = _measure(
         stage,
         found,
-        [(us, "refresh alone", _refresh(stage)), (_Stormed(us, found), "refresh in a login storm", _refresh(stage))],
+        [
+            (us, "refresh alone", _refresh(stage)),
+            (_Beside(us, logins, "logins", found), "refresh in a login storm", _refresh(stage)),
+        ],
     )
     _row(found, "refresh in a login storm: rate", "without", 0.8, 0.95, stormed, calm)
-    both = zip(stormed, calm, strict=True)
-    rounds = [a.latency["p99"] / b.latency["p99"] for a, b in both if not a.void and not b.void]
-    found.rows.append(
-        Row("refresh in a login storm: p99", "without", 3, None, rounds, "lower", void=found.rows[0].void)
-    )
+    found.rows.append(_tail("refresh in a login storm: p99", "without", 3, stormed, calm))
     return found
 
 
-class _Stormed:
-    """Keyturn's refresh, with twice as many logins under way as there are slots."""
+def junk(stage: Stage) -> Findings:
+    """Clients that refresh now and then, while ten times as many tokens arrive that are not quite ours."""
+    found = Findings()
+    us = keyturn(stage)
+    spoilt = stage.folder / "junk.tokens"
+    with us.tokens.open(encoding="ascii") as genuine:
+        spoilt.write_text("".join(_spoilt(token) for token in islice(genuine, 10_000)), encoding="ascii")
+    title, rate = "500 refreshes a second, open loop", 500
+    tokens = Load("/auth/refresh", rate=10 * rate, body=REFRESH, tokens=spoilt, use="list", expect=401)
+    alone, beset = _measure(
+        stage,
+        found,
+        [
+            (us, title, _refresh(stage, rate=rate)),
+            (_Beside(us, tokens, "junk", found), f"{title}, and 5,000 spoilt tokens", _refresh(stage, rate=rate)),
+        ],
+    )
+    found.rows.append(_tail("refresh beside ten times as much junk: p99", "without", 1.5, beset, alone))
+    return found
 
-    def __init__(self, keyturn: Keyturn, found: Findings) -> None:
+
+def _spoilt(token: str) -> str:
+    """Another character in its middle: the form is right, and only the tag is not."""
+    middle = len(token) // 2
+    return f"{token[:middle]}{'A' if token[middle] != 'A' else 'B'}{token[middle + 1 :]}"
+
+
+def _tail(work: str, against: str, most: float, ours: list[Run], theirs: list[Run]) -> Row:
+    """A row of the ratios of two p99."""
+    both = list(zip(ours, theirs, strict=True))
+    rounds = [a.latency["p99"] / b.latency["p99"] for a, b in both if not a.void and not b.void]
+    return Row(work, against, most, None, rounds, "lower", void=[run.void for pair in both for run in pair if run.void])
+
+
+class _Beside:
+    """Keyturn's refresh, with another load under way."""
+
+    def __init__(self, keyturn: Keyturn, other: Load, what: str, found: Findings) -> None:
         self.name = keyturn.name
         self._keyturn = keyturn
+        self._other = other
+        self._what = what
         self._found = found
 
     def run(self, load: Load) -> Run:
-        slots = max(1, (cpu_count() or 1) - 1)
-        body = json.dumps({"email": email(1), "password": PASSWORD})
-        logins = Load("/auth/login", connections=2 * slots + 2, seconds=load.warm + load.seconds, warm=0.2, body=body)
-        driving = Driving(logins, self._keyturn.service.port)
+        other = replace(self._other, seconds=load.warm + load.seconds, warm=0.2)
+        driving = Driving(other, self._keyturn.service.port)
         try:
             time.sleep(0.2)
             run = self._keyturn.run(load)
-            stormed = driving.result()
+            result = driving.result()
         finally:
             driving.close()
-        self._found.notes.append(f"logins meanwhile: {stormed.rate:.1f} a second, answers {stormed.statuses}")
-        return run
+        self._found.notes.append(f"{self._what} meanwhile: {result.rate:,.1f} a second, answers {result.statuses}")
+        # A login that found the queue full was refused as it should be.
+        wrong = result.statuses.keys() - {str(other.expect), "503"}
+        return replace(run, void=run.void or (f"{self._what} answered {result.statuses}" if wrong else None))
 
 
 def table(stage: Stage) -> Findings:
@@ -427,6 +465,7 @@ SCENARIOS: dict[str, Callable[[Stage], Findings]] = {
         verify,
         logout,
         storm,
+        junk,
         table,
         delay,
         sqlite,
