@@ -184,13 +184,10 @@ class Edge:
         state["request_id"] = request_id
         state["log"] = {}
         log.bind(request_id)
-        # Taken out, as they hold the scope that holds them: what is free of circles goes with its last reference and is
-        # no work for the garbage collector.
-        answer = _Answer(send, request_id, state.pop("respond", None))
-        take_body = state.pop("take_body", None)
+        answer = _Answer(send, request_id, state.get("respond"))
         try:
             # Read first, so that a connection can go on after a refusal that the framing has no part in.
-            body = await self._read(scope, fields, receive, take_body)
+            body = await self._read(scope, fields, receive)
             answer.request_is_read = True
             self._check(scope, fields)
             if body is not None:
@@ -213,6 +210,9 @@ class Edge:
         finally:
             if log.enabled(logging.INFO):
                 log.write_soon(_access_line(scope, request_id, answer.status, perf_counter() - started))
+            # It holds what holds it: `respond` the scope, a refusal the frames that it came through. What is free of
+            # circles goes with its last reference, and is no work for the garbage collector.
+            state.clear()
 
     def _check(self, scope: Scope, fields: dict[bytes, bytes]) -> None:
         """Checks target and header fields.
@@ -262,9 +262,7 @@ class Edge:
                 raise ContentTooLarge("Content-Length")
         return length is not None or coding is not None
 
-    async def _read(
-        self, scope: Scope, fields: dict[bytes, bytes], receive: Receive, take_body: Callable[[], bytes | None] | None
-    ) -> bytes | None:
+    async def _read(self, scope: Scope, fields: dict[bytes, bytes], receive: Receive) -> bytes | None:
         """The whole body; None where none is announced.
 
         Raises:
@@ -273,6 +271,7 @@ class Edge:
         """
         if not self._body_is_announced(scope, fields):
             return None
+        take_body: Callable[[], bytes | None] | None = scope["state"].get("take_body")
         if take_body is not None and (whole := take_body()) is not None:
             if len(whole) > self._max_body:
                 raise ContentTooLarge("body")

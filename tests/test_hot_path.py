@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -10,12 +11,15 @@ from typing import Any
 
 import httpx2
 import pytest
+import uvicorn
 from fastapi import FastAPI
 from sqlalchemy.engine import make_url
+from uvicorn.server import ServerState
 
 from app.db import TIME_LIMIT
 from app.edge import Edge
 from app.errors import InvalidGrant, TemporarilyUnavailable
+from app.http_protocol import KeyturnHttpProtocol
 from app.keyturn import Keyturn, opened
 from app.main import create_app
 from app.models import uuid7
@@ -255,3 +259,44 @@ async def test_a_statement_that_postgres_committed_and_whose_answer_never_came_i
         second = await asyncio.gather(*(far.sessions.refresh(t.refresh_token) for t in tokens))
     assert [(a.access_token, a.refresh_token) for a in first] == [(a.access_token, a.refresh_token) for a in second]
     assert [(await keyturn.sessions.find(t.session_id)).generation for t in tokens] == [1] * 20
+
+
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+async def test_what_a_request_made_goes_with_it_and_is_no_work_for_the_garbage_collector(database_url: str) -> None:
+    app = create_app(settings_of(database_url, None))
+    config = uvicorn.Config(app, http=KeyturnHttpProtocol, log_config=None, lifespan="off")
+    config.load()
+
+    def protocol() -> KeyturnHttpProtocol:
+        return KeyturnHttpProtocol(config=config, server_state=ServerState(), app_state={})
+
+    loop = asyncio.get_running_loop()
+    async with app.router.lifespan_context(app), await loop.create_server(protocol, "127.0.0.1", 0) as server:
+        keyturn: Keyturn = app.state.keyturn
+        live, ended = [await keyturn.sessions.start(await a_user(keyturn, f"{name}@x.y")) for name in "ab"]
+        await keyturn.sessions.logout(None, ended.refresh_token, "this")
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as client:
+
+            async def each_once() -> list[int]:
+                refreshes = [live.refresh_token, ended.refresh_token, live.refresh_token[:-1] + "~", "junk"]
+                answers = [await client.post("/auth/refresh", json={"refresh_token": token}) for token in refreshes]
+                for token in (live.access_token, ended.access_token, "junk"):
+                    bearer = {"Authorization": f"Bearer {token}"}
+                    answers.append(await client.get("/auth/verify", headers=bearer))
+                answers.append(await client.post("/auth/logout", json={"refresh_token": ended.refresh_token}))
+                return [answer.status_code for answer in answers]
+
+            await each_once()  # what is made once, and kept
+            gc.collect()
+            gc.disable()
+            try:
+                assert await each_once() == [200, 401, 401, 401, 200, 401, 401, 204]
+                gc.set_debug(gc.DEBUG_SAVEALL)
+                gc.collect()
+                circular = [type(each).__name__ for each in gc.garbage]
+            finally:
+                gc.set_debug(0)
+                gc.garbage.clear()
+                gc.enable()
+    ours = {"RequestResponseCycle", "_Answer", "InvalidGrant", "InvalidToken", "State", "RefreshToken", "AccessToken"}
+    assert not ours & set(circular)
