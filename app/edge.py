@@ -319,13 +319,17 @@ class Edge:
 
 def render(refusal: Refusal) -> Answer:
     """A refusal as it goes out."""
-    body = json.dumps(refusal.body(), separators=(",", ":")).encode()
-    fields = {
-        "content-type": "application/json",
-        "content-length": str(len(body)),
-        **refusal.headers(),
-    }
-    return refusal.status, [(name.encode(), value.encode("latin-1")) for name, value in fields.items()], body
+    fields, body = _rendered(tuple(refusal.body().items()), tuple(refusal.headers().items()))
+    return refusal.status, list(fields), body
+
+
+@lru_cache(maxsize=1024)  # nothing in it comes from the request, so there are a few dozen
+def _rendered(
+    members: tuple[tuple[str, str], ...], more: tuple[tuple[str, str], ...]
+) -> tuple[tuple[tuple[bytes, bytes], ...], bytes]:
+    body = json.dumps(dict(members), separators=(",", ":")).encode()
+    fields = [("content-type", "application/json"), ("content-length", str(len(body))), *more]
+    return tuple((name.encode(), value.encode("latin-1")) for name, value in fields), body
 
 
 def parse_json(body: bytes) -> object:
@@ -466,7 +470,7 @@ def _access_line(scope: Scope, request_id: str, status: int | None, seconds: flo
     )
     refusal: Refusal | None = state.get("refusal")
     if refusal is not None:
-        line += f', "error": "{refusal.error}", "cause": {log.quote(log.redact(refusal.cause))}'
+        line += f', "error": "{refusal.error}", "cause": {_quoted_cause(refusal.cause)}'
         if refusal.reason is not None:
             line += f', "reason": "{refusal.reason}"'
     if "session_id" in state:
@@ -481,6 +485,11 @@ def _access_line(scope: Scope, request_id: str, status: int | None, seconds: flo
 @lru_cache(maxsize=1024)
 def _line_start(method: str, path: str) -> str:
     return f'{{"method": {log.quote(method)}, "path": {log.quote(_loggable(path))}, "status": '
+
+
+@lru_cache(maxsize=1024)
+def _quoted_cause(cause: str) -> str:
+    return log.quote(log.redact(cause))
 
 
 @lru_cache(maxsize=1024)
