@@ -1,24 +1,22 @@
 """Natural batching: what arrives while one run is under way goes together in the next.
 
-There is no timer. An idle service runs each item at once and alone; load makes the batches grow by itself.
+Nothing waits for company. An idle service runs each item at once and alone; load makes the batches grow by itself.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Generic, TypeVar
 
 from app.db import QUEUE_LIMIT, TIME_LIMIT, keep
-from app.errors import TemporarilyUnavailable
+from app.errors import Contention, TemporarilyUnavailable
 
 K = TypeVar("K")
 V = TypeVar("V")
-
-
-_STUCK = timedelta(milliseconds=100)
 
 
 class Batch(Generic[K, V]):
@@ -28,8 +26,7 @@ class Batch(Generic[K, V]):
     items, each is run again by itself, so that one bad item never fails the others; `run` must therefore be safe to
     repeat. The runs are tasks of their own: whoever waits may be cancelled, the statement under way may not.
 
-    Up to `in_flight` runs are under way; up to `reserve` more while someone has waited so long for the next one that
-    those must be stuck.
+    Up to `in_flight` runs are under way: with two, one that is stuck does not stop all that comes after it.
     """
 
     def __init__(
@@ -38,13 +35,11 @@ class Batch(Generic[K, V]):
         *,
         most: int = 256,
         in_flight: int = 1,
-        reserve: int = 0,
         queue_limit: timedelta = QUEUE_LIMIT / 2,
     ) -> None:
         self._run = run
         self._most = most
         self._in_flight = in_flight
-        self._reserve = reserve
         self._queue_limit = queue_limit.total_seconds()
         self._running = 0
         self._waiting: deque[tuple[K, asyncio.Future[V], float]] = deque()
@@ -64,10 +59,10 @@ class Batch(Generic[K, V]):
         self._unanswered.append((future, now))
         if self._timer is None:
             self._timer = loop.call_later(TIME_LIMIT.total_seconds(), self._give_up)
-        stuck = now - self._waiting[0][2] > _STUCK.total_seconds()
-        if self._running < self._in_flight + (self._reserve if stuck else 0):
+        if self._running < self._in_flight:
             self._running += 1
-            keep(asyncio.create_task(self._work()))
+            # What it logs is about all whom it serves, and not about the request that happened to start it.
+            keep(asyncio.create_task(self._work(), context=contextvars.Context()))
         # The future is this caller's alone: to cancel it reaches nothing that is under way.
         return await future
 
@@ -96,14 +91,14 @@ class Batch(Generic[K, V]):
 
     async def _answer(self, items: list[K], futures: list[asyncio.Future[V]]) -> None:
         try:
-            answers: Sequence[V | Exception] = await self._run(items)
+            answered = list(zip(futures, await self._run(items), strict=True))
         except Exception as e:  # noqa: BLE001  # whatever it is, it belongs to those who wait
-            if len(items) > 1 and not isinstance(e, TemporarilyUnavailable):
+            if len(items) > 1 and (isinstance(e, Contention) or not isinstance(e, TemporarilyUnavailable)):
                 for item, future in zip(items, futures, strict=True):
                     await self._answer([item], [future])
                 return
-            answers = [e] * len(items)
-        for future, answer in zip(futures, answers, strict=True):
+            answered = [(future, e) for future in futures]
+        for future, answer in answered:
             if future.done():
                 continue
             if isinstance(answer, Exception):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -24,7 +23,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.orm import InstrumentedAttribute
 
-from app.errors import TemporarilyUnavailable
+from app.errors import Contention, TemporarilyUnavailable
 from app.models import Moment
 from app.settings import Settings, mode_if_ours
 
@@ -41,9 +40,8 @@ _DRIVER_LIMIT = timedelta(seconds=6)
 statement is known wherever it can be."""
 
 # SQLSTATE classes (PostgreSQL, appendix A) that say "not now" and nothing about the request: connection, read-only
-# after a failover, password or database changed, serialisation and deadlock, resources, lock time-out, operator
-# intervention, system.
-_OUTAGES = ("08", "25006", "28", "3D", "40", "53", "55", "57", "58")
+# after a failover, password or database changed, resources, lock time-out, operator intervention, system.
+_OUTAGES = ("08", "25006", "28", "3D", "53", "55", "57", "58")
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -104,6 +102,7 @@ def outage() -> Iterator[None]:
     """Tells an outage from a defect.
 
     Raises:
+        Contention: a serialisation failure or a deadlock.
         TemporarilyUnavailable: the database is away, full, locked or read-only.
     """
     try:
@@ -114,7 +113,9 @@ def outage() -> Iterator[None]:
         raise
     except DBAPIError as e:
         state = getattr(e.orig, "sqlstate", None) or ""
-        name = getattr(getattr(e.orig, "__cause__", None) or e.orig, "sqlite_errorname", "")
+        name = getattr(e.orig, "sqlite_errorname", "")
+        if str(state).startswith("40"):
+            raise Contention(f"database: {state}") from e
         if e.connection_invalidated or str(state).startswith(_OUTAGES) or (not state and name != "SQLITE_ERROR"):
             raise TemporarilyUnavailable(f"database: {state or name or type(e.orig).__name__}") from e
         raise
@@ -141,11 +142,12 @@ class Database:
             self._writer = self._reader = self._autocommitting(
                 _postgres(url, hot, pooled=self._pooled, patience=QUEUE_LIMIT / 2)
             )
+            self._aside = self._autocommitting(self._engine)
             # Its own connections, so that our own queue is never taken for an outage of the database.
             self._heart = self._autocommitting(_postgres(url, 2, pooled=self._pooled))
         else:
             self._engine = self._writer = _sqlite(url, size=1, writes=True)
-            self._reader = _sqlite(url, size=2, writes=False)
+            self._reader = self._aside = _sqlite(url, size=2, writes=False)
             self._heart = _sqlite(url, size=1, writes=False)
 
     def _autocommitting(self, engine: AsyncEngine) -> AsyncEngine:
@@ -162,14 +164,14 @@ class Database:
             return func.statement_timestamp(type_=Moment())
         return bindparam("now", callable_=lambda: datetime.now(UTC), type_=Moment(), unique=True)
 
-    def among(self, column: InstrumentedAttribute[_T], name: str = "ids") -> ColumnElement[bool]:
-        """Whether a column's value is one of the parameter `name`'s, a list: one statement whatever their number.
+    def among(self, column: InstrumentedAttribute[_T]) -> ColumnElement[bool]:
+        """Whether a column's value is one of the parameter ``ids``, a list: one statement whatever their number.
 
         With a placeholder for each value, each number of them would be compiled and prepared by itself.
         """
         if self.is_postgres:
-            return column == any_(bindparam(name, type_=ARRAY(column.type)))
-        return column.in_(bindparam(name, expanding=True))
+            return column == any_(bindparam("ids", type_=ARRAY(column.type)))
+        return column.in_(bindparam("ids", expanding=True))
 
     def read_only(self) -> ColumnElement[str]:
         """Says "on" where a statement runs on a server that is not the primary (any more)."""
@@ -237,10 +239,10 @@ class Database:
         return connection, (await connection.get_raw_connection()).driver_connection
 
     @asynccontextmanager
-    async def look(self) -> AsyncIterator[AsyncConnection]:
-        """For statements that only read, each with a snapshot of its own."""
+    async def look(self, *, aside: bool = False) -> AsyncIterator[AsyncConnection]:
+        """For statements that only read, each with a snapshot of its own; `aside` of the hot path's connections."""
         with outage():
-            async with self._reader.connect() as connection:
+            async with (self._aside if aside else self._reader).connect() as connection:
                 yield connection
 
     @asynccontextmanager
@@ -365,8 +367,8 @@ def _to_wal(cursor: Any) -> None:
     while True:
         try:
             cursor.execute("PRAGMA journal_mode = WAL")
-        except sqlite3.OperationalError as e:
-            if e.sqlite_errorname != "SQLITE_BUSY" or monotonic() > until:
+        except Exception as e:
+            if getattr(e, "sqlite_errorname", "") != "SQLITE_BUSY" or monotonic() > until:
                 raise
             time.sleep(0.01)
         else:

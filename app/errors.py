@@ -200,6 +200,10 @@ class TemporarilyUnavailable(Refusal):
         super().__init__(cause, retry_after=retry_after)
 
 
+class Contention(TemporarilyUnavailable):
+    """Another transaction was in the way (SQLSTATE class 40): nothing was done, and it may go well at once."""
+
+
 class ServerError(Refusal):
     """A defect of ours: the answer has an id to look up in the log, and nothing else."""
 

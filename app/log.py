@@ -42,6 +42,8 @@ _IN_TEXT = (
         re.IGNORECASE,
     ),
     re.compile(r"(\b(?:bearer|basic|dpop)\s+)[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE),
+    # Postgres tells the row that failed a constraint, with all its values.
+    re.compile(r"(\bDETAIL:)[^\r\n]*"),
     re.compile(r"(-----BEGIN [A-Z ]*PRIVATE KEY-----).+?(?:-----END|\Z)", re.DOTALL),
 )
 

@@ -95,8 +95,8 @@ class Passwords:
         # A stored hash with more than this was not made by us, and computing it would be the attack.
         self._most_memory = max(4 * settings.argon2_memory, 262_144)
         self._most_passes = max(4 * settings.argon2_passes, 16)
-        # One core is left to the event loop: two slots on two cores halved the rate of refreshes.
-        slots = settings.hashing_slots or max(1, (os.cpu_count() or 1) - 1)
+        # One core is left to the event loops: two slots on two cores halved the rate of refreshes.
+        slots = settings.hashing_slots or max(1, ((os.cpu_count() or 1) - 1) // settings.workers)
         self._pool = ThreadPoolExecutor(slots, thread_name_prefix="argon2", initializer=_stand_back)
         self._slots = asyncio.Semaphore(slots)
         self._room = slots + settings.hashing_queue

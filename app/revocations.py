@@ -222,7 +222,6 @@ class Revocations:
         return (
             fence is not None
             and now - fence.began <= age.total_seconds()
-            and server.identity is not None
             and self._is_complete(server, marker)
             and not server.evicts
         )
@@ -446,8 +445,8 @@ class Revocations:
 
     def _is_complete(self, server: Server, marker: bytes | None) -> bool:
         """Whether server and marker are those of the fence, however old the reading of that is."""
-        fence = self._fence
-        return fence is not None and server.identity == fence.server and marker == fence.epoch.encode()
+        fence, identity = self._fence, server.identity
+        return fence is not None and identity == fence.server is not None and marker == fence.epoch.encode()
 
     async def _rebuild(self, server: Server, marker: bytes) -> None:
         """Makes Redis complete. Of several processes one does it, unless the marker is another by now than was seen.

@@ -170,8 +170,8 @@ class Sessions:
         self._client_id = settings.client_id
         # Two on their way: one stuck connection must not stop every refresh. SQLite has one writer at a time.
         self._rotations = Batch(self._rotate, in_flight=2 if db.is_postgres else 1)
-        self._logouts = Batch(self._log_out, reserve=1 if db.is_postgres else 0)
-        self._reads = Batch(self._read)
+        self._logouts = Batch(self._log_out, in_flight=2 if db.is_postgres else 1)
+        self._reads = Batch(self._read, in_flight=2)
         # Built once: to put it together anew costs as much as to send it.
         held = select(Session.id).where(db.among(Session.id)).order_by(Session.id).with_for_update(skip_locked=True)
         self._log_these_out = _ends(db.now(), "logout", Session.id.in_(held))
@@ -230,13 +230,13 @@ class Sessions:
         Raises:
             InvalidGrant: the token is junk (no I/O), of a session that is over (with its reason), or reuse (and the
                 session has ended).
-            TemporarilyUnavailable: the database is away, or the session was locked by others three times.
+            TemporarilyUnavailable: the database is away, or the session was locked by others four times.
         """
         presented = self._keys.verify_refresh_token(text)
         if self._keys.retired(presented.key.number):
             reason = await self._over_under_retired_key(presented.session_id)
             raise InvalidGrant("retired refresh key", reason=reason)
-        for wait in _WAITS:
+        for wait in (*_WAITS, None):
             rotated = await self._rotations(presented)
             if rotated is not None:
                 return self._tokens(*rotated)
@@ -248,7 +248,8 @@ class Sessions:
             key = self._keys.refresh(state.key_id)
             match judge(state, presented, key, self._window):
                 case Verdict.AGAIN:
-                    await asyncio.sleep(wait.total_seconds())
+                    if wait is not None:
+                        await asyncio.sleep(wait.total_seconds())
                 case Verdict.RETRY:
                     assert key is not None
                     return self._tokens(state, presented.successor(key))
@@ -258,7 +259,7 @@ class Sessions:
                     raise InvalidGrant("not a token of this session's chain")
                 case reason:
                     raise InvalidGrant("session is over", reason=reason)
-        raise TemporarilyUnavailable("the session was locked three times")
+        raise TemporarilyUnavailable("the session was locked four times")
 
     async def _rotate(self, batch: Sequence[RefreshToken]) -> Sequence[tuple[State, RefreshToken] | None]:
         """Rotates each session whose newest token was presented: one statement, one commit for all of them."""
@@ -537,13 +538,14 @@ class Sessions:
     @own_task
     async def list(self, *, user_id: UUID | None, limit: int, before: UUID | None = None, live: bool) -> list[State]:
         """Sessions, the newest first, `limit` at most, those before an id."""
-        query = select(Session.__table__, self._db.now().label("now")).order_by(Session.id.desc()).limit(limit)
+        now = self._db.now()
+        query = select(Session.__table__, now.label("now")).order_by(Session.id.desc()).limit(limit)
         if user_id is not None:
             query = query.where(Session.user_id == user_id)
         if before is not None:
             query = query.where(Session.id < before)
         if live:
-            query = query.where(Session.ended_at.is_(None), Session.idle_expires_at > self._db.now())
+            query = query.where(Session.ended_at.is_(None), Session.idle_expires_at > now)
         async with self._db.look() as connection:
             return [self._state(row, row["now"]) for row in (await connection.execute(query)).mappings()]
 

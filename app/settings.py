@@ -191,7 +191,8 @@ class Settings(Place):
     argon2_passes: Annotated[int, Field(ge=1, le=64, description="Passes of one password hash.")] = 3
     argon2_lanes: Annotated[int, Field(ge=1, le=16, description="Lanes of one password hash.")] = 4
     hashing_slots: Annotated[
-        int | None, Field(ge=1, le=64, description="Password hashes at the same time. Unset: cores - 1, at least 1.")
+        int | None,
+        Field(ge=1, le=64, description="Password hashes at the same time, in each process. Unset: cores - 1 in all."),
     ] = None
     hashing_queue: Annotated[
         int, Field(ge=0, le=10_000, description="Password hashes that may wait; beyond: 503 with Retry-After.")

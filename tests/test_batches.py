@@ -12,7 +12,7 @@ import pytest
 
 from app import batches
 from app.batches import Batch
-from app.errors import TemporarilyUnavailable
+from app.errors import Contention, TemporarilyUnavailable
 
 
 class Runs:
@@ -114,6 +114,15 @@ async def test_where_a_run_fails_each_item_is_run_again_by_itself(runs: Runs) ->
         assert runs.items == [[0], ["bad", *others], *again]
         assert await batch(7) == 70
         runs.items.clear()
+
+
+async def test_where_another_transaction_was_in_the_way_each_is_run_again_by_itself(runs: Runs) -> None:
+    batch, runs.fails = Batch(runs), Contention("database: 40001")
+    runs.gate.clear()
+    tasks = await begin(batch, 0) + await begin(batch, "bad", 1, 2)
+    runs.gate.set()
+    assert await outcome(*tasks) == [0, runs.fails, 10, 20]
+    assert runs.items == [[0], ["bad", 1, 2], ["bad"], [1], [2]]
 
 
 async def test_an_outage_is_everybodys_and_nothing_is_repeated(runs: Runs) -> None:

@@ -1089,6 +1089,7 @@ LEAKS: dict[str, dict[str, Any]] = {
     "JSON in text": {"note": json.dumps({"password": f'"{SECRET}'})},
     "query in text": {"note": f"grant_type=x&client_secret={SECRET}&y=z"},
     "private key": {"note": f"-----BEGIN PRIVATE KEY-----\n{SECRET}\n-----END PRIVATE KEY-----"},
+    "row that failed a constraint": {"note": f"null value\nDETAIL:  Failing row contains (1, {SECRET})."},
     "object": {"note": type("Thing", (), {"__repr__": lambda _: f"Thing(token={SECRET})"})()},
 }
 

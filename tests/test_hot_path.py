@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -13,9 +13,11 @@ import httpx2
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from uvicorn.server import ServerState
 
+from app import sessions
 from app.db import TIME_LIMIT
 from app.edge import Edge
 from app.errors import InvalidGrant, TemporarilyUnavailable
@@ -120,6 +122,74 @@ class Recorded:
         self.sizes.append(len(batch))
         self.begun.set()
         return await self._run(batch)
+
+
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+async def test_plain_requests_never_reach_fastapi(
+    both: tuple[Keyturn, httpx2.AsyncClient, httpx2.AsyncClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keyturn, direct, _ = both
+    tokens = await keyturn.sessions.start(await a_user(keyturn))
+    reached: list[str] = []
+
+    async def reach(scope: Any, _receive: Any, send: Any) -> None:
+        reached.append(scope["path"])
+        await send({"type": "http.response.start", "status": 404, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    monkeypatch.setattr(direct._transport.app._front, "_app", reach)  # type: ignore[attr-defined]  # an ASGITransport
+    bearer = {"Authorization": f"Bearer {tokens.access_token}"}
+    answers = [
+        await direct.post("/auth/refresh", json={"refresh_token": tokens.refresh_token}),
+        await direct.post("/auth/refresh", json={"refresh_token": "junk"}),
+        await direct.get("/auth/verify", headers=bearer),
+        await direct.post("/auth/logout", json={"refresh_token": tokens.refresh_token}),
+        await direct.post("/auth/logout", headers=bearer),
+    ]
+    assert [answer.status_code for answer in answers] == [200, 401, 200, 204, 204]
+    assert not reached
+    await direct.get("/auth/verify?role=user", headers=bearer)
+    assert reached == ["/auth/verify"]
+
+
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+async def test_sign_ins_that_wait_for_connections_keep_no_refresh_waiting(keyturn: Keyturn) -> None:
+    tokens = await keyturn.sessions.start(await a_user(keyturn))
+    async with AsyncExitStack() as all_others:
+        for _ in range(keyturn.db._engine.pool.size()):  # type: ignore[attr-defined]  # a QueuePool
+            await all_others.enter_async_context(keyturn.db.begin())
+        logins = [asyncio.ensure_future(keyturn.users.authenticate("ada@example.com", "x")) for _ in range(20)]
+        for _ in range(20):
+            used, tokens = tokens, await asyncio.wait_for(keyturn.sessions.refresh(tokens.refresh_token), 1)
+            retried = await asyncio.wait_for(keyturn.sessions.refresh(used.refresh_token), 1)  # reads besides
+            assert retried.refresh_token == tokens.refresh_token
+        refused = await asyncio.gather(*logins, return_exceptions=True)
+    assert {type(each) for each in refused} == {TemporarilyUnavailable}
+
+
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+async def test_a_batch_that_met_another_transaction_is_run_again_one_by_one(
+    keyturn: Keyturn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proof = await a_user(keyturn)
+    tokens = [await keyturn.sessions.start(proof) for _ in range(8)]
+    monkeypatch.setattr(
+        sessions,
+        "_ROTATE_POSTGRES",
+        # As a deadlock or a server that is set to a stricter isolation would answer a batch, and it alone.
+        sessions._ROTATE_POSTGRES.replace(
+            "WITH batch AS (", "WITH met AS (SELECT serialization_failure(cardinality($1::uuid[]))), batch AS (", 1
+        ).replace("FROM hit WHERE", "FROM hit, met WHERE", 1),
+    )
+    async with keyturn.db.begin() as tx:
+        await tx.execute(
+            text(
+                "CREATE FUNCTION serialization_failure(size int) RETURNS int LANGUAGE plpgsql AS $$ BEGIN"
+                " IF size > 1 THEN RAISE SQLSTATE '40001'; END IF; RETURN size; END $$"
+            )
+        )
+    refreshed = await asyncio.gather(*(keyturn.sessions.refresh(each.refresh_token) for each in tokens))
+    assert len({each.refresh_token for each in refreshed}) == 8
 
 
 async def test_what_comes_together_goes_to_the_database_in_one_statement(keyturn: Keyturn) -> None:

@@ -322,10 +322,15 @@ async def test_nobodys_hash_is_a_hash_like_any_other(passwords: Passwords) -> No
         passwords._hasher.verify(decoy, b"a good password")
 
 
-@pytest.mark.parametrize(("cores", "slots"), [(None, 1), (1, 1), (2, 1), (3, 2), (8, 7)])
-def test_one_core_is_left_to_the_event_loop(monkeypatch: pytest.MonkeyPatch, cores: int | None, slots: int) -> None:
+@pytest.mark.parametrize(
+    ("cores", "workers", "slots"),
+    [(None, 1, 1), (1, 1, 1), (2, 1, 1), (3, 1, 2), (8, 1, 7), (2, 2, 1), (8, 2, 3), (8, 7, 1), (8, 8, 1)],
+)
+def test_one_core_is_left_to_the_event_loops(
+    monkeypatch: pytest.MonkeyPatch, cores: int | None, workers: int, slots: int
+) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    passwords = Passwords(settings())
+    passwords = Passwords(settings(workers=str(workers)))
     assert passwords._pool._max_workers == slots
     assert passwords._room == slots + 32
     passwords.close()

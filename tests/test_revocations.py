@@ -1225,3 +1225,15 @@ def test_the_names_in_redis_share_a_hash_slot() -> None:
     session_id = UUID(int=1)
     assert revocations._name(session_id) == f"{KEYS}{session_id}"
     assert revocations._MARKER == MARKER
+
+
+async def test_verifications_that_come_together_share_a_few_round_trips(pair: Pair, cache: redis_asyncio.Redis) -> None:
+    tokens = [await a_session(pair.here) for _ in range(3)]
+
+    async def scripts() -> int:
+        return int((await cache.info("commandstats")).get("cmdstat_eval", {}).get("calls", 0))
+
+    before = await scripts()
+    verified = await asyncio.gather(*(pair.there.sessions.verify(tokens[n % 3].access_token) for n in range(100)))
+    assert len(verified) == 100
+    assert 1 <= await scripts() - before <= 4
