@@ -184,10 +184,12 @@ class Pgbench:
 
     name = "pgbench"
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, *, delay: float | None = None) -> None:
+        """`delay`: milliseconds that each round trip takes longer; None: there is no proxy in between."""
         self._stage = stage
         self._sessions = stage.small
         self._database = stage.database("pgbench")
+        self._reached = self._database if delay is None else stage.delayed(self._database, delay)
         self._script = stage.folder / "pgbench.sql"
         self._script.write_text(_SCRIPT)
         self._database.execute(
@@ -229,7 +231,8 @@ class Pgbench:
         program = wheel / "pginstall" / "bin" / "pgbench" if wheel else shutil.which("pgbench")
         options = ["-n", "-M", "prepared", "-c", str(load.connections), "-j", "1", *more]
         options += ["-D", f"rows={self._sessions}", "-f", str(self._script)]
-        where = ["-h", "127.0.0.1", "-p", str(self._stage.postgres.port), "-U", "postgres", self._database.name]
+        where = ["-h", "127.0.0.1", "-p", str(self._reached.port or self._stage.postgres.port), "-U", "postgres"]
+        where.append(self._database.name)
         done = subprocess.run([str(program), *options, *where], check=False, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"pgbench: {done.stderr[-2000:]}")

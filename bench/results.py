@@ -69,7 +69,10 @@ def write(kept: dict[str, Any]) -> None:
     for name, findings in there.items():
         about = kept[name]
         doc = (SCENARIOS[name].__doc__ or "").strip()
-        how = f"{about['rounds']} rounds of {about['seconds']:g} s" if findings.figures else f"{about['rounds']} rounds"
+        rounds = max((len(figures.runs) for figures in findings.figures), default=0)
+        how = "once" if rounds == 1 else f"{rounds or about['rounds']} rounds"
+        if rounds > 1:
+            how += f" of {about['seconds']:g} s"
         parts += [
             f"## {name}",
             f"{doc} Measured {about['measured_at']} at {about['commit']}, {how}, in {about['took']}.",

@@ -282,7 +282,7 @@ class _Beside:
             driving.close()
         self._found.notes.append(f"{self._what} meanwhile: {result.rate:,.1f} a second, answers {result.statuses}")
         # A login that found the queue full was refused as it should be.
-        wrong = result.statuses.keys() - {str(other.expect), "503"}
+        wrong = result.statuses.keys() - {str(other.expect), "503"} or not result.acknowledged
         return replace(run, void=run.void or (f"{self._what} answered {result.statuses}" if wrong else None))
 
 
@@ -307,18 +307,25 @@ def table(stage: Stage) -> Findings:
 
 
 def delay(stage: Stage) -> Findings:
-    """Milliseconds added to every round trip to PostgreSQL."""
+    """Milliseconds added to every round trip to PostgreSQL; beside it the same statement, one session at a time.
+
+    pgbench has as many connections for that as Keyturn's hot path has.
+    """
     found = Findings()
     delays = (0, 1, 5, 20)
-    load = _refresh(stage, connections=256)
-    runs = _measure(
-        stage,
-        found,
-        [(keyturn(stage, delay=ms), f"refresh, 256 connections, PostgreSQL {ms} ms farther", load) for ms in delays],
-    )
-    _row(found, "refresh, 5 ms to PostgreSQL, 256 connections", "0 ms, same proxy", 0.6, 0.8, runs[2], runs[0])
-    points = [(float(ms), median(run.rate for run in mine)) for ms, mine in zip(delays, runs, strict=True)]
-    found.curves.append(Curve("Refreshes a second by milliseconds to PostgreSQL, 256 connections", "Keyturn", points))
+    load, one_by_one = _refresh(stage, connections=256), _refresh(stage, connections=4)
+    entries: list[Entry] = []
+    for ms in delays:
+        entries.append((keyturn(stage, delay=ms), f"refresh, 256 connections, PostgreSQL {ms} ms farther", load))
+        entries.append((Pgbench(stage, delay=ms), f"4 connections, PostgreSQL {ms} ms farther", one_by_one))
+    runs = _measure(stage, found, entries)
+    batched, single = runs[::2], runs[1::2]
+    _row(found, "refresh, 5 ms to PostgreSQL, 256 connections", "0 ms, same proxy", 0.6, 0.8, batched[2], batched[0])
+    for ms, ours, theirs in zip(delays, batched, single, strict=True):
+        _row(found, f"refresh in batches, {ms} ms to PostgreSQL", "one by one (pgbench)", 1, None, ours, theirs)
+    for name, all_of_it in (("Keyturn", batched), ("one by one", single)):
+        points = [(float(ms), median(run.rate for run in mine)) for ms, mine in zip(delays, all_of_it, strict=True)]
+        found.curves.append(Curve("Refreshes a second by milliseconds to PostgreSQL", name, points))
     return found
 
 
@@ -440,7 +447,7 @@ def _until_ready(folder: Path) -> float:
 
 
 def connections(stage: Stage) -> Findings:
-    """Throughput from 1 to 256 connections."""
+    """Throughput from 1 to 256 connections, each for half as long as elsewhere."""
     found = Findings()
     contenders: list[Contender] = [keyturn(stage), Pgbench(stage)]
     contenders += _rivals(stage, found, {"fastapi": "empty FastAPI", "textbook": "textbook"})
