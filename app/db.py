@@ -17,11 +17,23 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from sqlalchemy import ARRAY, ColumnElement, Engine, ExceptionContext, any_, bindparam, event, func, literal
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Connection,
+    Engine,
+    ExceptionContext,
+    any_,
+    bindparam,
+    event,
+    func,
+    literal,
+)
+from sqlalchemy.exc import DBAPIError, DisconnectionError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from app.errors import Contention, TemporarilyUnavailable
 from app.models import Moment
@@ -134,6 +146,7 @@ class Database:
         # Held between statements: to take one out of the pool costs as much as to send the statement.
         self._lines: list[tuple[AsyncConnection, Any]] = []
         self._most_lines = 0  # SQLite's one connection that writes is for all
+        self._era = 0
         if self.is_postgres:
             self._pooled = settings.pgbouncer
             hot = max(1, settings.database_pool * 2 // 5)
@@ -145,6 +158,8 @@ class Database:
             self._aside = self._autocommitting(self._engine)
             # Its own connections, so that our own queue is never taken for an outage of the database.
             self._heart = self._autocommitting(_postgres(url, 2, pooled=self._pooled))
+            for engine in (self._engine, self._writer):
+                self._drop_what_is_from_before_an_outage(engine)
         else:
             self._engine = self._writer = _sqlite(url, size=1, writes=True)
             self._reader = self._aside = _sqlite(url, size=2, writes=False)
@@ -204,11 +219,13 @@ class Database:
         eight some 70 microseconds more.
         """
         with outage():
-            line, driver = self._lines.pop() if self._lines else await self._line()
+            line, driver = await self._line()
             try:
                 rows = await self._send(driver, statement, parameters)
             except Exception as e:
                 # SQLAlchemy did not see it, so nobody knows what state the connection is in.
+                if self._is_lost(e):
+                    self._begin_an_era(line.sync_connection)
                 await line.invalidate()
                 await line.close()
                 raise DBAPIError(None, None, e, connection_invalidated=self._is_lost(e)) from e
@@ -232,11 +249,42 @@ class Database:
         return rows
 
     def _is_lost(self, error: Exception) -> bool:
-        return self.is_postgres and not getattr(error, "sqlstate", "")
+        return self.is_postgres and getattr(error, "sqlstate", "") in {"", None, "25006"}
 
     async def _line(self) -> tuple[AsyncConnection, Any]:
+        while self._lines:
+            line, driver = self._lines.pop()
+            if not self.is_postgres or _era_of(line.sync_connection) == self._era:
+                return line, driver
+            await line.invalidate()
+            await line.close()
         connection = await self._writer.connect()
         return connection, (await connection.get_raw_connection()).driver_connection
+
+    def _drop_what_is_from_before_an_outage(self, engine: AsyncEngine) -> None:
+        """Where one connection is lost, or leads to what is no primary any more, so are all that were made before.
+
+        Without this each of them would cost a request its 503 before it is found out.
+        """
+
+        @event.listens_for(engine.sync_engine, "connect")
+        def made(_connection: object, record: ConnectionPoolEntry) -> None:
+            record.info["era"] = self._era
+
+        @event.listens_for(engine.sync_engine, "checkout")
+        def taken(_connection: object, record: ConnectionPoolEntry, _proxy: object) -> None:
+            if record.info["era"] != self._era:
+                raise DisconnectionError("from before an outage")  # the pool makes another in its place
+
+        @event.listens_for(engine.sync_engine, "handle_error")
+        def failed(context: ExceptionContext) -> None:
+            if context.is_disconnect:
+                self._begin_an_era(context.connection)
+
+    def _begin_an_era(self, lost: Connection | None) -> None:
+        # Only one of this era ends it: those made since may be good.
+        if lost is not None and _era_of(lost) == self._era:
+            self._era += 1
 
     @asynccontextmanager
     async def look(self, *, aside: bool = False) -> AsyncIterator[AsyncConnection]:
@@ -260,6 +308,10 @@ class Database:
             await line.close()
         for engine in {self._engine, self._writer, self._reader, self._heart}:
             await engine.dispose()
+
+
+def _era_of(connection: Connection | None) -> object:
+    return connection.info.get("era") if connection is not None and not connection.invalidated else None
 
 
 _SERVER_LIMITS = {
