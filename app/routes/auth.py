@@ -233,8 +233,8 @@ async def login(request: Request, body: Login, keyturn: Parts) -> TokenAnswer:
 async def refresh(request: Request, body: Refresh, keyturn: Parts) -> Response:
     """Get the next access and refresh token (RFC 6749 section 6).
 
-    Safe to repeat: within the retry window the same refresh token gets the same answer. A refresh token that was
-    replaced earlier ends its session.
+    Safe to repeat: within the retry window, and until its successor is used, the same refresh token gets the same
+    answer. One that was replaced earlier ends its session.
     """
     return response(await answer_refresh(keyturn, request.scope["state"], body.refresh_token))
 
