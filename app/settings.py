@@ -170,9 +170,8 @@ class Settings(Place):
         Field(
             ge=timedelta(0),
             le=timedelta(seconds=300),
-            description="Seconds after a rotation in which the same refresh token gets the same answer again, until its "
-            "successor is used. "
-            "At most a third of ACCESS_TOKEN_LIFETIME; 0: strict single use.",
+            description="Seconds after a rotation in which the same refresh token gets the same answer again, until "
+            "its successor is used. At most a third of ACCESS_TOKEN_LIFETIME; 0: strict single use.",
         ),
     ] = timedelta(seconds=60)
     verify_without_database: Annotated[
