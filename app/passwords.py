@@ -31,6 +31,9 @@ SHORTEST, LONGEST = 8, 1024
 WAITS_FOR = timedelta(seconds=5)
 """How long a hash may wait for its turn: whoever asked has hardly the patience for more."""
 
+TAKES_AT_MOST = timedelta(seconds=30)
+"""How long one is waited for that has begun: it runs only where nobody else wants the core."""
+
 _COME_AGAIN = timedelta(seconds=2)
 
 _P = ParamSpec("_P")
@@ -196,7 +199,11 @@ class Passwords:
         future = asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
         future.add_done_callback(self._done)
         # Whoever goes away leaves the hash running: a thread can't be stopped, and its slot counts until it ends.
-        return await asyncio.shield(future)
+        try:
+            async with asyncio.timeout(TAKES_AT_MOST.total_seconds()):
+                return await asyncio.shield(future)
+        except TimeoutError:
+            raise TemporarilyUnavailable("a hash takes too long", retry_after=_COME_AGAIN) from None
 
     def _done(self, _future: asyncio.Future[Any]) -> None:
         self._busy -= 1

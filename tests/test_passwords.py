@@ -174,6 +174,25 @@ async def test_what_waited_too_long_for_a_slot_is_503_and_is_never_hashed(monkey
     passwords.close()
 
 
+async def test_a_hash_that_takes_too_long_is_503_and_holds_its_slot_until_it_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("app.passwords.TAKES_AT_MOST", timedelta(milliseconds=20))
+    passwords = Passwords(settings(hashing_slots="1", hashing_queue="0"))
+    release = threading.Event()
+    monkeypatch.setattr(PasswordHasher, "hash", lambda *_: release.wait(10) and "done")
+    with pytest.raises(TemporarilyUnavailable, match="takes too long"):
+        await passwords.hash(b"a password")
+    with pytest.raises(TemporarilyUnavailable, match="queue is full"):
+        await passwords.hash(b"a password")
+    release.set()
+    while passwords._busy:
+        await asyncio.sleep(0.01)
+    monkeypatch.setattr(PasswordHasher, "hash", lambda *_: "done")
+    assert await passwords.hash(b"a password") == "done"
+    passwords.close()
+
+
 async def test_who_goes_away_while_waiting_is_dropped_and_gives_his_place_to_others() -> None:
     passwords, hashed = Passwords(settings(hashing_slots="1", hashing_queue="1")), list[int]()
     async with occupied(passwords):
