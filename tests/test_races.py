@@ -282,7 +282,7 @@ async def intact(keyturn: Keyturn, first: list[Tokens], newest: list[str], gener
 
 
 async def test_answers_lost_after_the_commit_lose_no_session(open_keyturn: Opener, engine: str) -> None:
-    number = 1000 if engine == "postgres" else 200
+    number = 1000
     seen: Counter[str] = Counter()
     async with open_keyturn() as one, open_keyturn() as other:
         first = await logins(one, number)
