@@ -17,9 +17,9 @@ from functools import cache, lru_cache
 from typing import Any
 from uuid import UUID
 
-from app.errors import InvalidToken
-from app.keys import Algorithm, Keys
-from app.settings import LEEWAY, LONGEST_ACCESS_TOKEN, Settings
+from .errors import InvalidToken
+from .keys import Algorithm, Keys
+from .settings import LEEWAY, LONGEST_ACCESS_TOKEN, Settings
 
 MEDIA_TYPE = "at+jwt"
 

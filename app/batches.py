@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Generic, TypeVar
 
-from app.db import QUEUE_LIMIT, TIME_LIMIT, keep
-from app.errors import Contention, TemporarilyUnavailable
+from .db import QUEUE_LIMIT, TIME_LIMIT, keep
+from .errors import Contention, TemporarilyUnavailable
 
 K = TypeVar("K")
 V = TypeVar("V")

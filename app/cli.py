@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 from uuid import UUID
 
-from app.errors import InvalidRequest, Refusal, TemporarilyUnavailable
-from app.keys import READ_BY_ALL
-from app.keyturn import Keyturn, opened, running
-from app.models import User
-from app.sessions import KEPT_FOR, State
-from app.settings import PREFIX, ConfigurationError, Settings, read
-from app.setup import ADMINISTRATOR, called, check_schema, first_administrator, prepare
+from .errors import InvalidRequest, Refusal, TemporarilyUnavailable
+from .keys import READ_BY_ALL
+from .keyturn import Keyturn, opened, running
+from .models import User
+from .sessions import KEPT_FOR, State
+from .settings import PREFIX, ConfigurationError, Settings, read
+from .setup import ADMINISTRATOR, called, check_schema, first_administrator, prepare
 
 Row: TypeAlias = Mapping[str, Any]
 Act: TypeAlias = Callable[[Keyturn, argparse.Namespace], Awaitable[None]]
@@ -178,8 +178,8 @@ def _with_keyturn(act: Act) -> Callable[[argparse.Namespace], None]:
 def _serve(_arguments: argparse.Namespace) -> None:
     import uvicorn  # noqa: PLC0415  # 30 ms that no other command needs
 
-    from app import log  # noqa: PLC0415  # as above
-    from app.http_protocol import KeyturnHttpProtocol  # noqa: PLC0415  # as above
+    from . import log  # noqa: PLC0415  # as above
+    from .http_protocol import KeyturnHttpProtocol  # noqa: PLC0415  # as above
 
     settings = read()
     _probe(settings)
@@ -191,7 +191,7 @@ def _serve(_arguments: argparse.Namespace) -> None:
     # uvicorn raises the signal that ended it once more when all is closed: an end in good order is no failure.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     uvicorn.run(
-        "app.main:served",
+        f"{__package__}.main:served",
         factory=True,
         host=settings.host,
         port=settings.port,
@@ -254,76 +254,21 @@ Log in, refresh, log out:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    findings = asyncio.run(_examine())
+    from .doctor import examine  # noqa: PLC0415  # no other command needs it
+
+    findings = asyncio.run(examine())
     if arguments.json:
-        print(json.dumps([{"check": check, "ok": not advice, "advice": advice} for check, advice in findings]))
+        print(json.dumps([{"check": f.check, "ok": not f.advice, "advice": f.advice} for f in findings]))
     else:
         for check, advice in findings:
             print(f"{'!!' if advice else 'ok'}  {check}" + (f": {advice}" if advice else ""))
-    if any(advice.startswith("away") for _, advice in findings):
+    if any(finding.away for finding in findings):
         return 3
-    return 1 if any(advice for _, advice in findings) else 0
-
-
-async def _examine() -> list[tuple[str, str]]:
-    """Each check with what to do about it; nothing to do is an empty string."""
-    from sqlalchemy import func, select  # noqa: PLC0415  # only the doctor asks in its own words
-
-    findings: list[tuple[str, str]] = []
-    try:
-        settings = read()
-        findings.append(("settings", ""))
-        async with opened(settings) as keyturn:
-            findings.append(("master secret", ""))
-            await check_schema(keyturn.db)
-            findings.append(("database and schema", ""))
-            await keyturn.keys.load()
-            keys = await keyturn.keys.list()
-            signing = {key["use"] for key in keys if key["status"] == "signs"}
-            findings.append(
-                ("keys", "" if signing == {"access", "refresh"} else f"run {called()} serve once to make them")
-            )
-            # A key that is published signs within a minute.
-            access = [key for key in keys if key["use"] == "access" and key["status"] in {"signs", "published"}]
-            algorithms, wanted = [key["algorithm"] for key in access], settings.signing_algorithm
-            still = "" if not algorithms or wanted in algorithms else algorithms[0]
-            changed = still and f"still {still}: {called()} keys generate access"
-            findings.append((f"tokens signed with {wanted}", changed))
-            async with keyturn.db.look() as connection:
-                initial = await connection.scalar(
-                    select(User.email).where(User.password_is_initial, User.disabled_at.is_(None)).limit(1)
-                )
-                admins = await connection.scalar(
-                    select(func.count()).where(User.role == "admin", User.disabled_at.is_(None))
-                )
-                ahead = await connection.scalar(select(keyturn.db.now()))
-            change = f"change it: {called()} users set-password {initial}"
-            findings.append(("initial password", change if initial else ""))
-            make = f"make one: {called()} users create EMAIL --role admin"
-            findings.append(("administrator", "" if admins else make))
-            skew = abs(datetime.now(ahead.tzinfo) - ahead) if ahead else timedelta(0)
-            findings.append(
-                ("clock", "" if skew < timedelta(seconds=2) else "this machine's clock differs from the database's")
-            )
-            await keyturn.revocations.read_fence()
-            cache = await keyturn.revocations.ping()
-            advice = ""
-            if cache == "away":
-                advice = "away: Redis can't be reached; the database answers in its place"
-            elif cache == "not complete" and await keyturn.revocations.may_evict():
-                advice = "set maxmemory-policy noeviction: what may evict keys is never believed, the database answers"
-            elif cache == "not complete":
-                advice = f"Redis is not filled yet: {called()} serve does it; until then the database answers"
-            findings.append((f"cache ({cache})", advice))
-    except ConfigurationError as e:
-        findings.append(("set-up", str(e)))
-    except TemporarilyUnavailable as e:
-        findings.append(("database", f"away: {e.cause}"))
-    return findings
+    return 1 if any(finding.advice for finding in findings) else 0
 
 
 def _openapi(_arguments: argparse.Namespace) -> None:
-    from app.main import create_app  # noqa: PLC0415  # FastAPI is not needed by other commands
+    from .main import create_app  # noqa: PLC0415  # FastAPI is not needed by other commands
 
     print(json.dumps(create_app(Settings()).openapi(), indent=2, ensure_ascii=False))
 

@@ -35,9 +35,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.orm import InstrumentedAttribute
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from app.errors import Contention, TemporarilyUnavailable
-from app.models import Moment
-from app.settings import Settings, mode_if_ours
+from .errors import Contention, TemporarilyUnavailable
+from .models import Moment
+from .settings import Settings, mode_if_ours
 
 TIME_LIMIT = timedelta(seconds=5)
 """How long a request waits for its transaction before it answers 503. The transaction is left to end."""

@@ -21,8 +21,8 @@ from typing import Any, ClassVar, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from app.edge import MAX_TARGET, UriTooLong
-from app.errors import (
+from .edge import MAX_TARGET, UriTooLong
+from .errors import (
     ContentTooLarge,
     HeaderFieldsTooLarge,
     InvalidRequest,

@@ -7,16 +7,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
-from app.access_tokens import AccessTokens
-from app.db import Database
-from app.keys import Keys
-from app.log import get_logger
-from app.passwords import Passwords
-from app.revocations import Revocations
-from app.sessions import Sessions
-from app.settings import Settings
-from app.setup import check_schema, master_secret_of
-from app.users import Users
+from .access_tokens import AccessTokens
+from .db import Database
+from .keys import Keys
+from .log import get_logger
+from .passwords import Passwords
+from .revocations import Revocations
+from .sessions import Sessions
+from .settings import Settings
+from .setup import check_schema, master_secret_of
+from .users import Users
 
 _log = get_logger()
 

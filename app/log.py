@@ -162,7 +162,7 @@ def logging_config(level: str = "info") -> dict[str, Any]:
         "version": 1,
         "disable_existing_loggers": False,
         # By name, because uvicorn hands the configuration to its worker processes. The level goes along for that too.
-        "handlers": {"keyturn": {"()": "app.log.Handler", "least": level}},
+        "handlers": {"keyturn": {"()": f"{__name__}.Handler", "least": level}},
         "root": {"handlers": ["keyturn"], "level": least},
         "loggers": {
             "uvicorn": {"handlers": [], "level": level.upper(), "propagate": True},

@@ -13,13 +13,13 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from app.edge import Edge, render
-from app.errors import InvalidRequest, MethodNotAllowed, NotFound, Refusal, ServerError
-from app.keyturn import opened, running
-from app.routes import auth, health, well_known
-from app.routes.answers import documented, response
-from app.routes.direct import Direct
-from app.settings import Settings, read
+from .edge import Edge, render
+from .errors import InvalidRequest, MethodNotAllowed, NotFound, Refusal, ServerError
+from .keyturn import opened, running
+from .routes import auth, health, well_known
+from .routes.answers import documented, response
+from .routes.direct import Direct
+from .settings import Settings, read
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:

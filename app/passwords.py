@@ -22,8 +22,8 @@ from uuid import UUID
 from argon2 import PasswordHasher, Type, extract_parameters
 from argon2.exceptions import Argon2Error, InvalidHashError
 
-from app.errors import InvalidRequest, TemporarilyUnavailable
-from app.settings import Settings
+from .errors import InvalidRequest, TemporarilyUnavailable
+from .settings import Settings
 
 SHORTEST, LONGEST = 8, 1024
 """UTF-8 bytes of a password. Nothing is cut, trimmed or normalised: it is compared as it was sent."""

@@ -51,11 +51,11 @@ from redis.exceptions import RedisError
 from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.batches import Batch
-from app.db import TIME_LIMIT, Database, keep, monotonic
-from app.errors import InvalidToken, Reason, TemporarilyUnavailable
-from app.models import CacheFence, Session
-from app.settings import LEEWAY, LONGEST_ACCESS_TOKEN, Settings
+from .batches import Batch
+from .db import TIME_LIMIT, Database, keep, monotonic
+from .errors import InvalidToken, Reason, TemporarilyUnavailable
+from .models import CacheFence, Session
+from .settings import LEEWAY, LONGEST_ACCESS_TOKEN, Settings
 
 CacheState = Literal["complete", "not complete", "away", "none"]
 

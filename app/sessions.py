@@ -32,16 +32,16 @@ from uuid import UUID
 from sqlalchemy import Select, and_, case, delete, insert, or_, select, update
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from app.access_tokens import AccessToken, AccessTokens
-from app.batches import Batch
-from app.db import Database, own_task
-from app.errors import InvalidGrant, InvalidToken, NotFound, NoToken, Reason, TemporarilyUnavailable
-from app.keys import Keys
-from app.models import Session, User, microseconds, moment, uuid7
-from app.passwords import Authenticated
-from app.refresh_tokens import LAST_GENERATION, RefreshKey, RefreshToken, issue
-from app.revocations import REMEMBERED_FOR, Ending, Revocations, settled
-from app.settings import Settings
+from .access_tokens import AccessToken, AccessTokens
+from .batches import Batch
+from .db import Database, own_task
+from .errors import InvalidGrant, InvalidToken, NotFound, NoToken, Reason, TemporarilyUnavailable
+from .keys import Keys
+from .models import Session, User, microseconds, moment, uuid7
+from .passwords import Authenticated
+from .refresh_tokens import LAST_GENERATION, RefreshKey, RefreshToken, issue
+from .revocations import REMEMBERED_FOR, Ending, Revocations, settled
+from .settings import Settings
 
 Scope = Literal["this", "others", "all"]
 """Which sessions a logout ends."""

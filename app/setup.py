@@ -19,11 +19,11 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import func, select, text
 from sqlalchemy.exc import DBAPIError
 
-from app.db import Database
-from app.errors import Conflict, TemporarilyUnavailable
-from app.models import User
-from app.settings import SECRET_BYTES, ConfigurationError, Settings, make_data_dir, master_secret, mode_if_ours
-from app.users import Users
+from .db import Database
+from .errors import Conflict, TemporarilyUnavailable
+from .models import User
+from .settings import SECRET_BYTES, ConfigurationError, Settings, make_data_dir, master_secret, mode_if_ours
+from .users import Users
 
 ROOT = Path(__file__).parent.parent
 ADMINISTRATOR = "admin@localhost"

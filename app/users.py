@@ -12,12 +12,12 @@ from sqlalchemy import Select, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.db import Database, own_task
-from app.errors import Conflict, InvalidGrant, InvalidRequest, NotFound
-from app.models import Session, User, uuid7
-from app.passwords import LONGEST, Authenticated, Passwords, acceptable
-from app.revocations import Revocations
-from app.sessions import ending_of, live_of
+from .db import Database, own_task
+from .errors import Conflict, InvalidGrant, InvalidRequest, NotFound
+from .models import Session, User, uuid7
+from .passwords import LONGEST, Authenticated, Passwords, acceptable
+from .revocations import Revocations
+from .sessions import ending_of, live_of
 
 _ROLE = re.compile(r"[a-z][a-z0-9_-]{0,31}", re.ASCII)
 # The library's documented way to allow domains that the Internet doesn't know, such as corp.local: a self-hosted

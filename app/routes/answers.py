@@ -8,8 +8,8 @@ from fastapi import Response
 from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from app.edge import Answer, UriTooLong
-from app.errors import (
+from ..edge import Answer, UriTooLong
+from ..errors import (
     ContentTooLarge,
     HeaderFieldsTooLarge,
     InvalidRequest,

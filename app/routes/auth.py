@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import to_json
 
-from app.access_tokens import AccessToken
-from app.edge import Answer
-from app.errors import (
+from ..access_tokens import AccessToken
+from ..edge import Answer
+from ..errors import (
     AccessDenied,
     Conflict,
     InsufficientScope,
@@ -26,10 +26,10 @@ from app.errors import (
     NoToken,
     TemporarilyUnavailable,
 )
-from app.keyturn import Keyturn
-from app.refresh_tokens import PATTERN
-from app.routes.answers import refusals, response
-from app.sessions import Scope, State
+from ..keyturn import Keyturn
+from ..refresh_tokens import PATTERN
+from ..sessions import Scope, State
+from .answers import refusals, response
 
 router = APIRouter(prefix="/auth", tags=["auth"])
 

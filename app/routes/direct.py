@@ -14,9 +14,9 @@ from collections.abc import Awaitable, Callable
 from starlette.datastructures import State
 from starlette.types import Scope
 
-from app.edge import Answer
-from app.keyturn import Keyturn
-from app.routes.auth import MAX_TOKEN, answer_logout, answer_refresh, answer_verify
+from ..edge import Answer
+from ..keyturn import Keyturn
+from .auth import MAX_TOKEN, answer_logout, answer_refresh, answer_verify
 
 
 class Direct:

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel
 
-from app.keyturn import Keyturn
-from app.revocations import CacheState
-from app.routes.answers import HEADERS
+from ..keyturn import Keyturn
+from ..revocations import CacheState
+from .answers import HEADERS
 
 router = APIRouter(tags=["health"])
 
