@@ -9,8 +9,10 @@ import signal
 import sys
 import time
 from contextlib import ExitStack
+from pathlib import Path
 
 from bench import report
+from bench.commits import commits
 from bench.programs import NoCompilerError, compiled
 from bench.results import keep
 from bench.scenarios import SCENARIOS
@@ -25,6 +27,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="of each run, after the warm-up")
     parser.add_argument("--sessions", type=int, help="in the large table (5,000,000)")
     parser.add_argument("--refreshes", type=int, help="of the memory scenario (2,000,000)")
+    parser.add_argument("--before", type=Path, help="another checkout: measure this one against it, and nothing else")
     given = parser.parse_args()
     quick, some = given.quick, bool(given.scenario)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended
@@ -43,6 +46,10 @@ def main() -> None:
             sessions=given.sessions or (200_000 if quick else 5_000_000),
             refreshes=given.refreshes or (20_000 if quick else 2_000_000),
         )
+        if given.before:
+            with where.part() as part:
+                print(report.text(commits(part, given.before)), flush=True)
+            return
         for name in given.scenario or SCENARIOS:
             began = time.monotonic()
             with where.part() as part:

@@ -1,9 +1,11 @@
 """Who is measured: Keyturn in some set-up, a rival, or pgbench. Each runs a load and says whether the run counts."""
 
+import os
 import re
 import resource
 import shutil
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass, replace
 from math import ceil
@@ -18,7 +20,7 @@ from bench.rivals import start as start_rival
 from bench.servers import Database, Stage, cpu_seconds, machine_seconds
 from bench.sessions import Books, seed
 from tests.servers import free_port, package
-from tests.service import Service
+from tests.service import ROOT, Service
 
 __all__ = ["Contender", "Keyturn", "LeftOut", "Pgbench", "Run", "keyturn", "keyturn_on_sqlite", "rival"]
 
@@ -91,6 +93,17 @@ class Keyturn:
         return measured(self._processes, load, self.service.port)
 
 
+_SEED = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from app.settings import read
+from bench.sessions import seed
+url, count, tokens, access = sys.argv[1:]
+seed(read(), int(count), Path(tokens), database=SimpleNamespace(url=url), access=access == "access")
+"""
+
+
 def keyturn(
     stage: Stage,
     *,
@@ -99,6 +112,7 @@ def keyturn(
     workers: int = 1,
     access: bool = False,
     delay: float | None = None,
+    checkout: Path = ROOT,
 ) -> Keyturn:
     """On a PostgreSQL database of its own, as in production.
 
@@ -109,12 +123,21 @@ def keyturn(
         workers: server processes.
         access: whether the file of tokens has access tokens.
         delay: milliseconds that each round trip to PostgreSQL takes longer; None: there is no proxy in between.
+        checkout: whose code is run. Another checkout makes its own schema and its own sessions.
     """
-    database = stage.database("keyturn")
+    code = {"PYTHONPATH": str(checkout)}
+    database = stage.database("keyturn", migrated=checkout == ROOT)
     tokens = stage.folder / f"{database.name}.tokens"
-    seed(stage.settings(database), sessions or stage.small, tokens, database=database, access=access)
+    count = sessions or stage.small
+    if checkout == ROOT:
+        seed(stage.settings(database), count, tokens, database=database, access=access)
+    else:
+        environment = {**os.environ, **stage.environment(database.url, "none"), **code}
+        seeding = ("-c", _SEED, database.url, str(count), str(tokens), "access" if access else "refresh")
+        for command in (("-m", "alembic", "upgrade", "head"), seeding):
+            subprocess.run([sys.executable, *command], cwd=checkout, env=environment, check=True)
     reached = database if delay is None else stage.delayed(database, delay)
-    service = stage.serve(stage.environment(reached.url, stage.redis_url()), workers)
+    service = stage.serve(stage.environment(reached.url, stage.redis_url()) | code, workers)
     processes = {"Postgres": stage.postgres.pid, "Redis": stage.redis.pid}
     return Keyturn(name, database, tokens, service, processes)
 

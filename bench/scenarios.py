@@ -32,7 +32,7 @@ def _refresh(stage: Stage, **options: object) -> Load:
     return replace(Load("/auth/refresh", seconds=stage.seconds, warm=stage.warm), **options)  # type: ignore[arg-type]  # the fields of Load
 
 
-def _measure(stage: Stage, found: Findings, entries: Sequence[Entry], *, checkpoint: bool = True) -> list[list[Run]]:
+def measure(stage: Stage, found: Findings, entries: Sequence[Entry], *, checkpoint: bool = True) -> list[list[Run]]:
     """The runs of each entry: A B C, A B C, so that what disturbs the machine disturbs all."""
     figures = [Figures(contender.name, title, []) for contender, title, _ in entries]
     for _ in range(stage.rounds):
@@ -44,7 +44,7 @@ def _measure(stage: Stage, found: Findings, entries: Sequence[Entry], *, checkpo
     return [mine.runs for mine in figures]
 
 
-def _row(
+def row(
     found: Findings,
     work: str,
     against: str,
@@ -77,11 +77,11 @@ def refresh(stage: Stage) -> Findings:
     contenders: list[Contender] = [keyturn(stage), Pgbench(stage)]
     rivals = {"fastapi": "empty FastAPI", "asgi": "empty ASGI", "textbook": "textbook", "oidc": "oidc-provider"}
     contenders += _rivals(stage, found, rivals)
-    runs = _measure(stage, found, [(contender, title, _refresh(stage)) for contender in contenders])
+    runs = measure(stage, found, [(contender, title, _refresh(stage)) for contender in contenders])
     by_name = {contender.name: mine for contender, mine in zip(contenders, runs, strict=True)}
     targets = {"pgbench": (0.6, 0.9), "empty FastAPI": (1, 1.4), "textbook": (25, 40), "oidc-provider": (5, 8)}
     for name, (least, stretch) in targets.items():
-        _row(found, title, name, least, stretch, runs[0], by_name.get(name, []))
+        row(found, title, name, least, stretch, runs[0], by_name.get(name, []))
     return found
 
 
@@ -89,7 +89,7 @@ def workers(stage: Stage) -> Findings:
     """Two processes, 128 connections, against pgbench at 32."""
     found = Findings()
     title = "refresh, 2 processes, 128 connections"
-    ours, theirs = _measure(
+    ours, theirs = measure(
         stage,
         found,
         [
@@ -97,7 +97,7 @@ def workers(stage: Stage) -> Findings:
             (Pgbench(stage), "32 clients", _refresh(stage)),
         ],
     )
-    _row(found, title, "pgbench", 0.9, 1.3, ours, theirs)
+    row(found, title, "pgbench", 0.9, 1.3, ours, theirs)
     return found
 
 
@@ -105,7 +105,7 @@ def latency(stage: Stage) -> Findings:
     """p99 at half of the highest rate, in an open loop."""
     found = Findings()
     us, them = keyturn(stage), Pgbench(stage)
-    peaks = _measure(
+    peaks = measure(
         stage,
         found,
         [
@@ -115,7 +115,7 @@ def latency(stage: Stage) -> Findings:
         ],
     )
     ours, theirs = (max(median(run.rate for run in runs) for runs in some) for some in (peaks[:2], peaks[2:]))
-    a, b = _measure(
+    a, b = measure(
         stage,
         found,
         [
@@ -142,9 +142,9 @@ def verify(stage: Stage) -> Findings:
     title = "GET /auth/verify, 32 connections"
     us = keyturn(stage, access=True, sessions=10_000)
     load = Load("/auth/verify", method="GET", seconds=stage.seconds, warm=stage.warm)
-    contenders: list[Contender] = [_Asking(us, replace(load, tokens=us.tokens, use="list", bearer=True))]
+    contenders: list[Contender] = [Asking(us, replace(load, tokens=us.tokens, use="list", bearer=True))]
     contenders += _rivals(stage, found, {"fastapi": "empty FastAPI", "asgi": "empty ASGI"})
-    runs = _measure(
+    runs = measure(
         stage,
         found,
         [
@@ -152,12 +152,12 @@ def verify(stage: Stage) -> Findings:
             for contender in contenders
         ],
     )
-    _row(found, title, "empty FastAPI", 1.3, None, runs[0], runs[1])
-    _row(found, title, "empty ASGI", None, 0.5, runs[0], runs[2])
+    row(found, title, "empty FastAPI", 1.3, None, runs[0], runs[1])
+    row(found, title, "empty ASGI", None, 0.5, runs[0], runs[2])
     return found
 
 
-class _Asking:
+class Asking:
     """Keyturn under one load that is no refresh."""
 
     def __init__(self, keyturn: Keyturn, load: Load) -> None:
@@ -173,27 +173,26 @@ def logout(stage: Stage) -> Findings:
     """Acknowledged by Redis and committed, against refresh."""
     found = Findings()
     title = "logout, 1 process, 32 connections"
-    ours, theirs = _measure(
+    ours, theirs = measure(
         stage,
         found,
         [
-            (_LoggingOut(stage), title, replace(_refresh(stage), path="/auth/logout")),
+            (LoggingOut(stage), title, replace(_refresh(stage), path="/auth/logout")),
             (keyturn(stage), "refresh", _refresh(stage)),
         ],
     )
-    _row(found, title, "Keyturn's own refresh", 0.4, 0.8, ours, theirs)
+    row(found, title, "Keyturn's own refresh", 0.4, 0.8, ours, theirs)
     return found
 
 
-class _LoggingOut:
+class LoggingOut:
     """Each run ends sessions of its own, each once."""
 
-    name = "Keyturn"
-
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, *, checkout: Path = ROOT, name: str = "Keyturn") -> None:
+        self.name = name
         self._stage = stage
         self._most = ceil(20_000 * (stage.seconds + stage.warm))  # more than it could end
-        self._keyturn = keyturn(stage, sessions=self._most * stage.rounds)
+        self._keyturn = keyturn(stage, sessions=self._most * stage.rounds, checkout=checkout)
         self._tokens = self._keyturn.tokens.open(encoding="ascii")
         stage.stack.callback(self._tokens.close)
 
@@ -214,7 +213,7 @@ def storm(stage: Stage) -> Findings:
     slots = max(1, (cpu_count() or 1) - 1)
     body = json.dumps({"email": email(1), "password": PASSWORD})
     logins = Load("/auth/login", connections=2 * slots + 2, body=body)
-    calm, stormed = _measure(
+    calm, stormed = measure(
         stage,
         found,
         [
@@ -222,7 +221,7 @@ def storm(stage: Stage) -> Findings:
             (_Beside(us, logins, "logins", found), "refresh in a login storm", _refresh(stage)),
         ],
     )
-    _row(found, "refresh in a login storm: rate", "without", 0.8, 0.95, stormed, calm)
+    row(found, "refresh in a login storm: rate", "without", 0.8, 0.95, stormed, calm)
     found.rows.append(_tail("refresh in a login storm: p99", "without", 3, stormed, calm))
     return found
 
@@ -236,7 +235,7 @@ def junk(stage: Stage) -> Findings:
         spoilt.write_text("".join(_spoilt(token) for token in islice(genuine, 10_000)), encoding="ascii")
     title, rate = "500 refreshes a second, open loop", 500
     tokens = Load("/auth/refresh", rate=10 * rate, body=REFRESH, tokens=spoilt, use="list", expect=401)
-    alone, beset = _measure(
+    alone, beset = measure(
         stage,
         found,
         [
@@ -299,8 +298,8 @@ def table(stage: Stage) -> Findings:
         if not stage.quick:
             contender.run(replace(load, connections=128, seconds=600, warm=0, count=size // 8))
         entries.append((contender, f"refresh, {size:,} sessions drawn uniformly", load))
-    runs = _measure(stage, found, entries, checkpoint=False)
-    _row(found, f"refresh, {sizes[-1]:,} sessions, drawn uniformly", f"{sizes[0]:,}", 0.85, 0.95, runs[-1], runs[0])
+    runs = measure(stage, found, entries, checkpoint=False)
+    row(found, f"refresh, {sizes[-1]:,} sessions, drawn uniformly", f"{sizes[0]:,}", 0.85, 0.95, runs[-1], runs[0])
     points = [(float(size), median(run.rate for run in mine)) for size, mine in zip(sizes, runs, strict=True)]
     found.curves.append(Curve("Refreshes a second by sessions in the table", "Keyturn", points))
     return found
@@ -318,11 +317,11 @@ def delay(stage: Stage) -> Findings:
     for ms in delays:
         entries.append((keyturn(stage, delay=ms), f"refresh, 256 connections, PostgreSQL {ms} ms farther", load))
         entries.append((Pgbench(stage, delay=ms), f"4 connections, PostgreSQL {ms} ms farther", one_by_one))
-    runs = _measure(stage, found, entries)
+    runs = measure(stage, found, entries)
     batched, single = runs[::2], runs[1::2]
-    _row(found, "refresh, 5 ms to PostgreSQL, 256 connections", "0 ms, same proxy", 0.6, 0.8, batched[2], batched[0])
+    row(found, "refresh, 5 ms to PostgreSQL, 256 connections", "0 ms, same proxy", 0.6, 0.8, batched[2], batched[0])
     for ms, ours, theirs in zip(delays, batched, single, strict=True):
-        _row(found, f"refresh in batches, {ms} ms to PostgreSQL", "one by one (pgbench)", 1, None, ours, theirs)
+        row(found, f"refresh in batches, {ms} ms to PostgreSQL", "one by one (pgbench)", 1, None, ours, theirs)
     for name, all_of_it in (("Keyturn", batched), ("one by one", single)):
         points = [(float(ms), median(run.rate for run in mine)) for ms, mine in zip(delays, all_of_it, strict=True)]
         found.curves.append(Curve("Refreshes a second by milliseconds to PostgreSQL", name, points))
@@ -333,12 +332,12 @@ def sqlite(stage: Stage) -> Findings:
     """The embedded default (WAL, synchronous=FULL) against PostgreSQL."""
     found = Findings()
     title = "refresh, 1 process, 32 connections"
-    ours, theirs = _measure(
+    ours, theirs = measure(
         stage,
         found,
         [(keyturn_on_sqlite(stage), title, _refresh(stage)), (keyturn(stage), title, _refresh(stage))],
     )
-    _row(found, "refresh on SQLite, durable, 1 process", "Keyturn on PostgreSQL", 0.5, 1.0, ours, theirs)
+    row(found, "refresh on SQLite, durable, 1 process", "Keyturn on PostgreSQL", 0.5, 1.0, ours, theirs)
     return found
 
 
@@ -455,7 +454,7 @@ def connections(stage: Stage) -> Findings:
     loads = [_refresh(stage, connections=n, seconds=stage.seconds / 2, warm=stage.warm / 2) for n in steps]
     once = replace(stage, rounds=1)
     entries = [(c, f"refresh, 1 process, {load.connections} connections", load) for load in loads for c in contenders]
-    runs = _measure(once, found, entries)
+    runs = measure(once, found, entries)
     for i, contender in enumerate(contenders):
         mine = runs[i :: len(contenders)]
         points = [(float(n), run[0].rate) for n, run in zip(steps, mine, strict=True)]

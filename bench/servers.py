@@ -81,14 +81,14 @@ class Stage:
     stack: ExitStack
     names: dict[str, int] = field(default_factory=dict)
 
-    def database(self, name: str) -> Database:
-        """A fresh database at the newest schema."""
+    def database(self, name: str, *, migrated: bool = True) -> Database:
+        """A fresh database, empty or at the newest schema."""
         template = Database(self.postgres, "template_keyturn")
         if not self.names.get("database"):
             asyncio.run(self.postgres.create_database(template.name))
             migrate(self.settings(template))
         database = Database(self.postgres, f"{name}_{self._next('database')}")
-        asyncio.run(self.postgres.create_database(database.name, template=template.name))
+        asyncio.run(self.postgres.create_database(database.name, template=template.name if migrated else "template0"))
         return database
 
     def redis_url(self) -> str:
