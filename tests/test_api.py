@@ -917,7 +917,7 @@ async def test_symmetric_keys_are_never_published(api: Api) -> None:
 
 
 @pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
-@pytest.mark.parametrize("algorithm", ["ES256", "EdDSA"])
+@pytest.mark.parametrize("algorithm", ["ES256", "RS256", "EdDSA"])
 async def test_published_keys_verify_tokens_and_are_public_halves(serve: Serve, algorithm: str) -> None:
     async with serve(signing_algorithm=algorithm) as api:
         await api.keyturn.users.create(ADA, PASSWORD)
