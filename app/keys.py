@@ -431,7 +431,7 @@ def _new_secret(algorithm: Algorithm, bits: RsaBits = 2048) -> bytes:
 def _access_key(kid: str, algorithm: Algorithm, secret: bytes) -> AccessKey:
     if algorithm == "HS256":
         return AccessKey(kid, algorithm, secret, secret)
-    # What was unsealed is what was sealed. To examine an RSA key anew at each poll would hold up all requests, for 65 ms
+    # What was unsealed is what was sealed. To examine an RSA key anew at each poll would hold up all requests for 65 ms
     # (2048 bits) or 200 ms.
     private = serialization.load_der_private_key(secret, None, unsafe_skip_rsa_key_validation=True)
     return AccessKey(kid, algorithm, private, private.public_key())
