@@ -423,9 +423,11 @@ def _new_secret(algorithm: Algorithm, bits: RsaBits = 2048) -> bytes:
             key = rsa.generate_private_key(public_exponent=65537, key_size=bits)
         case "EdDSA":
             key = ed25519.Ed25519PrivateKey.generate()
-    return key.private_bytes(
+    secret = key.private_bytes(
         serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
+    # `keyturn keys retire` takes a word that begins with "-" for an option, and one id in 64 would.
+    return _new_secret(algorithm, bits) if _kid(algorithm, secret).startswith("-") else secret
 
 
 def _access_key(kid: str, algorithm: Algorithm, secret: bytes) -> AccessKey:

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import monotonic
 from app.errors import Conflict, InvalidGrant, InvalidToken, NotFound, TemporarilyUnavailable
-from app.keys import POLL, PUBLISHED_FOR, UNREAD_LIMIT, AccessKey, Keys, KeySet, RsaBits, _associated
+from app.keys import POLL, PUBLISHED_FOR, UNREAD_LIMIT, AccessKey, Keys, KeySet, RsaBits, _associated, _kid, _new_secret
 from app.keyturn import Keyturn
 from app.models import Key, uuid7
 from app.refresh_tokens import issue
@@ -433,6 +433,10 @@ async def test_the_id_of_a_public_key_is_its_thumbprint(keyturn: Keyturn, algori
         await keyturn.keys.load()
         [jwk] = [jwk for jwk in keyturn.keys.jwks()["keys"] if jwk["kid"] == kid]
         assert reader.import_key(jwk).thumbprint() == kid  # RFC 7638
+
+
+def test_no_key_has_an_id_that_a_command_line_takes_for_an_option() -> None:
+    assert not [kid for kid in (_kid("EdDSA", _new_secret("EdDSA")) for _ in range(500)) if kid.startswith("-")]
 
 
 async def test_the_id_of_a_symmetric_key_says_nothing_about_it(keyturn: Keyturn) -> None:
