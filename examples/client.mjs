@@ -1,6 +1,6 @@
 // A client that keeps its tokens fresh, for browsers and Node 18 or newer. Nothing to install.
 //
-// It ends, whatever happens: a call is sent twice at most, any number of calls that meet a 401 share one refresh, and a
+// This client ends, whatever happens: a call is sent twice at most, any number of calls that meet a 401 share one refresh, and a
 // refresh that is refused is the last one.
 
 export class Client {
@@ -25,7 +25,7 @@ export class Client {
     if (answer.status !== 401 || sent === null) return answer;
     // Another call may have refreshed in the meantime.
     if (this.#tokens === sent) await this.#refresh();
-    // Whatever the second answer is, there is no third.
+    // There is no third attempt, whatever the second answer is.
     return this.#tokens === null ? answer : this.#send(resource, init);
   }
 

@@ -36,8 +36,8 @@ def word(description: str, *words: str) -> WithJsonSchema:
     )
 
 
-class ErrorAnswer(BaseModel):
-    """Every refusal has this shape (RFC 6749 section 5.2). Its name is no class that a language has already."""
+class ErrorAnswer(BaseModel):  # not `Error`, which is a class of JavaScript and Java
+    """Every refusal has this shape (RFC 6749 section 5.2)."""
 
     error: Annotated[str, word("A code of the standards, or of their style.", *sorted(set(_codes(Refusal))))]
     error_description: str = Field(description="A sentence for the developer.")
@@ -87,8 +87,8 @@ def response(answer: Answer) -> Response:
 def documented(document: dict[str, Any]) -> dict[str, Any]:
     """FastAPI's OpenAPI document as the service is.
 
-    Refusals have the one shape, there is no 422, none is left out. Each operation says whether it takes a token: most
-    tools read silence as a mistake. The bodies that may be left out are no `anyOf`, which many generators can't send.
+    Refusals have the one shape, there is no 422, none is left out. Each operation says whether it takes a token: tools
+    read silence as a mistake.
     """
     schemas = document["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
