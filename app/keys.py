@@ -433,8 +433,8 @@ def _new_secret(algorithm: Algorithm, bits: RsaBits = 2048) -> bytes:
 def _access_key(kid: str, algorithm: Algorithm, secret: bytes) -> AccessKey:
     if algorithm == "HS256":
         return AccessKey(kid, algorithm, secret, secret)
-    # The seal proves that nobody changed the key. To examine an RSA key at each poll would hold up all requests for 65 ms
-    # (2048 bits) or 200 ms (3072 bits).
+    # The seal proves that nobody changed the key. To examine an RSA key at each poll would hold up all requests, for 65
+    # ms (2048 bits) or 200 ms (3072 bits).
     private = serialization.load_der_private_key(secret, None, unsafe_skip_rsa_key_validation=True)
     return AccessKey(kid, algorithm, private, private.public_key())
 
