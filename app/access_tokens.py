@@ -18,8 +18,8 @@ from typing import Any
 from uuid import UUID
 
 from .errors import InvalidToken
-from .keys import Algorithm, Keys
-from .settings import LEEWAY, LONGEST_ACCESS_TOKEN, Settings
+from .keys import Keys
+from .settings import LEEWAY, LONGEST_ACCESS_TOKEN, Algorithm, Settings
 
 MEDIA_TYPE = "at+jwt"
 
@@ -72,16 +72,20 @@ class AccessTokens:
         """The token of one generation of a session, and when it expires.
 
         It depends on its arguments and the signing key alone: ``iat`` is the rotation, ``jti`` follows from session
-        and generation. So a retry gets the identical token where the algorithm is deterministic (HS256 and EdDSA;
-        ES256 is not). It never outlives the session, so a live token needs no look at deadlines.
+        and generation. So a retry gets the identical token where the algorithm is deterministic (HS256, RS256 and
+        EdDSA; ES256 is not). It never outlives the session, so a live token needs no look at deadlines.
         """
         key = self._keys.signing_access
         expires_at = min(issued_at + self._lifetime, session_expires_at)
+        # Whole seconds. Where the session ends within the second of the rotation, `iat` is the second before, because
+        # no token expires when it was issued.
+        exp = int(expires_at.timestamp())
+        iat = min(int(issued_at.timestamp()), exp - 1)
         sid = str(session_id)
         # Written out, because every refresh waits for it; a test holds it equal to what PyJWT makes of the same claims.
         claims = (
-            f'{{"iss":{self._iss_json},"sub":"{subject}","aud":{self._aud_json},"exp":{int(expires_at.timestamp())},'
-            f'"iat":{int(issued_at.timestamp())},"jti":"{sid}.{generation}","sid":"{sid}",'
+            f'{{"iss":{self._iss_json},"sub":"{subject}","aud":{self._aud_json},"exp":{exp},'
+            f'"iat":{iat},"jti":"{sid}.{generation}","sid":"{sid}",'
             f'"client_id":{_quote(client_id)},"role":{_quote(role)}}}'
         )
         signed = _header(key.kid, key.algorithm) + _encode(claims.encode())
@@ -117,10 +121,8 @@ class AccessTokens:
         return self._judge(members, now, expired_too=expired_too)
 
     def _is_for_us(self, claims: dict[str, Any]) -> bool:
-        aud = claims.get("aud")
-        audiences = aud if isinstance(aud, list) else [aud]
-        ours = claims.get("iss") == self._iss and self._aud in audiences
-        return ours and all(isinstance(audience, str) for audience in audiences)  # RFC 7519 section 4.1.3
+        # RFC 7519 section 4.1.3 lets `aud` be a list too. Ours is one string, so a list is not ours.
+        return claims.get("iss") == self._iss and claims.get("aud") == self._aud
 
     @staticmethod
     def _judge(claims: dict[str, Any], now: datetime, *, expired_too: bool) -> AccessToken:
@@ -134,13 +136,14 @@ class AccessTokens:
             if type(moment) is not int or not 0 <= moment < _END_OF_TIME:
                 raise InvalidToken("a moment is not a whole number, or absurd")
         seconds = now.timestamp()
-        if "nbf" in claims and nbf > seconds + _LEEWAY:
-            raise InvalidToken("not valid yet")
+        if "nbf" in claims and nbf > min(seconds + _LEEWAY, exp - 1):
+            raise InvalidToken("not valid yet, or never")
         if not _UUID.fullmatch(claims["sid"]):
             raise InvalidToken("sid is no UUID in canonical form")
-        # Longer than revocations are remembered: a revoked one would come back to life.
-        if exp - iat > _LONGEST:
-            raise InvalidToken("lives longer than any token of ours")
+        # Longer than revocations are remembered: a revoked one would come back to life. None of ours expires before it
+        # is issued.
+        if not 0 < exp - iat <= _LONGEST:
+            raise InvalidToken("lives longer than any token of ours, or not at all")
         if exp - seconds > _LONGEST + _CLOCK_STEP:
             raise InvalidToken("expires later than any token of ours could")
         expired = exp <= seconds - _LEEWAY

@@ -16,15 +16,15 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias, get_args
 from uuid import UUID
 
 from .errors import InvalidRequest, Refusal, TemporarilyUnavailable
-from .keys import READ_BY_ALL
+from .keys import READ_BY_ALL, RsaBits
 from .keyturn import Keyturn, opened, running
 from .models import User
 from .sessions import KEPT_FOR, State
-from .settings import PREFIX, ConfigurationError, Settings, read
+from .settings import PREFIX, Algorithm, ConfigurationError, Settings, read
 from .setup import ADMINISTRATOR, called, check_schema, first_administrator, prepare
 
 Row: TypeAlias = Mapping[str, Any]
@@ -132,7 +132,8 @@ def _parser() -> argparse.ArgumentParser:
     keys = nouns.add_parser("keys", help="working keys").add_subparsers(required=True, metavar="VERB")
     verb = _verb(keys, "generate", _keys_generate, "make a key; it signs a minute later", reading=False)
     verb.add_argument("use", choices=["access", "refresh"])
-    verb.add_argument("--algorithm", choices=["HS256", "ES256", "EdDSA"], help="of an access key")
+    verb.add_argument("--algorithm", choices=get_args(Algorithm), help="of an access key")
+    verb.add_argument("--bits", type=int, choices=get_args(RsaBits), help="of an RS256 key (2048)")
     _verb(keys, "list", _keys_list, "all keys, without secrets", reading=True)
     verb = _verb(keys, "retire", _keys_retire, "refuse a key's tokens, end a refresh key's sessions", reading=False)
     verb.add_argument("kid")
@@ -378,9 +379,11 @@ def _session(state: State) -> Row:
 
 
 async def _keys_generate(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
-    if arguments.use == "refresh" and arguments.algorithm:
-        raise InvalidRequest("algorithm", description="--algorithm is for access keys.")
-    print(await keyturn.keys.generate(arguments.use, arguments.algorithm))
+    if arguments.use == "refresh" and (arguments.algorithm or arguments.bits):
+        raise InvalidRequest("algorithm", description="--algorithm and --bits are for access keys.")
+    if arguments.bits and (arguments.algorithm or keyturn.settings.signing_algorithm) != "RS256":
+        raise InvalidRequest("bits", description="--bits is for RS256 keys.")
+    print(await keyturn.keys.generate(arguments.use, arguments.algorithm, arguments.bits or 2048))
 
 
 async def _keys_list(keyturn: Keyturn, arguments: argparse.Namespace) -> None:

@@ -2,8 +2,8 @@
 
 A row is sealed with AES-256-GCM under a key that HKDF (RFC 5869) derives from the master secret; the row's id, use,
 algorithm and number are associated data, so that no sealed key can be passed off as another (a changed bit stops the
-start). Working keys are random and never derived from each other or from the master secret: a resource server that
-knows the HS256 key knows nothing else.
+start). Working keys are random and never derived from each other or from the master secret: whoever learns one of them
+learns no other.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from typing import Any, Literal, TypeVar, get_args
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from jwt.algorithms import ECAlgorithm, OKPAlgorithm, get_default_algorithms
+from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm, get_default_algorithms
 from jwt.utils import base64url_encode
 from sqlalchemy import ColumnElement, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -35,13 +35,14 @@ from .db import Database, monotonic, own_task
 from .errors import Conflict, InvalidGrant, NotFound, TemporarilyUnavailable
 from .models import Key
 from .refresh_tokens import RefreshKey, RefreshToken, key_number, prepared_hmac, verify
-from .settings import ConfigurationError
+from .settings import Algorithm, ConfigurationError
 
 _N = TypeVar("_N")
 _K = TypeVar("_K")
 
 Use = Literal["access", "refresh"]
-Algorithm = Literal["HS256", "ES256", "EdDSA"]
+RsaBits = Literal[2048, 3072]
+"""Bits of an RS256 key: RFC 7518 section 3.3 asks for 2048 at least; 3072 are as strong as ES256, and slower."""
 
 POLL = timedelta(seconds=15)
 """Each process reads the key set this often."""
@@ -57,6 +58,11 @@ UNREAD_LIMIT = timedelta(seconds=30)
 
 
 _ALGORITHMS = get_default_algorithms()
+_TO_JWK: dict[Algorithm, Callable[..., Any]] = {
+    "ES256": ECAlgorithm.to_jwk,
+    "RS256": RSAAlgorithm.to_jwk,
+    "EdDSA": OKPAlgorithm.to_jwk,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +93,8 @@ class AccessKey:
         """The public key as a JSON Web Key (RFC 7517), or None: a symmetric key is never published."""
         if self.algorithm == "HS256":
             return None
-        algorithm = ECAlgorithm if self.algorithm == "ES256" else OKPAlgorithm
-        return algorithm.to_jwk(self.verifying, as_dict=True) | {
-            "kid": self.kid,
-            "use": "sig",
-            "alg": self.algorithm,
-            "key_ops": ["verify"],
-        }
+        jwk: dict[str, Any] = _TO_JWK[self.algorithm](self.verifying, as_dict=True)
+        return jwk | {"kid": self.kid, "use": "sig", "alg": self.algorithm, "key_ops": ["verify"]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,24 +264,33 @@ class Keys:
     @own_task
     async def make_first(self) -> bool:
         """Makes the first key of each use where there is none; two starts at once make one. True if it made any."""
+        live = select(Key.use).where(Key.retired_at.is_(None))
+        async with self._db.look() as connection:
+            if set((await connection.scalars(live)).all()) == {"access", "refresh"}:
+                return False
+        secret = _new_secret(self._algorithm)
         async with self._db.begin() as tx:
             await self._lock(tx)
-            there = set((await tx.scalars(select(Key.use).where(Key.retired_at.is_(None)))).all())
-            for use in ("access", "refresh"):
-                if use not in there:
-                    await self._insert(tx, use, self._algorithm, timedelta(0))
+            there = set((await tx.scalars(live)).all())
+            if "access" not in there:
+                await self._insert(tx, "access", self._algorithm, secret, timedelta(0))
+            if "refresh" not in there:
+                await self._insert(tx, "refresh", None, os.urandom(32), timedelta(0))
         return there != {"access", "refresh"}
 
     @own_task
-    async def generate(self, use: Use, algorithm: Algorithm | None = None) -> str:
+    async def generate(self, use: Use, algorithm: Algorithm | None = None, bits: RsaBits = 2048) -> str:
         """Makes a key, which signs from `PUBLISHED_FOR` on. Its id (for refresh: its number is in `list`).
 
         Raises:
             Conflict: all numbers of refresh keys are taken.
         """
+        made = (algorithm or self._algorithm) if use == "access" else None
+        # Before the transaction: to find the primes of an RSA key may take longer than a transaction may last.
+        secret = _new_secret(made, bits) if made else os.urandom(32)
         async with self._db.begin() as tx:
             await self._lock(tx)
-            return await self._insert(tx, use, algorithm or self._algorithm, PUBLISHED_FOR)
+            return await self._insert(tx, use, made, secret, PUBLISHED_FOR)
 
     @own_task
     async def retire(self, kid: str) -> int | None:
@@ -358,19 +368,21 @@ class Keys:
         if self._db.is_postgres:
             await tx.execute(select(func.pg_advisory_xact_lock(LOCK_KEYS)))
 
-    async def _insert(self, tx: AsyncConnection, use: str, algorithm: Algorithm, published_for: timedelta) -> str:
+    async def _insert(
+        self, tx: AsyncConnection, use: Use, algorithm: Algorithm | None, secret: bytes, published_for: timedelta
+    ) -> str:
         now = await tx.scalar(select(self._db.now()))
         assert now is not None
         number = None
-        if use == "refresh":
+        if algorithm is None:
             taken = set((await tx.scalars(select(Key.number).where(Key.number.is_not(None)))).all())
             number = next((n for n in range(1, 255) if n not in taken), None)
             if number is None:
                 raise Conflict("254 refresh keys", description="All 254 numbers of refresh keys are taken.")
-            secret, kid, algorithm_name = os.urandom(32), f"refresh-{number}", "HMAC-SHA256"
+            kid = f"refresh-{number}"
         else:
-            secret, algorithm_name = _new_secret(algorithm), algorithm
             kid = _kid(algorithm, secret)
+        algorithm_name = algorithm or "HMAC-SHA256"
         nonce = os.urandom(12)
         sealed = nonce + self._sealing.encrypt(nonce, secret, _associated(kid, use, algorithm_name, number))
         await tx.execute(
@@ -400,19 +412,30 @@ def _associated(kid: str, use: str, algorithm: str, number: int | None) -> bytes
     return json.dumps([kid, use, algorithm, number]).encode()
 
 
-def _new_secret(algorithm: Algorithm) -> bytes:
+def _new_secret(algorithm: Algorithm, bits: RsaBits = 2048) -> bytes:
     if algorithm == "HS256":
         return os.urandom(32)
-    key = ec.generate_private_key(ec.SECP256R1()) if algorithm == "ES256" else ed25519.Ed25519PrivateKey.generate()
-    return key.private_bytes(
+    key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
+    match algorithm:
+        case "ES256":
+            key = ec.generate_private_key(ec.SECP256R1())
+        case "RS256":
+            key = rsa.generate_private_key(public_exponent=65537, key_size=bits)
+        case "EdDSA":
+            key = ed25519.Ed25519PrivateKey.generate()
+    secret = key.private_bytes(
         serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
+    # `keyturn keys retire` takes a word that begins with "-" for an option, and one id in 64 would.
+    return _new_secret(algorithm, bits) if _kid(algorithm, secret).startswith("-") else secret
 
 
 def _access_key(kid: str, algorithm: Algorithm, secret: bytes) -> AccessKey:
     if algorithm == "HS256":
         return AccessKey(kid, algorithm, secret, secret)
-    private = serialization.load_der_private_key(secret, None)
+    # The seal proves that nobody changed the key. To examine an RSA key at each poll would hold up all requests, for 65
+    # ms (2048 bits) or 200 ms (3072 bits).
+    private = serialization.load_der_private_key(secret, None, unsafe_skip_rsa_key_validation=True)
     return AccessKey(kid, algorithm, private, private.public_key())
 
 
@@ -421,6 +444,7 @@ def _kid(algorithm: Algorithm, secret: bytes) -> str:
     if algorithm == "HS256":
         return secrets.token_hex(8)
     jwk = _access_key("", algorithm, secret).jwk() or {}
-    required = {name: jwk[name] for name in ("crv", "kty", "x", "y") if name in jwk}
+    # The required members of every kind of key: RFC 7638 section 3.2, RFC 8037 section 2.
+    required = {name: jwk[name] for name in ("crv", "e", "kty", "n", "x", "y") if name in jwk}
     canonical = json.dumps(required, sort_keys=True, separators=(",", ":")).encode()
     return base64url_encode(hashlib.sha256(canonical).digest()).decode()

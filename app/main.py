@@ -21,6 +21,21 @@ from .routes.answers import documented, response
 from .routes.direct import Direct
 from .settings import Settings, read
 
+_DESCRIPTION = """
+A self-hosted token service. Durations (`…_in`) are whole seconds, moments (`…_at`) RFC 3339 in UTC.
+
+A client refreshes before its access token expires, keeps what it got last, and sends the same refresh token again when
+an answer is lost. A 401 of `refresh` is final: sign in anew. A 503 is no verdict: keep the tokens and try again.
+
+Later releases may add members to answers and words to `error`, `reason` and the states: take no notice of what you do
+not know.
+"""
+_TAGS = [
+    {"name": "auth", "description": "Sign in, refresh, log out, verify."},
+    {"name": "well-known", "description": "For services that verify access tokens by themselves."},
+    {"name": "health", "description": "For those who watch the process."},
+]
+
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The application. Without settings it reads them, so that ``uvicorn --factory app.main:create_app`` works.
@@ -39,7 +54,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app = _Application(
         title="Keyturn",
         summary="Sign in, refresh, log out, verify.",
+        description=_DESCRIPTION,
         version=release(),
+        contact={"name": "Keyturn"},
+        servers=[{"url": settings.iss, "description": "The public URL of this service."}],
+        openapi_tags=_TAGS,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         lifespan=lifespan,
         docs_url=None,  # the reference page that FastAPI brings loads its scripts from elsewhere

@@ -49,6 +49,9 @@ here, because every instance reads the database's clock)."""
 
 SECRET_BYTES = 32
 
+Algorithm = Literal["HS256", "ES256", "RS256", "EdDSA"]
+"""How access tokens are signed (RFC 7518 section 3.1, RFC 8037 section 3.1)."""
+
 
 class ConfigurationError(Exception):
     """The set-up can't work. The message is one clear line that names the setting and never its value."""
@@ -149,7 +152,7 @@ class Settings(Place):
         Field(pattern=r"^[\x21-\x7e]{1,64}$", description="`client_id` of sessions that name no client (RFC 9068)."),
     ] = "first-party"
     signing_algorithm: Annotated[
-        Literal["HS256", "ES256", "EdDSA"], Field(description="Algorithm of the access keys that are made from now on.")
+        Algorithm, Field(description="Algorithm of the access keys that are made from now on.")
     ] = "HS256"
 
     # Lifetimes

@@ -321,7 +321,25 @@ def test_keys_are_made_listed_and_retired(keyturn: Command) -> None:
     assert "no such key" in keyturn.refused(1, "keys", "retire", "no-such-key")
     assert "It is the only access key that can sign" in keyturn.refused(1, "keys", "retire", first["access"]["kid"])
     wrong = keyturn.refused(1, "keys", "generate", "refresh", "--algorithm", "ES256")
-    assert "--algorithm is for access keys" in wrong
+    assert "--algorithm and --bits are for access keys" in wrong
+
+
+def test_the_size_of_an_rsa_key_is_said_where_it_is_made(keyturn: Command) -> None:
+    user(keyturn)
+    keyturn.login("ada@example.com")
+    made = [
+        keyturn.ok("keys", "generate", "access", "--algorithm", "RS256", *bits).out.strip()
+        for bits in ((), ("--bits", "2048"), ("--bits", "3072"))
+    ]
+    listed = {key["kid"]: key["algorithm"] for key in keyturn.ok("keys", "list", "--json").json}
+    assert {listed[kid] for kid in made} == {"RS256"}
+    for words in (
+        ("refresh", "--bits", "3072"),
+        ("access", "--bits", "3072"),
+        ("access", "--algorithm", "ES256", "--bits", "2048"),
+    ):
+        assert "--bits" in keyturn.refused(1, "keys", "generate", *words)
+    keyturn.refused(2, "keys", "generate", "access", "--algorithm", "RS256", "--bits", "1024")
 
 
 def test_gc_deletes_what_is_long_over_and_nothing_else(keyturn: Command) -> None:

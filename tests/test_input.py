@@ -87,7 +87,6 @@ async def hostile(api: Api) -> AsyncIterator[Hostile]:
 async def test_a_body_that_is_no_object_is_refused(hostile: Hostile) -> None:
     for path in POSTS:
         for body in (
-            b"null",
             b"true",
             b"7",
             b'"text"',
@@ -101,7 +100,7 @@ async def test_a_body_that_is_no_object_is_refused(hostile: Hostile) -> None:
             refusal = await hostile.sends(path, body)
             assert refusal["error"] == "invalid_request"
         if path != "/auth/logout":  # where the bearer token alone is enough
-            for nothing in (b"", b"{}"):
+            for nothing in (b"", b"{}", b"null"):
                 await hostile.sends(path, nothing)
 
 
@@ -117,7 +116,7 @@ async def test_each_field_of_another_type_is_named_and_its_value_is_not(hostile:
     values: tuple[Any, ...] = (7, 0, -1, 1.5, True, False, [], [MARK], {}, {MARK: MARK}, [[]], 10**60)
     for path, good in BODIES.items():
         for field in good:
-            for value in (*values, *(() if (path, field) == ("/auth/logout", "refresh_token") else (None,))):
+            for value in (*values, *(() if path == "/auth/logout" else (None,))):
                 refusal = await hostile.sends(path, good | {field: value})
                 assert refusal["error_description"] == f"{field}: is not valid.", (path, value)
 

@@ -8,22 +8,22 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, get_args
 from uuid import UUID
 
 import jwt
 import pytest
-from joserfc.jwk import ECKey, OKPKey
+from joserfc.jwk import ECKey, OKPKey, RSAKey
 from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import monotonic
 from app.errors import Conflict, InvalidGrant, InvalidToken, NotFound, TemporarilyUnavailable
-from app.keys import POLL, PUBLISHED_FOR, UNREAD_LIMIT, AccessKey, Algorithm, Keys, KeySet, _associated
+from app.keys import POLL, PUBLISHED_FOR, UNREAD_LIMIT, AccessKey, Keys, KeySet, RsaBits, _associated, _kid, _new_secret
 from app.keyturn import Keyturn
 from app.models import Key, uuid7
 from app.refresh_tokens import issue
-from app.settings import ConfigurationError, master_secret
+from app.settings import Algorithm, ConfigurationError, master_secret
 from tests.conftest import SECRET, Opener, a_user
 
 OTHER_SECRET = "b" + SECRET[1:]
@@ -55,11 +55,13 @@ def secret_of(key: AccessKey) -> bytes:
         return bytes(key.signing)
     if key.algorithm == "ES256":
         return int(key.signing.private_numbers().private_value).to_bytes(32)
+    if key.algorithm == "RS256":
+        return int(key.signing.private_numbers().p).to_bytes(key.signing.key_size // 16)
     return bytes(key.signing.private_bytes_raw())
 
 
 async def test_a_row_holds_no_key_in_the_clear(keyturn: Keyturn) -> None:
-    for algorithm in ("HS256", "ES256", "EdDSA"):
+    for algorithm in get_args(Algorithm):
         await keyturn.keys.generate("access", algorithm)
     await keyturn.keys.load()
     everything = b"".join(key.sealed for key in await rows(keyturn))
@@ -68,7 +70,7 @@ async def test_a_row_holds_no_key_in_the_clear(keyturn: Keyturn) -> None:
     assert b"PRIVATE" not in everything
     # Not one nonce twice under the one sealing key.
     nonces = [key.sealed[:12] for key in await rows(keyturn)]
-    assert len(set(nonces)) == len(nonces) == 5
+    assert len(set(nonces)) == len(nonces) == 6
 
 
 async def test_keys_come_from_chance_and_not_from_the_master_secret(open_keyturn: Opener) -> None:
@@ -412,11 +414,11 @@ async def test_before_the_first_reading_nothing_is_junk_and_nothing_signs(keytur
 
 async def test_the_published_keys_are_public_ones(keyturn: Keyturn) -> None:
     assert keyturn.keys.jwks() == {"keys": []}
-    kids = {algorithm: await keyturn.keys.generate("access", algorithm) for algorithm in ("ES256", "EdDSA", "HS256")}
+    kids = {algorithm: await keyturn.keys.generate("access", algorithm) for algorithm in get_args(Algorithm)}
     await keyturn.keys.load()
     published = {jwk["kid"]: jwk for jwk in keyturn.keys.jwks()["keys"]}
-    assert set(published) == {kids["ES256"], kids["EdDSA"]}
-    assert {jwk["kty"] for jwk in published.values()} == {"EC", "OKP"}
+    assert set(published) == {kids["ES256"], kids["RS256"], kids["EdDSA"]}
+    assert {jwk["kty"] for jwk in published.values()} == {"EC", "RSA", "OKP"}
     # RFC 7518 section 6: the private members of every kind.
     private = {"d", "p", "q", "dp", "dq", "qi", "oth", "k"}
     assert all(not private & set(jwk) for jwk in published.values())
@@ -424,13 +426,17 @@ async def test_the_published_keys_are_public_ones(keyturn: Keyturn) -> None:
     assert published[kids["EdDSA"]]["use"] == "sig"
 
 
-@pytest.mark.parametrize(("algorithm", "reader"), [("ES256", ECKey), ("EdDSA", OKPKey)])
+@pytest.mark.parametrize(("algorithm", "reader"), [("ES256", ECKey), ("RS256", RSAKey), ("EdDSA", OKPKey)])
 async def test_the_id_of_a_public_key_is_its_thumbprint(keyturn: Keyturn, algorithm: Algorithm, reader: Any) -> None:
     for _ in range(3):
         kid = await keyturn.keys.generate("access", algorithm)
         await keyturn.keys.load()
         [jwk] = [jwk for jwk in keyturn.keys.jwks()["keys"] if jwk["kid"] == kid]
         assert reader.import_key(jwk).thumbprint() == kid  # RFC 7638
+
+
+def test_no_key_has_an_id_that_a_command_line_takes_for_an_option() -> None:
+    assert not [kid for kid in (_kid("EdDSA", _new_secret("EdDSA")) for _ in range(500)) if kid.startswith("-")]
 
 
 async def test_the_id_of_a_symmetric_key_says_nothing_about_it(keyturn: Keyturn) -> None:
@@ -440,7 +446,19 @@ async def test_the_id_of_a_symmetric_key_says_nothing_about_it(keyturn: Keyturn)
     assert len(key.kid) == 16
 
 
-@pytest.mark.parametrize("algorithm", ["HS256", "ES256", "EdDSA"])
+@pytest.mark.parametrize("bits", get_args(RsaBits))
+async def test_an_rsa_key_has_the_size_that_was_asked_for(keyturn: Keyturn, bits: RsaBits) -> None:
+    kid = await keyturn.keys.generate("access", "RS256", bits)
+    await published(keyturn, kid)
+    await keyturn.keys.load()
+    [jwk] = keyturn.keys.jwks()["keys"]
+    assert len(jwt.utils.base64url_decode(jwk["n"])) * 8 == bits
+    assert jwk["e"] == "AQAB"  # 65537: some verifiers take no other exponent
+    tokens = await keyturn.sessions.start(await a_user(keyturn))
+    assert jwt.get_unverified_header(tokens.access_token)["kid"] == kid
+
+
+@pytest.mark.parametrize("algorithm", get_args(Algorithm))
 async def test_a_published_key_verifies_what_its_secret_half_signed(open_keyturn: Opener, algorithm: Algorithm) -> None:
     async with open_keyturn(signing_algorithm=algorithm) as keyturn:
         tokens = await keyturn.sessions.start(await a_user(keyturn))

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import json
 import operator
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import requests
 import schemathesis
 from hypothesis import HealthCheck, given, settings
+from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 from schemathesis import Case, GenerationMode
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
+from app.errors import Reason
+from app.main import create_app
+from app.settings import read
 from tests.conftest import CHEAP, PASSWORD, SECRET
 from tests.service import ROOT, Service
 
 Json = dict[str, Any]
-ERROR = {"$ref": "#/components/schemas/Error"}
+ERROR = {"$ref": "#/components/schemas/ErrorAnswer"}
 EDGE, EDGE_WITH_BODY = {"400", "414", "431", "500"}, {"408", "413", "415"}
 REFUSALS = {
     "register": {"403", "409", "503"},
@@ -87,8 +92,12 @@ def test_every_refusal_is_documented_in_the_one_shape(document: Json) -> None:
             # Readiness is an answer also where it says no.
             expected = {"$ref": "#/components/schemas/Readiness"} if (name, status) == ("readyz", "503") else ERROR
             assert responses[status]["content"] == {"application/json": {"schema": expected}}, (name, status)
+        for answer in responses.values():
+            assert answer["headers"]["X-Request-Id"] == {"$ref": "#/components/headers/RequestId"}
+            assert answer["description"] != "Successful Response" or "content" in answer
         assert "WWW-Authenticate" in responses.get("401", {"headers": "WWW-Authenticate"})["headers"]
         assert "Retry-After" in responses.get("503", {"headers": "Retry-After"})["headers"]
+        assert ("WWW-Authenticate" in responses.get("403", {"headers": ""})["headers"]) == (name == "verify")
 
 
 def test_nothing_of_the_framework_s_own_errors_is_left(document: Json) -> None:
@@ -96,7 +105,7 @@ def test_nothing_of_the_framework_s_own_errors_is_left(document: Json) -> None:
     assert '"422"' not in text
     assert "ValidationError" not in text
     assert '"default": {"description"' not in text
-    error = document["components"]["schemas"]["Error"]
+    error = document["components"]["schemas"]["ErrorAnswer"]
     assert error["required"] == ["error", "error_description"]
     assert error["properties"]["reason"]["type"] == "string"
 
@@ -107,16 +116,36 @@ def test_every_schema_is_used_and_every_reference_leads_somewhere(document: Json
         assert f'"#/components/schemas/{name}"' in text, name
 
 
-def test_bodies_are_required_objects_by_name_that_take_no_unknown_field(document: Json) -> None:
+def test_bodies_are_objects_by_name_that_take_no_unknown_field(document: Json) -> None:
     bodies = {name: o["requestBody"] for name, o in operations(document) if "requestBody" in o}
     assert bodies.keys() == {"register", "login", "refresh", "logout", "password"}
-    for body in bodies.values():
-        assert body["required"] is True
+    for name, body in bodies.items():
         assert body["content"].keys() == {"application/json"}
         schema = body["content"]["application/json"]["schema"]
+        if name == "logout":
+            # It may be left out, and `null` is what some clients send then.
+            assert "required" not in body
+            schema, nothing = schema["anyOf"]
+            assert nothing == {"type": "null"}
+        else:
+            assert body["required"] is True
         assert schema.keys() == {"$ref"}
         named = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
         assert (named["type"], named["additionalProperties"]) == ("object", False)
+
+
+def test_a_field_that_may_be_left_out_has_no_default_that_typescript_would_ask_for(document: Json) -> None:
+    logout = document["components"]["schemas"]["Logout"]
+    assert logout["properties"].keys() == {"refresh_token", "scope"}
+    assert "required" not in logout
+    assert '"default"' not in json.dumps(document["components"]["schemas"])
+
+
+def test_no_format_makes_a_client_hide_or_refuse_what_it_has_to_send(document: Json) -> None:
+    formats = set(re.findall(r'"format": "([^"]+)"', json.dumps(document)))
+    assert formats == {"uuid", "date-time", "int64"}  # all in answers
+    for name in ("Registration", "Login", "Refresh", "Logout", "PasswordChange"):
+        assert "format" not in json.dumps(document["components"]["schemas"][name])
 
 
 def test_parameters_and_answers_have_types_that_are_never_null(document: Json) -> None:
@@ -124,10 +153,71 @@ def test_parameters_and_answers_have_types_that_are_never_null(document: Json) -
         for parameter in operation.get("parameters", []):
             assert "anyOf" not in parameter["schema"], (name, parameter["name"])
     for name, schema in document["components"]["schemas"].items():
-        if name.endswith("Answer") or name in {"Error", "Health", "Readiness", "Claims"}:
+        if name.endswith("Answer") or name in {"Health", "Readiness", "Claims", "PublicKey"}:
             assert "null" not in json.dumps(schema), name
-            if name != "Error":
+            assert "anyOf" not in json.dumps(schema), name
+            if name not in {"ErrorAnswer", "PublicKey"}:
                 assert set(schema["required"]) == set(schema["properties"]), name
+    assert set(document["components"]["schemas"]["PublicKey"]["required"]) == {"kid", "kty", "use", "alg", "key_ops"}
+
+
+def test_a_token_names_one_audience_and_moments_that_32_bits_do_not_hold(document: Json) -> None:
+    claims = document["components"]["schemas"]["Claims"]["properties"]
+    assert claims["aud"]["type"] == "string"
+    assert {name for name, claim in claims.items() if claim.get("format") == "int64"} == {"exp", "iat"}
+
+
+def test_no_answer_holds_an_enum_that_a_later_word_would_break(document: Json) -> None:
+    for name, schema in document["components"]["schemas"].items():
+        if name != "Logout":
+            assert not re.search(r'"(enum|const)"', json.dumps(schema)), name
+            assert "additionalProperties" not in schema or not name.endswith("Answer"), name
+    answer = document["components"]["schemas"]["ErrorAnswer"]["properties"]
+    for word in ("invalid_grant", "temporarily_unavailable"):
+        assert f"`{word}`" in answer["error"]["description"]
+    for reason in get_args(Reason):
+        assert f"`{reason}`" in answer["reason"]["description"]
+
+
+def test_every_example_is_valid(document: Json) -> None:
+    checked = 0
+    for name, schema in document["components"]["schemas"].items():
+        for field, described in schema.get("properties", {}).items():
+            for example in described.get("examples", []):
+                assert Draft202012Validator(described).is_valid(example), (name, field)
+                checked += 1
+    assert checked > 10
+
+
+def test_no_schema_has_the_name_of_a_class_that_languages_have(document: Json) -> None:
+    taken = {
+        "Error",
+        "Exception",
+        "Object",
+        "String",
+        "Map",
+        "Set",
+        "Date",
+        "Response",
+        "Request",
+        "Function",
+        "Symbol",
+    }
+    assert not taken & document["components"]["schemas"].keys()
+
+
+def test_the_document_says_where_the_service_is_and_whom_each_part_is_for(document: Json) -> None:
+    assert [server["url"] for server in document["servers"]] == ["http://127.0.0.1:8000"]
+    assert document["info"].keys() >= {"title", "summary", "description", "version", "contact", "license"}
+    tags = {tag["name"]: tag["description"] for tag in document["tags"]}
+    assert all(tags.values())
+    used = {tag for _, operation in operations(document) for tag in operation["tags"]}
+    assert used == tags.keys()
+
+
+def test_the_public_url_is_the_server_where_one_is_set() -> None:
+    app = create_app(read({"KEYTURN_ISSUER": "https://auth.example.com/keyturn"}))
+    assert app.openapi()["servers"][0]["url"] == "https://auth.example.com/keyturn"
 
 
 def test_the_bearer_token_is_asked_for_where_one_is_needed(document: Json) -> None:
@@ -135,19 +225,12 @@ def test_the_bearer_token_is_asked_for_where_one_is_needed(document: Json) -> No
     needed: list[Json] = [{"bearer": []}]
     assert {name for name, security in asked.items() if security == needed} == {"me", "password", "verify"}
     assert asked.pop("logout") == [{"bearer": []}, {}]  # it may stand beside the refresh token, or not
-    assert {name for name, security in asked.items() if security is None} == REFUSALS.keys() - {
+    # The others say that they need none: silence is taken for a mistake, or for "as everywhere".
+    assert {name for name, security in asked.items() if security == []} == REFUSALS.keys() - {
         "me", "password", "verify", "logout"
     }  # fmt: skip
     scheme = document["components"]["securitySchemes"]["bearer"]
     assert (scheme["type"], scheme["scheme"], scheme["bearerFormat"]) == ("http", "bearer", "JWT")
-
-
-def test_credentials_are_marked_so_that_clients_hide_them(document: Json) -> None:
-    schemas = document["components"]["schemas"]
-    for schema in ("Registration", "Login", "PasswordChange", "Refresh"):
-        for name, field in schemas[schema]["properties"].items():
-            if name != "email":
-                assert field["format"] == "password", (schema, name)
 
 
 # -- a random client
@@ -172,12 +255,40 @@ def session() -> Iterator[requests.Session]:
         yield session
 
 
+ACCOUNT = {"email": "ada@localhost", "password": PASSWORD}
+
+
 @pytest.fixture(scope="module")
-def access_token(service: Service, session: requests.Session) -> str:
-    account = {"email": "ada@example.com", "password": PASSWORD}
-    assert session.post(f"{service.url}/auth/register", json=account, timeout=10).status_code == 201
-    token: str = session.post(f"{service.url}/auth/login", json=account, timeout=10).json()["access_token"]
+def registered(service: Service, session: requests.Session) -> None:
+    answer = session.post(f"{service.url}/auth/register", json=ACCOUNT, timeout=10)
+    assert answer.status_code == 201
+
+
+@pytest.fixture
+def access_token(service: Service, session: requests.Session, registered: None) -> str:
+    token: str = session.post(f"{service.url}/auth/login", json=ACCOUNT, timeout=10).json()["access_token"]
     return token
+
+
+@pytest.mark.parametrize("body", [b"", b"null", b"{}", b'{"scope": null, "refresh_token": null}', b'{"scope":"this"}'])
+def test_a_logout_that_has_nothing_to_add_to_its_bearer_token_may_say_so_in_any_way(
+    service: Service, session: requests.Session, access_token: str, body: bytes
+) -> None:
+    headers = {"Authorization": f"Bearer {access_token}", "Content-Type": "application/json"}
+    assert session.post(f"{service.url}/auth/logout", data=body, headers=headers, timeout=10).status_code == 204
+    answer = session.get(f"{service.url}/auth/verify", headers=headers, timeout=10)
+    assert (answer.status_code, answer.json()["reason"]) == (401, "logout")
+
+
+@pytest.mark.parametrize(
+    "body", [b"[]", b"0", b"false", b'""', b'{"scope": "x"}', b'{"scope": []}', b'{"scope": false}']
+)
+def test_a_logout_that_says_something_else_is_refused_and_ends_nothing(
+    service: Service, session: requests.Session, access_token: str, body: bytes
+) -> None:
+    headers = {"Authorization": f"Bearer {access_token}", "Content-Type": "application/json"}
+    assert session.post(f"{service.url}/auth/logout", data=body, headers=headers, timeout=10).status_code == 400
+    assert session.get(f"{service.url}/auth/verify", headers=headers, timeout=10).status_code == 200
 
 
 POSITIVE, NEGATIVE = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
@@ -205,8 +316,7 @@ def test_a_random_client_gets_only_documented_answers(
     @settings(max_examples=30, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(case=operation.as_strategy(generation_mode=mode))
     def holds(case: Case[Any]) -> None:
-        # A good token, but for logout, which would end the session of all the others.
-        headers = {} if name == "logout" else {"Authorization": f"Bearer {access_token}"}
+        headers = {"Authorization": f"Bearer {access_token}"}
         answer = case.call_and_validate(service.url, session, headers=headers, excluded_checks=excluded, timeout=10)
         statuses.add(answer.status_code)
 

@@ -80,7 +80,7 @@ def test_a_variable_of_someone_else_is_not_ours_to_judge() -> None:
         ("TRUSTED_PROXIES", ["10.0.0.0/33", "proxy.example", "10.0.0.1;10.0.0.2"]),
         ("DATABASE_POOL", ["1", "201"]),
         ("LOG_LEVEL", ["loud", "INFO "]),
-        ("SIGNING_ALGORITHM", ["none", "RS256", "hs256"]),
+        ("SIGNING_ALGORITHM", ["none", "RS512", "PS256", "RS256-3072", "hs256"]),
         ("AUDIENCE", ["", "a" * 256]),
         ("CLIENT_ID", ["", "a b", "é", "x" * 65]),
     ],

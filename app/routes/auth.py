@@ -40,7 +40,9 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
 
-Email = Annotated[str, Field(max_length=1024, examples=["ada@example.com"], json_schema_extra={"format": "email"})]
+# Requests have no `format`. With `email`, generated clients refuse `admin@localhost`. With `password`, they send
+# asterisks.
+Email = Annotated[str, Field(max_length=1024, examples=["ada@example.com"])]
 Password = Annotated[
     str,
     Field(
@@ -48,7 +50,6 @@ Password = Annotated[
         repr=False,
         description="8 to 1024 bytes of UTF-8 without NUL, compared as it is sent.",
         examples=["correct horse battery staple"],
-        json_schema_extra={"format": "password"},
     ),
 ]
 MAX_TOKEN = 1024
@@ -60,7 +61,6 @@ RefreshToken = Annotated[
         max_length=MAX_TOKEN,
         description="The refresh token of the last answer.",
         examples=["ktr_" + "x" * 84],
-        json_schema_extra={"format": "password"},
     ),
 ]
 
@@ -89,9 +89,14 @@ class Logout(_Body):
     """Whom to sign out. A bearer token may stand in the header beside it or alone."""
 
     refresh_token: Annotated[RefreshToken | None, Field(repr=False)] = None
+    # No default for the document: TypeScript's clients would have to send a field that has one.
     scope: Annotated[
-        Scope, Field(description="This session, all others of the user, or all. Needs a token that still works.")
-    ] = "this"
+        Scope | None,
+        Field(
+            description="`this` session (also where nothing is said), all `others` of the user, or `all`. The last two "
+            "need a token that still works."
+        ),
+    ] = None
 
 
 class PasswordChange(_Body):
@@ -140,16 +145,17 @@ class MeAnswer(BaseModel):
     session: SessionAnswer
 
 
-class Claims(BaseModel):
-    """The claims of a verified access token."""
+_EPOCH_SECONDS = Field(description="Seconds since 1970.", examples=[1795000000], json_schema_extra={"format": "int64"})
 
-    model_config = ConfigDict(extra="allow")
+
+class Claims(BaseModel):
+    """The claims of a verified access token. Later releases may add others."""
 
     iss: str
     sub: str
-    aud: str | list[str]
-    exp: int
-    iat: int
+    aud: str
+    exp: Annotated[int, _EPOCH_SECONDS]
+    iat: Annotated[int, _EPOCH_SECONDS]
     jti: str
     sid: str
     client_id: str
@@ -243,18 +249,20 @@ async def refresh(request: Request, body: Refresh, keyturn: Parts) -> Response:
     "/logout",
     status_code=204,
     responses=refusals(InvalidRequest, InvalidGrant, TemporarilyUnavailable),
-    # The bearer token is optional. The body is too, but generated clients trip over one that may be left out.
-    openapi_extra={"security": [{}], "requestBody": {"required": True}},
+    openapi_extra={"security": [{}]},  # the bearer token is optional
+    response_description="The session is over.",
 )
 async def logout(
-    request: Request, keyturn: Parts, bearer: OptionalBearer, body: Annotated[Logout, Body(default_factory=Logout)]
+    request: Request, keyturn: Parts, bearer: OptionalBearer, body: Annotated[Logout | None, Body()] = None
 ) -> Response:
     """End the session of the refresh token, of the bearer token, or of both.
 
     When this answers, no access token of the session is accepted any more. Safe to repeat; an expired access token
     will do.
     """
-    return response(await answer_logout(keyturn, request.scope["state"], bearer, body.refresh_token, body.scope))
+    body = body or Logout()  # none, or `null`, which Java's clients send where they have nothing to say
+    scope = body.scope or "this"
+    return response(await answer_logout(keyturn, request.scope["state"], bearer, body.refresh_token, scope))
 
 
 @router.get("/me", responses=refusals(InvalidRequest, InvalidToken, TemporarilyUnavailable))
@@ -275,7 +283,12 @@ async def me(session: Authorised, keyturn: Parts) -> MeAnswer:
     )
 
 
-@router.post("/password", status_code=204, responses=refusals(InvalidRequest, InvalidToken, TemporarilyUnavailable))
+@router.post(
+    "/password",
+    status_code=204,
+    response_description="The password is changed.",
+    responses=refusals(InvalidRequest, InvalidToken, TemporarilyUnavailable),
+)
 async def password(body: PasswordChange, session: Authorised, keyturn: Parts) -> Response:
     """Change the password. Every other session of the user ends; this one goes on."""
     await keyturn.users.change_password(session.id, session.user_id, body.current_password, body.new_password)

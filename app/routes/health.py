@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel
 
 from ..keyturn import Keyturn
 from ..revocations import CacheState
-from .answers import HEADERS
+from .answers import HEADERS, word
 
 router = APIRouter(tags=["health"])
+
+
+ReadyState = Literal["ready", "degraded", "not ready"]
 
 
 class Health(BaseModel):
     """The process answers."""
 
-    status: Literal["ok"]
+    status: Annotated[Literal["ok"], word("The process.", "ok")]
 
 
 class Readiness(BaseModel):
     """Each part by name. Without its cache Keyturn is ready, with the database answering in its place."""
 
-    status: Literal["ready", "degraded", "not ready"]
-    database: Literal["ok", "away"]
-    cache: CacheState
+    status: Annotated[ReadyState, word("The whole.", *get_args(ReadyState))]
+    database: Annotated[Literal["ok", "away"], word("Postgres, or the file of SQLite.", "ok", "away")]
+    cache: Annotated[CacheState, word("Redis.", *get_args(CacheState))]
 
 
 async def _keyturn(request: Request) -> Keyturn:

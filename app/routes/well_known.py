@@ -2,22 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, get_args
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
+from pydantic.json_schema import SkipJsonSchema
+
+from ..settings import Algorithm
+from .answers import word
 
 router = APIRouter(prefix="/.well-known", tags=["well-known"])
+
+
+class PublicKey(BaseModel):
+    """A JSON Web Key (RFC 7517 section 4). Take no notice of members and keys that you do not know."""
+
+    kid: Annotated[str, Field(description="Its RFC 7638 thumbprint; the `kid` in the header of a token.")]
+    kty: Annotated[str, word("RFC 7518 section 6.1.", "EC", "RSA", "OKP")]
+    use: Annotated[str, word("RFC 7517 section 4.2.", "sig")]
+    alg: Annotated[str, word("RFC 7517 section 4.4.", *(name for name in get_args(Algorithm) if name != "HS256"))]
+    key_ops: list[str]
+    crv: Annotated[str | SkipJsonSchema[None], Field(description="EC and OKP: the curve.")] = None
+    x: Annotated[str | SkipJsonSchema[None], Field(description="EC and OKP: base64url.")] = None
+    y: Annotated[str | SkipJsonSchema[None], Field(description="EC: base64url.")] = None
+    n: Annotated[str | SkipJsonSchema[None], Field(description="RSA: the modulus, base64url.")] = None
+    e: Annotated[str | SkipJsonSchema[None], Field(description="RSA: the exponent, base64url.")] = None
 
 
 class KeySetAnswer(BaseModel):
     """A JSON Web Key Set (RFC 7517 section 5). Empty with HS256: symmetric keys are never published."""
 
-    keys: list[dict[str, Any]]
+    keys: list[PublicKey]
 
 
-@router.get("/jwks.json")
-@router.api_route("/jwks.json", methods=["GET", "HEAD"], include_in_schema=False)
+_CACHED: dict[int | str, dict[str, Any]] = {
+    200: {"headers": {"Cache-Control": {"schema": {"type": "string"}, "description": "RFC 9111: 30 seconds."}}}
+}
+
+
+@router.get("/jwks.json", response_model_exclude_none=True, responses=_CACHED)
+@router.api_route("/jwks.json", methods=["GET", "HEAD"], response_model_exclude_none=True, include_in_schema=False)
 async def jwks(request: Request, response: Response) -> KeySetAnswer:
     """The public keys of access tokens. A new key stands here a minute before it signs."""
     response.headers["cache-control"] = "public, max-age=30"

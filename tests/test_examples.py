@@ -1,0 +1,224 @@
+"""The examples do what they say, against a real service: the client that ends, the recipe that verifies by itself."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+import requests
+
+from app.keys import AccessKey
+from app.keyturn import opened
+from app.settings import read
+from tests.conftest import CHEAP, PASSWORD, SECRET
+from tests.service import ROOT, Service
+
+ACCOUNT = {"email": "ada@example.com", "password": PASSWORD}
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    values = {
+        "data_dir": tmp_path_factory.mktemp("examples") / "data",
+        "secret": SECRET,
+        "registration": "true",
+        "signing_algorithm": "ES256",
+        "retry_window": "0",
+    }
+    return {f"KEYTURN_{name.upper()}": str(value) for name, value in (values | CHEAP).items()}
+
+
+@pytest.fixture(scope="module")
+def service(environment: dict[str, str], logs: Path) -> Iterator[Service]:
+    with Service.start(environment, logs=logs) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[requests.Session]:
+    with requests.Session() as session:
+        session.trust_env = False
+        yield session
+
+
+Login = Callable[[], dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def login(service: Service, session: requests.Session) -> Login:
+    assert session.post(f"{service.url}/auth/register", json=ACCOUNT, timeout=10).status_code == 201
+
+    def tokens() -> dict[str, Any]:
+        answer: dict[str, Any] = session.post(f"{service.url}/auth/login", json=ACCOUNT, timeout=10).json()
+        return answer
+
+    return tokens
+
+
+# -- the client that ends
+
+
+def run(service: Service, tokens: dict[str, Any], script: str) -> dict[str, Any]:
+    """What the script returns, run by Node with a `client` of the tokens, and an `api` that refuses `tokens` or all."""
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed")
+    prologue = f"""
+        import http from "node:http";
+        import {{ Client }} from {json.dumps((ROOT / "examples" / "client.mjs").as_uri())};
+        const url = {json.dumps(service.url)}, tokens = {json.dumps(tokens)};
+        const changes = [];
+        const seen = {{ api: 0, refresh: 0 }};
+        const builtIn = globalThis.fetch;
+        globalThis.fetch = (resource, init) => {{
+            if (String(resource).endsWith("/auth/refresh")) seen.refresh += 1;
+            return builtIn(resource, init);
+        }};
+        let accepts = (token) => token !== tokens.access_token;
+        const server = http.createServer((request, response) => {{
+            seen.api += 1;
+            response.writeHead(accepts(request.headers.authorization.slice(7)) ? 200 : 401).end();
+        }});
+        await new Promise((ready) => server.listen(0, "127.0.0.1", ready));
+        const api = `http://127.0.0.1:${{server.address().port}}/`;
+        const client = new Client(url, tokens, (now) => changes.push(now));
+        const statuses = async (n) =>
+            (await Promise.all(Array.from({{ length: n }}, () => client.fetch(api)))).map((answer) => answer.status);
+        const result = await (async () => {{ {script} }})();
+        console.log(JSON.stringify({{ ...result, seen, changes: changes.map((now) => now && now.session_id) }}));
+        process.exit();
+    """
+    done = subprocess.run(
+        ["node", "--input-type=module", "-e", prologue], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def test_calls_that_meet_a_401_share_one_refresh_and_are_sent_again(service: Service, login: Login) -> None:
+    tokens = login()
+    result = run(service, tokens, "return { statuses: await statuses(20) };")
+    assert result["statuses"] == [200] * 20
+    assert result["seen"] == {"api": 40, "refresh": 1}
+    assert result["changes"] == [tokens["session_id"]]
+
+
+def test_an_api_that_refuses_whatever_it_is_sent_is_asked_twice_and_no_more(service: Service, login: Login) -> None:
+    result = run(service, login(), "accepts = () => false; return { statuses: await statuses(1) };")
+    assert result["statuses"] == [401]
+    assert result["seen"] == {"api": 2, "refresh": 1}
+
+
+def test_a_refused_refresh_is_the_last_one(service: Service, session: requests.Session, login: Login) -> None:
+    tokens = login()
+    session.post(f"{service.url}/auth/logout", json={"refresh_token": tokens["refresh_token"]}, timeout=10)
+    result = run(
+        service,
+        tokens,
+        """
+        const first = await statuses(20);
+        accepts = () => false;
+        const me = await client.fetch(`${url}/auth/me`);
+        return { statuses: first, me: me.status };
+        """,
+    )
+    assert result["statuses"] == [401] * 20
+    assert result["me"] == 401
+    assert result["seen"] == {"api": 20, "refresh": 1}
+    assert result["changes"] == [None]
+
+
+def test_while_keyturn_is_away_the_tokens_are_kept(service: Service, login: Login) -> None:
+    tokens = login()
+    result = run(
+        service,
+        tokens,
+        """
+        const through = globalThis.fetch;
+        globalThis.fetch = (resource, init) =>
+            String(resource).startsWith(url) ? Promise.resolve(new Response("", { status: 503 })) : through(resource, init);
+        const failed = await client.fetch(api).then(() => false, () => true);
+        globalThis.fetch = through;
+        return { failed, statuses: await statuses(1) };
+        """,
+    )
+    assert result["failed"] is True
+    assert result["statuses"] == [200]
+    assert result["changes"] == [tokens["session_id"]]
+
+
+# -- the recipe of the README for services that verify by themselves
+
+
+@pytest.fixture
+def verified(service: Service, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, Any]]:
+    """The recipe as it stands in the README, but for the address."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    [recipe] = [block for block in blocks if "PyJWKClient" in block]
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    names: dict[str, Any] = {}
+    exec(recipe.replace("https://auth.example.com", service.url), names)  # our own README
+    function: Callable[[str], dict[str, Any]] = names["verified"]
+    return function
+
+
+@pytest.mark.parametrize("seconds", [-4, -1, 0, 1])
+def test_the_recipe_accepts_a_fresh_token_though_the_clocks_differ(
+    verified: Callable[[str], dict[str, Any]], login: Login, monkeypatch: pytest.MonkeyPatch, seconds: int
+) -> None:
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime.now(tz) + timedelta(seconds=seconds)
+
+    tokens = login()
+    monkeypatch.setattr("jwt.api_jwt.datetime", Clock)
+    assert verified(tokens["access_token"])["sid"] == tokens["session_id"]
+
+
+@asynccontextmanager
+async def signing_key(environment: dict[str, str]) -> AsyncIterator[AccessKey]:
+    """The service's own key, for tokens that the service would never make."""
+    async with opened(read(environment)) as keyturn:
+        await keyturn.keys.load()
+        yield keyturn.keys.signing_access
+
+
+async def test_the_recipe_refuses_what_is_signed_by_the_right_key_and_no_access_token(
+    verified: Callable[[str], dict[str, Any]], login: Login, environment: dict[str, str]
+) -> None:
+    token = login()["access_token"]
+    good = verified(token)
+    now = int(datetime.now(UTC).timestamp())
+    async with signing_key(environment) as key:
+
+        def signed(claims: dict[str, Any], typ: str | None = "at+jwt") -> str:
+            headers = {"kid": key.kid} | ({"typ": typ} if typ else {})
+            return jwt.encode(claims, key.signing, "ES256", headers=headers)
+
+        assert verified(signed(good)) == good
+        for typ in ("JWT", "dpop+jwt", "logout+jwt"):
+            with pytest.raises(jwt.InvalidTokenError, match="not an access token"):
+                verified(signed(good, typ))
+        for name in good:
+            with pytest.raises(jwt.MissingRequiredClaimError):
+                verified(signed({claim: value for claim, value in good.items() if claim != name}))
+        for wrong in (
+            {"iss": "https://evil.example.com"},
+            {"aud": "https://other.example.com"},
+            {"exp": now - 6},
+            {"iat": now + 60},
+        ):
+            with pytest.raises(jwt.InvalidTokenError):
+                verified(signed(good | wrong))
+    with pytest.raises(jwt.PyJWTError):
+        verified(token[:-5] + "AAAAA")
