@@ -183,7 +183,7 @@ def _search_path(options: str) -> str:
     """
     # As Postgres splits them: at blanks, where a backslash does not stand before (pg_split_opts).
     words = [re.sub(r"\\(.)", r"\1", word) for word in re.findall(r"(?:\\.|[^\s\\])+", options)]
-    found = re.fullmatch(r"(?:-c ?|--)search[_-]path=([^\0-\x1f\\']+)", " ".join(words))
+    found = re.fullmatch(r"(?:-c\n?|--)search[_-]path=([^\0-\x1f\\']+)", "\n".join(words))
     if not found:
         raise ValueError("options may be -c search_path=SCHEMA and nothing else (others: ALTER ROLE … SET)")
     return found[1]

@@ -200,9 +200,7 @@ class Postgres(Server):
                 "-N",
             ]
             command = [server._bin / "pg_basebackup", *options, "-D", server._data]
-            server._own().run(command)
-            if code := server._own().wait(START):
-                raise server._not_started(command, f"exit code {code}")
+            server._do(command)
             server.follow(primary)
             on_free_port(server._start)
         except BaseException:
@@ -257,6 +255,10 @@ class Postgres(Server):
     def _initdb(self) -> None:
         options = ["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", "--no-instructions"]
         command: list[str | Path] = [self._bin / "initdb", *options, "-D", self._data]
+        self._do(command)
+
+    def _do(self, command: list[str | Path]) -> None:
+        """Run a program to its end. Raises NotStartedError."""
         self._own().run(command)
         if code := self._own().wait(START):
             raise self._not_started(command, f"exit code {code}")
