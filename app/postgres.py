@@ -217,7 +217,7 @@ async def answers(connection: Any) -> bool:
     if connection.is_closed():
         return False
     with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-        await connection.execute(";", timeout=_ANSWER_LIMIT.total_seconds())
+        await connection.execute("SELECT", timeout=_ANSWER_LIMIT.total_seconds())
         return True
     connection.terminate()
     return False

@@ -33,7 +33,7 @@ _URL = re.compile(
     r"(?:(?P<user>[^:@/?#]*)(?::(?P<password>[^@/?#]*))?@)?"
     r"(?P<where>[^@/?#]*)(?:/(?P<database>[^@/?#]*))?(?:\?(?P<query>[^#]*))?"
 )
-_HOST = re.compile(r"\[(?P<v6>[0-9A-Fa-f:.%a-z]+)\](?::(?P<v6port>\d*))?|(?P<host>[^:\[\]]+)(?::(?P<port>\d*))?")
+_HOST = re.compile(r"\[(?P<v6>[0-9A-Fa-f:.%a-z]+)\](?::(?P<v6port>[^:]*))?|(?P<host>[^:\[\]]+)(?::(?P<port>[^:]*))?")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
