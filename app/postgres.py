@@ -85,9 +85,11 @@ class Postgres:
             self._url = url.within(os.environ)
         except ValueError as e:
             raise ConfigurationError(str(e)) from None
+        self.search_path = self._url.search_path
+        """What URL or variable say; None where role and database decide."""
         self._pooled = pooled
         self._primary = self._url.addresses[0]
-        self.set_local = _set_config(local=True, search_path=self._url.search_path)
+        self.set_local = _set_config(local=True, search_path=self.search_path)
         """What each transaction begins with behind a pooler."""
 
     def engine(self, size: int, *, patience: timedelta) -> AsyncEngine:
@@ -113,7 +115,7 @@ class Postgres:
         Its settings are each transaction's, so that a pooler may stand between without being named.
         """
         engine = create_async_engine("postgresql+asyncpg://", poolclass=pool.NullPool, connect_args=self._arguments())
-        settings = {"TimeZone": "UTC", **({"search_path": self._url.search_path} if self._url.search_path else {})}
+        settings = {"TimeZone": "UTC", **({"search_path": self.search_path} if self.search_path else {})}
         statement = "SELECT " + ", ".join(f"set_config('{name}', '{value}', true)" for name, value in settings.items())
         event.listen(engine.sync_engine, "begin", lambda connection: connection.exec_driver_sql(statement))
         return engine
@@ -161,8 +163,8 @@ class Postgres:
         settings = {"application_name": "keyturn"}
         if not self._pooled:
             settings |= {"default_transaction_isolation": "read committed", **_SETTINGS}
-            if self._url.search_path:
-                settings["search_path"] = self._url.search_path
+            if self.search_path:
+                settings["search_path"] = self.search_path
         connection = await asyncpg.connect(
             f"postgresql://?{urlencode(self._url.tls)}",  # the driver takes these in a URL only
             host=host,

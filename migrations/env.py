@@ -39,6 +39,8 @@ def _offline(url: str) -> None:
     guarded = url.startswith("postgresql")
     dialect = "postgresql" if guarded else "sqlite"
     _configure(dialect_name=dialect, literal_binds=True, dialect_opts={"paramstyle": "named"})
+    if guarded and (search_path := Postgres(PostgresURL.parse(url), pooled=True).search_path):
+        context.execute(f"SELECT set_config('search_path', '{search_path}', false)")
     for statement in _GUARD if guarded else ():
         context.execute(statement)
     with context.begin_transaction():
