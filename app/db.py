@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from secrets import token_hex
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import (
@@ -37,6 +36,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from .errors import Contention, TemporarilyUnavailable
 from .models import Moment
+from .postgres import LOCK_LIMIT, Postgres, answers
 from .settings import Settings, mode_if_ours
 
 TIME_LIMIT = timedelta(seconds=5)
@@ -45,15 +45,17 @@ TIME_LIMIT = timedelta(seconds=5)
 QUEUE_LIMIT = timedelta(seconds=2)
 """How long anything waits before any SQL was sent: on the hot path half of it for its batch, half for a connection."""
 
-_STATEMENT_LIMIT = timedelta(seconds=4)
-_LOCK_LIMIT = timedelta(seconds=2)
-_DRIVER_LIMIT = timedelta(seconds=6)
-"""The driver gives a silent server up later than the server would give the statement up, so that the outcome of a
-statement is known wherever it can be."""
+_RESTED = timedelta(seconds=2)
+"""After so long without use a connection is asked before it is used. A balancer, a firewall or a NAT may have forgotten
+it, and tells nobody: the statement that finds out would cost a user the request."""
 
 # SQLSTATE classes (PostgreSQL, appendix A) that say "not now" and nothing about the request: connection, read-only
 # after a failover, password or database changed, resources, lock time-out, operator intervention, system.
 _OUTAGES = ("08", "25006", "28", "3D", "53", "55", "57", "58")
+
+# What an operator took away while we run: a right, a table (in the midst of a restore), a schema. Postgres's message
+# names it, and no value.
+_TAKEN_AWAY = ("42501", "42P01", "3F")
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -128,6 +130,8 @@ def outage() -> Iterator[None]:
         name = getattr(e.orig, "sqlite_errorname", "")
         if str(state).startswith("40"):
             raise Contention(f"database: {state}") from e
+        if str(state).startswith(_TAKEN_AWAY):
+            raise TemporarilyUnavailable(f"database: {state} {message(e)}") from e
         if e.connection_invalidated or str(state).startswith(_OUTAGES) or (not state and name != "SQLITE_ERROR"):
             raise TemporarilyUnavailable(f"database: {state or name or type(e.orig).__name__}") from e
         raise
@@ -135,32 +139,37 @@ def outage() -> Iterator[None]:
         raise TemporarilyUnavailable(f"database: {type(e).__name__}") from e
 
 
+def message(error: DBAPIError) -> str:
+    """What Postgres said in words, without the class of the driver's error."""
+    return str(error.orig).rpartition(">: ")[2]
+
+
 class Database:
     """Engines of one process, separate for the hot path so that logins can't starve refreshes."""
 
     def __init__(self, settings: Settings) -> None:
         """Opens nothing yet; the first use connects."""
-        url = settings.sqlalchemy_url
-        self.is_postgres = url.startswith("postgresql")
+        self.is_postgres = settings.postgres is not None
         self._ahead = timedelta(0)
-        # Held between statements: to take one out of the pool costs as much as to send the statement.
-        self._lines: list[tuple[AsyncConnection, Any]] = []
+        # Held between statements, with when it was last used: to take one out of the pool costs as much as to send
+        # the statement.
+        self._lines: list[tuple[AsyncConnection, Any, float]] = []
         self._most_lines = 0  # SQLite's one connection that writes is for all
         self._era = 0
-        if self.is_postgres:
+        if settings.postgres is not None:
             self._pooled = settings.pgbouncer
+            self._servers = Postgres(settings.postgres, pooled=self._pooled)
             hot = max(1, settings.database_pool * 2 // 5)
             self._most_lines = min(2, hot - 1)
-            self._engine = _postgres(url, settings.database_pool - hot, pooled=self._pooled)
-            self._writer = self._reader = self._autocommitting(
-                _postgres(url, hot, pooled=self._pooled, patience=QUEUE_LIMIT / 2)
-            )
+            self._engine = self._servers.engine(settings.database_pool - hot, patience=QUEUE_LIMIT)
+            self._writer = self._reader = self._autocommitting(self._servers.engine(hot, patience=QUEUE_LIMIT / 2))
             self._aside = self._autocommitting(self._engine)
             # Its own connections, so that our own queue is never taken for an outage of the database.
-            self._heart = self._autocommitting(_postgres(url, 2, pooled=self._pooled))
-            for engine in (self._engine, self._writer):
-                self._drop_what_is_from_before_an_outage(engine)
+            self._heart = self._autocommitting(self._servers.engine(2, patience=QUEUE_LIMIT))
+            for engine in (self._engine, self._writer, self._heart):
+                self._use_only_what_lives(engine)
         else:
+            url = settings.sqlalchemy_url
             self._engine = self._writer = _sqlite(url, size=1, writes=True)
             self._reader = self._aside = _sqlite(url, size=2, writes=False)
             self._heart = _sqlite(url, size=1, writes=False)
@@ -230,7 +239,7 @@ class Database:
                 await line.close()
                 raise DBAPIError(None, None, e, connection_invalidated=self._is_lost(e)) from e
             if len(self._lines) < self._most_lines:
-                self._lines.append((line, driver))
+                self._lines.append((line, driver, monotonic()))
             else:
                 await line.close()
             return rows
@@ -242,7 +251,7 @@ class Database:
             rows = await driver.execute_fetchall(statement, parameters)
             return rows
         if self._pooled:
-            await driver.execute(f"BEGIN; {_SET_LOCAL}")
+            await driver.execute(f"BEGIN ISOLATION LEVEL READ COMMITTED; {self._servers.set_local}")
         rows = await driver.fetch(statement, *parameters)
         if self._pooled:
             await driver.execute("COMMIT")
@@ -253,28 +262,57 @@ class Database:
 
     async def _line(self) -> tuple[AsyncConnection, Any]:
         while self._lines:
-            line, driver = self._lines.pop()
-            if not self.is_postgres or _era_of(line.sync_connection) == self._era:
+            line, driver, used = self._lines.pop()
+            if not self.is_postgres or (
+                _era_of(line.sync_connection) == self._era
+                and not driver.is_closed()
+                and (monotonic() - used < _RESTED.total_seconds() or await self._answers(driver, self._era))
+            ):
                 return line, driver
+            driver.terminate()
             await line.invalidate()
             await line.close()
         connection = await self._writer.connect()
         return connection, (await connection.get_raw_connection()).driver_connection
 
-    def _drop_what_is_from_before_an_outage(self, engine: AsyncEngine) -> None:
-        """Where one connection is lost, or leads to what is no primary any more, so are all that were made before.
+    async def _answers(self, driver: Any, era: int) -> bool:
+        """Asks a connection that has rested; one that died in silence tells of all that were made before it."""
+        if await answers(driver):
+            return True
+        if era == self._era:
+            self._era += 1
+        return False
 
+    def _use_only_what_lives(self, engine: AsyncEngine) -> None:
+        """The pool replaces a connection that is dead, or was made before another was lost, when it is taken.
+
+        Where one connection is lost, or leads to what is no primary any more, so are all that were made before.
         Without this each of them would cost a request its 503 before it is found out.
         """
 
         @event.listens_for(engine.sync_engine, "connect")
         def made(_connection: object, record: ConnectionPoolEntry) -> None:
             record.info["era"] = self._era
+            record.info["used"] = monotonic()
+
+        @event.listens_for(engine.sync_engine, "checkin")
+        def given_back(_connection: object, record: ConnectionPoolEntry) -> None:
+            record.info["used"] = monotonic()
 
         @event.listens_for(engine.sync_engine, "checkout")
-        def taken(_connection: object, record: ConnectionPoolEntry, _proxy: object) -> None:
-            if record.info["era"] != self._era:
-                raise DisconnectionError("from before an outage")  # the pool makes another in its place
+        def taken(connection: Any, record: ConnectionPoolEntry, _proxy: object) -> None:
+            driver: Any = record.driver_connection
+            if (
+                record.info["era"] == self._era
+                and not driver.is_closed()
+                and (
+                    monotonic() - record.info["used"] < _RESTED.total_seconds()
+                    or connection.run_async(lambda driver: self._answers(driver, record.info["era"]))
+                )
+            ):
+                return
+            driver.terminate()  # without the two seconds that a farewell to a dead server takes
+            raise DisconnectionError("dead, or from before an outage")  # the pool makes another in its place
 
         @event.listens_for(engine.sync_engine, "handle_error")
         def failed(context: ExceptionContext) -> None:
@@ -285,6 +323,11 @@ class Database:
         # Only one of this era ends it: those made since may be good.
         if lost is not None and _era_of(lost) == self._era:
             self._era += 1
+
+    async def leave(self, connection: AsyncConnection) -> None:
+        """Gives up a connection to what is no primary any more, and with it all that were made before."""
+        self._begin_an_era(connection.sync_connection)
+        await connection.invalidate()
 
     @asynccontextmanager
     async def look(self, *, aside: bool = False) -> AsyncIterator[AsyncConnection]:
@@ -304,7 +347,7 @@ class Database:
         """Lets what is under way end (a few seconds at most), then closes the connections."""
         if _under_way:
             await asyncio.wait(_under_way, timeout=TIME_LIMIT.total_seconds())
-        for line, _ in self._lines:
+        for line, *_ in self._lines:
             await line.close()
         for engine in {self._engine, self._writer, self._reader, self._heart}:
             await engine.dispose()
@@ -314,56 +357,6 @@ def _era_of(connection: Connection | None) -> object:
     return connection.info.get("era") if connection is not None and not connection.invalidated else None
 
 
-_SERVER_LIMITS = {
-    "statement_timeout": f"{_STATEMENT_LIMIT // timedelta(milliseconds=1)}ms",
-    "lock_timeout": f"{_LOCK_LIMIT // timedelta(milliseconds=1)}ms",
-    "idle_in_transaction_session_timeout": f"{_DRIVER_LIMIT // timedelta(milliseconds=1)}ms",
-    "jit": "off",
-}
-_SET_LOCAL = "SELECT " + ", ".join(f"set_config('{name}', '{value}', true)" for name, value in _SERVER_LIMITS.items())
-
-
-def _postgres(url: str, size: int, *, pooled: bool, patience: timedelta = QUEUE_LIMIT) -> AsyncEngine:
-    """An engine, straight to the server or through PgBouncer in transaction mode.
-
-    Behind that, each transaction may be on another server connection: no statement can be prepared for later, its
-    name must be nobody else's, and limits can be set for the transaction only (it refuses most start parameters).
-    """
-    connect_args: dict[str, Any] = {
-        "timeout": QUEUE_LIMIT.total_seconds(),
-        "command_timeout": _DRIVER_LIMIT.total_seconds(),
-        "server_settings": {"application_name": "keyturn"},
-    }
-    if pooled:
-        connect_args |= {
-            "statement_cache_size": 0,
-            "prepared_statement_cache_size": 0,
-            "prepared_statement_name_func": lambda: f"keyturn_{token_hex(16)}",
-        }
-    else:
-        connect_args["server_settings"] |= {"default_transaction_isolation": "read committed", **_SERVER_LIMITS}
-    engine = create_async_engine(
-        url,
-        pool_size=size,
-        max_overflow=0,
-        pool_timeout=patience.total_seconds(),
-        pool_use_lifo=True,
-        hide_parameters=True,  # parameters hold digests and hashes; none belongs into a traceback
-        connect_args=connect_args,
-        **({"isolation_level": "READ COMMITTED"} if pooled else {}),
-    )
-    event.listen(engine.sync_engine, "handle_error", _leave_a_read_only_server)
-    if pooled:
-        event.listen(engine.sync_engine, "begin", lambda connection: connection.exec_driver_sql(_SET_LOCAL))
-    return engine
-
-
-def _leave_a_read_only_server(context: ExceptionContext) -> None:
-    # After a failover the connections to what was the primary live on, and none of them ever writes again.
-    if getattr(context.original_exception, "sqlstate", None) == "25006":
-        context.is_disconnect = True
-
-
 def _sqlite(url: str, *, size: int, writes: bool) -> AsyncEngine:
     engine = create_async_engine(
         url,
@@ -371,7 +364,7 @@ def _sqlite(url: str, *, size: int, writes: bool) -> AsyncEngine:
         max_overflow=0,
         pool_timeout=QUEUE_LIMIT.total_seconds(),
         hide_parameters=True,
-        connect_args={"timeout": _LOCK_LIMIT.total_seconds()},
+        connect_args={"timeout": LOCK_LIMIT.total_seconds()},
     )
     sqlite_hooks(engine.sync_engine, writes=writes)
     return engine
@@ -415,7 +408,7 @@ def sqlite_hooks(engine: Engine, *, writes: bool) -> None:
 def _to_wal(cursor: Any) -> None:
     # A property of the file, so this does something once in its life; but then SQLite does not wait for its lock as it
     # waits for all others, and the second of two first starts would fail.
-    until = monotonic() + _LOCK_LIMIT.total_seconds()
+    until = monotonic() + LOCK_LIMIT.total_seconds()
     while True:
         try:
             cursor.execute("PRAGMA journal_mode = WAL")

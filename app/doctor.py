@@ -51,6 +51,17 @@ async def examine() -> list[Finding]:
 async def _schema(keyturn: Keyturn) -> AsyncIterator[Finding]:
     await check_schema(keyturn.db)
     yield Finding("database and schema")
+    if not keyturn.db.is_postgres:
+        return
+    async with keyturn.db.look() as connection:
+        role = await connection.scalar(select(func.current_setting("session_replication_role")))
+        schema = await connection.scalar(select(func.current_schema()))
+    yield Finding(f"tables in the schema {schema}")
+    # The one default that a promise rests on and only a superuser may set.
+    yield Finding(
+        "foreign keys are enforced",
+        "" if role == "origin" else "set session_replication_role = origin for this role and database",
+    )
 
 
 async def _keys(keyturn: Keyturn) -> AsyncIterator[Finding]:

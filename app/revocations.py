@@ -179,6 +179,7 @@ class Revocations:
         """Set when a reading of the fence succeeds after one that failed. Whoever waits for it clears it."""
         self._ended: dict[UUID, tuple[Reason, float]] = {}
         self._noted = ""
+        self._database_answered = True  # a start without a database ends in an error of its own
         self.cache: CacheState = "none" if self._redis is None else "not complete"
         self._lookups = Batch(self._look_up, in_flight=2)
         self._questions = Batch(self._ask_redis, most=512, queue_limit=READ_LIMIT)
@@ -389,6 +390,21 @@ class Revocations:
             await asyncio.wait({reading}, timeout=patience)
         if not reading.done() or reading.exception() is not None:
             self._failed_began = max(self._failed_began, began)
+        self._note_database(reading)
+
+    def _note_database(self, reading: asyncio.Task[None]) -> None:
+        """One line when the database goes away and one when it is back, at the moments at which /readyz changes."""
+        answers = self.database_answers()
+        if answers == self._database_answered:
+            return
+        self._database_answered = answers
+        if answers:
+            self._report("database_back", level="info", detail="the database answers again")
+            return
+        error = reading.exception() if reading.done() else None
+        cause = error.cause if isinstance(error, TemporarilyUnavailable) else type(error).__name__
+        cause = "no answer in time" if error is None else cause
+        self._report("database_away", level="warning", detail=f"the database does not answer ({cause})")
 
     async def _take_reading(self, began: float) -> None:
         """Reads the fence; a late answer counts too, from when the reading began."""
@@ -404,7 +420,7 @@ class Revocations:
                 )
             ).one()
             if row.read_only == "on":
-                await connection.invalidate()  # the next reading looks for the primary again
+                await self._db.leave(connection)  # the next reading looks for the primary again
                 raise TemporarilyUnavailable("this Postgres is read-only: not the primary")
         if monotonic() - began <= READ_LIMIT.total_seconds():
             self._db.observe(row.now, timedelta(seconds=monotonic() - began))

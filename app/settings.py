@@ -24,9 +24,9 @@ from dotenv import dotenv_values
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-PREFIX = "KEYTURN_"
+from .postgres_url import PostgresURL
 
-_DATABASE_OPTIONS = {"host", "port", "ssl", "sslmode", "prepared_statement_cache_size"}
+PREFIX = "KEYTURN_"
 
 # What an operator may say of the connection to Redis: a pattern, and its words. The driver would take any parameter of
 # its own from the URL, in the place of Keyturn's too (see `revocations`), and know a TypeError for others.
@@ -85,6 +85,16 @@ def _url(value: object) -> object:
     return _none(value)
 
 
+def _database_url(value: object) -> object:
+    if not isinstance(value, str) or value.startswith("sqlite+aiosqlite://"):
+        return _url(value)
+    if value and not re.match(r"(postgres|postgresql|postgresql\+asyncpg)://", value):
+        raise ValueError("must begin with postgresql:// (or be unset for SQLite)")
+    if value:
+        PostgresURL.parse(value)
+    return _none(value)
+
+
 Seconds = Annotated[timedelta, BeforeValidator(_seconds)]
 
 
@@ -98,30 +108,22 @@ class Place(BaseModel):
     )
     database_url: Annotated[
         SecretStr | None,
-        BeforeValidator(_url),
+        BeforeValidator(_database_url),
         Field(description="`postgresql://…` for production. Unset: SQLite in DATA_DIR."),
     ] = None
 
     @property
+    def postgres(self) -> PostgresURL | None:
+        """Where the Postgres is; None where the database is SQLite."""
+        url = self.database_url.get_secret_value() if self.database_url else "sqlite"
+        return None if url.startswith("sqlite") else PostgresURL.parse(url)
+
+    @property
     def sqlalchemy_url(self) -> str:
-        """The database's URL with the driver that Keyturn uses, and that driver's name for libpq's ``sslmode``."""
+        """The URL of the SQLite database, with the driver that Keyturn uses, or of a Postgres as it was given."""
         if self.database_url is None:
             return f"sqlite+aiosqlite:///{self.data_dir.absolute() / 'keyturn.db'}"
-        url = re.sub(r"^(postgres(ql)?)(\+\w+)?://", "postgresql+asyncpg://", self.database_url.get_secret_value())
-        return re.sub(r"([?&])sslmode=", r"\1ssl=", url)
-
-    @model_validator(mode="after")
-    def _usable(self) -> Self:
-        url = self.database_url.get_secret_value() if self.database_url else "postgresql://"
-        if not re.match(r"(postgres|postgresql|postgresql\+asyncpg|sqlite\+aiosqlite)://", url):
-            raise ValueError("DATABASE_URL must begin with postgresql:// (or be unset for SQLite)")
-        options = parse_qs(urlsplit(url).query)  # the driver knows a TypeError or a traceback for others
-        if not options.keys() <= _DATABASE_OPTIONS:
-            raise ValueError(f"DATABASE_URL: its options may be {', '.join(sorted(_DATABASE_OPTIONS))}")
-        for name in ("port", "prepared_statement_cache_size"):
-            if not all(value.isascii() and value.isdigit() for value in options.get(name, ())):
-                raise ValueError(f"DATABASE_URL: {name} must be a whole number")
-        return self
+        return re.sub(r"^postgres\w*(\+\w+)?://", "postgresql+asyncpg://", self.database_url.get_secret_value())
 
 
 class Settings(Place):

@@ -12,11 +12,12 @@ from typing import Any
 from alembic import context
 from sqlalchemy import Connection, create_engine, make_url, pool, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import create_async_engine
 
 from app.db import outage, sqlite_hooks
 from app.errors import TemporarilyUnavailable
 from app.models import Base
+from app.postgres import Postgres
+from app.postgres_url import PostgresURL
 from app.settings import ConfigurationError, database_url_of_migrations
 from app.setup import not_let_in
 
@@ -35,8 +36,11 @@ _GUARD = (f"SELECT pg_advisory_lock({_LOCK})", "SET lock_timeout = '2s'")
 
 
 def _offline(url: str) -> None:
-    _configure(url=url, literal_binds=True, dialect_opts={"paramstyle": "named"})
     guarded = url.startswith("postgresql")
+    dialect = "postgresql" if guarded else "sqlite"
+    _configure(dialect_name=dialect, literal_binds=True, dialect_opts={"paramstyle": "named"})
+    if guarded and (search_path := Postgres(PostgresURL.parse(url), pooled=True).search_path):
+        context.execute(f"SELECT set_config('search_path', '{search_path}', false)")
     for statement in _GUARD if guarded else ():
         context.execute(statement)
     with context.begin_transaction():
@@ -56,7 +60,8 @@ def _run(connection: Connection) -> None:
 
 
 async def _on_postgres(url: str) -> None:
-    async with create_async_engine(url, poolclass=pool.NullPool).connect() as connection:
+    servers = Postgres(PostgresURL.parse(url), pooled=True)  # with what works through a pooler and without one
+    async with servers.migrating().connect() as connection:
         await connection.run_sync(_run)
         await connection.commit()
 
@@ -85,7 +90,8 @@ def _as_a_command() -> None:
             _offline(url)
             return
         # A job that lost its KEYTURN_DATABASE_URL must be seen to migrate the embedded default.
-        print(f"keyturn: migrating {make_url(url).render_as_string(hide_password=True)}", file=sys.stderr)  # noqa: T201
+        where = PostgresURL.parse(url) if url.startswith("postgresql") else url
+        print(f"keyturn: migrating {where}", file=sys.stderr)  # noqa: T201
         with outage():
             _online(url)
     except ConfigurationError as e:

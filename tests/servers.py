@@ -179,6 +179,40 @@ class Postgres(Server):
             raise
         return server
 
+    @classmethod
+    def standby_of(cls, primary: Self) -> Self:
+        """Start a copy of a cluster that follows it, until it is promoted (``SELECT pg_promote()``)."""
+        nobody = pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else None
+        server = cls(None, Sentinel(nobody))
+        try:
+            server._settings = primary._settings
+            server._bin = postgres_binaries(server._own().folder, nobody)
+            server._data = server._own().folder / "data"
+            options: list[str | Path] = [
+                "-h",
+                "127.0.0.1",
+                "-p",
+                str(primary.port),
+                "-U",
+                "postgres",
+                "-c",
+                "fast",
+                "-N",
+            ]
+            command = [server._bin / "pg_basebackup", *options, "-D", server._data]
+            server._do(command)
+            server.follow(primary)
+            on_free_port(server._start)
+        except BaseException:
+            server.close()
+            raise
+        return server
+
+    def follow(self, primary: Self) -> None:
+        """Begin the next start as a standby of that cluster. This one must be down."""
+        self._settings = self._settings | {"primary_conninfo": f"host=127.0.0.1 port={primary.port} user=postgres"}
+        (self._data / "standby.signal").touch()
+
     _settings: dict[str, str]
     _bin: Path
     _data: Path
@@ -221,6 +255,10 @@ class Postgres(Server):
     def _initdb(self) -> None:
         options = ["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", "--no-instructions"]
         command: list[str | Path] = [self._bin / "initdb", *options, "-D", self._data]
+        self._do(command)
+
+    def _do(self, command: list[str | Path]) -> None:
+        """Run a program to its end. Raises NotStartedError."""
         self._own().run(command)
         if code := self._own().wait(START):
             raise self._not_started(command, f"exit code {code}")

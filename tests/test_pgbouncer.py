@@ -21,6 +21,8 @@ from app.keyturn import Keyturn, opened, running
 from tests.conftest import a_user, settings_of, sync
 from tests.sentinel import Sentinel
 from tests.servers import Postgres, Redis, free_port
+from tests.test_migrations import alembic
+from tests.test_postgres import execute
 
 PROGRAM = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
 
@@ -120,3 +122,39 @@ async def test_a_statement_that_fails_on_a_pooled_connection_leaves_no_transacti
             " AND datname = current_database()"
         )
         assert rows[0]["open"] == 0
+
+
+async def test_defaults_of_the_database_change_nothing_behind_pgbouncer_either(
+    opener: Opener, pooled_url: str, postgres: Postgres
+) -> None:
+    name = make_url(pooled_url).database
+    for setting in (
+        "TimeZone = 'Europe/Berlin'",
+        "default_transaction_isolation = serializable",
+        "synchronous_commit = off",
+        "row_security = on",
+    ):
+        await postgres._execute(f'ALTER DATABASE "{name}" SET {setting}')
+    wanted = {"TimeZone": "UTC", "transaction_isolation": "read committed", "synchronous_commit": "on"}
+    async with opener() as keyturn:
+        for setting, value in wanted.items():
+            rows = await keyturn.db.fetch(f"SELECT current_setting('{setting}') AS value")
+            assert [row["value"] for row in rows] == [value]
+            for door in (keyturn.db.begin, keyturn.db.look, keyturn.db.beat):
+                async with door() as connection:
+                    assert await connection.scalar(text(f"SHOW {setting}")) == value
+
+
+async def test_a_schema_of_ones_own_is_found_behind_pgbouncer_and_left_there(
+    pooled_url: str, postgres: Postgres
+) -> None:
+    where = make_url(pooled_url)
+    direct = make_url(postgres.url(str(where.database))).render_as_string(hide_password=False)
+    await execute(direct, "CREATE SCHEMA auth")
+    url = f"{pooled_url}?options=-csearch_path%3Dauth"
+    await asyncio.to_thread(alembic, "upgrade", "head", KEYTURN_DATABASE_URL=url)
+    async with opened(settings_of(url, None, pgbouncer="true")) as keyturn, running(keyturn):
+        tokens = await keyturn.sessions.start(await a_user(keyturn))
+        await keyturn.sessions.refresh(tokens.refresh_token)
+    assert await execute(direct, "SELECT count(*) FROM auth.sessions") == 1
+    assert await execute(direct, "SELECT count(*) FROM public.sessions") == 0

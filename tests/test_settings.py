@@ -183,8 +183,8 @@ def test_a_database_url_that_no_driver_can_use_is_refused(url: str) -> None:
         ("postgres://u:p@h/db", "postgresql+asyncpg://u:p@h/db"),
         ("postgresql://u:p@h/db", "postgresql+asyncpg://u:p@h/db"),
         ("postgresql+asyncpg://u:p@h/db", "postgresql+asyncpg://u:p@h/db"),
-        ("postgresql://u:p@h/db?sslmode=require", "postgresql+asyncpg://u:p@h/db?ssl=require"),
-        ("postgresql://u@/db?host=/run/pg&sslmode=disable", "postgresql+asyncpg://u@/db?host=/run/pg&ssl=disable"),
+        ("postgresql://u:p@h/db?sslmode=require", "postgresql+asyncpg://u:p@h/db?sslmode=require"),
+        ("postgresql://u@/db?host=/run/pg&sslmode=disable", "postgresql+asyncpg://u@/db?host=/run/pg&sslmode=disable"),
     ],
 )
 def test_urls_as_platforms_hand_them_out_reach_the_one_driver(given: str, used: str) -> None:

@@ -1,0 +1,231 @@
+"""Connections to Postgres: to which of its servers, with which settings, and how their death is noticed.
+
+Straight to the server, or through PgBouncer in transaction mode. Behind that, each transaction may be on another server
+connection: no statement can be prepared for later, its name must be nobody else's, and settings can be made for the
+transaction only (it refuses most start parameters).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from contextlib import suppress
+from datetime import timedelta
+from secrets import token_hex
+from typing import Any
+from urllib.parse import urlencode
+
+import asyncpg  # type: ignore[import-untyped]  # it has no types
+from sqlalchemy import ExceptionContext, event, pool
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from .errors import TemporarilyUnavailable
+from .postgres_url import PostgresURL
+from .settings import ConfigurationError
+
+STATEMENT_LIMIT = timedelta(seconds=4)
+LOCK_LIMIT = timedelta(seconds=2)
+DRIVER_LIMIT = timedelta(seconds=6)
+"""The driver gives a silent server up later than the server would give the statement up, so that the outcome of a
+statement is known wherever it can be."""
+
+_CONNECT_LIMIT = timedelta(seconds=2)
+_HOST_LIMIT = timedelta(seconds=1)
+"""How long one of several servers may take, so that a machine that is gone without a word leaves time for the next."""
+_ANSWER_LIMIT = timedelta(seconds=1)
+
+_KEEP_ALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
+"""Seconds of silence before the first probe (Linux, macOS), between probes, and their number. Load balancers and NAT
+forget a connection after some 240 to 350 silent seconds."""
+
+_SETTINGS = {
+    "statement_timeout": f"{STATEMENT_LIMIT // timedelta(milliseconds=1)}ms",
+    "lock_timeout": f"{LOCK_LIMIT // timedelta(milliseconds=1)}ms",
+    "idle_in_transaction_session_timeout": f"{DRIVER_LIMIT // timedelta(milliseconds=1)}ms",
+    "jit": "off",
+    # The driver sends seven days as seven calendar days, which are 167 or 169 hours where clocks change.
+    "TimeZone": "UTC",
+    # A policy that hides a session would make it an unknown one; with this Postgres refuses the statement instead.
+    "row_security": "off",
+}
+
+
+def _set_config(*, local: bool, search_path: str | None) -> str:
+    """The statement that makes the settings which can't be start parameters; behind a pooler, all of them.
+
+    Defaults of a role or a database may stand in the way. They are overridden only where they break a promise: a
+    stronger ``synchronous_commit``, or ``default_transaction_read_only``, stays as the operator has it.
+    """
+    flag = "true" if local else "false"
+    settings = {**_SETTINGS, **({"search_path": search_path} if search_path else {})} if local else {}
+    calls = [f"set_config('{name}', '{value}', {flag})" for name, value in settings.items()]
+    # A pool takes care of its idle connections itself; a transaction's length is bounded by those of its statements.
+    for name, since in (("idle_session_timeout", 14), ("transaction_timeout", 17)):
+        if not (local and name == "idle_session_timeout"):  # the pooler's connection is not ours
+            version = f"current_setting('server_version_num')::int >= {since}0000"
+            calls.append(f"CASE WHEN {version} THEN set_config('{name}', '0', {flag}) END")
+    # What was acknowledged survives a crash (guarantee 3); "local", "remote_write" and "remote_apply" do that too.
+    calls.append(
+        f"CASE current_setting('synchronous_commit') WHEN 'off' THEN set_config('synchronous_commit', 'on', {flag}) END"
+    )
+    return f"SELECT {', '.join(calls)}"
+
+
+class Postgres:
+    """The servers of one URL."""
+
+    def __init__(self, url: PostgresURL, *, pooled: bool) -> None:
+        """Connects to nothing yet.
+
+        Raises:
+            ConfigurationError: a variable of libpq's asks for what has no effect here.
+        """
+        try:
+            self._url = url.within(os.environ)
+        except ValueError as e:
+            raise ConfigurationError(str(e)) from None
+        self.search_path = self._url.search_path
+        """What URL or variable say; None where role and database decide."""
+        self._pooled = pooled
+        self._primary = self._url.addresses[0]
+        self.set_local = _set_config(local=True, search_path=self.search_path)
+        """What each transaction begins with behind a pooler."""
+
+    def engine(self, size: int, *, patience: timedelta) -> AsyncEngine:
+        """An engine with a pool of that size, for whose connections one waits so long."""
+        engine = create_async_engine(
+            "postgresql+asyncpg://",
+            pool_size=size,
+            max_overflow=0,
+            pool_timeout=patience.total_seconds(),
+            pool_use_lifo=True,
+            hide_parameters=True,  # parameters hold digests and hashes; none belongs into a traceback
+            connect_args=self._arguments(),
+            **({"isolation_level": "READ COMMITTED"} if self._pooled else {}),
+        )
+        event.listen(engine.sync_engine, "handle_error", _leave_a_read_only_server)
+        if self._pooled:
+            event.listen(engine.sync_engine, "begin", lambda connection: connection.exec_driver_sql(self.set_local))
+        return engine
+
+    def migrating(self) -> AsyncEngine:
+        """An engine for migrations, with one connection at a time and none of the limits of a request.
+
+        Its settings are each transaction's, so that a pooler may stand between without being named.
+        """
+        engine = create_async_engine("postgresql+asyncpg://", poolclass=pool.NullPool, connect_args=self._arguments())
+        settings = {"TimeZone": "UTC", **({"search_path": self.search_path} if self.search_path else {})}
+        statement = "SELECT " + ", ".join(f"set_config('{name}', '{value}', true)" for name, value in settings.items())
+        event.listen(engine.sync_engine, "begin", lambda connection: connection.exec_driver_sql(statement))
+        return engine
+
+    def _arguments(self) -> dict[str, Any]:
+        arguments: dict[str, Any] = {"async_creator_fn": self._connect}
+        if self._url.prepared_statement_cache_size is not None:
+            arguments["prepared_statement_cache_size"] = self._url.prepared_statement_cache_size
+        if self._pooled:
+            arguments |= {
+                "prepared_statement_cache_size": 0,
+                "prepared_statement_name_func": lambda: f"keyturn_{token_hex(16)}",
+            }
+        return arguments
+
+    async def _connect(self) -> Any:
+        """A connection to the primary. The server that was it last is tried first.
+
+        Raises:
+            TemporarilyUnavailable: there are servers, and none of them is a primary.
+            OSError: none can be reached; a PostgresError of the driver: none lets us in.
+        """
+        failure: Exception | None = None
+        standby = False
+        addresses = sorted(self._url.addresses, key=lambda address: address != self._primary)
+        limit = _CONNECT_LIMIT if len(addresses) == 1 else _HOST_LIMIT
+        for address in addresses:
+            try:
+                async with asyncio.timeout(limit.total_seconds()):
+                    connection = await self._open(*address)
+            except (OSError, asyncpg.PostgresError) as e:
+                failure = e
+                continue
+            if connection is not None:
+                self._primary = address
+                return connection
+            standby = True
+        if standby or failure is None:
+            raise TemporarilyUnavailable("database: no server that can be reached is a primary, which takes writes")
+        raise failure
+
+    async def _open(self, host: str | None, port: int) -> Any | None:
+        """A connection to one server, or None where that is no primary."""
+        own: dict[str, Any] = {"statement_cache_size": 0} if self._pooled else {}
+        settings = {"application_name": "keyturn"}
+        if not self._pooled:
+            settings |= {"default_transaction_isolation": "read committed", **_SETTINGS}
+            if self.search_path:
+                settings["search_path"] = self.search_path
+        connection = await asyncpg.connect(
+            f"postgresql://?{urlencode(self._url.tls)}",  # the driver takes these in a URL only
+            host=host,
+            port=port,
+            user=self._url.user,
+            password=self._url.password,
+            database=self._url.database,
+            target_session_attrs="any",  # judged here: its own time limit is one for all servers together
+            timeout=_CONNECT_LIMIT.total_seconds(),
+            command_timeout=DRIVER_LIMIT.total_seconds(),
+            server_settings=settings,
+            **own,
+        )
+        try:
+            _keep_alive(connection)
+            if await self._is_primary(connection):
+                if not self._pooled:
+                    await connection.execute(_set_config(local=False, search_path=None))
+                return connection
+        except BaseException:
+            connection.terminate()
+            raise
+        connection.terminate()
+        return None
+
+    async def _is_primary(self, connection: Any) -> bool:
+        if self._pooled:
+            # Asked, as a pooler repeats what some server once said of itself; in a transaction, so that one server
+            # gets all messages of the statement.
+            async with connection.transaction():
+                standby, read_only = await connection.fetchrow(
+                    "SELECT pg_is_in_recovery(), current_setting('default_transaction_read_only') = 'on'"
+                )
+        else:
+            told = connection.get_settings()  # by each server from PostgreSQL 14 on, with its greeting
+            standby = getattr(told, "in_hot_standby", "off") == "on"
+            read_only = getattr(told, "default_transaction_read_only", "off") == "on"
+        return not standby and not (read_only and self._url.attribute == "read-write")
+
+
+def _keep_alive(connection: Any) -> None:
+    found = connection._transport.get_extra_info("socket")  # noqa: SLF001  # the driver has no other way to it
+    if found is not None and found.family != socket.AF_UNIX:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _KEEP_ALIVE.items():
+            if (option := getattr(socket, name, None)) is not None:
+                found.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+async def answers(connection: Any) -> bool:
+    """Whether the server still answers on a connection of the driver; one that is dead is dropped without ceremony."""
+    if connection.is_closed():
+        return False
+    with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        await connection.execute("SELECT", timeout=_ANSWER_LIMIT.total_seconds())
+        return True
+    connection.terminate()
+    return False
+
+
+def _leave_a_read_only_server(context: ExceptionContext) -> None:
+    # After a failover the connections to what was the primary live on, and none of them ever writes again.
+    if getattr(context.original_exception, "sqlstate", None) == "25006":
+        context.is_disconnect = True
