@@ -47,6 +47,11 @@ class AccessToken:
     expired: bool
     claims: dict[str, Any]
 
+    @property
+    def user_id(self) -> UUID | None:
+        """The subject as the id of a user, for the log. None where a holder of the HS256 key wrote another thing."""
+        return UUID(self.subject) if _UUID.fullmatch(self.subject) else None
+
 
 class AccessTokens:
     """Signs and verifies under the key set of the moment."""
@@ -144,9 +149,10 @@ class AccessTokens:
         if exp - seconds > _LONGEST + _CLOCK_STEP:
             raise InvalidToken("expires later than any token of ours could")
         expired = exp <= seconds - _LEEWAY
+        token = AccessToken(claims["sub"], UUID(claims["sid"]), claims["role"], claims["client_id"], expired, claims)
         if expired and not expired_too:
-            raise InvalidToken("expired", reason="token_expired")
-        return AccessToken(claims["sub"], UUID(claims["sid"]), claims["role"], claims["client_id"], expired, claims)
+            raise InvalidToken("expired", reason="token_expired", session_id=token.session_id, user_id=token.user_id)
+        return token
 
 
 _quote = json.encoder.encode_basestring_ascii

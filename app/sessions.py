@@ -35,8 +35,9 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from .access_tokens import AccessToken, AccessTokens
 from .batches import Batch
 from .db import Database, own_task
-from .errors import InvalidGrant, InvalidToken, NotFound, NoToken, Reason, TemporarilyUnavailable
+from .errors import InvalidGrant, InvalidToken, NotFound, NoToken, Reason, Refusal, TemporarilyUnavailable
 from .keys import Keys
+from .log import get_logger
 from .models import Session, User, microseconds, moment, uuid7
 from .passwords import Authenticated
 from .refresh_tokens import LAST_GENERATION, RefreshKey, RefreshToken, issue
@@ -48,6 +49,8 @@ Scope = Literal["this", "others", "all"]
 
 KEPT_FOR = timedelta(days=30)
 """How long a session that is over stays, with its reason, before `gc` may delete it."""
+
+_log = get_logger()
 
 _WAITS = tuple(timedelta(milliseconds=ms) for ms in (20, 100, 400))
 """Whoever holds the row has a few round trips and a commit to go."""
@@ -200,7 +203,9 @@ class Sessions:
                 )
             ).one_or_none()
             if user is None or user.disabled_at is not None or user.password_hash != proof.password_hash:
-                raise InvalidGrant("user changed meanwhile", description="E-mail or password is wrong.")
+                raise InvalidGrant(
+                    "user changed meanwhile", description="E-mail or password is wrong.", user_id=proof.user_id
+                )
             session = {
                 "id": first.session_id,
                 "user_id": user.id,
@@ -233,9 +238,15 @@ class Sessions:
             TemporarilyUnavailable: the database is away, or the session was locked by others four times.
         """
         presented = self._keys.verify_refresh_token(text)
+        try:
+            return await self._refreshed(presented)
+        except Refusal as refusal:
+            raise refusal.about(presented.session_id) from None
+
+    async def _refreshed(self, presented: RefreshToken) -> Tokens:
         if self._keys.retired(presented.key.number):
-            reason = await self._over_under_retired_key(presented.session_id)
-            raise InvalidGrant("retired refresh key", reason=reason)
+            over = await self._over_under_retired_key(presented.session_id)
+            raise InvalidGrant("retired refresh key", reason=over.over(), user_id=over.user_id)
         for wait in (*_WAITS, None):
             rotated = await self._rotations(presented)
             if rotated is not None:
@@ -254,11 +265,12 @@ class Sessions:
                     assert key is not None
                     return self._tokens(state, presented.successor(key))
                 case Verdict.REUSE:
-                    raise InvalidGrant("reuse", reason=await self._end_for_reuse(state.id, presented.generation))
+                    reason = await self._end_for_reuse(state.id, presented.generation)
+                    raise InvalidGrant("reuse", reason=reason, user_id=state.user_id)
                 case Verdict.REFUSED:
-                    raise InvalidGrant("not a token of this session's chain")
+                    raise InvalidGrant("not a token of this session's chain", user_id=state.user_id)
                 case reason:
-                    raise InvalidGrant("session is over", reason=reason)
+                    raise InvalidGrant("session is over", reason=reason, user_id=state.user_id)
         raise TemporarilyUnavailable("the session was locked four times")
 
     async def _rotate(self, batch: Sequence[RefreshToken]) -> Sequence[tuple[State, RefreshToken] | None]:
@@ -340,8 +352,26 @@ class Sessions:
         async with self._revocations.ending([session_id]) as ending:
             older = Session.generation > generation
             await _end(ending, _ends(self._db.now(), "reuse_detected", Session.id == session_id, older))
-            reason = await ending.tx.scalar(select(Session.end_reason).where(Session.id == session_id))
-        return reason or "reuse_detected"  # type: ignore[return-value]  # the column holds only reasons
+            found = await ending.tx.execute(
+                select(
+                    Session.end_reason, Session.user_id, Session.generation, Session.rotated_at, Session.ended_at
+                ).where(Session.id == session_id)
+            )
+            row = found.one_or_none()
+        if row is None or row.ended_at is None:
+            return "reuse_detected"
+        # Only the one statement that ended the session makes the line: later presentations find the session ended.
+        if ending.lived:
+            _log.warning(
+                "reuse_detected",
+                session_id=str(session_id),
+                user_id=str(row.user_id),
+                presented_generation=generation,
+                current_generation=row.generation,
+                rotated_seconds_ago=_seconds(row.ended_at - row.rotated_at),
+            )
+        reason: Reason = row.end_reason
+        return reason
 
     @own_task
     async def end(self, session_ids: set[UUID], reason: Reason) -> int:
@@ -383,8 +413,8 @@ class Sessions:
             await _end(ending, _ends(self._db.now(), "revoked_by_admin", Session.id.in_(which), under))
         return rows[-1].id, ending.lived
 
-    async def _over_under_retired_key(self, session_id: UUID) -> Reason:
-        """Why the session of a token whose key is retired is over.
+    async def _over_under_retired_key(self, session_id: UUID) -> State:
+        """The session of a token whose key is retired. It is over.
 
         Whoever has that key could have made the token: it ends nothing but what retiring the key ends.
 
@@ -395,10 +425,9 @@ class Sessions:
         if state is not None and not state.over() and self._keys.retired(state.key_id):
             await self.end({session_id}, "revoked_by_admin")  # `end_under` has yet to come here
             state = await self._reads(session_id)
-        over = state.over() if state is not None else None
-        if over is None:
-            raise InvalidGrant("retired refresh key")
-        return over
+        if state is None or not state.over():
+            raise InvalidGrant("retired refresh key", session_id=session_id, user_id=state.user_id if state else None)
+        return state
 
     async def logout(self, access_token: str | None, refresh_token: str | None, scope: Scope) -> set[UUID]:
         """Ends the session of each token, or the user's others, or all; the sessions that were presented.
@@ -414,11 +443,14 @@ class Sessions:
         presented = await self._presented(access_token, refresh_token)
         if scope == "this":
             for session_id in presented:
-                settles_at = await self._logouts(session_id)
-                if settles_at is None:
-                    await self.end({session_id}, "logout")
-                else:
-                    await settled(settles_at)
+                try:
+                    settles_at = await self._logouts(session_id)
+                    if settles_at is None:
+                        await self.end({session_id}, "logout")
+                    else:
+                        await settled(settles_at)
+                except Refusal as refusal:
+                    raise refusal.about(session_id) from None
             return set(presented)
         # All are checked before any is ended: a refused request changes nothing.
         states = [await self._opened_by(i, token, access_token, scope) for i, token in presented.items()]
@@ -446,22 +478,25 @@ class Sessions:
         Raises:
             InvalidToken, InvalidGrant: it may not.
         """
-        state = await self._reads(session_id)
+        try:
+            state = await self._reads(session_id)
+        except Refusal as refusal:
+            raise refusal.about(session_id) from None
         if state is None:
-            raise InvalidGrant("no such session")
+            raise InvalidGrant("no such session", session_id=session_id)
         over = state.over()
         if over and not (scope == "all" and over == "logout_all"):
-            raise InvalidGrant("session is over", reason=over)
+            raise InvalidGrant("session is over", reason=over, session_id=state.id, user_id=state.user_id)
         if token is None:
             assert access_token is not None
             verified = self._access_tokens.verify(access_token, self._db.clock())
             if verified.subject != str(state.user_id):  # whoever shares the HS256 key can mint any claim
-                raise InvalidToken("no such session of this subject")
+                raise InvalidToken("no such session of this subject", session_id=session_id, user_id=verified.user_id)
         elif not over and token.digest != state.token_digest:
             # Then only one that a refresh would still be answered for.
             verdict = judge(state, token, self._keys.refresh(state.key_id), self._window)
             if verdict is not Verdict.RETRY:
-                raise InvalidGrant("an old token can't end other sessions")
+                raise InvalidGrant("an old token can't end other sessions", session_id=state.id, user_id=state.user_id)
         return state
 
     async def _presented(self, access_token: str | None, refresh_token: str | None) -> dict[UUID, RefreshToken | None]:
@@ -503,7 +538,10 @@ class Sessions:
             TemporarilyUnavailable: nothing can say whether it was revoked.
         """
         token = self._access_tokens.verify(access_token, self._db.clock())
-        await self._revocations.check(token.session_id)
+        try:
+            await self._revocations.check(token.session_id)
+        except Refusal as refusal:
+            raise refusal.about(token.session_id, token.user_id) from None
         return token
 
     async def authorise(self, access_token: str) -> State:
@@ -517,11 +555,14 @@ class Sessions:
             TemporarilyUnavailable: the database is away.
         """
         token = self._access_tokens.verify(access_token, self._db.clock())
-        state = await self._reads(token.session_id)
+        try:
+            state = await self._reads(token.session_id)
+        except Refusal as refusal:
+            raise refusal.about(token.session_id, token.user_id) from None
         if state is None or str(state.user_id) != token.subject:
-            raise InvalidToken("no such session of this subject")
+            raise InvalidToken("no such session of this subject", session_id=token.session_id, user_id=token.user_id)
         if over := state.over():
-            raise InvalidToken("session is over", reason=over)
+            raise InvalidToken("session is over", reason=over, session_id=state.id, user_id=state.user_id)
         return state
 
     async def find(self, session_id: UUID) -> State:
