@@ -19,9 +19,10 @@ another digest. Generations are compared, never moments.
 from __future__ import annotations
 
 import asyncio
+import builtins
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import Enum, auto
 from functools import cache
@@ -29,7 +30,7 @@ from itertools import chain
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import Select, and_, case, delete, insert, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, case, delete, exists, insert, or_, select, update
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from .access_tokens import AccessToken, AccessTokens
@@ -38,7 +39,7 @@ from .db import Database, own_task
 from .errors import InvalidGrant, InvalidToken, NotFound, NoToken, Reason, Refusal, TemporarilyUnavailable
 from .keys import Keys
 from .log import get_logger
-from .models import Session, User, microseconds, moment, uuid7
+from .models import Key, Session, User, microseconds, moment, uuid7
 from .passwords import Authenticated
 from .refresh_tokens import LAST_GENERATION, RefreshKey, RefreshToken, issue
 from .revocations import REMEMBERED_FOR, Ending, Revocations, settled
@@ -105,6 +106,8 @@ class State:
     ended_at: datetime | None
     end_reason: Reason | None
     now: datetime
+    has_key: bool = True
+    """Whether a key that is not retired could have made its refresh token. Read only where an operator looks."""
 
     def over(self) -> Reason | None:
         """Why the session is over, or None while it lives."""
@@ -112,7 +115,9 @@ class State:
             return self.end_reason
         if self.absolute_expires_at <= self.idle_expires_at and self.absolute_expires_at <= self.now:
             return "absolute_timeout"
-        return "idle_timeout" if self.idle_expires_at <= self.now else None
+        if self.idle_expires_at <= self.now:
+            return "idle_timeout"
+        return None if self.has_key else "revoked_by_admin"  # its key was retired or deleted: that ended it
 
 
 class Verdict(Enum):
@@ -388,29 +393,35 @@ class Sessions:
         It walks the primary key as `gc` does. Broken off, it can be called again. Instances that have yet to read
         that the key is retired may sign in under it meanwhile: call it once more when `READ_BY_ALL` has passed.
         """
+        return await self._end_each(Session.key_id == key_number, most)
+
+    async def end_all_but_under(self, key_number: int, *, most: int = 1000) -> int:
+        """Ends the live sessions under all refresh keys but one, as `end_under`; how many."""
+        return await self._end_each(Session.key_id != key_number, most)
+
+    async def _end_each(self, which: ColumnElement[bool], most: int) -> int:
         ended, after = 0, UUID(int=0)
         while True:
-            last, count = await self._end_range(after, key_number, most)
+            last, count = await self._end_range(after, which, most)
             ended += count
             if last is None:
                 return ended
             after = last
 
     @own_task
-    async def _end_range(self, after: UUID, key_number: int, most: int) -> tuple[UUID | None, int]:
+    async def _end_range(self, after: UUID, which: ColumnElement[bool], most: int) -> tuple[UUID | None, int]:
         async with self._db.look() as connection:
-            columns = select(Session.id, Session.key_id, Session.ended_at)
+            columns = select(Session.id, and_(which, Session.ended_at.is_(None)).label("doomed"))
             rows = (await connection.execute(columns.where(Session.id > after).order_by(Session.id).limit(most))).all()
         if not rows:
             return None, 0
-        under = Session.key_id == key_number
-        ids = {row.id for row in rows if row.key_id == key_number and row.ended_at is None}
+        ids = {row.id for row in rows if row.doomed}
         if not ids:
             return rows[-1].id, 0
         await self._revocations.read_fence()  # the walk may take longer than a command's one reading is good for
         async with self._revocations.ending(ids) as ending:
-            which = select(Session.id).where(Session.id.in_(ids), under).order_by(Session.id).with_for_update()
-            await _end(ending, _ends(self._db.now(), "revoked_by_admin", Session.id.in_(which), under))
+            held = select(Session.id).where(Session.id.in_(ids), which).order_by(Session.id).with_for_update()
+            await _end(ending, _ends(self._db.now(), "revoked_by_admin", Session.id.in_(held), which))
         return rows[-1].id, ending.lived
 
     async def _over_under_retired_key(self, session_id: UUID) -> State:
@@ -571,24 +582,35 @@ class Sessions:
         Raises:
             NotFound: there is none.
         """
-        state = await self._reads(session_id)
-        if state is None:
+        found = await self._list(Session.id == session_id, limit=1)
+        if not found:
             raise NotFound("no such session")
-        return state
+        return found[0]
 
-    @own_task
     async def list(self, *, user_id: UUID | None, limit: int, before: UUID | None = None, live: bool) -> list[State]:
         """Sessions, the newest first, `limit` at most, those before an id."""
-        now = self._db.now()
-        query = select(Session.__table__, now.label("now")).order_by(Session.id.desc()).limit(limit)
-        if user_id is not None:
-            query = query.where(Session.user_id == user_id)
+        which = [Session.user_id == user_id] if user_id is not None else []
         if before is not None:
-            query = query.where(Session.id < before)
-        if live:
-            query = query.where(Session.ended_at.is_(None), Session.idle_expires_at > now)
+            which.append(Session.id < before)
+        return await self._list(*which, limit=limit, live=live)
+
+    @own_task
+    async def _list(self, *which: ColumnElement[bool], limit: int, live: bool = False) -> builtins.list[State]:
         async with self._db.look() as connection:
-            return [self._state(row, row["now"]) for row in (await connection.execute(query)).mappings()]
+            now = await connection.scalar(select(self._db.now()))
+            assert now is not None
+            query = select(Session.__table__, _HAS_KEY.label("has_key")).where(*which)
+            if live:
+                # As `State.over` has it, under the deadlines in force.
+                query = query.where(
+                    Session.ended_at.is_(None),
+                    Session.idle_expires_at > now,
+                    Session.rotated_at > now - self._idle,
+                    Session.created_at > now - self._absolute,
+                    _HAS_KEY,
+                )
+            rows = await connection.execute(query.order_by(Session.id.desc()).limit(limit))
+            return [replace(self._state(row, now), has_key=bool(row["has_key"])) for row in rows.mappings()]
 
     # -- gc
 
@@ -626,6 +648,15 @@ class Sessions:
             gone = await tx.scalars(delete(Session).where(Session.id.in_(doomed)).returning(Session.id))
             return ids[-1], len(gone.all())
 
+
+# The number alone does not say: where an operator has deleted all keys, numbers begin anew. A token that an earlier key
+# made is older than the key that has its number now.
+_HAS_KEY = exists().where(
+    Key.use == "refresh",
+    Key.number == Session.key_id,
+    Key.retired_at.is_(None),
+    Key.created_at <= Session.rotated_at,
+)
 
 # Named, so that a column that a later release adds changes no prepared statement of this one.
 _COLUMNS = tuple(Session.__table__.columns)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import re
+from collections.abc import Collection
 from typing import Any
 from uuid import UUID
 
@@ -59,6 +60,13 @@ class Users:
         self._passwords = passwords
         self._revocations = revocations
         self._know_the_oldest = False
+
+    @own_task
+    async def emails(self, user_ids: Collection[UUID]) -> dict[UUID, str]:
+        """The addresses of these users."""
+        async with self._db.look(aside=True) as connection:
+            found = await connection.execute(select(User.id, User.email).where(User.id.in_(user_ids)))
+            return {row.id: row.email for row in found}
 
     async def create(self, email: str, password: str, role: str = "user", *, initial: bool = False) -> User:
         """Makes a user.
