@@ -24,6 +24,7 @@ BODIES: dict[str, Json] = {
     "/auth/logout": {"refresh_token": TOKEN, "scope": "this"},
     "/auth/password": {"current_password": PASSWORD, "new_password": NEW},
 }
+FIELDS = {path: list(good) for path, good in BODIES.items()}
 OPTIONAL = {("/auth/logout", "refresh_token"), ("/auth/logout", "scope")}
 assert BODIES.keys() == set(POSTS)
 
