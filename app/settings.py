@@ -386,14 +386,19 @@ def _sources(environ: Mapping[str, str], config: Path | None, only: Collection[s
         try:
             values.update(_from_files(tomllib.loads(config.read_text(encoding="utf-8")), only))
         except OSError as e:
-            raise ConfigurationError(f"--config: {config} can't be read ({e.strerror})") from None
+            raise ConfigurationError(f"--config: {_shown(config)} can't be read ({e.strerror})") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError):
-            raise ConfigurationError(f"--config: {config} is not valid TOML") from None
+            raise ConfigurationError(f"--config: {_shown(config)} is not valid TOML") from None
     for source in (dotenv, environ):
         found = {name.removeprefix(PREFIX).lower(): v for name, v in source.items() if name.startswith(PREFIX)}
         found.pop("config", None)
         values.update(_from_files(found, only))
     return values
+
+
+def _shown(path: Path) -> str:
+    """A path in one line of ASCII, whatever its name holds."""
+    return ascii(str(path))[1:-1]
 
 
 def _from_files(values: dict[str, Any], only: Collection[str] | None) -> dict[str, Any]:
@@ -486,7 +491,7 @@ def make_data_dir(settings: Place) -> None:
     Raises:
         ConfigurationError: it can't be made, others may enter it, or it is another user's.
     """
-    name = f"{PREFIX}DATA_DIR: {ascii(str(settings.data_dir.absolute()))[1:-1]}"
+    name = f"{PREFIX}DATA_DIR: {_shown(settings.data_dir.absolute())}"
     try:
         settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         if mode_if_ours(settings.data_dir, f"{name} ") & 0o077 and os.name == "posix":
