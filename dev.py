@@ -18,6 +18,7 @@ import sys
 import tempfile
 import venv
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent
 LOCK = ROOT / "requirements.lock"
@@ -111,20 +112,31 @@ def _compile_lock(*options: str) -> bool:
         return ready and all(_succeeds(uv, *COMPILE, *lock, *options) for lock in LOCKS)
 
 
+def _wrong(line: str) -> NoReturn:
+    print(f"dev.py: {line}\n\n{__doc__}", file=sys.stderr)
+    sys.exit(2)
+
+
 def main(command: str = "--help", *options: str) -> None:
     """Run one command; all but `lock` run in `.venv`."""
     if sys.version_info < (3, 11):  # noqa: UP036 - whoever has only an older one shall read why it fails
         sys.exit(f"Keyturn needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}.")
     if command in {"-h", "--help"}:
         sys.exit(print(__doc__))
+    modules = {"serve": ("app", "serve"), "test": TEST, "bench": ("bench",), "keyturn": ("app",)}
+    if command not in {"check", "lock", *modules}:
+        _wrong("there is no such command")
+    if command in {"check", "lock"} and {"-h", "--help"} & set(options):
+        sys.exit(print(__doc__))
+    if not set(options) <= {"check": set(), "lock": {"--upgrade"}}.get(command, set(options)):
+        _wrong(f"{command} has no such option")
     os.chdir(ROOT)  # `python -m` finds the packages of this checkout, wherever the caller stands
     if command == "lock":
         sys.exit(not _compile_lock(*options))
     _prepare()
     if command == "check":
         sys.exit(not all(_succeeds(_python(VENV), *check) for check in CHECKS))
-    modules = {"test": TEST, "bench": ("bench",), "keyturn": ("app",)}
-    os.execv(_python(VENV), [_python(VENV), "-m", *modules.get(command, ("app", command)), *options])
+    os.execv(_python(VENV), [_python(VENV), "-m", *modules[command], *options])
 
 
 if __name__ == "__main__":

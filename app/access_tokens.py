@@ -47,6 +47,11 @@ class AccessToken:
     expired: bool
     claims: dict[str, Any]
 
+    @property
+    def user_id(self) -> UUID | None:
+        """The subject as the id of a user, for the log. None where a holder of the HS256 key wrote another thing."""
+        return UUID(self.subject) if _UUID.fullmatch(self.subject) else None
+
 
 class AccessTokens:
     """Signs and verifies under the key set of the moment."""
@@ -121,8 +126,12 @@ class AccessTokens:
         return self._judge(members, now, expired_too=expired_too)
 
     def _is_for_us(self, claims: dict[str, Any]) -> bool:
-        # RFC 7519 section 4.1.3 lets `aud` be a list too. Ours is one string, so a list is not ours.
-        return claims.get("iss") == self._iss and claims.get("aud") == self._aud
+        aud = claims.get("aud")
+        if isinstance(aud, list) and self._aud in aud and all(isinstance(one, str) for one in aud):
+            # RFC 7519 section 4.1.3 allows a list. What Keyturn tells of it is the audience that was asked for: clients
+            # that are made from the contract read one string.
+            aud = claims["aud"] = self._aud
+        return claims.get("iss") == self._iss and aud == self._aud
 
     @staticmethod
     def _judge(claims: dict[str, Any], now: datetime, *, expired_too: bool) -> AccessToken:
@@ -147,9 +156,10 @@ class AccessTokens:
         if exp - seconds > _LONGEST + _CLOCK_STEP:
             raise InvalidToken("expires later than any token of ours could")
         expired = exp <= seconds - _LEEWAY
+        token = AccessToken(claims["sub"], UUID(claims["sid"]), claims["role"], claims["client_id"], expired, claims)
         if expired and not expired_too:
-            raise InvalidToken("expired", reason="token_expired")
-        return AccessToken(claims["sub"], UUID(claims["sid"]), claims["role"], claims["client_id"], expired, claims)
+            raise InvalidToken("expired", reason="token_expired", session_id=token.session_id, user_id=token.user_id)
+        return token
 
 
 _quote = json.encoder.encode_basestring_ascii

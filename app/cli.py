@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias, get_args
 from uuid import UUID
 
-from .errors import InvalidRequest, Refusal, TemporarilyUnavailable
+from .errors import InvalidRequest, NotFound, Refusal, TemporarilyUnavailable
 from .keys import READ_BY_ALL, RsaBits
 from .keyturn import Keyturn, opened, running
 from .models import User
+from .revocations import REMEMBERED_FOR
 from .sessions import KEPT_FOR, State
-from .settings import PREFIX, Algorithm, ConfigurationError, Settings, read
+from .settings import PREFIX, Algorithm, ConfigurationError, Settings, WrongSettings, read
 from .setup import ADMINISTRATOR, called, check_schema, first_administrator, prepare
 
 Row: TypeAlias = Mapping[str, Any]
@@ -33,7 +34,9 @@ Act: TypeAlias = Callable[[Keyturn, argparse.Namespace], Awaitable[None]]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; its exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments, unknown = _parser().parse_known_args(argv)
+    if unknown:
+        arguments.parser.refuse(unknown)
     try:
         for name in ("config", "host", "port", "workers"):
             if (value := getattr(arguments, name, None)) is not None:
@@ -46,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Refusal as e:
         return _fail(1, e.cause if e.description == e.sentence and e.cause else e.description)
     except ConfigurationError as e:
-        return _fail(1, str(e))
+        return _fail(2 if isinstance(e, WrongSettings) else 1, str(e))
     except (EOFError, KeyboardInterrupt):
         return 1
     except OSError as e:
@@ -64,24 +67,60 @@ def _fail(code: int, line: str) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Repeats nothing that it does not know (a password on the command line), and takes no option for another."""
+    """Takes no option for another, and repeats only names: any other word may be a password or a token."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
+        # Before and after the verb. Without a default, so that the verb's parser does not undo what stood before it.
+        self.add_argument(
+            "--config", metavar="FILE", type=Path, default=argparse.SUPPRESS, help="TOML file with settings"
+        )
+        self.set_defaults(parser=self)
 
     def error(self, message: str) -> NoReturn:
-        super().error(re.sub(r"(?s)(unrecognized arguments|ignored explicit argument).*", r"\1", message))
+        message = re.sub(
+            r"(?s)(invalid (?:choice|\w+ value)): (.*?)(?= \(choose from [^()]*\)$|$)",
+            lambda found: f"{found[1]}{_name(found[2].strip(chr(39)))}",
+            message,
+        )
+        super().error(re.sub(r"(?s)(ignored explicit argument).*", r"\1", message))
+
+    def refuse(self, unknown: Sequence[str]) -> NoReturn:
+        """Says which options this command does not have, and how many other words it has no place for."""
+        options = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+        names = [option for option in options if _PLAIN.fullmatch(option)]
+        others = len(unknown) - len(names)
+        told = [f"there is no {name}" for name in names]
+        if others:
+            told.append(f"{others} word{'s' * (others > 1)} too many (not repeated here, as it may be a secret)")
+        super().error(f"unrecognized arguments: {'; '.join(told)}")
+
+
+_PLAIN = re.compile(r"(?:--?)?[a-z]+(?:-[a-z]+)*(?<!.{33})", re.ASCII | re.IGNORECASE)
+"""The form of an option's or a command's name: letters and hyphens, at most 32 characters."""
+
+
+def _name(word: str) -> str:
+    return f" {word}" if _PLAIN.fullmatch(word) else ""
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from .main import release  # noqa: PLC0415  # FastAPI is not needed by other commands
+
+        print(f"keyturn {release()}")
+        parser.exit()
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="keyturn", description="A self-hosted token service.")
-    parser.add_argument("--config", metavar="FILE", type=Path, help="TOML file with settings")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the release and exit")
     nouns = parser.add_subparsers(required=True, metavar="COMMAND")
 
     serve = nouns.add_parser("serve", help="start the service")
     serve.add_argument("--host")
-    serve.add_argument("--port", type=int)
-    serve.add_argument("--workers", type=int)
+    serve.add_argument("--port", type=_whole)
+    serve.add_argument("--workers", type=_whole)
     serve.set_defaults(run=_serve)
 
     doctor = nouns.add_parser("doctor", help="check the set-up and say what to do")
@@ -103,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     _password_options(verb)
     verb = _verb(users, "list", _users_list, "users by age", reading=True)
     verb.add_argument("--limit", type=_whole, default=100)
-    verb.add_argument("--after", type=UUID, metavar="ID", help="users after this one")
+    verb.add_argument("--after", type=_id, metavar="ID", help="users after this one")
     for name, act, line in (
         ("disable", _users_disable, "end all sessions and let no more begin"),
         ("enable", _users_enable, "let a user sign in again"),
@@ -121,14 +160,20 @@ def _parser() -> argparse.ArgumentParser:
     verb = _verb(sessions, "list", _sessions_list, "the newest first", reading=True)
     verb.add_argument("--user", help="id or e-mail")
     verb.add_argument("--limit", type=_whole, default=100)
-    verb.add_argument("--before", type=UUID, metavar="ID", help="sessions before this one")
+    verb.add_argument("--before", type=_id, metavar="ID", help="sessions before this one")
     verb.add_argument("--live", action="store_true", help="leave out those that are over")
     verb = _verb(sessions, "show", _sessions_show, "one session", reading=True)
-    verb.add_argument("session", type=UUID)
+    verb.add_argument("session", type=_id)
     verb = _verb(sessions, "end", _sessions_end, "end sessions, or all of a user", reading=False)
-    verb.add_argument("session", type=UUID, nargs="*")
-    verb.add_argument("--user", help="id or e-mail")
+    which = verb.add_mutually_exclusive_group(required=True)
+    which.add_argument("session", type=_id, nargs="*", default=[])
+    which.add_argument("--user", help="id or e-mail")
 
+    _key_verbs(nouns)
+    return parser
+
+
+def _key_verbs(nouns: Any) -> None:
     keys = nouns.add_parser("keys", help="working keys").add_subparsers(required=True, metavar="VERB")
     verb = _verb(keys, "generate", _keys_generate, "make a key; it signs a minute later", reading=False)
     verb.add_argument("use", choices=["access", "refresh"])
@@ -137,7 +182,9 @@ def _parser() -> argparse.ArgumentParser:
     _verb(keys, "list", _keys_list, "all keys, without secrets", reading=True)
     verb = _verb(keys, "retire", _keys_retire, "refuse a key's tokens, end a refresh key's sessions", reading=False)
     verb.add_argument("kid")
-    return parser
+    verb = _verb(keys, "replace", _keys_replace, "where the master secret leaked or is lost: new keys", reading=False)
+    verb.add_argument("--sign-everyone-out", action="store_true", required=True, help="must be given: it does")
+    verb.set_defaults(run=_with_keyturn(_keys_replace, load=False))  # it may be unable to open the keys that are there
 
 
 def _verb(verbs: Any, name: str, act: Act, line: str, *, reading: bool) -> argparse.ArgumentParser:
@@ -161,12 +208,20 @@ def _whole(text: str) -> int:
     return int(text)
 
 
-def _with_keyturn(act: Act) -> Callable[[argparse.Namespace], None]:
+def _id(text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError("must be an id (a UUID)") from None
+
+
+def _with_keyturn(act: Act, *, load: bool = True) -> Callable[[argparse.Namespace], None]:
     async def run(arguments: argparse.Namespace) -> None:
         settings = read()
         async with opened(settings) as keyturn:
             await check_schema(keyturn.db)
-            await keyturn.keys.load()
+            if load:
+                await keyturn.keys.load()
             await keyturn.revocations.read_fence()
             await act(keyturn, arguments)
 
@@ -286,28 +341,59 @@ async def _users_create(keyturn: Keyturn, arguments: argparse.Namespace) -> None
 
 
 async def _users_list(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
-    _print([_user(u) for u in await keyturn.users.list(limit=arguments.limit, after=arguments.after)], arguments)
+    users = await keyturn.users.list(limit=arguments.limit, after=arguments.after)
+    _print([_user(user) for user in users], arguments)
+    if not arguments.json:
+        _more(users, arguments.limit, "--after")
 
 
 async def _users_disable(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
-    user = await keyturn.users.find(arguments.user)
-    print(f"{await keyturn.users.disable(user.id)} sessions ended")
+    user = await _found(keyturn, arguments.user)
+    ended = await keyturn.users.disable(user.id)
+    print(f"{user.email} {'was disabled already' if user.disabled_at else 'is disabled'}; {_count(ended)} ended")
 
 
 async def _users_enable(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
-    await keyturn.users.enable((await keyturn.users.find(arguments.user)).id)
+    user = await _found(keyturn, arguments.user)
+    await keyturn.users.enable(user.id)
+    print(f"{user.email} {'may sign in again' if user.disabled_at else 'was enabled already'}")
 
 
 async def _users_set_role(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
-    await keyturn.users.set_role((await keyturn.users.find(arguments.user)).id, arguments.role)
+    user = await _found(keyturn, arguments.user)
+    await keyturn.users.set_role(user.id, arguments.role)
+    if user.role == arguments.role:
+        print(f"{user.email} had the role {user.role} already")
+        return
+    seconds = keyturn.settings.access_token_lifetime // timedelta(seconds=1)
+    print(f"{user.email} has the role {arguments.role} (before: {user.role})")
+    print(
+        f"access tokens say {user.role} until their session's next refresh, {seconds} s at most; "
+        f"to end them now: {called()} sessions end --user {user.id}"
+    )
 
 
 async def _users_set_password(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
-    user = await keyturn.users.find(arguments.user)
+    user = await _found(keyturn, arguments.user)
     password = _password(arguments)
-    print(f"{await keyturn.users.set_password(user.id, password)} sessions ended")
+    ended = await keyturn.users.set_password(user.id, password)
+    still = "; the user stays disabled" if user.disabled_at else ""
+    print(f"{user.email} has a new password; {_count(ended)} ended{still}")
     if arguments.generate:
         print(password)
+
+
+async def _found(keyturn: Keyturn, named: str) -> User:
+    try:
+        return await keyturn.users.find(named)
+    except NotFound:
+        # Repeated only where it has the form of an id or an address: another word may be a password.
+        shown = f" {named}" if re.fullmatch(r"[0-9a-fA-F-]{32,36}|[\w.+-]{1,64}@[\w.-]{1,190}", named) else ""
+        raise NotFound(f"no such user{shown}; {called()} users list shows them") from None
+
+
+def _count(sessions: int) -> str:
+    return f"{sessions} session{'s' * (sessions != 1)}"
 
 
 def _password(arguments: argparse.Namespace) -> str:
@@ -338,32 +424,57 @@ def _user(user: User) -> Row:
 
 
 async def _sessions_list(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
-    user_id = (await keyturn.users.find(arguments.user)).id if arguments.user else None
+    user_id = (await _found(keyturn, arguments.user)).id if arguments.user else None
     states = await keyturn.sessions.list(
         user_id=user_id, limit=arguments.limit, before=arguments.before, live=arguments.live
     )
-    _print([_session(state) for state in states], arguments)
+    emails = await keyturn.users.emails({state.user_id for state in states})
+    if arguments.json:
+        _print([_session(state, emails) for state in states], arguments)
+    else:
+        _print([_session_in_short(state, emails) for state in states], arguments)
+        _more(states, arguments.limit, "--before")
 
 
 async def _sessions_show(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
-    _print(_session(await keyturn.sessions.find(arguments.session)), arguments)
+    state = await _session_of(keyturn, arguments.session)
+    _print(_session(state, await keyturn.users.emails({state.user_id})), arguments)
+
+
+async def _session_of(keyturn: Keyturn, session_id: UUID) -> State:
+    try:
+        return await keyturn.sessions.find(session_id)
+    except NotFound:
+        raise NotFound(f"no such session {session_id}; {called()} sessions list shows them") from None
 
 
 async def _sessions_end(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
-    if bool(arguments.session) == bool(arguments.user):
-        raise InvalidRequest("which", description="Name sessions, or --user, and not both.")
     if arguments.user:
-        user = await keyturn.users.find(arguments.user)
-        ended = await keyturn.sessions.end_of_user(user.id, "revoked_by_admin")
-    else:
-        ended = await keyturn.sessions.end(set(arguments.session), "revoked_by_admin")
-    print(f"{ended} sessions ended")
+        user = await _found(keyturn, arguments.user)
+        print(f"{_count(await keyturn.sessions.end_of_user(user.id, 'revoked_by_admin'))} of {user.email} ended")
+        return
+    there: dict[UUID, State] = {}
+    missing: list[str] = []
+    for session_id in dict.fromkeys(arguments.session):
+        try:
+            there[session_id] = await keyturn.sessions.find(session_id)
+        except NotFound:
+            missing.append(str(session_id))
+    if there:
+        ended = await keyturn.sessions.end(set(there), "revoked_by_admin")
+        print(f"{_count(ended)} ended", flush=True)
+        for state in there.values():
+            if over := state.over():
+                print(f"{state.id} was over before ({over})", flush=True)
+    if missing:
+        raise NotFound(f"no such session {', '.join(missing)}; {called()} sessions list shows them")
 
 
-def _session(state: State) -> Row:
+def _session(state: State, emails: Mapping[UUID, str]) -> Row:
     return {
         "id": state.id,
         "user_id": state.user_id,
+        "email": emails.get(state.user_id),
         "client_id": state.client_id,
         "status": state.over() or "live",
         "generation": state.generation,
@@ -375,6 +486,30 @@ def _session(state: State) -> Row:
     }
 
 
+def _session_in_short(state: State, emails: Mapping[UUID, str]) -> Row:
+    email = emails.get(state.user_id, "")
+    over = state.over()
+    return {
+        "id": state.id,
+        "email": email if len(email) <= _LONGEST_EMAIL else f"{email[: _LONGEST_EMAIL - 1]}…",
+        "status": over or "live",
+        "begun": f"{_short(state.now - state.created_at)} ago",
+        "refreshed": f"{_short(state.now - state.rotated_at)} ago" if state.generation else "never",
+        "ends": "" if over else f"in {_short(state.idle_expires_at - state.now)}",
+    }
+
+
+_LONGEST_EMAIL = 32
+
+
+def _short(duration: timedelta) -> str:
+    """A duration in its largest unit: seconds, minutes, hours or days."""
+    for unit, letter in ((timedelta(days=1), "d"), (timedelta(hours=1), "h"), (timedelta(minutes=1), "m")):
+        if duration >= unit:
+            return f"{duration // unit}{letter}"
+    return f"{max(timedelta(0), duration) // timedelta(seconds=1)}s"
+
+
 # -- keys, gc
 
 
@@ -383,27 +518,76 @@ async def _keys_generate(keyturn: Keyturn, arguments: argparse.Namespace) -> Non
         raise InvalidRequest("algorithm", description="--algorithm and --bits are for access keys.")
     if arguments.bits and (arguments.algorithm or keyturn.settings.signing_algorithm) != "RS256":
         raise InvalidRequest("bits", description="--bits is for RS256 keys.")
-    print(await keyturn.keys.generate(arguments.use, arguments.algorithm, arguments.bits or 2048))
+    kid = await keyturn.keys.generate(arguments.use, arguments.algorithm, arguments.bits or 2048)
+    print(kid, flush=True)
+    _note(await _what_signs(keyturn, arguments.use))
 
 
 async def _keys_list(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
-    _print(await keyturn.keys.list(), arguments)
+    keys: list[Row] = list(await keyturn.keys.list())
+    if not arguments.json:
+        columns = ("kid", "use", "algorithm", "status", "signs_from", "retired_at")
+        keys = [{column: key[column] for column in columns} for key in keys]
+    _print(keys, arguments)
 
 
 async def _keys_retire(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
+    before = {key["kid"]: key for key in await keyturn.keys.list()}.get(arguments.kid)
+    if before is None:
+        raise NotFound(f"no such key; {called()} keys list shows them")
     number = await keyturn.keys.retire(arguments.kid)
+    seconds = READ_BY_ALL // timedelta(seconds=1)
+    if before["retired_at"]:
+        print(f"{arguments.kid} was retired already, at {_moment(before['retired_at'])}")
+    else:
+        print(f"{arguments.kid} is retired; within {seconds} s its tokens are refused everywhere")
+    changed = " (until now: the retired key)" if before["status"] == "signs" else ""
+    print(await _what_signs(keyturn, before["use"], changed), flush=True)
     if number is None:
         return
     ended = await keyturn.sessions.end_under(number)
-    seconds = READ_BY_ALL.total_seconds()
-    print(f"{ended} sessions ended; waiting {seconds:.0f} s for instances that may still sign in under it", flush=True)
-    await asyncio.sleep(seconds)
-    print(f"{await keyturn.sessions.end_under(number)} more sessions ended")
+    print(
+        f"{_count(ended)} ended; waiting {seconds} s for instances that may still sign in under it "
+        "(if this breaks off, call it again)",
+        flush=True,
+    )
+    await asyncio.sleep(READ_BY_ALL.total_seconds())
+    print(f"{_count(await keyturn.sessions.end_under(number))} more ended")
+
+
+async def _keys_replace(keyturn: Keyturn, _arguments: argparse.Namespace) -> None:
+    *_, number = await keyturn.keys.replace()
+    print("all keys are retired, and new ones made")
+    for use in ("access", "refresh"):
+        print(await _what_signs(keyturn, use), flush=True)
+    print(f"{_count(await keyturn.sessions.end_all_but_under(number))} ended; everyone has to sign in again")
+    print("an instance that still runs has the old keys: restart it with the new master secret")
+
+
+async def _what_signs(keyturn: Keyturn, use: str, now: str = "") -> str:
+    """Which key of a use signs now, and which will from when on."""
+    keys = [key for key in await keyturn.keys.list() if key["use"] == use]
+    named = {key["kid"]: f"{key['kid']} ({key['algorithm']})" for key in keys}
+    told = [f"{named[key['kid']]} signs {use} tokens now{now}" for key in keys if key["status"] == "signs"]
+    told += [
+        f"{named[key['kid']]} is published and signs from {_moment(key['signs_from'])} on"
+        for key in keys
+        if key["status"] == "published"
+    ]
+    return "; ".join(told)
 
 
 async def _gc(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
-    deleted = await keyturn.sessions.gc(kept_for=timedelta(days=arguments.keep_days))
-    print(json.dumps({"deleted": deleted}) if arguments.json else f"{deleted} sessions deleted")
+    wanted = timedelta(days=arguments.keep_days)
+    kept = max(wanted, REMEMBERED_FOR)
+    deleted = await keyturn.sessions.gc(kept_for=wanted)
+    if arguments.json:
+        print(json.dumps({"deleted": deleted, "kept_for_seconds": kept // timedelta(seconds=1)}))
+        return
+    period = f"{arguments.keep_days} days" if kept == wanted else f"{kept // timedelta(seconds=1)} s"
+    print(f"{_count(deleted)} deleted; kept: those that live, and those that were over for less than {period}")
+    if kept > wanted:
+        print(f"{period} is the least: while an access token of theirs could live, Redis may have to be told of them")
 
 
 # -- output
@@ -416,11 +600,32 @@ def _print(what: Row | Sequence[Row], arguments: argparse.Namespace) -> None:
         print(json.dumps(plain[0] if isinstance(what, Mapping) else plain))
         return
     if not rows:
+        _note("there are none")
         return
-    table = [list(rows[0])] + [["" if v is None else str(_plain(v)) for v in row.values()] for row in rows]
+    table = [list(rows[0])] + [[_moment(value) for value in row.values()] for row in rows]
+    if isinstance(what, Mapping):  # one thing: a line for each member
+        table = [list(line) for line in zip(*table, strict=True)]
     widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
     for line in table:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _more(rows: Sequence[User] | Sequence[State], limit: int, option: str) -> None:
+    if rows and len(rows) == limit:
+        _note(f"there may be more: {option} {rows[-1].id}, or a higher --limit")
+
+
+def _note(line: str) -> None:
+    """Tells the operator something beside the output, which may be read by a program."""
+    sys.stdout.flush()
+    print(line, file=sys.stderr)
+
+
+def _moment(value: Any) -> str:
+    """A value as a table shows it: a moment to the second."""
+    if isinstance(value, datetime):
+        value = value.replace(microsecond=0)
+    return "" if value is None else str(_plain(value))
 
 
 def _plain(value: Any) -> Any:

@@ -69,11 +69,20 @@ async def _keys(keyturn: Keyturn) -> AsyncIterator[Finding]:
     keys = await keyturn.keys.list()
     signing = {key["use"] for key in keys if key["status"] == "signs"}
     yield Finding("keys", "" if signing == {"access", "refresh"} else f"run {called()} serve once to make them")
-    # A key that is published signs within a minute.
-    access = [key for key in keys if key["use"] == "access" and key["status"] in {"signs", "published"}]
-    algorithms, wanted = [key["algorithm"] for key in access], keyturn.settings.signing_algorithm
-    still = "" if not algorithms or wanted in algorithms else algorithms[0]
-    yield Finding(f"tokens signed with {wanted}", still and f"still {still}: {called()} keys generate access")
+    for use in ("access", "refresh"):
+        # The one that signs, and those that are published and sign within a minute, in their order.
+        these = [key for key in keys if key["use"] == use and key["status"] in {"signs", "published"}]
+        these.sort(key=lambda key: (key["status"] == "published", key["signs_from"]))
+        told = [
+            f"{key['algorithm']} (key {key['kid']})"
+            + (f" from {key['signs_from']:%H:%M:%SZ} on" if key["status"] == "published" else "")
+            for key in these
+        ]
+        wanted = keyturn.settings.signing_algorithm
+        new = f"KEYTURN_SIGNING_ALGORITHM is {wanted}, which a new key would have: {called()} keys generate access"
+        other = use == "access" and bool(these) and these[-1]["algorithm"] != wanted
+        if these:
+            yield Finding(f"{use} tokens signed with {', '.join(told)}", new if other else "")
 
 
 async def _administrators(keyturn: Keyturn) -> AsyncIterator[Finding]:

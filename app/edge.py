@@ -46,7 +46,6 @@ MAX_DIGITS = 64
 """Characters of a number in a JSON body."""
 
 _MAX_LOGGED_PATH = 256
-_MAX_LOGGED_CLIENT = 64  # what a trusted proxy says of it may be anything
 
 # A client's own id is kept, so that its log and ours meet; one that looks like a token is not let into ours.
 _REQUEST_ID = re.compile(rb"(?!.*(?:ktr_|eyJ))[A-Za-z0-9._-]{1,64}")
@@ -183,7 +182,8 @@ class Edge:
         state: dict[str, Any] = scope.setdefault("state", {})
         state["request_id"] = request_id
         state["log"] = {}
-        log.bind(request_id)
+        client = scope.get("client")
+        log.bind(request_id, client[0] if client else None)
         answer = _Answer(send, request_id, state.get("respond"))
         try:
             # Read first, so that a connection can go on after a refusal that the framing has no part in.
@@ -468,13 +468,17 @@ def _access_line(scope: Scope, request_id: str, status: int | None, seconds: flo
         f'{"null" if status is None else status}, "duration_ms": {seconds * 1000:.3f}, '
         f'"client": {_quoted_client(client[0]) if client else "null"}'
     )
+    session_id = state.get("session_id")
     refusal: Refusal | None = state.get("refusal")
     if refusal is not None:
+        session_id = refusal.session_id or session_id
         line += f', "error": "{refusal.error}", "cause": {_quoted_cause(refusal.cause)}'
         if refusal.reason is not None:
             line += f', "reason": "{refusal.reason}"'
-    if "session_id" in state:
-        line += f', "session_id": "{state["session_id"]}"'
+        if refusal.user_id is not None:
+            line += f', "user_id": "{refusal.user_id}"'
+    if session_id is not None:
+        line += f', "session_id": "{session_id}"'
     if more := state["log"]:
         line += f", {json.dumps(log.redact(more))[1:-1]}"
     return (
@@ -494,4 +498,4 @@ def _quoted_cause(cause: str) -> str:
 
 @lru_cache(maxsize=1024)
 def _quoted_client(address: str) -> str:
-    return log.quote(log.redact_tokens(address)[:_MAX_LOGGED_CLIENT])
+    return log.quote(log.shown_client(address))

@@ -10,8 +10,10 @@ same style.
 
 from __future__ import annotations
 
+import copy
 from datetime import timedelta
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
+from uuid import UUID
 
 Reason = Literal[
     "logout",
@@ -39,6 +41,8 @@ class Refusal(Exception):
         description: the public sentence, where the class's own is too general; never made of input values.
         retry_after: when to come again; rendered as whole seconds, rounded up.
         challenge: the ``WWW-Authenticate`` value of a 401, where the class's own does not fit.
+        session_id: the session that it is about, for the log; only where a genuine token or the database names it.
+        user_id: the user that it is about, likewise; never shown to the client.
     """
 
     status: ClassVar[int]
@@ -54,6 +58,8 @@ class Refusal(Exception):
         description: str | None = None,
         retry_after: timedelta | None = None,
         challenge: str | None = None,
+        session_id: UUID | None = None,
+        user_id: UUID | None = None,
     ) -> None:
         super().__init__(cause)
         self.cause = cause
@@ -61,6 +67,18 @@ class Refusal(Exception):
         self.description = description or self.sentence
         self.retry_after = retry_after
         self.challenge = challenge or self.standard_challenge
+        self.session_id = session_id
+        self.user_id = user_id
+
+    def about(self, session_id: UUID | None, user_id: UUID | None = None) -> Self:
+        """The same refusal with session and user, where it does not name them yet.
+
+        A copy, because one outage is raised to all requests that waited for the same statement.
+        """
+        named = copy.copy(self)
+        named.session_id = self.session_id or session_id
+        named.user_id = self.user_id or user_id
+        return named
 
     def body(self) -> dict[str, str]:
         """The JSON members of RFC 6749 section 5.2, plus ``reason`` where there is one."""

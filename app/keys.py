@@ -109,12 +109,16 @@ class KeySet:
 
     def signing(self, now: datetime) -> tuple[AccessKey, RefreshKey]:
         """The keys that sign: of each use the newest that was published long enough, else the oldest."""
+        return (
+            self.access[_signing({kid: self.signs_from[kid] for kid in self.access}, now)],
+            self.refresh[_signing({number: self.signs_from[number] for number in self.refresh}, now)],
+        )
 
-        def pick(names: list[Any]) -> Any:
-            ready = [name for name in names if self.signs_from[name] <= now]
-            return max(ready, key=self.signs_from.__getitem__) if ready else min(names, key=self.signs_from.__getitem__)
 
-        return self.access[pick(list(self.access))], self.refresh[pick(list(self.refresh))]
+def _signing(signs_from: Mapping[_N, datetime], now: datetime) -> _N:
+    """Which key of one use signs: the newest that was published long enough, else the oldest."""
+    ready = [name for name, moment in signs_from.items() if moment <= now]
+    return max(ready, key=signs_from.__getitem__) if ready else min(signs_from, key=signs_from.__getitem__)
 
 
 class Keys:
@@ -210,10 +214,12 @@ class Keys:
         async with self._db.look() as connection:
             rows = (
                 await connection.execute(
-                    select(Key.__table__, self._db.now().label("now")).where(
+                    select(Key.__table__, self._db.now().label("now"))
+                    .where(
                         or_(Key.retired_at.is_(None), Key.use == "refresh"),
                         _known_here(),
                     )
+                    .order_by(Key.created_at, Key.kid)
                 )
             ).all()
         access: dict[str, AccessKey] = {}
@@ -256,7 +262,7 @@ class Keys:
         except (InvalidTag, ValueError):  # ValueError: too short to be sealed at all
             raise ConfigurationError(
                 f"key {row.kid} can't be unsealed: KEYTURN_SECRET is not the one it was sealed under, "
-                "or the row was changed"
+                "or the row was changed; where that secret is lost: keys replace"
             ) from None
 
     # -- writing
@@ -327,27 +333,53 @@ class Keys:
             await tx.execute(update(Key).where(Key.kid == kid).values(retired_at=self._db.now()))
         return number
 
+    @own_task
+    async def replace(self) -> tuple[str, str, int]:
+        """Retires all keys, also those that this master secret can't unseal, and makes new ones that sign at once.
+
+        Numbers of refresh keys stay taken, so that no session passes for one under a new key.
+
+        Returns:
+            The ids of the new access key and refresh key, and the latter's number:
+            `Sessions.end_all_but_under` has to end the sessions under others.
+
+        Raises:
+            Conflict: all numbers of refresh keys are taken.
+        """
+        secret = _new_secret(self._algorithm)  # before the transaction, as in `generate`
+        async with self._db.begin() as tx:
+            await self._lock(tx)
+            await tx.execute(update(Key).where(Key.retired_at.is_(None)).values(retired_at=self._db.now()))
+            access = await self._insert(tx, "access", self._algorithm, secret, timedelta(0))
+            refresh = await self._insert(tx, "refresh", None, os.urandom(32), timedelta(0))
+            number = await tx.scalar(select(Key.number).where(Key.kid == refresh))
+        assert number is not None
+        return access, refresh, number
+
     async def list(self) -> list[dict[str, Any]]:
         """All keys by age, without secrets.
 
         `status` is retired, published (does not sign yet), signs, verifies, or unknown (a later release made it).
         """
         query = select(Key.__table__, self._db.now().label("now"), _known_here().label("known")).order_by(
-            Key.created_at
+            Key.created_at, Key.kid
         )
         async with self._db.look() as connection:
             rows = (await connection.execute(query)).all()
-        ready = [row for row in rows if row.known and row.retired_at is None and row.signs_from <= row.now]
-        signing = {row.use: row.kid for row in sorted(ready, key=lambda row: row.signs_from)}
+        signing = set()
+        for use in get_args(Use):
+            here = [row for row in rows if row.use == use and row.known and row.retired_at is None]
+            if here:
+                signing.add(_signing({row.kid: row.signs_from for row in here}, here[0].now))
 
         def status(row: Any) -> str:
             if row.retired_at is not None:
                 return "retired"
             if not row.known:
                 return "unknown"
-            if row.signs_from > row.now:
-                return "published"
-            return "signs" if signing[row.use] == row.kid else "verifies"
+            if row.kid in signing:
+                return "signs"
+            return "published" if row.signs_from > row.now else "verifies"
 
         return [
             {

@@ -25,7 +25,8 @@ import structlog
 
 REDACTED = "[redacted]"
 
-_request_id = ContextVar("request_id", default="")
+_request: ContextVar[tuple[str, str | None]] = ContextVar("request", default=("", None))
+_MAX_CLIENT = 64  # characters; what a trusted proxy says of a client may be anything
 
 _SECRET_NAME = re.compile(r"(?:^|[_-])(?:passwords?|secrets?|tokens?|authorization|cookies?)$", re.IGNORECASE)
 
@@ -140,9 +141,14 @@ def get_logger() -> structlog.typing.FilteringBoundLogger:
     return logger
 
 
-def bind(request_id: str) -> None:
-    """Puts the request's id on all further lines of this task and of those that it starts."""
-    _request_id.set(request_id)
+def bind(request_id: str, client: str | None) -> None:
+    """Puts the request's id and its client's address on all further lines of this task and of those that it starts."""
+    _request.set((request_id, client))
+
+
+def shown_client(address: str) -> str:
+    """A client's address as it may be logged."""
+    return redact_tokens(address)[:_MAX_CLIENT]
 
 
 def configure(level: str = "info") -> None:
@@ -198,8 +204,11 @@ class _Stderr:
     debug = info = warning = error = critical = exception = log = msg
 
 
-def _with_request_id(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    if request_id := _request_id.get():
+def _with_request(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    request_id, client = _request.get()
+    if client:
+        event["client"] = shown_client(client)
+    if request_id:
         event["request_id"] = request_id
     return event
 
@@ -214,7 +223,7 @@ def _configure_structlog(level: str) -> None:
     _least = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
         processors=[
-            _with_request_id,
+            _with_request,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -151,12 +152,13 @@ def _defect(request: Request, _error: Exception) -> Response:
 
 
 def _invalid(request: Request, error: RequestValidationError) -> Response:
-    """Names the field and never its value. A name that is not ours is input too, so it is not repeated."""
+    """Names the field and never its value. A name that is not ours is input too: only a plain word is repeated."""
     first = error.errors()[0]
     where = [str(part) for part in first["loc"][1:]]
     match first["type"]:
         case "extra_forbidden":
-            sentence = "There is a field that this endpoint does not have."
+            named = f"{where[-1]}: is" if _PLAIN.fullmatch(where[-1]) else "There is"
+            sentence = f"{named} a field that this endpoint does not have. It has: {', '.join(_fields(request))}."
         case "missing" if where:
             sentence = f"{where[-1]}: is missing."
         case _ if where and first["loc"][0] in {"body", "query"} and not first["type"].startswith("json"):
@@ -164,3 +166,13 @@ def _invalid(request: Request, error: RequestValidationError) -> Response:
         case _:
             sentence = "The body must be a JSON object with the documented fields."
     return _refused(request, InvalidRequest(f"validation: {first['type']}", description=sentence))
+
+
+_PLAIN = re.compile(r"[a-z]{1,16}(?:_[a-z]{1,16}){0,3}", re.ASCII)
+"""The form of a field's name: a few short words without digits. A token never has it."""
+
+
+def _fields(request: Request) -> list[str]:
+    """The members that the endpoint's JSON body may have."""
+    body = getattr(request.scope.get("route"), "body_field", None)
+    return list(getattr(body.field_info.annotation, "model_fields", ())) if body is not None else []

@@ -19,9 +19,10 @@ another digest. Generations are compared, never moments.
 from __future__ import annotations
 
 import asyncio
+import builtins
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import Enum, auto
 from functools import cache
@@ -29,15 +30,16 @@ from itertools import chain
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import Select, and_, case, delete, insert, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, case, delete, exists, insert, or_, select, update
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from .access_tokens import AccessToken, AccessTokens
 from .batches import Batch
 from .db import Database, own_task
-from .errors import InvalidGrant, InvalidToken, NotFound, NoToken, Reason, TemporarilyUnavailable
+from .errors import InvalidGrant, InvalidToken, NotFound, NoToken, Reason, Refusal, TemporarilyUnavailable
 from .keys import Keys
-from .models import Session, User, microseconds, moment, uuid7
+from .log import get_logger
+from .models import Key, Session, User, microseconds, moment, uuid7
 from .passwords import Authenticated
 from .refresh_tokens import LAST_GENERATION, RefreshKey, RefreshToken, issue
 from .revocations import REMEMBERED_FOR, Ending, Revocations, settled
@@ -48,6 +50,8 @@ Scope = Literal["this", "others", "all"]
 
 KEPT_FOR = timedelta(days=30)
 """How long a session that is over stays, with its reason, before `gc` may delete it."""
+
+_log = get_logger()
 
 _WAITS = tuple(timedelta(milliseconds=ms) for ms in (20, 100, 400))
 """Whoever holds the row has a few round trips and a commit to go."""
@@ -102,6 +106,8 @@ class State:
     ended_at: datetime | None
     end_reason: Reason | None
     now: datetime
+    has_key: bool = True
+    """Whether a key that is not retired could have made its refresh token. Read only where an operator looks."""
 
     def over(self) -> Reason | None:
         """Why the session is over, or None while it lives."""
@@ -109,7 +115,9 @@ class State:
             return self.end_reason
         if self.absolute_expires_at <= self.idle_expires_at and self.absolute_expires_at <= self.now:
             return "absolute_timeout"
-        return "idle_timeout" if self.idle_expires_at <= self.now else None
+        if self.idle_expires_at <= self.now:
+            return "idle_timeout"
+        return None if self.has_key else "revoked_by_admin"  # its key was retired or deleted: that ended it
 
 
 class Verdict(Enum):
@@ -200,7 +208,9 @@ class Sessions:
                 )
             ).one_or_none()
             if user is None or user.disabled_at is not None or user.password_hash != proof.password_hash:
-                raise InvalidGrant("user changed meanwhile", description="E-mail or password is wrong.")
+                raise InvalidGrant(
+                    "user changed meanwhile", description="E-mail or password is wrong.", user_id=proof.user_id
+                )
             session = {
                 "id": first.session_id,
                 "user_id": user.id,
@@ -233,9 +243,15 @@ class Sessions:
             TemporarilyUnavailable: the database is away, or the session was locked by others four times.
         """
         presented = self._keys.verify_refresh_token(text)
+        try:
+            return await self._refreshed(presented)
+        except Refusal as refusal:
+            raise refusal.about(presented.session_id) from None
+
+    async def _refreshed(self, presented: RefreshToken) -> Tokens:
         if self._keys.retired(presented.key.number):
-            reason = await self._over_under_retired_key(presented.session_id)
-            raise InvalidGrant("retired refresh key", reason=reason)
+            over = await self._over_under_retired_key(presented.session_id)
+            raise InvalidGrant("retired refresh key", reason=over.over(), user_id=over.user_id)
         for wait in (*_WAITS, None):
             rotated = await self._rotations(presented)
             if rotated is not None:
@@ -254,11 +270,12 @@ class Sessions:
                     assert key is not None
                     return self._tokens(state, presented.successor(key))
                 case Verdict.REUSE:
-                    raise InvalidGrant("reuse", reason=await self._end_for_reuse(state.id, presented.generation))
+                    reason = await self._end_for_reuse(state.id, presented.generation)
+                    raise InvalidGrant("reuse", reason=reason, user_id=state.user_id)
                 case Verdict.REFUSED:
-                    raise InvalidGrant("not a token of this session's chain")
+                    raise InvalidGrant("not a token of this session's chain", user_id=state.user_id)
                 case reason:
-                    raise InvalidGrant("session is over", reason=reason)
+                    raise InvalidGrant("session is over", reason=reason, user_id=state.user_id)
         raise TemporarilyUnavailable("the session was locked four times")
 
     async def _rotate(self, batch: Sequence[RefreshToken]) -> Sequence[tuple[State, RefreshToken] | None]:
@@ -340,8 +357,26 @@ class Sessions:
         async with self._revocations.ending([session_id]) as ending:
             older = Session.generation > generation
             await _end(ending, _ends(self._db.now(), "reuse_detected", Session.id == session_id, older))
-            reason = await ending.tx.scalar(select(Session.end_reason).where(Session.id == session_id))
-        return reason or "reuse_detected"  # type: ignore[return-value]  # the column holds only reasons
+            found = await ending.tx.execute(
+                select(
+                    Session.end_reason, Session.user_id, Session.generation, Session.rotated_at, Session.ended_at
+                ).where(Session.id == session_id)
+            )
+            row = found.one_or_none()
+        if row is None or row.ended_at is None:
+            return "reuse_detected"
+        # Only the one statement that ended the session makes the line: later presentations find the session ended.
+        if ending.lived:
+            _log.warning(
+                "reuse_detected",
+                session_id=str(session_id),
+                user_id=str(row.user_id),
+                presented_generation=generation,
+                current_generation=row.generation,
+                rotated_seconds_ago=_seconds(row.ended_at - row.rotated_at),
+            )
+        reason: Reason = row.end_reason
+        return reason
 
     @own_task
     async def end(self, session_ids: set[UUID], reason: Reason) -> int:
@@ -358,33 +393,39 @@ class Sessions:
         It walks the primary key as `gc` does. Broken off, it can be called again. Instances that have yet to read
         that the key is retired may sign in under it meanwhile: call it once more when `READ_BY_ALL` has passed.
         """
+        return await self._end_each(Session.key_id == key_number, most)
+
+    async def end_all_but_under(self, key_number: int, *, most: int = 1000) -> int:
+        """Ends the live sessions under all refresh keys but one, as `end_under`; how many."""
+        return await self._end_each(Session.key_id != key_number, most)
+
+    async def _end_each(self, which: ColumnElement[bool], most: int) -> int:
         ended, after = 0, UUID(int=0)
         while True:
-            last, count = await self._end_range(after, key_number, most)
+            last, count = await self._end_range(after, which, most)
             ended += count
             if last is None:
                 return ended
             after = last
 
     @own_task
-    async def _end_range(self, after: UUID, key_number: int, most: int) -> tuple[UUID | None, int]:
+    async def _end_range(self, after: UUID, which: ColumnElement[bool], most: int) -> tuple[UUID | None, int]:
         async with self._db.look() as connection:
-            columns = select(Session.id, Session.key_id, Session.ended_at)
+            columns = select(Session.id, and_(which, Session.ended_at.is_(None)).label("doomed"))
             rows = (await connection.execute(columns.where(Session.id > after).order_by(Session.id).limit(most))).all()
         if not rows:
             return None, 0
-        under = Session.key_id == key_number
-        ids = {row.id for row in rows if row.key_id == key_number and row.ended_at is None}
+        ids = {row.id for row in rows if row.doomed}
         if not ids:
             return rows[-1].id, 0
         await self._revocations.read_fence()  # the walk may take longer than a command's one reading is good for
         async with self._revocations.ending(ids) as ending:
-            which = select(Session.id).where(Session.id.in_(ids), under).order_by(Session.id).with_for_update()
-            await _end(ending, _ends(self._db.now(), "revoked_by_admin", Session.id.in_(which), under))
+            held = select(Session.id).where(Session.id.in_(ids), which).order_by(Session.id).with_for_update()
+            await _end(ending, _ends(self._db.now(), "revoked_by_admin", Session.id.in_(held), which))
         return rows[-1].id, ending.lived
 
-    async def _over_under_retired_key(self, session_id: UUID) -> Reason:
-        """Why the session of a token whose key is retired is over.
+    async def _over_under_retired_key(self, session_id: UUID) -> State:
+        """The session of a token whose key is retired. It is over.
 
         Whoever has that key could have made the token: it ends nothing but what retiring the key ends.
 
@@ -395,10 +436,9 @@ class Sessions:
         if state is not None and not state.over() and self._keys.retired(state.key_id):
             await self.end({session_id}, "revoked_by_admin")  # `end_under` has yet to come here
             state = await self._reads(session_id)
-        over = state.over() if state is not None else None
-        if over is None:
-            raise InvalidGrant("retired refresh key")
-        return over
+        if state is None or not state.over():
+            raise InvalidGrant("retired refresh key", session_id=session_id, user_id=state.user_id if state else None)
+        return state
 
     async def logout(self, access_token: str | None, refresh_token: str | None, scope: Scope) -> set[UUID]:
         """Ends the session of each token, or the user's others, or all; the sessions that were presented.
@@ -414,11 +454,14 @@ class Sessions:
         presented = await self._presented(access_token, refresh_token)
         if scope == "this":
             for session_id in presented:
-                settles_at = await self._logouts(session_id)
-                if settles_at is None:
-                    await self.end({session_id}, "logout")
-                else:
-                    await settled(settles_at)
+                try:
+                    settles_at = await self._logouts(session_id)
+                    if settles_at is None:
+                        await self.end({session_id}, "logout")
+                    else:
+                        await settled(settles_at)
+                except Refusal as refusal:
+                    raise refusal.about(session_id) from None
             return set(presented)
         # All are checked before any is ended: a refused request changes nothing.
         states = [await self._opened_by(i, token, access_token, scope) for i, token in presented.items()]
@@ -446,22 +489,25 @@ class Sessions:
         Raises:
             InvalidToken, InvalidGrant: it may not.
         """
-        state = await self._reads(session_id)
+        try:
+            state = await self._reads(session_id)
+        except Refusal as refusal:
+            raise refusal.about(session_id) from None
         if state is None:
-            raise InvalidGrant("no such session")
+            raise InvalidGrant("no such session", session_id=session_id)
         over = state.over()
         if over and not (scope == "all" and over == "logout_all"):
-            raise InvalidGrant("session is over", reason=over)
+            raise InvalidGrant("session is over", reason=over, session_id=state.id, user_id=state.user_id)
         if token is None:
             assert access_token is not None
             verified = self._access_tokens.verify(access_token, self._db.clock())
             if verified.subject != str(state.user_id):  # whoever shares the HS256 key can mint any claim
-                raise InvalidToken("no such session of this subject")
+                raise InvalidToken("no such session of this subject", session_id=session_id, user_id=verified.user_id)
         elif not over and token.digest != state.token_digest:
             # Then only one that a refresh would still be answered for.
             verdict = judge(state, token, self._keys.refresh(state.key_id), self._window)
             if verdict is not Verdict.RETRY:
-                raise InvalidGrant("an old token can't end other sessions")
+                raise InvalidGrant("an old token can't end other sessions", session_id=state.id, user_id=state.user_id)
         return state
 
     async def _presented(self, access_token: str | None, refresh_token: str | None) -> dict[UUID, RefreshToken | None]:
@@ -503,7 +549,10 @@ class Sessions:
             TemporarilyUnavailable: nothing can say whether it was revoked.
         """
         token = self._access_tokens.verify(access_token, self._db.clock())
-        await self._revocations.check(token.session_id)
+        try:
+            await self._revocations.check(token.session_id)
+        except Refusal as refusal:
+            raise refusal.about(token.session_id, token.user_id) from None
         return token
 
     async def authorise(self, access_token: str) -> State:
@@ -517,11 +566,14 @@ class Sessions:
             TemporarilyUnavailable: the database is away.
         """
         token = self._access_tokens.verify(access_token, self._db.clock())
-        state = await self._reads(token.session_id)
+        try:
+            state = await self._reads(token.session_id)
+        except Refusal as refusal:
+            raise refusal.about(token.session_id, token.user_id) from None
         if state is None or str(state.user_id) != token.subject:
-            raise InvalidToken("no such session of this subject")
+            raise InvalidToken("no such session of this subject", session_id=token.session_id, user_id=token.user_id)
         if over := state.over():
-            raise InvalidToken("session is over", reason=over)
+            raise InvalidToken("session is over", reason=over, session_id=state.id, user_id=state.user_id)
         return state
 
     async def find(self, session_id: UUID) -> State:
@@ -530,24 +582,35 @@ class Sessions:
         Raises:
             NotFound: there is none.
         """
-        state = await self._reads(session_id)
-        if state is None:
+        found = await self._list(Session.id == session_id, limit=1)
+        if not found:
             raise NotFound("no such session")
-        return state
+        return found[0]
 
-    @own_task
     async def list(self, *, user_id: UUID | None, limit: int, before: UUID | None = None, live: bool) -> list[State]:
         """Sessions, the newest first, `limit` at most, those before an id."""
-        now = self._db.now()
-        query = select(Session.__table__, now.label("now")).order_by(Session.id.desc()).limit(limit)
-        if user_id is not None:
-            query = query.where(Session.user_id == user_id)
+        which = [Session.user_id == user_id] if user_id is not None else []
         if before is not None:
-            query = query.where(Session.id < before)
-        if live:
-            query = query.where(Session.ended_at.is_(None), Session.idle_expires_at > now)
+            which.append(Session.id < before)
+        return await self._list(*which, limit=limit, live=live)
+
+    @own_task
+    async def _list(self, *which: ColumnElement[bool], limit: int, live: bool = False) -> builtins.list[State]:
         async with self._db.look() as connection:
-            return [self._state(row, row["now"]) for row in (await connection.execute(query)).mappings()]
+            now = await connection.scalar(select(self._db.now()))
+            assert now is not None
+            query = select(Session.__table__, _HAS_KEY.label("has_key")).where(*which)
+            if live:
+                # As `State.over` has it, under the deadlines in force.
+                query = query.where(
+                    Session.ended_at.is_(None),
+                    Session.idle_expires_at > now,
+                    Session.rotated_at > now - self._idle,
+                    Session.created_at > now - self._absolute,
+                    _HAS_KEY,
+                )
+            rows = await connection.execute(query.order_by(Session.id.desc()).limit(limit))
+            return [replace(self._state(row, now), has_key=bool(row["has_key"])) for row in rows.mappings()]
 
     # -- gc
 
@@ -585,6 +648,15 @@ class Sessions:
             gone = await tx.scalars(delete(Session).where(Session.id.in_(doomed)).returning(Session.id))
             return ids[-1], len(gone.all())
 
+
+# The number alone does not say: where an operator has deleted all keys, numbers begin anew. A token that an earlier key
+# made is older than the key that has its number now.
+_HAS_KEY = exists().where(
+    Key.use == "refresh",
+    Key.number == Session.key_id,
+    Key.retired_at.is_(None),
+    Key.created_at <= Session.rotated_at,
+)
 
 # Named, so that a column that a later release adds changes no prepared statement of this one.
 _COLUMNS = tuple(Session.__table__.columns)

@@ -57,6 +57,10 @@ class ConfigurationError(Exception):
     """The set-up can't work. The message is one clear line that names the setting and never its value."""
 
 
+class WrongSettings(ConfigurationError):
+    """The settings themselves are wrong or missing, before anything was opened."""
+
+
 def _seconds(value: object) -> object:
     if isinstance(value, timedelta):
         return value
@@ -151,7 +155,10 @@ class Settings(Place):
     ] = None
     client_id: Annotated[
         str,
-        Field(pattern=r"^[\x21-\x7e]{1,64}$", description="`client_id` of sessions that name no client (RFC 9068)."),
+        Field(
+            pattern=r"^[\x21-\x7e]{1,64}$",
+            description="`client_id` of all sessions (RFC 9068); clients can't choose it.",
+        ),
     ] = "first-party"
     signing_algorithm: Annotated[
         Algorithm, Field(description="Algorithm of the access keys that are made from now on.")
@@ -322,11 +329,14 @@ def read(environ: Mapping[str, str] | None = None, *, config: Path | None = None
     """Reads the settings; ``overrides`` (command-line options) win over everything.
 
     Raises:
-        ConfigurationError: something is unknown, malformed or missing.
+        WrongSettings: something is unknown, malformed or missing.
     """
-    values = _sources(os.environ if environ is None else environ, config)
-    values |= {name: value for name, value in overrides.items() if value is not None}
-    return _validated(Settings, values)
+    try:
+        values = _sources(os.environ if environ is None else environ, config)
+        values |= {name: value for name, value in overrides.items() if value is not None}
+        return _validated(Settings, values)
+    except ConfigurationError as e:
+        raise WrongSettings(str(e)) from None
 
 
 _P = TypeVar("_P", bound=Place)
@@ -381,14 +391,19 @@ def _sources(environ: Mapping[str, str], config: Path | None, only: Collection[s
         try:
             values.update(_from_files(tomllib.loads(config.read_text(encoding="utf-8")), only))
         except OSError as e:
-            raise ConfigurationError(f"--config: can't be read ({e.strerror})") from None
+            raise ConfigurationError(f"--config: {_shown(config)} can't be read ({e.strerror})") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError):
-            raise ConfigurationError("--config: is not valid TOML") from None
+            raise ConfigurationError(f"--config: {_shown(config)} is not valid TOML") from None
     for source in (dotenv, environ):
         found = {name.removeprefix(PREFIX).lower(): v for name, v in source.items() if name.startswith(PREFIX)}
         found.pop("config", None)
         values.update(_from_files(found, only))
     return values
+
+
+def _shown(path: Path) -> str:
+    """A path in one line of ASCII, whatever its name holds."""
+    return ascii(str(path))[1:-1]
 
 
 def _from_files(values: dict[str, Any], only: Collection[str] | None) -> dict[str, Any]:
@@ -481,12 +496,13 @@ def make_data_dir(settings: Place) -> None:
     Raises:
         ConfigurationError: it can't be made, others may enter it, or it is another user's.
     """
+    name = f"{PREFIX}DATA_DIR: {_shown(settings.data_dir.absolute())}"
     try:
         settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if mode_if_ours(settings.data_dir, f"{PREFIX}DATA_DIR: ") & 0o077 and os.name == "posix":
-            raise ConfigurationError(f"{PREFIX}DATA_DIR: is open to others; chmod 700 it")
+        if mode_if_ours(settings.data_dir, f"{name} ") & 0o077 and os.name == "posix":
+            raise ConfigurationError(f"{name} is open to others; chmod 700 it")
     except OSError as e:
-        raise ConfigurationError(f"{PREFIX}DATA_DIR: can't be made ({e.strerror})") from None
+        raise ConfigurationError(f"{name} can't be made ({e.strerror})") from None
 
 
 def mode_if_ours(path: Path, name: str) -> int:

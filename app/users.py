@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import re
+from collections.abc import Collection
 from typing import Any
 from uuid import UUID
 
@@ -23,7 +24,6 @@ _ROLE = re.compile(r"[a-z][a-z0-9_-]{0,31}", re.ASCII)
 # The library's documented way to allow domains that the Internet doesn't know, such as corp.local: a self-hosted
 # service has users there.
 SPECIAL_USE_DOMAIN_NAMES.clear()
-_REFUSED = "unknown user, wrong password or disabled"
 
 
 def normalised(email: str) -> str:
@@ -60,6 +60,13 @@ class Users:
         self._passwords = passwords
         self._revocations = revocations
         self._know_the_oldest = False
+
+    @own_task
+    async def emails(self, user_ids: Collection[UUID]) -> dict[UUID, str]:
+        """The addresses of these users."""
+        async with self._db.look(aside=True) as connection:
+            found = await connection.execute(select(User.id, User.email).where(User.id.in_(user_ids)))
+            return {row.id: row.email for row in found}
 
     async def create(self, email: str, password: str, role: str = "user", *, initial: bool = False) -> User:
         """Makes a user.
@@ -109,11 +116,12 @@ class Users:
             raise InvalidRequest("password length", description=f"password: at most {LONGEST} bytes and no NUL.")
         if not self._know_the_oldest:
             await self._learn_the_oldest()
-        row = await self._stored(address)
-        if row is not None and row.disabled_at is not None:
-            row = None
+        found = await self._stored(address)
+        row = None if found is None or found.disabled_at is not None else found
         if not await self._passwords.verify(row.password_hash if row else None, raw) or row is None:
-            raise InvalidGrant(_REFUSED, description="E-mail or password is wrong.")
+            # The log tells them apart, the answer does not. The address is in neither: people type passwords there.
+            cause = "wrong password" if row else "user is disabled" if found else "unknown user"
+            raise InvalidGrant(cause, description="E-mail or password is wrong.", user_id=found.id if found else None)
         hashed = row.password_hash
         if self._passwords.outdated(hashed):
             fresh = await self._passwords.hash(raw)
@@ -247,7 +255,12 @@ class Users:
             raise InvalidRequest("unchanged password", description="The new password is the current one.")
         user = await self.find(user_id)
         if not await self._passwords.verify(user.password_hash, current.encode()):
-            raise InvalidGrant("wrong current password", description="The current password is wrong.")
+            raise InvalidGrant(
+                "wrong current password",
+                description="The current password is wrong.",
+                session_id=session_id,
+                user_id=user_id,
+            )
         await self._change_password(session_id, user, await self._passwords.hash(fresh))
 
     @own_task
@@ -265,7 +278,12 @@ class Users:
             # ... and this session live: an ended one must not change a password. All are locked, by id as everywhere.
             live = (await ending.tx.scalars(live_of(user.id).with_for_update())).all()
             if changed is None or session_id not in live:
-                raise InvalidGrant("user or session changed meanwhile", description="Sign in again.")
+                raise InvalidGrant(
+                    "user or session changed meanwhile",
+                    description="Sign in again.",
+                    session_id=session_id,
+                    user_id=user.id,
+                )
 
     async def _change(self, tx: AsyncConnection, user_id: UUID, **values: Any) -> None:
         changed = await tx.scalar(update(User).where(User.id == user_id).values(**values).returning(User.id))

@@ -207,3 +207,4 @@ async def time_passes(keyturn: Keyturn, how_much: timedelta) -> None:
     )
     async with keyturn.db.begin() as tx:
         await tx.execute(text(f"UPDATE sessions SET {moves}"), {"shift": shift})
+        await tx.execute(text(f"UPDATE keys SET {moves.partition(',')[0]}"), {"shift": shift})  # they were made before

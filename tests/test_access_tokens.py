@@ -238,6 +238,11 @@ def test_the_longest_names_and_the_largest_key_fit_into_a_cookie() -> None:
     assert len(token) < 2048
 
 
+def test_an_audience_list_that_holds_ours_is_good_and_is_told_as_ours() -> None:
+    verified = tokens().verify(forged(GOOD | {"aud": ["https://other.example.com", "https://api.example.com"]}), NOW)
+    assert verified.claims["aud"] == "https://api.example.com"
+
+
 @pytest.mark.parametrize("claim", ["iss", "sub", "aud", "exp", "iat", "jti", "sid", "client_id", "role"])
 def test_each_required_claim_must_be_there(claim: str) -> None:
     refused(forged({name: value for name, value in GOOD.items() if name != claim}))
@@ -245,7 +250,7 @@ def test_each_required_claim_must_be_there(claim: str) -> None:
 
 WRONG = [
     ("iss", "https://evil.example.com"), ("iss", ISSUER + "/"), ("iss", ISSUER.upper()), ("iss", [ISSUER]), ("iss", None),
-    ("aud", "https://other.example.com"), ("aud", []), ("aud", [GOOD["aud"]]), ("aud", [GOOD["aud"], "https://other.example.com"]), ("aud", 1), ("aud", None), ("aud", {"a": 1}), ("aud", [1]),
+    ("aud", "https://other.example.com"), ("aud", []), ("aud", [GOOD["aud"], 1]), ("aud", 1), ("aud", None), ("aud", {"a": 1}), ("aud", [1]),
     ("sub", 1), ("sub", None), ("sub", ["x"]), ("jti", 1), ("jti", None),
     ("exp", "never"), ("exp", None), ("exp", True), ("exp", 1e400), ("exp", [1]), ("exp", GOOD["exp"] + 0.5), ("exp", -1), ("iat", -1), ("iat", 2**53), ("exp", -(10**400)),
     ("iat", "x"), ("iat", None), ("iat", True), ("iat", 1.5), ("nbf", "x"), ("nbf", 1.5), ("nbf", True), ("nbf", None),
@@ -472,4 +477,5 @@ def test_whatever_is_accepted_pyjwt_accepts_too_and_reads_the_same(
             "verify_nbf": False,
         },
     )
-    assert ours.claims == theirs
+    # Of a list of audiences Keyturn tells the one that is its own.
+    assert ours.claims == theirs | {"aud": GOOD["aud"]}

@@ -71,8 +71,10 @@ class Command:
         return Done(code, out, err)
 
     def ok(self, *words: str, stdin: bytes = b"") -> Done:
+        """It must do it. Beside the output it may have told the operator something more."""
         done = self(*words, stdin=stdin)
-        assert (done.code, done.err) == (0, "")
+        assert done.code == 0
+        assert "keyturn: " not in done.err
         return done
 
     def refused(self, code: int, *words: str, stdin: bytes = b"") -> str:
@@ -134,13 +136,18 @@ def test_users_are_made_listed_and_changed(keyturn: Command) -> None:
     assert table[0].split() == ["id", "email", "role", "status", "created_at"]
     assert [line.split()[1] for line in table[1:]] == ["ada@example.com", "bob@example.com"]
 
-    keyturn.ok("users", "set-role", "ADA@example.com", "auditor")
+    told = keyturn.ok("users", "set-role", "ADA@example.com", "auditor").out
+    assert told.startswith("ada@example.com has the role auditor (before: user)\naccess tokens say user until ")
+    told = keyturn.ok("users", "set-role", "ADA@example.com", "auditor").out
+    assert told == "ada@example.com had the role auditor already\n"
     session = keyturn.login("ada@example.com")
-    assert keyturn.ok("users", "disable", ada).out == "1 sessions ended\n"
+    assert keyturn.ok("users", "disable", ada).out == "ada@example.com is disabled; 1 session ended\n"
+    assert keyturn.ok("users", "disable", ada).out == "ada@example.com was disabled already; 0 sessions ended\n"
     changed = keyturn.ok("users", "list", "--json").json[0]
     assert (changed["role"], changed["status"]) == ("auditor", "disabled")
     assert keyturn.ok("sessions", "show", "--json", str(session.session_id)).json["status"] == "user_disabled"
-    assert keyturn.ok("users", "enable", "ada@example.com").out == ""
+    assert keyturn.ok("users", "enable", "ada@example.com").out == "ada@example.com may sign in again\n"
+    assert keyturn.ok("users", "enable", "ada@example.com").out == "ada@example.com was enabled already\n"
     assert keyturn.login("ada@example.com")
 
 
@@ -174,7 +181,7 @@ def test_a_password_is_read_from_standard_input_as_it_stands(keyturn: Command) -
         assert keyturn.login(email, password)
     before = keyturn.login("user0@example.com", "  with blanks  ")
     done = keyturn.ok("users", "set-password", "user0@example.com", "--password-stdin", stdin=b"another password\n")
-    assert done.out == "2 sessions ended\n"
+    assert done.out == "user0@example.com has a new password; 2 sessions ended\n"
     assert keyturn.ok("sessions", "show", str(before.session_id), "--json").json["status"] == "password_changed"
     assert keyturn.login("user0@example.com", "another password")
 
@@ -186,7 +193,7 @@ def test_a_generated_password_is_printed_once_and_works(keyturn: Command) -> Non
     assert len(password) == 20
     assert keyturn.login("ada@example.com", password)
     line, other = keyturn.ok("users", "set-password", "ada@example.com", "--generate").out.splitlines()
-    assert line == "1 sessions ended"
+    assert line == "ada@example.com has a new password; 1 session ended"
     assert other != password
     assert keyturn.login("ada@example.com", other)
 
@@ -231,7 +238,7 @@ def test_no_password_goes_on_the_command_line(words: tuple[str, ...], capsys: py
         ("users", "list", "--after", "x"),
         ("sessions", "show", "x"),
         ("keys", "generate", "cookie"),
-        ("keys", "generate", "access", "--algorithm", "RS256"),
+        ("keys", "generate", "access", "--algorithm", "PS256"),
         ("gc", "--keep-days", "999999"),
         ("serve", "--port", "http"),
     ],
@@ -258,13 +265,28 @@ def test_sessions_are_listed_shown_and_ended(keyturn: Command) -> None:
     assert [s["id"] for s in keyturn.ok("sessions", "list", "--json", "--user", "bob@example.com").json] == [ids[2]]
     assert ids[0] in keyturn.ok("sessions", "list").out
 
-    assert keyturn.ok("sessions", "end", ids[0], ids[2], str(uuid7())).out == "2 sessions ended\n"
-    assert keyturn.ok("sessions", "end", ids[0]).out == "0 sessions ended\n"
+    table = keyturn.ok("sessions", "list").out.splitlines()
+    assert table[0].split() == ["id", "email", "status", "begun", "refreshed", "ends"]
+    assert table[1].split()[:3] == [ids[2], "bob@example.com", "live"]
+    assert max(map(len, table)) <= 120
+
+    # What is there is ended all the same.
+    unknown = str(uuid7())
+    partly = keyturn("sessions", "end", ids[0], unknown, ids[2])
+    assert (partly.code, partly.out) == (1, "2 sessions ended\n")
+    assert f"no such session {unknown};" in partly.err
+    assert ids[0] not in partly.err
+    assert (
+        keyturn.ok("sessions", "end", ids[0]).out == f"0 sessions ended\n{ids[0]} was over before (revoked_by_admin)\n"
+    )
     assert [s["id"] for s in keyturn.ok("sessions", "list", "--json", "--live").json] == [ids[1]]
     shown = keyturn.ok("sessions", "show", ids[0], "--json").json
     assert shown["status"] == "revoked_by_admin"
     assert shown["ended_at"]
-    assert keyturn.ok("sessions", "end", "--user", ada).out == "1 sessions ended\n"
+    assert (shown["user_id"], shown["email"]) == (ada, "ada@example.com")
+    lines = keyturn.ok("sessions", "show", ids[0]).out.splitlines()
+    assert [line.split()[0] for line in lines] == list(shown)
+    assert keyturn.ok("sessions", "end", "--user", ada).out == "1 session of ada@example.com ended\n"
     assert keyturn.ok("sessions", "list", "--live").out == ""
     assert keyturn.ok("sessions", "list", "--live", "--json").json == []
 
@@ -274,8 +296,11 @@ def test_sessions_that_are_not_there_are_refused(keyturn: Command) -> None:
     assert "no such session" in keyturn.refused(1, "sessions", "show", str(uuid7()))
     assert "no such user" in keyturn.refused(1, "sessions", "list", "--user", "nobody@example.com")
     assert "no such user" in keyturn.refused(1, "sessions", "end", "--user", "nobody@example.com")
-    assert "Name sessions, or --user" in keyturn.refused(1, "sessions", "end")
-    assert "Name sessions, or --user" in keyturn.refused(1, "sessions", "end", str(uuid7()), "--user", "x")
+    gone = str(uuid7())
+    assert f"no such session {gone};" in keyturn.refused(1, "sessions", "end", gone)
+    assert "--user is required" in keyturn.refused(2, "sessions", "end")
+    assert "not allowed with" in keyturn.refused(2, "sessions", "end", str(uuid7()), "--user", "x")
+    assert "ktr_" not in keyturn.refused(2, "sessions", "show", "ktr_" + "x" * 84)
 
 
 def test_retiring_a_refresh_key_ends_the_sessions_under_it_and_says_how_many(
@@ -293,11 +318,15 @@ def test_retiring_a_refresh_key_ends_the_sessions_under_it_and_says_how_many(
 
     keyturn.inside(a_minute_passes)
     done = keyturn.ok("keys", "retire", "refresh-1").out.splitlines()
-    assert [line.partition(" sessions ended")[0] for line in done] == ["2", "0 more"]
+    assert done[0] == "refresh-1 is retired; within 0 s its tokens are refused everywhere"
+    assert done[1] == "refresh-2 (HMAC-SHA256) signs refresh tokens now"
+    assert [line.partition(" ended")[0] for line in done[2:]] == ["2 sessions", "0 sessions more"]
     for session in sessions:
         assert keyturn.ok("sessions", "show", str(session), "--json").json["status"] == "revoked_by_admin"
     # A command that broke off is called again.
-    assert keyturn.ok("keys", "retire", "refresh-1").out.startswith("0 sessions ended")
+    again = keyturn.ok("keys", "retire", "refresh-1").out.splitlines()
+    assert again[0].startswith("refresh-1 was retired already, at ")
+    assert again[2].startswith("0 sessions ended")
 
 
 def test_keys_are_made_listed_and_retired(keyturn: Command) -> None:
@@ -315,9 +344,13 @@ def test_keys_are_made_listed_and_retired(keyturn: Command) -> None:
     assert [listed[kid]["status"] for kid in made] == ["published"] * 3
     assert [listed[kid]["algorithm"] for kid in made] == ["HS256", "EdDSA", "HMAC-SHA256"]
     assert made[1] in keyturn.ok("keys", "list").out
-    assert keyturn.ok("keys", "retire", made[0]).out == ""
+    told = keyturn.ok("keys", "retire", made[0]).out.splitlines()
+    assert told[0] == f"{made[0]} is retired; within 20 s its tokens are refused everywhere"
+    assert told[1].startswith(
+        f"{first['access']['kid']} (HS256) signs access tokens now; {made[1]} (EdDSA) is published"
+    )
     assert {k["kid"]: k["status"] for k in keyturn.ok("keys", "list", "--json").json}[made[0]] == "retired"
-    assert keyturn.ok("keys", "retire", made[0]).out == ""
+    assert "was retired already" in keyturn.ok("keys", "retire", made[0]).out
     assert "no such key" in keyturn.refused(1, "keys", "retire", "no-such-key")
     assert "It is the only access key that can sign" in keyturn.refused(1, "keys", "retire", first["access"]["kid"])
     wrong = keyturn.refused(1, "keys", "generate", "refresh", "--algorithm", "ES256")
@@ -348,9 +381,10 @@ def test_gc_deletes_what_is_long_over_and_nothing_else(keyturn: Command) -> None
     keyturn.ok("sessions", "end", old)
     keyturn.inside(lambda k: time_passes(k, timedelta(days=10)))
     live = str(keyturn.login("ada@example.com").session_id)
-    assert keyturn.ok("gc", "--keep-days", "11").out == "0 sessions deleted\n"
-    assert keyturn.ok("gc", "--keep-days", "99999", "--json").json == {"deleted": 0}
-    assert keyturn.ok("gc", "--keep-days", "9", "--json").json == {"deleted": 1}
+    assert keyturn.ok("gc", "--keep-days", "11").out.startswith("0 sessions deleted; kept: ")
+    assert keyturn.ok("gc", "--keep-days", "99999", "--json").json["deleted"] == 0
+    assert keyturn.ok("gc", "--keep-days", "9", "--json").json == {"deleted": 1, "kept_for_seconds": 777_600}
+    assert "3665 s is the least: " in keyturn.ok("gc", "--keep-days", "0").out
     assert [s["id"] for s in keyturn.ok("sessions", "list", "--json").json] == [live]
 
 
@@ -443,8 +477,25 @@ def test_a_command_is_named_as_it_can_be_called(monkeypatch: pytest.MonkeyPatch,
 def test_the_doctor_sees_that_tokens_are_still_signed_by_another_algorithm(keyturn: Command) -> None:
     keyturn.inside(lambda k: k.keys.load())
     keyturn.environment["KEYTURN_SIGNING_ALGORITHM"] = "EdDSA"
-    found = findings(keyturn("doctor", "--json"))
-    assert found["tokens signed with EdDSA"] == f"still HS256: {called()} keys generate access"
+    old = next(key["kid"] for key in keyturn.ok("keys", "list", "--json").json if key["use"] == "access")
+    advice = f"KEYTURN_SIGNING_ALGORITHM is EdDSA, which a new key would have: {called()} keys generate access"
+    assert findings(keyturn("doctor", "--json"))[f"access tokens signed with HS256 (key {old})"] == advice
+    done = keyturn.ok("keys", "generate", "access")
+    new = done.out.strip()
+    assert done.err.startswith(f"{old} (HS256) signs access tokens now; {new} (EdDSA) is published and signs from ")
+    both = f"access tokens signed with HS256 (key {old}), EdDSA (key {new}) from "
+    assert [advice for check, advice in findings(keyturn("doctor", "--json")).items() if check.startswith(both)] == [""]
+
+    async def a_minute_passes(keyturn: Keyturn) -> None:
+        async with keyturn.db.begin() as tx:
+            await tx.execute(text("UPDATE keys SET signs_from = created_at"))
+
+    keyturn.inside(a_minute_passes)
+    assert findings(keyturn("doctor", "--json"))[f"access tokens signed with EdDSA (key {new})"] == ""
+    # The older one signs again, and the command says so.
+    told = keyturn.ok("keys", "retire", new).out.splitlines()
+    assert told[1] == f"{old} (HS256) signs access tokens now (until now: the retired key)"
+    assert findings(keyturn("doctor", "--json"))[f"access tokens signed with HS256 (key {old})"] == advice
 
 
 def test_an_address_that_is_taken_stops_the_start_before_anything_is_made(keyturn: Command, tmp_path: Path) -> None:
@@ -501,11 +552,11 @@ def test_the_doctor_tells_that_the_database_is_away(away: Command) -> None:
 
 
 @pytest.mark.parametrize("words", [*EVERY_VERB, ("serve",)])
-def test_a_set_up_that_can_not_work_is_told_with_code_1(away: Command, words: tuple[str, ...]) -> None:
+def test_settings_that_can_not_work_are_told_with_code_2(away: Command, words: tuple[str, ...]) -> None:
     away.environment["KEYTURN_ISSUER"] = ""
-    assert "KEYTURN_ISSUER must be set" in away.refused(1, *words)
+    assert "KEYTURN_ISSUER must be set" in away.refused(2, *words)
     away.environment["KEYTURN_NONSENSE"] = "hunter2"
-    assert "KEYTURN_NONSENSE: there is no such setting" in away.refused(1, *words)
+    assert "KEYTURN_NONSENSE: there is no such setting" in away.refused(2, *words)
 
 
 @pytest.mark.parametrize("words", EVERY_VERB)
@@ -538,8 +589,62 @@ def test_a_config_file_is_named_on_the_command_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "keyturn.toml").write_text('retry_windows = "hunter2"\n')
-    line = Command({}, capsys).refused(1, "--config", "keyturn.toml", "users", "list")
-    assert line == "keyturn: KEYTURN_RETRY_WINDOWS: there is no such setting\n"
+    named = ("--config", "keyturn.toml")
+    for words in ((*named, "users", "list"), ("users", *named, "list"), ("users", "list", *named)):
+        line = Command({}, capsys).refused(2, *words)
+        assert line == "keyturn: KEYTURN_RETRY_WINDOWS: there is no such setting\n"
+    assert "none.toml can't be read" in Command({}, capsys).refused(2, "users", "list", "--config", "none.toml")
+
+
+def test_the_release_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert re.fullmatch(r"keyturn \d\S*\n", Command({}, capsys).ok("--version").out)
+
+
+def test_an_unknown_option_is_named_and_an_unknown_word_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    told = Command({}, capsys).refused(2, "users", "create", "ada@example.com", "--pass-word=hunter2", "hunter2")
+    assert "there is no --pass-word; 1 word too many" in told
+    assert told.startswith("usage: keyturn users create")
+    assert "hunter2" not in told
+    assert "2 words too many" in Command({}, capsys).refused(2, "users", "list", "--hunter2", "x1")
+
+
+def test_a_lost_master_secret_is_answered_by_new_keys_and_no_session_stays_live(keyturn: Command) -> None:
+    user(keyturn)
+    sessions = [str(keyturn.login("ada@example.com").session_id) for _ in range(2)]
+    keyturn.environment["KEYTURN_SECRET"] = "b" + SECRET[1:]
+    assert "keys replace" in keyturn.refused(1, "sessions", "list")
+    assert "--sign-everyone-out" in keyturn.refused(2, "keys", "replace")
+    told = keyturn.ok("keys", "replace", "--sign-everyone-out").out
+    assert "refresh-2 (HMAC-SHA256) signs refresh tokens now" in told
+    assert "2 sessions ended; everyone has to sign in again" in told
+    assert keyturn.ok("sessions", "list", "--live", "--json").json == []
+    new = str(keyturn.login("ada@example.com").session_id)
+    listed = {s["id"]: s["status"] for s in keyturn.ok("sessions", "list", "--json").json}
+    assert listed == {new: "live", **dict.fromkeys(sessions, "revoked_by_admin")}
+
+
+def test_a_session_under_no_key_that_could_open_its_token_is_not_live(keyturn: Command) -> None:
+    user(keyturn)
+    old = str(keyturn.login("ada@example.com").session_id)
+
+    async def all_keys_are_deleted(keyturn: Keyturn) -> None:
+        async with keyturn.db.begin() as tx:
+            await tx.execute(text("DELETE FROM keys"))
+
+    keyturn.inside(all_keys_are_deleted)
+    new = str(keyturn.login("ada@example.com").session_id)  # under a new key, which has the number of the old one
+    assert [s["id"] for s in keyturn.ok("sessions", "list", "--live", "--json").json] == [new]
+    assert keyturn.ok("sessions", "show", old, "--json").json["status"] == "revoked_by_admin"
+
+
+def test_a_session_over_by_a_policy_that_was_made_stricter_is_not_listed_as_live(keyturn: Command) -> None:
+    user(keyturn)
+    keyturn.login("ada@example.com")
+    keyturn.inside(lambda k: time_passes(k, timedelta(hours=2)))
+    assert len(keyturn.ok("sessions", "list", "--live", "--json").json) == 1
+    keyturn.environment["KEYTURN_REFRESH_TOKEN_LIFETIME"] = "3600"
+    assert keyturn.ok("sessions", "list", "--json").json[0]["status"] == "idle_timeout"
+    assert keyturn.ok("sessions", "list", "--live", "--json").json == []
 
 
 @on_sqlite

@@ -112,3 +112,18 @@ def test_without_a_command_dev_py_says_what_it_can_do_and_installs_nothing(check
     shown = dev(checkout)
     assert "dev.py test" in shown.stdout
     assert not (checkout / ".venv").exists()
+
+
+def test_a_command_that_is_asked_for_help_or_that_there_is_not_runs_nothing_and_installs_nothing(
+    checkout: Path,
+) -> None:
+    for words in (("check", "--help"), ("check", "-h"), ("lock", "--help"), ("lock", "--upgrade", "-h")):
+        shown = dev(checkout, *words)
+        assert (shown.returncode, shown.stderr) == (0, "")
+        assert "dev.py check" in shown.stdout
+    for words in (("fly",), ("--serve",), ("check", "--fix"), ("lock", "--upgrades")):
+        wrong = dev(checkout, *words)
+        assert (wrong.returncode, wrong.stdout) == (2, "")
+        assert "no such" in wrong.stderr
+        assert "dev.py check" in wrong.stderr
+    assert not (checkout / ".venv").exists()

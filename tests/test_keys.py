@@ -21,7 +21,7 @@ from app.db import monotonic
 from app.errors import Conflict, InvalidGrant, InvalidToken, NotFound, TemporarilyUnavailable
 from app.keys import POLL, PUBLISHED_FOR, UNREAD_LIMIT, AccessKey, Keys, KeySet, RsaBits, _associated, _kid, _new_secret
 from app.keyturn import Keyturn
-from app.models import Key, uuid7
+from app.models import Key, Session, uuid7
 from app.refresh_tokens import issue
 from app.settings import Algorithm, ConfigurationError, master_secret
 from tests.conftest import SECRET, Opener, a_user
@@ -295,7 +295,7 @@ async def test_a_retirement_that_broke_off_leaves_nothing_that_can_be_refreshed_
         assert await one.keys.retire("refresh-1") == 1
         await one.keys.load()
         # It broke off after the first range. Who comes now is refused, told why, and ended.
-        assert (await one.sessions._end_range(UUID(int=0), 1, 2))[1] == 2
+        assert (await one.sessions._end_range(UUID(int=0), Session.key_id == 1, 2))[1] == 2
         await refused_as(one, sessions[2].refresh_token, "revoked_by_admin")
         with pytest.raises(InvalidToken):
             await one.sessions.verify(sessions[2].access_token)

@@ -7,6 +7,7 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
+from app.errors import Refusal
 from app.settings import PREFIX, Settings, accepts
 
 README = Path(__file__).parent.parent / "README.md"
@@ -28,6 +29,19 @@ def test_the_readme_lists_every_setting_as_it_is() -> None:
     found = PLACE.search(README.read_text(encoding="utf-8"))
     assert found is not None
     assert found.group() == table(), "python -m tests.test_readme writes it anew"
+
+
+def test_the_readme_lists_every_status_and_error_that_a_refusal_may_have() -> None:
+    text = README.read_text(encoding="utf-8")
+    listed = {
+        status: line
+        for line in text.splitlines()
+        for status in re.findall(r"\b[45]\d\d\b", line.split("|")[1] if line.startswith("| ") else "")
+    }
+    kinds = list(Refusal.__subclasses__())
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+        assert f"`{kind.error}`" in listed[str(kind.status)], kind
 
 
 if __name__ == "__main__":

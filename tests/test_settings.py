@@ -386,8 +386,8 @@ def test_a_dotenv_is_held_to_the_same_rules(tmp_path: Path, content: bytes, nami
         (b"secret_file = 5", "KEYTURN_SECRET_FILE: "),
         (b'secret_file = "hunter2\\u0000"', "KEYTURN_SECRET_FILE: "),
         (b"[keyturn]\nport = 1", "KEYTURN_KEYTURN: there is no such setting"),
-        (b"port = hunter2", "--config: is not valid TOML"),
-        (b"host = '\xff'", "--config: is not valid TOML"),
+        (b"port = hunter2", "keyturn.toml is not valid TOML"),
+        (b"host = '\xff'", "keyturn.toml is not valid TOML"),
     ],
 )
 def test_a_toml_file_is_held_to_the_same_rules(tmp_path: Path, content: bytes, naming: str) -> None:
@@ -397,7 +397,7 @@ def test_a_toml_file_is_held_to_the_same_rules(tmp_path: Path, content: bytes, n
 
 
 def test_a_config_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    refused({"KEYTURN_CONFIG": str(tmp_path / "none.toml")}, naming="--config: can't be read (No such file")
+    refused({"KEYTURN_CONFIG": str(tmp_path / "none.toml")}, naming="none.toml can't be read (No such file")
 
 
 def b64(raw: bytes) -> str:

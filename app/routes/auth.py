@@ -345,7 +345,8 @@ async def answer_refresh(keyturn: Keyturn, state: dict[str, Any], refresh_token:
         # At most a sixth of the window: a client that obeys is back before its retry would be reuse. Spread, so
         # that those who were turned away together don't come back together.
         most = max(1.0, keyturn.settings.retry_window.total_seconds() / 6)
-        raise TemporarilyUnavailable(e.cause, retry_after=timedelta(seconds=int(random.uniform(1, most)))) from None  # noqa: S311  # jitter
+        after = timedelta(seconds=int(random.uniform(1, most)))  # noqa: S311  # jitter
+        raise TemporarilyUnavailable(e.cause, retry_after=after).about(e.session_id, e.user_id) from None
     state["session_id"] = tokens.session_id
     return _json(to_json(tokens.body()))
 
@@ -374,9 +375,9 @@ async def answer_verify(
     granted = granted_scope.split() if isinstance(granted_scope, str) else []
     # Each of several must hold: where a proxy appends the client's own query to its own, that can't widen anything.
     if any(wanted != verified.role for wanted in roles):
-        raise InsufficientScope("another role")
+        raise InsufficientScope("another role", user_id=verified.user_id)
     if not set(" ".join(scopes).split()) <= set(granted):
-        raise InsufficientScope("scope not granted")
+        raise InsufficientScope("scope not granted", user_id=verified.user_id)
     # From the verified token alone, and only what is printable ASCII: no second header can be smuggled in.
     return _json(claims, _identity(verified, granted))
 

@@ -1,0 +1,237 @@
+"""The log names the session and the user of each refusal that is about one, and reuse has a line of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+from uuid import UUID
+
+import httpx2
+import pytest
+
+from app.access_tokens import AccessTokens
+from app.keyturn import opened
+from app.models import uuid7
+from app.refresh_tokens import issue
+from app.settings import read
+from tests.conftest import CHEAP, PASSWORD, SECRET
+from tests.service import Service
+
+ADA = {"email": "ada@example.com", "password": PASSWORD}
+Json = dict[str, Any]
+
+
+@dataclass
+class Seen:
+    """A service on SQLite, one user's client, and the service's log."""
+
+    service: Service
+    environment: dict[str, str]
+    client: httpx2.Client
+    database: Path
+    user_id: str = ""
+
+    def login(self) -> Json:
+        answer = self.client.post("/auth/login", json=ADA)
+        assert answer.status_code == 200, answer.text
+        tokens: Json = answer.json()
+        return tokens
+
+    def refresh(self, token: str) -> httpx2.Response:
+        return self.client.post("/auth/refresh", json={"refresh_token": token})
+
+    def rotated(self, tokens: Json) -> Json:
+        answer = self.refresh(tokens["refresh_token"])
+        assert answer.status_code == 200, answer.text
+        newer: Json = answer.json()
+        return newer
+
+    def verify(self, tokens: Json, path: str = "/auth/verify") -> httpx2.Response:
+        return self.client.get(path, headers={"Authorization": f"Bearer {tokens['access_token']}"})
+
+    def lines(self, event: str, request_id: str = "") -> list[Json]:
+        lines = [json.loads(line) for line in self.service.text().splitlines() if line.startswith("{")]
+        return [line for line in lines if line["event"] == event and request_id in line.get("request_id", "")]
+
+    def line(self, answer: httpx2.Response) -> Json:
+        """The request's one line, which comes just after the answer."""
+        give_up = monotonic() + 10
+        while not (found := self.lines("request", answer.headers["x-request-id"])):
+            assert monotonic() < give_up
+            sleep(0.01)
+        return found[0]
+
+    def named(self, answer: httpx2.Response, status: int, reason: str | None, session_id: str | None) -> None:
+        """It was refused so, and its line names the session and the user; the answer names neither."""
+        line = self.line(answer)
+        assert (answer.status_code, line["status"], line.get("reason")) == (status, status, reason), line
+        assert (line.get("session_id"), line["user_id"]) == (session_id, self.user_id), line
+        assert self.user_id not in answer.text
+        assert (session_id or "-" * 36) not in answer.text
+
+    def change(self, statement: str, *values: Any) -> None:
+        connection = sqlite3.connect(self.database, timeout=10)
+        with connection:
+            assert connection.execute(statement, values).rowcount
+        connection.close()
+
+
+@pytest.fixture(scope="module", params=["info"])
+def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, logs: Path) -> Iterator[Seen]:
+    folder = tmp_path_factory.mktemp("seen") / "data"
+    values = {"data_dir": folder, "secret": SECRET, "registration": "true", "log_level": request.param} | CHEAP
+    environment = {f"KEYTURN_{name.upper()}": str(value) for name, value in values.items()}
+    with (
+        Service.start(environment, logs=logs) as service,
+        httpx2.Client(base_url=service.url, trust_env=False) as client,
+    ):
+        seen = Seen(service, environment, client, folder / "keyturn.db")
+        seen.user_id = client.post("/auth/register", json=ADA).json()["id"]
+        yield seen
+
+
+def hexed(session_id: str) -> str:
+    """As SQLite has it."""
+    return UUID(session_id).hex
+
+
+def test_each_refusal_of_a_token_whose_session_is_over_names_session_and_user(seen: Seen) -> None:
+    bearer = {"Authorization": ""}
+    for end, reason in (("logout", "logout"), ("idle", "idle_timeout"), ("absolute", "absolute_timeout")):
+        tokens = seen.login()
+        bearer["Authorization"] = f"Bearer {tokens['access_token']}"
+        if end == "logout":
+            assert seen.client.post("/auth/logout", json={"refresh_token": tokens["refresh_token"]}).status_code == 204
+        else:
+            both = ", absolute_expires_at = 1" if end == "absolute" else ""
+            change = f"UPDATE sessions SET idle_expires_at = 1{both} WHERE id = ?"
+            seen.change(change, hexed(tokens["session_id"]))
+        sid = tokens["session_id"]
+        seen.named(seen.refresh(tokens["refresh_token"]), 401, reason, sid)
+        seen.named(seen.verify(tokens, "/auth/me"), 401, reason, sid)
+        for proof in ({"refresh_token": tokens["refresh_token"]}, {}):
+            answer = seen.client.post("/auth/logout", json={"scope": "others", **proof}, headers=bearer)
+            seen.named(answer, 401, reason, sid)
+        if end == "logout":
+            seen.named(seen.verify(tokens), 401, reason, sid)
+            seen.named(seen.verify(tokens, "/auth/verify/some/path"), 401, reason, sid)
+
+
+def test_a_token_that_covers_too_little_or_has_expired_names_session_and_user(seen: Seen) -> None:
+    tokens = seen.login()
+    sid = tokens["session_id"]
+    seen.named(seen.verify(tokens, "/auth/verify?role=admin"), 403, None, sid)
+    seen.named(seen.verify(tokens, "/auth/verify?scope=all"), 403, None, sid)
+
+    async def made(session_id: UUID, ago: timedelta) -> Json:
+        settings = read(seen.environment | {"KEYTURN_PORT": str(seen.service.port)})
+        async with opened(settings) as keyturn:
+            await keyturn.keys.load()
+            access_token, _ = AccessTokens(keyturn.keys, settings).sign(
+                subject=UUID(seen.user_id),
+                session_id=session_id,
+                generation=0,
+                role="user",
+                client_id="first-party",
+                issued_at=datetime.now(UTC) - ago,
+                session_expires_at=datetime.now(UTC) + timedelta(days=1),
+            )
+            refresh_token = issue(keyturn.keys.signing_refresh, session_id).text
+            return {"access_token": access_token, "refresh_token": refresh_token}
+
+    expired = asyncio.run(made(UUID(sid), timedelta(hours=1)))
+    for path in ("/auth/verify", "/auth/verify/x", "/auth/me"):
+        seen.named(seen.verify(expired, path), 401, "token_expired", sid)
+    # Another branch of the session's chain: it opens nothing and ends nothing.
+    rotated = seen.rotated(tokens)
+    seen.named(seen.refresh(expired["refresh_token"]), 401, None, sid)
+    assert seen.verify(rotated).status_code == 200
+    # A session that gc has deleted: the token still says which it was.
+    gone = uuid7()
+    unknown = asyncio.run(made(gone, timedelta(0)))
+    for path in ("/auth/verify", "/auth/me"):
+        seen.named(seen.verify(unknown, path), 401, None, str(gone))
+    assert seen.line(seen.refresh(unknown["refresh_token"]))["session_id"] == str(gone)
+
+
+def test_a_refused_sign_in_names_the_user_where_there_is_one_and_never_the_address(seen: Seen) -> None:
+    wrong = seen.client.post("/auth/login", json=ADA | {"password": "wrong password"})
+    seen.named(wrong, 401, None, None)
+    assert seen.line(wrong)["cause"] == "wrong password"
+    nobody = seen.client.post("/auth/login", json=ADA | {"email": "my-real-passphrase@example.com"})
+    line = seen.line(nobody)
+    assert (line["cause"], "user_id" in line, "session_id" in line) == ("unknown user", False, False)
+    seen.change("UPDATE users SET disabled_at = 1 WHERE id = ?", hexed(seen.user_id))
+    disabled = seen.client.post("/auth/login", json=ADA)
+    seen.change("UPDATE users SET disabled_at = NULL WHERE id = ?", hexed(seen.user_id))
+    seen.named(disabled, 401, None, None)
+    assert seen.line(disabled)["cause"] == "user is disabled"
+    # The three are one to the client.
+    assert wrong.content == nobody.content == disabled.content
+    assert "my-real-passphrase" not in seen.service.text()
+    tokens = seen.login()
+    change = {"current_password": "wrong password", "new_password": "another password"}
+    bearer = {"Authorization": f"Bearer {tokens['access_token']}"}
+    seen.named(seen.client.post("/auth/password", json=change, headers=bearer), 401, None, tokens["session_id"])
+
+
+def test_reuse_is_one_warning_with_all_that_an_operator_asks_for(seen: Seen) -> None:
+    first = seen.login()
+    newest = seen.rotated(seen.rotated(first))
+    sid = first["session_id"]
+    before = len(seen.lines("reuse_detected"))
+    told = seen.refresh(first["refresh_token"])
+    seen.named(told, 401, "reuse_detected", sid)
+    [warning] = seen.lines("reuse_detected")[before:]
+    assert warning.pop("timestamp")
+    assert warning.pop("rotated_seconds_ago") < 60
+    assert warning == {
+        "event": "reuse_detected",
+        "level": "warning",
+        "session_id": sid,
+        "user_id": seen.user_id,
+        "presented_generation": 0,
+        "current_generation": 2,
+        "client": "127.0.0.1",
+        "request_id": told.headers["x-request-id"],
+    }
+    # Later presentations are refused with the reason and are no news.
+    for token in (first, newest, first):
+        seen.named(seen.refresh(token["refresh_token"]), 401, "reuse_detected", sid)
+    assert len(seen.lines("reuse_detected")) == before + 1
+    # A retry that came after the window is one generation behind; the line says since when.
+    lost = seen.login()
+    seen.rotated(lost)
+    seen.change("UPDATE sessions SET rotated_at = rotated_at - 3600000000 WHERE id = ?", hexed(lost["session_id"]))
+    seen.named(seen.refresh(lost["refresh_token"]), 401, "reuse_detected", lost["session_id"])
+    warning = seen.lines("reuse_detected")[-1]
+    assert (warning["presented_generation"], warning["current_generation"]) == (0, 1)
+    assert 3600 <= warning["rotated_seconds_ago"] < 3700
+
+
+@pytest.mark.parametrize("seen", ["warning"], indirect=True)
+def test_reuse_is_logged_where_only_warnings_are(seen: Seen) -> None:
+    first = seen.login()
+    seen.rotated(seen.rotated(first))
+    assert seen.refresh(first["refresh_token"]).status_code == 401
+    assert [line["session_id"] for line in seen.lines("reuse_detected")] == [first["session_id"]]
+    assert not seen.lines("request")
+
+
+def test_junk_and_requests_that_succeed_name_no_one_new(seen: Seen) -> None:
+    tokens = seen.login()
+    forged = tokens["refresh_token"][:-1] + ("A" if tokens["refresh_token"][-1] != "A" else "B")
+    line = seen.line(seen.refresh(forged))  # whatever it says of a session is a stranger's word
+    assert not {"session_id", "user_id"} & line.keys()
+    tampered = {"access_token": tokens["access_token"][:-4] + "AAAA"}
+    assert not {"session_id", "user_id"} & seen.line(seen.verify(tampered)).keys()
+    good = seen.line(seen.verify(tokens))
+    assert good["session_id"] == tokens["session_id"]
+    assert "user_id" not in good
