@@ -39,8 +39,8 @@ _MAX_FRAMING = 1024 * 1024  # a body within its limit, one byte a chunk, is less
 _USUAL = (b"GET ", b"POST ", b"HEAD ", b"PUT ", b"DELETE ", b"PATCH ", b"OPTIONS ")
 # The other methods that llhttp serves over HTTP, or judges by itself: CONNECT, and HTTP/2's PRI.
 _KNOWN = frozenset(
-    b"CONNECT PRI TRACE ACL BIND CHECKOUT COPY LINK LOCK M-SEARCH MERGE MKACTIVITY MKCALENDAR MKCOL MOVE NOTIFY PROPFIND "
-    b"PROPPATCH PURGE QUERY REBIND REPORT SEARCH SOURCE SUBSCRIBE UNBIND UNLINK UNLOCK UNSUBSCRIBE".split()
+    b"CONNECT PRI TRACE ACL BIND CHECKOUT COPY LINK LOCK M-SEARCH MERGE MKACTIVITY MKCALENDAR MKCOL MOVE NOTIFY "
+    b"PROPFIND PROPPATCH PURGE QUERY REBIND REPORT SEARCH SOURCE SUBSCRIBE UNBIND UNLINK UNLOCK UNSUBSCRIBE".split()
 )
 _OPENING = re.compile(rb"[\r\n]*([!#$%&'*+.^_`|~0-9A-Za-z-]*)")  # empty lines, then a token: RFC 9110 section 5.6.2
 _MAX_METHOD = 64  # bytes; the longest that is registered has 17
@@ -124,15 +124,11 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
         if self._opening or not data.startswith(_USUAL):
             data = self._with_known_method(data)
         try:
-            try:
-                self.parser.feed_data(data)
-            except httptools.HttpParserUpgrade as offer:
-                self._decline(data[offer.args[0] :])
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            self._decline(data[offer.args[0] :])
         except httptools.HttpParserError as error:
-            if self._declined and not self.cycle.more_body:
-                self._go_on_after_declining(data)
-            else:
-                self._refuse(self._refusal_of(error))
+            self._stop(data, error)
         else:
             if self._in_head:
                 if self._received > self.max_head:
@@ -233,16 +229,21 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
         self._declined = self.cycle.more_body = True
         self.parser = httptools.HttpRequestParser(_BodyOf(self))
         framing = [b"%s: %s\r\n" % field for field in self.scope["headers"] if field[0] in _FRAMING]
-        self.parser.feed_data(b"POST / HTTP/1.1\r\nConnection: close\r\n" + b"".join(framing) + b"\r\n")
-        self.parser.feed_data(rest)
+        try:
+            self.parser.feed_data(b"POST / HTTP/1.1\r\nConnection: close\r\n" + b"".join(framing) + b"\r\n")
+            self.parser.feed_data(rest)
+        except httptools.HttpParserError as error:
+            self._stop(rest, error)
 
-    def _go_on_after_declining(self, data: bytes) -> None:
-        """Takes what follows a whole request that offered another protocol.
+    def _stop(self, data: bytes, error: httptools.HttpParserError) -> None:
+        """Refuses what the parser does not take, unless it is what follows a whole request that offered a protocol.
 
-        After the answer, which was in HTTP/1.1, it is the next request. Before, the client may have begun to speak the
-        protocol that it offered: it is not read, and the answer says that the connection ends.
+        After the answer, which was in HTTP/1.1, that is the next request. Before, the client may have begun to speak
+        the protocol that it offered: it is not read, and the answer says that the connection ends.
         """
-        if self.cycle.response_complete:
+        if not self._declined or self.cycle.more_body:
+            self._refuse(self._refusal_of(error))
+        elif self.cycle.response_complete:
             self._declined = False
             self.parser = httptools.HttpRequestParser(self)
             self.data_received(data)

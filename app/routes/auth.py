@@ -180,7 +180,7 @@ async def _optional_bearer(request: Request, _scheme: Annotated[Any, Depends(_do
     if len(fields) > 1:
         raise InvalidRequest("several Authorization fields", description="There must be one Authorization header.")
     scheme, _, token = fields[0].partition(" ")
-    return token.strip(" ") if scheme.lower() == "bearer" else None
+    return token.strip(" \t") if scheme.lower() == "bearer" else None
 
 
 OptionalBearer = Annotated[str | None, Depends(_optional_bearer)]
