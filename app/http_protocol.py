@@ -13,15 +13,19 @@ tests/test_edge.py fails if one of them changes its meaning.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
+from heapq import nsmallest
 from typing import Any, ClassVar, cast
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from . import log, open_files
 from .edge import MAX_TARGET, UriTooLong
 from .errors import (
     ContentTooLarge,
@@ -31,9 +35,12 @@ from .errors import (
     Refusal,
     RequestTimeout,
     SlowDown,
+    TemporarilyUnavailable,
 )
 
 _MAX_FRAMING = 1024 * 1024  # a body within its limit, one byte a chunk, is less than half of this
+
+_WARNS_EVERY = timedelta(minutes=1)
 
 # With one of these, a request goes straight to llhttp.
 _USUAL = (b"GET ", b"POST ", b"HEAD ", b"PUT ", b"DELETE ", b"PATCH ", b"OPTIONS ")
@@ -76,6 +83,8 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
     linger: ClassVar[timedelta] = timedelta(seconds=1)
     """How long a client may go on sending what will not be read, so that it gets to see the refusal."""
 
+    _full_since: ClassVar[float] = -math.inf  # seconds on the loop's clock: the last line in the log about it
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._received = 0  # bytes since the current request began, without the read in which it did
@@ -95,6 +104,8 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
         # Here and by the request's cycle only `write`, `close`, `abort`, `is_closing` and `get_extra_info` are called.
         self.transport = cast("asyncio.Transport", _Lingering(transport, self))
         self._await_head()
+        if len(self.connections) > (most := open_files.for_clients(open_files.limit())):
+            self._make_room(most)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stops the clocks."""
@@ -283,6 +294,39 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
             self.parser.feed_data(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
             self.scope["method"] = self.scope["path"] = ""  # what the line in the log says: nothing is known of it
 
+    def _make_room(self, most: int) -> None:
+        """Keeps the connections below the limit of open files, at which the kernel would reset every newcomer unasked.
+
+        Those that wait for a request go first, a sixteenth of them at once: from the one whose time is up next. Where
+        none does, the newcomer is refused; where too many are being refused, it is cut off.
+        """
+        others = [each for each in self.connections if each is not self and not each.transport.is_closing()]
+        if len(others) < most:
+            return
+        KeyturnHttpProtocol._warn_full(self.loop.time(), most)
+        waiting = [each for each in others if isinstance(each, KeyturnHttpProtocol) and each.waits_until < math.inf]
+        for each in nsmallest(max(1, len(waiting) // 16), waiting, key=lambda each: each.waits_until):
+            each.transport.close()
+        if len(self.connections) > most + open_files.RESERVE // 4:
+            self.transport.abort()
+        elif not waiting:
+            self._refuse(TemporarilyUnavailable("too many connections"))
+
+    @classmethod
+    def _warn_full(cls, now: float, most: int) -> None:
+        if now - cls._full_since > _WARNS_EVERY.total_seconds():
+            cls._full_since = now
+            log.get_logger().warning(
+                "too many connections", limit=most, advice="raise the limit of open files (ulimit -n)"
+            )
+
+    @property
+    def waits_until(self) -> float:
+        """When this connection will be closed because no request came; infinite while one is being served."""
+        timer = self._head_timer or self.timeout_keep_alive_task
+        idle = self.cycle is None or self.cycle.response_complete
+        return timer.when() if idle and timer is not None else math.inf
+
     def _await_head(self) -> None:
         self._head_timer = self.loop.call_later(self.head_timeout.total_seconds(), self._head_overdue)
 
@@ -381,5 +425,6 @@ class _Lingering:
             self._closing = True
             protocol._deaf = True  # noqa: SLF001  # the two are one thing in two classes
             protocol.flow.resume_reading()  # to discard, and to notice the client's end
-            self._transport.write_eof()
+            with suppress(OSError):  # the client has just reset the connection
+                self._transport.write_eof()
             protocol.loop.call_later(protocol.linger.total_seconds(), self._transport.close)
