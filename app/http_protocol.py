@@ -205,7 +205,11 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
         ends (RFC 9112 section 6.3); so all that follows is read as it would be. Only what surely begins a request is
         looked at: in one read behind another request, such a method is refused.
         """
-        if not self._opening and (self._in_head or (self.cycle is not None and self.cycle.more_body)):
+        cycle = self.cycle
+        goes_on = self._in_head or (
+            cycle is not None and (cycle.more_body or (self._declined and not cycle.response_complete))
+        )
+        if goes_on and not self._opening:
             return data
         data, self._opening = self._opening + data, b""
         opening = cast("re.Match[bytes]", _OPENING.match(data))
