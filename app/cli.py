@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias, get_args
 from uuid import UUID
 
+from . import open_files
 from .errors import InvalidRequest, NotFound, Refusal, TemporarilyUnavailable
 from .keys import READ_BY_ALL, RsaBits
 from .keyturn import Keyturn, opened, running
@@ -238,6 +239,7 @@ def _serve(_arguments: argparse.Namespace) -> None:
     from .http_protocol import KeyturnHttpProtocol  # noqa: PLC0415  # as above
 
     settings = read()
+    open_files.raise_limit()
     _probe(settings)
     prepare(settings)
     password = asyncio.run(_check(settings))

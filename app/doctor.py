@@ -12,11 +12,14 @@ from typing import NamedTuple
 
 from sqlalchemy import func, select
 
+from . import open_files
 from .errors import TemporarilyUnavailable
 from .keyturn import Keyturn, opened
 from .models import User
 from .settings import ConfigurationError, read
 from .setup import called, check_schema
+
+_CONNECTIONS = 1000  # a process serves thousands of requests a second, and most proxies keep a connection for each
 
 
 class Finding(NamedTuple):
@@ -114,4 +117,12 @@ async def _redis(keyturn: Keyturn) -> AsyncIterator[Finding]:
     yield Finding(f"cache ({cache})", advice)
 
 
-_EXAMINATIONS = (_schema, _keys, _administrators, _clock, _redis)
+async def _open_files(_keyturn: Keyturn) -> AsyncIterator[Finding]:
+    open_files.raise_limit()  # as a start does
+    files = open_files.limit()
+    clients = open_files.for_clients(files)
+    low = f"raise the limit of open files (ulimit -n): each process serves {clients} connections at once"
+    yield Finding(f"open files ({files})", low if clients < _CONNECTIONS else "")
+
+
+_EXAMINATIONS = (_schema, _keys, _administrators, _clock, _redis, _open_files)

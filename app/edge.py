@@ -53,15 +53,24 @@ _REQUEST_ID = re.compile(rb"(?!.*(?:ktr_|eyJ))[A-Za-z0-9._-]{1,64}")
 _PROCESS = token_hex(10)
 _requests = count(1)
 
-_HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")
-_JSON = re.compile(rb'application/json(?:[ \t]*;[ \t]*charset=(?:utf-8|"utf-8"))?', re.IGNORECASE)
-_FORM = re.compile(rb'application/x-www-form-urlencoded(?:[ \t]*;[ \t]*charset=(?:utf-8|"utf-8"))?', re.IGNORECASE)
+# llhttp leaves the white space that may follow a value (RFC 9112 section 5.1).
+_HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*[ \t]*")
+# Parameters that a media type does not define are ignored (RFC 9110 section 8.3, RFC 8259 section 11). A charset is
+# one, but who names another than UTF-8 writes other characters: only where the body is ASCII are they the same.
+_PARAMETERS = rb"""
+    (?: [ \t]*+ ; [ \t]*+
+        (?: charset = ("?) (?: utf-?8 | (us-ascii | iso-8859-[0-9]{1,2} | windows-125[0-9]) ) \1 (?![^ \t;])
+          | (?!charset=) [!#$%&'*+.^_`|~0-9A-Z-]++ = (?: [!#$%&'*+.^_`|~0-9A-Z-]++ | "(?:[^"\\]|\\.)*+" )
+        )?
+    )*+ [ \t]*+"""
+_JSON = re.compile(rb"application/json" + _PARAMETERS, re.IGNORECASE | re.VERBOSE)
+_FORM = re.compile(rb"application/x-www-form-urlencoded" + _PARAMETERS, re.IGNORECASE | re.VERBOSE)
 _STRAY_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 # Each says what the message or the caller is. Two of them are two requests in one: RFC 9112 sections 3.2 and 6.3.
-_SINGLE = frozenset(
-    {b"authorization", b"content-encoding", b"content-length", b"content-type", b"host", b"transfer-encoding"}
-)
+_SINGLE = frozenset({b"authorization", b"content-length", b"content-type", b"host", b"transfer-encoding"})
+# RFC 3986 sections 3.3 and 3.4; "%" is looked at by itself.
+_IN_TARGETS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~!$&'()*+,;=:@/?%"
 _WITH_CONTENT = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 
@@ -229,17 +238,20 @@ class Edge:
         if len(path) + len(query) + len(block) + 4 * len(headers) > self._max_header:
             raise HeaderFieldsTooLarge("header block")
         if not block.isascii():
-            _check_text(block, "header field")
+            _check_fields(headers)
         if len(fields) != len(headers):
             names = [name for name, _ in headers if name in _SINGLE]
             if len(names) != len(set(names)):
                 raise InvalidRequest("a header field stands twice")
         if not _HOST.fullmatch(fields.get(b"host", b"\n" if scope["http_version"] == "1.1" else b"")):
             raise InvalidRequest("Host is missing or malformed")
-        if b"%" in path or not path.isascii():
-            _check_escaped(path, "path")
-        if b"%" in query or not query.isascii():
-            _check_escaped(query, "query")
+        # RFC 9112 section 3.2. Browsers send some of them, so behind a proxy they come to the endpoint for proxies,
+        # where they only tell what the client asked for.
+        if (path.translate(None, _IN_TARGETS) or query.translate(None, _IN_TARGETS)) and not self._is_ignored(scope):
+            raise InvalidRequest("a character that no request target has")
+        for text, where in ((path, "path"), (query, "query")):
+            if b"%" in text or not text.isascii():
+                _check_escaped(text, where)
 
     def _body_is_announced(self, scope: Scope, fields: dict[bytes, bytes]) -> bool:
         """Whether a body comes, by its framing (RFC 9112 section 6.3).
@@ -253,12 +265,14 @@ class Edge:
         coding = fields.get(b"transfer-encoding")
         # llhttp frames by the last coding alone. Another one before it, or one in HTTP/1.0, is where two parsers
         # disagree (RFC 9112 section 6.1).
-        if coding is not None and (coding.lower() != b"chunked" or scope["http_version"] == "1.0"):
+        if coding is not None and (coding.strip(b" \t").lower() != b"chunked" or scope["http_version"] == "1.0"):
             raise InvalidRequest("Transfer-Encoding other than chunked, or in HTTP/1.0")
         if length is not None:
-            if not length.isdigit():
+            digits = length.strip(b" \t")
+            if not digits.isdigit():
                 raise InvalidRequest("Content-Length is not a number")
-            if len(length) > 18 or int(length) > self._max_body:  # noqa: PLR2004  # digits that can only be too many
+            digits = digits.lstrip(b"0") or b"0"
+            if len(digits) > 18 or int(digits) > self._max_body:  # noqa: PLR2004  # digits that can only be too many
                 raise ContentTooLarge("Content-Length")
         return length is not None or coding is not None
 
@@ -299,22 +313,36 @@ class Edge:
         Raises:
             Refusal: 400 or 415.
         """
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if not body or scope["method"] not in _WITH_CONTENT or path.startswith(self._ignored):
+        if not body or scope["method"] not in _WITH_CONTENT or self._is_ignored(scope):
             return
-        if fields.get(b"content-encoding", b"identity").lower() != b"identity":
+        if b"content-encoding" in fields and not _is_identity(scope["headers"]):
             raise UnsupportedMediaType("Content-Encoding")
         media_type = fields.get(b"content-type", b"")
-        if path.startswith(self._forms):
-            if not _FORM.fullmatch(media_type):
+        if scope["path"].removeprefix(scope.get("root_path", "")).startswith(self._forms):
+            if not _is_of_type(_FORM, media_type, body):
                 raise UnsupportedMediaType(
                     "Content-Type", description="The request body must be application/x-www-form-urlencoded, UTF-8."
                 )
             _check_escaped(body, "form")
         else:
-            if not _JSON.fullmatch(media_type):
+            if media_type != b"application/json" and not _is_of_type(_JSON, media_type, body):
                 raise UnsupportedMediaType("Content-Type")
             scope["state"]["json"] = parse_json(body)
+
+    def _is_ignored(self, scope: Scope) -> bool:
+        path: str = scope["path"]
+        return path.removeprefix(scope.get("root_path", "")).startswith(self._ignored)
+
+
+def _is_identity(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether Content-Encoding names no coding: a list, in one field or several, maybe with empty elements."""
+    codings = b",".join(value for name, value in headers if name == b"content-encoding").lower().split(b",")
+    return {coding.strip(b" \t") for coding in codings} <= {b"", b"identity"}
+
+
+def _is_of_type(wanted: re.Pattern[bytes], media_type: bytes, body: bytes) -> bool:
+    given = wanted.fullmatch(media_type)
+    return given is not None and (given[2] is None or body.isascii())
 
 
 def render(refusal: Refusal) -> Answer:
@@ -428,6 +456,13 @@ def _check_text(text: bytes, where: str) -> None:
         raise InvalidRequest(f"{where} is not UTF-8") from None
 
 
+def _check_fields(headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """RFC 9110 section 5.5: bytes that are not ASCII are opaque. Only what is read here need be text."""
+    for name, value in headers:
+        if name in _SINGLE:
+            _check_text(value, "header field")
+
+
 def _check_escaped(text: bytes, where: str) -> None:
     """Checks percent-encoded text: every escape whole, and UTF-8 without NUL behind it."""
     if _STRAY_PERCENT.search(text):
@@ -452,7 +487,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 def _loggable(path: str) -> str:
-    """The path, cut, without tokens, however often they were percent-encoded."""
+    """The path, or the method: cut, without tokens, however often they were percent-encoded."""
     shown = plain = log.redact_tokens(path)[:_MAX_LOGGED_PATH]
     while "%" in plain and (further := unquote(plain)) != plain:
         plain = further
@@ -488,7 +523,7 @@ def _access_line(scope: Scope, request_id: str, status: int | None, seconds: flo
 
 @lru_cache(maxsize=1024)
 def _line_start(method: str, path: str) -> str:
-    return f'{{"method": {log.quote(method)}, "path": {log.quote(_loggable(path))}, "status": '
+    return f'{{"method": {log.quote(_loggable(method))}, "path": {log.quote(_loggable(path))}, "status": '
 
 
 @lru_cache(maxsize=1024)

@@ -13,14 +13,19 @@ tests/test_edge.py fails if one of them changes its meaning.
 from __future__ import annotations
 
 import asyncio
+import math
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
+from heapq import nsmallest
 from typing import Any, ClassVar, cast
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from . import log, open_files
 from .edge import MAX_TARGET, UriTooLong
 from .errors import (
     ContentTooLarge,
@@ -30,13 +35,30 @@ from .errors import (
     Refusal,
     RequestTimeout,
     SlowDown,
+    TemporarilyUnavailable,
 )
 
 _MAX_FRAMING = 1024 * 1024  # a body within its limit, one byte a chunk, is less than half of this
 
+_WARNS_EVERY = timedelta(minutes=1)
+
+# With one of these, a request goes straight to llhttp.
+_USUAL = (b"GET ", b"POST ", b"HEAD ", b"PUT ", b"DELETE ", b"PATCH ", b"OPTIONS ")
+# The other methods that llhttp serves over HTTP, or judges by itself: CONNECT, and HTTP/2's PRI.
+_KNOWN = frozenset(
+    b"CONNECT PRI TRACE ACL BIND CHECKOUT COPY LINK LOCK M-SEARCH MERGE MKACTIVITY MKCALENDAR MKCOL MOVE NOTIFY "
+    b"PROPFIND PROPPATCH PURGE QUERY REBIND REPORT SEARCH SOURCE SUBSCRIBE UNBIND UNLINK UNLOCK UNSUBSCRIBE".split()
+)
+_OPENING = re.compile(rb"[\r\n]*([!#$%&'*+.^_`|~0-9A-Za-z-]*)")  # empty lines, then a token: RFC 9110 section 5.6.2
+_MAX_METHOD = 64  # bytes; the longest that is registered has 17
+
+# Without userinfo, which must not stand there: RFC 9110 section 4.2.4.
+_ABSOLUTE_FORM = re.compile(rb"(?i:https?)://[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]+(/[^?]*)?(\?.*)?")
+_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
+
 
 class UnknownMethod(MethodNotAllowed):
-    """A method that no endpoint has: not one of HTTP's, or ``CONNECT``."""
+    """What is no method of HTTP's grammar, is longer than any, or is ``CONNECT``."""
 
     def headers(self) -> dict[str, str]:
         """Header fields of the answer, with Allow (RFC 9110 section 15.5.6)."""
@@ -61,10 +83,16 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
     linger: ClassVar[timedelta] = timedelta(seconds=1)
     """How long a client may go on sending what will not be read, so that it gets to see the refusal."""
 
+    _full_since: ClassVar[float] = -math.inf  # seconds on the loop's clock: the last line in the log about it
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._received = 0  # bytes since the current request began, without the read in which it did
         self._in_head = False
+        self.url = b""
+        self._opening = b""  # the beginning of a request whose method is not whole yet
+        self._method = ""  # of the request whose head comes, where the parser is told another one
+        self._declined = False  # the parser reads the body of a request that offered another protocol
         self._deaf = False  # what comes is not read any more: the request before it was the last
         self._refusal: Refusal | None = None
         self._head_timer: asyncio.TimerHandle | None = None
@@ -76,6 +104,8 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
         # Here and by the request's cycle only `write`, `close`, `abort`, `is_closing` and `get_extra_info` are called.
         self.transport = cast("asyncio.Transport", _Lingering(transport, self))
         self._await_head()
+        if len(self.connections) > (most := open_files.for_clients(open_files.limit())):
+            self._make_room(most)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stops the clocks."""
@@ -102,12 +132,14 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
             return
         self._unset_keepalive_if_required()
         self._received += len(data)
+        if self._opening or not data.startswith(_USUAL):
+            data = self._with_known_method(data)
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._deaf = True
+        except httptools.HttpParserUpgrade as offer:
+            self._decline(data[offer.args[0] :])
         except httptools.HttpParserError as error:
-            self._refuse(self._refusal_of(error))
+            self._stop(data, error)
         else:
             if self._in_head:
                 if self._received > self.max_head:
@@ -134,21 +166,22 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
             self._head_arrived()
         if len(self.pipeline) >= self.max_pipelined and self._refusal is None:
             raise SlowDown("pipelined requests")
-        upgrade = self.parser.should_upgrade()
-        if upgrade and self.parser.get_method() == b"CONNECT":
+        if self.parser.should_upgrade() and self.parser.get_method() == b"CONNECT":
             raise UnknownMethod("CONNECT")
+        if b"#" in self.url:
+            raise InvalidRequest("a fragment in the request target")  # RFC 9112 section 3.2 has no place for one
+        if not self.url.startswith(b"/"):
+            self._take_origin_form()
         super().on_headers_complete()
+        if self._method:
+            self.scope["method"], self._method = self._method, ""
         self.scope["state"] |= {"take_body": partial(_take_body, self.cycle), "respond": partial(_respond, self.cycle)}
         # Trailer fields go to a list that no one reads: RFC 9110 section 6.5.1 forbids merging them.
         self.headers = []
-        if self.scope["http_version"] not in {"1.1", "1.0"}:
-            raise InvalidRequest("HTTP version")
-        if upgrade:
-            # An upgrade is ignored, as RFC 9110 section 7.8 allows. But llhttp stops at one without reading the
-            # body, whose bytes would then be taken for the next request; so this one is the last.
-            self.cycle.keep_alive = False
-            if any(name in {b"content-length", b"transfer-encoding"} for name, _ in self.scope["headers"]):
-                raise InvalidRequest("upgrade with a body")
+        if self.scope["http_version"] != "1.1":
+            if self.scope["http_version"] != "1.0":
+                raise InvalidRequest("HTTP version")
+            self.cycle.waiting_for_100_continue = False  # RFC 9110 section 10.1.1: HTTP/1.0 knows no 100
 
     def on_response_complete(self) -> None:
         """An answer is out; the next head may have begun while it was under way."""
@@ -163,6 +196,75 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
     def reads_body(self) -> bool:
         """Whether a request is open whose end has not come."""
         return self.cycle is not None and self.cycle.more_body and not self.cycle.response_complete
+
+    def _with_known_method(self, data: bytes) -> bytes:
+        """What the parser is to read for this: the same, with ``POST`` for a method that llhttp does not know.
+
+        RFC 9110 section 9.1 allows any token, and a proxy that asks about a request does so with its method. llhttp
+        fails at a token that is not on its list. No method but CONNECT, which is on it, has a part in where a request
+        ends (RFC 9112 section 6.3); so all that follows is read as it would be. Only what surely begins a request is
+        looked at: in one read behind another request, such a method is refused.
+        """
+        cycle = self.cycle
+        goes_on = self._in_head or (
+            cycle is not None and (cycle.more_body or (self._declined and not cycle.response_complete))
+        )
+        if goes_on and not self._opening:
+            return data
+        data, self._opening = self._opening + data, b""
+        opening = cast("re.Match[bytes]", _OPENING.match(data))
+        start, end = opening.span(1)
+        if start == end or end - start > _MAX_METHOD:
+            return data
+        if end == len(data):
+            self._opening, self._in_head, self._received, self.url = data, True, 0, b""
+            return b""
+        if data[end] != ord(" ") or opening[1] in _KNOWN or data.startswith(_USUAL, start):
+            return data
+        self._method = opening[1].decode()
+        return b"POST" + data[end:]
+
+    def _take_origin_form(self) -> None:
+        """Makes of a target in absolute form what it would be in origin form (RFC 9112 sections 3.2.1 and 3.2.2).
+
+        Raises:
+            InvalidRequest: it is in neither, nor OPTIONS' asterisk.
+        """
+        if absolute := _ABSOLUTE_FORM.fullmatch(self.url):
+            self.url = (absolute[1] or b"/") + (absolute[2] or b"")
+        elif self.url != b"*" or self.parser.get_method() != b"OPTIONS":
+            raise InvalidRequest("request target")
+
+    def _decline(self, rest: bytes) -> None:
+        """Stays with HTTP/1.1 where another protocol was offered (RFC 9110 section 7.8 lets a server ignore that).
+
+        llhttp stops at such a head and takes all that follows for the other protocol. So a second parser reads the
+        body: it is told of the same framing and ends with it, since its head says that no request follows.
+        """
+        self._declined = self.cycle.more_body = True
+        self.parser = httptools.HttpRequestParser(_BodyOf(self))
+        framing = [b"%s: %s\r\n" % field for field in self.scope["headers"] if field[0] in _FRAMING]
+        try:
+            self.parser.feed_data(b"POST / HTTP/1.1\r\nConnection: close\r\n" + b"".join(framing) + b"\r\n")
+            self.parser.feed_data(rest)
+        except httptools.HttpParserError as error:
+            self._stop(rest, error)
+
+    def _stop(self, data: bytes, error: httptools.HttpParserError) -> None:
+        """Refuses what the parser does not take, unless it is what follows a whole request that offered a protocol.
+
+        After the answer, which was in HTTP/1.1, that is the next request. Before, the client may have begun to speak
+        the protocol that it offered: it is not read, and the answer says that the connection ends.
+        """
+        if not self._declined or self.cycle.more_body:
+            self._refuse(self._refusal_of(error))
+        elif self.cycle.response_complete:
+            self._declined = False
+            self.parser = httptools.HttpRequestParser(self)
+            self.data_received(data)
+        else:
+            self._deaf = True
+            self.cycle.keep_alive = False
 
     def _refusal_of(self, error: httptools.HttpParserError) -> Refusal:
         """The refusal for what the parser, or one of the callbacks above, said. None of it repeats what came in."""
@@ -195,6 +297,39 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
             self.parser = httptools.HttpRequestParser(self)
             self.parser.feed_data(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
             self.scope["method"] = self.scope["path"] = ""  # what the line in the log says: nothing is known of it
+
+    def _make_room(self, most: int) -> None:
+        """Keeps the connections below the limit of open files, at which the kernel would reset every newcomer unasked.
+
+        Those that wait for a request go first, a sixteenth of them at once: from the one whose time is up next. Where
+        none does, the newcomer is refused; where too many are being refused, it is cut off.
+        """
+        others = [each for each in self.connections if each is not self and not each.transport.is_closing()]
+        if len(others) < most:
+            return
+        KeyturnHttpProtocol._warn_full(self.loop.time(), most)
+        waiting = [each for each in others if isinstance(each, KeyturnHttpProtocol) and each.waits_until < math.inf]
+        for each in nsmallest(max(1, len(waiting) // 16), waiting, key=lambda each: each.waits_until):
+            each.transport.close()
+        if len(self.connections) > most + open_files.RESERVE // 4:
+            self.transport.abort()
+        elif not waiting:
+            self._refuse(TemporarilyUnavailable("too many connections"))
+
+    @classmethod
+    def _warn_full(cls, now: float, most: int) -> None:
+        if now - cls._full_since > _WARNS_EVERY.total_seconds():
+            cls._full_since = now
+            log.get_logger().warning(
+                "too many connections", limit=most, advice="raise the limit of open files (ulimit -n)"
+            )
+
+    @property
+    def waits_until(self) -> float:
+        """When this connection will be closed because no request came; infinite while one is being served."""
+        timer = self._head_timer or self.timeout_keep_alive_task
+        idle = self.cycle is None or self.cycle.response_complete
+        return timer.when() if idle and timer is not None else math.inf
 
     def _await_head(self) -> None:
         self._head_timer = self.loop.call_later(self.head_timeout.total_seconds(), self._head_overdue)
@@ -242,6 +377,14 @@ def _respond(cycle: RequestResponseCycle, status: int, fields: Sequence[tuple[by
     return True
 
 
+class _BodyOf:
+    """What a parser tells of a message whose head it was given only for the framing."""
+
+    def __init__(self, protocol: KeyturnHttpProtocol) -> None:
+        self.on_body = protocol.on_body
+        self.on_message_complete = protocol.on_message_complete
+
+
 class _Lingering:
     """The transport, with two habits of its own.
 
@@ -261,16 +404,17 @@ class _Lingering:
     def write(self, data: bytes) -> None:
         """Two writes of one turn of the loop are one segment and one system call."""
         if self._held:
-            self._transport.write(self._held + data)
-            self._held = b""
+            self._held += data
+            self._send_held()
         else:
             self._held = data
             self._protocol.loop.call_soon(self._send_held)
 
     def _send_held(self) -> None:
-        if self._held:
-            self._transport.write(self._held)
-            self._held = b""
+        held, self._held = self._held, b""
+        # After a reset by the client the event loop has closed the transport, maybe before the protocol hears of it.
+        if held and not self._transport.is_closing():
+            self._transport.write(held)
 
     def is_closing(self) -> bool:
         return self._closing or self._transport.is_closing()
@@ -285,5 +429,6 @@ class _Lingering:
             self._closing = True
             protocol._deaf = True  # noqa: SLF001  # the two are one thing in two classes
             protocol.flow.resume_reading()  # to discard, and to notice the client's end
-            self._transport.write_eof()
+            with suppress(OSError):  # the client has just reset the connection
+                self._transport.write_eof()
             protocol.loop.call_later(protocol.linger.total_seconds(), self._transport.close)

@@ -8,17 +8,19 @@ later, each time a packet is sent again, or a connection that breaks. The proxy 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import secrets
 import shutil
 import socket
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 from uuid import UUID
 
@@ -355,6 +357,68 @@ def test_a_client_that_sends_without_reading_costs_little(tmp_path: Path, logs: 
                     client.send(requests)
         grown = resident() - before
         assert grown < 50, f"{grown} MiB for 10 connections"
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"", 200),
+        (b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", 200),
+        (b"GET /healthz HTTP/1.1\r\nHost:", 200),
+        (b"POST /auth/login HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n", 503),
+    ],
+    ids=["that never ask", "that asked once", "in the middle of a head", "in the middle of a body"],
+)
+def test_beside_more_connections_than_files_may_be_open_a_newcomer_is_answered_and_the_log_says_why(
+    tmp_path: Path, logs: Path, sent: bytes, status: int
+) -> None:
+    values = {"data_dir": tmp_path / "data", "secret": SECRET} | CHEAP
+    environment = {f"KEYTURN_{name.upper()}": str(value) for name, value in values.items()}
+    limited = ("sh", "-c", 'ulimit -n 512 && exec "$@"', "sh", sys.executable, "-m", "app", "serve")
+    with Service.start(environment, logs=logs, command=limited) as service, ExitStack() as open_clients:
+
+        def connect() -> socket.socket:
+            client = open_clients.enter_context(socket.create_connection(("127.0.0.1", service.port), timeout=10))
+            with suppress(OSError):
+                client.sendall(sent)
+            return client
+
+        clients = [connect() for _ in range(600 if status == 200 else 260)]
+        answer = httpx2.get(f"{service.url}/healthz")
+        assert answer.status_code == status
+        if status == 503:
+            assert (answer.json()["error"], answer.headers["retry-after"]) == ("temporarily_unavailable", "1")
+            assert answer.headers["connection"] == "close"
+            for client in clients[:8]:  # they leave
+                client.close()
+            sleep(0.2)
+            assert httpx2.get(f"{service.url}/healthz").status_code == 200
+        lines = [json.loads(line) for line in service.text().splitlines() if "too many connections" in line]
+        (line,) = [line for line in lines if line["event"] == "too many connections"]
+        assert (line["level"], line["limit"]) == ("warning", 256)
+        assert "ulimit -n" in line["advice"]
+        assert '"level": "error"' not in service.text()
+
+
+def test_a_start_raises_the_limit_of_open_files_as_far_as_it_may(tmp_path: Path, logs: Path) -> None:
+    if not Path("/proc/self/limits").exists():
+        pytest.skip("no /proc to read a process's limits from")
+    values = {"data_dir": tmp_path / "data", "secret": SECRET} | CHEAP
+    environment = {f"KEYTURN_{name.upper()}": str(value) for name, value in values.items()}
+    limited = (
+        "sh",
+        "-c",
+        'ulimit -S -n 100 && ulimit -H -n 400 && exec "$@"',
+        "sh",
+        sys.executable,
+        "-m",
+        "app",
+        "serve",
+    )
+    with Service.start(environment, logs=logs, command=limited) as service:
+        limits = Path(f"/proc/{service.pid}/limits").read_text()
+    (line,) = [line for line in limits.splitlines() if line.startswith("Max open files")]
+    assert line.split()[3:5] == ["400", "400"]
 
 
 async def test_a_redis_whose_clock_steps_ahead_is_not_believed(pair: Pair, cache: redis_asyncio.Redis) -> None:

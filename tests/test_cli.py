@@ -417,6 +417,19 @@ def test_the_doctor_finds_what_is_amiss_and_nothing_else(keyturn: Command) -> No
 
 
 @on_sqlite
+@pytest.mark.parametrize(("files", "clients"), [(1024, 768), (128, 64)])
+def test_the_doctor_says_that_few_files_may_be_open(keyturn: Command, files: int, clients: int) -> None:
+    limited = f'ulimit -n {files} && exec "$@"'
+    basis = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ("sh", "-c", limited, "sh", sys.executable, "-m", "app", "doctor", "--json"),
+        env=basis | keyturn.environment, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    advice = findings(Done(done.returncode, done.stdout, done.stderr))[f"open files ({files})"]
+    assert advice == f"raise the limit of open files (ulimit -n): each process serves {clients} connections at once"
+
+
+@on_sqlite
 def test_the_doctor_says_which_part_of_a_set_up_is_no_good(keyturn: Command) -> None:
     good = keyturn.environment
     for change, advice in (

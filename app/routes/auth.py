@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Body, Depends, Query, Request, Response
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
@@ -185,7 +186,7 @@ async def _optional_bearer(request: Request, _scheme: Annotated[Any, Depends(_do
     if len(fields) > 1:
         raise InvalidRequest("several Authorization fields", description="There must be one Authorization header.")
     scheme, _, token = fields[0].partition(" ")
-    return token.strip(" ") if scheme.lower() == "bearer" else None
+    return token.strip(" \t") if scheme.lower() == "bearer" else None
 
 
 OptionalBearer = Annotated[str | None, Depends(_optional_bearer)]
@@ -295,7 +296,6 @@ async def password(body: PasswordChange, session: Authorised, keyturn: Parts) ->
     return Response(status_code=204)
 
 
-_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 _IDENTITY = {
     name: {"schema": {"type": "string"}, "description": f"Claim `{claim}`."}
     for name, claim in {
@@ -307,6 +307,10 @@ _IDENTITY = {
 }
 
 
+def _name(route: APIRoute) -> str:
+    return route.name
+
+
 @router.get(
     "/verify",
     response_model=Claims,
@@ -315,9 +319,10 @@ _IDENTITY = {
         **refusals(InvalidRequest, InvalidToken, InsufficientScope, TemporarilyUnavailable),
     },
 )
-# These two are routed first (and so a 405 names all methods); the one above is for the document.
-@router.api_route("/verify", methods=_METHODS, include_in_schema=False)
-@router.api_route("/verify/{path:path}", methods=_METHODS, include_in_schema=False)
+# These two are routed first; the one above is for the document. No list of methods means any: RFC 9110 section 9.1
+# lets everyone have methods of their own, and a proxy asks with its client's. (FastAPI's own names have one in them.)
+@router.api_route("/verify", methods=[], include_in_schema=False, generate_unique_id_function=_name)
+@router.api_route("/verify/{path:path}", methods=[], include_in_schema=False, generate_unique_id_function=_name)
 async def verify(
     request: Request,
     keyturn: Parts,

@@ -60,7 +60,7 @@ def _logout(keyturn: Keyturn, scope: Scope) -> Awaitable[Answer] | None:
 def _bearer(scope: Scope) -> str | None:
     """The bearer token, where there is one Authorization field and it is of the usual spelling."""
     fields: list[bytes] = [value for name, value in scope["headers"] if name == b"authorization"]
-    return fields[0][7:].decode("latin-1").strip(" ") if len(fields) == 1 and fields[0][:7] == b"Bearer " else None
+    return fields[0][7:].decode("latin-1").strip(" \t") if len(fields) == 1 and fields[0][:7] == b"Bearer " else None
 
 
 _ENDPOINTS: dict[tuple[str, str], Callable[[Keyturn, Scope], Awaitable[Answer] | None]] = {
