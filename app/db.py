@@ -23,11 +23,13 @@ from sqlalchemy import (
     Connection,
     Engine,
     ExceptionContext,
+    String,
     any_,
     bindparam,
     event,
     func,
     literal,
+    literal_column,
 )
 from sqlalchemy.exc import DBAPIError, DisconnectionError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -187,6 +189,25 @@ class Database:
         if self.is_postgres:
             return column == any_(bindparam("ids", type_=ARRAY(column.type)))
         return column.in_(bindparam("ids", expanding=True))
+
+    def incarnation(self, *, writing: bool = False) -> ColumnElement[str]:
+        """Which life of the database a statement on the fence runs in, and that the fence's row was written in it.
+
+        A file that is put back needs a new start of Postgres, a standby that takes over had another; a dump that is
+        loaded writes the row, or the table of the sessions, in another transaction. Each role may ask for all of it.
+        SQLite tells nothing: "".
+
+        Args:
+            writing: for the statement that writes the row; else for one that reads it.
+        """
+        if not self.is_postgres:
+            return literal("")
+        writer = "pg_current_xact_id()::xid" if writing else "cache_fence.xmin"
+        return literal_column(
+            "concat_ws(':', extract(epoch FROM pg_postmaster_start_time()),"
+            f" pg_relation_filenode(to_regclass('sessions')), {writer})",
+            String,
+        )
 
     def read_only(self) -> ColumnElement[str]:
         """Says "on" where a statement runs on a server that is not the primary (any more)."""

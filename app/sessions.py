@@ -40,7 +40,7 @@ from .keys import Keys
 from .models import Session, User, microseconds, moment, uuid7
 from .passwords import Authenticated
 from .refresh_tokens import LAST_GENERATION, RefreshKey, RefreshToken, issue
-from .revocations import REMEMBERED_FOR, Ending, Revocations, settled
+from .revocations import LOOK_BACK, Ending, Revocations, settled
 from .settings import Settings
 
 Scope = Literal["this", "others", "all"]
@@ -52,7 +52,7 @@ KEPT_FOR = timedelta(days=30)
 _WAITS = tuple(timedelta(milliseconds=ms) for ms in (20, 100, 400))
 """Whoever holds the row has a few round trips and a commit to go."""
 
-assert KEPT_FOR > REMEMBERED_FOR, "a rebuild must find every session whose tokens could live"
+assert KEPT_FOR > LOOK_BACK, "a rebuild must find every session whose tokens could live"
 
 
 @dataclass(frozen=True, slots=True)
@@ -503,7 +503,7 @@ class Sessions:
             TemporarilyUnavailable: nothing can say whether it was revoked.
         """
         token = self._access_tokens.verify(access_token, self._db.clock())
-        await self._revocations.check(token.session_id)
+        await self._revocations.check(token.session_id, token.claims["iat"])
         return token
 
     async def authorise(self, access_token: str) -> State:
@@ -569,7 +569,7 @@ class Sessions:
         async with self._db.begin() as tx:
             now = await tx.scalar(select(self._db.now()))
             assert now is not None
-            long_ago = now - max(kept_for, REMEMBERED_FOR)
+            long_ago = now - max(kept_for, LOOK_BACK)
             ids = (
                 await tx.scalars(select(Session.id).where(Session.id > after).order_by(Session.id).limit(most))
             ).all()
