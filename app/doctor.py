@@ -94,70 +94,13 @@ async def _redis(keyturn: Keyturn) -> AsyncIterator[Finding]:
             elif server.evicts:
                 advice = "set maxmemory-policy noeviction: what may evict keys is never believed, the database answers"
             elif server.identity is None:
-                advice = "Redis tells no run_id and master_replid in INFO, so it is never believed: is a proxy before it?"
+                advice = "Redis tells no run_id and master_replid in INFO, so it is never believed: a proxy?"
             elif revocations.is_elsewhere(server):
                 advice = "REDIS_URL leads to another Redis, or another database of it, than the instances use"
             elif cache == "not complete":
                 advice = f"Redis is not filled yet: {called()} serve does it; until then the database answers"
     except TemporarilyUnavailable as e:
         advice = f"away: {e.cause}; the database answers in its place"
-    yield Finding(f"cache ({cache})", advice)
-
-
-_EXAMINATIONS:
-                findings.extend([finding async for finding in look(keyturn)])
-    except ConfigurationError as e:
-        findings.append(Finding("set-up", str(e)))
-    except TemporarilyUnavailable as e:
-        findings.append(Finding("database", f"away: {e.cause}"))
-    return findings
-
-
-async def _schema(keyturn: Keyturn) -> AsyncIterator[Finding]:
-    await check_schema(keyturn.db)
-    yield Finding("database and schema")
-
-
-async def _keys(keyturn: Keyturn) -> AsyncIterator[Finding]:
-    await keyturn.keys.load()
-    keys = await keyturn.keys.list()
-    signing = {key["use"] for key in keys if key["status"] == "signs"}
-    yield Finding("keys", "" if signing == {"access", "refresh"} else f"run {called()} serve once to make them")
-    # A key that is published signs within a minute.
-    access = [key for key in keys if key["use"] == "access" and key["status"] in {"signs", "published"}]
-    algorithms, wanted = [key["algorithm"] for key in access], keyturn.settings.signing_algorithm
-    still = "" if not algorithms or wanted in algorithms else algorithms[0]
-    yield Finding(f"tokens signed with {wanted}", still and f"still {still}: {called()} keys generate access")
-
-
-async def _administrators(keyturn: Keyturn) -> AsyncIterator[Finding]:
-    enabled = User.disabled_at.is_(None)
-    async with keyturn.db.look() as connection:
-        initial = await connection.scalar(select(User.email).where(User.password_is_initial, enabled).limit(1))
-        admins = await connection.scalar(select(func.count()).where(User.role == "admin", enabled))
-    yield Finding("initial password", f"change it: {called()} users set-password {initial}" if initial else "")
-    yield Finding("administrator", "" if admins else f"make one: {called()} users create EMAIL --role admin")
-
-
-async def _clock(keyturn: Keyturn) -> AsyncIterator[Finding]:
-    async with keyturn.db.look() as connection:
-        theirs = await connection.scalar(select(keyturn.db.now()))
-    skew = abs(datetime.now(theirs.tzinfo) - theirs) if theirs else timedelta(0)
-    yield Finding("clock", "" if skew < timedelta(seconds=2) else "this machine's clock differs from the database's")
-
-
-async def _redis(keyturn: Keyturn) -> AsyncIterator[Finding]:
-    await keyturn.revocations.read_fence()
-    cache = await keyturn.revocations.ping()
-    advice = ""
-    hindrances = await keyturn.revocations.hindrances()
-    if hindrances:
-        advice = f"{'; '.join(hindrances)}; the database answers in its place"
-        advice = f"away: {advice}" if cache == "away" else advice
-    elif cache == "not complete" and await keyturn.revocations.elsewhere():
-        advice = "REDIS_URL leads to another Redis, or another database of it, than the one that the instances use"
-    elif cache == "not complete":
-        advice = f"Redis is not filled yet: {called()} serve does it; until then the database answers"
     yield Finding(f"cache ({cache})", advice)
 
 
