@@ -144,7 +144,7 @@ class Database:
         """Opens nothing yet; the first use connects."""
         url = settings.sqlalchemy_url
         self.is_postgres = url.startswith("postgresql")
-        self._ahead = timedelta(0)
+        self._zero: datetime | None = None  # what the database's clock said when `monotonic` was at zero
         # Held between statements: to take one out of the pool costs as much as to send the statement.
         self._lines: list[tuple[AsyncConnection, Any]] = []
         self._most_lines = 0  # SQLite's one connection that writes is for all
@@ -214,13 +214,16 @@ class Database:
         return func.current_setting("transaction_read_only") if self.is_postgres else literal("off")
 
     def clock(self) -> datetime:
-        """The database's clock as this process last saw it, for what is decided without a statement."""
-        return datetime.now(UTC) + self._ahead
+        """The database's clock as this process last saw it, for what is decided without a statement.
+
+        This machine's clock has no part in it once the database was asked: a step of it must refuse no token.
+        """
+        return datetime.now(UTC) if self._zero is None else self._zero + timedelta(seconds=monotonic())
 
     def observe(self, now: datetime, elapsed: timedelta) -> None:
-        """Learns how far the database's clock is ahead, from a reading that took `elapsed` to come."""
+        """Learns what the database's clock says, from a reading that took `elapsed` to come."""
         if self.is_postgres:
-            self._ahead = now + elapsed / 2 - datetime.now(UTC)
+            self._zero = now + elapsed / 2 - timedelta(seconds=monotonic())
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[AsyncConnection]:
