@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import ssl
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from redis.exceptions import (
     BusyLoadingError,
     ClusterError,
     InvalidResponse,
+    MasterDownError,
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -22,7 +24,6 @@ _COMMAND = re.compile(r"'([a-z|]+)' command")
 _SAID = {
     "misconf": "can't persist, and refuses to write (MISCONF): look at its disk and its log",
     "noreplicas": "has too few replicas, and refuses to write (min-replicas-to-write)",
-    "masterdown": "is a replica that has lost its master",
     "busy ": "is busy with a script",
     "denied ": "is in protected mode: give it a password",
     "max number of clients": "has as many clients as it takes (maxclients)",
@@ -53,6 +54,7 @@ def cause(error: BaseException, *, connected: bool, tls: bool) -> str:
         (BusyLoadingError, "is loading its data"),
         (OutOfMemoryError, "is full (maxmemory): give it more memory"),
         (ReadOnlyError, "is a replica, which can't be written: name the master"),
+        (MasterDownError, "is a replica that has lost its master: name the master"),
         (ClusterError, "is a cluster, which is not supported"),
     ):
         if isinstance(error, kind):
@@ -83,7 +85,8 @@ def _lost(error: BaseException, *, connected: bool, tls: bool) -> str:  # noqa: 
         return "does not speak TLS here: look at rediss:// and the port"
     for e in chain:
         if isinstance(e, OSError) and e.errno is not None and not isinstance(e, TimeoutError):
-            return f"can't be reached ({e.strerror or type(e).__name__})"
+            known = e.errno > 0  # the resolver's are not
+            return f"can't be reached ({os.strerror(e.errno) if known else 'no such host'})"
     if any("timeout" in type(e).__name__.lower() for e in chain):
         plain = ", and no TLS: is it a plain port (redis://)?" if tls and not connected else ""
         return f"does not answer in time{plain}"

@@ -24,7 +24,7 @@ from redis import asyncio as redis_asyncio
 
 from app import doctor
 from app.errors import InvalidToken
-from app.keyturn import Keyturn
+from app.keyturn import Keyturn, opened
 from app.setup import migrate
 from tests.conftest import CHEAP, PASSWORD, SECRET, Opener, a_user, settings_of
 from tests.servers import Postgres, Redis, free_port
@@ -182,7 +182,8 @@ class Wrong:
         return (await self._redis("--replicaof", "127.0.0.1", "1", "--replica-serve-stale-data", "no")).url()
 
     async def full(self) -> str:
-        return (await self._redis("--maxmemory", "1mb", commands=(("SET", "x", "x" * 500_000),) * 1)).url()
+        server = await self._redis(commands=(("SET", "x", "x" * 500_000), ("CONFIG", "SET", "maxmemory", "1000")))
+        return server.url()
 
     async def can_not_persist(self) -> str:
         server = await self._redis("--save", "3600 1")
@@ -201,7 +202,7 @@ class Wrong:
     async def loading(self) -> str:
         server = await self._redis()
         async with redis_asyncio.Redis.from_url(server.url()) as client:
-            await client.mset({f"x{n}": "x" for n in range(2000)})
+            await client.mset({f"x{n}": "x" * 500 for n in range(500)})
         server.snapshot()
         server.stop()
         slow = ["--key-load-delay", "20000", "--loading-process-events-interval-bytes", "1024"]
@@ -316,6 +317,8 @@ async def test_a_user_with_the_rights_that_the_readme_names_suffices_for_the_who
     await postgres.create_database("rights")
     url = postgres.url("rights")
     await asyncio.to_thread(migrate, settings_of(url, None))
+    async with opened(settings_of(url, None)) as keyturn:
+        await keyturn.users.create("ada@example.com", PASSWORD, "user")
     with Redis.start() as server:
         async with redis_asyncio.Redis.from_url(server.url()) as admin:
             await admin.execute_command(*rights())
@@ -352,7 +355,6 @@ async def through_its_life(client: httpx2.AsyncClient, admin: redis_asyncio.Redi
         assert (await client.get("/auth/verify", headers=bearer)).status_code == status
 
     await complete()
-    await post("register", 201, email="ada@example.com", password=PASSWORD)
     for _ in range(2):
         first, second = [await post("login", 200, email="ada@example.com", password=PASSWORD) for _ in range(2)]
         await verify(await post("refresh", 200, refresh_token=second["refresh_token"]), 200)
