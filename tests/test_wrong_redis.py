@@ -200,7 +200,7 @@ class Wrong:
         return (await self._redis("--min-replicas-to-write", "1")).url()
 
     async def loading(self) -> str:
-        server = await self._redis()
+        server = await self._redis("--rdbcompression", "no")
         async with redis_asyncio.Redis.from_url(server.url()) as client:
             await client.mset({f"x{n}": "x" * 500 for n in range(500)})
         server.snapshot()
