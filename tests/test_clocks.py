@@ -25,7 +25,7 @@ from app.setup import migrate
 from tests.conftest import CHEAP, PASSWORD, SECRET, a_user, settings_of
 from tests.servers import Postgres, Redis, clock_from, libfaketime
 from tests.service import Service
-from tests.test_revocations import instance, keep_complete
+from tests.test_revocations import instance, keep_complete, long_since_claimed
 
 pytestmark = pytest.mark.skipif(libfaketime() is None, reason="no libfaketime (Debian: apt-get install faketime)")
 
@@ -68,6 +68,8 @@ def no_haste(monkeypatch: pytest.MonkeyPatch) -> None:
 async def keyturn(url: str, redis: Redis) -> AsyncIterator[Keyturn]:
     async with instance(url, redis.url(), access_token_lifetime=3600) as keyturn:
         await complete(keyturn)
+        await long_since_claimed(keyturn)
+        await keyturn.revocations.read_fence()
         yield keyturn
 
 
@@ -141,28 +143,36 @@ async def test_a_logout_while_the_databases_clock_is_wrong_holds_when_it_is_righ
             await never_accepted(keyturn, tokens)
 
 
+async def time_of_the_keys_is_over(redis: Redis) -> None:
+    async with redis_asyncio.Redis.from_url(redis.url()) as client:
+        for name in await client.keys("{keyturn}:revoked:*"):
+            await client.delete(name)
+
+
 async def test_a_token_that_lives_again_when_the_databases_clock_goes_back_is_still_refused(
-    keyturn: Keyturn, postgres: Postgres, redis: Redis
+    keyturn: Keyturn, url: str, postgres: Postgres, redis: Redis
 ) -> None:
     """Its key had its time. So has that of a token from while the clock was ahead, when the clock comes there again."""
     old = await a_session(keyturn)
     await keyturn.sessions.logout(None, old.refresh_token, "this")
     postgres.step(HOUR + 60)
-    redis.step(HOUR + 60)
-    await complete(keyturn)  # time has passed: the key has gone, and the session is older than the look-back's hour
+    await keyturn.revocations.read_fence()
     from_ahead = await a_session(keyturn)
+    await time_of_the_keys_is_over(redis)
+    assert await keyturn.revocations.ping() == "complete"
     postgres.step(0)
     await keyturn.revocations.read_fence()
     await never_accepted(keyturn, old)
     await keyturn.sessions.logout(None, from_ahead.refresh_token, "this")
     await complete(keyturn)
     await never_accepted(keyturn, old)
-    async with redis_asyncio.Redis.from_url(redis.url()) as client:
-        for name in await client.keys("{keyturn}:revoked:*"):
-            await client.delete(name)  # as an hour later
+    await time_of_the_keys_is_over(redis)
     postgres.step(HOUR + 60)
     await keyturn.revocations.read_fence()
     await never_accepted(keyturn, from_ahead)
+    async with instance(url, redis.url(), access_token_lifetime=3600) as newcomer:  # which saw no step
+        assert await newcomer.revocations.ping() == "complete"
+        await never_accepted(newcomer, from_ahead)
 
 
 @pytest.mark.parametrize("step", [HOUR, -HOUR])
