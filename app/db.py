@@ -22,11 +22,13 @@ from sqlalchemy import (
     Connection,
     Engine,
     ExceptionContext,
+    String,
     any_,
     bindparam,
     event,
     func,
     literal,
+    literal_column,
 )
 from sqlalchemy.exc import DBAPIError, DisconnectionError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -150,7 +152,7 @@ class Database:
     def __init__(self, settings: Settings) -> None:
         """Opens nothing yet; the first use connects."""
         self.is_postgres = settings.postgres is not None
-        self._ahead = timedelta(0)
+        self._zero: datetime | None = None  # what the database's clock said when `monotonic` was at zero
         # Held between statements, with when it was last used: to take one out of the pool costs as much as to send
         # the statement.
         self._lines: list[tuple[AsyncConnection, Any, float]] = []
@@ -197,18 +199,40 @@ class Database:
             return column == any_(bindparam("ids", type_=ARRAY(column.type)))
         return column.in_(bindparam("ids", expanding=True))
 
+    def incarnation(self, *, writing: bool = False) -> ColumnElement[str]:
+        """Which life of the database a statement on the fence runs in, and that the fence's row was written in it.
+
+        A file that is put back needs a new start of Postgres, a standby that takes over had another; a dump that is
+        loaded writes the row, or the table of the sessions, in another transaction. Each role may ask for all of it.
+        SQLite tells nothing: "".
+
+        Args:
+            writing: for the statement that writes the row; else for one that reads it.
+        """
+        if not self.is_postgres:
+            return literal("")
+        writer = "pg_current_xact_id()::xid" if writing else "cache_fence.xmin"
+        return literal_column(
+            "concat_ws(':', extract(epoch FROM pg_postmaster_start_time()),"
+            f" pg_relation_filenode(to_regclass('sessions')), {writer})",
+            String,
+        )
+
     def read_only(self) -> ColumnElement[str]:
         """Says "on" where a statement runs on a server that is not the primary (any more)."""
         return func.current_setting("transaction_read_only") if self.is_postgres else literal("off")
 
     def clock(self) -> datetime:
-        """The database's clock as this process last saw it, for what is decided without a statement."""
-        return datetime.now(UTC) + self._ahead
+        """The database's clock as this process last saw it, for what is decided without a statement.
+
+        This machine's clock has no part in it once the database was asked: a step of it must refuse no token.
+        """
+        return datetime.now(UTC) if self._zero is None else self._zero + timedelta(seconds=monotonic())
 
     def observe(self, now: datetime, elapsed: timedelta) -> None:
-        """Learns how far the database's clock is ahead, from a reading that took `elapsed` to come."""
+        """Learns what the database's clock says, from a reading that took `elapsed` to come."""
         if self.is_postgres:
-            self._ahead = now + elapsed / 2 - datetime.now(UTC)
+            self._zero = now + elapsed / 2 - timedelta(seconds=monotonic())
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[AsyncConnection]:

@@ -106,14 +106,24 @@ async def _clock(keyturn: Keyturn) -> AsyncIterator[Finding]:
 
 async def _redis(keyturn: Keyturn) -> AsyncIterator[Finding]:
     await keyturn.revocations.read_fence()
-    cache = await keyturn.revocations.ping()
+    revocations = keyturn.revocations
+    cache = await revocations.ping()
     advice = ""
-    if cache == "away":
-        advice = "away: Redis can't be reached; the database answers in its place"
-    elif cache == "not complete" and await keyturn.revocations.may_evict():
-        advice = "set maxmemory-policy noeviction: what may evict keys is never believed, the database answers"
-    elif cache == "not complete":
-        advice = f"Redis is not filled yet: {called()} serve does it; until then the database answers"
+    try:
+        if cache != "none":
+            server = await revocations.server()
+            if refusals := await revocations.refusals():
+                advice = "; ".join(refusals)
+            elif server.evicts:
+                advice = "set maxmemory-policy noeviction: what may evict keys is never believed, the database answers"
+            elif server.identity is None:
+                advice = "Redis tells no run_id and master_replid in INFO, so it is never believed: a proxy?"
+            elif revocations.is_elsewhere(server):
+                advice = "REDIS_URL leads to another Redis, or another database of it, than the instances use"
+            elif cache == "not complete":
+                advice = f"Redis is not filled yet: {called()} serve does it; until then the database answers"
+    except TemporarilyUnavailable as e:
+        advice = f"away: {e.cause}; the database answers in its place"
     yield Finding(f"cache ({cache})", advice)
 
 

@@ -142,6 +142,7 @@ class Session(Base):
         Index(
             "ix_sessions_ended_at",
             "ended_at",
+            "id",
             postgresql_where=text("ended_at IS NOT NULL"),
             sqlite_where=text("ended_at IS NOT NULL"),
         ),
@@ -186,5 +187,7 @@ class CacheFence(Base):
     epoch: Mapped[str] = mapped_column(String(32))
     server: Mapped[str | None] = mapped_column(String(96))
     changed_at: Mapped[datetime]
+    vouches_from: Mapped[datetime]
+    incarnation: Mapped[str] = mapped_column(String(64))
 
     __table_args__ = (CheckConstraint("id = 1", name="one_row"),)

@@ -42,7 +42,7 @@ from .log import get_logger
 from .models import Key, Session, User, microseconds, moment, uuid7
 from .passwords import Authenticated
 from .refresh_tokens import LAST_GENERATION, RefreshKey, RefreshToken, issue
-from .revocations import REMEMBERED_FOR, Ending, Revocations, settled
+from .revocations import LOOK_BACK, Ending, Revocations, settled
 from .settings import Settings
 
 Scope = Literal["this", "others", "all"]
@@ -56,7 +56,7 @@ _log = get_logger()
 _WAITS = tuple(timedelta(milliseconds=ms) for ms in (20, 100, 400))
 """Whoever holds the row has a few round trips and a commit to go."""
 
-assert KEPT_FOR > REMEMBERED_FOR, "a rebuild must find every session whose tokens could live"
+assert KEPT_FOR > LOOK_BACK, "a rebuild must find every session whose tokens could live"
 
 
 @dataclass(frozen=True, slots=True)
@@ -550,7 +550,7 @@ class Sessions:
         """
         token = self._access_tokens.verify(access_token, self._db.clock())
         try:
-            await self._revocations.check(token.session_id)
+            await self._revocations.check(token.session_id, token.claims["iat"])
         except Refusal as refusal:
             raise refusal.about(token.session_id, token.user_id) from None
         return token
@@ -632,7 +632,7 @@ class Sessions:
         async with self._db.begin() as tx:
             now = await tx.scalar(select(self._db.now()))
             assert now is not None
-            long_ago = now - max(kept_for, REMEMBERED_FOR)
+            long_ago = now - max(kept_for, LOOK_BACK)
             ids = (
                 await tx.scalars(select(Session.id).where(Session.id > after).order_by(Session.id).limit(most))
             ).all()

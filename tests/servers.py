@@ -110,6 +110,20 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def step(self, seconds: int) -> None:
+        """Put its clock that far ahead (or back) of the machine's, at once. It must have been started with `steps`."""
+        self._clock.write_text(f"{seconds:+d}s")
+        self._clock.chmod(0o644)
+
+    @property
+    def _clock(self) -> Path:
+        return self._own().folder / "clock"
+
+    def _stepping(self) -> list[str | Path]:
+        """What a command line begins with, so that `step` works."""
+        self.step(0)
+        return ["env", *(f"{name}={value}" for name, value in clock_from(self._clock).items())]
+
     def _own(self) -> Sentinel:
         if self._sentinel is None:
             raise NotOursError(
@@ -147,13 +161,14 @@ class Postgres(Server):
     """A PostgreSQL cluster."""
 
     @classmethod
-    def start(cls, *, durable: bool = False, settings: dict[str, str] | None = None) -> Self:
+    def start(cls, *, durable: bool = False, settings: dict[str, str] | None = None, steps: bool = False) -> Self:
         """Start a cluster of its own; durable: it survives a crash of the machine, as PostgreSQL's defaults have it.
 
-        Raises NotOursError if the environment names a server and settings are wanted.
+        With `steps` its clock can be set (see `step`). Raises NotOursError if the environment names a server and
+        settings or steps are wanted.
         """
         if given := os.environ.get("TEST_DATABASE_URL"):
-            if settings:
+            if settings or steps:
                 raise NotOursError("TEST_DATABASE_URL names a server, which tests do not configure")
             return cls(given, None)
         nobody = pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
@@ -173,6 +188,7 @@ class Postgres(Server):
             server._bin = postgres_binaries(sentinel.folder, nobody)
             server._data = sentinel.folder / "data"
             server._initdb()
+            server._prefix = server._stepping() if steps else []
             on_free_port(server._start)
         except BaseException:
             sentinel.close()
@@ -216,6 +232,7 @@ class Postgres(Server):
     _settings: dict[str, str]
     _bin: Path
     _data: Path
+    _prefix: list[str | Path]
 
     def url(self, database: str = "postgres") -> str:
         """For SQLAlchemy."""
@@ -266,7 +283,7 @@ class Postgres(Server):
     def _start(self, port: int) -> None:
         self.port = port
         settings = [word for name, value in self._settings.items() for word in ("-c", f"{name}={value}")]
-        self._launch([self._bin / "postgres", "-D", self._data, "-p", str(port), *settings], self._ready)
+        self._launch([*self._prefix, self._bin / "postgres", "-D", self._data, "-p", str(port), *settings], self._ready)
 
     def _ready(self) -> bool:
         # What `pg_ctl --wait` looks at. Unlike a connection, it can't be another server that holds the port.
@@ -280,13 +297,14 @@ class Redis(Server):
     """A Valkey or Redis server that writes nothing to disk unless told to."""
 
     @classmethod
-    def start(cls, *, port: int | None = None, settings: list[str] | None = None) -> Self:
+    def start(cls, *, port: int | None = None, settings: list[str] | None = None, steps: bool = False) -> Self:
         """Start a server of its own; settings are further words of its command line (`["--replicaof", host, port]`).
 
-        Raises NotOursError if the environment names a server and a port or settings are wanted.
+        With `steps` its clock can be set (see `step`). Raises NotOursError if the environment names a server and a
+        port, settings or steps are wanted.
         """
         if given := os.environ.get("TEST_REDIS_URL"):
-            if port or settings:
+            if port or settings or steps:
                 raise NotOursError("TEST_REDIS_URL names a server, which tests do not configure")
             return cls(given, None)
         sentinel = Sentinel()
@@ -295,6 +313,7 @@ class Redis(Server):
             # A primary waits 5 s by default for further replicas before it sends the first its data.
             sober = ["--save", "", "--appendonly", "no", "--repl-diskless-sync-delay", "0"]
             server._command = [
+                *(server._stepping() if steps else []),
                 redis_binary(),
                 "--bind",
                 "127.0.0.1",
@@ -343,6 +362,27 @@ class Redis(Server):
     def _ready(self) -> bool:
         # Its own log, for the reason of Postgres._ready.
         return "Ready to accept connections" in self._log()
+
+
+def libfaketime() -> Path | None:
+    """The library that gives a process another clock (Debian: faketime), or None where it is not installed."""
+    return next(Path("/usr").glob("lib*/**/faketime/libfaketime.so.1"), None)
+
+
+def clock_from(file: Path) -> dict[str, str]:
+    """The environment of a process that reads its offset from the machine's clock in a file, each time it looks.
+
+    The monotonic clock stays what it is, as where an operator or NTP steps a clock.
+    """
+    library = libfaketime()
+    assert library is not None
+    return {
+        "LD_PRELOAD": str(library),
+        "FAKETIME_TIMESTAMP_FILE": str(file),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        "DONT_FAKE_MONOTONIC": "1",
+    }
 
 
 def postgres_binaries(folder: Path, user: int | None) -> Path:

@@ -447,7 +447,7 @@ async def test_a_rebuild_that_was_cut_off_keeps_no_other_waiting(
 ) -> None:
     await cache.delete(MARKER)
 
-    async def lost() -> Any:
+    async def lost(_: object) -> Any:
         raise TemporarilyUnavailable("the network")
 
     with monkeypatch.context() as broken:

@@ -453,7 +453,9 @@ def test_the_doctor_sees_that_redis_is_away(keyturn: Command) -> None:
     keyturn.environment["KEYTURN_REDIS_URL"] = f"redis://127.0.0.1:{free_port()}"
     done = keyturn("doctor", "--json")
     assert done.code == 3
-    assert findings(done)["cache (away)"] == "away: Redis can't be reached; the database answers in its place"
+    assert findings(done)["cache (away)"] == (
+        "away: Redis can't be reached (Connection refused); the database answers in its place"
+    )
 
 
 @on_sqlite

@@ -263,7 +263,7 @@ def a_verifier_that_does_not_ask_whether_the_session_ended(patch: Patch) -> None
 
 @bug
 def gc_forgets_too_early(patch: Patch) -> None:
-    patch.setattr(sessions, "REMEMBERED_FOR", timedelta(seconds=ACCESS))
+    patch.setattr(sessions, "LOOK_BACK", timedelta(seconds=ACCESS))
 
 
 @pytest.fixture

@@ -361,6 +361,18 @@ async def flushed_during_rebuilds(world: World, flow: Traffic) -> None:
             hits += hit
 
 
+async def swapped(world: World, flow: Traffic) -> None:
+    """SWAPDB around logouts, and at any moment of a rebuild; what is in the other database is from before."""
+    async with world.command(world.redis) as redis:
+        for seconds in (0.4, 0.05, 0.2, 0.05, 0.6, 0.1):
+            await flow.logouts(4, 0.2)
+            await redis.execute_command("SWAPDB", "0", "1")
+            await flow.logouts(3, seconds)
+            await redis.execute_command("SWAPDB", "1", "0")
+        await flow.returned()
+        await redis.execute_command("FLUSHALL")
+
+
 async def restarted_from_an_old_snapshot(world: World, flow: Traffic) -> None:
     await asyncio.to_thread(world.redis.snapshot)
     await flow.logouts(12, 0.4)
@@ -475,6 +487,7 @@ async def demoted(world: World, flow: Traffic) -> None:
     [
         flushed,
         flushed_during_rebuilds,
+        swapped,
         restarted_from_an_old_snapshot,
         killed_and_restarted_empty,
         paused,

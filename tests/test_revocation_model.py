@@ -2,8 +2,9 @@
 
 The promise: a verify that begins after a logout has returned never accepts an access token of that session. The model
 has one session; the database's fence, which names an epoch and the one Redis server whose silence is believed; two
-Redis servers that clients may reach at the same time (split brain); logouts, rebuilds, a verifier, and faults. The
-stated exception, VERIFY_WITHOUT_DATABASE, is left out.
+places that clients may reach at the same time; logouts, rebuilds, a verifier, and faults. The places are two Redis
+servers (split brain), or two databases of one server, which SWAPDB exchanges and which have one identity: no process
+knows which of them it reaches. The stated exception, VERIFY_WITHOUT_DATABASE, is left out.
 
 What keeps it small, and why nothing is lost by it:
 - A process that dies takes no further step. Every prefix of a run is explored, so every death is; only a death inside a
@@ -53,7 +54,7 @@ class Redis(NamedTuple):
 
 class Logout(NamedTuple):
     step: str
-    epoch: int = 0  # of its process's reading
+    epochs: tuple[int, ...] = ()  # marker and nonce where it set its key, in the same step
     server: int | None = None  # the identity at the other end when it sent the SET
     acknowledged: bool = False
     pending: Fence | None = None  # written, not committed
@@ -62,7 +63,7 @@ class Logout(NamedTuple):
 
 class Rebuild(NamedTuple):
     step: str
-    at: int = 0  # its server, X or Y
+    at: int = 0  # its place, X or Y
     server: int | None = None  # the identity of that server when it connected
     epoch: int = 0
 
@@ -86,21 +87,28 @@ class Scenario(NamedTuple):
     logouts: int
     rebuilds: int
     faults: int
+    one_server: bool = False  # X and Y are databases of one server
+    left_nonce: bool = False  # of a rebuild that died, in Y
 
     def __str__(self):
         start = "trusted" if self.trusted else "untrusted"
+        start = f"{'databases' if self.one_server else 'servers'}-{start}{'-nonce-left' if self.left_nonce else ''}"
         return f"{start}-{self.logouts}-logouts-{self.rebuilds}-rebuilds-{self.faults}-faults"
 
 
 Step = tuple[str, State]
 X, Y = 0, 1
 NAME = "XY"
+NEW = 100  # the epochs of rebuilds are counted from here on: they are made before the claim
 
 # Each name says what holds with the safeguard; a model is run `without` one of them, or "".
 SET_FIRST = "the SET comes before the commit"
 LOST_SET = "a SET that was not acknowledged fences"
 EPOCH_IN_TRANSACTION = "the transaction compares the epoch"
-EPOCH_BEFORE_SET = "the epoch compared was read before the SET"
+EPOCH_OF_KEYSPACE = "the epoch compared is the one that stands where the key was set"
+SAME_STEP = "it is read in the same step as the SET"
+NONCE_OF_EPOCH = "a nonce counts only if it is the epoch's"
+FILL_SEES_NONCE = "a rebuild sets keys only where its nonce is"
 SERVER_IN_TRANSACTION = "the transaction compares the server"
 LOCK = "a claim and the transaction of a logout exclude each other"
 WAIT = "a logout waits until no older reading of the fence vouches"
@@ -118,7 +126,8 @@ REPLICATION_ID = "a server that takes over another's data changes its identity"
 
 def start(scenario: Scenario, without: str) -> State:
     fence = Fence(1, X if scenario.trusted else None, 1)
-    servers = (Redis(X, marker=1 if scenario.trusted else 0), Redis(Y))
+    other = Redis(X if scenario.one_server else Y, nonce=-1 if scenario.left_nonce else 0)
+    servers = (Redis(X, marker=1 if scenario.trusted else 0), other)
     logouts = (Logout(logout_order(without)[0]),) * scenario.logouts
     rebuilds = (Rebuild(rebuild_order(without)[0]),) * scenario.rebuilds
     return State(fence, fence, servers, logouts, rebuilds)
@@ -133,7 +142,7 @@ def on(s: State, server: int, **change) -> tuple[Redis, ...]:
 
 
 def logout_order(without: str) -> list[str]:
-    first = ["SET", "read"] if without == EPOCH_BEFORE_SET else ["read", "SET"]
+    first = ["look", "SET"] if without == SAME_STEP else ["SET"]
     return [*first, "update", "commit", "return", "done"]
 
 
@@ -146,11 +155,16 @@ def logout_steps(s: State, i: int, without: str) -> Iterator[Step]:
         return f"logout {i} {what}", s._replace(logouts=put(s.logouts, i, then), **world)
 
     match w.step:
-        case "read":
-            yield go(f"knows epoch {s.fence.epoch}", w._replace(epoch=s.fence.epoch))
+        case "look":
+            for at, redis in enumerate(s.redis):
+                yield go(f"looks at {NAME[at]}", w._replace(epochs=(redis.marker, redis.nonce)))
         case "SET":
             for at, redis in enumerate(s.redis):
                 lost = w._replace(server=redis.identity)
+                if without == EPOCH_OF_KEYSPACE:
+                    lost = lost._replace(epochs=(s.fence.epoch,))  # its process has just read it
+                elif without != SAME_STEP:
+                    lost = lost._replace(epochs=(redis.marker, redis.nonce))
                 sure = lost._replace(acknowledged=True)
                 if without == SET_FIRST:  # its writer may be dead by the time
                     yield go(f"puts off its SET on {NAME[at]}", sure)
@@ -162,7 +176,7 @@ def logout_steps(s: State, i: int, without: str) -> Iterator[Step]:
         case "update":
             doubt = (
                 (not w.acknowledged and without != LOST_SET)
-                or (w.epoch != s.fence.epoch and without != EPOCH_IN_TRANSACTION)
+                or not (s.fence.epoch in w.epochs or told_without(w, without))
                 or (w.server != s.fence.server and without != SERVER_IN_TRANSACTION)
             )
             change = s.fence.change + 1
@@ -177,6 +191,10 @@ def logout_steps(s: State, i: int, without: str) -> Iterator[Step]:
         case "return" if not s.returned:
             outlived = s.reading.change < w.seen and without != WAIT
             yield go("returns", Logout("done"), returned=True, reading=Fence() if outlived else s.reading)
+
+
+def told_without(w: Logout, without: str) -> bool:
+    return without == EPOCH_IN_TRANSACTION or (without == NONCE_OF_EPOCH and bool(w.epochs[1]))
 
 
 def rebuild_order(without: str) -> list[str]:
@@ -202,20 +220,20 @@ def rebuild_steps(s: State, i: int, without: str) -> Iterator[Step]:
                 connected = Rebuild(order[1], at, redis.identity)
                 yield from rebuild_steps(s._replace(rebuilds=put(s.rebuilds, i, connected)), i, without)
         case "nonce":
-            yield go(f"writes its nonce on {NAME[r.at]}", redis=on(s, r.at, nonce=i + 1))
+            epoch = r.epoch or NEW + i
+            yield go(f"writes nonce {epoch} on {NAME[r.at]}", r._replace(epoch=epoch), redis=on(s, r.at, nonce=epoch))
         case "claim":
             if not any(w.pending or (w.step == "commit" and without != LOCK) for w in s.logouts):
-                change = s.fence.change + 1
-                epoch = change if without != NEW_EPOCH else s.fence.epoch
-                fence = Fence(epoch, r.server, change)
+                epoch = NEW + i if without != NEW_EPOCH else s.fence.epoch
+                fence = Fence(epoch, r.server, s.fence.change + 1)
                 yield go(f"claims epoch {epoch} on {NAME[r.at]}", r._replace(epoch=epoch), fence=fence)
         case "snapshot" if s.ended:
             yield go("reads that the session is ended")
         case "snapshot":
             yield go("reads that the session is alive", skip=1)
-        case "fill":
+        case "fill" if s.redis[r.at].nonce in {NEW + i, r.epoch} or without in {FILL_SEES_NONCE, NONCE_FIRST}:
             yield go(f"sends SET to {NAME[r.at]}", redis=on(s, r.at, revoked=True))
-        case "mark" if s.redis[r.at].nonce == i + 1 or without == NONCE:
+        case "mark" if s.redis[r.at].nonce in {NEW + i, r.epoch} or without == NONCE:
             yield go(f"sets marker {r.epoch} on {NAME[r.at]}", redis=on(s, r.at, marker=r.epoch, nonce=0))
 
 
@@ -227,11 +245,17 @@ def verifier_steps(s: State, without: str) -> Iterator[Step]:
         yield f"verifier reads epoch {reading.epoch}", s._replace(reading=reading)
 
 
-def fault_steps(s: State, most: int, without: str) -> Iterator[Step]:
+def fault_steps(s: State, most: int, without: str, *, one_server: bool) -> Iterator[Step]:
     if s.faults == most:
         return
     faults = s.faults + 1
     new = faults + Y  # an identity that never was
+    if one_server:
+        yield "X and Y change places", s._replace(faults=faults, redis=s.redis[::-1])
+        yield "X and Y restart empty", s._replace(faults=faults, redis=(Redis(new), Redis(new)))
+        for at, redis in enumerate(s.redis):
+            yield f"{NAME[at]} is flushed", s._replace(faults=faults, redis=put(s.redis, at, Redis(redis.identity)))
+        return
     copy = s.copy if faults < most else None
     for at, redis in enumerate(s.redis):
         if s.copy is None and (redis.marker or redis.nonce):  # else it is as good as empty
@@ -246,7 +270,7 @@ def fault_steps(s: State, most: int, without: str) -> Iterator[Step]:
             yield f"{NAME[at]} {what}", s._replace(redis=put(s.redis, at, server), copy=copy, faults=faults)
 
 
-def steps(s: State, most_faults: int, without: str) -> Iterator[Step]:
+def steps(s: State, scenario: Scenario, without: str) -> Iterator[Step]:
     for i, w in enumerate(s.logouts):
         yield from logout_steps(s, i, without)
         if w.step == logout_order(without)[0]:
@@ -256,7 +280,7 @@ def steps(s: State, most_faults: int, without: str) -> Iterator[Step]:
         if r.step == rebuild_order(without)[0]:
             break
     yield from verifier_steps(s, without)
-    yield from fault_steps(s, most_faults, without)
+    yield from fault_steps(s, scenario.faults, without, one_server=scenario.one_server)
 
 
 def trusted(s: State, without: str = "") -> list[Redis]:
@@ -318,7 +342,7 @@ def explore(scenario: Scenario, without: str = "") -> Exploration:
             del witnesses[name]
         if state.returned and accepts(state, without):
             return Exploration(len(came), run_to(state, came), WITNESSES.keys() - witnesses)
-        for what, after in steps(state, scenario.faults, without):
+        for what, after in steps(state, scenario, without):
             if after not in came:
                 came[after] = what, state
                 queue.append(after)
@@ -340,17 +364,27 @@ SCENARIOS = [
     Scenario(trusted=False, logouts=1, rebuilds=1, faults=2),
     Scenario(trusted=False, logouts=2, rebuilds=1, faults=1),
     Scenario(trusted=False, logouts=1, rebuilds=2, faults=0),
+    Scenario(trusted=True, logouts=1, rebuilds=1, faults=3, one_server=True),
+    Scenario(trusted=True, logouts=2, rebuilds=1, faults=2, one_server=True),
+    Scenario(trusted=True, logouts=1, rebuilds=2, faults=2, one_server=True),
+    Scenario(trusted=True, logouts=1, rebuilds=1, faults=2, one_server=True, left_nonce=True),
+    Scenario(trusted=False, logouts=1, rebuilds=2, faults=1, one_server=True),
 ]
 
 # Where each safeguard is missed first: the least that has to happen besides one logout from a trusted start.
 NOTHING, FAULT, REBUILD = Scenario(True, 1, 0, 0), Scenario(True, 1, 0, 1), Scenario(True, 1, 1, 0)
 FAULT_AND_REBUILD = Scenario(True, 1, 1, 1)
+DATABASES, NONCE_LEFT = Scenario(True, 1, 0, 0, one_server=True), Scenario(True, 1, 0, 0, True, True)
+SWAP, SWAPS_AND_REBUILD = Scenario(True, 1, 0, 1, one_server=True), Scenario(True, 1, 1, 2, one_server=True)
 SAFEGUARDS = {
     SET_FIRST: NOTHING,
     LOST_SET: NOTHING,
     EPOCH_IN_TRANSACTION: FAULT_AND_REBUILD,
-    EPOCH_BEFORE_SET: FAULT_AND_REBUILD,
-    SERVER_IN_TRANSACTION: NOTHING,
+    EPOCH_OF_KEYSPACE: DATABASES,
+    SAME_STEP: SWAP,
+    NONCE_OF_EPOCH: NONCE_LEFT,
+    FILL_SEES_NONCE: SWAPS_AND_REBUILD,
+    SERVER_IN_TRANSACTION: FAULT,
     LOCK: REBUILD,
     WAIT: NOTHING,
     WAIT_FOR_OTHERS: REBUILD,

@@ -48,7 +48,7 @@ T = TypeVar("T")
 # Seconds. The first four are settings; the others are promises of the design.
 WINDOW, ACCESS, IDLE, ABSOLUTE = 60, 300, 1000, 1200
 LEEWAY = 5
-REMEMBERED = 3600 + LEEWAY + 60
+REMEMBERED = 3600 + LEEWAY + 60 + 86400
 WEEK, MONTH = 7 * 86400, 30 * 86400
 
 MARGIN = 25

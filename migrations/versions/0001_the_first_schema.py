@@ -24,6 +24,8 @@ def upgrade() -> None:
         sa.Column("epoch", sa.String(length=32), nullable=False),
         sa.Column("server", sa.String(length=96), nullable=True),
         sa.Column("changed_at", moment, nullable=False),
+        sa.Column("vouches_from", moment, nullable=False),
+        sa.Column("incarnation", sa.String(length=64), nullable=False),
         sa.CheckConstraint("id = 1", name=op.f("ck_cache_fence_one_row")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_cache_fence")),
     )
@@ -82,7 +84,7 @@ def upgrade() -> None:
     with op.batch_alter_table("sessions", schema=None) as batch_op:
         batch_op.create_index(
             "ix_sessions_ended_at",
-            ["ended_at"],
+            ["ended_at", "id"],
             unique=False,
             postgresql_where=sa.text("ended_at IS NOT NULL"),
             sqlite_where=sa.text("ended_at IS NOT NULL"),
@@ -91,7 +93,10 @@ def upgrade() -> None:
 
     # The one row. It names no server: nobody believes Redis before a rebuild.
     beginning = "timestamptz 'epoch'" if op.get_context().dialect.name == "postgresql" else "0"
-    op.execute(f"INSERT INTO cache_fence (id, epoch, changed_at) VALUES (1, 'none', {beginning})")
+    op.execute(
+        "INSERT INTO cache_fence (id, epoch, changed_at, vouches_from, incarnation)"
+        f" VALUES (1, 'none', {beginning}, {beginning}, '')"
+    )
 
 
 def downgrade() -> None:
