@@ -21,6 +21,7 @@ from tests.conftest import sync
 from tests.servers import Postgres, free_port
 
 ROOT = Path(__file__).parent.parent
+LOCK = 0x6B657900
 TABLES = {"alembic_version", "cache_fence", "keys", "sessions", "users"}
 
 
@@ -112,13 +113,15 @@ def test_check_finds_a_planted_drift(database_url: str) -> None:
 def test_the_offline_sql_makes_the_same_schema(empty: str) -> None:
     script = alembic("upgrade", "head", "--sql", KEYTURN_DATABASE_URL=empty)
     if empty.startswith("postgresql"):
-        # As online: one at a time, and none that waits long for a lock.
-        guard, _, rest = script.partition("BEGIN;")
-        assert [line for line in guard.splitlines() if line] == [
-            f"SELECT pg_advisory_lock({0x6B657900});",
-            "SET lock_timeout = '2s';",
+        # As online: one at a time, none that waits long for a lock, and all of it for one transaction only.
+        assert [line for line in script.splitlines() if line][:4] == [
+            "BEGIN;",
+            "SET LOCAL lock_timeout = '20000ms';",
+            f"SELECT pg_advisory_xact_lock({LOCK});",
+            "SET LOCAL lock_timeout = '2000ms';",
         ]
-        assert rest.rstrip().endswith(f"SELECT pg_advisory_unlock({0x6B657900});\n\nRESET lock_timeout;")
+    assert script.split().count("BEGIN;") == script.split().count("COMMIT;") == 1
+    assert script.rstrip().endswith("COMMIT;")
     ask(empty, script)
     assert tables(empty) == TABLES
     assert ask(empty, "SELECT id, epoch, server FROM cache_fence") == [(1, "none", None)]
