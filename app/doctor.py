@@ -12,9 +12,11 @@ from typing import NamedTuple
 
 from sqlalchemy import func, select
 
+from .addresses import listen
 from .errors import TemporarilyUnavailable
 from .keyturn import Keyturn, opened
 from .models import User
+from .schema import migrating
 from .settings import ConfigurationError, read
 from .setup import called, check_schema
 
@@ -48,9 +50,22 @@ async def examine() -> list[Finding]:
     return findings
 
 
+async def _address(keyturn: Keyturn) -> AsyncIterator[Finding]:
+    for each in listen(keyturn.settings.host, 0):  # a port of its own: the service may be running
+        each.close()
+    yield Finding("address")
+
+
 async def _schema(keyturn: Keyturn) -> AsyncIterator[Finding]:
     await check_schema(keyturn.db)
     yield Finding("database and schema")
+
+
+async def _migration(keyturn: Keyturn) -> AsyncIterator[Finding]:
+    if keyturn.db.is_postgres:
+        async with keyturn.db.look() as connection:
+            holder = await migrating(connection)
+        yield Finding("lock of migrations", f"held by {holder}" if holder else "")
 
 
 async def _keys(keyturn: Keyturn) -> AsyncIterator[Finding]:
@@ -94,4 +109,4 @@ async def _redis(keyturn: Keyturn) -> AsyncIterator[Finding]:
     yield Finding(f"cache ({cache})", advice)
 
 
-_EXAMINATIONS = (_schema, _keys, _administrators, _clock, _redis)
+_EXAMINATIONS = (_address, _schema, _migration, _keys, _administrators, _clock, _redis)

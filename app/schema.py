@@ -13,14 +13,14 @@ from datetime import timedelta
 from typing import Any
 
 from alembic import context
-from sqlalchemy import Connection, create_engine, event, make_url, pool, text
+from sqlalchemy import BigInteger, Connection, bindparam, create_engine, event, make_url, pool, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from .db import outage, sqlite_hooks
 from .errors import TemporarilyUnavailable
 from .models import Base
-from .settings import ConfigurationError, database_url_of_migrations
+from .settings import ConfigurationError, place_of_migrations
 from .setup import not_let_in
 
 _PATIENCE = timedelta(seconds=20)
@@ -55,7 +55,7 @@ def _as_alembics_command() -> None:
     """For `alembic`: what is wrong with the set-up is one line, and no traceback that might show a part of it."""
     end_at_sigterm()
     try:
-        url = database_url_of_migrations()
+        url = place_of_migrations().sqlalchemy_url
         if context.is_offline_mode():
             _offline(url)
             return
@@ -157,15 +157,15 @@ def _one_at_a_time(connection: Connection) -> None:
 
 
 # A release before this one took the lock for its session, and a pooler kept that.
-_HOLDER = text(f"""
+_HOLDER = text("""
     SELECT 'Postgres process ' || pid || coalesce(' (' || nullif(application_name, '') || ')', '') || coalesce(
         ', ' || state || ' since ' || to_char(state_change AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'), '')
         || '; if no migration is running, end it: SELECT pg_terminate_backend(' || pid || ')'
     FROM pg_locks LEFT JOIN pg_stat_activity USING (pid)
-    WHERE locktype = 'advisory' AND granted AND classid = 0 AND objid = {_LOCK} AND objsubid = 1
+    WHERE locktype = 'advisory' AND granted AND classid = 0 AND objid = :lock AND objsubid = 1
         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
     LIMIT 1
-""")
+""").bindparams(bindparam("lock", _LOCK, type_=BigInteger))
 
 
 async def migrating(connection: AsyncConnection) -> str | None:
