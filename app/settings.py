@@ -184,7 +184,9 @@ class Place(BaseModel):
             try:
                 getpass.getuser()  # the driver's next choice
             except (KeyError, OSError):  # a container may run under any user id
-                raise ValueError("DATABASE_URL names no user (postgresql://USER@…), and this process's user id has no name") from None
+                raise ValueError(
+                    "DATABASE_URL names no user (postgresql://USER@…), and this process's user id has no name"
+                ) from None
         return self
 
 
