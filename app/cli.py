@@ -11,23 +11,26 @@ import os
 import re
 import secrets
 import signal
-import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias, get_args
 from uuid import UUID
 
 from . import open_files
+from .addresses import listen, url
 from .errors import InvalidRequest, NotFound, Refusal, TemporarilyUnavailable
 from .keys import READ_BY_ALL, RsaBits
 from .keyturn import Keyturn, opened, running
 from .models import User
 from .revocations import REMEMBERED_FOR
+from .schema import end_at_sigterm, say
 from .sessions import KEPT_FOR, State
-from .settings import PREFIX, Algorithm, ConfigurationError, Settings, WrongSettings, read
+from .settings import PREFIX, Algorithm, ConfigurationError, Settings, WrongSettings, place_of_migrations, read
 from .setup import ADMINISTRATOR, called, check_schema, first_administrator, prepare
+from .setup import migrate as bring_to_head
 
 Row: TypeAlias = Mapping[str, Any]
 Act: TypeAlias = Callable[[Keyturn, argparse.Namespace], Awaitable[None]]
@@ -38,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, unknown = _parser().parse_known_args(argv)
     if unknown:
         arguments.parser.refuse(unknown)
+    end_at_sigterm()
     try:
         for name in ("config", "host", "port", "workers"):
             if (value := getattr(arguments, name, None)) is not None:
@@ -123,6 +127,8 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=_whole)
     serve.add_argument("--workers", type=_whole)
     serve.set_defaults(run=_serve)
+
+    nouns.add_parser("migrate", help="bring the database to this release's schema").set_defaults(run=_migrate)
 
     doctor = nouns.add_parser("doctor", help="check the set-up and say what to do")
     doctor.add_argument("--json", action="store_true")
@@ -232,27 +238,30 @@ def _with_keyturn(act: Act, *, load: bool = True) -> Callable[[argparse.Namespac
 # -- serve, doctor, openapi
 
 
-def _serve(_arguments: argparse.Namespace) -> None:
+def _serve(_arguments: argparse.Namespace) -> int:
     import uvicorn  # noqa: PLC0415  # 30 ms that no other command needs
+    from uvicorn.supervisors import Multiprocess  # noqa: PLC0415  # as above
 
     from . import log  # noqa: PLC0415  # as above
     from .http_protocol import KeyturnHttpProtocol  # noqa: PLC0415  # as above
 
     settings = read()
     open_files.raise_limit()
-    _probe(settings)
+    # Before anything is made or printed. uvicorn's own sockets differ with the number of workers.
+    sockets = listen(settings.host, settings.port)
+    port = sockets[0].getsockname()[1]
     prepare(settings)
     password = asyncio.run(_check(settings))
     if not settings.production:
-        print(_greeting(settings, password), flush=True)
+        print(_greeting(settings, url(settings.host, port) + settings.root_path, password), flush=True)
     log.configure(settings.log_level)
     # uvicorn raises the signal that ended it once more when all is closed: an end in good order is no failure.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    uvicorn.run(
+    config = uvicorn.Config(
         f"{__package__}.main:served",
         factory=True,
         host=settings.host,
-        port=settings.port,
+        port=port,
         workers=settings.workers,
         http=KeyturnHttpProtocol,
         ws="none",
@@ -265,22 +274,14 @@ def _serve(_arguments: argparse.Namespace) -> None:
         timeout_keep_alive=75,
         timeout_graceful_shutdown=10,
     )
-
-
-def _probe(settings: Settings) -> None:
-    """Before anything is made or printed: whether the address can be had.
-
-    Raises:
-        ConfigurationError: it can't.
-    """
-    with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.host, settings.port))
-        except OSError as e:
-            where = f"{settings.host}:{settings.port}"
-            other = "port" if e.errno in {errno.EADDRINUSE, errno.EACCES} else "host"
-            raise ConfigurationError(f"can't listen on {where} ({e.strerror}); choose another --{other}") from None
+    log.get_logger().info(f"Uvicorn running on {url(settings.host, port)} (Press CTRL+C to quit)")
+    server = uvicorn.Server(config)
+    with suppress(KeyboardInterrupt):
+        if settings.workers > 1:
+            Multiprocess(config, sockets=sockets).run()
+        else:
+            server.run(sockets)
+    return 0 if server.started or settings.workers > 1 else 3
 
 
 async def _check(settings: Settings) -> str | None:
@@ -289,8 +290,7 @@ async def _check(settings: Settings) -> str | None:
         return None if settings.production else await first_administrator(keyturn.db, keyturn.users)
 
 
-def _greeting(settings: Settings, password: str | None) -> str:
-    url = f"http://{settings.host}:{settings.port}{settings.root_path}"
+def _greeting(settings: Settings, url: str, password: str | None) -> str:
     shown = password or "<password>"
     made = (
         f"Made an administrator. The password is shown this once:\n\n    {ADMINISTRATOR}   {password}\n\n"
@@ -301,14 +301,21 @@ def _greeting(settings: Settings, password: str | None) -> str:
     post = f"curl -sS -H 'Content-Type: application/json' {url}/auth"
     keep = "-w '\\n' | tee -a /dev/stderr | grep -o 'ktr_[A-Za-z0-9_-]*')"
     held = '-d "{\\"refresh_token\\": \\"$RT\\"}"'
+    named = "" if settings.iss == url else f"Access tokens name {settings.iss} as issuer; KEYTURN_ISSUER changes it.\n"
     return f"""Keyturn on {url}, data in {settings.data_dir.absolute()}
-{made}
+{named}{made}
 Log in, refresh, log out:
 
     RT=$({post}/login -d '{{"email": "{ADMINISTRATOR}", "password": "{shown}"}}' {keep}
     RT=$({post}/refresh {held} {keep}
     {post}/logout {held} -w '%{{http_code}}\\n'
 """
+
+
+def _migrate(_arguments: argparse.Namespace) -> None:
+    place = place_of_migrations()
+    say(place.sqlalchemy_url)
+    bring_to_head(place)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

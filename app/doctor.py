@@ -13,9 +13,11 @@ from typing import NamedTuple
 from sqlalchemy import func, select
 
 from . import open_files
+from .addresses import listen
 from .errors import TemporarilyUnavailable
 from .keyturn import Keyturn, opened
 from .models import User
+from .schema import migrating
 from .settings import ConfigurationError, read
 from .setup import called, check_schema
 
@@ -51,6 +53,12 @@ async def examine() -> list[Finding]:
     return findings
 
 
+async def _address(keyturn: Keyturn) -> AsyncIterator[Finding]:
+    for each in listen(keyturn.settings.host, 0):  # a port of its own: the service may be running
+        each.close()
+    yield Finding("address")
+
+
 async def _schema(keyturn: Keyturn) -> AsyncIterator[Finding]:
     await check_schema(keyturn.db)
     yield Finding("database and schema")
@@ -65,6 +73,13 @@ async def _schema(keyturn: Keyturn) -> AsyncIterator[Finding]:
         "foreign keys are enforced",
         "" if role == "origin" else "set session_replication_role = origin for this role and database",
     )
+
+
+async def _migration(keyturn: Keyturn) -> AsyncIterator[Finding]:
+    if keyturn.db.is_postgres:
+        async with keyturn.db.look() as connection:
+            holder = await migrating(connection)
+        yield Finding("lock of migrations", f"held by {holder}" if holder else "")
 
 
 async def _keys(keyturn: Keyturn) -> AsyncIterator[Finding]:
@@ -135,4 +150,4 @@ async def _open_files(_keyturn: Keyturn) -> AsyncIterator[Finding]:
     yield Finding(f"open files ({files})", low if clients < _CONNECTIONS else "")
 
 
-_EXAMINATIONS = (_schema, _keys, _administrators, _clock, _redis, _open_files)
+_EXAMINATIONS = (_address, _schema, _migration, _keys, _administrators, _clock, _redis, _open_files)

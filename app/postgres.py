@@ -12,6 +12,7 @@ import os
 import socket
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from secrets import token_hex
 from typing import Any
 from urllib.parse import urlencode
@@ -114,7 +115,10 @@ class Postgres:
 
         Its settings are each transaction's, so that a pooler may stand between without being named.
         """
-        engine = create_async_engine("postgresql+asyncpg://", poolclass=pool.NullPool, connect_args=self._arguments())
+        connect = partial(self._connect, name="keyturn migrate", limit=None)
+        # With the empty name no statement is prepared for later, on the server of whom a pooler serves next.
+        arguments = self._arguments() | {"async_creator_fn": connect, "prepared_statement_name_func": str}
+        engine = create_async_engine("postgresql+asyncpg://", poolclass=pool.NullPool, connect_args=arguments)
         settings = {"TimeZone": "UTC", **({"search_path": self.search_path} if self.search_path else {})}
         statement = "SELECT " + ", ".join(f"set_config('{name}', '{value}', true)" for name, value in settings.items())
         event.listen(engine.sync_engine, "begin", lambda connection: connection.exec_driver_sql(statement))
@@ -131,8 +135,12 @@ class Postgres:
             }
         return arguments
 
-    async def _connect(self) -> Any:
+    async def _connect(self, *, name: str = "keyturn", limit: timedelta | None = DRIVER_LIMIT) -> Any:
         """A connection to the primary. The server that was it last is tried first.
+
+        Args:
+            name: by which Postgres shows it to an operator.
+            limit: how long the driver waits for a statement.
 
         Raises:
             TemporarilyUnavailable: there are servers, and none of them is a primary.
@@ -141,11 +149,11 @@ class Postgres:
         failure: Exception | None = None
         standby = False
         addresses = sorted(self._url.addresses, key=lambda address: address != self._primary)
-        limit = _CONNECT_LIMIT if len(addresses) == 1 else _HOST_LIMIT
+        patience = _CONNECT_LIMIT if len(addresses) == 1 else _HOST_LIMIT
         for address in addresses:
             try:
-                async with asyncio.timeout(limit.total_seconds()):
-                    connection = await self._open(*address)
+                async with asyncio.timeout(patience.total_seconds()):
+                    connection = await self._open(*address, name, limit)
             except (OSError, asyncpg.PostgresError) as e:
                 failure = e
                 continue
@@ -157,10 +165,10 @@ class Postgres:
             raise TemporarilyUnavailable("database: no server that can be reached is a primary, which takes writes")
         raise failure
 
-    async def _open(self, host: str | None, port: int) -> Any | None:
+    async def _open(self, host: str | None, port: int, name: str, limit: timedelta | None) -> Any | None:
         """A connection to one server, or None where that is no primary."""
         own: dict[str, Any] = {"statement_cache_size": 0} if self._pooled else {}
-        settings = {"application_name": "keyturn"}
+        settings = {"application_name": name}
         if not self._pooled:
             settings |= {"default_transaction_isolation": "read committed", **_SETTINGS}
             if self.search_path:
@@ -174,7 +182,7 @@ class Postgres:
             database=self._url.database,
             target_session_attrs="any",  # judged here: its own time limit is one for all servers together
             timeout=_CONNECT_LIMIT.total_seconds(),
-            command_timeout=DRIVER_LIMIT.total_seconds(),
+            command_timeout=limit.total_seconds() if limit else None,
             server_settings=settings,
             **own,
         )

@@ -3,15 +3,22 @@
 Sources, the first that names a setting wins: environment (``KEYTURN_…``), ``.env`` in the working folder, the
 TOML file given with ``--config`` (or ``KEYTURN_CONFIG``), the default. A value may come from a file
 instead: ``KEYTURN_SECRET_FILE=/run/…``. Durations are whole seconds outside, ``timedelta`` inside.
+
+A value loses the ASCII blanks and line ends around it, whatever its source. Other characters that nobody sees are
+refused, and so is an empty value where empty is not the default: a variable that some template left empty must not
+turn a Postgres into a SQLite, or a master secret into one that nobody keeps.
 """
 
 from __future__ import annotations
 
 import base64
+import getpass
 import hashlib
+import io
 import ipaddress
 import os
 import re
+import sys
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from datetime import timedelta
@@ -20,9 +27,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 from urllib.parse import parse_qs, urlsplit
 
-from dotenv import dotenv_values
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from dotenv.parser import parse_stream
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from .postgres_url import PostgresURL
 
@@ -46,6 +63,9 @@ the setting says, so that instances with different settings (a rolling change) c
 LEEWAY = timedelta(seconds=5)
 """Clock tolerance at ``exp`` and ``nbf`` (RFC 7519 section 4.1.4: "a few minutes" at most; a few seconds suffice
 here, because every instance reads the database's clock)."""
+
+DEFAULT_ISSUER = "http://127.0.0.1:8000"
+"""Of the embedded default, whatever HOST and PORT: tokens outlive a change of either."""
 
 SECRET_BYTES = 32
 
@@ -71,8 +91,26 @@ def _seconds(value: object) -> object:
     raise ValueError("must be a whole number of seconds")
 
 
-def _none(value: object) -> object:
-    return None if value == "" else value
+_BLANKS = " \t\r\n\v\f"
+
+
+def _seen(text: str) -> str:
+    """The text without the blanks around it.
+
+    Raises:
+        ValueError: there is another character that nobody sees, or that is none (bytes that are not UTF-8).
+    """
+    text = text.strip(_BLANKS)
+    if not text.isprintable():
+        raise ValueError("holds a character that can't be seen (a line end, NUL, a blank that is not ASCII, …)")
+    return text
+
+
+def _given(text: str) -> str:
+    """As `_seen`, of what must not be empty."""
+    if not (text := _seen(text)):
+        raise ValueError("must not be empty")
+    return text
 
 
 def _url(value: object) -> object:
@@ -86,17 +124,16 @@ def _url(value: object) -> object:
             stray = True
         if stray:
             raise ValueError("is not a URL (in a user or password, write @ : / # as %40 %3A %2F %23)")
-    return _none(value)
+    return value
 
 
 def _database_url(value: object) -> object:
     if not isinstance(value, str) or value.startswith("sqlite+aiosqlite://"):
         return _url(value)
-    if value and not re.match(r"(postgres|postgresql|postgresql\+asyncpg)://", value):
+    if not re.match(r"(postgres|postgresql|postgresql\+asyncpg)://", value):
         raise ValueError("must begin with postgresql:// (or be unset for SQLite)")
-    if value:
-        PostgresURL.parse(value)
-    return _none(value)
+    PostgresURL.parse(value)
+    return value
 
 
 def _root_path(value: object) -> object:
@@ -126,6 +163,25 @@ class Place(BaseModel):
         Field(description="`postgresql://…` for production. Unset: SQLite in DATA_DIR."),
     ] = None
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain(cls, value: object, info: ValidationInfo) -> object:
+        field = cls.model_fields[str(info.field_name)]
+        if isinstance(value, str):
+            return _seen(value) if field.default == "" else _given(value)
+        if value is None or (isinstance(value, bool) and field.annotation is not bool):  # TOML has types
+            raise PydanticCustomError("type", "has no value, or one of another type")
+        return value
+
+    @field_validator("data_dir")
+    @classmethod
+    def _a_path(cls, path: Path) -> Path:
+        if path.parts[:1] and path.parts[0].startswith("~"):
+            raise ValueError("begins with ~, which only a shell knows: write the whole path")
+        if "?" in str(path):
+            raise ValueError("must not contain a ?, which begins the options of SQLite's URL")
+        return path
+
     @property
     def postgres(self) -> PostgresURL | None:
         """Where the Postgres is; None where the database is SQLite."""
@@ -139,6 +195,18 @@ class Place(BaseModel):
             return f"sqlite+aiosqlite:///{self.data_dir.absolute() / 'keyturn.db'}"
         return re.sub(r"^postgres\w*(\+\w+)?://", "postgresql+asyncpg://", self.database_url.get_secret_value())
 
+    @model_validator(mode="after")
+    def _names_a_user(self) -> Self:
+        url = urlsplit(self.sqlalchemy_url)
+        if url.scheme.startswith("postgresql") and not url.username and not os.environ.get("PGUSER"):
+            try:
+                getpass.getuser()  # the driver's next choice
+            except (KeyError, OSError):  # a container may run under any user id
+                raise ValueError(
+                    "DATABASE_URL names no user (postgresql://USER@…), and this process's user id has no name"
+                ) from None
+        return self
+
 
 class Settings(Place):
     """All settings."""
@@ -150,7 +218,6 @@ class Settings(Place):
     ] = None
     secret: Annotated[
         SecretStr | None,
-        BeforeValidator(_none),
         Field(description="The one master secret, at least 256 random bits as base64 or hex. Seals the keys at rest."),
     ] = None
 
@@ -158,7 +225,7 @@ class Settings(Place):
     issuer: Annotated[
         str | None,
         BeforeValidator(_url),
-        Field(description="`iss` of access tokens: the public URL. Required with Postgres; else from HOST, PORT."),
+        Field(description=f"`iss` of access tokens: the public URL. Required with Postgres; else `{DEFAULT_ISSUER}`."),
     ] = None
     audience: Annotated[
         str | None, Field(min_length=1, max_length=255, description="`aud` of access tokens. Unset: the issuer.")
@@ -250,7 +317,7 @@ class Settings(Place):
     @property
     def iss(self) -> str:
         """The ``iss`` claim."""
-        return self.issuer or f"http://{self.host}:{self.port}"
+        return self.issuer or DEFAULT_ISSUER
 
     @property
     def aud(self) -> str:
@@ -394,20 +461,14 @@ def accepts(name: str) -> str:
 def _sources(environ: Mapping[str, str], config: Path | None, only: Collection[str] | None = None) -> dict[str, Any]:
     """What the sources say, of all settings or of some; files that are named for others are not opened."""
     values: dict[str, Any] = {}
-    try:
-        dotenv = dotenv_values(".env", interpolate=False)  # a password may hold a "${"
-    except (OSError, UnicodeDecodeError):
-        raise ConfigurationError(".env: can't be read as UTF-8 text") from None
-    named = environ.get(f"{PREFIX}CONFIG") or dotenv.get(f"{PREFIX}CONFIG")
-    if config := config or (Path(named) if named else None):
-        try:
-            values.update(_from_files(tomllib.loads(config.read_text(encoding="utf-8")), only))
-        except OSError as e:
-            raise ConfigurationError(f"--config: {_shown(config)} can't be read ({e.strerror})") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError):
-            raise ConfigurationError(f"--config: {_shown(config)} is not valid TOML") from None
+    dotenv = _dotenv()
+    named = [source[f"{PREFIX}CONFIG"] for source in (environ, dotenv) if f"{PREFIX}CONFIG" in source]
+    if config := config or (_path(named[0], f"{PREFIX}CONFIG") if named else None):
+        values.update(_from_files(_toml(config), only))
     for source in (dotenv, environ):
-        found = {name.removeprefix(PREFIX).lower(): v for name, v in source.items() if name.startswith(PREFIX)}
+        found = {_setting(name): value for name, value in source.items() if _OURS.match(name)}
+        if source is environ:
+            found = _without_service_links(found)
         found.pop("config", None)
         values.update(_from_files(found, only))
     return values
@@ -418,24 +479,103 @@ def _shown(path: Path) -> str:
     return ascii(str(path))[1:-1]
 
 
+def _dotenv() -> dict[str, str | None]:
+    try:
+        text = Path(".env").read_text(encoding="utf-8-sig")
+        if "\0" in text:  # UTF-16, as some editors write it
+            raise ValueError  # noqa: TRY301  # as what is not UTF-8
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError):
+        raise ConfigurationError(".env: can't be read as UTF-8 text") from None
+    found: dict[str, str | None] = {}
+    for binding in parse_stream(io.StringIO(text)):
+        if binding.error and PREFIX in binding.original.string.upper():
+            raise ConfigurationError(f".env: line {binding.original.line} is not NAME=VALUE")
+        if binding.key is not None:
+            found[binding.key] = binding.value  # as it stands: a password may hold a "${"
+    return found
+
+
+def _toml(config: Path) -> dict[str, Any]:
+    try:
+        found = tomllib.loads(config.read_text(encoding="utf-8-sig"))
+    except OSError as e:
+        raise ConfigurationError(f"--config: {_shown(config)} can't be read ({e.strerror})") from None
+    except ValueError:  # TOML's error, or not UTF-8
+        raise ConfigurationError(f"--config: {_shown(config)} is not valid TOML") from None
+    for name in found:
+        if name != (plain := name.lower().removeprefix(PREFIX.lower())) and plain.removesuffix("_file") in _names():
+            raise ConfigurationError(f"--config: write {plain} and not {name}")
+    return found
+
+
+def _names() -> Collection[str]:
+    return Settings.model_fields.keys()
+
+
+# Names of other programs may contain ours; those that begin with it, in any case and behind any sign, are ours.
+_OURS = re.compile(r"\W*keyturn[\W_]", re.IGNORECASE)
+
+
+def _setting(name: str) -> str:
+    if not re.fullmatch(f"{PREFIX}[A-Z0-9_]*", name):
+        raise ConfigurationError(f"{ascii(name)[1:-1]}: is no name of a setting; they look like {PREFIX}PORT")
+    return name.removeprefix(PREFIX).lower()
+
+
+# Kubernetes gives every container such variables for each Service of its namespace, whatever that is called (Service
+# documentation, "Discovering services: environment variables"). A Service `keyturn` makes a KEYTURN_PORT.
+_SERVICE_LINK = re.compile(
+    r"(?:\w+_)?service_(?:host|port(?:_\w+)?)|(?:\w+_)?port_[0-9]+_(?:tcp|udp|sctp)(?:_(?:proto|port|addr))?"
+)
+_PORT_LINK = re.compile(r"(?:\w+_)?port")
+_PORT_LINK_VALUE = re.compile(r"(?:tcp|udp|sctp)://\S+")
+
+
+def _without_service_links(values: dict[str, Any]) -> dict[str, Any]:
+    links = {
+        name
+        for name, value in values.items()
+        if _SERVICE_LINK.fullmatch(name) or (_PORT_LINK.fullmatch(name) and _PORT_LINK_VALUE.fullmatch(value))
+    }
+    if links:
+        names = [f"{PREFIX}{name.upper()}" for name in sorted(links)]
+        sys.stderr.write(f"keyturn: ignored, as Kubernetes makes them for a Service: {', '.join(names)}\n")
+        for name in names:  # neither a second reading nor a worker process says it again
+            os.environ.pop(name, None)
+    return {name: value for name, value in values.items() if name not in links}
+
+
+def _path(value: object, name: str) -> Path:
+    try:
+        return Path(_given(value if isinstance(value, str) else ""))
+    except ValueError as e:
+        raise ConfigurationError(f"{name}: {e}") from None
+
+
 def _from_files(values: dict[str, Any], only: Collection[str] | None) -> dict[str, Any]:
     """Replaces each ``x_file`` by ``x`` with the file's content: a secret need not stand in the environment."""
     if only is not None:
         values = {name: value for name, value in values.items() if name.removesuffix("_file") in only}
     for name in [n for n in values if n.endswith("_file")]:
-        target = name.removesuffix("_file")
+        target, called = name.removesuffix("_file"), f"{PREFIX}{name.upper()}"
         if target in values:
-            raise ConfigurationError(f"{PREFIX}{name.upper()}: {PREFIX}{target.upper()} is set too; use one of them")
+            raise ConfigurationError(f"{called}: {PREFIX}{target.upper()} is set too; use one of them")
+        path = _path(values.pop(name), called)
         try:
-            path = Path(values.pop(name))
-            mode = mode_if_ours(path, f"{PREFIX}{name.upper()}: ")
+            mode = mode_if_ours(path, f"{called}: ")
             if target == "secret" and mode & 0o007:
-                raise ConfigurationError(f"{PREFIX}SECRET_FILE: is open to everyone; chmod 600 it")
-            values[target] = path.read_text(encoding="utf-8").strip()
+                raise ConfigurationError(f"{called}: is open to everyone; chmod 600 it")
+            content = path.read_text(encoding="utf-8-sig")
         except OSError as e:
-            raise ConfigurationError(f"{PREFIX}{name.upper()}: can't be read ({e.strerror})") from None
-        except (TypeError, ValueError):  # not a path (TOML has numbers), or not UTF-8
-            raise ConfigurationError(f"{PREFIX}{name.upper()}: is not the path of a text file") from None
+            raise ConfigurationError(f"{called}: can't be read ({e.strerror})") from None
+        except ValueError:
+            raise ConfigurationError(f"{called}: is not the path of a text file") from None
+        try:
+            values[target] = _given(content)
+        except ValueError as e:
+            raise ConfigurationError(f"{called}: its content {e}") from None
     return values
 
 
@@ -447,7 +587,7 @@ def master_secret(text: str) -> bytes:
     """The master secret's bytes from its base64, base64url or hex text.
 
     Raises:
-        ConfigurationError: it is shorter than 256 bits, repeats itself, or is a sample (attacks.md, "Secrets").
+        ConfigurationError: it is shorter than 256 bits, repeats itself, or is a sample.
     """
     decoded = _decode(text)
     if decoded is None or len(decoded) < SECRET_BYTES:
@@ -490,8 +630,8 @@ def _decode(text: str) -> bytes | None:
     return None
 
 
-def database_url_of_migrations() -> str:
-    """The database's URL for `alembic`, which needs no other setting; makes the folder of the embedded default.
+def place_of_migrations() -> Place:
+    """Where a migration's database is, which needs no other setting; makes the folder of the embedded default.
 
     Raises:
         ConfigurationError: it can't work. Nothing else is looked at: who migrates need not hold the master secret.
@@ -499,7 +639,7 @@ def database_url_of_migrations() -> str:
     place = _validated(Place, _sources(os.environ, None, only=Place.model_fields.keys()))
     if place.database_url is None:
         make_data_dir(place)
-    return place.sqlalchemy_url
+    return place
 
 
 def make_data_dir(settings: Place) -> None:

@@ -20,23 +20,25 @@ from sqlalchemy import func, inspect, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from .db import Database, message
+from .db import Database, message, outage
 from .errors import Conflict, TemporarilyUnavailable
 from .models import User
-from .settings import SECRET_BYTES, ConfigurationError, Settings, make_data_dir, master_secret, mode_if_ours
+from .settings import SECRET_BYTES, ConfigurationError, Place, Settings, make_data_dir, master_secret, mode_if_ours
 from .users import Users
 
-ROOT = Path(__file__).parent.parent
+_PACKAGE = Path(__file__).parent
+_CHECKOUT = _PACKAGE.parent
 ADMINISTRATOR = "admin@localhost"
 
 
 def called() -> str:
     """How whoever called this process calls the command again."""
+    found = shutil.which("keyturn")
     if Path(sys.argv[0]).name == "keyturn":
-        return "keyturn"
-    if Path(sys.prefix).resolve() == (ROOT / ".venv").resolve() and (ROOT / "dev.py").exists():
+        return "keyturn" if found else sys.argv[0]
+    if Path(sys.prefix).resolve() == (_CHECKOUT / ".venv").resolve() and (_CHECKOUT / "dev.py").exists():
         return "python3 dev.py keyturn"
-    return "keyturn" if shutil.which("keyturn") else "python -m app"
+    return "keyturn" if found else f"python -m {_PACKAGE.name}"
 
 
 def master_secret_of(settings: Settings) -> bytes:
@@ -86,24 +88,32 @@ def make_secret(settings: Settings) -> bool:
 
 
 def _alembic() -> Config:
-    # Without alembic.ini, which an installed package does not have beside it.
+    # Without alembic.ini, which an installed package does not have; its migrations lie inside and not beside it.
+    inside, beside = _PACKAGE / "migrations", _CHECKOUT / "migrations"
     config = Config()
-    config.set_main_option("script_location", str(ROOT / "migrations").replace("%", "%%"))
+    config.set_main_option("script_location", str(inside if inside.exists() else beside).replace("%", "%%"))
     return config
 
 
-def migrate(settings: Settings) -> None:
-    """Brings the embedded database to this release's schema. Blocks; not for the event loop.
+def migrate(place: Place) -> None:
+    """Brings a database to this release's schema. Blocks; not for the event loop.
 
     Raises:
-        ConfigurationError: the file can't be written, or is no database.
+        ConfigurationError: it can't be written, is no database, does not let us in, or another migration goes on.
+        TemporarilyUnavailable: it can't be reached.
     """
     config = _alembic()
-    config.attributes["url"] = settings.sqlalchemy_url
+    config.attributes["url"] = place.sqlalchemy_url
     try:
-        command.upgrade(config, "head")
-    except DBAPIError as e:
-        raise ConfigurationError(f"the database can't be brought to this release's schema ({e.orig})") from None
+        with outage():
+            command.upgrade(config, "head")
+    except (TemporarilyUnavailable, DBAPIError) as e:
+        if line := not_let_in(e):
+            raise ConfigurationError(line) from None
+        why = e.orig if isinstance(e, DBAPIError) else getattr(e.__cause__, "orig", None) or e.cause
+        if isinstance(e, TemporarilyUnavailable) and place.sqlalchemy_url.startswith("postgresql"):
+            raise TemporarilyUnavailable(f"the database is away, or a table stayed locked ({why})") from None
+        raise ConfigurationError(f"the database can't be brought to this release's schema ({why})") from None
 
 
 def not_let_in(error: TemporarilyUnavailable | DBAPIError) -> str | None:
@@ -208,7 +218,7 @@ async def check_schema(db: Database) -> None:
     known = {script.revision for script in scripts.walk_revisions()}
     if current != head and (current is None or current in known):
         raise ConfigurationError(
-            f"the schema is at {current or 'nothing'}, this release needs {head}: run alembic upgrade head"
+            f"the schema is at {current or 'nothing'}, this release needs {head}: run {called()} migrate"
         )
 
 

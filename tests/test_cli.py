@@ -476,7 +476,7 @@ def test_the_doctor_tells_a_redis_that_nobody_filled_from_one_that_may_evict(key
 def test_a_command_is_named_as_it_can_be_called(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     for started, prefix, name in (
-        ("/usr/bin/keyturn", "/usr", "keyturn"),
+        ("/opt/venv/bin/keyturn", "/opt/venv", "/opt/venv/bin/keyturn"),
         (str(ROOT / "app" / "__main__.py"), str(ROOT / ".venv"), "python3 dev.py keyturn"),
         (str(ROOT / "app" / "__main__.py"), "/opt/venv", "python -m app"),
     ):

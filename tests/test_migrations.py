@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import shutil
+import signal
 import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -21,12 +24,13 @@ from tests.conftest import sync
 from tests.servers import Postgres, free_port
 
 ROOT = Path(__file__).parent.parent
+LOCK = 0x6B657900
 TABLES = {"alembic_version", "cache_fence", "keys", "sessions", "users"}
 
 
-def command(*words: str, **environment: str) -> subprocess.Popen[str]:
+def command(*words: str, before: tuple[str, ...] = (), **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [Path(sys.executable).parent / "alembic", *words],
+        [*before, Path(sys.executable).parent / "alembic", *words],
         cwd=ROOT,
         env={"PATH": os.environ["PATH"], **environment},
         stdout=subprocess.PIPE,
@@ -112,13 +116,15 @@ def test_check_finds_a_planted_drift(database_url: str) -> None:
 def test_the_offline_sql_makes_the_same_schema(empty: str) -> None:
     script = alembic("upgrade", "head", "--sql", KEYTURN_DATABASE_URL=empty)
     if empty.startswith("postgresql"):
-        # As online: one at a time, and none that waits long for a lock.
-        guard, _, rest = script.partition("BEGIN;")
-        assert [line for line in guard.splitlines() if line] == [
-            f"SELECT pg_advisory_lock({0x6B657900});",
-            "SET lock_timeout = '2s';",
+        # As online: one at a time, none that waits long for a lock, and all of it for one transaction only.
+        assert [line for line in script.splitlines() if line][:4] == [
+            "BEGIN;",
+            "SET LOCAL lock_timeout = '20000ms';",
+            f"SELECT pg_advisory_xact_lock({LOCK});",
+            "SET LOCAL lock_timeout = '2000ms';",
         ]
-        assert rest.rstrip().endswith(f"SELECT pg_advisory_unlock({0x6B657900});\n\nRESET lock_timeout;")
+    assert script.split().count("BEGIN;") == script.split().count("COMMIT;") == 1
+    assert script.rstrip().endswith("COMMIT;")
     ask(empty, script)
     assert tables(empty) == TABLES
     assert ask(empty, "SELECT id, epoch, server FROM cache_fence") == [(1, "none", None)]
@@ -216,6 +222,130 @@ async def test_a_migration_does_not_wait_long_for_a_lock(database_url: str) -> N
     )
     assert not await reader.fetch(held, await reader.fetchval("SELECT current_database()"))
     await reader.close()
+
+
+async def hold_the_lock(url: str) -> asyncpg.Connection:
+    """As a release before this one left it behind on a pooled connection."""
+    connection = await asyncpg.connect(url.replace("+asyncpg", ""), server_settings={"application_name": "left over"})
+    await connection.execute(f"SELECT pg_advisory_lock({LOCK})")
+    return connection
+
+
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+async def test_a_migration_says_whom_it_waits_for_and_goes_on_after(empty: str) -> None:
+    holder = await hold_the_lock(empty)
+    with command("upgrade", "head", KEYTURN_DATABASE_URL=empty) as process:
+        assert process.stderr
+        assert (await asyncio.to_thread(process.stderr.readline)).startswith("keyturn: migrating ")
+        line = await asyncio.to_thread(process.stderr.readline)
+        assert f"for another migration: Postgres process {holder.get_server_pid()} (left over), idle since" in line
+        await holder.close()
+        assert await asyncio.to_thread(process.wait, 30) == 0
+    assert await asyncio.to_thread(tables, empty) == TABLES
+
+
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+async def test_a_migration_does_not_wait_for_another_without_end(empty: str) -> None:
+    holder = await hold_the_lock(empty)
+    with command("upgrade", "head", KEYTURN_DATABASE_URL=empty) as process:
+        _, err = await asyncio.to_thread(process.communicate, timeout=60)
+    assert process.returncode == 1
+    _, waiting, gave_up = err.splitlines()
+    assert waiting.startswith("keyturn: waiting up to 20 s for another migration: ")
+    assert gave_up.startswith("keyturn: another migration holds the lock of migrations: Postgres process ")
+    assert gave_up.endswith(f"end it: SELECT pg_terminate_backend({holder.get_server_pid()})")
+    assert await asyncio.to_thread(tables, empty) == set()
+    await holder.close()
+
+
+STEP = """
+revision, down_revision, branch_labels, depends_on = "{0}", "{1}", None, None
+
+from alembic import op
+
+def upgrade() -> None:
+    op.execute("CREATE TABLE step_{0} (id integer)")
+    {2}
+"""
+
+
+@pytest.fixture
+def steps(tmp_path: Path, empty: str) -> Callable[..., subprocess.Popen[str]]:
+    """Runs `alembic` with two migrations more, the last of which does something else too; the process."""
+    folder = tmp_path / "steps"
+    shutil.copytree(ROOT / "migrations", folder / "migrations", ignore=shutil.ignore_patterns("__pycache__"))
+    ini = folder / "alembic.ini"
+    ini.write_text(
+        f"[alembic]\nscript_location = {folder / 'migrations'}\nprepend_sys_path = {ROOT}\npath_separator = os\n"
+    )
+
+    def run(last: str, *before: str) -> subprocess.Popen[str]:
+        (folder / "migrations" / "versions" / "0002.py").write_text(STEP.format("0002", "0001", ""))
+        (folder / "migrations" / "versions" / "0003.py").write_text(STEP.format("0003", "0002", last))
+        return command("-c", str(ini), "upgrade", "head", before=before, KEYTURN_DATABASE_URL=empty)
+
+    return run
+
+
+def test_a_migration_that_fails_leaves_the_schema_as_it_was(steps: Any, empty: str) -> None:
+    with steps("raise SystemError") as process:
+        process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert tables(empty) == set()
+    with steps("") as process:
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert tables(empty) == TABLES | {"step_0002", "step_0003"}
+
+
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+def test_several_migrations_at_once_all_succeed_with_several_steps(steps: Any, empty: str) -> None:
+    with steps("") as one, steps("") as two, steps("") as three:
+        said = [process.communicate(timeout=60)[1] for process in (one, two, three)]
+    assert [one.returncode, two.returncode, three.returncode] == [0, 0, 0], said
+    assert tables(empty) == TABLES | {"step_0002", "step_0003"}
+
+
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+def test_what_comes_after_an_autocommit_block_has_the_lock_again(steps: Any, empty: str) -> None:
+    indexed = """
+    with op.get_context().autocommit_block():
+        op.execute("CREATE INDEX CONCURRENTLY ix ON step_0002 (id)")
+    found = op.get_bind().exec_driver_sql("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").scalar()
+    assert (found, op.get_bind().exec_driver_sql("SHOW lock_timeout").scalar()) == (1, "2s")
+"""
+    with steps(indexed) as process:
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+
+
+FIRST_PROCESS = ("unshare", "--fork", "--pid", "--kill-child") + (() if os.geteuid() == 0 else ("--user", "-r"))
+may_unshare = pytest.mark.skipif(
+    not shutil.which("unshare")
+    or subprocess.run([*FIRST_PROCESS, "true"], check=False, capture_output=True).returncode != 0,
+    reason="no process can be made the first of a namespace of its own here (unshare)",
+)
+
+
+@may_unshare
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+def test_a_migration_ends_at_sigterm_as_the_first_process_of_a_container(steps: Any, empty: str) -> None:
+    slow = "op.get_bind().exec_driver_sql('SELECT pg_sleep(60)')"
+    with steps(slow, *FIRST_PROCESS) as process:
+        until = time.monotonic() + 30
+        while not ask(
+            empty, "SELECT FROM pg_stat_activity WHERE query LIKE '%pg_sleep(60)%' AND pid != pg_backend_pid()"
+        ):
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        [child] = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(child), signal.SIGTERM)
+        _, err = process.communicate(timeout=10)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert err.splitlines()[1:] == ["keyturn: ended by SIGTERM"]
+    time.sleep(0.5)
+    assert ask(empty, "SELECT FROM pg_stat_activity WHERE application_name = 'keyturn migrate'") == []
+    assert tables(empty) == set()
 
 
 def test_the_embedded_default_is_migrated_where_it_lies(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 
+import asyncpg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
@@ -158,3 +159,32 @@ async def test_a_schema_of_ones_own_is_found_behind_pgbouncer_and_left_there(
         await keyturn.sessions.refresh(tokens.refresh_token)
     assert await execute(direct, "SELECT count(*) FROM auth.sessions") == 1
     assert await execute(direct, "SELECT count(*) FROM public.sessions") == 0
+
+
+async def test_migrations_through_the_pooler_leave_nothing_behind_on_its_connections(pooled_url: str) -> None:
+    for words in (("downgrade", "base"), ("upgrade", "head"), ("upgrade", "head"), ("check",)):
+        await asyncio.to_thread(alembic, *words, KEYTURN_DATABASE_URL=pooled_url)
+    plain = pooled_url.replace("+asyncpg", "")
+    seen: set[int] = set()
+    connections = [await asyncpg.connect(plain, statement_cache_size=0) for _ in range(4)]
+    try:
+        for connection in connections:  # each holds a server connection for its transaction
+            await connection.execute("BEGIN")
+            seen.add(await connection.fetchval("SELECT pg_backend_pid()"))
+            assert await connection.fetchval("SHOW lock_timeout") == "0"
+            assert await connection.fetchval("SELECT count(*) FROM pg_prepared_statements WHERE name != ''") == 0
+            assert await connection.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
+            # Nothing that a session set for itself; what the pooler keeps in step with its client is no business of ours.
+            changed = await connection.fetch("SELECT name, setting FROM pg_settings WHERE source = 'session'")
+            kept = {"application_name", "client_encoding", "DateStyle", "TimeZone", "standard_conforming_strings"}
+            assert [row["name"] for row in changed if row["name"] not in kept] == []
+    finally:
+        for connection in connections:
+            await connection.close()
+    assert len(seen) == 4
+
+
+async def test_migrations_at_once_through_a_pooler_all_succeed(pooled_url: str) -> None:
+    await asyncio.to_thread(alembic, "downgrade", "base", KEYTURN_DATABASE_URL=pooled_url)
+    at_once = [asyncio.to_thread(alembic, "upgrade", "head", KEYTURN_DATABASE_URL=pooled_url) for _ in range(3)]
+    await asyncio.gather(*at_once)

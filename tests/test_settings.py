@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import random
 import traceback
@@ -62,7 +63,7 @@ def test_a_variable_of_someone_else_is_not_ours_to_judge() -> None:
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        ("ACCESS_TOKEN_LIFETIME", ["29", "3601", "-1", "15m", "1e3", "900.5", "٩٠٠", "", " 900", "9" * 30, "9" * 5000]),
+        ("ACCESS_TOKEN_LIFETIME", ["29", "3601", "-1", "15m", "1e3", "900.5", "٩٠٠", "", "9 00", "9" * 30, "9" * 5000]),
         ("REFRESH_TOKEN_LIFETIME", ["59", "31622401", "0"]),
         ("SESSION_LIFETIME", ["59", "316224001"]),
         ("RETRY_WINDOW", ["301", "-1", "x"]),
@@ -156,7 +157,6 @@ def test_nothing_is_invented_beside_a_postgres(missing: str) -> None:
     name = f"KEYTURN_{missing}"
     line = refused({n: v for n, v in PRODUCTION.items() if n != name}, naming=f"{name} ", hiding="hunter2")
     assert "must be set" in line
-    refused({**PRODUCTION, name: ""}, naming=f"{name} ", hiding="hunter2")
     assert read(PRODUCTION).production
 
 
@@ -329,12 +329,232 @@ def test_a_secret_file_for_its_owner_alone_is_read(tmp_path: Path) -> None:
     assert secret.get_secret_value() == SECRET
 
 
-def test_an_empty_secret_file_is_no_secret(tmp_path: Path) -> None:
+@pytest.mark.parametrize("basis", [{}, PRODUCTION])
+@pytest.mark.parametrize(
+    "name", ["SECRET", "DATABASE_URL", "REDIS_URL", "ISSUER", "AUDIENCE", "DATA_DIR", "HOST", "PORT"]
+)
+def test_an_empty_value_is_refused_and_is_not_the_same_as_none(
+    tmp_path: Path, name: str, basis: dict[str, str]
+) -> None:
     file = tmp_path / "master"
     _empty(file)
-    environ = {**PRODUCTION, "KEYTURN_SECRET_FILE": str(file)}
-    del environ["KEYTURN_SECRET"]
-    refused(environ, naming="KEYTURN_SECRET (or SECRET_FILE) must be set")
+    for empty in ("", " ", "\r", "\n"):
+        refused({**basis, f"KEYTURN_{name}": empty}, naming=f"KEYTURN_{name}: must not be empty", hiding="hunter2")
+    file_name = f"KEYTURN_{name}_FILE"
+    environ = {n: value for n, value in basis.items() if n != f"KEYTURN_{name}"}
+    refused({**environ, file_name: str(file)}, naming=f"{file_name}: its content must not be empty")
+    refused({**environ, file_name: ""}, naming=f"{file_name}: must not be empty")
+    (tmp_path / ".env").write_text(f"KEYTURN_{name}=\n")
+    refused(environ, naming=f"KEYTURN_{name}: must not be empty")
+    (tmp_path / ".env").write_text(f"KEYTURN_{name}\n")  # not even a =
+    refused(environ, naming=f"KEYTURN_{name}: ")
+    config = tmp_path / "keyturn.toml"
+    config.write_text(f'{name.lower()} = ""\n')
+    (tmp_path / ".env").unlink()
+    refused(environ, naming=f"KEYTURN_{name}: must not be empty", config=config)
+
+
+def test_empty_is_a_value_where_it_is_the_default() -> None:
+    settings = read({"KEYTURN_ROOT_PATH": "", "KEYTURN_TRUSTED_PROXIES": " "})
+    assert (settings.root_path, settings.trusted_proxies) == ("", "")
+    refused({"KEYTURN_CONFIG": ""}, naming="KEYTURN_CONFIG: must not be empty")
+
+
+AROUND = [" ", "\t", "\r", "\n", "\r\n", "\v\f"]
+HIDDEN = ["\0", "\x1b", "\x7f", "\x85", "\xa0", "\u200b", "\u2028", "\u3000", "\ufeff", "\udcff"]
+VALUES = {
+    "DATABASE_URL": "postgresql://u:p@h/db",
+    "REDIS_URL": "redis://h:1234/3",
+    "SECRET": SECRET,
+    "ISSUER": "https://auth.example.com",
+    "AUDIENCE": "aud",
+    "DATA_DIR": "data",
+    "HOST": "127.0.0.1",
+    "PORT": "9000",
+    "LOG_LEVEL": "error",
+    "REGISTRATION": "true",
+    "RETRY_WINDOW": "30",
+    "TRUSTED_PROXIES": "10.0.0.0/8",
+    "CLIENT_ID": "app",
+    "ROOT_PATH": "/keyturn",
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_a_value_loses_the_blanks_around_it_whatever_its_source(tmp_path: Path, name: str) -> None:
+    basis = {n: v for n, v in PRODUCTION.items() if n != f"KEYTURN_{name}"}
+    expected = getattr(read({**basis, f"KEYTURN_{name}": VALUES[name]}), name.lower())
+    file, config = tmp_path / "file", tmp_path / "keyturn.toml"
+    for blank in AROUND:
+        for value in (VALUES[name] + blank, blank + VALUES[name], blank + VALUES[name] + blank):
+            assert getattr(read({**basis, f"KEYTURN_{name}": value}), name.lower()) == expected
+            file.write_bytes(value.encode())
+            file.chmod(0o600)
+            for path in (str(file), f"{file}{blank}"):
+                assert getattr(read({**basis, f"KEYTURN_{name}_FILE": path}), name.lower()) == expected
+            config.write_text(f"{name.lower()} = {json.dumps(value)}\n")
+            assert getattr(read({**basis, "KEYTURN_CONFIG": f"{config}{blank}"}), name.lower()) == expected
+    # As editors write them: a byte order mark, line ends of Windows, quotes, `export`.
+    file.write_bytes(b"\xef\xbb\xbf" + VALUES[name].encode() + b"\r\n")
+    assert getattr(read({**basis, f"KEYTURN_{name}_FILE": str(file)}), name.lower()) == expected
+    config.write_bytes(b"\xef\xbb\xbf" + f"{name.lower()} = {json.dumps(VALUES[name])}\r\n".encode())
+    assert getattr(read(basis, config=config), name.lower()) == expected
+    for line in ("{}={}", "export {}={}", '{} = "{}"', "{}='{} '", '{}="{}\\r"', "\n# a note\n{}={} # another"):
+        written = line.format(f"KEYTURN_{name}", VALUES[name])
+        (tmp_path / ".env").write_bytes(b"\xef\xbb\xbf" + written.replace("\n", "\r\n").encode() + b"\r\n")
+        assert getattr(read(basis), name.lower()) == expected, line
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_a_character_that_nobody_sees_is_refused_by_name_whatever_the_source(tmp_path: Path, name: str) -> None:
+    basis = {n: v for n, v in PRODUCTION.items() if n != f"KEYTURN_{name}"}
+    file, config = tmp_path / "file", tmp_path / "keyturn.toml"
+    file.touch(0o600)
+    for sign in (*HIDDEN, "\r", "\n", "\t"):
+        values = [VALUES[name][:1] + sign + VALUES[name][1:]]
+        if sign in HIDDEN:
+            values += [VALUES[name] + sign, sign + VALUES[name]]
+        for value in values:
+            line = refused({**basis, f"KEYTURN_{name}": value}, naming=f"KEYTURN_{name}: holds a character")
+            assert VALUES[name] not in line
+            assert line.isprintable()
+            if sign == "\udcff":
+                continue
+            file.write_bytes(value.encode())
+            if not value.startswith("\ufeff"):
+                refused({**basis, f"KEYTURN_{name}_FILE": str(file)}, naming=f"KEYTURN_{name}_FILE: its content holds")
+            refused({**basis, f"KEYTURN_{name}_FILE": value}, naming=f"KEYTURN_{name}_FILE: holds a character")
+            config.write_text(f"{name.lower()} = {json.dumps(value)}\n")
+            refused(basis, naming=f"KEYTURN_{name}: holds a character", config=config)
+
+
+@pytest.mark.parametrize(
+    "name", ["keyturn_port", "Keyturn_Port", "KEYTURN_port", "KEYTURN-PORT", "keyturn.port", "\u200bKEYTURN_PORT"]
+)
+def test_a_name_that_was_meant_for_us_stops_the_start(tmp_path: Path, name: str) -> None:
+    assert refused({name: "hunter2"}, naming="is no name of a setting; they look like KEYTURN_PORT").isprintable()
+    (tmp_path / ".env").write_text(f"export {name}=hunter2\n", encoding="utf-8")
+    refused({}, naming="is no name of a setting; they look like KEYTURN_PORT", hiding="hunter2")
+
+
+@pytest.mark.parametrize(
+    ("content", "naming"),
+    [
+        (b"OTHER=1\nKEYTURN_PORT: 8000\n", ".env: line 2 is not NAME=VALUE"),
+        (b'KEYTURN_CLIENT_ID="hunter2\n', ".env: line 1 is not NAME=VALUE"),
+        (b"KEYTURN_PORT 8000\n", ".env: line 1 is not NAME=VALUE"),
+        ("KEYTURN_PORT=8000\n".encode("utf-16"), ".env: can't be read as UTF-8 text"),
+        ("KEYTURN_PORT=8000\n".encode("utf-16-le"), ".env: can't be read as UTF-8 text"),
+    ],
+)
+def test_a_line_of_a_dotenv_that_can_not_be_read_is_not_passed_over(
+    tmp_path: Path, content: bytes, naming: str
+) -> None:
+    (tmp_path / ".env").write_bytes(content)
+    refused({}, naming=naming, hiding="hunter2")
+
+
+def test_what_a_dotenv_says_to_others_is_not_ours_to_judge(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("MY_KEYTURN_PORT=x\nKEYTURNS=x\nno line of ours\nOTHER: x\nKEYTURN_PORT=9000\n")
+    assert read({}).port == 9000
+
+
+@pytest.mark.parametrize(
+    ("line", "naming"),
+    [
+        ("port = true", "KEYTURN_PORT: must be 0 to 65535"),
+        ("workers = false", "KEYTURN_WORKERS: must be"),
+        ("port = 1.5", "KEYTURN_PORT: must be"),
+        ("port = 1979-05-27", "KEYTURN_PORT: must be"),
+        ("retry_window = 60.0", "KEYTURN_RETRY_WINDOW: "),
+        ("secret = 5", "KEYTURN_SECRET: "),
+        ('trusted_proxies = ["10.0.0.0/8"]', "KEYTURN_TRUSTED_PROXIES: "),
+        ("data_dir = 5", "KEYTURN_DATA_DIR: "),
+        ("secret_file = 5", "KEYTURN_SECRET_FILE: "),
+        ("PORT = 1", "--config: write port and not PORT"),
+        ("KEYTURN_PORT = 1", "--config: write port and not KEYTURN_PORT"),
+        ('KEYTURN_SECRET_FILE = "x"', "--config: write secret_file and not"),
+        ("[keyturn]\nport = 1", "there is no such setting"),
+    ],
+)
+def test_a_toml_value_has_the_settings_type_and_its_name(tmp_path: Path, line: str, naming: str) -> None:
+    config = tmp_path / "keyturn.toml"
+    config.write_text(line)
+    refused({}, naming=naming, config=config)
+
+
+@pytest.mark.parametrize("folder", ["~", "~/data", "~ada/data", "a?b"])
+def test_a_data_dir_that_would_be_another_folder_is_refused(folder: str) -> None:
+    refused({"KEYTURN_DATA_DIR": folder}, naming="KEYTURN_DATA_DIR: ")
+
+
+def links(name: str, port: int = 8000, protocol: str = "tcp", address: str = "10.0.0.1") -> dict[str, str]:
+    """What Kubernetes gives every container for one Service."""
+    host = f"[{address}]" if ":" in address else address
+    return {
+        f"{name}_SERVICE_HOST": address,
+        f"{name}_SERVICE_PORT": str(port),
+        f"{name}_SERVICE_PORT_HTTP": str(port),
+        f"{name}_PORT": f"{protocol}://{host}:{port}",
+        f"{name}_PORT_{port}_{protocol.upper()}": f"{protocol}://{host}:{port}",
+        f"{name}_PORT_{port}_{protocol.upper()}_PROTO": protocol,
+        f"{name}_PORT_{port}_{protocol.upper()}_PORT": str(port),
+        f"{name}_PORT_{port}_{protocol.upper()}_ADDR": address,
+    }
+
+
+SERVICES = {
+    "keyturn": links("KEYTURN"),
+    "keyturn-redis": links("KEYTURN_REDIS", 6379),
+    "keyturn-db on IPv6": links("KEYTURN_DB", 5432, address="fd00::1"),
+    "keyturn-port": links("KEYTURN_PORT", 53, "udp"),
+    "keyturn-secret-file": links("KEYTURN_SECRET_FILE", 9999, "sctp"),
+}
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_service_links_of_kubernetes_are_ignored_in_one_line(service: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert read(SERVICES[service]) == Settings()
+    line = capsys.readouterr().err
+    assert line.startswith("keyturn: ignored, as Kubernetes makes them for a Service: KEYTURN_")
+    assert line.count("\n") == 1
+    assert all(name in line for name in SERVICES[service])
+    for name, value in SERVICES[service].items():  # each by itself too
+        assert read({name: value, "KEYTURN_WORKERS": "2"}).workers == 2
+
+
+def test_service_links_are_told_once_by_all_processes_of_a_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (SERVICES["keyturn"] | {"KEYTURN_WORKERS": "2"}).items():
+        monkeypatch.setenv(name, value)
+    assert [read().workers, read().workers] == [2, 2]
+    assert capsys.readouterr().err.count("ignored") == 1
+    assert [name for name in os.environ if name.startswith("KEYTURN_")] == ["KEYTURN_WORKERS"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("KEYTURN_REDIS_PORT", "6379"),
+        ("KEYTURN_HTTP_PORT", "8000"),
+        ("KEYTURN_PORT", "tcp:8000"),
+        ("KEYTURN_PORTS", "tcp://10.0.0.1:8000"),
+        ("KEYTURN_DATABASE_HOST", "10.0.0.1"),
+        ("KEYTURN_SERVICE_HOSTS", "10.0.0.1"),
+        ("KEYTURN_ISSUER_PORT_8000", "x"),
+    ],
+)
+def test_a_misspelt_setting_is_no_service_link(name: str, value: str) -> None:
+    refused({name: value}, naming=name)
+
+
+def test_the_default_issuer_does_not_follow_host_and_port() -> None:
+    default = read({}).iss
+    for host, port in (("0.0.0.0", "9000"), ("::", "1"), ("::1", "8000"), ("fe80::1%eth0", "0")):
+        settings = read({"KEYTURN_HOST": host, "KEYTURN_PORT": port})
+        assert (settings.iss, settings.aud) == (default, default)
+    assert default == "http://127.0.0.1:8000"
 
 
 def test_a_value_and_its_file_at_once_are_refused(tmp_path: Path) -> None:

@@ -6,10 +6,13 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +30,7 @@ from app.models import Key, User
 from app.settings import ConfigurationError, Settings, read
 from app.setup import (
     ADMINISTRATOR,
+    called,
     check_schema,
     first_administrator,
     make_secret,
@@ -364,17 +368,19 @@ async def versioned(keyturn: Keyturn, version: str | None) -> None:
 async def test_a_schema_that_is_behind_stops_the_start(open_keyturn: Opener, database_url: str) -> None:
     async with open_keyturn() as keyturn:
         await versioned(keyturn, None)
-    await stopped(settings_of(database_url, None), "^the schema is at nothing, .* run alembic upgrade head$")
+    await stopped(settings_of(database_url, None), rf"^the schema is at nothing, .* run {re.escape(called())} migrate$")
 
 
 async def test_a_database_without_a_schema_stops_the_start(engine: str, request: Any, tmp_path: Path) -> None:
     if engine == "sqlite":
-        await stopped(settings_of(f"sqlite+aiosqlite:///{tmp_path / 'new.db'}", None), "run alembic upgrade head$")
+        await stopped(
+            settings_of(f"sqlite+aiosqlite:///{tmp_path / 'new.db'}", None), rf"run {re.escape(called())} migrate$"
+        )
         return
     postgres: Postgres = request.getfixturevalue("postgres")
     await postgres.create_database("test_without_schema")
     try:
-        await stopped(settings_of(postgres.url("test_without_schema"), None), "run alembic upgrade head$")
+        await stopped(settings_of(postgres.url("test_without_schema"), None), rf"run {re.escape(called())} migrate$")
     finally:
         await postgres.drop_database("test_without_schema")
 
@@ -415,7 +421,22 @@ async def test_migrations_of_the_embedded_default_can_run_at_every_start(tmp_pat
         assert await connection.scalar(text("PRAGMA journal_mode")) == "wal"
 
 
-def test_the_images_health_check_asks_the_port_that_the_service_listens_on() -> None:
+HEALTHCHECK = re.search(r"^HEALTHCHECK .*\n +(\[.*\])$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("address", "host"),
+    [
+        ("127.0.0.1", None),
+        ("127.0.0.1", "0.0.0.0"),
+        ("127.0.0.1", "127.0.0.1"),
+        ("127.0.0.1", "localhost"),
+        ("127.0.0.1", "::"),
+        ("127.0.0.2", "127.0.0.2"),
+        ("::1", "::1"),
+    ],
+)
+def test_the_images_health_check_asks_where_the_service_listens(address: str, host: str | None) -> None:
     asked: list[str] = []
 
     class Healthz(BaseHTTPRequestHandler):
@@ -427,14 +448,79 @@ def test_the_images_health_check_asks_the_port_that_the_service_listens_on() -> 
         def log_message(self, *_: object) -> None:
             pass
 
-    found = re.search(r"^HEALTHCHECK .*\n +(\[.*\])$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
-    assert found
-    _, *words = json.loads(found[1])
-    with HTTPServer(("127.0.0.1", 0), Healthz) as server, ThreadPoolExecutor(1) as thread:
+    class Server(HTTPServer):
+        address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
+
+    assert HEALTHCHECK
+    _, *words = json.loads(HEALTHCHECK[1])
+    with Server((address, 0), Healthz) as server, ThreadPoolExecutor(1) as thread:
         for healthy in (True, False):
             answering = thread.submit(server.handle_request)
-            environment = {"KEYTURN_PORT": str(server.server_port)}
+            environment = {"KEYTURN_PORT": str(server.server_port), "http_proxy": "http://127.0.0.1:1"}
+            if host:
+                environment["KEYTURN_HOST"] = host
             done = subprocess.run([sys.executable, *words], env=environment, check=False, capture_output=True)
             answering.result(10)
-            assert (done.returncode == 0) is healthy
+            assert (done.returncode == 0) is healthy, done
     assert asked == ["/healthz"] * 2
+
+
+def test_the_images_health_check_asks_port_8000_beside_a_service_link() -> None:
+    assert HEALTHCHECK
+    _, *words = json.loads(HEALTHCHECK[1])
+    program = words[1].replace("c.request", "print(c.port); c.request")
+    for port in ("tcp://10.0.0.1:9000", "", None):
+        environment = {} if port is None else {"KEYTURN_PORT": port}
+        done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=False)
+        assert done.stdout == b"8000\n"
+
+
+def test_the_image_runs_under_a_number_and_any_other_number_can_write_into_its_volume() -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    assert re.findall(r"^USER (.*)$", dockerfile, re.MULTILINE) == ["10001"]
+    [volume] = re.findall(r"^VOLUME (.*)$", dockerfile, re.MULTILINE)
+    assert f"install -d -m 1777 {volume}\n" in dockerfile
+    assert f"KEYTURN_DATA_DIR={volume}/data\n" in dockerfile
+
+
+@as_root
+@pytest.mark.parametrize("words", [("serve",), ("doctor",), ("migrate",), ("users", "list")])
+def test_a_user_id_without_a_name_starts_or_is_told_in_one_line(tmp_path: Path, words: tuple[str, ...]) -> None:
+    # The interpreter may lie where only root can read it, so it drops its rights when all is imported.
+    program = """
+import os, sys
+import app.cli, app.doctor, app.main, app.http_protocol, asyncpg, uvloop, httptools, uvicorn.loops.uvloop, encodings.idna
+import sqlite3, sqlalchemy.dialects.sqlite.pysqlite, aiosqlite, getpass
+import uvicorn.lifespan.on, uvicorn.supervisors
+os.setgroups([]); os.setgid(0); os.setuid(54321)
+sys.exit(app.cli.main(sys.argv[1:]))
+"""
+
+    def run(**settings: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", program, *words],
+            cwd=folder,
+            env={"PYTHONPATH": str(ROOT), **{f"KEYTURN_{name}": value for name, value in settings.items()}},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))  # pytest's own are closed to others
+    try:
+        folder.chmod(0o1777)
+        production = {"REDIS_URL": "none", "SECRET": SECRET, "ISSUER": "https://auth.example.com"}
+        named = run(DATABASE_URL=f"postgresql://u@127.0.0.1:{free_port()}/db", **production)
+        assert named.returncode == 3, named
+        nameless = run(DATABASE_URL=f"postgresql://127.0.0.1:{free_port()}/db", **production)
+        assert nameless.returncode == 1
+        assert "KEYTURN_DATABASE_URL names no user (postgresql://USER@…)" in nameless.stdout + nameless.stderr
+        done = run(DATA_DIR=str(folder / "data")) if words == ("migrate",) else None
+        for each in filter(None, (named, nameless, done)):
+            assert "Traceback" not in each.stderr
+        if done:
+            assert done.returncode == 0
+            assert mode(folder / "data") == 0o700
+    finally:
+        shutil.rmtree(folder)

@@ -1,0 +1,70 @@
+"""Where Keyturn listens: HOST and PORT as sockets, and as a URL that a client on this machine can use."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+from .settings import ConfigurationError
+
+# All addresses of the machine. As two sockets and not as one for both families, so that IPv4 clients keep the
+# addresses that TRUSTED_PROXIES knows.
+_ALL = {"::": ("::", "0.0.0.0")}  # noqa: S104  # the operator's choice
+
+_NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """A socket for each address that HOST stands for, bound and not yet listening. Port 0: one free port for all.
+
+    Raises:
+        ConfigurationError: HOST is no address of this machine, or PORT is taken.
+    """
+    sockets: list[socket.socket] = []
+    failed: OSError | None = None
+    try:
+        for name in _ALL.get(host, (host,)):
+            for family, kind, protocol, _, address in socket.getaddrinfo(
+                name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            ):
+                where = (address[0], sockets[0].getsockname()[1] if sockets else port, *address[2:])
+                try:
+                    sockets.append(_bound(family, kind, protocol, where))
+                except OSError as e:
+                    if e.errno not in _NOT_HERE:
+                        raise
+                    failed = e  # a machine without IPv6 may still call itself by an IPv6 address
+        if not sockets:
+            raise failed or OSError(errno.EADDRNOTAVAIL, "no address")
+    except (OSError, UnicodeError) as e:
+        for each in sockets:
+            each.close()
+        number = e.errno if isinstance(e, OSError) else None
+        other = "port" if number in {errno.EADDRINUSE, errno.EACCES} else "host"
+        why = e.strerror if isinstance(e, OSError) else "not a host name"
+        raise ConfigurationError(f"can't listen on {written(host)}:{port} ({why}); choose another --{other}") from None
+    return sockets
+
+
+def _bound(family: int, kind: int, protocol: int, address: tuple[str | int, ...]) -> socket.socket:
+    found = socket.socket(family, kind, protocol)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            found.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        found.bind(address)
+    except OSError:
+        found.close()
+        raise
+    found.set_inheritable(True)  # for worker processes
+    return found
+
+
+def url(host: str, port: int) -> str:
+    """The URL under which a client on this machine reaches it."""
+    return f"http://{written('127.0.0.1' if host in {'0.0.0.0', '::'} else host)}:{port}"  # noqa: S104  # as above
+
+
+def written(host: str) -> str:
+    """A host as it is written in a URL: IPv6 in brackets (RFC 3986 section 3.2.2), its zone encoded (RFC 6874)."""
+    return f"[{host.replace('%', '%25')}]" if ":" in host else host

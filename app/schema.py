@@ -1,0 +1,172 @@
+"""Changes the schema: what Alembic calls through `migrations/env.py`, online or as SQL (`--sql`).
+
+All migrations of one call run in one transaction, on SQLite too. So a call that is cut off leaves the schema as it
+was, and the locks and limits below end with the transaction: nothing stays on a connection that a pooler hands on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from datetime import timedelta
+from typing import Any
+
+from alembic import context
+from sqlalchemy import BigInteger, Connection, bindparam, create_engine, event, make_url, pool, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from .db import outage, sqlite_hooks
+from .errors import TemporarilyUnavailable
+from .models import Base
+from .postgres import Postgres
+from .postgres_url import PostgresURL
+from .settings import ConfigurationError, place_of_migrations
+from .setup import not_let_in
+
+_PATIENCE = timedelta(seconds=20)
+"""How long one migration waits for another to end."""
+
+_LOCK = 0x6B657900
+_TAKE = f"SELECT pg_advisory_xact_lock({_LOCK})"
+
+
+def _limit(wait: timedelta) -> str:
+    return f"SET LOCAL lock_timeout = '{wait // timedelta(milliseconds=1)}ms'"
+
+
+# Clients queue up behind a statement that waits for a lock on a table, so none waits long.
+_IMPATIENCE = _limit(timedelta(seconds=2))
+
+
+def run() -> None:
+    """Does with the database that the settings name whatever Alembic was called for.
+
+    Raises:
+        ConfigurationError: another migration holds the lock.
+        SystemExit: something is wrong, and Alembic's own command is running.
+    """
+    if url := context.config.attributes.get("url"):
+        _online(url)  # our own command is running, and says what is wrong
+    else:
+        _as_alembics_command()
+
+
+def _as_alembics_command() -> None:
+    """For `alembic`: what is wrong with the set-up is one line, and no traceback that might show a part of it."""
+    end_at_sigterm()
+    try:
+        url = place_of_migrations().sqlalchemy_url
+        if context.is_offline_mode():
+            _offline(url)
+            return
+        say(url)
+        with outage():
+            _online(url)
+    except ConfigurationError as e:
+        sys.exit(f"keyturn: {e}")
+    except TemporarilyUnavailable as e:
+        why = getattr(e.__cause__, "orig", None) or e.cause
+        sys.exit(f"keyturn: {not_let_in(e) or f'the database is not available ({why})'}")
+    except DBAPIError as e:
+        if line := not_let_in(e):
+            sys.exit(f"keyturn: {line}")
+        raise
+
+
+def say(url: str) -> None:
+    """Names the database: a job that lost its KEYTURN_DATABASE_URL must be seen to migrate the embedded default."""
+    where = PostgresURL.parse(url) if url.startswith("postgresql") else url
+    print(f"keyturn: migrating {where}", file=sys.stderr)
+
+
+def end_at_sigterm() -> None:
+    """Ends this process at SIGTERM with code 143, also where it is the first of its container.
+
+    The kernel gives that one no signal that it has no handler for. The exception leaves the transaction, so Postgres
+    is told to give its statement up.
+    """
+
+    def end(*_: object) -> None:
+        print("keyturn: ended by SIGTERM", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, end)
+
+
+def _configure(**where: Any) -> None:
+    context.configure(
+        target_metadata=Base.metadata, render_as_batch=True, compare_type=True, transactional_ddl=True, **where
+    )
+
+
+def _offline(url: str) -> None:
+    on_postgres = url.startswith("postgresql")
+    dialect = "postgresql" if on_postgres else "sqlite"
+    _configure(dialect_name=dialect, literal_binds=True, dialect_opts={"paramstyle": "named"})
+    with context.begin_transaction():
+        if on_postgres:
+            search_path = Postgres(PostgresURL.parse(url), pooled=True).search_path
+            where = (f"SELECT set_config('search_path', '{search_path}', true)",) if search_path else ()
+            for statement in (*where, _limit(_PATIENCE), _TAKE, _IMPATIENCE):
+                context.execute(statement)
+        context.run_migrations()
+
+
+def _run(connection: Connection) -> None:
+    _configure(connection=connection)
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def _online(url: str) -> None:
+    if url.startswith("postgresql"):
+        asyncio.run(_on_postgres(url))
+        return
+    # aiosqlite's thread may report to the event loop after that is closed; nothing else runs here that would wait.
+    engine = create_engine(make_url(url).set(drivername="sqlite"), poolclass=pool.NullPool)
+    sqlite_hooks(engine, writes=True)
+    with engine.connect() as connection:
+        _run(connection)
+
+
+async def _on_postgres(url: str) -> None:
+    engine = Postgres(PostgresURL.parse(url), pooled=True).migrating()
+    # In each transaction: Alembic ends one and begins another where a migration asks for an `autocommit_block`.
+    event.listen(engine.sync_engine, "begin", _one_at_a_time)
+    async with engine.connect() as connection:
+        await connection.run_sync(_run)
+
+
+def _one_at_a_time(connection: Connection) -> None:
+    """Takes the lock for the transaction. The second to come waits, and then finds nothing to do."""
+    if not connection.exec_driver_sql(_TAKE.replace("pg_advisory", "pg_try_advisory")).scalar():
+        other = connection.execute(_HOLDER).scalar() or "which has just ended"
+        print(f"keyturn: waiting up to {_PATIENCE.seconds} s for another migration: {other}", file=sys.stderr)
+        connection.exec_driver_sql(_limit(_PATIENCE))
+        try:
+            connection.exec_driver_sql(_TAKE)
+        except DBAPIError as e:
+            if getattr(e.orig, "sqlstate", None) != "55P03":  # lock_not_available
+                raise
+            raise ConfigurationError(f"another migration holds the lock of migrations: {other}") from None
+    connection.exec_driver_sql(_IMPATIENCE)
+
+
+# A release before this one took the lock for its session, and a pooler kept that.
+_HOLDER = text("""
+    SELECT 'Postgres process ' || pid || coalesce(' (' || nullif(application_name, '') || ')', '') || coalesce(
+        ', ' || state || ' since ' || to_char(state_change AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'), '')
+        || '; if no migration is running, end it: SELECT pg_terminate_backend(' || pid || ')'
+    FROM pg_locks LEFT JOIN pg_stat_activity USING (pid)
+    WHERE locktype = 'advisory' AND granted AND classid = 0 AND objid = :lock AND objsubid = 1
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    LIMIT 1
+""").bindparams(bindparam("lock", _LOCK, type_=BigInteger))
+
+
+async def migrating(connection: AsyncConnection) -> str | None:
+    """The one who holds the lock of migrations on a Postgres, in words; None where nobody does."""
+    found: str | None = await connection.scalar(_HOLDER)
+    return found
