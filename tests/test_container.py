@@ -218,7 +218,7 @@ def test_more_slots_or_waiting_ones_than_fit_are_cut_down_and_named() -> None:
     found = room(mib=512, hashing_slots="16", hashing_queue="5000")
     assert found.slots == 5
     assert found.queue < 5000
-    assert f"set KEYTURN_HASHING_SLOTS to 5, KEYTURN_HASHING_QUEUE to {found.queue}" in found.advice
+    assert f"set KEYTURN_HASHING_SLOTS to 5, set KEYTURN_HASHING_QUEUE to {found.queue}" in found.advice
     assert room(mib=512, hashing_slots="5").advice == ""
 
 

@@ -600,7 +600,7 @@ def test_without_memory_no_password_is_called_wrong_and_nothing_is_a_defect(
                 )
                 assert (status, body["error"]) == (503, "temporarily_unavailable"), path
                 assert int(fields["Retry-After"]) > 0
-        assert service.text().count(cause) >= 3
+        assert cause in service.text()
         assert '"exception"' not in service.text()
         if "ARGON2_LANES" in argon2:
             assert post(service, "register", PASSWORD)[0] == 201
@@ -627,6 +627,7 @@ def test_the_right_password_signs_in_where_there_is_no_memory_to_renew_its_hash(
 
 
 @linux
+@pytest.mark.skipif(not shutil.which("prlimit"), reason="there is no prlimit (util-linux)")
 def test_a_start_and_the_doctor_name_a_limit_below_one_hash_in_one_line(tmp_path: Path) -> None:
     environment = {
         **os.environ,
@@ -635,17 +636,21 @@ def test_a_start_and_the_doctor_name_a_limit_below_one_hash_in_one_line(tmp_path
         "PYTHONPATH": str(ROOT),
     }
 
-    def limited(*words: str) -> tuple[int, str]:
-        command = ["prlimit", f"--as={1280 * MIB}", sys.executable, "-m", "app", *words]
-        if not shutil.which("prlimit"):
-            pytest.skip("there is no prlimit (util-linux)")
-        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    def limited(mib: int, *words: str) -> tuple[int, str]:
+        command = ["prlimit", f"--as={mib * MIB}", sys.executable, "-m", "app", *words]
+        done = subprocess.run(
+            command, check=False, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
+        )
         return done.returncode, done.stdout + done.stderr
 
-    code, said = limited("serve", "--port", str(free_port()))
+    serve = ("serve", "--port", str(free_port()))
+    code, said = limited(900, *serve)
     assert code == 1
-    assert re.fullmatch(
-        r"keyturn: one password hash takes 1,024 MiB, and RLIMIT_AS leaves [\d,]+ MiB for it: .*\n", said
-    )
-    code, said = limited("doctor")
-    assert "one password hash takes 1,024 MiB, and RLIMIT_AS leaves" in said
+    assert re.fullmatch(r"keyturn: one password hash takes 1,024 MiB, and RLIMIT_AS leaves \d+ MiB for it: .*\n", said)
+    # Here one could fit, and then does not: the first administrator is not made, and the next start makes it.
+    code, said = limited(1280, *serve)
+    assert code == 3
+    assert re.fullmatch(r"keyturn: not available: no hash could be computed: .*\n", said)
+    code, said = limited(900, "doctor")
+    assert code == 1
+    assert re.search(r"(?m)^!!  password hashes: .*: one password hash takes 1,024 MiB, and RLIMIT_AS leaves", said)
