@@ -137,8 +137,13 @@ def outage() -> Iterator[None]:
         if e.connection_invalidated or str(state).startswith(_OUTAGES) or (not state and name != "SQLITE_ERROR"):
             raise TemporarilyUnavailable(f"database: {state or name or type(e.orig).__name__}") from e
         raise
-    except (OSError, TimeoutError) as e:
+    except (OSError, TimeoutError, MemoryError) as e:
         raise TemporarilyUnavailable(f"database: {type(e).__name__}") from e
+    except RuntimeError as e:
+        # To look up a name, or to open a file of SQLite's, takes a thread.
+        if "start new thread" not in str(e):
+            raise
+        raise TemporarilyUnavailable(f"database: {e}") from e
 
 
 def message(error: DBAPIError) -> str:

@@ -112,6 +112,14 @@ async def _administrators(keyturn: Keyturn) -> AsyncIterator[Finding]:
     yield Finding("administrator", "" if admins else f"make one: {called()} users create EMAIL --role admin")
 
 
+async def _hashing(keyturn: Keyturn) -> AsyncIterator[Finding]:
+    room = keyturn.passwords.room
+    yield Finding(f"password hashes: {room.words}", room.advice)
+    count, oldest = await keyturn.users.not_computed()
+    advice = f"{count} are not computed, so these users can't sign in: {called()} users set-password {oldest} and so on"
+    yield Finding("stored password hashes", advice if count else "")
+
+
 async def _clock(keyturn: Keyturn) -> AsyncIterator[Finding]:
     async with keyturn.db.look() as connection:
         theirs = await connection.scalar(select(keyturn.db.now()))
@@ -150,4 +158,4 @@ async def _open_files(_keyturn: Keyturn) -> AsyncIterator[Finding]:
     yield Finding(f"open files ({files})", low if clients < _CONNECTIONS else "")
 
 
-_EXAMINATIONS = (_address, _schema, _migration, _keys, _administrators, _clock, _redis, _open_files)
+_EXAMINATIONS = (_address, _schema, _migration, _keys, _administrators, _hashing, _clock, _redis, _open_files)

@@ -29,8 +29,8 @@ from .errors import (
     InvalidRequest,
     Refusal,
     RequestTimeout,
-    ServerError,
     UnsupportedMediaType,
+    refusal_of,
 )
 
 MAX_TARGET = 8192
@@ -221,9 +221,9 @@ class Edge:
             await answer.whole(render(refusal))
         except _Gone:
             state["log"]["cause"] = "the client left"
-        except Exception:  # noqa: BLE001  # nothing gets out: this is the last one who can give an answer
+        except Exception as e:  # noqa: BLE001  # nothing gets out: this is the last one who can give an answer
             log.get_logger().error("exception", exc_info=True)
-            state["refusal"] = ServerError("exception")
+            state["refusal"] = refusal_of(e)
             await answer.whole(render(state["refusal"]))
         finally:
             if log.enabled(logging.INFO):

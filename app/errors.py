@@ -228,3 +228,8 @@ class ServerError(Refusal):
     status = 500
     error = "server_error"
     sentence = "Something went wrong. The log has more under this request id."
+
+
+def refusal_of(error: Exception) -> Refusal:
+    """The refusal for an exception that is none. Short memory is an outage, all else a defect."""
+    return TemporarilyUnavailable("no memory") if isinstance(error, MemoryError) else ServerError("exception")

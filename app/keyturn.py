@@ -8,7 +8,9 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from .access_tokens import AccessTokens
+from .container import container
 from .db import Database
+from .hashing_room import HashingRoom
 from .keys import Keys
 from .log import get_logger
 from .passwords import Passwords
@@ -44,12 +46,11 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     db = Database(settings)
     keys = Keys(db, master_secret_of(settings), settings.signing_algorithm)
     revocations = Revocations(db, settings, lambda event, *, level, **more: getattr(_log, level)(event, **more))
-    passwords = Passwords(settings)
+    passwords = Passwords(settings, HashingRoom.of(settings, container()))
     sessions = Sessions(db, keys, AccessTokens(keys, settings), revocations, settings)
     try:
         yield Keyturn(settings, db, keys, revocations, passwords, Users(db, passwords, revocations), sessions)
     finally:
-        passwords.close()
         await revocations.close()
         await db.close()
 
@@ -59,9 +60,11 @@ async def running(keyturn: Keyturn) -> AsyncIterator[None]:
     """Checks the schema, makes the first keys, and keeps key set and fence up to date while the block runs.
 
     Raises:
-        ConfigurationError: the schema is behind, or the keys were sealed under another secret.
+        ConfigurationError: the schema is behind, the keys were sealed under another secret, or no hash fits into the
+            memory.
         TemporarilyUnavailable: the database can't be reached.
     """
+    keyturn.passwords.room.require_one()
     await check_schema(keyturn.db)
     await keyturn.keys.make_first()
     await keyturn.keys.load()

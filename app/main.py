@@ -16,7 +16,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from .edge import Edge, render
-from .errors import InvalidRequest, MethodNotAllowed, NotFound, Refusal, ServerError
+from .errors import InvalidRequest, MethodNotAllowed, NotFound, Refusal, refusal_of
 from .keyturn import opened, running
 from .routes import auth, health, well_known
 from .routes.answers import documented, response
@@ -169,9 +169,9 @@ def _starlette_refused(request: Request, error: HTTPException) -> Response:
     return answer
 
 
-def _defect(request: Request, _error: Exception) -> Response:
+def _defect(request: Request, error: Exception) -> Response:
     """The one shape for a defect; Starlette then raises it again, and the edge logs it."""
-    return _refused(request, ServerError("exception"))
+    return _refused(request, refusal_of(error))
 
 
 def _invalid(request: Request, error: RequestValidationError) -> Response:

@@ -1,4 +1,4 @@
-"""Passwords: Argon2id (RFC 9106) off the event loop, in a bounded pool.
+"""Passwords: Argon2id (RFC 9106) off the event loop, as many at a time as the container has room for.
 
 A hash takes 64 MiB and tens of milliseconds of a core by design. So only a few run at a time, some may wait, and
 whatever comes beyond is told to come again: a storm of logins can't exhaust memory or starve refreshes.
@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import binascii
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, ParamSpec, TypeVar
+from typing import NamedTuple, TypeVar
 from uuid import UUID
 
-from argon2 import PasswordHasher, Type, extract_parameters
-from argon2.exceptions import Argon2Error, InvalidHashError
+from argon2 import PasswordHasher, Type
+from argon2.exceptions import Argon2Error, VerifyMismatchError
 
 from .errors import InvalidRequest, TemporarilyUnavailable
-from .settings import Settings
+from .hashing_room import HashingRoom
+from .log import get_logger
+from .settings import MOST_ARGON2_LANES, MOST_ARGON2_MEMORY, MOST_ARGON2_PASSES, Settings
 
 SHORTEST, LONGEST = 8, 1024
 """UTF-8 bytes of a password. Nothing is cut, trimmed or normalised: it is compared as it was sent."""
@@ -36,8 +40,11 @@ TAKES_AT_MOST = timedelta(seconds=30)
 
 _COME_AGAIN = timedelta(seconds=2)
 
-_P = ParamSpec("_P")
+_DECOYS_WORK = 4 * 1024 * 1024
+"""KiB times passes that all decoys together may take, or four times a hash of today: about two seconds of a core."""
+
 _T = TypeVar("_T")
+_log = get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +70,62 @@ def acceptable(password: str) -> bytes:
     return raw
 
 
+class Cost(NamedTuple):
+    """What decides how long a hash takes: its PHC string's beginning, and the numbers in it."""
+
+    parameters: str
+    memory: int
+    passes: int
+    lanes: int
+
+    @property
+    def work(self) -> int:
+        """KiB that are filled, all passes together."""
+        return self.memory * self.passes
+
+
+# As Argon2's own reading has it: one spelling of each number, and no version but 1.0 (0x10) and 1.3 (0x13, the newest).
+_NUMBER = "([1-9][0-9]{0,9})"
+_STORED = re.compile(
+    rf"(\$argon2(?:id|i|d)(?:\$v=(?:16|19))?\$m={_NUMBER},t={_NUMBER},p={_NUMBER})"
+    r"\$([A-Za-z0-9+/]{11,})\$([A-Za-z0-9+/]{6,})",
+    re.ASCII,
+)
+_LONGEST_STORED = 255
+
+
+def cost_of(stored: str) -> Cost | str:
+    """What a stored hash costs, or why it is never computed: in words, without anything of the hash.
+
+    The bounds are what the settings may ever be: whatever they were, the hashes of that time stay good. More was not
+    made by Keyturn, and to compute it would be the attack.
+    """
+    found = _STORED.fullmatch(stored) if len(stored) <= _LONGEST_STORED else None
+    if found is None or not all(map(_is_base64, found.groups()[4:])):
+        return "it is no Argon2 hash, or was cut"
+    cost = Cost(found[1], *map(int, found.groups()[1:4]))
+    if cost.memory < 8 * cost.lanes:  # RFC 9106 section 3.1
+        return "it is no Argon2 hash, or was cut"
+    if cost.memory > MOST_ARGON2_MEMORY or cost.passes > MOST_ARGON2_PASSES or cost.lanes > MOST_ARGON2_LANES:
+        return "its parameters are beyond all that the settings allow"
+    return cost
+
+
+def _is_base64(text: str) -> bool:
+    """Whether it has Argon2's one spelling: no padding, spare bits zero."""
+    try:
+        return _unpadded(base64.b64decode(text + "=" * (-len(text) % 4), validate=True)) == text
+    except binascii.Error:
+        return False
+
+
 def _unpadded(raw: bytes) -> str:
     return base64.b64encode(raw).rstrip(b"=").decode()
 
 
-def _nobodys(memory: int, passes: int, lanes: int) -> str:
-    """A hash as costly as any of these parameters, and nobody's: its hash part is random."""
-    salt, hashed = _unpadded(os.urandom(16)), _unpadded(os.urandom(32))
-    return f"$argon2id$v=19$m={memory},t={passes},p={lanes}${salt}${hashed}"
+def _nobodys(cost: Cost) -> str:
+    """A hash of this cost, and nobody's: its hash part is random."""
+    return f"{cost.parameters}${_unpadded(os.urandom(16))}${_unpadded(os.urandom(32))}"
 
 
 def _stand_back() -> None:
@@ -87,26 +142,22 @@ def _stand_back() -> None:
 class Passwords:
     """Hashes and verifies, a few at a time."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Makes the pool's threads when they are first needed."""
+    def __init__(self, settings: Settings, room: HashingRoom) -> None:
+        """Computes nothing yet."""
+        self.room = room
         self._hasher = PasswordHasher(
             time_cost=settings.argon2_passes,
             memory_cost=settings.argon2_memory,
             parallelism=settings.argon2_lanes,
             type=Type.ID,
         )
-        # A stored hash with more than this was not made by us, and computing it would be the attack.
-        self._most_memory = max(4 * settings.argon2_memory, 262_144)
-        self._most_passes = max(4 * settings.argon2_passes, 16)
-        # One core is left to the event loops: two slots on two cores halved the rate of refreshes.
-        slots = settings.hashing_slots or max(1, ((os.cpu_count() or 1) - 1) // settings.workers)
-        self._pool = ThreadPoolExecutor(slots, thread_name_prefix="argon2", initializer=_stand_back)
-        self._slots = asyncio.Semaphore(slots)
-        self._room = slots + settings.hashing_queue
+        m, t, p = settings.argon2_memory, settings.argon2_passes, settings.argon2_lanes
+        self._today = Cost(f"$argon2id$v=19$m={m},t={t},p={p}", m, t, p)
+        self._slots = asyncio.Semaphore(room.slots)
+        self._turn = asyncio.Lock()
         self._busy = 0
         # One for each cost that a user's hash has, today's first: a wrong password costs all of them (see `verify`).
-        today = (settings.argon2_memory, settings.argon2_passes, settings.argon2_lanes)
-        self._decoys = {today: _nobodys(*today)}
+        self._decoys = {self._today: _nobodys(self._today)}
 
     def admit(self) -> None:
         """Before anything is looked up for a hash that could not begin.
@@ -114,7 +165,7 @@ class Passwords:
         Raises:
             TemporarilyUnavailable: too many wait already.
         """
-        if self._busy >= self._room:
+        if self._busy >= self.room.slots + self.room.queue:
             # At once, and not after a wait: the queue is as long as it may be.
             raise TemporarilyUnavailable("the hashing queue is full", retry_after=_COME_AGAIN)
 
@@ -122,89 +173,149 @@ class Passwords:
         """The PHC string of a new password.
 
         Raises:
-            TemporarilyUnavailable: too many wait already, or it waited too long.
+            TemporarilyUnavailable: too many wait already, it waited too long, or memory or threads are short.
         """
-        return await self._run(self._hasher.hash, password)
+        return await self._run(self._today.memory, lambda: self._hasher.hash(password))
 
     async def verify(self, hashed: str | None, password: bytes) -> bool:
         """Whether a password is the one that was hashed. None (no such user) costs the same and is never right.
 
-        A stored hash that is empty, cut or of another scheme is a wrong password, not an error.
+        A stored hash that is never computed (see `cost_of`) is a wrong password, not an error. One for which there is
+        no memory here is not: it may be right.
 
         While some hashes are of other parameters than today's, whatever is wrong costs one hash of each, in one slot
         and one after another: with a single one, its time would tell a user from a stranger.
 
         Raises:
-            TemporarilyUnavailable: too many wait already, or it waited too long.
+            TemporarilyUnavailable: too many wait already, it waited too long, or memory or threads are short. Nothing
+                is known of the password then.
         """
         cost = self.learn(hashed)
         decoys = [decoy for other, decoy in self._decoys.items() if other != cost]
-        return await self._run(self._is_right, hashed if cost else None, password, decoys)
+        memory = max(known.memory for known in (*self._decoys, *([cost] if cost else [])))
 
-    def learn(self, hashed: str | None) -> tuple[int, int, int] | None:
-        """What a stored hash costs, kept for what is wrong from now on; None if it is not to be computed."""
-        if hashed is None or not self._reasonable(hashed):
+        def is_right() -> bool:
+            if hashed is not None and cost is not None and self._matches(hashed, password):
+                return True
+            for decoy in decoys:
+                self._matches(decoy, password)
+            return False
+
+        try:
+            return await self._run(memory, is_right)
+        except _Failed as e:
+            _log.error("hash_failed", cause=e.cause)
+            raise
+
+    def learn(self, hashed: str | None) -> Cost | None:
+        """What a stored hash costs, kept for what is wrong from now on; None if it is never computed.
+
+        A few hashes of very high parameters must not make every wrong password as slow, or need memory that is not
+        there. So their cost is not kept: the time of a wrong password can tell these users from strangers.
+        """
+        cost = cost_of(hashed) if hashed is not None else None
+        if not isinstance(cost, Cost):
             return None
-        parameters = extract_parameters(hashed)
-        cost = (parameters.memory_cost, parameters.time_cost, parameters.parallelism)
-        if cost not in self._decoys:
-            self._decoys[cost] = _nobodys(*cost)
+        all_work = cost.work + sum(known.work for known in self._decoys if known != self._today)
+        if (
+            cost not in self._decoys
+            and all_work <= max(_DECOYS_WORK, 4 * self._today.work)
+            and self.room.slots_of(cost.memory)
+        ):
+            self._decoys[cost] = _nobodys(cost)
         return cost
+
+    def obstacle(self, hashed: str) -> str:
+        """Why a stored hash is not computed here, in words without anything of it; empty if it is."""
+        cost = cost_of(hashed)
+        if isinstance(cost, str):
+            return cost
+        return "" if self.room.slots_of(cost.memory) else "it needs more memory than there is here"
 
     def outdated(self, hashed: str) -> bool:
         """Whether a hash was made with other parameters than today's (then hash the password again)."""
         return self._hasher.check_needs_rehash(hashed)
 
-    def close(self) -> None:
-        """Lets the hashes under way end and drops those that wait."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def _is_right(self, hashed: str | None, password: bytes, decoys: list[str]) -> bool:
-        if hashed is not None and self._matches(hashed, password):
-            return True
-        for decoy in decoys:
-            self._matches(decoy, password)
-        return False
-
     def _matches(self, hashed: str, password: bytes) -> bool:
+        """Whether it is the password. Any error but a mismatch says nothing of the password, and is raised."""
         try:
             return self._hasher.verify(hashed, password)
-        except (Argon2Error, InvalidHashError):
+        except VerifyMismatchError:
             return False
 
-    def _reasonable(self, hashed: str) -> bool:
-        try:
-            parameters = extract_parameters(hashed)
-        except (InvalidHashError, ValueError):
-            return False
-        return (
-            parameters.memory_cost <= self._most_memory
-            and parameters.time_cost <= self._most_passes
-            and parameters.parallelism <= 64  # noqa: PLR2004  # lanes; our own setting allows 16
-        )
-
-    async def _run(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        assert not kwargs
+    async def _run(self, memory: int, function: Callable[[], _T]) -> _T:
+        """Computes in a thread of its own what takes this much memory (KiB), when its turn has come."""
+        slots = self.room.slots_of(memory)
+        if not slots:
+            raise _Failed(f"a hash of {memory} KiB has no room in {self.room.memory} KiB")
         self.admit()
         self._busy += 1
         try:
             # Whoever goes away while waiting is dropped here, and costs no hash.
             async with asyncio.timeout(WAITS_FOR.total_seconds()):
-                await self._slots.acquire()
+                await self._take(slots)
         except BaseException as e:
             self._busy -= 1
             if isinstance(e, TimeoutError):
                 raise TemporarilyUnavailable("waited too long to be hashed", retry_after=_COME_AGAIN) from None
             raise
-        future = asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
-        future.add_done_callback(self._done)
-        # Whoever goes away leaves the hash running: a thread can't be stopped, and its slot counts until it ends.
+        try:
+            future = _in_a_thread(function)
+        except (RuntimeError, MemoryError) as e:  # RuntimeError: the system gives no more threads
+            self._give_back(slots)
+            raise _Failed(f"{type(e).__name__}: {e}") from None
+        future.add_done_callback(lambda _: self._give_back(slots))
+        # Whoever goes away leaves the hash running: a thread can't be stopped, and its slots count until it ends.
         try:
             async with asyncio.timeout(TAKES_AT_MOST.total_seconds()):
                 return await asyncio.shield(future)
         except TimeoutError:
             raise TemporarilyUnavailable("a hash takes too long", retry_after=_COME_AGAIN) from None
+        except (Argon2Error, MemoryError) as e:
+            raise _Failed(f"{type(e).__name__}: {e}") from None
 
-    def _done(self, _future: asyncio.Future[Any]) -> None:
+    async def _take(self, slots: int) -> None:
+        """Takes slots in the order of arrival: one who needs several gets them, however many come who need one."""
+        taken = 0
+        try:
+            async with self._turn:
+                while taken < slots:
+                    await self._slots.acquire()
+                    taken += 1
+        except BaseException:
+            for _ in range(taken):
+                self._slots.release()
+            raise
+
+    def _give_back(self, slots: int) -> None:
         self._busy -= 1
-        self._slots.release()
+        for _ in range(slots):
+            self._slots.release()
+
+
+class _Failed(TemporarilyUnavailable):
+    """Memory or threads are short: a matter for the operator, while a full queue passes by itself."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(f"no hash could be computed: {cause}", retry_after=_COME_AGAIN)
+
+
+def _in_a_thread(function: Callable[[], _T]) -> asyncio.Future[_T]:
+    """Runs a function in a new thread: a pool keeps work that it found no thread for, and breaks with its first thread.
+
+    To start one takes a thousandth of a hash's time.
+
+    Raises:
+        RuntimeError: the system gives no more threads.
+    """
+    done: Future[_T] = Future()
+
+    def run() -> None:
+        try:
+            _stand_back()
+            done.set_result(function())
+        except BaseException as e:  # noqa: BLE001  # it is raised where the future is awaited
+            done.set_exception(e)
+
+    threading.Thread(target=run, name="argon2").start()
+    return asyncio.wrap_future(done)

@@ -422,7 +422,8 @@ class Revocations:
                 *replies, replication, memory = [await connection.read_response() for _ in sent]
                 run_id: str = connection.keyturn_run_id  # set by _greet
                 database = int(connection.db or 0)
-        except (RedisError, OSError, TimeoutError, ValueError) as e:
+        except (RedisError, OSError, TimeoutError, ValueError, MemoryError, RuntimeError) as e:
+            # RuntimeError: the system gives no thread to look up a name with.
             if connection is not None:
                 # Replies may still be on their way: nobody else may read them.
                 with suppress(RedisError, OSError):

@@ -72,6 +72,9 @@ SECRET_BYTES = 32
 Algorithm = Literal["HS256", "ES256", "RS256", "EdDSA"]
 """How access tokens are signed (RFC 7518 section 3.1, RFC 8037 section 3.1)."""
 
+MOST_ARGON2_MEMORY, MOST_ARGON2_PASSES, MOST_ARGON2_LANES = 1024 * 1024, 64, 16
+"""Bounds of the settings (memory in KiB), and of a stored hash that is computed, so that none outlives its settings."""
+
 
 class ConfigurationError(Exception):
     """The set-up can't work. The message is one clear line that names the setting and never its value."""
@@ -275,13 +278,17 @@ class Settings(Place):
     # Sign-in
     registration: Annotated[bool, Field(description="Whether anyone may register.")] = False
     argon2_memory: Annotated[
-        int, Field(ge=8, le=1024 * 1024, description="KiB of memory of one password hash (RFC 9106 section 4).")
+        int, Field(ge=8, le=MOST_ARGON2_MEMORY, description="KiB of memory of one password hash (RFC 9106 section 4).")
     ] = 65536
-    argon2_passes: Annotated[int, Field(ge=1, le=64, description="Passes of one password hash.")] = 3
-    argon2_lanes: Annotated[int, Field(ge=1, le=16, description="Lanes of one password hash.")] = 4
+    argon2_passes: Annotated[int, Field(ge=1, le=MOST_ARGON2_PASSES, description="Passes of one password hash.")] = 3
+    argon2_lanes: Annotated[int, Field(ge=1, le=MOST_ARGON2_LANES, description="Lanes of one password hash.")] = 4
     hashing_slots: Annotated[
         int | None,
-        Field(ge=1, le=64, description="Password hashes at the same time, in each process. Unset: cores - 1 in all."),
+        Field(
+            ge=1,
+            le=64,
+            description="Password hashes at the same time, in each process, if they fit. Unset: cores - 1 in all.",
+        ),
     ] = None
     hashing_queue: Annotated[
         int, Field(ge=0, le=10_000, description="Password hashes that may wait; beyond: 503 with Retry-After.")

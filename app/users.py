@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import re
+import string
 from collections.abc import Collection
 from typing import Any
 from uuid import UUID
@@ -14,7 +15,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .db import Database, own_task
-from .errors import Conflict, InvalidGrant, InvalidRequest, NotFound
+from .errors import Conflict, InvalidGrant, InvalidRequest, NotFound, TemporarilyUnavailable
+from .log import get_logger
 from .models import Session, User, uuid7
 from .passwords import LONGEST, Authenticated, Passwords, acceptable
 from .revocations import Revocations
@@ -24,14 +26,21 @@ _ROLE = re.compile(r"[a-z][a-z0-9_-]{0,31}", re.ASCII)
 # The library's documented way to allow domains that the Internet doesn't know, such as corp.local: a self-hosted
 # service has users there.
 SPECIAL_USE_DOMAIN_NAMES.clear()
+_PAGE = 5_000
+"""Users whose hashes are read at once."""
+
+_log = get_logger()
 
 
 def normalised(email: str) -> str:
     """The one spelling of an e-mail address: lower case, NFC, domain in its ASCII-compatible reading.
 
+    ASCII white space around it is left out: telephones' keyboards add a blank, which the user does not see.
+
     Raises:
         InvalidRequest: it is no address that mail could reach (quotes, comments, an IP domain, over 254 characters).
     """
+    email = email.strip(string.whitespace)
     try:
         address = validate_email(
             email, check_deliverability=False, globally_deliverable=False, allow_quoted_local=False
@@ -96,7 +105,9 @@ class Users:
                     "disabled_at": None,
                 }
                 await tx.execute(insert(User).values(user))
-        except IntegrityError:
+        except IntegrityError as e:
+            if "email" not in str(e.orig):
+                raise
             raise Conflict("email exists", description="There is a user of this address.") from None
         return User(**user)
 
@@ -118,18 +129,46 @@ class Users:
             await self._learn_the_oldest()
         found = await self._stored(address)
         row = None if found is None or found.disabled_at is not None else found
-        if not await self._passwords.verify(row.password_hash if row else None, raw) or row is None:
+        if not await self._is_right(row, raw) or row is None:
             # The log tells them apart, the answer does not. The address is in neither: people type passwords there.
             cause = "wrong password" if row else "user is disabled" if found else "unknown user"
             raise InvalidGrant(cause, description="E-mail or password is wrong.", user_id=found.id if found else None)
         hashed = row.password_hash
         if self._passwords.outdated(hashed):
-            fresh = await self._passwords.hash(raw)
+            try:
+                fresh = await self._passwords.hash(raw)
+            except TemporarilyUnavailable as e:
+                # The password is right all the same. A later sign-in renews its hash.
+                _log.warning("hash_not_renewed", user_id=str(row.id), cause=e.cause)
+                return Authenticated(row.id, hashed)
             if not await self._replace(row.id, hashed, fresh):
                 # Changed meanwhile: by another sign-in that did the same, or really.
                 return await self.authenticate(email, password)
             hashed = fresh
         return Authenticated(row.id, hashed)
+
+    async def _is_right(self, user: Any, password: bytes) -> bool:
+        """Whether it is the user's password; False after the same work for None. Logs a hash that is not computed."""
+        hashed = user.password_hash if user is not None else None
+        if hashed is not None and (obstacle := self._passwords.obstacle(hashed)):
+            _log.error("stored_hash_not_computed", user_id=str(user.id), cause=obstacle)
+        return await self._passwords.verify(hashed, password)
+
+    async def not_computed(self) -> tuple[int, UUID | None]:
+        """How many users have a stored hash that is not computed, and the oldest of them. Reads all of them."""
+        count, oldest, last = 0, None, UUID(int=0)
+        while page := await self._hashes_after(last):
+            found = [user_id for user_id, hashed in page if self._passwords.obstacle(hashed)]
+            count += len(found)
+            oldest = oldest or next(iter(found), None)
+            last = page[-1][0]
+        return count, oldest
+
+    @own_task
+    async def _hashes_after(self, user_id: UUID) -> builtins.list[Any]:
+        async with self._db.look(aside=True) as connection:
+            query = select(User.id, User.password_hash).where(User.id > user_id).order_by(User.id).limit(_PAGE)
+            return [*(await connection.execute(query))]
 
     @own_task
     async def _learn_the_oldest(self) -> None:
@@ -254,7 +293,7 @@ class Users:
         if new == current:
             raise InvalidRequest("unchanged password", description="The new password is the current one.")
         user = await self.find(user_id)
-        if not await self._passwords.verify(user.password_hash, current.encode()):
+        if not await self._is_right(user, current.encode()):
             raise InvalidGrant(
                 "wrong current password",
                 description="The current password is wrong.",

@@ -22,11 +22,11 @@ from uuid import UUID
 
 import pytest
 import redis
-from sqlalchemy import text
+from sqlalchemy import text, update
 
 from app.cli import main
 from app.keyturn import Keyturn, opened, running
-from app.models import uuid7
+from app.models import User, uuid7
 from app.sessions import Tokens
 from app.settings import read
 from app.setup import called, first_administrator
@@ -149,6 +149,14 @@ def test_users_are_made_listed_and_changed(keyturn: Command) -> None:
     assert keyturn.ok("users", "enable", "ada@example.com").out == "ada@example.com may sign in again\n"
     assert keyturn.ok("users", "enable", "ada@example.com").out == "ada@example.com was enabled already\n"
     assert keyturn.login("ada@example.com")
+
+
+@on_sqlite
+def test_a_blank_around_an_e_mail_address_makes_no_difference(keyturn: Command) -> None:
+    user(keyturn, " ada@example.com")
+    keyturn.ok("users", "set-role", "ada@example.com\t", "auditor")
+    [ada] = keyturn.ok("users", "list", "--json").json
+    assert (ada["email"], ada["role"]) == ("ada@example.com", "auditor")
 
 
 @on_sqlite
@@ -391,6 +399,34 @@ def test_gc_deletes_what_is_long_over_and_nothing_else(keyturn: Command) -> None
 def findings(done: Done) -> dict[str, str]:
     assert all(finding["ok"] == (not finding["advice"]) for finding in done.json)
     return {finding["check"]: finding["advice"] for finding in done.json}
+
+
+def test_the_doctor_counts_the_stored_hashes_that_are_not_computed(keyturn: Command) -> None:
+    made = [user(keyturn, f"user{i}@example.com", "--role", "admin") for i in range(4)]
+    assert findings(keyturn("doctor", "--json"))["stored password hashes"] == ""
+    for user_id, stored in zip(
+        made[1:], ("", "$2b$12$x", f"$argon2id$v=19$m=4194304,t=1,p=1${'A' * 22}${'A' * 43}"), strict=True
+    ):
+        keyturn.inside(lambda k, user_id=user_id, stored=stored: store(k, user_id, stored))
+    found = keyturn("doctor", "--json")
+    assert found.code == 1
+    advice = findings(found)["stored password hashes"]
+    assert advice.startswith("3 are not computed")
+    assert f"users set-password {made[1]}" in advice
+    keyturn.ok("users", "set-password", made[1], stdin=PASSWORD.encode())
+    assert findings(keyturn("doctor", "--json"))["stored password hashes"].startswith("2 are not computed")
+
+
+async def store(keyturn: Keyturn, user_id: str, stored: str) -> None:
+    async with keyturn.db.begin() as tx:
+        await tx.execute(update(User).where(User.id == UUID(user_id)).values(password_hash=stored))
+
+
+@on_sqlite
+def test_the_doctor_says_what_room_there_is_for_hashes(keyturn: Command) -> None:
+    [words] = [check for check in findings(keyturn("doctor", "--json")) if check.startswith("password hashes: ")]
+    assert "at a time in each process, 8 KiB each, 32 may wait" in words
+    assert "cores: " in words
 
 
 def test_the_doctor_finds_what_is_amiss_and_nothing_else(keyturn: Command) -> None:

@@ -3,37 +3,61 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
+import json
 import os
+import re
+import shutil
+import subprocess
 import sys
 import threading
+import time
 import unicodedata
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
+from dataclasses import replace
 from datetime import timedelta
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import argon2._password_hasher
 import argon2.low_level
 import pytest
 from argon2 import PasswordHasher, Type, extract_parameters
-from argon2.exceptions import VerifyMismatchError
+from argon2.exceptions import Argon2Error, InvalidHashError, VerifyMismatchError
+from argon2.low_level import hash_secret
+from hypothesis import example, given
+from hypothesis import strategies as st
+from sqlalchemy import update
 
+from app.container import Container, Limit
 from app.errors import InvalidGrant, InvalidRequest, TemporarilyUnavailable
+from app.hashing_room import MIB, HashingRoom
 from app.keyturn import Keyturn
-from app.passwords import Authenticated, Passwords, acceptable
+from app.models import User
+from app.passwords import Authenticated, Cost, Passwords, acceptable, cost_of
 from app.settings import Settings, read
 from tests.conftest import CHEAP, PASSWORD, Opener, a_user
+from tests.servers import free_port
+from tests.service import ROOT, Service
 
 
 def settings(**more: str) -> Settings:
     return read({f"KEYTURN_{name.upper()}": value for name, value in {**CHEAP, **more}.items()})
 
 
+NO_LIMITS = Container(cores=Limit(8, "the test"), memory=None, address_space=None, threads=None)
+
+
+def hashing(found: Container = NO_LIMITS, **more: str) -> Passwords:
+    """Passwords of these settings, in a container of the test's."""
+    return Passwords(settings(**more), HashingRoom.of(settings(**more), found))
+
+
 @pytest.fixture
-async def passwords() -> AsyncIterator[Passwords]:
-    passwords = Passwords(settings())
-    yield passwords
-    passwords.close()
+async def passwords() -> Passwords:
+    return hashing()
 
 
 @pytest.mark.parametrize("length", [8, 9, 1023, 1024])
@@ -96,7 +120,7 @@ async def test_the_last_of_1024_bytes_counts(passwords: Passwords) -> None:
 
 
 async def test_a_hash_is_argon2id_of_the_settings_with_a_salt_of_its_own() -> None:
-    passwords = Passwords(settings(argon2_memory="64", argon2_passes="2", argon2_lanes="2"))
+    passwords = hashing(argon2_memory="64", argon2_passes="2", argon2_lanes="2")
     first, second = await passwords.hash(b"one and the same"), await passwords.hash(b"one and the same")
     parameters = extract_parameters(first)
     assert first != second
@@ -108,7 +132,6 @@ async def test_a_hash_is_argon2id_of_the_settings_with_a_salt_of_its_own() -> No
     )
     assert parameters.salt_len == 16
     assert parameters.hash_len == 32
-    passwords.close()
 
 
 @pytest.mark.parametrize(
@@ -137,7 +160,7 @@ async def test_a_hash_of_other_parameters_is_right_and_outdated(passwords: Passw
 
 
 async def test_beyond_slots_and_queue_it_is_503_at_once() -> None:
-    passwords = Passwords(settings(hashing_slots="1", hashing_queue="2"))
+    passwords = hashing(hashing_slots="1", hashing_queue="2")
     answers = await asyncio.gather(*(passwords.hash(b"a good password") for _ in range(6)), return_exceptions=True)
     full = [answer for answer in answers if isinstance(answer, TemporarilyUnavailable)]
     assert [isinstance(answer, str) for answer in answers] == [True] * 3 + [False] * 3
@@ -145,14 +168,13 @@ async def test_beyond_slots_and_queue_it_is_503_at_once() -> None:
     assert all(e.status == 503 and e.retry_after == timedelta(seconds=2) for e in full)
     # Room again as soon as they are done.
     assert await passwords.hash(b"a good password")
-    passwords.close()
 
 
 @asynccontextmanager
 async def occupied(passwords: Passwords) -> AsyncIterator[None]:
     """Its one slot is taken while the block runs."""
     done = threading.Event()
-    taken = asyncio.ensure_future(passwords._run(done.wait))
+    taken = asyncio.ensure_future(passwords._run(8, done.wait))
     await asyncio.sleep(0)
     try:
         yield
@@ -163,22 +185,21 @@ async def occupied(passwords: Passwords) -> AsyncIterator[None]:
 
 async def test_what_waited_too_long_for_a_slot_is_503_and_is_never_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.passwords.WAITS_FOR", timedelta(milliseconds=50))
-    passwords, hashed = Passwords(settings(hashing_slots="1", hashing_queue="8")), list[int]()
+    passwords, hashed = hashing(hashing_slots="1", hashing_queue="8"), list[int]()
     async with occupied(passwords):
-        waiting = [passwords._run(hashed.append, i) for i in range(3)]
+        waiting = [passwords._run(8, partial(hashed.append, i)) for i in range(3)]
         answers = await asyncio.gather(*waiting, return_exceptions=True)
         assert [type(answer) for answer in answers] == [TemporarilyUnavailable] * 3
         assert passwords._busy == 1
     assert await passwords.hash(b"a good password")
     assert not hashed
-    passwords.close()
 
 
 async def test_a_hash_that_takes_too_long_is_503_and_holds_its_slot_until_it_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("app.passwords.TAKES_AT_MOST", timedelta(milliseconds=20))
-    passwords = Passwords(settings(hashing_slots="1", hashing_queue="0"))
+    passwords = hashing(hashing_slots="1", hashing_queue="0")
     release = threading.Event()
     monkeypatch.setattr(PasswordHasher, "hash", lambda *_: release.wait(10) and "done")
     with pytest.raises(TemporarilyUnavailable, match="takes too long"):
@@ -190,28 +211,26 @@ async def test_a_hash_that_takes_too_long_is_503_and_holds_its_slot_until_it_end
         await asyncio.sleep(0.01)
     monkeypatch.setattr("app.passwords.TAKES_AT_MOST", timedelta(seconds=30))
     assert await passwords.hash(b"a password") == "done"
-    passwords.close()
 
 
 async def test_who_goes_away_while_waiting_is_dropped_and_gives_his_place_to_others() -> None:
-    passwords, hashed = Passwords(settings(hashing_slots="1", hashing_queue="1")), list[int]()
+    passwords, hashed = hashing(hashing_slots="1", hashing_queue="1"), list[int]()
     async with occupied(passwords):
-        gone = asyncio.ensure_future(passwords._run(hashed.append, 1))
+        gone = asyncio.ensure_future(passwords._run(8, partial(hashed.append, 1)))
         await asyncio.sleep(0)
         with pytest.raises(TemporarilyUnavailable):
             passwords.admit()
         gone.cancel()
         with pytest.raises(asyncio.CancelledError):
             await gone
-        stays = asyncio.ensure_future(passwords._run(hashed.append, 2))
+        stays = asyncio.ensure_future(passwords._run(8, partial(hashed.append, 2)))
         await asyncio.sleep(0)
     await stays
     assert hashed == [2]
-    passwords.close()
 
 
 async def test_who_goes_away_holds_his_place_until_his_hash_is_done() -> None:
-    passwords = Passwords(settings(hashing_slots="1", hashing_queue="0", argon2_memory="65536", argon2_passes="4"))
+    passwords = hashing(hashing_slots="1", hashing_queue="0", argon2_memory="65536", argon2_passes="4")
     gone = asyncio.ensure_future(passwords.hash(b"a good password"))
     await asyncio.sleep(0)
     gone.cancel()
@@ -224,7 +243,6 @@ async def test_who_goes_away_holds_his_place_until_his_hash_is_done() -> None:
         if not passwords._busy:
             break
     assert await passwords.hash(b"a good password")
-    passwords.close()
 
 
 class Counted:
@@ -311,7 +329,7 @@ async def test_after_the_parameters_were_changed_unknown_wrong_and_disabled_cost
 
 
 async def test_all_that_a_wrong_password_costs_takes_one_place_in_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    passwords = Passwords(settings(hashing_slots="1", hashing_queue="0"))
+    passwords = hashing(hashing_slots="1", hashing_queue="0")
     for memory in (16, 32):
         passwords.learn(PasswordHasher(time_cost=1, memory_cost=memory, parallelism=1).hash(b"a good password"))
     passwords.learn("$argon2id$v=19$m=4194304,t=1,p=1$c2FsdHNhbHRzYWx0c2FsdA$aGFzaGhhc2hoYXNoaGFzaA")  # never computed
@@ -322,7 +340,6 @@ async def test_all_that_a_wrong_password_costs_takes_one_place_in_the_queue(monk
         passwords.admit()
     assert not await wrong
     assert [cost for _, *cost in counted.taken()] == [[8, 1, 1], [16, 1, 1], [32, 1, 1]]
-    passwords.close()
 
 
 async def test_the_first_unknown_user_of_a_process_costs_the_same_too(
@@ -341,20 +358,6 @@ async def test_nobodys_hash_is_a_hash_like_any_other(passwords: Passwords) -> No
         passwords._hasher.verify(decoy, b"a good password")
 
 
-@pytest.mark.parametrize(
-    ("cores", "workers", "slots"),
-    [(None, 1, 1), (1, 1, 1), (2, 1, 1), (3, 1, 2), (8, 1, 7), (2, 2, 1), (8, 2, 3), (8, 7, 1), (8, 8, 1)],
-)
-def test_one_core_is_left_to_the_event_loops(
-    monkeypatch: pytest.MonkeyPatch, cores: int | None, workers: int, slots: int
-) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    passwords = Passwords(settings(workers=str(workers)))
-    assert passwords._pool._max_workers == slots
-    assert passwords._room == slots + 32
-    passwords.close()
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no policy of its own")
 async def test_a_hash_is_computed_by_a_thread_that_stands_back_and_the_event_loop_does_not(
     passwords: Passwords, monkeypatch: pytest.MonkeyPatch
@@ -369,14 +372,6 @@ async def test_a_hash_is_computed_by_a_thread_that_stands_back_and_the_event_loo
     await passwords.hash(b"a password")
     assert policies == [os.SCHED_IDLE]
     assert os.sched_getscheduler(0) == os.sched_getscheduler(threading.get_native_id()) == os.SCHED_OTHER
-
-
-def test_hashes_of_up_to_four_times_the_cost_that_is_set_are_computed() -> None:
-    passwords = Passwords(settings(argon2_memory="100000", argon2_passes="20"))
-    for memory, passes, reasonable in ((400000, 80, True), (400001, 1, False), (8, 81, False)):
-        stored = f"$argon2id$v=19$m={memory},t={passes},p=1$c2FsdHNhbHRzYWx0c2FsdA$aGFzaGhhc2hoYXNoaGFzaA"
-        assert passwords._reasonable(stored) is reasonable
-    passwords.close()
 
 
 async def test_the_right_password_costs_one_hash_too(keyturn: Keyturn, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -419,3 +414,243 @@ async def test_a_login_renews_an_outdated_hash(keyturn: Keyturn, open_keyturn: A
 
 def test_the_proof_of_a_password_does_not_show_its_hash() -> None:
     assert "argon2" not in repr(Authenticated(user_id=None, password_hash="$argon2id$secret"))  # type: ignore[arg-type]
+
+
+# -- a verdict, or none
+
+
+PARTS = ("$argon2id", "$argon2i", "$argon2d", "$argon2", "$v=19", "$v=16", "$v=18", "$m=8,t=1,p=1", "$m=16,t=2,p=2", "$m=8,t=1,p=2",
+         "$m=08,t=1,p=1", "$m=8,t=0,p=1", "$m=8,t=1,p=1,x=1", "$c2FsdHNhbHRzYWx0", "$c2FsdA", "$aGFzaGhhc2hoYXNoaGFzaA", "$aGFzaGhhc2hoYXNoaGFzaB",
+         "$aGFz", "$", "=", "\n", "é")  # fmt: skip
+
+
+@given(stored=st.lists(st.sampled_from(PARTS), min_size=3, max_size=6).map("".join) | st.text(max_size=60))
+@example(stored="$argon2id$v=19$m=8,t=1,p=1$c2FsdHNhbHRzYWx0$aGFzaGhhc2hoYXNoaGFzaA")
+@example(stored="$argon2i$m=16,t=2,p=2$c2FsdHNhbHRzYWx0$aGFzaGhhc2hoYXNoaGFzaA")
+@example(stored="$argon2id$v=19$m=8,t=1,p=1$c2FsdHNhbHRzYWx0$aGFzaGhhc2hoYXNoaGFzaB")
+def test_argon2_computes_each_stored_hash_that_is_taken_for_one_and_no_other(stored: str) -> None:
+    try:
+        PasswordHasher().verify(stored, b"a password")
+        raise AssertionError
+    except VerifyMismatchError:
+        computed = "$v=18" not in stored
+    except (Argon2Error, InvalidHashError, UnicodeError):
+        computed = False
+    assert isinstance(cost_of(stored), Cost) is computed
+
+
+@pytest.mark.parametrize("kind", list(Type))
+@pytest.mark.parametrize("version", [16, 19])
+async def test_hashes_of_each_kind_and_version_of_argon2_are_right(
+    passwords: Passwords, kind: Type, version: int
+) -> None:
+    stored = hash_secret(b"a good password", b"salt" * 4, 1, 16, 2, 24, kind, version).decode()
+    assert await passwords.verify(stored, b"a good password")
+    assert not await passwords.verify(stored, b"another password")
+    assert passwords.outdated(stored)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        {"argon2_passes": 17},
+        {"argon2_passes": 64},
+        {"argon2_memory": 270_000},
+        {"argon2_lanes": 16, "argon2_memory": 128},
+    ],
+)
+async def test_lowering_a_parameter_locks_nobody_out(open_keyturn: Opener, before: dict[str, int]) -> None:
+    async with open_keyturn(**before) as keyturn:
+        await a_user(keyturn)
+    async with open_keyturn() as keyturn:
+        assert await keyturn.users.authenticate("ada@example.com", PASSWORD)
+        assert await keyturn.users.not_computed() == (0, None)
+
+
+async def test_a_stored_hash_that_is_not_computed_is_logged_with_the_user_and_without_the_hash(
+    keyturn: Keyturn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    proof = await a_user(keyturn)
+    for stored in (
+        "$2b$12$KIXQm7h4c6mT1m5nQ8G3aO",
+        "$argon2id$v=19$m=4194304,t=1,p=1$c2FsdHNhbHRzYWx0c2FsdA$aGFzaGhhc2hoYXNoaGFzaA",
+    ):
+        async with keyturn.db.begin() as tx:
+            await tx.execute(update(User).values(password_hash=stored))
+        capsys.readouterr()
+        with pytest.raises(InvalidGrant):
+            await keyturn.users.authenticate("ada@example.com", PASSWORD)
+        line = json.loads(capsys.readouterr().err)
+        assert (line["event"], line["level"], line["user_id"]) == (
+            "stored_hash_not_computed",
+            "error",
+            str(proof.user_id),
+        )
+        assert not any(part in json.dumps(line) for part in stored.split("$") if len(part) > 2)
+        assert await keyturn.users.not_computed() == (1, proof.user_id)
+
+
+async def test_a_hash_for_which_there_is_no_memory_is_503_and_no_decoy(capsys: pytest.CaptureFixture[str]) -> None:
+    passwords = hashing(replace(NO_LIMITS, memory=Limit(512 * MIB, "memory.max")))
+    large = "$argon2id$v=19$m=1048576,t=1,p=1$c2FsdHNhbHRzYWx0c2FsdA$aGFzaGhhc2hoYXNoaGFzaA"
+    with pytest.raises(TemporarilyUnavailable, match="no room"):
+        await passwords.verify(large, b"a good password")
+    assert passwords.obstacle(large)
+    assert not await passwords.verify(None, b"a good password")
+    assert '"hash_failed"' in capsys.readouterr().err
+
+
+async def test_what_is_wrong_never_costs_much_more_than_today(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One user of long ago must not make each wrong password take a minute."""
+    passwords = hashing()
+    for memory, passes in ((1048576, 64), (1048576, 5), (1048576, 3), (16, 1), (1048576, 2)):
+        assert passwords.learn(
+            f"$argon2id$v=19$m={memory},t={passes},p=1$c2FsdHNhbHRzYWx0c2FsdA$aGFzaGhhc2hoYXNoaGFzaA"
+        )
+    assert [(cost.memory, cost.passes) for cost in passwords._decoys] == [(8, 1), (1048576, 3), (16, 1)]
+
+
+async def test_larger_hashes_wait_until_all_fit_and_none_is_overtaken_for_ever() -> None:
+    found = replace(NO_LIMITS, memory=Limit((80 + 64 + 4) * MIB, "memory.max"))
+    passwords = hashing(found, argon2_memory="1024", hashing_slots="4")
+    assert passwords.room.slots == 4
+    running, most, order = 0, 0, list[int]()
+
+    def hashed(memory: int) -> None:
+        nonlocal running, most
+        running += memory
+        most = max(most, running)
+        order.append(memory)
+        time.sleep(0.01)
+        running -= memory
+
+    sizes = [1024, 4096, 1024, 1024, 2048, 3000, 1024, 1024, 1024, 1024]
+    await asyncio.gather(*(passwords._run(size, partial(hashed, size)) for size in sizes))
+    assert most <= 4096
+    assert order == sizes or sorted(order) == sorted(sizes)
+    assert passwords._busy == 0
+    assert passwords._slots._value == 4
+
+
+async def test_without_a_thread_for_it_a_hash_is_503_and_the_next_is_as_ever(
+    passwords: Passwords, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    hashed = await passwords.hash(b"a good password")
+    with monkeypatch.context() as without:
+        without.setattr(threading.Thread, "start", start)
+        for _ in range(100):  # more than slots and queue: nothing may be kept of those that failed
+            with pytest.raises(TemporarilyUnavailable, match="can't start new thread"):
+                await passwords.verify(hashed, b"a good password")
+            with pytest.raises(TemporarilyUnavailable, match="can't start new thread"):
+                await passwords.hash(b"a good password")
+    assert await passwords.verify(hashed, b"a good password")
+
+
+# -- a real process whose memory is short
+
+
+@contextmanager
+def no_more_addresses(service: Service, but: int) -> Iterator[None]:
+    """While the block runs, the service may map this many bytes more than it has."""
+    import resource
+
+    taken = int(Path(f"/proc/{service.pid}/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.prlimit(service.pid, resource.RLIMIT_AS)  # type: ignore[attr-defined]  # Linux's
+    resource.prlimit(service.pid, resource.RLIMIT_AS, (taken + but, before[1]))  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        resource.prlimit(service.pid, resource.RLIMIT_AS, before)  # type: ignore[attr-defined]
+
+
+def post(service: Service, path: str, password: str, email: str = "ada@example.com") -> tuple[int, dict[str, Any], Any]:
+    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=30)
+    with closing(connection):
+        body = json.dumps({"email": email, "password": password})
+        connection.request("POST", f"/auth/{path}", body, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read()), answer.headers
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits another process's address space")
+
+
+@linux
+@pytest.mark.parametrize(
+    ("argon2", "room", "cause"),
+    [
+        ({"ARGON2_MEMORY": "262144"}, 64 * MIB, "Memory allocation error"),
+        ({"ARGON2_MEMORY": "128", "ARGON2_LANES": "16"}, 10 * MIB, "Threading failure"),
+    ],
+)
+def test_without_memory_no_password_is_called_wrong_and_nothing_is_a_defect(
+    tmp_path: Path, argon2: dict[str, str], room: int, cause: str
+) -> None:
+    environment = {"KEYTURN_REGISTRATION": "true", **{f"KEYTURN_{name}": value for name, value in argon2.items()}}
+    with Service.start({**environment, "KEYTURN_DATA_DIR": str(tmp_path / "data")}, logs=tmp_path) as service:
+        if "ARGON2_LANES" not in argon2:  # else the stacks of its threads would be kept for the next
+            assert post(service, "register", PASSWORD)[0] == 201
+        with no_more_addresses(service, room):
+            for path, password in (("login", PASSWORD), ("login", "wrong password"), ("register", PASSWORD)):
+                status, body, fields = post(
+                    service, path, password, "bob@example.com" if path == "register" else "ada@example.com"
+                )
+                assert (status, body["error"]) == (503, "temporarily_unavailable"), path
+                assert int(fields["Retry-After"]) > 0
+        assert cause in service.text()
+        assert '"exception"' not in service.text()
+        if "ARGON2_LANES" in argon2:
+            assert post(service, "register", PASSWORD)[0] == 201
+        assert post(service, "login", PASSWORD)[0] == 200
+        assert post(service, "login", "wrong password")[0] == 401
+
+
+@linux
+def test_the_right_password_signs_in_where_there_is_no_memory_to_renew_its_hash(tmp_path: Path) -> None:
+    environment = {
+        "KEYTURN_DATA_DIR": str(tmp_path / "data"),
+        "KEYTURN_REGISTRATION": "true",
+        "KEYTURN_ARGON2_LANES": "1",
+        "KEYTURN_ARGON2_MEMORY": "8",
+    }
+    with Service.start(environment, logs=tmp_path) as service:
+        assert post(service, "register", PASSWORD)[0] == 201
+    with Service.start({**environment, "KEYTURN_ARGON2_MEMORY": "262144"}, logs=tmp_path) as service:
+        with no_more_addresses(service, 64 * MIB):
+            assert post(service, "login", PASSWORD)[0] == 200
+        assert '"hash_not_renewed"' in service.text()
+        assert post(service, "login", PASSWORD)[0] == 200
+        assert service.text().count('"hash_not_renewed"') == 1
+
+
+@linux
+@pytest.mark.skipif(not shutil.which("prlimit"), reason="there is no prlimit (util-linux)")
+def test_a_start_and_the_doctor_name_a_limit_below_one_hash_in_one_line(tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "KEYTURN_DATA_DIR": str(tmp_path / "data"),
+        "KEYTURN_ARGON2_MEMORY": "1048576",
+        "PYTHONPATH": str(ROOT),
+    }
+
+    def limited(mib: int, *words: str) -> tuple[int, str]:
+        command = ["prlimit", f"--as={mib * MIB}", sys.executable, "-m", "app", *words]
+        done = subprocess.run(
+            command, check=False, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    serve = ("serve", "--port", str(free_port()))
+    code, said = limited(900, *serve)
+    assert code == 1
+    assert re.fullmatch(r"keyturn: one password hash takes 1,024 MiB, and RLIMIT_AS leaves \d+ MiB for it: .*\n", said)
+    # Here one could fit, and then does not: the first administrator is not made, and the next start makes it.
+    code, said = limited(1280, *serve)
+    assert code == 3
+    assert re.fullmatch(r"keyturn: not available: no hash could be computed: .*\n", said)
+    code, said = limited(900, "doctor")
+    assert code == 1
+    assert re.search(r"(?m)^!!  password hashes: .*: one password hash takes 1,024 MiB, and RLIMIT_AS leaves", said)

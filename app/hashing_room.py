@@ -1,0 +1,107 @@
+"""How many password hashes one process computes at a time, and how many may wait: what fits into its container.
+
+A hash takes all of its memory at once. A container that goes beyond its limit is killed, with every request that is
+under way, and anyone can send wrong passwords. So no hash begins that does not fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
+
+from .container import Container
+from .settings import PREFIX, ConfigurationError, Settings
+
+MIB = 1024 * 1024
+
+BEFORE_REQUESTS = 80 * MIB
+"""Bytes that one process takes before its first request (measured)."""
+
+FOR_REQUESTS = 64 * MIB
+"""Bytes that one process keeps for connections and requests. 1,500 logins that wait took 60 MiB."""
+
+WAITS_IN = MIB // 16
+"""Bytes for each login that waits. Measured: 40 KiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class HashingRoom:
+    """What one process may hash at a time, and why."""
+
+    slots: int
+    queue: int
+    memory: int | None
+    """KiB for all hashes that run at the same time. None: nothing is known to limit it."""
+    missing: str
+    """Why not one hash of today's parameters fits, and what to do; empty where it does."""
+    advice: str
+    """What to change; empty where nothing is wrong."""
+    words: str
+    """What was found, and what follows."""
+
+    @classmethod
+    def of(cls, settings: Settings, found: Container) -> Self:
+        """The room that settings and container leave."""
+        one, processes = settings.argon2_memory * 1024, settings.workers + (settings.workers > 1)  # and their parent
+        memory: int | None = None
+        # One core is left to the event loops: two slots on two cores halved the rate of refreshes.
+        slots = settings.hashing_slots or max(1, int((found.cores.amount - 1) // settings.workers))
+        queue, missing = settings.hashing_queue, ""
+        if found.threads is not None:
+            # A hash has a thread of its own and one for each lane. Half of all threads are left to the rest.
+            threads = int(found.threads.amount) // 2 // processes
+            slots = max(1, min(slots, threads // (settings.argon2_lanes + 1)))
+        left = [(found.memory.amount / processes - BEFORE_REQUESTS, found.memory.source)] if found.memory else []
+        if found.address_space is not None:
+            left.append(found.address_space)
+        if left:
+            most, source = min(left)
+            # Several must leave room for requests. A single one is tried where it fits at all.
+            memory = max(0, int(most) - FOR_REQUESTS, min(int(most), one))
+            slots = max(1, min(slots, memory // one))
+            queue = max(0, min(queue, (int(most) - slots * one) // WAITS_IN))
+            if memory < one:
+                missing = (
+                    f"one password hash takes {_mib(one)}, and {source} leaves {_mib(memory)} for it: "
+                    f"raise that limit or lower {PREFIX}ARGON2_MEMORY"
+                )
+        asked = {"HASHING_SLOTS": (settings.hashing_slots, slots), "HASHING_QUEUE": (settings.hashing_queue, queue)}
+        too_many = [f"set {PREFIX}{name} to {fit}" for name, (wish, fit) in asked.items() if wish and wish > fit]
+        return cls(
+            slots=slots,
+            queue=queue,
+            memory=None if memory is None else memory // 1024,
+            missing=missing,
+            advice=missing or (f"no more fit: {', '.join(too_many)}, or raise the limits" if too_many else ""),
+            words=f"{slots} at a time in each process, {_mib(one)} each, {queue} may wait ({', '.join(_found(found))})",
+        )
+
+    def require_one(self) -> None:
+        """Checks that one hash fits.
+
+        Raises:
+            ConfigurationError: not one fits, so nobody could sign in.
+        """
+        if self.missing:
+            raise ConfigurationError(self.missing)
+
+    def slots_of(self, memory: int) -> int:
+        """How many slots a hash of this memory (KiB) takes, so that all that run together fit; 0: it never fits."""
+        if self.memory is None:
+            return 1
+        return 0 if memory > self.memory else min(self.slots, -(-memory * self.slots // self.memory))
+
+
+def _mib(amount: float) -> str:
+    return f"{amount / MIB:,.0f} MiB" if amount >= MIB else f"{amount / 1024:,.0f} KiB"
+
+
+def _found(found: Container) -> Iterator[str]:
+    yield f"{found.cores.amount:g} cores: {found.cores.source}"
+    if found.memory is not None:
+        yield f"{_mib(found.memory.amount)}: {found.memory.source}"
+    if found.address_space is not None:
+        yield f"{_mib(found.address_space.amount)} of addresses: {found.address_space.source}"
+    if found.threads is not None:
+        yield f"{found.threads.amount:,.0f} threads: {found.threads.source}"
