@@ -203,7 +203,7 @@ def test_a_secret_that_others_may_read_or_change_stops_the_start(tmp_path: Path,
 def test_a_folder_that_others_may_enter_stops_the_start(tmp_path: Path, bits: int) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data").chmod(0o700 | bits)
-    refused(embedded(tmp_path / "data"), "KEYTURN_DATA_DIR: /\S+/data is open to others; chmod 700 it")
+    refused(embedded(tmp_path / "data"), r"KEYTURN_DATA_DIR: /\S+/data is open to others; chmod 700 it")
     assert not list((tmp_path / "data").iterdir())
 
 
@@ -248,7 +248,7 @@ async def test_the_files_of_sqlite_are_for_their_owner_alone_wherever_they_are(t
 
 def test_a_folder_that_can_not_be_made_stops_the_start(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("a file")
-    refused(embedded(tmp_path / "data"), "KEYTURN_DATA_DIR: /\S+/data can't be made")
+    refused(embedded(tmp_path / "data"), r"KEYTURN_DATA_DIR: /\S+/data can't be made")
 
 
 @pytest.mark.parametrize("content", [b"", b"hunter2\n", b"\xff\xfe", SECRET[:30].encode()])
