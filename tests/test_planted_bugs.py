@@ -205,7 +205,7 @@ def the_sessions_of_a_retired_refresh_key_live_on(patch: Patch) -> None:
 def a_token_under_a_retired_key_ends_a_session_that_moved_on(patch: Patch) -> None:
     async def over(self: Sessions, session_id: UUID) -> Any:
         await self.end({session_id}, "revoked_by_admin")
-        return (await self.find(session_id)).over()
+        return await self.find(session_id)
 
     patch.setattr(Sessions, "_over_under_retired_key", over)
 
