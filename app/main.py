@@ -7,7 +7,7 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, get_args
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -198,4 +198,6 @@ _PLAIN = re.compile(r"[a-z]{1,16}(?:_[a-z]{1,16}){0,3}", re.ASCII)
 def _fields(request: Request) -> list[str]:
     """The members that the endpoint's JSON body may have."""
     body = getattr(request.scope.get("route"), "body_field", None)
-    return list(getattr(body.field_info.annotation, "model_fields", ())) if body is not None else []
+    taken = body.field_info.annotation if body is not None else None
+    models = get_args(taken) or (taken,)  # a body that may be missing is one of a union
+    return [name for model in models for name in getattr(model, "model_fields", ())]

@@ -272,7 +272,7 @@ class Revocations:
             reason = await self._lookups(session_id)
         except TemporarilyUnavailable:
             # Guarantee 8: refuse rather than let through, except where Redis was complete when the database was
-            # last seen (design section 4 names the one case that this lets through).
+            # last seen (README, "Guarantees when things fail", names the one case that this lets through).
             if silent and self._believes_without_database(server, marker):
                 return
             raise

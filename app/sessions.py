@@ -661,7 +661,7 @@ _HAS_KEY = exists().where(
 # Named, so that a column that a later release adds changes no prepared statement of this one.
 _COLUMNS = tuple(Session.__table__.columns)
 
-# Design section 2. SKIP LOCKED: a row that another transaction holds is left out instead of waited for, so no two
+# SKIP LOCKED: a row that another transaction holds is left out instead of waited for, so no two
 # statements can wait for each other; the caller reads it and decides. Deadlines hold under today's policy too.
 _ROTATE_POSTGRES = f"""
 WITH batch AS (

@@ -641,9 +641,13 @@ def place_of_migrations() -> Place:
     """Where a migration's database is, which needs no other setting; makes the folder of the embedded default.
 
     Raises:
-        ConfigurationError: it can't work. Nothing else is looked at: who migrates need not hold the master secret.
+        WrongSettings: as `read`. Nothing else is looked at: who migrates need not hold the master secret.
+        ConfigurationError: the folder can't be made or used.
     """
-    place = _validated(Place, _sources(os.environ, None, only=Place.model_fields.keys()))
+    try:
+        place = _validated(Place, _sources(os.environ, None, only=Place.model_fields.keys()))
+    except ConfigurationError as e:
+        raise WrongSettings(str(e)) from None
     if place.database_url is None:
         make_data_dir(place)
     return place

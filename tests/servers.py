@@ -201,7 +201,7 @@ class Postgres(Server):
         nobody = pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else None
         server = cls(None, Sentinel(nobody))
         try:
-            server._settings = primary._settings
+            server._settings, server._prefix = primary._settings, []
             server._bin = postgres_binaries(server._own().folder, nobody)
             server._data = server._own().folder / "data"
             options: list[str | Path] = [

@@ -1,4 +1,4 @@
-"""attacks.md, group A: what is not exactly ours is refused, before any I/O."""
+"""Access tokens: what is not exactly ours is refused, before any I/O."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ LOST = 0.1  # of all packets
 SENT_AGAIN = 0.2  # seconds until TCP sends a packet again (Linux: TCP_RTO_MIN); it doubles each time
 GIVEN_UP = 4  # losses of one packet after which the connection breaks
 BREAKS = 0.005  # of all packets take their connection with them
-LOCK_TIMEOUT = 2.0  # seconds: design section 5, for migrations and for the service's statements alike
+LOCK_TIMEOUT = 2.0  # seconds, for migrations and for the service's statements alike
 
 
 class Lossy:

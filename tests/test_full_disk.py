@@ -1,4 +1,4 @@
-"""attacks.md 159: no space left under the SQLite file of a running service."""
+"""No space left under the SQLite file of a running service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pure part of the state machine, at its exact boundaries (design section 2)."""
+"""The pure part of the state machine, at its exact boundaries."""
 
 from __future__ import annotations
 

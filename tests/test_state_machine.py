@@ -1,6 +1,6 @@
 """The session state machine against a model of it: Hypothesis drives both, step by step, on both databases.
 
-The model is written from design section 2, and shares no code with the service. It counts whole seconds and generations
+The model is written from the table in app/sessions.py, and shares no code with the service. It counts whole seconds and generations
 and knows no digests and no SQL. Two instances take turns. After each step every answer, every row and every access
 token that was ever issued must be as the model says.
 

@@ -1,4 +1,4 @@
-"""With the database away: how long, and on what evidence, Redis answers alone (design section 4, guarantee 8).
+"""With the database away: how long, and on what evidence, Redis answers alone.
 
 The database is away for one instance because others hold all of its connections; Postgres itself is well.
 """
