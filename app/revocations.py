@@ -203,6 +203,10 @@ class Ending:
     """On the monotonic clock: from when on nobody vouches for what was so before; known once it has committed."""
 
 
+class RedisAwayError(TemporarilyUnavailable):
+    """Redis is away, slow, refuses a command, is another than it was, or is no Redis. Not: the database is away."""
+
+
 async def settled(at: float) -> None:
     """Returns at that moment of the monotonic clock, or at once if it is past."""
     if (wait := at - monotonic()) > 0:
@@ -428,7 +432,7 @@ class Revocations:
                 # Replies may still be on their way: nobody else may read them.
                 with suppress(RedisError, OSError):
                     await connection.disconnect(nowait=True)
-            raise TemporarilyUnavailable(f"Redis {cause(e, connected=connection is not None, tls=tls)}") from None
+            raise RedisAwayError(f"Redis {cause(e, connected=connection is not None, tls=tls)}") from None
         finally:
             if connection is not None:
                 await self._redis.release(connection)
@@ -570,8 +574,10 @@ class Revocations:
                 return
             self.cache = "not complete"
             await self._rebuild(server, marker or b"")
-        except TemporarilyUnavailable as e:
+        except RedisAwayError as e:
             self._note("away", "redis_away", f"{e.cause}; the database answers in its place")
+        except TemporarilyUnavailable as e:
+            self._note("not complete", "redis_not_filled", f"the database went away while Redis was filled ({e.cause})")
 
     def _ran_ahead(self, identity: str, time: int) -> bool:
         """Whether Redis's clock is further ahead than it was, so that keys may have gone before their time."""
@@ -672,7 +678,7 @@ class Revocations:
     async def _all_on(self, server: Server, commands: Sequence[Command], *, limit: timedelta) -> list[Any]:
         answered_by, replies = await self._command(commands, limit=limit)
         if answered_by != server:
-            raise TemporarilyUnavailable("another server answers now")
+            raise RedisAwayError("another Redis answers now")
         return replies
 
     def _note(self, cache: CacheState, event: str, text: str) -> None:

@@ -23,7 +23,7 @@ from tests.test_races import all_ready, at, logins, rows, serve, until
 
 # What a service asks without being asked: the fence and the marker twice a second, the keys four times a minute.
 HEARTBEAT_STATEMENTS = ("FROM cache_fence", "FROM keys")
-HEARTBEAT_COMMANDS = {"getex", "get", "info", "hello", "select", "client|setinfo"}
+HEARTBEAT_COMMANDS = {"getex", "time", "get", "info", "hello", "select", "client|setinfo"}
 
 
 @dataclass(frozen=True)

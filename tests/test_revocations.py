@@ -790,6 +790,23 @@ async def test_an_operator_is_told_once_of_each_change(pair: Pair, cache: redis_
     assert await fence_of(pair.here) == before
 
 
+async def test_a_rebuild_that_the_database_breaks_off_is_not_called_an_outage_of_redis(
+    pair: Pair, cache: redis_asyncio.Redis
+) -> None:
+    told: list[str] = []
+    here = pair.here.revocations
+    here._report = lambda event, **_: told.append(event)
+    await cache.flushdb()
+
+    async def away() -> None:
+        raise TemporarilyUnavailable("database: ConnectionRefusedError")
+
+    between(pair.here, "_claim", away)
+    await here._keep_complete()
+    assert told == ["redis_not_filled"]
+    assert here.cache == "not complete"
+
+
 async def test_of_two_instances_one_rebuilds(pair: Pair, cache: redis_asyncio.Redis) -> None:
     for _ in range(5):
         await cache.flushdb()
