@@ -604,7 +604,7 @@ def test_the_doctor_tells_that_the_database_is_away(away: Command) -> None:
 
 @pytest.mark.parametrize("words", [*EVERY_VERB, ("serve",)])
 def test_settings_that_can_not_work_are_told_with_code_2(away: Command, words: tuple[str, ...]) -> None:
-    away.environment["KEYTURN_ISSUER"] = ""
+    del away.environment["KEYTURN_ISSUER"]
     assert "KEYTURN_ISSUER must be set" in away.refused(2, *words)
     away.environment["KEYTURN_NONSENSE"] = "hunter2"
     assert "KEYTURN_NONSENSE: there is no such setting" in away.refused(2, *words)
