@@ -417,7 +417,7 @@ async def test_a_schema_of_ones_own_holds_all_tables_for_migrations_and_service(
             more = {"PGOPTIONS": '-c search_path="our\\ auth"'}
             monkeypatch.setenv("PGOPTIONS", more["PGOPTIONS"])
         script = await asyncio.to_thread(alembic, "upgrade", "head", "--sql", KEYTURN_DATABASE_URL=url, **more)
-        assert ("set_config('search_path', '\"our auth\"', false)" in script) is (by != "role")
+        assert ("set_config('search_path', '\"our auth\"', true)" in script) is (by != "role")
         await asyncio.to_thread(alembic, "upgrade", "head", KEYTURN_DATABASE_URL=url, **more)
         async with opened(settings_of(url, None)) as keyturn, running(keyturn):
             tokens = await keyturn.sessions.start(await a_user(keyturn))
