@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import signal
+import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -239,16 +240,24 @@ def _with_keyturn(act: Act, *, load: bool = True) -> Callable[[argparse.Namespac
 
 
 def _serve(_arguments: argparse.Namespace) -> int:
+    settings = read()
+    open_files.raise_limit()
+    # Before anything is made or printed. uvicorn's own sockets differ with the number of workers.
+    sockets = listen(settings.host, settings.port)
+    try:
+        return _serve_on(sockets, settings)
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def _serve_on(sockets: list[socket.socket], settings: Settings) -> int:
     import uvicorn  # noqa: PLC0415  # 30 ms that no other command needs
     from uvicorn.supervisors import Multiprocess  # noqa: PLC0415  # as above
 
     from . import log  # noqa: PLC0415  # as above
     from .http_protocol import KeyturnHttpProtocol  # noqa: PLC0415  # as above
 
-    settings = read()
-    open_files.raise_limit()
-    # Before anything is made or printed. uvicorn's own sockets differ with the number of workers.
-    sockets = listen(settings.host, settings.port)
     port = sockets[0].getsockname()[1]
     prepare(settings)
     password = asyncio.run(_check(settings))
