@@ -515,7 +515,7 @@ sys.exit(app.cli.main(sys.argv[1:]))
         assert named.returncode == 3, named
         nameless = run(DATABASE_URL=f"postgresql://127.0.0.1:{free_port()}/db", **production)
         assert nameless.returncode == 1
-        assert "KEYTURN_DATABASE_URL names no user (postgresql://USER@…)" in nameless.stdout + nameless.stderr
+        assert "KEYTURN_DATABASE_URL: must name a user; this process's has no name" in nameless.stdout + nameless.stderr
         done = run(DATA_DIR=str(folder / "data")) if words == ("migrate",) else None
         for each in filter(None, (named, nameless, done)):
             assert "Traceback" not in each.stderr
