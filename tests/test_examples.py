@@ -18,7 +18,7 @@ import requests
 
 from app.keys import AccessKey
 from app.keyturn import opened
-from app.settings import read
+from app.settings import DEFAULT_ISSUER, read
 from tests.conftest import CHEAP, PASSWORD, SECRET
 from tests.service import ROOT, Service
 
@@ -161,12 +161,13 @@ def test_while_keyturn_is_away_the_tokens_are_kept(service: Service, login: Logi
 
 @pytest.fixture
 def verified(service: Service, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, Any]]:
-    """The recipe as it stands in the README, but for the address."""
+    """The recipe as it stands in the README, but for the names and the address."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     [recipe] = [block for block in blocks if "PyJWKClient" in block]
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     names: dict[str, Any] = {}
-    exec(recipe.replace("https://auth.example.com", service.url), names)  # our own README
+    exec(recipe.replace("https://auth.example.com", DEFAULT_ISSUER), names)  # our own README
+    names["keys"] = jwt.PyJWKClient(f"{service.url}/.well-known/jwks.json")
     function: Callable[[str], dict[str, Any]] = names["verified"]
     return function
 
