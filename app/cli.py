@@ -26,7 +26,7 @@ from .errors import InvalidRequest, NotFound, Refusal, TemporarilyUnavailable
 from .keys import READ_BY_ALL, RsaBits
 from .keyturn import Keyturn, opened, running
 from .models import User
-from .revocations import REMEMBERED_FOR
+from .revocations import LOOK_BACK
 from .schema import end_at_sigterm, say
 from .sessions import KEPT_FOR, State
 from .settings import PREFIX, Algorithm, ConfigurationError, Settings, WrongSettings, place_of_migrations, read
@@ -597,7 +597,7 @@ async def _what_signs(keyturn: Keyturn, use: str, now: str = "") -> str:
 
 async def _gc(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     wanted = timedelta(days=arguments.keep_days)
-    kept = max(wanted, REMEMBERED_FOR)
+    kept = max(wanted, LOOK_BACK)
     deleted = await keyturn.sessions.gc(kept_for=wanted)
     if arguments.json:
         print(json.dumps({"deleted": deleted, "kept_for_seconds": kept // timedelta(seconds=1)}))

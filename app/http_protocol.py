@@ -325,9 +325,7 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
     def _warn_full(cls, now: float, most: int) -> None:
         if now - cls._full_since > _WARNS_EVERY.total_seconds():
             cls._full_since = now
-            log.get_logger().warning(
-                "too many connections", limit=most, advice="raise the limit of open files (ulimit -n)"
-            )
+            log.get_logger().warning("connections_full", limit=most, advice="raise the limit of open files (ulimit -n)")
 
     @property
     def waits_until(self) -> float:

@@ -262,7 +262,7 @@ class Keys:
         except (InvalidTag, ValueError):  # ValueError: too short to be sealed at all
             raise ConfigurationError(
                 f"key {row.kid} can't be unsealed: KEYTURN_SECRET is not the one it was sealed under, "
-                "or the row was changed; where that secret is lost: keys replace"
+                "or the row was changed; where that secret is lost: keyturn keys replace --sign-everyone-out"
             ) from None
 
     # -- writing

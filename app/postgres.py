@@ -23,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from .errors import TemporarilyUnavailable
 from .postgres_url import PostgresURL
-from .settings import ConfigurationError
+from .settings import WrongSettings
 
 STATEMENT_LIMIT = timedelta(seconds=4)
 LOCK_LIMIT = timedelta(seconds=2)
@@ -80,12 +80,12 @@ class Postgres:
         """Connects to nothing yet.
 
         Raises:
-            ConfigurationError: a variable of libpq's asks for what has no effect here.
+            WrongSettings: a variable of libpq's asks for what has no effect here.
         """
         try:
             self._url = url.within(os.environ)
         except ValueError as e:
-            raise ConfigurationError(str(e)) from None
+            raise WrongSettings(str(e)) from None
         self.search_path = self._url.search_path
         """What URL or variable say; None where role and database decide."""
         self._pooled = pooled

@@ -46,6 +46,8 @@ def cause(error: BaseException, *, connected: bool, tls: bool) -> str:
         connected: whether the connection was made and greeted when it happened.
         tls: whether TLS is spoken.
     """
+    if isinstance(error, RuntimeError | MemoryError):
+        return "was not asked: this process has no thread or memory left"
     said = str(error).lower()
     for known, words in _SAID.items():
         if known in said:

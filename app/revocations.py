@@ -62,7 +62,7 @@ from redis import asyncio as redis_asyncio
 from redis.asyncio.connection import AbstractConnection, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from sqlalchemy import func, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -76,8 +76,8 @@ from .settings import LEEWAY, LONGEST_ACCESS_TOKEN, Settings
 CacheState = Literal["complete", "not complete", "away", "none"]
 
 REMEMBERED_FOR = LONGEST_ACCESS_TOKEN + LEEWAY + timedelta(seconds=60)
-"""How long after its end a session's key stays in Redis: while any of its access tokens could still be accepted, plus
-a minute between setting the key and the end of the transaction."""
+"""How long after its end a session's key is needed in Redis: while any of its access tokens could still be accepted,
+plus a minute between setting the key and the end of the transaction. The key lives for `MARKER_LIVES` more."""
 
 MARKER_LIVES = timedelta(seconds=60)
 """The marker's time to live, which every process renews twice a second. A key gets this much more than it is needed
@@ -205,6 +205,10 @@ class Ending:
 
 class RedisAwayError(TemporarilyUnavailable):
     """Redis is away, slow, refuses a command, is another than it was, or is no Redis. Not: the database is away."""
+
+
+class RedisRefusedError(RedisAwayError):
+    """Redis answered, and its answer was no."""
 
 
 async def settled(at: float) -> None:
@@ -432,7 +436,8 @@ class Revocations:
                 # Replies may still be on their way: nobody else may read them.
                 with suppress(RedisError, OSError):
                     await connection.disconnect(nowait=True)
-            raise RedisAwayError(f"Redis {cause(e, connected=connection is not None, tls=tls)}") from None
+            kind = RedisRefusedError if isinstance(e, ResponseError) else RedisAwayError
+            raise kind(f"Redis {cause(e, connected=connection is not None, tls=tls)}") from None
         finally:
             if connection is not None:
                 await self._redis.release(connection)
@@ -725,14 +730,14 @@ class Revocations:
         """What Redis refuses of all that it is asked for, each with the reason. Nothing of it stays for over a second.
 
         Raises:
-            TemporarilyUnavailable: it is not reached at all.
+            TemporarilyUnavailable: it is not reached, or answers too late.
         """
         refused: dict[str, list[str]] = {}
         await self.server()
         for command in _TRIALS:
             try:
                 await self._command([command], limit=ACKNOWLEDGE_LIMIT)
-            except TemporarilyUnavailable as e:
+            except RedisRefusedError as e:
                 refused.setdefault(str(e.cause), []).append(str(command[0]))
         return [f"{why} (tried: {', '.join(dict.fromkeys(names))})" for why, names in refused.items()]
 

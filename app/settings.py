@@ -274,7 +274,8 @@ class Settings(Place):
         Field(
             ge=1,
             le=64,
-            description="Password hashes at the same time, in each process, if they fit. Unset: cores - 1 in all.",
+            description="Password hashes at the same time, in each process, if they fit. Unset: cores - 1 in all, "
+            "at least one in each.",
         ),
     ] = None
     hashing_queue: Annotated[
@@ -375,7 +376,7 @@ class Settings(Place):
             raise ValueError(f"; {PREFIX}".join(broken_rules))
         for proxy in filter(None, self.trusted_proxies.split(",")):
             try:
-                ipaddress.ip_network(proxy.strip(), strict=False)
+                ipaddress.ip_network(proxy.strip())  # as strictly as uvicorn reads it
             except ValueError:
                 raise ValueError("TRUSTED_PROXIES must be addresses or networks, comma-separated") from None
         return self
@@ -581,17 +582,17 @@ def master_secret(text: str) -> bytes:
     """The master secret's bytes from its base64, base64url or hex text.
 
     Raises:
-        ConfigurationError: it is shorter than 256 bits, repeats itself, or is a sample.
+        WrongSettings: it is shorter than 256 bits, repeats itself, or is a sample.
     """
     decoded = _decode(text)
     if decoded is None or len(decoded) < SECRET_BYTES:
-        raise ConfigurationError(
+        raise WrongSettings(
             f"{PREFIX}SECRET: must be at least 256 random bits as base64 or hex; make one with: openssl rand -base64 32"
         )
     # 32 random bytes hold fewer than 16 distinct ones about once in 10**13, and no two steps of a count are random.
     repetitive = len(set(decoded)) < SECRET_BYTES // 2 or len({(b - a) % 256 for a, b in pairwise(decoded)}) == 1
     if repetitive or _typed(text.strip(), decoded) or any(word in text.lower() for word in _SAMPLES):
-        raise ConfigurationError(f"{PREFIX}SECRET: is not random; make one with: openssl rand -base64 32")
+        raise WrongSettings(f"{PREFIX}SECRET: is not random; make one with: openssl rand -base64 32")
     # One fixed size for the key derivation, whatever was given.
     return hashlib.sha256(b"keyturn master secret\0" + decoded).digest()
 

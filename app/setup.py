@@ -178,7 +178,7 @@ async def _check_server(connection: AsyncConnection) -> None:
         raise ConfigurationError(
             f"the search path {server.schemas} has no tables of Keyturn and the schema {server.elsewhere} has: add "
             f"?options=-csearch_path={server.elsewhere} to DATABASE_URL and grant USAGE on that schema to {server.me}, "
-            "or run alembic upgrade head"
+            f"or run {called()} migrate"
         )
     found = await connection.scalars(_MISSING, {"names": list(_RIGHTS), "verbs": list(_RIGHTS.values())})
     missing = found.all()
