@@ -212,7 +212,7 @@ def _password_options(parser: argparse.ArgumentParser) -> None:
 
 def _whole(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or len(text) > 5:  # noqa: PLR2004  # digits: 99,999 days are 273 years
-        raise argparse.ArgumentTypeError("must be a whole number")
+        raise argparse.ArgumentTypeError("must be a whole number from 0 to 99999")
     return int(text)
 
 

@@ -132,7 +132,7 @@ def outage() -> Iterator[None]:
         name = getattr(e.orig, "sqlite_errorname", "")
         if str(state).startswith("40"):
             raise Contention(f"database: {state}") from e
-        if str(state).startswith(_TAKEN_AWAY):
+        if str(state).startswith((*_TAKEN_AWAY, "53")):  # with which resource it is that is short
             raise TemporarilyUnavailable(f"database: {state} {message(e)}") from e
         if e.connection_invalidated or str(state).startswith(_OUTAGES) or (not state and name != "SQLITE_ERROR"):
             raise TemporarilyUnavailable(f"database: {state or name or type(e.orig).__name__}") from e

@@ -504,9 +504,12 @@ def _check_text(text: bytes, where: str) -> None:
 
 
 def _check_fields(headers: Iterable[tuple[bytes, bytes]]) -> None:
-    """RFC 9110 section 5.5: bytes that are not ASCII are opaque. Only what is read here need be text."""
+    """RFC 9110 section 5.5: bytes that are not ASCII are opaque. Only what is read here need be text.
+
+    A media type is compared as bytes, where a body is read at all.
+    """
     for name, value in headers:
-        if name in _SINGLE:
+        if name in _SINGLE_AT_VERIFY:
             _check_text(value, "header field")
 
 

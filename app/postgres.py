@@ -52,6 +52,15 @@ _SETTINGS = {
 }
 
 
+# A migration takes the time that the tables need, whatever role or database bring for requests.
+_WITHOUT_LIMITS = {"statement_timeout": "0", "idle_in_transaction_session_timeout": "0"}
+
+
+def _without_transaction_limit(local: str) -> str:
+    version = "current_setting('server_version_num')::int >= 170000"
+    return f"CASE WHEN {version} THEN set_config('transaction_timeout', '0', {local}) END"
+
+
 def _set_config(*, local: bool, search_path: str | None) -> str:
     """The statement that makes the settings which can't be start parameters; behind a pooler, all of them.
 
@@ -119,8 +128,10 @@ class Postgres:
         # With the empty name no statement is prepared for later, on the server of whom a pooler serves next.
         arguments = self._arguments() | {"async_creator_fn": connect, "prepared_statement_name_func": str}
         engine = create_async_engine("postgresql+asyncpg://", poolclass=pool.NullPool, connect_args=arguments)
-        settings = {"TimeZone": "UTC", **({"search_path": self.search_path} if self.search_path else {})}
-        statement = "SELECT " + ", ".join(f"set_config('{name}', '{value}', true)" for name, value in settings.items())
+        settings = {"TimeZone": "UTC", "row_security": "off", **_WITHOUT_LIMITS}
+        settings |= {"search_path": self.search_path} if self.search_path else {}
+        calls = [f"set_config('{name}', '{value}', true)" for name, value in settings.items()]
+        statement = f"SELECT {', '.join([*calls, _without_transaction_limit('true')])}"
         event.listen(engine.sync_engine, "begin", lambda connection: connection.exec_driver_sql(statement))
         return engine
 
@@ -146,6 +157,14 @@ class Postgres:
             TemporarilyUnavailable: there are servers, and none of them is a primary.
             OSError: none can be reached; a PostgresError of the driver: none lets us in.
         """
+        several = len(self._url.addresses) > 1
+        if several and self._url.attribute != "read-write":
+            # Of two primaries the one that takes writes: after a switch-over by hand, the former one is often locked.
+            with suppress(OSError, asyncpg.PostgresError, TemporarilyUnavailable):
+                return await self._connect_to(name, limit, writable=True)
+        return await self._connect_to(name, limit, writable=self._url.attribute == "read-write")
+
+    async def _connect_to(self, name: str, limit: timedelta | None, *, writable: bool) -> Any:
         failure: Exception | None = None
         standby = False
         addresses = sorted(self._url.addresses, key=lambda address: address != self._primary)
@@ -153,7 +172,7 @@ class Postgres:
         for address in addresses:
             try:
                 async with asyncio.timeout(patience.total_seconds()):
-                    connection = await self._open(*address, name, limit)
+                    connection = await self._open(*address, name, limit, writable=writable)
             except (OSError, asyncpg.PostgresError) as e:
                 failure = e
                 continue
@@ -165,7 +184,9 @@ class Postgres:
             raise TemporarilyUnavailable("database: no server that can be reached is a primary, which takes writes")
         raise failure
 
-    async def _open(self, host: str | None, port: int, name: str, limit: timedelta | None) -> Any | None:
+    async def _open(
+        self, host: str | None, port: int, name: str, limit: timedelta | None, *, writable: bool
+    ) -> Any | None:
         """A connection to one server, or None where that is no primary."""
         own: dict[str, Any] = {"statement_cache_size": 0} if self._pooled else {}
         settings = {"application_name": name}
@@ -188,7 +209,7 @@ class Postgres:
         )
         try:
             _keep_alive(connection)
-            if await self._is_primary(connection):
+            if await self._is_primary(connection, writable=writable):
                 if not self._pooled:
                     await connection.execute(_set_config(local=False, search_path=None))
                 return connection
@@ -198,7 +219,7 @@ class Postgres:
         connection.terminate()
         return None
 
-    async def _is_primary(self, connection: Any) -> bool:
+    async def _is_primary(self, connection: Any, *, writable: bool) -> bool:
         if self._pooled:
             # Asked, as a pooler repeats what some server once said of itself; in a transaction, so that one server
             # gets all messages of the statement.
@@ -210,7 +231,7 @@ class Postgres:
             told = connection.get_settings()  # by each server from PostgreSQL 14 on, with its greeting
             standby = getattr(told, "in_hot_standby", "off") == "on"
             read_only = getattr(told, "default_transaction_read_only", "off") == "on"
-        return not standby and not (read_only and self._url.attribute == "read-write")
+        return not standby and not (read_only and writable)
 
 
 def _keep_alive(connection: Any) -> None:

@@ -26,6 +26,15 @@ _NOT_READ = ("PGSERVICE", "PGHOSTADDR", "PGREQUIREAUTH", "PGREQUIREPEER", "PGREQ
 _NOT_MET = ("PGCHANNELBINDING", "PGGSSENCMODE")
 """As above, where the value is ``require``."""
 
+_READ = (
+    *("PGHOST", "PGPORT", "PGUSER", "PGPASSWORD", "PGPASSFILE", "PGDATABASE", "PGOPTIONS", "PGTARGETSESSIONATTRS"),
+    *("PGSSLMODE", *_FILES.values()),
+)
+"""Some of them the driver reads, as they are: so what nobody sees in them is refused and not trimmed."""
+
+HIDDEN = re.compile("%(?:[01][0-9a-f]|7f)", re.IGNORECASE)
+"""An ASCII control character, escaped: an editor's line end, and no part of a name or password."""
+
 _PORT = 5432
 
 _URL = re.compile(
@@ -62,6 +71,8 @@ class PostgresURL:
         found = _URL.fullmatch(text)
         if not found or re.search(r"[\0-\x20\x7f]", text[: text.find("?")] if "?" in text else text):
             raise ValueError("is not a URL (in a user or password, write @ : / # as %40 %3A %2F %23)")
+        if HIDDEN.search(text):
+            raise ValueError("holds an escaped character that can't be seen")
         options = parse_qs(found["query"] or "", keep_blank_values=True)
         if "ssl" in options:  # the driver's name for it
             options["sslmode"] = options.get("sslmode", []) + options.pop("ssl")
@@ -93,6 +104,8 @@ class PostgresURL:
         Raises:
             ValueError: one of them is malformed, or would have no effect. The message names it and repeats no value.
         """
+        for name in _READ:
+            _check_seen(name, environ.get(name, ""))
         for name in (*_NOT_READ, *(name for name in _NOT_MET if environ.get(name) == "require")):
             if environ.get(name):
                 raise ValueError(f"{name}: has no effect here; say it in KEYTURN_DATABASE_URL if you can, and unset it")
@@ -111,10 +124,7 @@ class PostgresURL:
                 with _naming(variable):
                     _check_tls(name, value)
         if self.user is None and not environ.get("PGUSER"):
-            try:
-                getpass.getuser()
-            except (KeyError, OSError, ImportError):  # a user id without an entry in passwd
-                raise ValueError("KEYTURN_DATABASE_URL: must name a user; this process's has no name") from None
+            _check_name()
         return found
 
     def __str__(self) -> str:
@@ -125,6 +135,18 @@ class PostgresURL:
         return f"postgresql://{self.user + '@' if self.user else ''}{where}/{self.database or ''}"
 
     __repr__ = __str__
+
+
+def _check_name() -> None:
+    try:
+        getpass.getuser()  # the driver's last choice
+    except (KeyError, OSError, ImportError):  # a user id without an entry in passwd
+        raise ValueError("KEYTURN_DATABASE_URL: must name a user; this process's has no name") from None
+
+
+def _check_seen(name: str, value: str) -> None:
+    if not value.isprintable() or (value != value.strip() and name != "PGPASSWORD"):
+        raise ValueError(f"{name}: has a blank at an end, or a character that can't be seen")
 
 
 @contextmanager

@@ -77,11 +77,10 @@ CacheState = Literal["complete", "not complete", "away", "none"]
 
 REMEMBERED_FOR = LONGEST_ACCESS_TOKEN + LEEWAY + timedelta(seconds=60)
 """How long after its end a session's key is needed in Redis: while any of its access tokens could still be accepted,
-plus a minute between setting the key and the end of the transaction. The key lives for `MARKER_LIVES` more."""
+plus a minute between setting the key and the end of the transaction."""
 
 MARKER_LIVES = timedelta(seconds=60)
-"""The marker's time to live, which every process renews twice a second. A key gets this much more than it is needed
-for: so a step of Redis's clock that takes a key away that is still needed takes the marker away first."""
+"""The marker's time to live, which every process renews twice a second."""
 
 VOUCHES_FOR = timedelta(seconds=1)
 """How long after it began a reading of the fence counts."""
@@ -100,6 +99,10 @@ LONGEST_STEP = timedelta(days=1)
 
 LOOK_BACK = REMEMBERED_FOR + LONGEST_STEP
 """How far back a rebuild looks, by the database's clock of that moment."""
+
+KEY_LIVES = REMEMBERED_FOR + LONGEST_STEP + MARKER_LIVES
+"""A key's time to live, by Redis's clock. No step of that clock takes a key that is still needed, however short it is:
+Redis drops what it looks at meanwhile, and may not look at the marker, which then comes back with the clock."""
 
 READ_EVERY = timedelta(milliseconds=500)
 READ_LIMIT = timedelta(milliseconds=400)
@@ -397,7 +400,7 @@ class Revocations:
         """Sets the keys. The server that acknowledged them, if one did, and the epochs beside all of them."""
         if self._redis is None:
             return None, set()
-        names, seconds = [_name(i) for i in ids], _seconds(REMEMBERED_FOR + MARKER_LIVES)
+        names, seconds = [_name(i) for i in ids], _seconds(KEY_LIVES)
         commands: list[Command] = []
         for start in range(0, len(names), _CHUNK):
             keys = (_MARKER, _NONCE, *names[start : start + _CHUNK])
@@ -637,7 +640,7 @@ class Revocations:
     @staticmethod
     def _life(row: Any) -> str:
         # In full: how long ago it ended, only a clock says. Longer, where it ended later than now.
-        return _seconds(max(timedelta(0), row.ended_at - row.now) + REMEMBERED_FOR + MARKER_LIVES)
+        return _seconds(max(timedelta(0), row.ended_at - row.now) + KEY_LIVES)
 
     async def _claim(self, identity: str, epoch: str) -> bool:
         async with self._db.begin() as tx:

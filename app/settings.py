@@ -17,6 +17,7 @@ import io
 import ipaddress
 import os
 import re
+import stat
 import sys
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
@@ -40,7 +41,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from .postgres_url import PostgresURL
+from .postgres_url import HIDDEN, PostgresURL
 
 PREFIX = "KEYTURN_"
 
@@ -124,6 +125,8 @@ def _url(value: object) -> object:
             stray = parts.netloc.count("@") > 1 or "@" in parts.path
         except ValueError:  # its own message repeats a part of the value, which may be of the password
             stray = True
+        if HIDDEN.search(value):
+            raise ValueError("holds an escaped character that can't be seen")
         if stray:
             raise ValueError("is not a URL (in a user or password, write @ : / # as %40 %3A %2F %23)")
     return value
@@ -560,7 +563,7 @@ def _from_files(values: dict[str, Any], only: Collection[str] | None) -> dict[st
         path = _path(values.pop(name), called)
         try:
             mode = mode_if_ours(path, f"{called}: ")
-            if target == "secret" and mode & 0o007:
+            if target == "secret" and stat.S_ISREG(mode) and mode & 0o007:
                 raise ConfigurationError(f"{called}: is open to everyone; chmod 600 it")
             content = path.read_text(encoding="utf-8-sig")
         except OSError as e:

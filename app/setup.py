@@ -56,7 +56,7 @@ def master_secret_of(settings: Settings) -> bytes:
         return master_secret(path.read_text(encoding="ascii"))
     except FileNotFoundError:
         serve = "" if settings.database_url else f", or run {called()} serve once"
-        raise ConfigurationError(f"there is no master secret: set KEYTURN_SECRET{serve}") from None
+        raise ConfigurationError(f"there is no master secret in {path}: set KEYTURN_SECRET{serve}") from None
     except (OSError, UnicodeDecodeError):
         raise ConfigurationError(f"the master secret in {path} can't be read") from None
 
@@ -110,6 +110,10 @@ def migrate(place: Place) -> None:
     except (TemporarilyUnavailable, DBAPIError) as e:
         if line := not_let_in(e):
             raise ConfigurationError(line) from None
+        if getattr(getattr(e.__cause__, "orig", None), "sqlstate", "") == "25006":
+            raise TemporarilyUnavailable(
+                "the database is read-only: a standby, or default_transaction_read_only is on"
+            ) from None
         why = e.orig if isinstance(e, DBAPIError) else getattr(e.__cause__, "orig", None) or e.cause
         if isinstance(e, TemporarilyUnavailable) and place.sqlalchemy_url.startswith("postgresql"):
             raise TemporarilyUnavailable(f"the database is away, or a table stayed locked ({why})") from None

@@ -187,6 +187,21 @@ async def test_a_step_of_redis_clock_loses_no_revocation(keyturn: Keyturn, redis
         await never_accepted(keyturn, ended)
 
 
+async def test_a_step_of_redis_clock_that_nobody_notices_takes_no_key(keyturn: Keyturn, url: str, redis: Redis) -> None:
+    """Redis drops the keys that it looks at meanwhile. Nobody looks at the marker, which comes back with the clock."""
+    ended = await a_session(keyturn)
+    async with instance(url, redis.url()) as other, redis_asyncio.Redis.from_url(redis.url()) as client:
+        await complete(other)
+        await other.sessions.verify(
+            ended.access_token
+        )  # so that it knows the session, and asks Redis alone from now on
+        await keyturn.sessions.logout(None, ended.refresh_token, "this")
+        redis.step(HOUR + 400)
+        assert await client.exists(f"{{keyturn}}:revoked:{ended.session_id}")
+        redis.step(0)
+        await never_accepted(other, ended)
+
+
 async def test_many_small_steps_of_redis_clock_lose_no_revocation_either(keyturn: Keyturn, redis: Redis) -> None:
     """Each is too small to take the marker away, which is renewed between them."""
     ended = await a_session(keyturn)

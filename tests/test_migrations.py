@@ -19,6 +19,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from sqlalchemy import make_url
 
 from tests.conftest import sync
 from tests.servers import Postgres, free_port
@@ -229,6 +230,16 @@ async def hold_the_lock(url: str) -> asyncpg.Connection:
     connection = await asyncpg.connect(url.replace("+asyncpg", ""), server_settings={"application_name": "left over"})
     await connection.execute(f"SELECT pg_advisory_lock({LOCK})")
     return connection
+
+
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+async def test_a_migration_takes_the_time_that_it_needs_whatever_limits_the_database_has(
+    empty: str, postgres: Postgres
+) -> None:
+    name = make_url(empty).database
+    for limit in ("statement_timeout", "transaction_timeout", "idle_in_transaction_session_timeout"):
+        await postgres._execute(f"ALTER DATABASE \"{name}\" SET {limit} = '20ms'")
+    await asyncio.to_thread(alembic, "upgrade", "head", KEYTURN_DATABASE_URL=empty)
 
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)

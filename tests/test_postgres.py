@@ -16,7 +16,7 @@ from typing import Any
 import asyncpg
 import httpx2
 import pytest
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 
 from app import doctor
 from app.errors import TemporarilyUnavailable
@@ -131,6 +131,21 @@ async def test_a_list_as_libpq_writes_it_leads_to_the_primary_and_a_standby_alon
     found = (await doctor.examine())[-1]
     assert found.away
     assert "no server that can be reached is a primary" in found.advice
+
+
+async def test_of_two_primaries_the_one_that_takes_writes_is_used(
+    pair: tuple[Postgres, Postgres], postgres: Postgres
+) -> None:
+    """As after a switch-over by hand, where the former primary was only locked."""
+    await postgres.create_database("keyturn")
+    try:
+        await postgres._execute("ALTER DATABASE keyturn SET default_transaction_read_only = on")
+        ports = (make_url(postgres.url()).port, *(server.port for server in pair))
+        url = f"postgresql://postgres@{','.join(f'127.0.0.1:{port}' for port in ports)}/keyturn"
+        async with opened(settings_of(url, None)) as keyturn, running(keyturn):
+            await keyturn.users.create("grace@example.com", PASSWORD)
+    finally:
+        await postgres.drop_database("keyturn")
 
 
 # -- deaths in silence

@@ -120,3 +120,16 @@ def test_a_variable_that_would_have_no_effect_stops_the_start_in_one_line(
 def test_the_line_to_the_operator_shows_no_password(tmp_path: Path) -> None:
     url = PostgresURL.parse("postgresql://u:hunter2@h1,[::1]:3/db?sslmode=require")
     assert f"{url} {url!r}" == " ".join(["postgresql://u@h1:5432,[::1]:3/db"] * 2)
+
+
+@pytest.mark.parametrize("name", ["PGUSER", "PGDATABASE", "PGPORT", "PGHOST", "PGPASSWORD", "PGSSLMODE"])
+@pytest.mark.parametrize("end", ["\r", "\n", "\u200b"])
+def test_a_variable_with_a_character_that_nobody_sees_is_refused_by_name(name: str, end: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name}: has a blank at an end, or a character that can't be seen$"):
+        PostgresURL.parse("postgresql://").within({name: f"a{end}"})
+
+
+@pytest.mark.parametrize("url", ["postgresql://u@h/db%0d", "postgresql://u%0A@h/db", "postgresql://u:p%7F@h/db"])
+def test_an_escaped_control_character_in_a_url_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r"^holds an escaped character that can't be seen$"):
+        PostgresURL.parse(url)

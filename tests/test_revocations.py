@@ -33,6 +33,7 @@ from app.keyturn import Keyturn, opened
 from app.models import CacheFence, Session, uuid7
 from app.revocations import (
     CLAIM_AFTER,
+    KEY_LIVES,
     LOOK_BACK,
     MARKER_LIVES,
     REMEMBERED_FOR,
@@ -494,7 +495,7 @@ async def test_a_logout_sets_a_key_that_lives_as_long_as_its_tokens_could_be_acc
     before = await fence_of(pair.here)
     await logout(pair.here, tokens)
     left = await cache.ttl(f"{KEYS}{tokens.session_id}")
-    full = (REMEMBERED_FOR + MARKER_LIVES).total_seconds()
+    full = KEY_LIVES.total_seconds()
     assert full - 10 < left <= full
     assert pair.here.settings.access_token_lifetime + revocations.LEEWAY < REMEMBERED_FOR
     assert await fence_of(pair.here) == before
@@ -688,7 +689,7 @@ async def test_a_rebuild_sets_what_ended_within_a_day_more_than_is_needed_and_ea
     await keep_complete(pair.there)
     left = {key.removeprefix(KEYS): await cache.ttl(key) for key in await cache.keys(f"{KEYS}*")}
     assert left.keys() == {str(a_day_ago.session_id), str(now.session_id)}
-    full = (REMEMBERED_FOR + MARKER_LIVES).total_seconds()
+    full = KEY_LIVES.total_seconds()
     assert all(full - 20 < seconds <= full for seconds in left.values())
     claimed, _ = await fence_of(pair.here)
     assert claimed != epoch
