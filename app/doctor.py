@@ -97,7 +97,10 @@ async def _keys(keyturn: Keyturn) -> AsyncIterator[Finding]:
             for key in these
         ]
         wanted = keyturn.settings.signing_algorithm
-        new = f"KEYTURN_SIGNING_ALGORITHM is {wanted}, which a new key would have: {called()} keys generate access"
+        new = (
+            f"KEYTURN_SIGNING_ALGORITHM is {wanted}, which a new key would have: {called()} keys generate access, "
+            "or change the setting"
+        )
         other = use == "access" and bool(these) and these[-1]["algorithm"] != wanted
         if these:
             yield Finding(f"{use} tokens signed with {', '.join(told)}", new if other else "")

@@ -47,7 +47,7 @@ _HOST = re.compile(r"\[(?P<v6>[0-9A-Fa-f:.%a-z]+)\](?::(?P<v6port>[^:]*))?|(?P<h
 
 @dataclass(frozen=True, slots=True, repr=False)
 class PostgresURL:
-    """Where a Postgres is and who connects. What is None is left to the driver's default."""
+    """Where a Postgres is and who connects. For each None the driver's default holds."""
 
     addresses: tuple[tuple[str | None, int], ...]
     """Host (or folder of a Unix socket) and port of each server, one of which is the primary."""

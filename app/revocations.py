@@ -9,8 +9,8 @@ is its run id, new with each start of the process, and its replication id, new w
 was demoted takes over another's data, and keeps its run id, its connections, and a marker that came with the data.
 
 A server holds several keyspaces: its numbered databases, which SWAPDB exchanges, and whatever a proxy or an ACL makes
-of names. A number proves nothing. What proves a keyspace is the epoch: it is random, and stands in one keyspace alone,
-first as the nonce of the rebuild and then as the marker. Whoever moves keys by SWAPDB moves the marker with them.
+of names. A number proves nothing. The epoch proves a keyspace: it is random, and stands in one keyspace alone, first
+as the nonce of the rebuild and then as the marker. SWAPDB moves the marker with the keys.
 
 A verifier believes silence only if
 

@@ -529,7 +529,10 @@ def test_the_doctor_sees_that_tokens_are_still_signed_by_another_algorithm(keytu
     keyturn.inside(lambda k: k.keys.load())
     keyturn.environment["KEYTURN_SIGNING_ALGORITHM"] = "EdDSA"
     old = next(key["kid"] for key in keyturn.ok("keys", "list", "--json").json if key["use"] == "access")
-    advice = f"KEYTURN_SIGNING_ALGORITHM is EdDSA, which a new key would have: {called()} keys generate access"
+    advice = (
+        f"KEYTURN_SIGNING_ALGORITHM is EdDSA, which a new key would have: {called()} keys generate access, "
+        "or change the setting"
+    )
     assert findings(keyturn("doctor", "--json"))[f"access tokens signed with HS256 (key {old})"] == advice
     done = keyturn.ok("keys", "generate", "access")
     new = done.out.strip()
