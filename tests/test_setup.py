@@ -307,7 +307,7 @@ def test_a_file_that_is_no_database_stops_the_start(tmp_path: Path) -> None:
 
 def test_a_sqlite_that_is_named_needs_a_secret_that_is_named(tmp_path: Path) -> None:
     settings = embedded(tmp_path / "data", database_url=f"sqlite+aiosqlite:///{tmp_path / 'other.db'}")
-    assert "serve" not in refused(settings, "there is no master secret: set KEYTURN_SECRET$")
+    assert "serve" not in refused(settings, r"there is no master secret in \S+: set KEYTURN_SECRET$")
     assert not (tmp_path / "data").exists()
 
 
@@ -514,7 +514,7 @@ sys.exit(app.cli.main(sys.argv[1:]))
         named = run(DATABASE_URL=f"postgresql://u@127.0.0.1:{free_port()}/db", **production)
         assert named.returncode == 3, named
         nameless = run(DATABASE_URL=f"postgresql://127.0.0.1:{free_port()}/db", **production)
-        assert nameless.returncode == 1
+        assert nameless.returncode == (1 if words == ("doctor",) else 2)
         assert "KEYTURN_DATABASE_URL: must name a user; this process's has no name" in nameless.stdout + nameless.stderr
         done = run(DATA_DIR=str(folder / "data")) if words == ("migrate",) else None
         for each in filter(None, (named, nameless, done)):
