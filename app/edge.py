@@ -257,11 +257,12 @@ class Edge:
             raise InvalidRequest("Host is missing or malformed")
         # RFC 9112 section 3.2. Browsers send some of them, so behind a proxy they come to the endpoint for proxies,
         # where they only tell what the client asked for.
-        if (path.translate(None, _IN_TARGETS) or query.translate(None, _IN_TARGETS)) and not at_verify:
+        target = path + query
+        if not at_verify and target.translate(None, _IN_TARGETS):
             raise InvalidRequest("a character that no request target has")
-        for text, where in ((path, "path"), (query, "query")):
-            if b"%" in text or not text.isascii():
-                _check_escaped(text, where)
+        if b"%" in target or not target.isascii():
+            _check_escaped(path, "path")
+            _check_escaped(query, "query")
 
     def _body_is_announced(self, scope: Scope, fields: dict[bytes, bytes]) -> bool:
         """Whether a body comes, by its framing (RFC 9112 section 6.3).
@@ -278,10 +279,11 @@ class Edge:
         if coding is not None and (coding.strip(b" \t").lower() != b"chunked" or scope["http_version"] == "1.0"):
             raise InvalidRequest("Transfer-Encoding other than chunked, or in HTTP/1.0")
         if length is not None:
-            digits = length.strip(b" \t")
+            digits = length if length.isdigit() else length.strip(b" \t")
             if not digits.isdigit():
                 raise InvalidRequest("Content-Length is not a number")
-            digits = digits.lstrip(b"0") or b"0"
+            if digits[:1] == b"0":
+                digits = digits.lstrip(b"0") or b"0"
             if len(digits) > 18 or int(digits) > self._max_body:  # noqa: PLR2004  # digits that can only be too many
                 raise ContentTooLarge("Content-Length")
         return length is not None or coding is not None

@@ -244,18 +244,20 @@ class Sessions:
         """
         presented = self._keys.verify_refresh_token(text)
         try:
-            return await self._refreshed(presented)
+            if not self._keys.retired(presented.key.number):
+                rotated = await self._rotations(presented)
+                if rotated is not None:
+                    return self._tokens(*rotated)
+            return await self._not_rotated(presented)
         except Refusal as refusal:
             raise refusal.about(presented.session_id) from None
 
-    async def _refreshed(self, presented: RefreshToken) -> Tokens:
+    async def _not_rotated(self, presented: RefreshToken) -> Tokens:
+        """The answer to a token that was not the newest of a live session, or whose session was locked."""
         if self._keys.retired(presented.key.number):
             over = await self._over_under_retired_key(presented.session_id)
             raise InvalidGrant("retired refresh key", reason=over.over(), user_id=over.user_id)
         for wait in (*_WAITS, None):
-            rotated = await self._rotations(presented)
-            if rotated is not None:
-                return self._tokens(*rotated)
             # A later statement of its own: the first one's snapshot may show the row as it was before someone
             # else's rotation.
             state = await self._reads(presented.session_id)
@@ -266,6 +268,9 @@ class Sessions:
                 case Verdict.AGAIN:
                     if wait is not None:
                         await asyncio.sleep(wait.total_seconds())
+                        rotated = await self._rotations(presented)
+                        if rotated is not None:
+                            return self._tokens(*rotated)
                 case Verdict.RETRY:
                     assert key is not None
                     return self._tokens(state, presented.successor(key))
