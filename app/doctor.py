@@ -25,7 +25,7 @@ _CONNECTIONS = 1000  # a process serves thousands of requests a second, and most
 
 
 class Finding(NamedTuple):
-    """What was looked at, and what to do about it: nothing, where `advice` is empty."""
+    """A thing that was looked at. `advice` says how to mend it, and is empty where nothing is wrong."""
 
     check: str
     advice: str = ""

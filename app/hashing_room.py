@@ -27,7 +27,7 @@ WAITS_IN = MIB // 16
 
 @dataclass(frozen=True, slots=True)
 class HashingRoom:
-    """What one process may hash at a time, and why."""
+    """How much one process may hash at a time, and why."""
 
     slots: int
     queue: int
@@ -36,9 +36,9 @@ class HashingRoom:
     missing: str
     """Why not one hash of today's parameters fits, and what to do; empty where it does."""
     advice: str
-    """What to change; empty where nothing is wrong."""
+    """The change that is needed; empty where nothing is wrong."""
     words: str
-    """What was found, and what follows."""
+    """The limits that were found, and their consequence."""
 
     @classmethod
     def of(cls, settings: Settings, found: Container) -> Self:

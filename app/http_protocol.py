@@ -59,7 +59,7 @@ _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 
 class UnknownMethod(MethodNotAllowed):
-    """What is no method of HTTP's grammar, is longer than any, or is ``CONNECT``."""
+    """A word that is no method of HTTP's grammar, or is longer than any, or is ``CONNECT``."""
 
     def headers(self) -> dict[str, str]:
         """Header fields of the answer, with Allow (RFC 9110 section 15.5.6)."""
