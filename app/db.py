@@ -55,7 +55,7 @@ it, and tells nobody: the statement that finds out would cost a user the request
 # after a failover, password or database changed, resources, lock time-out, operator intervention, system.
 _OUTAGES = ("08", "25006", "28", "3D", "53", "55", "57", "58")
 
-# What an operator took away while we run: a right, a table (in the midst of a restore), a schema. Postgres's message
+# An operator took something away while we run: a right, a table (amid a restore), a schema. Postgres's message
 # names it, and no value.
 _TAKEN_AWAY = ("42501", "42P01", "3F")
 
@@ -147,7 +147,7 @@ def outage() -> Iterator[None]:
 
 
 def message(error: DBAPIError) -> str:
-    """What Postgres said in words, without the class of the driver's error."""
+    """Postgres's own words, without the class of the driver's error."""
     return str(error.orig).rpartition(">: ")[2]
 
 

@@ -203,7 +203,7 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
         return self.cycle is not None and self.cycle.more_body and not self.cycle.response_complete
 
     def _with_known_method(self, data: bytes) -> bytes:
-        """What the parser is to read for this: the same, with ``POST`` for a method that llhttp does not know.
+        """The bytes for the parser to read: the same, with ``POST`` for a method that llhttp does not know.
 
         RFC 9110 section 9.1 allows any token, and a proxy that asks about a request does so with its method. llhttp
         fails at a token that is not on its list. No method but CONNECT, which is on it, has a part in where a request
@@ -383,7 +383,7 @@ def _respond(cycle: RequestResponseCycle, status: int, fields: Sequence[tuple[by
 
 
 class _BodyOf:
-    """What a parser tells of a message whose head it was given only for the framing."""
+    """The callbacks of a parser that was given a message's head only for the framing."""
 
     def __init__(self, protocol: KeyturnHttpProtocol) -> None:
         self.on_body = protocol.on_body

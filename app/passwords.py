@@ -71,7 +71,7 @@ def acceptable(password: str) -> bytes:
 
 
 class Cost(NamedTuple):
-    """What decides how long a hash takes: its PHC string's beginning, and the numbers in it."""
+    """The cost of a hash, which decides how long it takes: its PHC string's beginning, and the numbers in it."""
 
     parameters: str
     memory: int
@@ -95,7 +95,7 @@ _LONGEST_STORED = 255
 
 
 def cost_of(stored: str) -> Cost | str:
-    """What a stored hash costs, or why it is never computed: in words, without anything of the hash.
+    """The cost of a stored hash, or why it is never computed: in words, without anything of the hash.
 
     The bounds are what the settings may ever be: whatever they were, the hashes of that time stay good. More was not
     made by Keyturn, and to compute it would be the attack.
@@ -208,7 +208,7 @@ class Passwords:
             raise
 
     def learn(self, hashed: str | None) -> Cost | None:
-        """What a stored hash costs, kept for what is wrong from now on; None if it is never computed.
+        """The cost of a stored hash, kept for what is wrong from now on; None if it is never computed.
 
         A few hashes of very high parameters must not make every wrong password as slow, or need memory that is not
         there. So their cost is not kept: the time of a wrong password can tell these users from strangers.
@@ -251,7 +251,7 @@ class Passwords:
         self.admit()
         self._busy += 1
         try:
-            # Whoever goes away while waiting is dropped here, and costs no hash.
+            # A client that goes away while it waits is dropped here, and costs no hash.
             async with asyncio.timeout(WAITS_FOR.total_seconds()):
                 await self._take(slots)
         except BaseException as e:
@@ -265,7 +265,7 @@ class Passwords:
             self._give_back(slots)
             raise _Failed(f"{type(e).__name__}: {e}") from None
         future.add_done_callback(lambda _: self._give_back(slots))
-        # Whoever goes away leaves the hash running: a thread can't be stopped, and its slots count until it ends.
+        # A client that goes away leaves its hash running: a thread can't be stopped, and its slots count until it ends.
         try:
             async with asyncio.timeout(TAKES_AT_MOST.total_seconds()):
                 return await asyncio.shield(future)
