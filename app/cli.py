@@ -25,13 +25,13 @@ from .addresses import listen, url
 from .errors import InvalidRequest, NotFound, Refusal, TemporarilyUnavailable
 from .keys import READ_BY_ALL, RsaBits
 from .keyturn import Keyturn, opened, running
-from .models import User
 from .revocations import LOOK_BACK
-from .schema import end_at_sigterm, say
 from .sessions import KEPT_FOR, State
 from .settings import PREFIX, Algorithm, ConfigurationError, Settings, WrongSettings, place_of_migrations, read
-from .setup import ADMINISTRATOR, called, check_schema, first_administrator, prepare
-from .setup import migrate as bring_to_head
+from .storage.migrating import end_at_sigterm, say
+from .storage.schema import ADMINISTRATOR, called, check_schema, first_administrator, prepare
+from .storage.schema import migrate as bring_to_head
+from .storage.tables import User
 
 Row: TypeAlias = Mapping[str, Any]
 Act: TypeAlias = Callable[[Keyturn, argparse.Namespace], Awaitable[None]]

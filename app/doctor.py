@@ -16,10 +16,10 @@ from . import open_files
 from .addresses import listen
 from .errors import TemporarilyUnavailable
 from .keyturn import Keyturn, opened
-from .models import User
-from .schema import migrating
 from .settings import ConfigurationError, read
-from .setup import called, check_schema
+from .storage.migrating import migrating
+from .storage.schema import called, check_schema
+from .storage.tables import User
 
 _CONNECTIONS = 1000  # a process serves thousands of requests a second, and most proxies keep a connection for each
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from .access_tokens import AccessTokens
 from .container import container
-from .db import Database
 from .hashing_room import HashingRoom
 from .keys import Keys
 from .log import get_logger
@@ -17,7 +16,8 @@ from .passwords import Passwords
 from .revocations import Revocations
 from .sessions import Sessions
 from .settings import Settings
-from .setup import check_schema, master_secret_of
+from .storage.database import Database
+from .storage.schema import check_schema, master_secret_of
 from .users import Users
 
 _log = get_logger()

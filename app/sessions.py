@@ -34,16 +34,16 @@ from sqlalchemy import ColumnElement, Select, and_, case, delete, exists, insert
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from .access_tokens import AccessToken, AccessTokens
-from .batches import Batch
-from .db import Database, own_task
 from .errors import InvalidGrant, InvalidToken, NotFound, NoToken, Reason, Refusal, TemporarilyUnavailable
 from .keys import Keys
 from .log import get_logger
-from .models import Key, Session, User, microseconds, moment, uuid7
 from .passwords import Authenticated
 from .refresh_tokens import LAST_GENERATION, RefreshKey, RefreshToken, issue
 from .revocations import LOOK_BACK, Ending, Revocations, settled
 from .settings import Settings
+from .storage.batches import Batch
+from .storage.database import Database, own_task
+from .storage.tables import Key, Session, User, microseconds, moment, uuid7
 
 Scope = Literal["this", "others", "all"]
 """Which sessions a logout ends."""

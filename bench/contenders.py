@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from app.settings import read
-from app.setup import prepare
+from app.storage.schema import prepare
 from bench.driver import REFRESH, Load, Result, drive
 from bench.rivals import LeftOut, Rival
 from bench.rivals import start as start_rival

@@ -16,9 +16,9 @@ from sqlalchemy import insert
 
 from app.access_tokens import AccessTokens
 from app.keyturn import Keyturn, opened, running
-from app.models import Session, User, uuid7
 from app.refresh_tokens import RefreshToken, issue
 from app.settings import Settings
+from app.storage.tables import Session, User, uuid7
 from bench.driver import Result
 from bench.servers import Database
 

@@ -1,4 +1,4 @@
-"""What arrives together goes together, in order, and each gets its own answer (app/batches.py)."""
+"""What arrives together goes together, in order, and each gets its own answer (app/storage/batches.py)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from app import batches
-from app.batches import Batch
 from app.errors import Contention, TemporarilyUnavailable
+from app.storage import batches
+from app.storage.batches import Batch
 
 
 class Runs:

@@ -26,10 +26,10 @@ from sqlalchemy import text, update
 
 from app.cli import main
 from app.keyturn import Keyturn, opened, running
-from app.models import User, uuid7
 from app.sessions import Tokens
 from app.settings import read
-from app.setup import called, first_administrator
+from app.storage.schema import called, first_administrator
+from app.storage.tables import User, uuid7
 from tests.conftest import CHEAP, PASSWORD, SECRET, time_passes
 from tests.servers import Redis, free_port
 

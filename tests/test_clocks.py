@@ -21,7 +21,7 @@ from app.errors import InvalidToken, Reason
 from app.keyturn import Keyturn
 from app.revocations import REMEMBERED_FOR, STEP
 from app.sessions import Tokens
-from app.setup import migrate
+from app.storage.schema import migrate
 from tests.conftest import CHEAP, PASSWORD, SECRET, a_user, settings_of
 from tests.servers import Postgres, Redis, clock_from, libfaketime
 from tests.service import Service

@@ -22,7 +22,7 @@ import pytest
 from sqlalchemy import text
 
 from app.sessions import Tokens
-from app.setup import migrate
+from app.storage.schema import migrate
 from tests.conftest import settings_of, sync
 from tests.servers import Postgres
 from tests.service import Service

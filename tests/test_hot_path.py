@@ -18,15 +18,15 @@ from sqlalchemy.engine import make_url
 from uvicorn.server import ServerState
 
 from app import sessions
-from app.db import TIME_LIMIT
 from app.edge import Edge
 from app.errors import InvalidGrant, TemporarilyUnavailable
 from app.http_protocol import KeyturnHttpProtocol
 from app.keyturn import Keyturn, opened
 from app.main import create_app
-from app.models import uuid7
 from app.refresh_tokens import RefreshToken
 from app.sessions import State, Tokens
+from app.storage.database import TIME_LIMIT
+from app.storage.tables import uuid7
 from tests.conftest import a_user, settings_of, time_passes
 
 Outcome = tuple[State, RefreshToken] | None

@@ -17,13 +17,13 @@ from joserfc.jwk import ECKey, OKPKey, RSAKey
 from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.db import monotonic
 from app.errors import Conflict, InvalidGrant, InvalidToken, NotFound, TemporarilyUnavailable
 from app.keys import POLL, PUBLISHED_FOR, UNREAD_LIMIT, AccessKey, Keys, KeySet, RsaBits, _associated, _kid, _new_secret
 from app.keyturn import Keyturn
-from app.models import Key, Session, uuid7
 from app.refresh_tokens import issue
 from app.settings import Algorithm, ConfigurationError, master_secret
+from app.storage.database import monotonic
+from app.storage.tables import Key, Session, uuid7
 from tests.conftest import SECRET, Opener, a_user
 
 OTHER_SECRET = "b" + SECRET[1:]

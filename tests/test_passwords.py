@@ -35,9 +35,9 @@ from app.container import Container, Limit
 from app.errors import InvalidGrant, InvalidRequest, TemporarilyUnavailable
 from app.hashing_room import MIB, HashingRoom
 from app.keyturn import Keyturn
-from app.models import User
 from app.passwords import Authenticated, Cost, Passwords, acceptable, cost_of
 from app.settings import Settings, read
+from app.storage.tables import User
 from tests.conftest import CHEAP, PASSWORD, Opener, a_user
 from tests.servers import free_port
 from tests.service import ROOT, Service

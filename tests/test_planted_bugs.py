@@ -18,10 +18,10 @@ from sqlalchemy import false, select, update
 
 from app import keys, sessions, users
 from app.keys import Keys
-from app.models import Session
 from app.refresh_tokens import RefreshKey, RefreshToken
 from app.revocations import Revocations
 from app.sessions import Sessions, State, Verdict
+from app.storage.tables import Session
 from tests.test_state_machine import ACCESS, a_world, drive
 
 Patch = pytest.MonkeyPatch

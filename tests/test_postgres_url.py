@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from app.db import Database
 from app.postgres_url import PostgresURL
 from app.settings import ConfigurationError
+from app.storage.database import Database
 from tests.conftest import settings_of
 
 

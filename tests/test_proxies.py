@@ -29,7 +29,7 @@ import jwt
 import pytest
 
 from app.access_tokens import MEDIA_TYPE
-from app.setup import migrate
+from app.storage.schema import migrate
 from tests.conftest import PASSWORD, a_user, settings_of, sync
 from tests.sentinel import Sentinel
 from tests.servers import Postgres, Redis, free_port

@@ -26,7 +26,7 @@ from redis import asyncio as redis_asyncio
 
 from app.keyturn import opened
 from app.revocations import VOUCHES_FOR
-from app.setup import migrate
+from app.storage.schema import migrate
 from tests.conftest import CHEAP, PASSWORD, SECRET, settings_of
 from tests.servers import Postgres, Redis
 from tests.service import Service

@@ -18,9 +18,9 @@ import pytest
 
 from app.access_tokens import AccessTokens
 from app.keyturn import opened
-from app.models import uuid7
 from app.refresh_tokens import issue
 from app.settings import read
+from app.storage.tables import uuid7
 from tests.conftest import CHEAP, PASSWORD, SECRET
 from tests.service import Service
 

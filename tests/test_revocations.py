@@ -27,10 +27,8 @@ from sqlalchemy import event, insert, select, text, update
 from sqlalchemy.util import await_only
 
 from app import revocations
-from app.db import Database
 from app.errors import InvalidToken, Reason, TemporarilyUnavailable
 from app.keyturn import Keyturn, opened
-from app.models import CacheFence, Session, uuid7
 from app.revocations import (
     CLAIM_AFTER,
     KEY_LIVES,
@@ -44,6 +42,8 @@ from app.revocations import (
     Server,
 )
 from app.sessions import Tokens
+from app.storage.database import Database
+from app.storage.tables import CacheFence, Session, uuid7
 from tests.conftest import Opener, a_user, settings_of, time_passes
 from tests.servers import Redis, free_port
 

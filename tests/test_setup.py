@@ -26,9 +26,8 @@ from sqlalchemy import func, insert, select, text, update
 
 from app.errors import InvalidGrant, TemporarilyUnavailable
 from app.keyturn import Keyturn, opened, running
-from app.models import Key, User
 from app.settings import ConfigurationError, Settings, read
-from app.setup import (
+from app.storage.schema import (
     ADMINISTRATOR,
     called,
     check_schema,
@@ -38,6 +37,7 @@ from app.setup import (
     migrate,
     prepare,
 )
+from app.storage.tables import Key, User
 from tests.conftest import CHEAP, SECRET, Opener, settings_of
 from tests.servers import Postgres, free_port
 
@@ -277,7 +277,7 @@ def test_a_full_disk_stops_the_first_start_and_leaves_no_half_secret(tmp_path: P
     program = """
 import resource, signal, sys
 from app.settings import ConfigurationError, read
-from app.setup import prepare
+from app.storage.schema import prepare
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 settings = read()
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))

@@ -38,9 +38,9 @@ from sqlalchemy import select, text
 from app.access_tokens import AccessToken
 from app.errors import Conflict, InvalidGrant, InvalidToken, Reason, Refusal, TemporarilyUnavailable
 from app.keyturn import Keyturn, opened
-from app.models import Session
 from app.passwords import Authenticated
 from app.sessions import Tokens
+from app.storage.tables import Session
 from tests.conftest import settings_of, time_passes
 
 T = TypeVar("T")

@@ -25,7 +25,7 @@ from redis import asyncio as redis_asyncio
 from app import doctor
 from app.errors import InvalidToken
 from app.keyturn import Keyturn, opened
-from app.setup import migrate
+from app.storage.schema import migrate
 from tests.conftest import CHEAP, PASSWORD, SECRET, Opener, a_user, settings_of
 from tests.servers import Postgres, Redis, free_port
 from tests.service import Service

@@ -17,13 +17,13 @@ from sqlalchemy import BigInteger, Connection, bindparam, create_engine, event, 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from .db import outage, sqlite_hooks
-from .errors import TemporarilyUnavailable
-from .models import Base
+from ..errors import TemporarilyUnavailable
+from ..postgres_url import PostgresURL
+from ..settings import ConfigurationError, place_of_migrations
+from .database import outage, sqlite_hooks
 from .postgres import Postgres
-from .postgres_url import PostgresURL
-from .settings import ConfigurationError, place_of_migrations
-from .setup import not_let_in
+from .schema import not_let_in
+from .tables import Base
 
 _PATIENCE = timedelta(seconds=20)
 """How long one migration waits for another to end."""

@@ -21,9 +21,9 @@ import asyncpg  # type: ignore[import-untyped]  # it has no types
 from sqlalchemy import ExceptionContext, event, pool
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from .errors import TemporarilyUnavailable
-from .postgres_url import PostgresURL
-from .settings import WrongSettings
+from ..errors import TemporarilyUnavailable
+from ..postgres_url import PostgresURL
+from ..settings import WrongSettings
 
 STATEMENT_LIMIT = timedelta(seconds=4)
 LOCK_LIMIT = timedelta(seconds=2)

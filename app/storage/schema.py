@@ -20,13 +20,13 @@ from sqlalchemy import func, inspect, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from .db import Database, message, outage
-from .errors import Conflict, TemporarilyUnavailable
-from .models import User
-from .settings import SECRET_BYTES, ConfigurationError, Place, Settings, make_data_dir, master_secret, mode_if_ours
-from .users import Users
+from ..errors import Conflict, TemporarilyUnavailable
+from ..settings import SECRET_BYTES, ConfigurationError, Place, Settings, make_data_dir, master_secret, mode_if_ours
+from ..users import Users
+from .database import Database, message, outage
+from .tables import User
 
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parent.parent
 _CHECKOUT = _PACKAGE.parent
 ADMINISTRATOR = "admin@localhost"
 

@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Generic, TypeVar
 
-from .db import QUEUE_LIMIT, TIME_LIMIT, keep
-from .errors import Contention, TemporarilyUnavailable
+from ..errors import Contention, TemporarilyUnavailable
+from .database import QUEUE_LIMIT, TIME_LIMIT, keep
 
 K = TypeVar("K")
 V = TypeVar("V")

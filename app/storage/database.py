@@ -36,10 +36,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.orm import InstrumentedAttribute
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from .errors import Contention, TemporarilyUnavailable
-from .models import Moment
+from ..errors import Contention, TemporarilyUnavailable
+from ..settings import Settings, mode_if_ours
 from .postgres import LOCK_LIMIT, Postgres, answers
-from .settings import Settings, mode_if_ours
+from .tables import Moment
 
 TIME_LIMIT = timedelta(seconds=5)
 """How long a request waits for its transaction before it answers 503. The transaction is left to end."""

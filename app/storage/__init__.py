@@ -1,0 +1,1 @@
+"""Storage: Postgres or SQLite, its tables, and how statements reach it."""
