@@ -23,7 +23,6 @@ from uuid import UUID
 from . import open_files
 from .addresses import listen, url
 from .errors import InvalidRequest, NotFound, Refusal, TemporarilyUnavailable
-from .keys import READ_BY_ALL, RsaBits
 from .keyturn import Keyturn, opened, running
 from .revocations import LOOK_BACK
 from .sessions import KEPT_FOR, State
@@ -32,6 +31,7 @@ from .storage.migrating import end_at_sigterm, say
 from .storage.schema import ADMINISTRATOR, called, check_schema, first_administrator, prepare
 from .storage.schema import migrate as bring_to_head
 from .storage.tables import User
+from .tokens.keys import READ_BY_ALL, RsaBits
 
 Row: TypeAlias = Mapping[str, Any]
 Act: TypeAlias = Callable[[Keyturn, argparse.Namespace], Awaitable[None]]

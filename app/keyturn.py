@@ -7,10 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
-from .access_tokens import AccessTokens
 from .container import container
 from .hashing_room import HashingRoom
-from .keys import Keys
 from .log import get_logger
 from .passwords import Passwords
 from .revocations import Revocations
@@ -18,6 +16,8 @@ from .sessions import Sessions
 from .settings import Settings
 from .storage.database import Database
 from .storage.schema import check_schema, master_secret_of
+from .tokens.access_tokens import AccessTokens
+from .tokens.keys import Keys
 from .users import Users
 
 _log = get_logger()

@@ -14,11 +14,11 @@ from uuid import UUID
 import asyncpg  # type: ignore[import-untyped]  # it has none
 from sqlalchemy import insert
 
-from app.access_tokens import AccessTokens
 from app.keyturn import Keyturn, opened, running
-from app.refresh_tokens import RefreshToken, issue
 from app.settings import Settings
 from app.storage.tables import Session, User, uuid7
+from app.tokens.access_tokens import AccessTokens
+from app.tokens.refresh_tokens import RefreshToken, issue
 from bench.driver import Result
 from bench.servers import Database
 

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from joserfc import jwk
 from joserfc import jwt as joserfc_jwt
 
-from app.access_tokens import AccessToken, AccessTokens
 from app.errors import InvalidToken
-from app.keys import AccessKey, Keys, KeySet, RsaBits, _access_key, _new_secret
 from app.settings import Algorithm, read
+from app.tokens.access_tokens import AccessToken, AccessTokens
+from app.tokens.keys import AccessKey, Keys, KeySet, RsaBits, _access_key, _new_secret
 
 ISSUER = "https://auth.example.com"
 SETTINGS = read({"KEYTURN_ISSUER": ISSUER, "KEYTURN_AUDIENCE": "https://api.example.com"})

@@ -18,9 +18,9 @@ import jwt
 import pytest
 from sqlalchemy import text
 
-from app.access_tokens import MEDIA_TYPE
 from app.keyturn import Keyturn
 from app.main import create_app
+from app.tokens.access_tokens import MEDIA_TYPE
 from tests.conftest import NEW_PASSWORD as NEW
 from tests.conftest import PASSWORD, settings_of, time_passes
 

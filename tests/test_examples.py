@@ -16,9 +16,9 @@ import jwt
 import pytest
 import requests
 
-from app.keys import AccessKey
 from app.keyturn import opened
 from app.settings import DEFAULT_ISSUER, read
+from app.tokens.keys import AccessKey
 from tests.conftest import CHEAP, PASSWORD, SECRET
 from tests.service import ROOT, Service
 

@@ -23,10 +23,10 @@ from app.errors import InvalidGrant, TemporarilyUnavailable
 from app.http_protocol import KeyturnHttpProtocol
 from app.keyturn import Keyturn, opened
 from app.main import create_app
-from app.refresh_tokens import RefreshToken
 from app.sessions import State, Tokens
 from app.storage.database import TIME_LIMIT
 from app.storage.tables import uuid7
+from app.tokens.refresh_tokens import RefreshToken
 from tests.conftest import a_user, settings_of, time_passes
 
 Outcome = tuple[State, RefreshToken] | None

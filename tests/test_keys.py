@@ -18,12 +18,23 @@ from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.errors import Conflict, InvalidGrant, InvalidToken, NotFound, TemporarilyUnavailable
-from app.keys import POLL, PUBLISHED_FOR, UNREAD_LIMIT, AccessKey, Keys, KeySet, RsaBits, _associated, _kid, _new_secret
 from app.keyturn import Keyturn
-from app.refresh_tokens import issue
 from app.settings import Algorithm, ConfigurationError, master_secret
 from app.storage.database import monotonic
 from app.storage.tables import Key, Session, uuid7
+from app.tokens.keys import (
+    POLL,
+    PUBLISHED_FOR,
+    UNREAD_LIMIT,
+    AccessKey,
+    Keys,
+    KeySet,
+    RsaBits,
+    _associated,
+    _kid,
+    _new_secret,
+)
+from app.tokens.refresh_tokens import issue
 from tests.conftest import SECRET, Opener, a_user
 
 OTHER_SECRET = "b" + SECRET[1:]
@@ -374,7 +385,7 @@ async def test_a_token_of_an_unknown_refresh_key_is_junk(keyturn: Keyturn) -> No
 async def test_when_the_database_is_back_the_keys_are_read_at_once(
     open_keyturn: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.keys.POLL", timedelta(hours=1))
+    monkeypatch.setattr("app.tokens.keys.POLL", timedelta(hours=1))
     async with open_keyturn() as one, open_keyturn() as two:
 
         @asynccontextmanager

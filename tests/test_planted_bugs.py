@@ -16,12 +16,13 @@ from uuid import UUID
 import pytest
 from sqlalchemy import false, select, update
 
-from app import keys, sessions, users
-from app.keys import Keys
-from app.refresh_tokens import RefreshKey, RefreshToken
+from app import sessions, users
 from app.revocations import Revocations
 from app.sessions import Sessions, State, Verdict
 from app.storage.tables import Session
+from app.tokens import keys
+from app.tokens.keys import Keys
+from app.tokens.refresh_tokens import RefreshKey, RefreshToken
 from tests.test_state_machine import ACCESS, a_world, drive
 
 Patch = pytest.MonkeyPatch

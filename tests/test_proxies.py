@@ -28,8 +28,8 @@ from typing import Any
 import jwt
 import pytest
 
-from app.access_tokens import MEDIA_TYPE
 from app.storage.schema import migrate
+from app.tokens.access_tokens import MEDIA_TYPE
 from tests.conftest import PASSWORD, a_user, settings_of, sync
 from tests.sentinel import Sentinel
 from tests.servers import Postgres, Redis, free_port

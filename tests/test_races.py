@@ -26,13 +26,13 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from app.access_tokens import AccessToken
 from app.errors import InvalidGrant, InvalidToken, Reason, TemporarilyUnavailable
 from app.keyturn import Keyturn, opened, running
 from app.passwords import Authenticated
 from app.sessions import Tokens
 from app.storage.schema import migrate
 from app.storage.tables import Session
+from app.tokens.access_tokens import AccessToken
 from tests.conftest import CHEAP, PASSWORD, SECRET, Opener, a_user, settings_of, sync
 from tests.servers import Redis
 from tests.service import Service

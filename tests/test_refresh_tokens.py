@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.refresh_tokens import PATTERN, RefreshKey, RefreshToken, issue, key_number, verify
 from app.storage.tables import uuid7
+from app.tokens.refresh_tokens import PATTERN, RefreshKey, RefreshToken, issue, key_number, verify
 
 KEY = RefreshKey.derive(7, bytes(range(32)))
 OTHER = RefreshKey.derive(8, bytes(range(1, 33)))

@@ -16,11 +16,11 @@ from uuid import UUID
 import httpx2
 import pytest
 
-from app.access_tokens import AccessTokens
 from app.keyturn import opened
-from app.refresh_tokens import issue
 from app.settings import read
 from app.storage.tables import uuid7
+from app.tokens.access_tokens import AccessTokens
+from app.tokens.refresh_tokens import issue
 from tests.conftest import CHEAP, PASSWORD, SECRET
 from tests.service import Service
 

@@ -22,9 +22,9 @@ from app.errors import (
     TemporarilyUnavailable,
 )
 from app.keyturn import Keyturn
-from app.refresh_tokens import LAST_GENERATION
 from app.sessions import Tokens
 from app.storage.tables import Session, User, uuid7
+from app.tokens.refresh_tokens import LAST_GENERATION
 from tests.conftest import PASSWORD, Opener, a_user, time_passes
 
 SECOND = timedelta(seconds=1)

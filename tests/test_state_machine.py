@@ -35,12 +35,12 @@ from hypothesis.stateful import (
 from hypothesis.strategies import booleans, integers, just, sampled_from
 from sqlalchemy import select, text
 
-from app.access_tokens import AccessToken
 from app.errors import Conflict, InvalidGrant, InvalidToken, Reason, Refusal, TemporarilyUnavailable
 from app.keyturn import Keyturn, opened
 from app.passwords import Authenticated
 from app.sessions import Tokens
 from app.storage.tables import Session
+from app.tokens.access_tokens import AccessToken
 from tests.conftest import settings_of, time_passes
 
 T = TypeVar("T")

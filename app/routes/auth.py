@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import to_json
 
-from ..access_tokens import AccessToken
 from ..edge import Answer
 from ..errors import (
     AccessDenied,
@@ -28,8 +27,9 @@ from ..errors import (
     TemporarilyUnavailable,
 )
 from ..keyturn import Keyturn
-from ..refresh_tokens import PATTERN
 from ..sessions import Scope, State
+from ..tokens.access_tokens import AccessToken
+from ..tokens.refresh_tokens import PATTERN
 from .answers import refusals, response
 
 router = APIRouter(prefix="/auth", tags=["auth"])

@@ -17,9 +17,9 @@ from functools import cache, lru_cache
 from typing import Any
 from uuid import UUID
 
-from .errors import InvalidToken
+from ..errors import InvalidToken
+from ..settings import LEEWAY, LONGEST_ACCESS_TOKEN, Algorithm, Settings
 from .keys import Keys
-from .settings import LEEWAY, LONGEST_ACCESS_TOKEN, Algorithm, Settings
 
 MEDIA_TYPE = "at+jwt"
 

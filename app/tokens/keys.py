@@ -31,11 +31,11 @@ from jwt.utils import base64url_encode
 from sqlalchemy import ColumnElement, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from .errors import Conflict, InvalidGrant, NotFound, TemporarilyUnavailable
+from ..errors import Conflict, InvalidGrant, NotFound, TemporarilyUnavailable
+from ..settings import Algorithm, ConfigurationError
+from ..storage.database import Database, monotonic, own_task
+from ..storage.tables import Key
 from .refresh_tokens import RefreshKey, RefreshToken, key_number, prepared_hmac, verify
-from .settings import Algorithm, ConfigurationError
-from .storage.database import Database, monotonic, own_task
-from .storage.tables import Key
 
 _N = TypeVar("_N")
 _K = TypeVar("_K")
