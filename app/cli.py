@@ -24,7 +24,7 @@ from . import open_files
 from .addresses import listen, url
 from .errors import InvalidRequest, NotFound, Refusal, TemporarilyUnavailable
 from .keyturn import Keyturn, opened, running
-from .revocations import LOOK_BACK
+from .revocation.revocations import LOOK_BACK
 from .sessions import KEPT_FOR, State
 from .settings import PREFIX, Algorithm, ConfigurationError, Settings, WrongSettings, place_of_migrations, read
 from .storage.migrating import end_at_sigterm, say

@@ -11,7 +11,7 @@ from .container import container
 from .hashing_room import HashingRoom
 from .log import get_logger
 from .passwords import Passwords
-from .revocations import Revocations
+from .revocation.revocations import Revocations
 from .sessions import Sessions
 from .settings import Settings
 from .storage.database import Database

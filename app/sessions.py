@@ -36,7 +36,7 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from .errors import InvalidGrant, InvalidToken, NotFound, NoToken, Reason, Refusal, TemporarilyUnavailable
 from .log import get_logger
 from .passwords import Authenticated
-from .revocations import LOOK_BACK, Ending, Revocations, settled
+from .revocation.revocations import LOOK_BACK, Ending, Revocations, settled
 from .settings import Settings
 from .storage.batches import Batch
 from .storage.database import Database, own_task

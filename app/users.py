@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from .errors import Conflict, InvalidGrant, InvalidRequest, NotFound, TemporarilyUnavailable
 from .log import get_logger
 from .passwords import LONGEST, Authenticated, Passwords, acceptable
-from .revocations import Revocations
+from .revocation.revocations import Revocations
 from .sessions import ending_of, live_of
 from .storage.database import Database, own_task
 from .storage.tables import Session, User, uuid7

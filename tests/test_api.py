@@ -920,7 +920,7 @@ async def test_without_its_database_it_is_alive_and_not_ready(api: Api) -> None:
 
 
 async def test_who_asks_for_readiness_without_pause_starves_nothing(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.revocations.READ_LIMIT", timedelta(seconds=5))  # not this machine's slowness
+    monkeypatch.setattr("app.revocation.revocations.READ_LIMIT", timedelta(seconds=5))  # not this machine's slowness
     # Twenty in one turn of the loop: the reading needs several turns, and its time is not to go into ours.
     for _ in range(50):
         answers = await asyncio.gather(*(api.get("/readyz") for _ in range(20)))

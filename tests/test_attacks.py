@@ -33,7 +33,7 @@ from sqlalchemy import make_url
 
 from app.errors import InvalidToken, TemporarilyUnavailable
 from app.keyturn import Keyturn
-from app.revocations import REMEMBERED_FOR, SETTLES_IN
+from app.revocation.revocations import REMEMBERED_FOR, SETTLES_IN
 from tests.conftest import CHEAP, PASSWORD, SECRET, a_user
 from tests.servers import Redis
 from tests.service import Service

@@ -16,10 +16,10 @@ import httpx2
 import pytest
 from redis import asyncio as redis_asyncio
 
-from app import revocations
 from app.errors import InvalidToken, Reason
 from app.keyturn import Keyturn
-from app.revocations import REMEMBERED_FOR, STEP
+from app.revocation import revocations
+from app.revocation.revocations import REMEMBERED_FOR, STEP
 from app.sessions import Tokens
 from app.storage.schema import migrate
 from tests.conftest import CHEAP, PASSWORD, SECRET, a_user, settings_of

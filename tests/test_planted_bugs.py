@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import false, select, update
 
 from app import sessions, users
-from app.revocations import Revocations
+from app.revocation.revocations import Revocations
 from app.sessions import Sessions, State, Verdict
 from app.storage.tables import Session
 from app.tokens import keys

@@ -25,7 +25,7 @@ import pytest
 from redis import asyncio as redis_asyncio
 
 from app.keyturn import opened
-from app.revocations import VOUCHES_FOR
+from app.revocation.revocations import VOUCHES_FOR
 from app.storage.schema import migrate
 from tests.conftest import CHEAP, PASSWORD, SECRET, settings_of
 from tests.servers import Postgres, Redis

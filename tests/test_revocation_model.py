@@ -1,4 +1,4 @@
-"""The revocation scheme of `app/revocations.py` as an explicit-state model: every interleaving, within stated bounds.
+"""The revocation scheme of `app/revocation/revocations.py` as an explicit-state model: every interleaving, within stated bounds.
 
 The promise: a verify that begins after a logout has returned never accepts an access token of that session. The model
 has one session; the database's fence, which names an epoch and the one Redis server whose silence is believed; two

@@ -26,10 +26,10 @@ from redis.exceptions import OutOfMemoryError
 from sqlalchemy import event, insert, select, text, update
 from sqlalchemy.util import await_only
 
-from app import revocations
 from app.errors import InvalidToken, Reason, TemporarilyUnavailable
 from app.keyturn import Keyturn, opened
-from app.revocations import (
+from app.revocation import revocations
+from app.revocation.revocations import (
     CLAIM_AFTER,
     KEY_LIVES,
     LOOK_BACK,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from app.revocations import _pool
+from app.revocation.revocations import _pool
 from app.settings import ConfigurationError, Settings, master_secret, read
 from tests.conftest import SECRET
 

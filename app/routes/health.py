@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel
 
 from ..keyturn import Keyturn
-from ..revocations import CacheState
+from ..revocation.revocations import CacheState
 from .answers import HEADERS, word
 
 router = APIRouter(tags=["health"])

@@ -66,12 +66,12 @@ from redis.exceptions import RedisError, ResponseError
 from sqlalchemy import func, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from .errors import InvalidToken, Reason, TemporarilyUnavailable
+from ..errors import InvalidToken, Reason, TemporarilyUnavailable
+from ..settings import LEEWAY, LONGEST_ACCESS_TOKEN, Settings
+from ..storage.batches import Batch
+from ..storage.database import TIME_LIMIT, Database, keep, monotonic
+from ..storage.tables import CacheFence, Session
 from .redis_errors import cause
-from .settings import LEEWAY, LONGEST_ACCESS_TOKEN, Settings
-from .storage.batches import Batch
-from .storage.database import TIME_LIMIT, Database, keep, monotonic
-from .storage.tables import CacheFence, Session
 
 CacheState = Literal["complete", "not complete", "away", "none"]
 

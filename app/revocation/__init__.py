@@ -1,0 +1,1 @@
+"""Revocation: how the end of a session reaches every verifier."""
