@@ -25,7 +25,7 @@ from .addresses import listen, url
 from .errors import InvalidRequest, NotFound, Refusal, TemporarilyUnavailable
 from .keyturn import Keyturn, opened, running
 from .revocation.revocations import LOOK_BACK
-from .sessions import KEPT_FOR, State
+from .sessions.rotation import KEPT_FOR, State
 from .settings import PREFIX, Algorithm, ConfigurationError, Settings, WrongSettings, place_of_migrations, read
 from .storage.migrating import end_at_sigterm, say
 from .storage.schema import ADMINISTRATOR, called, check_schema, first_administrator, prepare

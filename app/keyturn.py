@@ -12,7 +12,7 @@ from .hashing_room import HashingRoom
 from .log import get_logger
 from .passwords import Passwords
 from .revocation.revocations import Revocations
-from .sessions import Sessions
+from .sessions.rotation import Sessions
 from .settings import Settings
 from .storage.database import Database
 from .storage.schema import check_schema, master_secret_of

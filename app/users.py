@@ -18,7 +18,7 @@ from .errors import Conflict, InvalidGrant, InvalidRequest, NotFound, Temporaril
 from .log import get_logger
 from .passwords import LONGEST, Authenticated, Passwords, acceptable
 from .revocation.revocations import Revocations
-from .sessions import ending_of, live_of
+from .sessions.rotation import ending_of, live_of
 from .storage.database import Database, own_task
 from .storage.tables import Session, User, uuid7
 

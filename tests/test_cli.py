@@ -26,7 +26,7 @@ from sqlalchemy import text, update
 
 from app.cli import main
 from app.keyturn import Keyturn, opened, running
-from app.sessions import Tokens
+from app.sessions.rotation import Tokens
 from app.settings import read
 from app.storage.schema import called, first_administrator
 from app.storage.tables import User, uuid7

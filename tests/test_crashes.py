@@ -21,7 +21,7 @@ import httpx2
 import pytest
 from sqlalchemy import text
 
-from app.sessions import Tokens
+from app.sessions.rotation import Tokens
 from app.storage.schema import migrate
 from tests.conftest import settings_of, sync
 from tests.servers import Postgres

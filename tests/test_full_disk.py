@@ -7,7 +7,7 @@ from sqlalchemy import text
 
 from app.errors import TemporarilyUnavailable
 from app.keyturn import Keyturn
-from app.sessions import Tokens
+from app.sessions.rotation import Tokens
 from tests.conftest import a_user
 
 

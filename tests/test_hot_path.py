@@ -17,13 +17,13 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from uvicorn.server import ServerState
 
-from app import sessions
 from app.edge import Edge
 from app.errors import InvalidGrant, TemporarilyUnavailable
 from app.http_protocol import KeyturnHttpProtocol
 from app.keyturn import Keyturn, opened
 from app.main import create_app
-from app.sessions import State, Tokens
+from app.sessions import rotation as sessions
+from app.sessions.rotation import State, Tokens
 from app.storage.database import TIME_LIMIT
 from app.storage.tables import uuid7
 from app.tokens.refresh_tokens import RefreshToken

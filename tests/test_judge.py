@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from app.passwords import Cost, cost_of
-from app.sessions import State, Tokens, Verdict, judge
+from app.sessions.rotation import State, Tokens, Verdict, judge
 from app.storage.tables import uuid7
 from app.tokens.refresh_tokens import LAST_GENERATION, RefreshKey, RefreshToken, issue
 

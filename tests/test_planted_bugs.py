@@ -16,9 +16,10 @@ from uuid import UUID
 import pytest
 from sqlalchemy import false, select, update
 
-from app import sessions, users
+from app import users
 from app.revocation.revocations import Revocations
-from app.sessions import Sessions, State, Verdict
+from app.sessions import rotation as sessions
+from app.sessions.rotation import Sessions, State, Verdict
 from app.storage.tables import Session
 from app.tokens import keys
 from app.tokens.keys import Keys

@@ -29,7 +29,7 @@ from sqlalchemy.pool import NullPool
 from app.errors import InvalidGrant, InvalidToken, Reason, TemporarilyUnavailable
 from app.keyturn import Keyturn, opened, running
 from app.passwords import Authenticated
-from app.sessions import Tokens
+from app.sessions.rotation import Tokens
 from app.storage.schema import migrate
 from app.storage.tables import Session
 from app.tokens.access_tokens import AccessToken

@@ -41,7 +41,7 @@ from app.revocation.revocations import (
     Revocations,
     Server,
 )
-from app.sessions import Tokens
+from app.sessions.rotation import Tokens
 from app.storage.database import Database
 from app.storage.tables import CacheFence, Session, uuid7
 from tests.conftest import Opener, a_user, settings_of, time_passes

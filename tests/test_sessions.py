@@ -22,7 +22,7 @@ from app.errors import (
     TemporarilyUnavailable,
 )
 from app.keyturn import Keyturn
-from app.sessions import Tokens
+from app.sessions.rotation import Tokens
 from app.storage.tables import Session, User, uuid7
 from app.tokens.refresh_tokens import LAST_GENERATION
 from tests.conftest import PASSWORD, Opener, a_user, time_passes

@@ -1,6 +1,6 @@
 """The session state machine against a model of it: Hypothesis drives both, step by step, on both databases.
 
-The model is written from the table in app/sessions.py, and shares no code with the service. It counts whole seconds and generations
+The model is written from the table in app/sessions/rotation.py, and shares no code with the service. It counts whole seconds and generations
 and knows no digests and no SQL. Two instances take turns. After each step every answer, every row and every access
 token that was ever issued must be as the model says.
 
@@ -38,7 +38,7 @@ from sqlalchemy import select, text
 from app.errors import Conflict, InvalidGrant, InvalidToken, Reason, Refusal, TemporarilyUnavailable
 from app.keyturn import Keyturn, opened
 from app.passwords import Authenticated
-from app.sessions import Tokens
+from app.sessions.rotation import Tokens
 from app.storage.tables import Session
 from app.tokens.access_tokens import AccessToken
 from tests.conftest import settings_of, time_passes

@@ -15,7 +15,7 @@ import pytest
 from app.errors import TemporarilyUnavailable
 from app.keyturn import Keyturn
 from app.revocation.revocations import REMEMBERED_FOR
-from app.sessions import Tokens
+from app.sessions.rotation import Tokens
 from tests.servers import Redis
 from tests.test_revocations import (
     MARKER,

@@ -27,7 +27,7 @@ from ..errors import (
     TemporarilyUnavailable,
 )
 from ..keyturn import Keyturn
-from ..sessions import Scope, State
+from ..sessions.rotation import Scope, State
 from ..tokens.access_tokens import AccessToken
 from ..tokens.refresh_tokens import PATTERN
 from .answers import refusals, response

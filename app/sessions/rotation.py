@@ -33,17 +33,17 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Select, and_, case, delete, exists, insert, or_, select, update
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from .errors import InvalidGrant, InvalidToken, NotFound, NoToken, Reason, Refusal, TemporarilyUnavailable
-from .log import get_logger
-from .passwords import Authenticated
-from .revocation.revocations import LOOK_BACK, Ending, Revocations, settled
-from .settings import Settings
-from .storage.batches import Batch
-from .storage.database import Database, own_task
-from .storage.tables import Key, Session, User, microseconds, moment, uuid7
-from .tokens.access_tokens import AccessToken, AccessTokens
-from .tokens.keys import Keys
-from .tokens.refresh_tokens import LAST_GENERATION, RefreshKey, RefreshToken, issue
+from ..errors import InvalidGrant, InvalidToken, NotFound, NoToken, Reason, Refusal, TemporarilyUnavailable
+from ..log import get_logger
+from ..passwords import Authenticated
+from ..revocation.revocations import LOOK_BACK, Ending, Revocations, settled
+from ..settings import Settings
+from ..storage.batches import Batch
+from ..storage.database import Database, own_task
+from ..storage.tables import Key, Session, User, microseconds, moment, uuid7
+from ..tokens.access_tokens import AccessToken, AccessTokens
+from ..tokens.keys import Keys
+from ..tokens.refresh_tokens import LAST_GENERATION, RefreshKey, RefreshToken, issue
 
 Scope = Literal["this", "others", "all"]
 """Which sessions a logout ends."""
