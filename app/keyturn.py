@@ -7,10 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
-from .container import container
-from .hashing_room import HashingRoom
 from .log import get_logger
-from .passwords import Passwords
 from .revocation.revocations import Revocations
 from .sessions.rotation import Sessions
 from .settings import Settings
@@ -18,7 +15,10 @@ from .storage.database import Database
 from .storage.schema import check_schema, master_secret_of
 from .tokens.access_tokens import AccessTokens
 from .tokens.keys import Keys
-from .users import Users
+from .users.container import container
+from .users.hashing_room import HashingRoom
+from .users.passwords import Passwords
+from .users.users import Users
 
 _log = get_logger()
 

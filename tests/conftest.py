@@ -22,9 +22,9 @@ import pytest
 from sqlalchemy import text
 
 from app.keyturn import Keyturn, opened, running
-from app.passwords import Authenticated
 from app.settings import Settings, read
 from app.storage.schema import migrate
+from app.users.passwords import Authenticated
 from tests.servers import Postgres, Redis
 
 SECRET = "x3pQkq0q4v0Tn5oHn1o9R2m8mWb7s3eJf6dKz1uYc5g="

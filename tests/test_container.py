@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from app.container import Container, Limit, container
-from app.hashing_room import BEFORE_REQUESTS, FOR_REQUESTS, MIB, WAITS_IN, HashingRoom
 from app.settings import ConfigurationError, Settings, read
+from app.users.container import Container, Limit, container
+from app.users.hashing_room import BEFORE_REQUESTS, FOR_REQUESTS, MIB, WAITS_IN, HashingRoom
 
 MACHINE = 64 * 1024 * MIB
 NONE_V1 = "9223372036854771712"

@@ -7,10 +7,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from app.passwords import Cost, cost_of
 from app.sessions.rotation import State, Tokens, Verdict, judge
 from app.storage.tables import uuid7
 from app.tokens.refresh_tokens import LAST_GENERATION, RefreshKey, RefreshToken, issue
+from app.users.passwords import Cost, cost_of
 
 KEY = RefreshKey.derive(7, bytes(range(32)))
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)

@@ -31,13 +31,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from sqlalchemy import update
 
-from app.container import Container, Limit
 from app.errors import InvalidGrant, InvalidRequest, TemporarilyUnavailable
-from app.hashing_room import MIB, HashingRoom
 from app.keyturn import Keyturn
-from app.passwords import Authenticated, Cost, Passwords, acceptable, cost_of
 from app.settings import Settings, read
 from app.storage.tables import User
+from app.users.container import Container, Limit
+from app.users.hashing_room import MIB, HashingRoom
+from app.users.passwords import Authenticated, Cost, Passwords, acceptable, cost_of
 from tests.conftest import CHEAP, PASSWORD, Opener, a_user
 from tests.servers import free_port
 from tests.service import ROOT, Service
@@ -184,7 +184,7 @@ async def occupied(passwords: Passwords) -> AsyncIterator[None]:
 
 
 async def test_what_waited_too_long_for_a_slot_is_503_and_is_never_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.passwords.WAITS_FOR", timedelta(milliseconds=50))
+    monkeypatch.setattr("app.users.passwords.WAITS_FOR", timedelta(milliseconds=50))
     passwords, hashed = hashing(hashing_slots="1", hashing_queue="8"), list[int]()
     async with occupied(passwords):
         waiting = [passwords._run(8, partial(hashed.append, i)) for i in range(3)]
@@ -198,7 +198,7 @@ async def test_what_waited_too_long_for_a_slot_is_503_and_is_never_hashed(monkey
 async def test_a_hash_that_takes_too_long_is_503_and_holds_its_slot_until_it_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("app.passwords.TAKES_AT_MOST", timedelta(milliseconds=20))
+    monkeypatch.setattr("app.users.passwords.TAKES_AT_MOST", timedelta(milliseconds=20))
     passwords = hashing(hashing_slots="1", hashing_queue="0")
     release = threading.Event()
     monkeypatch.setattr(PasswordHasher, "hash", lambda *_: release.wait(10) and "done")
@@ -209,7 +209,7 @@ async def test_a_hash_that_takes_too_long_is_503_and_holds_its_slot_until_it_end
     release.set()
     while passwords._busy:
         await asyncio.sleep(0.01)
-    monkeypatch.setattr("app.passwords.TAKES_AT_MOST", timedelta(seconds=30))
+    monkeypatch.setattr("app.users.passwords.TAKES_AT_MOST", timedelta(seconds=30))
     assert await passwords.hash(b"a password") == "done"
 
 

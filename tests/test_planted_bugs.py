@@ -16,7 +16,6 @@ from uuid import UUID
 import pytest
 from sqlalchemy import false, select, update
 
-from app import users
 from app.revocation.revocations import Revocations
 from app.sessions import rotation as sessions
 from app.sessions.rotation import Sessions, State, Verdict
@@ -24,6 +23,7 @@ from app.storage.tables import Session
 from app.tokens import keys
 from app.tokens.keys import Keys
 from app.tokens.refresh_tokens import RefreshKey, RefreshToken
+from app.users import users
 from tests.test_state_machine import ACCESS, a_world, drive
 
 Patch = pytest.MonkeyPatch

@@ -28,11 +28,11 @@ from sqlalchemy.pool import NullPool
 
 from app.errors import InvalidGrant, InvalidToken, Reason, TemporarilyUnavailable
 from app.keyturn import Keyturn, opened, running
-from app.passwords import Authenticated
 from app.sessions.rotation import Tokens
 from app.storage.schema import migrate
 from app.storage.tables import Session
 from app.tokens.access_tokens import AccessToken
+from app.users.passwords import Authenticated
 from tests.conftest import CHEAP, PASSWORD, SECRET, Opener, a_user, settings_of, sync
 from tests.servers import Redis
 from tests.service import Service

@@ -37,10 +37,10 @@ from sqlalchemy import select, text
 
 from app.errors import Conflict, InvalidGrant, InvalidToken, Reason, Refusal, TemporarilyUnavailable
 from app.keyturn import Keyturn, opened
-from app.passwords import Authenticated
 from app.sessions.rotation import Tokens
 from app.storage.tables import Session
 from app.tokens.access_tokens import AccessToken
+from app.users.passwords import Authenticated
 from tests.conftest import settings_of, time_passes
 
 T = TypeVar("T")

@@ -35,7 +35,6 @@ from sqlalchemy.sql.dml import ReturningUpdate
 
 from ..errors import InvalidGrant, InvalidToken, NotFound, NoToken, Reason, Refusal, TemporarilyUnavailable
 from ..log import get_logger
-from ..passwords import Authenticated
 from ..revocation.revocations import LOOK_BACK, Ending, Revocations, settled
 from ..settings import Settings
 from ..storage.batches import Batch
@@ -44,6 +43,7 @@ from ..storage.tables import Key, Session, User, microseconds, moment, uuid7
 from ..tokens.access_tokens import AccessToken, AccessTokens
 from ..tokens.keys import Keys
 from ..tokens.refresh_tokens import LAST_GENERATION, RefreshKey, RefreshToken, issue
+from ..users.passwords import Authenticated
 
 Scope = Literal["this", "others", "all"]
 """Which sessions a logout ends."""

@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..errors import Conflict, TemporarilyUnavailable
 from ..settings import SECRET_BYTES, ConfigurationError, Place, Settings, make_data_dir, master_secret, mode_if_ours
-from ..users import Users
+from ..users.users import Users
 from .database import Database, message, outage
 from .tables import User
 

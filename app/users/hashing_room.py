@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
+from ..settings import PREFIX, ConfigurationError, Settings
 from .container import Container
-from .settings import PREFIX, ConfigurationError, Settings
 
 MIB = 1024 * 1024
 

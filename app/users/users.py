@@ -14,13 +14,13 @@ from sqlalchemy import Select, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from .errors import Conflict, InvalidGrant, InvalidRequest, NotFound, TemporarilyUnavailable
-from .log import get_logger
+from ..errors import Conflict, InvalidGrant, InvalidRequest, NotFound, TemporarilyUnavailable
+from ..log import get_logger
+from ..revocation.revocations import Revocations
+from ..sessions.rotation import ending_of, live_of
+from ..storage.database import Database, own_task
+from ..storage.tables import Session, User, uuid7
 from .passwords import LONGEST, Authenticated, Passwords, acceptable
-from .revocation.revocations import Revocations
-from .sessions.rotation import ending_of, live_of
-from .storage.database import Database, own_task
-from .storage.tables import Session, User, uuid7
 
 _ROLE = re.compile(r"[a-z][a-z0-9_-]{0,31}", re.ASCII)
 # The library's documented way to allow domains that the Internet doesn't know, such as corp.local: a self-hosted

@@ -24,10 +24,10 @@ from uuid import UUID
 from argon2 import PasswordHasher, Type
 from argon2.exceptions import Argon2Error, VerifyMismatchError
 
-from .errors import InvalidRequest, TemporarilyUnavailable
+from ..errors import InvalidRequest, TemporarilyUnavailable
+from ..log import get_logger
+from ..settings import MOST_ARGON2_LANES, MOST_ARGON2_MEMORY, MOST_ARGON2_PASSES, Settings
 from .hashing_room import HashingRoom
-from .log import get_logger
-from .settings import MOST_ARGON2_LANES, MOST_ARGON2_MEMORY, MOST_ARGON2_PASSES, Settings
 
 SHORTEST, LONGEST = 8, 1024
 """UTF-8 bytes of a password. Nothing is cut, trimmed or normalised: it is compared as it was sent."""

@@ -1,0 +1,1 @@
+"""Users, and how one proves to be one."""
