@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias, get_args
 from uuid import UUID
 
-from . import open_files
 from .addresses import listen, url
 from .errors import InvalidRequest, NotFound, Refusal, TemporarilyUnavailable
+from .http import open_files
 from .keyturn import Keyturn, opened, running
 from .revocation.revocations import LOOK_BACK
 from .sessions.rotation import KEPT_FOR, State
@@ -256,7 +256,7 @@ def _serve_on(sockets: list[socket.socket], settings: Settings) -> int:
     from uvicorn.supervisors import Multiprocess  # noqa: PLC0415  # as above
 
     from . import log  # noqa: PLC0415  # as above
-    from .http_protocol import KeyturnHttpProtocol  # noqa: PLC0415  # as above
+    from .http.protocol import KeyturnHttpProtocol  # noqa: PLC0415  # as above
 
     port = sockets[0].getsockname()[1]
     prepare(settings)

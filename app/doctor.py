@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from sqlalchemy import func, select
 
-from . import open_files
 from .addresses import listen
 from .errors import TemporarilyUnavailable
+from .http import open_files
 from .keyturn import Keyturn, opened
 from .settings import ConfigurationError, read
 from .storage.migrating import migrating

@@ -15,8 +15,8 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from .edge import Edge, render
 from .errors import InvalidRequest, MethodNotAllowed, NotFound, Refusal, refusal_of
+from .http.edge import Edge, render
 from .keyturn import opened, running
 from .routes import auth, health, well_known
 from .routes.answers import documented, response

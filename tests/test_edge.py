@@ -27,9 +27,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app import log
-from app.edge import MAX_DEPTH, MAX_DIGITS, MAX_MEMBERS, MAX_TARGET, Edge, parse_json, render
 from app.errors import InvalidGrant, InvalidRequest, SlowDown
-from app.http_protocol import KeyturnHttpProtocol
+from app.http.edge import MAX_DEPTH, MAX_DIGITS, MAX_MEMBERS, MAX_TARGET, Edge, parse_json, render
+from app.http.protocol import KeyturnHttpProtocol
 
 ROOT = Path(__file__).parents[1]
 TOKEN = "ktr_" + "Ab3_" * 21

@@ -17,9 +17,9 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from uvicorn.server import ServerState
 
-from app.edge import Edge
 from app.errors import InvalidGrant, TemporarilyUnavailable
-from app.http_protocol import KeyturnHttpProtocol
+from app.http.edge import Edge
+from app.http.protocol import KeyturnHttpProtocol
 from app.keyturn import Keyturn, opened
 from app.main import create_app
 from app.sessions import rotation as sessions

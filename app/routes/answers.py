@@ -8,7 +8,6 @@ from typing import Annotated, Any, get_args
 from fastapi import Response
 from pydantic import BaseModel, Field, WithJsonSchema
 
-from ..edge import Answer, UriTooLong
 from ..errors import (
     ContentTooLarge,
     HeaderFieldsTooLarge,
@@ -19,6 +18,7 @@ from ..errors import (
     ServerError,
     UnsupportedMediaType,
 )
+from ..http.edge import Answer, UriTooLong
 
 
 def _codes(of: type[Refusal]) -> Iterator[str]:

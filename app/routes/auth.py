@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import to_json
 
-from ..edge import Answer
 from ..errors import (
     AccessDenied,
     Conflict,
@@ -26,6 +25,7 @@ from ..errors import (
     NoToken,
     TemporarilyUnavailable,
 )
+from ..http.edge import Answer
 from ..keyturn import Keyturn
 from ..sessions.rotation import Scope, State
 from ..tokens.access_tokens import AccessToken

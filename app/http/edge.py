@@ -22,8 +22,8 @@ from urllib.parse import unquote, unquote_to_bytes
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from . import log
-from .errors import (
+from .. import log
+from ..errors import (
     ContentTooLarge,
     HeaderFieldsTooLarge,
     InvalidRequest,

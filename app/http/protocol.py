@@ -25,9 +25,8 @@ from typing import Any, ClassVar, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from . import log, open_files
-from .edge import MAX_TARGET, UriTooLong
-from .errors import (
+from .. import log
+from ..errors import (
     ContentTooLarge,
     HeaderFieldsTooLarge,
     InvalidRequest,
@@ -37,6 +36,8 @@ from .errors import (
     SlowDown,
     TemporarilyUnavailable,
 )
+from . import open_files
+from .edge import MAX_TARGET, UriTooLong
 
 _MAX_FRAMING = 1024 * 1024  # a body within its limit, one byte a chunk, is less than half of this
 _MAX_URL = 65_535  # bytes; httptools parses no longer one. Edge bounds all targets but those that a proxy appends to.
