@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from app.addresses import listen, url
+from app.commands.addresses import listen, url
 from app.settings import ConfigurationError
 from tests.conftest import CHEAP
 from tests.servers import free_port

@@ -18,7 +18,7 @@ import httpx2
 import pytest
 from sqlalchemy import make_url, text
 
-from app import doctor
+from app.commands import doctor
 from app.errors import TemporarilyUnavailable
 from app.keyturn import Keyturn, opened, running
 from app.settings import ConfigurationError

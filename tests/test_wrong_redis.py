@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from redis import asyncio as redis_asyncio
 
-from app import doctor
+from app.commands import doctor
 from app.errors import InvalidToken
 from app.keyturn import Keyturn, opened
 from app.storage.schema import migrate

@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 from sqlalchemy import func, select
 
+from ..errors import TemporarilyUnavailable
+from ..http import open_files
+from ..keyturn import Keyturn, opened
+from ..settings import ConfigurationError, read
+from ..storage.migrating import migrating
+from ..storage.schema import called, check_schema
+from ..storage.tables import User
 from .addresses import listen
-from .errors import TemporarilyUnavailable
-from .http import open_files
-from .keyturn import Keyturn, opened
-from .settings import ConfigurationError, read
-from .storage.migrating import migrating
-from .storage.schema import called, check_schema
-from .storage.tables import User
 
 _CONNECTIONS = 1000  # a process serves thousands of requests a second, and most proxies keep a connection for each
 

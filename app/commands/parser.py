@@ -20,18 +20,18 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias, get_args
 from uuid import UUID
 
+from ..errors import InvalidRequest, NotFound, Refusal, TemporarilyUnavailable
+from ..http import open_files
+from ..keyturn import Keyturn, opened, running
+from ..revocation.revocations import LOOK_BACK
+from ..sessions.rotation import KEPT_FOR, State
+from ..settings import PREFIX, Algorithm, ConfigurationError, Settings, WrongSettings, place_of_migrations, read
+from ..storage.migrating import end_at_sigterm, say
+from ..storage.schema import ADMINISTRATOR, called, check_schema, first_administrator, prepare
+from ..storage.schema import migrate as bring_to_head
+from ..storage.tables import User
+from ..tokens.keys import READ_BY_ALL, RsaBits
 from .addresses import listen, url
-from .errors import InvalidRequest, NotFound, Refusal, TemporarilyUnavailable
-from .http import open_files
-from .keyturn import Keyturn, opened, running
-from .revocation.revocations import LOOK_BACK
-from .sessions.rotation import KEPT_FOR, State
-from .settings import PREFIX, Algorithm, ConfigurationError, Settings, WrongSettings, place_of_migrations, read
-from .storage.migrating import end_at_sigterm, say
-from .storage.schema import ADMINISTRATOR, called, check_schema, first_administrator, prepare
-from .storage.schema import migrate as bring_to_head
-from .storage.tables import User
-from .tokens.keys import READ_BY_ALL, RsaBits
 
 Row: TypeAlias = Mapping[str, Any]
 Act: TypeAlias = Callable[[Keyturn, argparse.Namespace], Awaitable[None]]
@@ -112,7 +112,7 @@ def _name(word: str) -> str:
 
 class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        from .main import release  # noqa: PLC0415  # FastAPI is not needed by other commands
+        from ..main import release  # noqa: PLC0415  # FastAPI is not needed by other commands
 
         print(f"keyturn {release()}")
         parser.exit()
@@ -255,8 +255,8 @@ def _serve_on(sockets: list[socket.socket], settings: Settings) -> int:
     import uvicorn  # noqa: PLC0415  # 30 ms that no other command needs
     from uvicorn.supervisors import Multiprocess  # noqa: PLC0415  # as above
 
-    from . import log  # noqa: PLC0415  # as above
-    from .http.protocol import KeyturnHttpProtocol  # noqa: PLC0415  # as above
+    from .. import log  # noqa: PLC0415  # as above
+    from ..http.protocol import KeyturnHttpProtocol  # noqa: PLC0415  # as above
 
     port = sockets[0].getsockname()[1]
     prepare(settings)
@@ -342,7 +342,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _openapi(_arguments: argparse.Namespace) -> None:
-    from .main import create_app  # noqa: PLC0415  # FastAPI is not needed by other commands
+    from ..main import create_app  # noqa: PLC0415  # FastAPI is not needed by other commands
 
     print(json.dumps(create_app(Settings()).openapi(), indent=2, ensure_ascii=False))
 
