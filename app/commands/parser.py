@@ -267,7 +267,7 @@ def _serve_on(sockets: list[socket.socket], settings: Settings) -> int:
     # uvicorn raises the signal that ended it once more when all is closed: an end in good order is no failure.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     config = uvicorn.Config(
-        f"{__package__}.main:served",
+        f"{__package__.partition('.')[0]}.main:served",
         factory=True,
         host=settings.host,
         port=port,

@@ -1,0 +1,77 @@
+"""What all tables share: types of columns, names of constraints, identifiers."""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any, ClassVar
+from uuid import UUID
+
+from sqlalchemy import BigInteger, Dialect, LargeBinary, MetaData, TypeDecorator
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.types import TypeEngine
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Moment(TypeDecorator[datetime]):
+    """A moment in UTC, to the microsecond: timestamptz in Postgres, whole microseconds since 1970 in SQLite.
+
+    SQLite has no type for moments and its drivers drop the offset of an aware one, so that comparisons go wrong
+    silently; integers compare and add as they should. A naive moment is refused.
+    """
+
+    impl = BigInteger
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:  # noqa: D102  # SQLAlchemy's
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(postgresql.TIMESTAMP(timezone=True))
+        return dialect.type_descriptor(BigInteger())
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:  # noqa: D102  # SQLAlchemy's
+        if value is None or dialect.name == "postgresql":
+            return value
+        return microseconds(value)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ARG002, D102  # as above
+        return moment(value) if isinstance(value, int) else value
+
+
+def microseconds(value: datetime | timedelta) -> int:
+    """Whole microseconds of a duration, or since 1970 of an aware moment."""
+    return (value if isinstance(value, timedelta) else value - _EPOCH) // timedelta(microseconds=1)
+
+
+def moment(since_1970: int) -> datetime:
+    """The inverse of `microseconds`: an aware moment."""
+    return _EPOCH + timedelta(microseconds=since_1970)
+
+
+def uuid7() -> UUID:
+    """A UUID of version 7 (RFC 9562 section 5.7): 48 bits of Unix milliseconds, 74 random bits.
+
+    The time order keeps the primary key's index dense and lets `gc` walk it by age.
+    """
+    random = int.from_bytes(os.urandom(10)) & ((1 << 74) - 1)
+    milliseconds = time.time_ns() // 1_000_000
+    return UUID(
+        int=milliseconds << 80 | 7 << 76 | (random >> 62) << 64 | 2 << 62 | (random & ((1 << 62) - 1)),
+    )
+
+
+class Base(DeclarativeBase):
+    """Names every constraint, because SQLite can only alter what has a name."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        },
+    )
+    type_annotation_map: ClassVar[dict[Any, Any]] = {datetime: Moment, bytes: LargeBinary}

@@ -1,0 +1,28 @@
+"""The table of users."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import String, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from .columns import Base, uuid7
+
+
+class User(Base):
+    """Someone who signs in with e-mail and password. `role` is copied to the live sessions when it changes."""
+
+    __tablename__ = "users"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid7)
+    email: Mapped[str] = mapped_column(String(254), unique=True)
+    password_hash: Mapped[str] = mapped_column(String(255))
+    password_is_initial: Mapped[bool] = mapped_column(server_default=text("false"))
+    role: Mapped[str] = mapped_column(String(32))
+    created_at: Mapped[datetime]
+    disabled_at: Mapped[datetime | None]
+
+    def __repr__(self) -> str:
+        return f"User({self.id})"
