@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
+from .actors import SERVICE
 from .log import get_logger
 from .revocation.revocations import Revocations
 from .sessions.rotation import Sessions
@@ -66,7 +67,7 @@ async def running(keyturn: Keyturn) -> AsyncIterator[None]:
     """
     keyturn.passwords.room.require_one()
     await check_schema(keyturn.db)
-    await keyturn.keys.make_first()
+    await keyturn.keys.make_first(by=SERVICE)
     await keyturn.keys.load()
     await keyturn.revocations.read_fence()
     tasks = [

@@ -21,6 +21,7 @@ import hypothesis
 import pytest
 from sqlalchemy import text
 
+from app.actors import SERVICE
 from app.keyturn import Keyturn, opened, running
 from app.settings import Settings, read
 from app.storage.schema import migrate
@@ -189,7 +190,7 @@ async def keyturn(open_keyturn: Opener) -> AsyncIterator[Keyturn]:
 
 async def a_user(keyturn: Keyturn, email: str = "ada@example.com", role: str = "user") -> Authenticated:
     """A user who has just proved the password."""
-    await keyturn.users.create(email, PASSWORD, role)
+    await keyturn.users.create(email, PASSWORD, role, by=SERVICE)
     return await keyturn.users.authenticate(email, PASSWORD)
 
 

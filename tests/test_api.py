@@ -18,6 +18,7 @@ import jwt
 import pytest
 from sqlalchemy import text
 
+from app.actors import SERVICE
 from app.keyturn import Keyturn
 from app.main import create_app
 from app.tokens.access_tokens import MEDIA_TYPE
@@ -87,7 +88,7 @@ def serve(database_url: str) -> Serve:
 async def api(database_url: str) -> AsyncIterator[Api]:
     """One instance with Ada, a user."""
     async with serving(database_url) as api:
-        await api.keyturn.users.create(ADA, PASSWORD)
+        await api.keyturn.users.create(ADA, PASSWORD, by=SERVICE)
         yield api
 
 
@@ -189,7 +190,7 @@ async def test_login_answers_with_the_documented_fields(api: Api) -> None:
 
 async def test_the_refresh_lifetime_that_is_told_never_passes_the_session_s(serve: Serve) -> None:
     async with serve(refresh_token_lifetime="3600", session_lifetime="3600") as api:
-        await api.keyturn.users.create(ADA, PASSWORD)
+        await api.keyturn.users.create(ADA, PASSWORD, by=SERVICE)
         tokens = await api.login()
         await time_passes(api.keyturn, timedelta(seconds=3000))
         body = (await api.post("/auth/refresh", {"refresh_token": tokens["refresh_token"]})).json()
@@ -198,9 +199,9 @@ async def test_the_refresh_lifetime_that_is_told_never_passes_the_session_s(serv
 
 
 async def test_unknown_user_wrong_password_and_disabled_user_get_the_same_answer(api: Api) -> None:
-    disabled = await api.keyturn.users.create(BOB, PASSWORD)
-    await api.keyturn.users.create("eve@example.com", PASSWORD, "admin")
-    await api.keyturn.users.disable(disabled.id)
+    disabled = await api.keyturn.users.create(BOB, PASSWORD, by=SERVICE)
+    await api.keyturn.users.create("eve@example.com", PASSWORD, "admin", by=SERVICE)
+    await api.keyturn.users.disable(disabled.id, by=SERVICE)
     answers = [
         await api.post("/auth/login", {"email": email, "password": password})
         for email, password in (
@@ -248,7 +249,7 @@ async def test_a_password_is_taken_as_it_was_sent(serve: Serve) -> None:
 
 async def test_a_full_hashing_queue_is_answered_at_once_and_drains(serve: Serve) -> None:
     async with serve(hashing_slots="1", hashing_queue="0") as api:
-        await api.keyturn.users.create(ADA, PASSWORD)
+        await api.keyturn.users.create(ADA, PASSWORD, by=SERVICE)
         await api.login()  # the decoy is hashed, and there is room
         api.keyturn.passwords._busy += 1
         answer = await api.post("/auth/login", {"email": ADA, "password": PASSWORD})
@@ -334,7 +335,7 @@ async def test_a_refresh_token_is_read_from_the_body_alone(api: Api, capsys: pyt
 
 async def test_with_no_connection_free_a_change_is_answered_503_and_junk_is_junk_still(serve: Serve) -> None:
     async with serve(database_pool="2") as api:
-        await api.keyturn.users.create(ADA, PASSWORD)
+        await api.keyturn.users.create(ADA, PASSWORD, by=SERVICE)
         tokens = await api.login()
         async with api.keyturn.db.begin():
             logout, login, junk = await asyncio.gather(
@@ -352,7 +353,7 @@ async def test_with_no_connection_free_a_change_is_answered_503_and_junk_is_junk
 
 async def test_a_refresh_that_found_no_connection_is_told_to_come_back_well_within_the_window(serve: Serve) -> None:
     async with serve(database_pool="2", retry_window="30") as api:
-        await api.keyturn.users.create(ADA, PASSWORD)
+        await api.keyturn.users.create(ADA, PASSWORD, by=SERVICE)
         tokens = await api.login()
         body = {"refresh_token": tokens["refresh_token"]}
         async with api.keyturn.db._writer.begin():
@@ -430,7 +431,7 @@ async def test_an_expired_access_token_still_logs_its_session_out(api: Api) -> N
 )
 @pytest.mark.parametrize("by", ["refresh token", "access token"])
 async def test_logout_ends_exactly_the_sessions_of_its_scope(api: Api, scope: str, live: list[bool], by: str) -> None:
-    await api.keyturn.users.create(BOB, PASSWORD)
+    await api.keyturn.users.create(BOB, PASSWORD, by=SERVICE)
     mine, other, bobs = await api.login(), await api.login(), await api.login(BOB)
     body = {"scope": scope} | ({"refresh_token": mine["refresh_token"]} if by == "refresh token" else {})
     answer = await api.post("/auth/logout", body, mine["access_token"] if by == "access token" else None)
@@ -504,7 +505,7 @@ async def test_me_answers_from_the_database(api: Api) -> None:
 
 
 async def test_a_token_minted_with_the_shared_key_gains_nothing_at_keyturn_s_own_endpoints(api: Api) -> None:
-    bob = await api.keyturn.users.create(BOB, PASSWORD, "admin")
+    bob = await api.keyturn.users.create(BOB, PASSWORD, "admin", by=SERVICE)
     mine = await api.login()
     bobs = await api.login(BOB)
     genuine = (await api.get("/auth/me", mine["access_token"])).json()
@@ -529,16 +530,16 @@ async def test_a_token_minted_with_the_shared_key_gains_nothing_at_keyturn_s_own
 async def test_the_role_of_the_database_holds_at_once_and_is_in_the_next_token(api: Api) -> None:
     tokens = await api.login()
     user = (await api.get("/auth/me", tokens["access_token"])).json()["user"]
-    await api.keyturn.users.set_role(UUID(user["id"]), "editor")
+    await api.keyturn.users.set_role(UUID(user["id"]), "editor", by=SERVICE)
     assert (await api.get("/auth/me", tokens["access_token"])).json()["user"]["role"] == "editor"
     after = (await api.post("/auth/refresh", {"refresh_token": tokens["refresh_token"]})).json()
     assert (await api.get("/auth/verify?role=editor", after["access_token"])).status_code == 200
 
 
 async def test_the_token_of_a_disabled_or_deleted_user_is_refused(api: Api) -> None:
-    bob = await api.keyturn.users.create(BOB, PASSWORD)
+    bob = await api.keyturn.users.create(BOB, PASSWORD, by=SERVICE)
     disabled, deleted = await api.login(BOB), await api.login()
-    await api.keyturn.users.disable(bob.id)
+    await api.keyturn.users.disable(bob.id, by=SERVICE)
     for path in ("/auth/me", "/auth/verify"):
         refused(
             await api.get(path, disabled["access_token"]),
@@ -938,7 +939,7 @@ async def test_symmetric_keys_are_never_published(api: Api) -> None:
 @pytest.mark.parametrize("algorithm", ["ES256", "RS256", "EdDSA"])
 async def test_published_keys_verify_tokens_and_are_public_halves(serve: Serve, algorithm: str) -> None:
     async with serve(signing_algorithm=algorithm) as api:
-        await api.keyturn.users.create(ADA, PASSWORD)
+        await api.keyturn.users.create(ADA, PASSWORD, by=SERVICE)
         token = (await api.login())["access_token"]
         keys = (await api.get("/.well-known/jwks.json")).json()["keys"]
         assert not [key for key in keys if key.keys() & {"d", "k", "p", "q"}]
@@ -1010,7 +1011,7 @@ async def test_endpoints_for_the_signed_in_refuse_everyone_else(api: Api) -> Non
 
 async def test_below_a_prefix_everything_answers_whether_or_not_the_proxy_strips_it(serve: Serve) -> None:
     async with serve(root_path="/keyturn") as api:
-        await api.keyturn.users.create(ADA, PASSWORD)
+        await api.keyturn.users.create(ADA, PASSWORD, by=SERVICE)
         headers = authorization((await api.login())["access_token"])
         for prefix in ("", "/keyturn"):
             assert (await api.client.get(f"{prefix}/auth/me", headers=headers)).status_code == 200
@@ -1026,7 +1027,7 @@ async def test_below_a_prefix_everything_answers_whether_or_not_the_proxy_strips
 )
 async def test_a_prefix_that_looks_like_a_path_of_ours_is_told_from_it(serve: Serve, prefix: str) -> None:
     async with serve(root_path=prefix) as api:
-        await api.keyturn.users.create(ADA, PASSWORD)
+        await api.keyturn.users.create(ADA, PASSWORD, by=SERVICE)
         headers = authorization((await api.login())["access_token"])
         for before in ("", prefix.removesuffix("/")):
             for path in (

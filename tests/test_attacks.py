@@ -31,6 +31,7 @@ import pytest
 from redis import asyncio as redis_asyncio
 from sqlalchemy import make_url
 
+from app.actors import SERVICE
 from app.errors import InvalidToken, TemporarilyUnavailable
 from app.keyturn import Keyturn
 from app.revocation.revocations import REMEMBERED_FOR, SETTLES_IN
@@ -460,14 +461,14 @@ async def test_a_rebuild_that_was_cut_off_keeps_no_other_waiting(
 
 async def test_a_minted_token_of_another_subject_ends_no_other_session(keyturn: Keyturn) -> None:
     victim = await a_user(keyturn, "victim@example.com")
-    other = await keyturn.sessions.start(victim)
-    tokens = await keyturn.sessions.start(victim)
+    other = await keyturn.sessions.start(victim, by=SERVICE)
+    tokens = await keyturn.sessions.start(victim, by=SERVICE)
     key = keyturn.keys.signing_access
     claims = jwt.decode(tokens.access_token, options={"verify_signature": False})
     headers = {"typ": "at+jwt", "kid": key.kid}
     minted = jwt.encode(claims | {"sub": str(UUID(int=1))}, key.signing, "HS256", headers=headers)
     with pytest.raises(InvalidToken):
-        await keyturn.sessions.logout(minted, None, "all")
+        await keyturn.sessions.logout(minted, None, "all", by=SERVICE)
     await keyturn.sessions.verify(other.access_token)
 
 

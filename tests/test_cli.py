@@ -24,6 +24,7 @@ import pytest
 import redis
 from sqlalchemy import text, update
 
+from app.actors import SERVICE
 from app.commands.parser import main
 from app.keyturn import Keyturn, opened, running
 from app.sessions.rotation import Tokens
@@ -96,7 +97,7 @@ class Command:
 
     def login(self, email: str, password: str = PASSWORD) -> Tokens:
         async def act(keyturn: Keyturn) -> Tokens:
-            return await keyturn.sessions.start(await keyturn.users.authenticate(email, password))
+            return await keyturn.sessions.start(await keyturn.users.authenticate(email, password), by=SERVICE)
 
         return self.inside(act)
 

@@ -16,6 +16,7 @@ import httpx2
 import pytest
 from redis import asyncio as redis_asyncio
 
+from app.actors import SERVICE
 from app.errors import InvalidToken, Reason
 from app.keyturn import Keyturn
 from app.revocation import revocations
@@ -81,7 +82,7 @@ async def complete(keyturn: Keyturn) -> None:
 
 
 async def a_session(keyturn: Keyturn) -> Tokens:
-    return await keyturn.sessions.start(await a_user(keyturn, f"{uuid4()}@example.com"))
+    return await keyturn.sessions.start(await a_user(keyturn, f"{uuid4()}@example.com"), by=SERVICE)
 
 
 async def flush(redis: Redis) -> None:
@@ -103,7 +104,7 @@ async def test_a_rebuild_while_the_databases_clock_is_wrong_loses_no_revocation(
 ) -> None:
     """Neither for the process that saw the step nor for one that is started afterwards."""
     ended, live = await a_session(keyturn), await a_session(keyturn)
-    await keyturn.sessions.logout(None, ended.refresh_token, "this")
+    await keyturn.sessions.logout(None, ended.refresh_token, "this", by=SERVICE)
     postgres.step(step)
     await flush(redis)
     await complete(keyturn)
@@ -132,7 +133,7 @@ async def test_a_logout_while_the_databases_clock_is_wrong_holds_when_it_is_righ
     await keyturn.revocations.read_fence()
     within = await a_session(keyturn)
     for tokens in (before, within):
-        await keyturn.sessions.logout(None, tokens.refresh_token, "this")
+        await keyturn.sessions.logout(None, tokens.refresh_token, "this", by=SERVICE)
     postgres.step(0)
     await keyturn.revocations.read_fence()
     for rebuilt in (False, True):
@@ -154,7 +155,7 @@ async def test_a_token_that_lives_again_when_the_databases_clock_goes_back_is_st
 ) -> None:
     """Its key had its time. So has that of a token from while the clock was ahead, when the clock comes there again."""
     old = await a_session(keyturn)
-    await keyturn.sessions.logout(None, old.refresh_token, "this")
+    await keyturn.sessions.logout(None, old.refresh_token, "this", by=SERVICE)
     postgres.step(HOUR + 60)
     await keyturn.revocations.read_fence()
     from_ahead = await a_session(keyturn)
@@ -163,7 +164,7 @@ async def test_a_token_that_lives_again_when_the_databases_clock_goes_back_is_st
     postgres.step(0)
     await keyturn.revocations.read_fence()
     await never_accepted(keyturn, old)
-    await keyturn.sessions.logout(None, from_ahead.refresh_token, "this")
+    await keyturn.sessions.logout(None, from_ahead.refresh_token, "this", by=SERVICE)
     await complete(keyturn)
     await never_accepted(keyturn, old)
     await time_of_the_keys_is_over(redis)
@@ -178,7 +179,7 @@ async def test_a_token_that_lives_again_when_the_databases_clock_goes_back_is_st
 @pytest.mark.parametrize("step", [HOUR, -HOUR])
 async def test_a_step_of_redis_clock_loses_no_revocation(keyturn: Keyturn, redis: Redis, step: int) -> None:
     ended = await a_session(keyturn)
-    await keyturn.sessions.logout(None, ended.refresh_token, "this")
+    await keyturn.sessions.logout(None, ended.refresh_token, "this", by=SERVICE)
     for seconds in (step, 0):
         redis.step(seconds)
         await keyturn.revocations.read_fence()
@@ -195,7 +196,7 @@ async def test_a_step_of_redis_clock_that_nobody_notices_takes_no_key(keyturn: K
         await other.sessions.verify(
             ended.access_token
         )  # so that it knows the session, and asks Redis alone from now on
-        await keyturn.sessions.logout(None, ended.refresh_token, "this")
+        await keyturn.sessions.logout(None, ended.refresh_token, "this", by=SERVICE)
         redis.step(HOUR + 400)
         assert await client.exists(f"{{keyturn}}:revoked:{ended.session_id}")
         redis.step(0)
@@ -205,7 +206,7 @@ async def test_a_step_of_redis_clock_that_nobody_notices_takes_no_key(keyturn: K
 async def test_many_small_steps_of_redis_clock_lose_no_revocation_either(keyturn: Keyturn, redis: Redis) -> None:
     """Each is too small to take the marker away, which is renewed between them."""
     ended = await a_session(keyturn)
-    await keyturn.sessions.logout(None, ended.refresh_token, "this")
+    await keyturn.sessions.logout(None, ended.refresh_token, "this", by=SERVICE)
     for n in range(1, 90):
         redis.step(n * 45)
         await keep_complete(keyturn)
@@ -217,7 +218,7 @@ async def test_a_step_of_the_whole_machines_clock_loses_no_revocation(
     keyturn: Keyturn, postgres: Postgres, redis: Redis
 ) -> None:
     ended = await a_session(keyturn)
-    await keyturn.sessions.logout(None, ended.refresh_token, "this")
+    await keyturn.sessions.logout(None, ended.refresh_token, "this", by=SERVICE)
     for seconds in (HOUR, 0, -HOUR, 0, DAY, 0, -DAY, 0):
         postgres.step(seconds)
         redis.step(seconds)
@@ -275,7 +276,7 @@ async def test_an_instance_whose_own_clock_steps_judges_like_the_others(
             instance(url, redis.url()) as keyturn,
         ):
             email = f"{uuid4()}@example.com"
-            await keyturn.users.create(email, PASSWORD, "user")
+            await keyturn.users.create(email, PASSWORD, "user", by=SERVICE)
             answers = [await ask(client, "/auth/login", json={"email": email, "password": PASSWORD}) for _ in range(2)]
             live, ended = (answer.json() for answer in answers)
             await ask(client, "/auth/logout", json={"refresh_token": ended["refresh_token"]})

@@ -21,6 +21,7 @@ import httpx2
 import pytest
 from sqlalchemy import text
 
+from app.actors import SERVICE
 from app.sessions.rotation import Tokens
 from app.storage.schema import migrate
 from tests.conftest import settings_of, sync
@@ -255,7 +256,9 @@ class Cast:
 async def cast(url: str) -> Cast:
     async with at(url) as keyturn:
         email, proof = await someone(keyturn)
-        return Cast(email, await keyturn.sessions.start(proof), await keyturn.sessions.start(proof))
+        return Cast(
+            email, await keyturn.sessions.start(proof, by=SERVICE), await keyturn.sessions.start(proof, by=SERVICE)
+        )
 
 
 async def test_postgres_that_never_answers_is_503_within_six_seconds_and_passes(

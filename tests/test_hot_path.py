@@ -17,6 +17,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from uvicorn.server import ServerState
 
+from app.actors import SERVICE
 from app.errors import InvalidGrant, TemporarilyUnavailable
 from app.http.edge import Edge
 from app.http.protocol import KeyturnHttpProtocol
@@ -58,10 +59,12 @@ async def test_the_direct_endpoints_answer_each_request_as_fastapi_does(
 ) -> None:
     keyturn, direct, through = both
     proof = await a_user(keyturn)
-    live, over, older, unused = [await keyturn.sessions.start(proof) for _ in range(4)]
-    await keyturn.sessions.logout(None, over.refresh_token, "this")
-    used = await keyturn.sessions.refresh(live.refresh_token)
-    await keyturn.sessions.refresh((await keyturn.sessions.refresh(older.refresh_token)).refresh_token)
+    live, over, older, unused = [await keyturn.sessions.start(proof, by=SERVICE) for _ in range(4)]
+    await keyturn.sessions.logout(None, over.refresh_token, "this", by=SERVICE)
+    used = await keyturn.sessions.refresh(live.refresh_token, by=SERVICE)
+    await keyturn.sessions.refresh(
+        (await keyturn.sessions.refresh(older.refresh_token, by=SERVICE)).refresh_token, by=SERVICE
+    )
     bearer = {"Authorization": f"Bearer {used.access_token}"}
     bodies: list[Any] = [
         {"refresh_token": live.refresh_token},  # a retry
@@ -131,7 +134,7 @@ async def test_plain_requests_never_reach_fastapi(
     both: tuple[Keyturn, httpx2.AsyncClient, httpx2.AsyncClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keyturn, direct, _ = both
-    tokens = await keyturn.sessions.start(await a_user(keyturn))
+    tokens = await keyturn.sessions.start(await a_user(keyturn), by=SERVICE)
     reached: list[str] = []
 
     async def reach(scope: Any, _receive: Any, send: Any) -> None:
@@ -158,14 +161,16 @@ async def test_plain_requests_never_reach_fastapi(
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
 async def test_sign_ins_that_wait_for_connections_keep_no_refresh_waiting(keyturn: Keyturn) -> None:
-    tokens = await keyturn.sessions.start(await a_user(keyturn))
+    tokens = await keyturn.sessions.start(await a_user(keyturn), by=SERVICE)
     async with AsyncExitStack() as all_others:
         for _ in range(keyturn.db._engine.pool.size()):  # type: ignore[attr-defined]  # a QueuePool
             await all_others.enter_async_context(keyturn.db.begin())
         logins = [asyncio.ensure_future(keyturn.users.authenticate("ada@example.com", "x")) for _ in range(20)]
         for _ in range(20):
-            used, tokens = tokens, await asyncio.wait_for(keyturn.sessions.refresh(tokens.refresh_token), 1)
-            retried = await asyncio.wait_for(keyturn.sessions.refresh(used.refresh_token), 1)  # reads besides
+            used, tokens = tokens, await asyncio.wait_for(keyturn.sessions.refresh(tokens.refresh_token, by=SERVICE), 1)
+            retried = await asyncio.wait_for(
+                keyturn.sessions.refresh(used.refresh_token, by=SERVICE), 1
+            )  # reads besides
             assert retried.refresh_token == tokens.refresh_token
         refused = await asyncio.gather(*logins, return_exceptions=True)
     assert {type(each) for each in refused} == {TemporarilyUnavailable}
@@ -176,7 +181,7 @@ async def test_a_batch_that_met_another_transaction_is_run_again_one_by_one(
     keyturn: Keyturn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proof = await a_user(keyturn)
-    tokens = [await keyturn.sessions.start(proof) for _ in range(8)]
+    tokens = [await keyturn.sessions.start(proof, by=SERVICE) for _ in range(8)]
     monkeypatch.setattr(
         sessions,
         "_ROTATE_POSTGRES",
@@ -192,32 +197,36 @@ async def test_a_batch_that_met_another_transaction_is_run_again_one_by_one(
                 " IF size > 1 THEN RAISE SQLSTATE '40001'; END IF; RETURN size; END $$"
             )
         )
-    refreshed = await asyncio.gather(*(keyturn.sessions.refresh(each.refresh_token) for each in tokens))
+    refreshed = await asyncio.gather(*(keyturn.sessions.refresh(each.refresh_token, by=SERVICE) for each in tokens))
     assert len({each.refresh_token for each in refreshed}) == 8
 
 
 async def test_what_comes_together_goes_to_the_database_in_one_statement(keyturn: Keyturn) -> None:
     proof = await a_user(keyturn)
-    tokens = [await keyturn.sessions.start(proof) for _ in range(300)]
+    tokens = [await keyturn.sessions.start(proof, by=SERVICE) for _ in range(300)]
     recorded = Recorded(keyturn)
-    await asyncio.gather(*(keyturn.sessions.refresh(t.refresh_token) for t in tokens))
+    await asyncio.gather(*(keyturn.sessions.refresh(t.refresh_token, by=SERVICE) for t in tokens))
     assert recorded.sizes == [256, 44]
 
 
 async def test_every_outcome_in_one_batch(keyturn: Keyturn) -> None:
     sessions = keyturn.sessions
     proof = await a_user(keyturn)
-    idle = await sessions.start(proof)
+    idle = await sessions.start(proof, by=SERVICE)
     await time_passes(keyturn, keyturn.settings.refresh_token_lifetime)
-    rotates, retries, reuses, over, twice, gone = [await sessions.start(proof) for _ in range(6)]
-    retried = await sessions.refresh(retries.refresh_token)
-    reused = await sessions.refresh((await sessions.refresh(reuses.refresh_token)).refresh_token)
-    await sessions.logout(None, over.refresh_token, "this")
+    rotates, retries, reuses, over, twice, gone = [await sessions.start(proof, by=SERVICE) for _ in range(6)]
+    retried = await sessions.refresh(retries.refresh_token, by=SERVICE)
+    reused = await sessions.refresh(
+        (await sessions.refresh(reuses.refresh_token, by=SERVICE)).refresh_token, by=SERVICE
+    )
+    await sessions.logout(None, over.refresh_token, "this", by=SERVICE)
     presented = keyturn.keys.verify_refresh_token(gone.refresh_token)
     unknown = RefreshToken(presented.key, uuid7(), presented.generation, presented.secret).text
     recorded = Recorded(keyturn)
     texts = [t.refresh_token for t in (rotates, retries, reuses, reused, over, idle, twice, twice)]
-    answers = await asyncio.gather(*(sessions.refresh(t) for t in (*texts, unknown)), return_exceptions=True)
+    answers = await asyncio.gather(
+        *(sessions.refresh(t, by=SERVICE) for t in (*texts, unknown)), return_exceptions=True
+    )
     assert recorded.sizes == [9]  # and none of them had to be sent again by itself
 
     def pair(answer: Tokens | BaseException) -> tuple[str, str]:
@@ -239,9 +248,9 @@ async def test_every_outcome_in_one_batch(keyturn: Keyturn) -> None:
 async def test_clients_that_leave_in_mid_batch_take_nobodys_answer_with_them(keyturn: Keyturn) -> None:
     sessions = keyturn.sessions
     proof = await a_user(keyturn)
-    tokens = [await sessions.start(proof) for _ in range(100)]
+    tokens = [await sessions.start(proof, by=SERVICE) for _ in range(100)]
     recorded = Recorded(keyturn)
-    refreshes = [asyncio.create_task(sessions.refresh(t.refresh_token)) for t in tokens]
+    refreshes = [asyncio.create_task(sessions.refresh(t.refresh_token, by=SERVICE)) for t in tokens]
     await recorded.begun.wait()
     for refresh in refreshes[::2]:
         refresh.cancel()
@@ -249,7 +258,7 @@ async def test_clients_that_leave_in_mid_batch_take_nobodys_answer_with_them(key
     assert recorded.sizes == [100]
     assert all(isinstance(answer, asyncio.CancelledError) for answer in answers[::2])
     # Whoever left comes back with the same token, and gets the answer that was on its way.
-    again = await asyncio.gather(*(sessions.refresh(t.refresh_token) for t in tokens))
+    again = await asyncio.gather(*(sessions.refresh(t.refresh_token, by=SERVICE) for t in tokens))
     assert [a.refresh_token for a in answers[1::2] if isinstance(a, Tokens)] == [a.refresh_token for a in again[1::2]]
     for t in tokens:
         assert (await sessions.find(t.session_id)).generation == 1
@@ -312,16 +321,18 @@ async def test_a_statement_that_postgres_committed_and_whose_answer_never_came_i
     keyturn: Keyturn, database_url: str, cut: bool
 ) -> None:
     proof = await a_user(keyturn)
-    tokens = [await keyturn.sessions.start(proof) for _ in range(20)]
+    tokens = [await keyturn.sessions.start(proof, by=SERVICE) for _ in range(20)]
     line = Line()
     async with line.open(database_url) as url, opened(settings_of(url, None)) as far:
         await far.keys.load()
-        warm = await keyturn.sessions.start(proof)
-        await far.sessions.refresh(warm.refresh_token)  # the statement is prepared on the connection
+        warm = await keyturn.sessions.start(proof, by=SERVICE)
+        await far.sessions.refresh(warm.refresh_token, by=SERVICE)  # the statement is prepared on the connection
         line.cuts = cut
         line.through.clear()
         began = asyncio.get_running_loop().time()
-        answers = await asyncio.gather(*(far.sessions.refresh(t.refresh_token) for t in tokens), return_exceptions=True)
+        answers = await asyncio.gather(
+            *(far.sessions.refresh(t.refresh_token, by=SERVICE) for t in tokens), return_exceptions=True
+        )
         took = asyncio.get_running_loop().time() - began
         assert line.held.is_set()
         assert all(isinstance(answer, TemporarilyUnavailable) for answer in answers)
@@ -329,8 +340,8 @@ async def test_a_statement_that_postgres_committed_and_whose_answer_never_came_i
             assert took < TIME_LIMIT.total_seconds() + 2
         assert [(await keyturn.sessions.find(t.session_id)).generation for t in tokens] == [1] * 20  # it was committed
         line.through.set()
-        first = await asyncio.gather(*(keyturn.sessions.refresh(t.refresh_token) for t in tokens))
-        second = await asyncio.gather(*(far.sessions.refresh(t.refresh_token) for t in tokens))
+        first = await asyncio.gather(*(keyturn.sessions.refresh(t.refresh_token, by=SERVICE) for t in tokens))
+        second = await asyncio.gather(*(far.sessions.refresh(t.refresh_token, by=SERVICE) for t in tokens))
     assert [(a.access_token, a.refresh_token) for a in first] == [(a.access_token, a.refresh_token) for a in second]
     assert [(await keyturn.sessions.find(t.session_id)).generation for t in tokens] == [1] * 20
 
@@ -347,8 +358,8 @@ async def test_what_a_request_made_goes_with_it_and_is_no_work_for_the_garbage_c
     loop = asyncio.get_running_loop()
     async with app.router.lifespan_context(app), await loop.create_server(protocol, "127.0.0.1", 0) as server:
         keyturn: Keyturn = app.state.keyturn
-        live, ended = [await keyturn.sessions.start(await a_user(keyturn, f"{name}@x.y")) for name in "ab"]
-        await keyturn.sessions.logout(None, ended.refresh_token, "this")
+        live, ended = [await keyturn.sessions.start(await a_user(keyturn, f"{name}@x.y"), by=SERVICE) for name in "ab"]
+        await keyturn.sessions.logout(None, ended.refresh_token, "this", by=SERVICE)
         async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as client:
 
             async def each_once() -> list[int]:

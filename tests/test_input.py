@@ -10,6 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from app.actors import SERVICE
 from tests.conftest import PASSWORD
 from tests.test_api import ADA, EVERY_METHOD, GETS, NEW, POSTS, Api, Json, authorization, dump, serving
 
@@ -35,7 +36,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 async def api(database_url: str) -> AsyncIterator[Api]:
     """One instance with Ada, a user; anyone may register."""
     async with serving(database_url, registration="true") as api:
-        await api.keyturn.users.create(ADA, PASSWORD)
+        await api.keyturn.users.create(ADA, PASSWORD, by=SERVICE)
         yield api
 
 

@@ -17,6 +17,7 @@ from joserfc.jwk import ECKey, OKPKey, RSAKey
 from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.actors import SERVICE
 from app.errors import Conflict, InvalidGrant, InvalidToken, NotFound, TemporarilyUnavailable
 from app.keyturn import Keyturn
 from app.settings import Algorithm, ConfigurationError, master_secret
@@ -73,7 +74,7 @@ def secret_of(key: AccessKey) -> bytes:
 
 async def test_a_row_holds_no_key_in_the_clear(keyturn: Keyturn) -> None:
     for algorithm in get_args(Algorithm):
-        await keyturn.keys.generate("access", algorithm)
+        await keyturn.keys.generate("access", algorithm, by=SERVICE)
     await keyturn.keys.load()
     everything = b"".join(key.sealed for key in await rows(keyturn))
     for key in keyturn.keys._set.access.values():
@@ -87,7 +88,7 @@ async def test_a_row_holds_no_key_in_the_clear(keyturn: Keyturn) -> None:
 async def test_keys_come_from_chance_and_not_from_the_master_secret(open_keyturn: Opener) -> None:
     async with open_keyturn() as keyturn:
         one = keyturn.keys.signing_access.signing
-        await keyturn.keys.generate("access")
+        await keyturn.keys.generate("access", by=SERVICE)
         await keyturn.keys.load()
         secrets = {key.signing for key in keyturn.keys._set.access.values()}
         assert len(secrets) == 2
@@ -108,8 +109,8 @@ async def test_keys_are_found_again_by_whoever_has_the_master_secret(open_keytur
 
 
 async def test_the_sealed_bytes_of_two_rows_can_not_be_swapped(keyturn: Keyturn) -> None:
-    await keyturn.keys.generate("access")
-    await keyturn.keys.generate("refresh")
+    await keyturn.keys.generate("access", by=SERVICE)
+    await keyturn.keys.generate("refresh", by=SERVICE)
     everything = await rows(keyturn)
     for one in everything:
         for two in everything:
@@ -160,13 +161,13 @@ async def test_a_row_that_lost_its_bytes_is_refused(keyturn: Keyturn, left: int)
 async def test_a_new_key_is_published_a_minute_before_it_signs(open_keyturn: Opener, use: Any) -> None:
     async with open_keyturn() as maker, open_keyturn() as other:
         old = maker.keys.signing_access, maker.keys.signing_refresh
-        kid = await maker.keys.generate(use)
+        kid = await maker.keys.generate(use, by=SERVICE)
         number = next(key["number"] for key in await maker.keys.list() if key["kid"] == kid)
         assert (await status(other))[kid] == "published"
         for keyturn in (maker, other):
             await keyturn.keys.load()
             # Known everywhere, so that it verifies ...
-            assert keyturn.keys.access(kid) or keyturn.keys.refresh(number)
+            assert keyturn.keys.access(kid) or keyturn.keys.refresh(number, by=SERVICE)
             # ... and signs nowhere.
             assert (keyturn.keys.signing_access, keyturn.keys.signing_refresh) == old
         await published(maker, kid)
@@ -185,12 +186,12 @@ def test_a_key_is_read_everywhere_several_times_before_it_signs() -> None:
 
 
 async def test_tokens_of_a_key_that_no_longer_signs_still_verify(keyturn: Keyturn) -> None:
-    tokens = await keyturn.sessions.start(await a_user(keyturn))
+    tokens = await keyturn.sessions.start(await a_user(keyturn), by=SERVICE)
     for use in ("access", "refresh"):
-        await published(keyturn, await keyturn.keys.generate(use))  # type: ignore[arg-type]
+        await published(keyturn, await keyturn.keys.generate(use, by=SERVICE))  # type: ignore[arg-type]
     await keyturn.keys.load()
     assert (await keyturn.sessions.verify(tokens.access_token)).session_id == tokens.session_id
-    after = await keyturn.sessions.refresh(tokens.refresh_token)
+    after = await keyturn.sessions.refresh(tokens.refresh_token, by=SERVICE)
     assert keyturn.keys.verify_refresh_token(after.refresh_token).session_id == tokens.session_id
     assert after.refresh_token[4:6] != tokens.refresh_token[4:6]  # its first byte is the key's number
 
@@ -199,34 +200,36 @@ async def test_tokens_of_a_key_that_no_longer_signs_still_verify(keyturn: Keytur
 async def test_the_only_key_that_can_sign_is_not_retired(keyturn: Keyturn, use: Any) -> None:
     [only] = [key["kid"] for key in await keyturn.keys.list() if key["use"] == use]
     with pytest.raises(Conflict) as caught:
-        await keyturn.keys.retire(only)
+        await keyturn.keys.retire(only, by=SERVICE)
     assert f"the only {use} key that can sign" in caught.value.description
-    new = await keyturn.keys.generate(use)
+    new = await keyturn.keys.generate(use, by=SERVICE)
     # One that is only published can't take its place yet.
     with pytest.raises(Conflict):
-        await keyturn.keys.retire(only)
+        await keyturn.keys.retire(only, by=SERVICE)
     await published(keyturn, new)
-    await keyturn.keys.retire(only)
+    await keyturn.keys.retire(only, by=SERVICE)
     assert (await status(keyturn))[only] == "retired"
     with pytest.raises(Conflict):
-        await keyturn.keys.retire(new)
-    await keyturn.keys.retire(only)  # said again, it changes nothing
+        await keyturn.keys.retire(new, by=SERVICE)
+    await keyturn.keys.retire(only, by=SERVICE)  # said again, it changes nothing
     with pytest.raises(NotFound):
-        await keyturn.keys.retire("no-such-key")
+        await keyturn.keys.retire("no-such-key", by=SERVICE)
 
 
 async def test_of_two_that_retire_each_others_successor_one_is_refused(open_keyturn: Opener) -> None:
     async with open_keyturn() as one, open_keyturn() as two:
         old = one.keys.signing_access.kid
-        new = await one.keys.generate("access")
+        new = await one.keys.generate("access", by=SERVICE)
         await published(one, new)
-        outcomes = await asyncio.gather(one.keys.retire(old), two.keys.retire(new), return_exceptions=True)
+        outcomes = await asyncio.gather(
+            one.keys.retire(old, by=SERVICE), two.keys.retire(new, by=SERVICE), return_exceptions=True
+        )
         assert sorted(type(outcome) for outcome in outcomes if outcome) == [Conflict]
 
 
 async def test_a_key_that_was_published_only_can_be_retired(keyturn: Keyturn) -> None:
     before = keyturn.keys.signing_access
-    await keyturn.keys.retire(await keyturn.keys.generate("access"))
+    await keyturn.keys.retire(await keyturn.keys.generate("access", by=SERVICE), by=SERVICE)
     await keyturn.keys.load()
     assert keyturn.keys.signing_access == before
     assert len(keyturn.keys._set.access) == 1
@@ -234,37 +237,37 @@ async def test_a_key_that_was_published_only_can_be_retired(keyturn: Keyturn) ->
 
 async def test_tokens_of_a_retired_key_are_refused_everywhere(open_keyturn: Opener) -> None:
     async with open_keyturn() as one, open_keyturn() as two:
-        tokens = await one.sessions.start(await a_user(one))
+        tokens = await one.sessions.start(await a_user(one), by=SERVICE)
         for use in ("access", "refresh"):
             old = [key["kid"] for key in await one.keys.list() if key["use"] == use]
-            await published(one, await one.keys.generate(use))  # type: ignore[arg-type]
-            await one.keys.retire(old[0])
+            await published(one, await one.keys.generate(use, by=SERVICE))  # type: ignore[arg-type]
+            await one.keys.retire(old[0], by=SERVICE)
         for keyturn in (one, two):
             await keyturn.keys.load()
             with pytest.raises(Exception, match="key"):
                 await keyturn.sessions.verify(tokens.access_token)
             with pytest.raises(InvalidGrant, match="retired refresh key"):
-                await keyturn.sessions.refresh(tokens.refresh_token)
+                await keyturn.sessions.refresh(tokens.refresh_token, by=SERVICE)
 
 
 async def refused_as(keyturn: Keyturn, refresh_token: str, reason: str | None) -> None:
     with pytest.raises(InvalidGrant) as caught:
-        await keyturn.sessions.refresh(refresh_token)
+        await keyturn.sessions.refresh(refresh_token, by=SERVICE)
     assert caught.value.reason == reason
 
 
 async def test_retiring_a_refresh_key_ends_every_session_under_it_and_tells_their_holders(open_keyturn: Opener) -> None:
     async with open_keyturn() as one, open_keyturn() as two:
         proof = await a_user(one)
-        under = [await one.sessions.start(proof) for _ in range(5)]
-        before = await one.sessions.start(proof)
-        await published(one, await one.keys.generate("refresh"))
+        under = [await one.sessions.start(proof, by=SERVICE) for _ in range(5)]
+        before = await one.sessions.start(proof, by=SERVICE)
+        await published(one, await one.keys.generate("refresh", by=SERVICE))
         await one.keys.load()
-        moved = await one.sessions.refresh(before.refresh_token)
-        number = await one.keys.retire("refresh-1")
+        moved = await one.sessions.refresh(before.refresh_token, by=SERVICE)
+        number = await one.keys.retire("refresh-1", by=SERVICE)
         assert number == 1
-        assert await one.sessions.end_under(number, most=2) == 5
-        assert await one.sessions.end_under(number, most=2) == 0
+        assert await one.sessions.end_under(number, most=2, by=SERVICE) == 5
+        assert await one.sessions.end_under(number, most=2, by=SERVICE) == 0
         for keyturn in (one, two):
             await keyturn.keys.load()
             for tokens in under:
@@ -273,27 +276,29 @@ async def test_retiring_a_refresh_key_ends_every_session_under_it_and_tells_thei
                     await keyturn.sessions.verify(tokens.access_token)
                 assert caught.value.reason == "revoked_by_admin"
                 await refused_as(keyturn, tokens.refresh_token, "revoked_by_admin")
-                assert await keyturn.sessions.logout(None, tokens.refresh_token, "this") == {tokens.session_id}
+                assert await keyturn.sessions.logout(None, tokens.refresh_token, "this", by=SERVICE) == {
+                    tokens.session_id
+                }
             await keyturn.sessions.verify(moved.access_token)
-        await two.sessions.refresh(moved.refresh_token)
+        await two.sessions.refresh(moved.refresh_token, by=SERVICE)
 
 
 async def test_a_token_under_a_retired_key_ends_no_session_that_goes_on_under_another(keyturn: Keyturn) -> None:
-    first = await keyturn.sessions.start(await a_user(keyturn))
-    second = await keyturn.sessions.refresh(first.refresh_token)
-    await published(keyturn, await keyturn.keys.generate("refresh"))
+    first = await keyturn.sessions.start(await a_user(keyturn), by=SERVICE)
+    second = await keyturn.sessions.refresh(first.refresh_token, by=SERVICE)
+    await published(keyturn, await keyturn.keys.generate("refresh", by=SERVICE))
     await keyturn.keys.load()
-    third = await keyturn.sessions.refresh(second.refresh_token)
-    await keyturn.keys.retire("refresh-1")
+    third = await keyturn.sessions.refresh(second.refresh_token, by=SERVICE)
+    await keyturn.keys.retire("refresh-1", by=SERVICE)
     await keyturn.keys.load()
     # Whoever took the key could have made these: they are no proof of reuse, and no word for a logout.
     for tokens in (first, second):
         await refused_as(keyturn, tokens.refresh_token, None)
         for scope in ("this", "all"):
             with pytest.raises(InvalidGrant):
-                await keyturn.sessions.logout(None, tokens.refresh_token, scope)  # type: ignore[arg-type]
+                await keyturn.sessions.logout(None, tokens.refresh_token, scope, by=SERVICE)  # type: ignore[arg-type]
     await keyturn.sessions.verify(third.access_token)
-    await keyturn.sessions.refresh(third.refresh_token)
+    await keyturn.sessions.refresh(third.refresh_token, by=SERVICE)
 
 
 async def test_a_retirement_that_broke_off_leaves_nothing_that_can_be_refreshed_and_is_taken_up_again(
@@ -301,9 +306,9 @@ async def test_a_retirement_that_broke_off_leaves_nothing_that_can_be_refreshed_
 ) -> None:
     async with open_keyturn() as one, open_keyturn() as late:
         proof = await a_user(one)
-        sessions = [await one.sessions.start(proof) for _ in range(4)]
-        await published(one, await one.keys.generate("refresh"))
-        assert await one.keys.retire("refresh-1") == 1
+        sessions = [await one.sessions.start(proof, by=SERVICE) for _ in range(4)]
+        await published(one, await one.keys.generate("refresh", by=SERVICE))
+        assert await one.keys.retire("refresh-1", by=SERVICE) == 1
         await one.keys.load()
         # It broke off after the first range. Who comes now is refused, told why, and ended.
         assert (await one.sessions._end_range(UUID(int=0), Session.key_id == 1, 2))[1] == 2
@@ -311,10 +316,10 @@ async def test_a_retirement_that_broke_off_leaves_nothing_that_can_be_refreshed_
         with pytest.raises(InvalidToken):
             await one.sessions.verify(sessions[2].access_token)
         # An instance that has yet to read the table signs in under the old key.
-        unread = await late.sessions.start(proof)
+        unread = await late.sessions.start(proof, by=SERVICE)
         assert late.keys.verify_refresh_token(unread.refresh_token).key.number == 1
-        assert await one.keys.retire("refresh-1") == 1
-        assert await one.sessions.end_under(1) == 2
+        assert await one.keys.retire("refresh-1", by=SERVICE) == 1
+        assert await one.sessions.end_under(1, by=SERVICE) == 2
         assert {(await one.sessions.find(t.session_id)).over() for t in (*sessions, unread)} == {"revoked_by_admin"}
 
 
@@ -348,18 +353,18 @@ async def test_keys_that_only_a_later_release_knows_are_listed_and_left_alone(op
         assert len(signing) == 2
         for kid in signing:
             with pytest.raises(Conflict):
-                await keyturn.keys.retire(kid)
+                await keyturn.keys.retire(kid, by=SERVICE)
         async with keyturn.db.begin() as tx:
             await tx.execute(update(Key).where(Key.kid == "r1").values(retired_at=keyturn.db.now()))
         await keyturn.keys.load()
         assert not keyturn.keys.retired(9)
     async with open_keyturn() as keyturn:
-        tokens = await keyturn.sessions.start(await a_user(keyturn))
-        await keyturn.sessions.refresh(tokens.refresh_token)
+        tokens = await keyturn.sessions.start(await a_user(keyturn), by=SERVICE)
+        await keyturn.sessions.refresh(tokens.refresh_token, by=SERVICE)
 
 
 async def test_a_token_of_an_unknown_refresh_key_is_junk(keyturn: Keyturn) -> None:
-    kid = await keyturn.keys.generate("refresh")
+    kid = await keyturn.keys.generate("refresh", by=SERVICE)
     number = next(key["number"] for key in await keyturn.keys.list() if key["kid"] == kid)
     other = Keys(keyturn.db, master_secret(SECRET), "HS256")
     await other.load()
@@ -425,7 +430,9 @@ async def test_before_the_first_reading_nothing_is_junk_and_nothing_signs(keytur
 
 async def test_the_published_keys_are_public_ones(keyturn: Keyturn) -> None:
     assert keyturn.keys.jwks() == {"keys": []}
-    kids = {algorithm: await keyturn.keys.generate("access", algorithm) for algorithm in get_args(Algorithm)}
+    kids = {
+        algorithm: await keyturn.keys.generate("access", algorithm, by=SERVICE) for algorithm in get_args(Algorithm)
+    }
     await keyturn.keys.load()
     published = {jwk["kid"]: jwk for jwk in keyturn.keys.jwks()["keys"]}
     assert set(published) == {kids["ES256"], kids["RS256"], kids["EdDSA"]}
@@ -440,7 +447,7 @@ async def test_the_published_keys_are_public_ones(keyturn: Keyturn) -> None:
 @pytest.mark.parametrize(("algorithm", "reader"), [("ES256", ECKey), ("RS256", RSAKey), ("EdDSA", OKPKey)])
 async def test_the_id_of_a_public_key_is_its_thumbprint(keyturn: Keyturn, algorithm: Algorithm, reader: Any) -> None:
     for _ in range(3):
-        kid = await keyturn.keys.generate("access", algorithm)
+        kid = await keyturn.keys.generate("access", algorithm, by=SERVICE)
         await keyturn.keys.load()
         [jwk] = [jwk for jwk in keyturn.keys.jwks()["keys"] if jwk["kid"] == kid]
         assert reader.import_key(jwk).thumbprint() == kid  # RFC 7638
@@ -459,20 +466,20 @@ async def test_the_id_of_a_symmetric_key_says_nothing_about_it(keyturn: Keyturn)
 
 @pytest.mark.parametrize("bits", get_args(RsaBits))
 async def test_an_rsa_key_has_the_size_that_was_asked_for(keyturn: Keyturn, bits: RsaBits) -> None:
-    kid = await keyturn.keys.generate("access", "RS256", bits)
+    kid = await keyturn.keys.generate("access", "RS256", bits, by=SERVICE)
     await published(keyturn, kid)
     await keyturn.keys.load()
     [jwk] = keyturn.keys.jwks()["keys"]
     assert len(jwt.utils.base64url_decode(jwk["n"])) * 8 == bits
     assert jwk["e"] == "AQAB"  # 65537: some verifiers take no other exponent
-    tokens = await keyturn.sessions.start(await a_user(keyturn))
+    tokens = await keyturn.sessions.start(await a_user(keyturn), by=SERVICE)
     assert jwt.get_unverified_header(tokens.access_token)["kid"] == kid
 
 
 @pytest.mark.parametrize("algorithm", get_args(Algorithm))
 async def test_a_published_key_verifies_what_its_secret_half_signed(open_keyturn: Opener, algorithm: Algorithm) -> None:
     async with open_keyturn(signing_algorithm=algorithm) as keyturn:
-        tokens = await keyturn.sessions.start(await a_user(keyturn))
+        tokens = await keyturn.sessions.start(await a_user(keyturn), by=SERVICE)
         header = jwt.get_unverified_header(tokens.access_token)
         assert (header["alg"], header["kid"]) == (algorithm, keyturn.keys.signing_access.kid)
         published = jwt.PyJWKSet.from_dict(keyturn.keys.jwks())[header["kid"]] if algorithm != "HS256" else None
@@ -493,10 +500,10 @@ async def test_numbers_of_refresh_keys_are_never_given_twice_and_end_at_254(keyt
             "retired_at": now,
         }
         await tx.execute(insert(Key), [{"kid": f"refresh-{n}", "number": n, **retired} for n in range(2, 254)])
-    assert await keyturn.keys.generate("refresh") == "refresh-254"
+    assert await keyturn.keys.generate("refresh", by=SERVICE) == "refresh-254"
     with pytest.raises(Conflict, match="254 refresh keys"):
-        await keyturn.keys.generate("refresh")
-    assert await keyturn.keys.generate("access")
+        await keyturn.keys.generate("refresh", by=SERVICE)
+    assert await keyturn.keys.generate("access", by=SERVICE)
     # A retired row that can't be unsealed does not stop a start.
     await keyturn.keys.load()
     assert sorted(keyturn.keys._set.refresh) == [1, 254]
@@ -505,7 +512,7 @@ async def test_numbers_of_refresh_keys_are_never_given_twice_and_end_at_254(keyt
 
 
 async def test_no_repr_shows_a_key(keyturn: Keyturn) -> None:
-    await keyturn.keys.generate("access", "EdDSA")
+    await keyturn.keys.generate("access", "EdDSA", by=SERVICE)
     await keyturn.keys.load()
     key_set = keyturn.keys._set
     shown = repr((key_set, keyturn.keys, keyturn.keys.signing_access, await rows(keyturn), await keyturn.keys.list()))

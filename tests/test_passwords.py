@@ -31,6 +31,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from sqlalchemy import update
 
+from app.actors import SERVICE
 from app.errors import InvalidGrant, InvalidRequest, TemporarilyUnavailable
 from app.keyturn import Keyturn
 from app.settings import Settings, read
@@ -275,7 +276,7 @@ async def test_unknown_wrong_and_disabled_cost_the_same_and_say_the_same(
 ) -> None:
     await a_user(keyturn)
     disabled = await a_user(keyturn, "bob@example.com")
-    await keyturn.users.disable(disabled.user_id)
+    await keyturn.users.disable(disabled.user_id, by=SERVICE)
     await keyturn.passwords.verify(None, b"the first of a process makes the decoy")
     counted = Counted(monkeypatch)
     said, done = [], []
@@ -302,11 +303,11 @@ async def test_after_the_parameters_were_changed_unknown_wrong_and_disabled_cost
     async with open_keyturn() as before:
         await a_user(before)
         disabled = await a_user(before, "bob@example.com")
-        await before.users.disable(disabled.user_id)
+        await before.users.disable(disabled.user_id, by=SERVICE)
     async with open_keyturn(argon2_memory="64") as between:
         await a_user(between, "carol@example.com")
     async with open_keyturn(argon2_passes="2") as now:
-        await now.users.create("new@example.com", PASSWORD)
+        await now.users.create("new@example.com", PASSWORD, by=SERVICE)
         counted = Counted(monkeypatch)
         for email, password in (
             (first, "wrong password"),
@@ -385,10 +386,10 @@ async def test_an_address_that_exists_costs_as_much_to_register(
     keyturn: Keyturn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted = Counted(monkeypatch)
-    await keyturn.users.create("ada@example.com", PASSWORD)
+    await keyturn.users.create("ada@example.com", PASSWORD, by=SERVICE)
     first = counted.taken()
     with pytest.raises(Exception, match="email exists"):
-        await keyturn.users.create("ada@example.com", PASSWORD)
+        await keyturn.users.create("ada@example.com", PASSWORD, by=SERVICE)
     assert counted.taken() == first == [("hash_secret", 8, 1, 1)]
 
 

@@ -17,6 +17,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
+from app.actors import SERVICE
 from app.errors import InvalidToken
 from app.keyturn import Keyturn, opened, running
 from tests.conftest import a_user, settings_of, sync
@@ -83,12 +84,12 @@ async def test_two_instances_sign_in_refresh_verify_and_log_out_through_pgbounce
 
         async def chain() -> None:
             async with turnstile:
-                tokens = await here.sessions.start(proof)
+                tokens = await here.sessions.start(proof, by=SERVICE)
             for turn in range(40):
-                tokens = await (here, there)[turn % 2].sessions.refresh(tokens.refresh_token)
+                tokens = await (here, there)[turn % 2].sessions.refresh(tokens.refresh_token, by=SERVICE)
             assert (await there.sessions.verify(tokens.access_token)).session_id == tokens.session_id
             async with turnstile:
-                await here.sessions.logout(None, tokens.refresh_token, "this")
+                await here.sessions.logout(None, tokens.refresh_token, "this", by=SERVICE)
             with pytest.raises(InvalidToken):
                 await there.sessions.verify(tokens.access_token)
 
@@ -155,8 +156,8 @@ async def test_a_schema_of_ones_own_is_found_behind_pgbouncer_and_left_there(
     url = f"{pooled_url}?options=-csearch_path%3Dauth"
     await asyncio.to_thread(alembic, "upgrade", "head", KEYTURN_DATABASE_URL=url)
     async with opened(settings_of(url, None, pgbouncer="true")) as keyturn, running(keyturn):
-        tokens = await keyturn.sessions.start(await a_user(keyturn))
-        await keyturn.sessions.refresh(tokens.refresh_token)
+        tokens = await keyturn.sessions.start(await a_user(keyturn), by=SERVICE)
+        await keyturn.sessions.refresh(tokens.refresh_token, by=SERVICE)
     assert await execute(direct, "SELECT count(*) FROM auth.sessions") == 1
     assert await execute(direct, "SELECT count(*) FROM public.sessions") == 0
 

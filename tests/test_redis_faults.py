@@ -24,6 +24,7 @@ import httpx2
 import pytest
 from redis import asyncio as redis_asyncio
 
+from app.actors import SERVICE
 from app.keyturn import opened
 from app.revocation.revocations import VOUCHES_FOR
 from app.storage.schema import migrate
@@ -132,12 +133,12 @@ class World:
         """The token answers of that many logins, made by an instance that goes away."""
         url = self.environment["KEYTURN_DATABASE_URL"]
         async with opened(settings_of(url, None)) as keyturn:
-            await keyturn.keys.make_first()
+            await keyturn.keys.make_first(by=SERVICE)
             await keyturn.keys.load()
             with suppress(Exception):  # it is there from the second time on
-                await keyturn.users.create(EMAIL, PASSWORD, "user")
+                await keyturn.users.create(EMAIL, PASSWORD, "user", by=SERVICE)
             proof = await keyturn.users.authenticate(EMAIL, PASSWORD)
-            return [dict((await keyturn.sessions.start(proof)).body()) for _ in range(count)]
+            return [dict((await keyturn.sessions.start(proof, by=SERVICE)).body()) for _ in range(count)]
 
     async def verify(self, service: Service, access_token: str) -> httpx2.Response:
         return await self.client.get(f"{service.url}/auth/verify", headers={"Authorization": f"Bearer {access_token}"})

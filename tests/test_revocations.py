@@ -26,6 +26,7 @@ from redis.exceptions import OutOfMemoryError
 from sqlalchemy import event, insert, select, text, update
 from sqlalchemy.util import await_only
 
+from app.actors import SERVICE
 from app.errors import InvalidToken, Reason, TemporarilyUnavailable
 from app.keyturn import Keyturn, opened
 from app.revocation import revocations
@@ -81,7 +82,7 @@ def no_haste(monkeypatch: pytest.MonkeyPatch) -> None:
 async def instance(database_url: str, redis_url: str | None, **settings: Any) -> AsyncIterator[Keyturn]:
     """A Keyturn that does nothing by itself."""
     async with opened(settings_of(database_url, redis_url, **settings)) as keyturn:
-        await keyturn.keys.make_first()
+        await keyturn.keys.make_first(by=SERVICE)
         await keyturn.keys.load()
         await keyturn.revocations.read_fence()
         yield keyturn
@@ -141,11 +142,11 @@ async def long_since_claimed(keyturn: Keyturn) -> None:
 
 
 async def a_session(keyturn: Keyturn) -> Tokens:
-    return await keyturn.sessions.start(await a_user(keyturn, f"{uuid4()}@example.com"))
+    return await keyturn.sessions.start(await a_user(keyturn, f"{uuid4()}@example.com"), by=SERVICE)
 
 
 async def logout(keyturn: Keyturn, tokens: Tokens) -> None:
-    await keyturn.sessions.logout(None, tokens.refresh_token, "this")
+    await keyturn.sessions.logout(None, tokens.refresh_token, "this", by=SERVICE)
 
 
 async def refused(keyturn: Keyturn, tokens: Tokens, reason: Reason | None = "logout") -> None:
@@ -660,7 +661,7 @@ async def test_all_thousand_sessions_of_a_user_end_at_once(pair: Pair, cache: re
     await read(pair.there)
     assert await accepted() == 1000
     await read(pair.here)
-    await pair.here.sessions.logout(None, first.refresh_token, "all")
+    await pair.here.sessions.logout(None, first.refresh_token, "all", by=SERVICE)
     assert await accepted() == 0
     await cache.flushdb()
     await keep_complete(pair.there)
@@ -1120,7 +1121,7 @@ async def _die(step: str, database_url: str, redis_url: str, refresh_token: str)
         if step == "in the wait":
             loop = asyncio.get_running_loop()
             event.listen(engine, "checkin", lambda *_: loop.call_later(0.2, die))
-        await keyturn.sessions.logout(None, refresh_token, "this")
+        await keyturn.sessions.logout(None, refresh_token, "this", by=SERVICE)
 
 
 async def test_a_process_killed_between_two_steps_of_a_logout_leaves_nothing_that_a_second_logout_does_not_end(

@@ -11,6 +11,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import select, text, update
 
+from app.actors import SERVICE
 from app.errors import (
     Conflict,
     InvalidGrant,
@@ -31,19 +32,19 @@ SECOND = timedelta(seconds=1)
 
 
 async def a_session(keyturn: Keyturn, email: str = "ada@example.com") -> Tokens:
-    return await keyturn.sessions.start(await a_user(keyturn, email))
+    return await keyturn.sessions.start(await a_user(keyturn, email), by=SERVICE)
 
 
 async def disable(keyturn: Keyturn, user_id: UUID) -> None:
     """Again, where it waited too long for a connection: this machine may be slow."""
     while True:
         with suppress(TemporarilyUnavailable):
-            return await keyturn.users.disable(user_id)
+            return await keyturn.users.disable(user_id, by=SERVICE)
 
 
 async def refused(keyturn: Keyturn, refresh_token: str, reason: Reason | None) -> None:
     with pytest.raises(InvalidGrant) as caught:
-        await keyturn.sessions.refresh(refresh_token)
+        await keyturn.sessions.refresh(refresh_token, by=SERVICE)
     assert caught.value.reason == reason, caught.value.cause
 
 
@@ -82,7 +83,7 @@ async def test_the_row_holds_only_the_digest(keyturn: Keyturn) -> None:
 
 async def test_a_refresh_rotates(keyturn: Keyturn) -> None:
     first = await a_session(keyturn)
-    second = await keyturn.sessions.refresh(first.refresh_token)
+    second = await keyturn.sessions.refresh(first.refresh_token, by=SERVICE)
     assert second.session_id == first.session_id
     assert second.refresh_token != first.refresh_token
     assert second.access_token != first.access_token
@@ -95,22 +96,22 @@ async def test_a_refresh_rotates(keyturn: Keyturn) -> None:
 
 async def test_a_retry_within_the_window_gets_the_same_pair(keyturn: Keyturn) -> None:
     first = await a_session(keyturn)
-    second = await keyturn.sessions.refresh(first.refresh_token)
+    second = await keyturn.sessions.refresh(first.refresh_token, by=SERVICE)
     for passed in (0, 30, 20):  # a slow machine may take seconds for the rest; test_judge has the exact moments
         await time_passes(keyturn, passed * SECOND)
-        again = await keyturn.sessions.refresh(first.refresh_token)
+        again = await keyturn.sessions.refresh(first.refresh_token, by=SERVICE)
         assert again.refresh_token == second.refresh_token
         if passed == 0:
             assert again.access_token == second.access_token
         assert (await row(keyturn, first)).generation == 1
     # expires_in counts from the rotation, 50 s ago.
     assert 840 <= int(again.body()["expires_in"]) <= 850
-    await keyturn.sessions.refresh(second.refresh_token)
+    await keyturn.sessions.refresh(second.refresh_token, by=SERVICE)
 
 
 async def test_a_retry_just_after_the_window_is_reuse(keyturn: Keyturn) -> None:
     first = await a_session(keyturn)
-    second = await keyturn.sessions.refresh(first.refresh_token)
+    second = await keyturn.sessions.refresh(first.refresh_token, by=SERVICE)
     await time_passes(keyturn, 60 * SECOND)
     await refused(keyturn, first.refresh_token, "reuse_detected")
     await refused(keyturn, second.refresh_token, "reuse_detected")
@@ -119,52 +120,54 @@ async def test_a_retry_just_after_the_window_is_reuse(keyturn: Keyturn) -> None:
 
 async def test_the_window_does_not_slide(keyturn: Keyturn) -> None:
     first = await a_session(keyturn)
-    await keyturn.sessions.refresh(first.refresh_token)
+    await keyturn.sessions.refresh(first.refresh_token, by=SERVICE)
     for _ in range(3):
         await time_passes(keyturn, 17 * SECOND)
-        await keyturn.sessions.refresh(first.refresh_token)
+        await keyturn.sessions.refresh(first.refresh_token, by=SERVICE)
     await time_passes(keyturn, 10 * SECOND)
     await refused(keyturn, first.refresh_token, "reuse_detected")
 
 
 async def test_a_clock_that_stepped_back_ends_no_session(keyturn: Keyturn) -> None:
     first = await a_session(keyturn)
-    second = await keyturn.sessions.refresh(first.refresh_token)
+    second = await keyturn.sessions.refresh(first.refresh_token, by=SERVICE)
     await time_passes(keyturn, -3600 * SECOND)
-    assert (await keyturn.sessions.refresh(first.refresh_token)).refresh_token == second.refresh_token
+    assert (await keyturn.sessions.refresh(first.refresh_token, by=SERVICE)).refresh_token == second.refresh_token
 
 
 async def test_a_window_of_zero_is_strict_single_use(open_keyturn: Opener) -> None:
     async with open_keyturn(retry_window=0) as keyturn:
         first = await a_session(keyturn)
-        await keyturn.sessions.refresh(first.refresh_token)
+        await keyturn.sessions.refresh(first.refresh_token, by=SERVICE)
         await refused(keyturn, first.refresh_token, "reuse_detected")
 
 
 async def test_once_the_successor_is_used_the_older_token_is_reuse_even_within_the_window(keyturn: Keyturn) -> None:
     first = await a_session(keyturn)
-    second = await keyturn.sessions.refresh(first.refresh_token)
-    await keyturn.sessions.refresh(second.refresh_token)
+    second = await keyturn.sessions.refresh(first.refresh_token, by=SERVICE)
+    await keyturn.sessions.refresh(second.refresh_token, by=SERVICE)
     await refused(keyturn, first.refresh_token, "reuse_detected")
 
 
 async def test_each_of_fifty_older_generations_ends_its_session_and_no_other(keyturn: Keyturn) -> None:
     proof = await a_user(keyturn)
-    bystander = await keyturn.sessions.start(proof)
+    bystander = await keyturn.sessions.start(proof, by=SERVICE)
     for old in range(50):
-        tokens = await keyturn.sessions.start(proof)
+        tokens = await keyturn.sessions.start(proof, by=SERVICE)
         chain = [tokens]
         for _ in range(51):
-            chain.append(await keyturn.sessions.refresh(chain[-1].refresh_token))
+            chain.append(await keyturn.sessions.refresh(chain[-1].refresh_token, by=SERVICE))
         await refused(keyturn, chain[old].refresh_token, "reuse_detected")
         await rejected(keyturn, chain[-1].access_token, "reuse_detected")
         await refused(keyturn, chain[-1].refresh_token, "reuse_detected")
-    await keyturn.sessions.verify((await keyturn.sessions.refresh(bystander.refresh_token)).access_token)
+    await keyturn.sessions.verify((await keyturn.sessions.refresh(bystander.refresh_token, by=SERVICE)).access_token)
 
 
 async def test_reuse_reported_twice_changes_nothing_more(keyturn: Keyturn) -> None:
     first = await a_session(keyturn)
-    await keyturn.sessions.refresh((await keyturn.sessions.refresh(first.refresh_token)).refresh_token)
+    await keyturn.sessions.refresh(
+        (await keyturn.sessions.refresh(first.refresh_token, by=SERVICE)).refresh_token, by=SERVICE
+    )
     await refused(keyturn, first.refresh_token, "reuse_detected")
     ended = (await row(keyturn, first)).ended_at
     await refused(keyturn, first.refresh_token, "reuse_detected")
@@ -173,20 +176,20 @@ async def test_reuse_reported_twice_changes_nothing_more(keyturn: Keyturn) -> No
 
 async def test_a_hundred_parallel_refreshes_rotate_once_and_answer_the_same(keyturn: Keyturn) -> None:
     first = await a_session(keyturn)
-    answers = await asyncio.gather(*(keyturn.sessions.refresh(first.refresh_token) for _ in range(100)))
+    answers = await asyncio.gather(*(keyturn.sessions.refresh(first.refresh_token, by=SERVICE) for _ in range(100)))
     assert len({(a.refresh_token, a.access_token) for a in answers}) == 1
     assert (await row(keyturn, first)).generation == 1
-    await keyturn.sessions.refresh(answers[0].refresh_token)
+    await keyturn.sessions.refresh(answers[0].refresh_token, by=SERVICE)
 
 
 async def test_reuse_that_races_an_honest_refresh_ends_the_newest_too(keyturn: Keyturn) -> None:
     for _ in range(10):
-        tokens = [await keyturn.sessions.start(await a_user(keyturn, f"{uuid7()}@example.com"))]
+        tokens = [await keyturn.sessions.start(await a_user(keyturn, f"{uuid7()}@example.com"), by=SERVICE)]
         for _ in range(3):
-            tokens.append(await keyturn.sessions.refresh(tokens[-1].refresh_token))
+            tokens.append(await keyturn.sessions.refresh(tokens[-1].refresh_token, by=SERVICE))
         honest, theft = await asyncio.gather(
-            keyturn.sessions.refresh(tokens[-1].refresh_token),
-            keyturn.sessions.refresh(tokens[0].refresh_token),
+            keyturn.sessions.refresh(tokens[-1].refresh_token, by=SERVICE),
+            keyturn.sessions.refresh(tokens[0].refresh_token, by=SERVICE),
             return_exceptions=True,
         )
         assert isinstance(theft, InvalidGrant)
@@ -198,17 +201,19 @@ async def test_reuse_that_races_an_honest_refresh_ends_the_newest_too(keyturn: K
 
 async def test_a_batch_of_mixed_outcomes_answers_each_on_its_own(keyturn: Keyturn) -> None:
     proof = await a_user(keyturn)
-    rotates, retries, reuses, over, twice = [await keyturn.sessions.start(proof) for _ in range(5)]
-    retried = await keyturn.sessions.refresh(retries.refresh_token)
-    await keyturn.sessions.refresh((await keyturn.sessions.refresh(reuses.refresh_token)).refresh_token)
-    await keyturn.sessions.logout(None, over.refresh_token, "this")
-    unknown = await keyturn.sessions.start(proof)
+    rotates, retries, reuses, over, twice = [await keyturn.sessions.start(proof, by=SERVICE) for _ in range(5)]
+    retried = await keyturn.sessions.refresh(retries.refresh_token, by=SERVICE)
+    await keyturn.sessions.refresh(
+        (await keyturn.sessions.refresh(reuses.refresh_token, by=SERVICE)).refresh_token, by=SERVICE
+    )
+    await keyturn.sessions.logout(None, over.refresh_token, "this", by=SERVICE)
+    unknown = await keyturn.sessions.start(proof, by=SERVICE)
     async with keyturn.db.begin() as tx:
         await tx.execute(
             text("DELETE FROM sessions WHERE token_digest = :d"), {"d": (await row_digest(keyturn, unknown))}
         )
     texts = [t.refresh_token for t in (rotates, retries, reuses, over, unknown, twice, twice)]
-    a = await asyncio.gather(*(keyturn.sessions.refresh(t) for t in texts), return_exceptions=True)
+    a = await asyncio.gather(*(keyturn.sessions.refresh(t, by=SERVICE) for t in texts), return_exceptions=True)
     assert isinstance(a[0], Tokens)
     assert isinstance(a[1], Tokens)
     assert a[1].refresh_token == retried.refresh_token
@@ -224,16 +229,16 @@ async def row_digest(keyturn: Keyturn, tokens: Tokens) -> bytes:
 async def test_idle_and_absolute_deadlines(open_keyturn: Opener) -> None:
     async with open_keyturn(refresh_token_lifetime=1000, session_lifetime=2500) as keyturn:
         proof = await a_user(keyturn)
-        idle = await keyturn.sessions.start(proof)
+        idle = await keyturn.sessions.start(proof, by=SERVICE)
         await time_passes(keyturn, 990 * SECOND)
-        idle = await keyturn.sessions.refresh(idle.refresh_token)
+        idle = await keyturn.sessions.refresh(idle.refresh_token, by=SERVICE)
         assert idle.body()["refresh_expires_in"] == 1000
         await time_passes(keyturn, 990 * SECOND)
         # The absolute deadline stays where it was, and caps the idle one.
-        idle = await keyturn.sessions.refresh(idle.refresh_token)
+        idle = await keyturn.sessions.refresh(idle.refresh_token, by=SERVICE)
         assert 505 <= int(idle.body()["refresh_expires_in"]) <= 520
         assert idle.body()["refresh_expires_in"] == idle.body()["session_expires_in"] == idle.body()["expires_in"]
-        slept = await keyturn.sessions.start(proof)
+        slept = await keyturn.sessions.start(proof, by=SERVICE)
         await time_passes(keyturn, 1001 * SECOND)
         await refused(keyturn, idle.refresh_token, "absolute_timeout")
         await refused(keyturn, slept.refresh_token, "idle_timeout")
@@ -244,18 +249,21 @@ async def test_idle_and_absolute_deadlines(open_keyturn: Opener) -> None:
 async def test_what_is_ended_after_its_deadline_keeps_the_deadline_as_its_reason(open_keyturn: Opener) -> None:
     async with open_keyturn(refresh_token_lifetime=1000, session_lifetime=1500) as keyturn:
         proof = await a_user(keyturn)
-        old = await keyturn.sessions.start(proof)
+        old = await keyturn.sessions.start(proof, by=SERVICE)
         await time_passes(keyturn, 600 * SECOND)
-        old = await keyturn.sessions.refresh(old.refresh_token)
-        idle, also_idle = await keyturn.sessions.start(proof), await keyturn.sessions.start(proof)
+        old = await keyturn.sessions.refresh(old.refresh_token, by=SERVICE)
+        idle, also_idle = (
+            await keyturn.sessions.start(proof, by=SERVICE),
+            await keyturn.sessions.start(proof, by=SERVICE),
+        )
         await time_passes(keyturn, 1001 * SECOND)
-        live = await keyturn.sessions.start(proof)
+        live = await keyturn.sessions.start(proof, by=SERVICE)
         # To log out of what is over is fine, and from then on its tokens are refused whatever their own time says.
         await keyturn.sessions.verify(idle.access_token)  # the row grew older, the token did not
-        assert await keyturn.sessions.logout(None, idle.refresh_token, "this") == {idle.session_id}
+        assert await keyturn.sessions.logout(None, idle.refresh_token, "this", by=SERVICE) == {idle.session_id}
         await rejected(keyturn, idle.access_token, "idle_timeout")
-        assert await keyturn.sessions.end({also_idle.session_id}, "revoked_by_admin") == 0
-        assert await keyturn.users.disable(proof.user_id) == 1
+        assert await keyturn.sessions.end({also_idle.session_id}, "revoked_by_admin", by=SERVICE) == 0
+        assert await keyturn.users.disable(proof.user_id, by=SERVICE) == 1
         reasons = {idle: "idle_timeout", also_idle: "idle_timeout", old: "absolute_timeout", live: "user_disabled"}
         for tokens, reason in reasons.items():
             state = await keyturn.sessions.find(tokens.session_id)
@@ -268,21 +276,24 @@ async def test_what_is_ended_after_its_deadline_keeps_the_deadline_as_its_reason
 async def test_a_policy_made_stricter_holds_at_once_and_one_made_laxer_changes_nothing(open_keyturn: Opener) -> None:
     async with open_keyturn() as lax, open_keyturn(refresh_token_lifetime=1000, session_lifetime=2000) as strict:
         proof = await a_user(lax)
-        promised_long, promised_short = await lax.sessions.start(proof), await strict.sessions.start(proof)
+        promised_long, promised_short = (
+            await lax.sessions.start(proof, by=SERVICE),
+            await strict.sessions.start(proof, by=SERVICE),
+        )
         await time_passes(lax, 1100 * SECOND)
         await refused(strict, promised_long.refresh_token, "idle_timeout")
         await refused(lax, promised_short.refresh_token, "idle_timeout")
-        await lax.sessions.refresh(promised_long.refresh_token)
+        await lax.sessions.refresh(promised_long.refresh_token, by=SERVICE)
         await time_passes(lax, 950 * SECOND)
         await refused(strict, promised_long.refresh_token, "absolute_timeout")
 
 
 async def test_a_changed_role_is_in_the_next_token_and_in_a_retry(keyturn: Keyturn) -> None:
     proof = await a_user(keyturn)
-    first = await keyturn.sessions.start(proof)
-    second = await keyturn.sessions.refresh(first.refresh_token)
-    await keyturn.users.set_role(proof.user_id, "editor")
-    retry = await keyturn.sessions.refresh(first.refresh_token)
+    first = await keyturn.sessions.start(proof, by=SERVICE)
+    second = await keyturn.sessions.refresh(first.refresh_token, by=SERVICE)
+    await keyturn.users.set_role(proof.user_id, "editor", by=SERVICE)
+    retry = await keyturn.sessions.refresh(first.refresh_token, by=SERVICE)
     assert retry.refresh_token == second.refresh_token
     old, new = [await keyturn.sessions.verify(t.access_token) for t in (second, retry)]
     assert (old.role, new.role) == ("user", "editor")
@@ -303,8 +314,8 @@ async def test_the_generation_stops_long_before_it_wraps(keyturn: Keyturn) -> No
 async def test_a_token_of_a_restored_backup_or_another_branch_changes_nothing(keyturn: Keyturn) -> None:
     first = await a_session(keyturn)
     before = await row(keyturn, first)
-    second = await keyturn.sessions.refresh(first.refresh_token)
-    third = await keyturn.sessions.refresh(second.refresh_token)
+    second = await keyturn.sessions.refresh(first.refresh_token, by=SERVICE)
+    third = await keyturn.sessions.refresh(second.refresh_token, by=SERVICE)
     async with keyturn.db.begin() as tx:
         await tx.execute(
             update(Session).values(token_digest=before.token_digest, generation=0, rotated_at=before.rotated_at)
@@ -321,12 +332,12 @@ async def test_a_token_of_a_restored_backup_or_another_branch_changes_nothing(ke
 async def test_logout_takes_either_token_any_number_of_times(keyturn: Keyturn) -> None:
     proof = await a_user(keyturn)
     for _ in range(2):
-        with_access, with_refresh, rotated = [await keyturn.sessions.start(proof) for _ in range(3)]
-        await keyturn.sessions.refresh(rotated.refresh_token)
+        with_access, with_refresh, rotated = [await keyturn.sessions.start(proof, by=SERVICE) for _ in range(3)]
+        await keyturn.sessions.refresh(rotated.refresh_token, by=SERVICE)
         for _ in range(2):
-            await keyturn.sessions.logout(with_access.access_token, None, "this")
-            await keyturn.sessions.logout(None, with_refresh.refresh_token, "this")
-            await keyturn.sessions.logout("junk", rotated.refresh_token, "this")
+            await keyturn.sessions.logout(with_access.access_token, None, "this", by=SERVICE)
+            await keyturn.sessions.logout(None, with_refresh.refresh_token, "this", by=SERVICE)
+            await keyturn.sessions.logout("junk", rotated.refresh_token, "this", by=SERVICE)
         for tokens in (with_access, with_refresh, rotated):
             await refused(keyturn, tokens.refresh_token, "logout")
             await rejected(keyturn, tokens.access_token, "logout")
@@ -335,11 +346,12 @@ async def test_logout_takes_either_token_any_number_of_times(keyturn: Keyturn) -
 @pytest.mark.parametrize("engine", ["postgres"])  # SQLite has one writer at a time
 async def test_a_logout_of_a_session_that_is_being_changed_ends_it_and_keeps_no_other_waiting(keyturn: Keyturn) -> None:
     proof = await a_user(keyturn)
-    held, other = [await keyturn.sessions.start(proof) for _ in range(2)]
+    held, other = [await keyturn.sessions.start(proof, by=SERVICE) for _ in range(2)]
     async with keyturn.db.begin() as tx:
         await tx.execute(select(Session.id).where(Session.id == held.session_id).with_for_update())
         first, second = (
-            asyncio.create_task(keyturn.sessions.logout(None, tokens.refresh_token, "this")) for tokens in (held, other)
+            asyncio.create_task(keyturn.sessions.logout(None, tokens.refresh_token, "this", by=SERVICE))
+            for tokens in (held, other)
         )
         await asyncio.wait({second}, timeout=1.5)
         assert second.done()
@@ -351,11 +363,11 @@ async def test_a_logout_of_a_session_that_is_being_changed_ends_it_and_keeps_no_
 
 async def test_logout_with_tokens_of_two_sessions_ends_both(keyturn: Keyturn) -> None:
     proof = await a_user(keyturn)
-    one, two, three = [await keyturn.sessions.start(proof) for _ in range(3)]
-    await keyturn.sessions.logout(one.access_token, two.refresh_token, "this")
+    one, two, three = [await keyturn.sessions.start(proof, by=SERVICE) for _ in range(3)]
+    await keyturn.sessions.logout(one.access_token, two.refresh_token, "this", by=SERVICE)
     await refused(keyturn, one.refresh_token, "logout")
     await refused(keyturn, two.refresh_token, "logout")
-    await keyturn.sessions.refresh(three.refresh_token)
+    await keyturn.sessions.refresh(three.refresh_token, by=SERVICE)
 
 
 async def test_logout_with_an_expired_access_token_ends_its_session(keyturn: Keyturn) -> None:
@@ -365,96 +377,98 @@ async def test_logout_with_an_expired_access_token_ends_its_session(keyturn: Key
     with pytest.raises(InvalidToken) as caught:
         await keyturn.sessions.verify(tokens.access_token)
     assert caught.value.reason == "token_expired"
-    await keyturn.sessions.logout(tokens.access_token, None, "this")
+    await keyturn.sessions.logout(tokens.access_token, None, "this", by=SERVICE)
     assert (await row(keyturn, tokens)).end_reason == "logout"
 
 
 async def test_logout_scopes(keyturn: Keyturn) -> None:
     proof = await a_user(keyturn)
     stranger = await a_session(keyturn, "eve@example.com")
-    mine = [await keyturn.sessions.start(proof) for _ in range(4)]
-    await keyturn.sessions.logout(mine[0].access_token, None, "others")
+    mine = [await keyturn.sessions.start(proof, by=SERVICE) for _ in range(4)]
+    await keyturn.sessions.logout(mine[0].access_token, None, "others", by=SERVICE)
     for tokens in mine[1:]:
         await refused(keyturn, tokens.refresh_token, "logout_all")
         await rejected(keyturn, tokens.access_token, "logout_all")
-    mine[0] = await keyturn.sessions.refresh(mine[0].refresh_token)
-    more = await keyturn.sessions.start(proof)
-    await keyturn.sessions.logout(None, mine[0].refresh_token, "all")
+    mine[0] = await keyturn.sessions.refresh(mine[0].refresh_token, by=SERVICE)
+    more = await keyturn.sessions.start(proof, by=SERVICE)
+    await keyturn.sessions.logout(None, mine[0].refresh_token, "all", by=SERVICE)
     for tokens in (mine[0], more):
         await refused(keyturn, tokens.refresh_token, "logout_all")
-    await keyturn.sessions.refresh(stranger.refresh_token)
+    await keyturn.sessions.refresh(stranger.refresh_token, by=SERVICE)
 
 
 async def test_a_token_that_no_longer_works_ends_no_other_session(keyturn: Keyturn) -> None:
     proof = await a_user(keyturn)
-    other, over, old = [await keyturn.sessions.start(proof) for _ in range(3)]
-    await keyturn.sessions.logout(over.access_token, None, "this")
-    newer = await keyturn.sessions.refresh(old.refresh_token)
-    await keyturn.sessions.refresh(newer.refresh_token)
+    other, over, old = [await keyturn.sessions.start(proof, by=SERVICE) for _ in range(3)]
+    await keyturn.sessions.logout(over.access_token, None, "this", by=SERVICE)
+    newer = await keyturn.sessions.refresh(old.refresh_token, by=SERVICE)
+    await keyturn.sessions.refresh(newer.refresh_token, by=SERVICE)
     for bearer, refresh in ((over.access_token, None), (None, over.refresh_token), (None, old.refresh_token)):
         for scope in ("others", "all"):
             with pytest.raises(Refusal):
-                await keyturn.sessions.logout(bearer, refresh, scope)  # type: ignore[arg-type]  # a literal each
-    await keyturn.sessions.refresh(other.refresh_token)
+                await keyturn.sessions.logout(bearer, refresh, scope, by=SERVICE)  # type: ignore[arg-type]  # a literal each
+    await keyturn.sessions.refresh(other.refresh_token, by=SERVICE)
 
 
 async def test_a_repeated_logout_of_all_ends_nothing_that_was_started_since(keyturn: Keyturn) -> None:
     proof = await a_user(keyturn)
-    first = await keyturn.sessions.start(proof)
-    await keyturn.sessions.logout(None, first.refresh_token, "all")
-    later = await keyturn.sessions.start(proof)
-    await keyturn.sessions.logout(None, first.refresh_token, "all")
-    await keyturn.sessions.refresh(later.refresh_token)
+    first = await keyturn.sessions.start(proof, by=SERVICE)
+    await keyturn.sessions.logout(None, first.refresh_token, "all", by=SERVICE)
+    later = await keyturn.sessions.start(proof, by=SERVICE)
+    await keyturn.sessions.logout(None, first.refresh_token, "all", by=SERVICE)
+    await keyturn.sessions.refresh(later.refresh_token, by=SERVICE)
 
 
 async def test_a_token_that_was_replaced_ends_no_other_session_once_its_window_is_over(keyturn: Keyturn) -> None:
     proof = await a_user(keyturn)
-    old, other = [await keyturn.sessions.start(proof) for _ in range(2)]
-    await keyturn.sessions.refresh(old.refresh_token)
+    old, other = [await keyturn.sessions.start(proof, by=SERVICE) for _ in range(2)]
+    await keyturn.sessions.refresh(old.refresh_token, by=SERVICE)
     await time_passes(keyturn, 61 * SECOND)
     with pytest.raises(InvalidGrant):
-        await keyturn.sessions.logout(None, old.refresh_token, "all")
-    await keyturn.sessions.refresh(other.refresh_token)
+        await keyturn.sessions.logout(None, old.refresh_token, "all", by=SERVICE)
+    await keyturn.sessions.refresh(other.refresh_token, by=SERVICE)
 
 
 async def test_a_password_change_ends_every_other_session(keyturn: Keyturn) -> None:
     proof = await a_user(keyturn)
-    mine, other = [await keyturn.sessions.start(proof) for _ in range(2)]
+    mine, other = [await keyturn.sessions.start(proof, by=SERVICE) for _ in range(2)]
     with pytest.raises(InvalidGrant):
-        await keyturn.users.change_password(mine.session_id, proof.user_id, "wrong password", "a new password")
+        await keyturn.users.change_password(
+            mine.session_id, proof.user_id, "wrong password", "a new password", by=SERVICE
+        )
     with pytest.raises(InvalidRequest):
-        await keyturn.users.change_password(mine.session_id, proof.user_id, PASSWORD, PASSWORD)
-    await keyturn.users.change_password(mine.session_id, proof.user_id, PASSWORD, "a new password")
+        await keyturn.users.change_password(mine.session_id, proof.user_id, PASSWORD, PASSWORD, by=SERVICE)
+    await keyturn.users.change_password(mine.session_id, proof.user_id, PASSWORD, "a new password", by=SERVICE)
     await refused(keyturn, other.refresh_token, "password_changed")
     await rejected(keyturn, other.access_token, "password_changed")
-    await keyturn.sessions.verify((await keyturn.sessions.refresh(mine.refresh_token)).access_token)
+    await keyturn.sessions.verify((await keyturn.sessions.refresh(mine.refresh_token, by=SERVICE)).access_token)
     with pytest.raises(InvalidGrant):
         await keyturn.users.authenticate("ada@example.com", PASSWORD)
     # The proof of the old password is worth nothing any more, though it was right when it was given.
     with pytest.raises(InvalidGrant):
-        await keyturn.sessions.start(proof)
+        await keyturn.sessions.start(proof, by=SERVICE)
 
 
 async def test_disabling_a_user_ends_all_sessions_and_lets_none_begin(keyturn: Keyturn) -> None:
     proof = await a_user(keyturn)
-    tokens = [await keyturn.sessions.start(proof) for _ in range(2)]
-    assert await keyturn.users.disable(proof.user_id) == 2
+    tokens = [await keyturn.sessions.start(proof, by=SERVICE) for _ in range(2)]
+    assert await keyturn.users.disable(proof.user_id, by=SERVICE) == 2
     for t in tokens:
         await refused(keyturn, t.refresh_token, "user_disabled")
         await rejected(keyturn, t.access_token, "user_disabled")
     with pytest.raises(InvalidGrant):
-        await keyturn.sessions.start(proof)
+        await keyturn.sessions.start(proof, by=SERVICE)
     with pytest.raises(InvalidGrant):
         await keyturn.users.authenticate("ada@example.com", PASSWORD)
-    await keyturn.users.enable(proof.user_id)
+    await keyturn.users.enable(proof.user_id, by=SERVICE)
     await refused(keyturn, tokens[0].refresh_token, "user_disabled")
-    await keyturn.sessions.start(await keyturn.users.authenticate("ADA@Example.com", PASSWORD))
+    await keyturn.sessions.start(await keyturn.users.authenticate("ADA@Example.com", PASSWORD), by=SERVICE)
 
 
 async def test_no_session_slips_through_beside_a_user_who_is_disabled(keyturn: Keyturn) -> None:
     for _ in range(10):
         proof = await a_user(keyturn, f"{uuid7()}@example.com")
-        started = asyncio.gather(*(keyturn.sessions.start(proof) for _ in range(8)), return_exceptions=True)
+        started = asyncio.gather(*(keyturn.sessions.start(proof, by=SERVICE) for _ in range(8)), return_exceptions=True)
         await asyncio.gather(started, disable(keyturn, proof.user_id))
         for tokens in started.result():
             if isinstance(tokens, Tokens):
@@ -463,19 +477,24 @@ async def test_no_session_slips_through_beside_a_user_who_is_disabled(keyturn: K
 
 async def test_an_administrator_ends_a_session(keyturn: Keyturn) -> None:
     tokens = await a_session(keyturn)
-    assert await keyturn.sessions.end({tokens.session_id}, "revoked_by_admin") == 1
-    assert await keyturn.sessions.end({tokens.session_id}, "logout") == 0
+    assert await keyturn.sessions.end({tokens.session_id}, "revoked_by_admin", by=SERVICE) == 1
+    assert await keyturn.sessions.end({tokens.session_id}, "logout", by=SERVICE) == 0
     await refused(keyturn, tokens.refresh_token, "revoked_by_admin")
 
 
 async def test_the_last_administrator_stays(keyturn: Keyturn) -> None:
     root = await a_user(keyturn, "root@example.com", "admin")
-    for act in (keyturn.users.disable(root.user_id), keyturn.users.set_role(root.user_id, "user")):
+    for act in (
+        keyturn.users.disable(root.user_id, by=SERVICE),
+        keyturn.users.set_role(root.user_id, "user", by=SERVICE),
+    ):
         with pytest.raises(Conflict):
             await act
     second = await a_user(keyturn, "second@example.com", "admin")
     outcome = await asyncio.gather(
-        keyturn.users.disable(root.user_id), keyturn.users.disable(second.user_id), return_exceptions=True
+        keyturn.users.disable(root.user_id, by=SERVICE),
+        keyturn.users.disable(second.user_id, by=SERVICE),
+        return_exceptions=True,
     )
     assert sum(isinstance(o, Conflict) for o in outcome) == 1
 
@@ -486,7 +505,7 @@ async def test_a_session_that_does_not_exist_is_refused(keyturn: Keyturn) -> Non
         await tx.execute(text("DELETE FROM sessions"))
     await refused(keyturn, tokens.refresh_token, None)
     await rejected(keyturn, tokens.access_token, None)
-    await keyturn.sessions.logout(tokens.access_token, None, "this")
+    await keyturn.sessions.logout(tokens.access_token, None, "this", by=SERVICE)
     with pytest.raises(NotFound):
         await keyturn.sessions.find(tokens.session_id)
 
@@ -505,12 +524,12 @@ async def test_keys_rotate_without_signing_anyone_out(keyturn: Keyturn, open_key
     tokens = await a_session(keyturn)
     old_access = (await keyturn.keys.list())[0]["kid"]
     for use in ("access", "refresh"):
-        await keyturn.keys.generate(use)  # type: ignore[arg-type]  # a literal each
+        await keyturn.keys.generate(use, by=SERVICE)  # type: ignore[arg-type]  # a literal each
         with pytest.raises(Conflict):
-            await keyturn.keys.retire(old_access)
+            await keyturn.keys.retire(old_access, by=SERVICE)
     await keyturn.keys.load()
     retried = tokens
-    tokens = await keyturn.sessions.refresh(tokens.refresh_token)
+    tokens = await keyturn.sessions.refresh(tokens.refresh_token, by=SERVICE)
     assert keyturn.keys.verify_refresh_token(tokens.refresh_token).key.number == 1
     async with keyturn.db.begin() as tx:
         # A minute passes for the keys.
@@ -518,40 +537,42 @@ async def test_keys_rotate_without_signing_anyone_out(keyturn: Keyturn, open_key
         await tx.execute(text(f"UPDATE keys SET signs_from = signs_from - {minute}"))
     await keyturn.keys.load()
     # A retry keeps the key that the row names; only a rotation takes the new one.
-    assert (await keyturn.sessions.refresh(retried.refresh_token)).refresh_token == tokens.refresh_token
-    newer = await keyturn.sessions.refresh(tokens.refresh_token)
+    assert (await keyturn.sessions.refresh(retried.refresh_token, by=SERVICE)).refresh_token == tokens.refresh_token
+    newer = await keyturn.sessions.refresh(tokens.refresh_token, by=SERVICE)
     assert keyturn.keys.verify_refresh_token(newer.refresh_token).key.number == 2
     await keyturn.sessions.verify(tokens.access_token)
-    await keyturn.keys.retire(old_access)
+    await keyturn.keys.retire(old_access, by=SERVICE)
     async with open_keyturn() as other:
         await rejected(other, tokens.access_token, None)
         await other.sessions.verify(newer.access_token)
-        await other.keys.retire("refresh-1")
+        await other.keys.retire("refresh-1", by=SERVICE)
         await other.keys.load()
         await refused(other, retried.refresh_token, None)
-        await other.sessions.refresh(newer.refresh_token)
+        await other.sessions.refresh(newer.refresh_token, by=SERVICE)
 
 
 async def test_gc_deletes_what_has_long_been_over_and_nothing_live(keyturn: Keyturn) -> None:
     proof = await a_user(keyturn)
-    ended = [await keyturn.sessions.start(proof) for _ in range(5)]
+    ended = [await keyturn.sessions.start(proof, by=SERVICE) for _ in range(5)]
     for tokens in ended:
-        await keyturn.sessions.logout(tokens.access_token, None, "this")
-    await keyturn.sessions.start(proof)
+        await keyturn.sessions.logout(tokens.access_token, None, "this", by=SERVICE)
+    await keyturn.sessions.start(proof, by=SERVICE)
     await time_passes(keyturn, timedelta(days=31))
-    live = await keyturn.sessions.start(proof)
-    lately = await keyturn.sessions.start(proof)
-    await keyturn.sessions.logout(lately.access_token, None, "this")
-    assert sum(await asyncio.gather(keyturn.sessions.gc(most=2), keyturn.sessions.gc(most=2))) == 5
+    live = await keyturn.sessions.start(proof, by=SERVICE)
+    lately = await keyturn.sessions.start(proof, by=SERVICE)
+    await keyturn.sessions.logout(lately.access_token, None, "this", by=SERVICE)
+    assert (
+        sum(await asyncio.gather(keyturn.sessions.gc(most=2, by=SERVICE), keyturn.sessions.gc(most=2, by=SERVICE))) == 5
+    )
     await refused(keyturn, ended[0].refresh_token, None)
     await refused(keyturn, lately.refresh_token, "logout")
     await time_passes(keyturn, timedelta(days=7))
     # The one that was ended a week ago, and the one that fell idle a month ago.
-    assert await keyturn.sessions.gc(kept_for=timedelta(days=7)) == 2
+    assert await keyturn.sessions.gc(kept_for=timedelta(days=7), by=SERVICE) == 2
     # What a rebuild of the cache may still need stays whatever is asked.
-    assert await keyturn.sessions.gc(kept_for=timedelta(0)) == 0
+    assert await keyturn.sessions.gc(kept_for=timedelta(0), by=SERVICE) == 0
     await time_passes(keyturn, timedelta(hours=26))
-    assert await keyturn.sessions.gc(kept_for=timedelta(0)) == 1
+    assert await keyturn.sessions.gc(kept_for=timedelta(0), by=SERVICE) == 1
     await refused(keyturn, live.refresh_token, None)
 
 
@@ -559,7 +580,7 @@ async def test_an_address_is_one_account_in_any_spelling(keyturn: Keyturn) -> No
     proof = await a_user(keyturn, "Ada.Lovelace@EXAMPLE.com")
     assert (await keyturn.users.find("ada.lovelace@example.COM")).id == proof.user_id
     with pytest.raises(Conflict):
-        await keyturn.users.create("ADA.LOVELACE@example.com", PASSWORD)
+        await keyturn.users.create("ADA.LOVELACE@example.com", PASSWORD, by=SERVICE)
 
 
 async def test_a_hash_with_old_parameters_is_replaced_at_the_next_login(open_keyturn: Opener) -> None:
@@ -569,7 +590,7 @@ async def test_a_hash_with_old_parameters_is_replaced_at_the_next_login(open_key
         hashed = (await after.users.find("ada@example.com")).password_hash
         assert "t=2" in hashed
         assert "t=1" in proof.password_hash
-        assert await after.sessions.start(await after.users.authenticate("ada@example.com", PASSWORD))
+        assert await after.sessions.start(await after.users.authenticate("ada@example.com", PASSWORD), by=SERVICE)
         assert hashed in {p.password_hash for p in proofs}
 
 
@@ -597,13 +618,13 @@ async def test_a_full_hashing_queue_says_so_at_once(open_keyturn: Opener) -> Non
 
 async def test_the_token_before_the_newest_ends_other_sessions_within_its_window(keyturn: Keyturn) -> None:
     proof = await a_user(keyturn)
-    mine, other = [await keyturn.sessions.start(proof) for _ in range(2)]
-    newer = await keyturn.sessions.refresh(mine.refresh_token)
-    await keyturn.sessions.logout(None, mine.refresh_token, "others")
+    mine, other = [await keyturn.sessions.start(proof, by=SERVICE) for _ in range(2)]
+    newer = await keyturn.sessions.refresh(mine.refresh_token, by=SERVICE)
+    await keyturn.sessions.logout(None, mine.refresh_token, "others", by=SERVICE)
     await refused(keyturn, other.refresh_token, "logout_all")
-    await keyturn.sessions.refresh(newer.refresh_token)
+    await keyturn.sessions.refresh(newer.refresh_token, by=SERVICE)
     assert (await keyturn.sessions.find(mine.session_id)).over() is None
     assert (await keyturn.sessions.find(other.session_id)).over() == "logout_all"
     with pytest.raises(InvalidGrant) as caught:
-        await keyturn.sessions.logout(None, other.refresh_token, "others")
+        await keyturn.sessions.logout(None, other.refresh_token, "others", by=SERVICE)
     assert caught.value.reason == "logout_all"

@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, insert, select, text, update
 
+from app.actors import SERVICE
 from app.errors import InvalidGrant, TemporarilyUnavailable
 from app.keyturn import Keyturn, opened, running
 from app.settings import ConfigurationError, Settings, read
@@ -110,8 +111,8 @@ async def test_an_administrator_who_was_disabled_is_not_made_again(tmp_path: Pat
     settings = embedded(tmp_path / "data")
     async with started(settings) as (keyturn, password):
         assert password
-        other = await keyturn.users.create("ada@example.com", "longer than eight", "admin")
-        await keyturn.users.disable((await keyturn.users.find(ADMINISTRATOR)).id)
+        other = await keyturn.users.create("ada@example.com", "longer than eight", "admin", by=SERVICE)
+        await keyturn.users.disable((await keyturn.users.find(ADMINISTRATOR)).id, by=SERVICE)
         assert await first_administrator(keyturn.db, keyturn.users) is None
         with pytest.raises(InvalidGrant):
             await keyturn.users.authenticate(ADMINISTRATOR, password)
@@ -130,7 +131,7 @@ async def test_first_keys_made_at_once_are_one_of_each_use(open_keyturn: Opener)
     async with open_keyturn() as one, open_keyturn() as two:
         async with one.db.begin() as tx:
             await tx.execute(text("DELETE FROM keys"))
-        made = await asyncio.gather(*(k.keys.make_first() for k in (one, two, one, two)))
+        made = await asyncio.gather(*(k.keys.make_first(by=SERVICE) for k in (one, two, one, two)))
         assert made.count(True) == 1
         assert sorted(key["use"] for key in await two.keys.list()) == ["access", "refresh"]
 
@@ -243,7 +244,7 @@ async def test_the_files_of_sqlite_are_for_their_owner_alone_wherever_they_are(t
     before = os.umask(0)
     try:
         async with started(embedded(folder, **url)) as (keyturn, _):
-            await keyturn.users.create("ada@example.com", "a good password")
+            await keyturn.users.create("ada@example.com", "a good password", by=SERVICE)
             modes = {path.name: mode(path) for path in folder.glob("keyturn.db*")}
     finally:
         os.umask(before)

@@ -35,6 +35,7 @@ from hypothesis.stateful import (
 from hypothesis.strategies import booleans, integers, just, sampled_from
 from sqlalchemy import select, text
 
+from app.actors import SERVICE
 from app.errors import Conflict, InvalidGrant, InvalidToken, Reason, Refusal, TemporarilyUnavailable
 from app.keyturn import Keyturn, opened
 from app.sessions.rotation import Tokens
@@ -279,7 +280,7 @@ class World:
         async with self.instances[0].db.begin() as tx:
             for table in ("sessions", "users", "keys"):
                 await tx.execute(text(f"DELETE FROM {table}"))
-        await self.instances[0].keys.make_first()
+        await self.instances[0].keys.make_first(by=SERVICE)
         await self.load()
 
     async def load(self) -> None:
@@ -341,7 +342,7 @@ class Machine(RuleBasedStateMachine):
         self.model.keys = {use: [Key(kid, ready=True)] for use, kid in first.items()}
         for name, role in (("ada", "user"), ("eve", "user"), ("root", "admin")):
             email = f"{name}@example.com"
-            real = self.run(self.keyturn.users.create(email, "password 0", role))
+            real = self.run(self.keyturn.users.create(email, "password 0", role, by=SERVICE))
             self.model.users.append(User(email, real.id, role))
         self.began = time.monotonic()
 
@@ -443,11 +444,11 @@ class Machine(RuleBasedStateMachine):
         if not who.disabled and password == who.password:
             self.start(who, proof)
             return
-        self.must_refuse(self.ask(self.keyturn.sessions.start(proof)), Refused(InvalidGrant))
+        self.must_refuse(self.ask(self.keyturn.sessions.start(proof, by=SERVICE)), Refused(InvalidGrant))
         self.reach("outdated proof refused")
 
     def start(self, who: User, proof: Authenticated) -> SignIn:
-        tokens = self.ask(self.keyturn.sessions.start(proof))
+        tokens = self.ask(self.keyturn.sessions.start(proof, by=SERVICE))
         assert isinstance(tokens, Tokens), tokens
         assert tokens.session_id not in {s.id for s in self.model.sessions}
         first = Refresh(tokens.refresh_token, self.model.signing("refresh"))
@@ -463,7 +464,7 @@ class Machine(RuleBasedStateMachine):
         async def one(keyturn: Keyturn) -> Tokens | Refusal:
             while True:
                 try:
-                    return await keyturn.sessions.refresh(s.chain[generation].text)
+                    return await keyturn.sessions.refresh(s.chain[generation].text, by=SERVICE)
                 except TemporarilyUnavailable:
                     assert times > 1  # whoever found the row locked comes again
                 except Refusal as refusal:
@@ -521,7 +522,7 @@ class Machine(RuleBasedStateMachine):
         genuine = self.pick(which).chain[-1].text
         bent = genuine[:at] + to + genuine[at + 1 :]
         for junk in (bent if bent != genuine else genuine[:-1], genuine + "A", ""):
-            self.must_refuse(self.ask(self.keyturn.sessions.refresh(junk)), Refused(InvalidGrant))
+            self.must_refuse(self.ask(self.keyturn.sessions.refresh(junk, by=SERVICE)), Refused(InvalidGrant))
         self.reach("junk")
 
     @rule(which=WHICH, step=sampled_from([-1, 0, 1]))
@@ -536,7 +537,7 @@ class Machine(RuleBasedStateMachine):
         real = self.keyturn.keys.verify_refresh_token(newest.text)
         other = replace(real, generation=s.generation + step, secret=sha256(real.secret).digest(), raw=b"")
         over = None if s.gone else s.over(self.model.now)
-        self.must_refuse(self.ask(self.keyturn.sessions.refresh(other.text)), Refused(InvalidGrant, over))
+        self.must_refuse(self.ask(self.keyturn.sessions.refresh(other.text, by=SERVICE)), Refused(InvalidGrant, over))
         self.reach("another branch")
 
     # -- logout
@@ -571,7 +572,7 @@ class Machine(RuleBasedStateMachine):
             refresh[0].chain[refresh[1]].text if refresh else "junk" if junk else None,
         )
         older = self.model.now - access.signed_at if access else 0
-        asked = self.keyturn.sessions.logout(*texts, scope)  # type: ignore[arg-type]  # a literal each
+        asked = self.keyturn.sessions.logout(*texts, scope, by=SERVICE)  # type: ignore[arg-type]  # a literal each
         answer = self.ask(ahead(self.keyturn, older, asked))
         expected = self.model.logout(access, refresh, scope)
         if isinstance(expected, Refused):
@@ -591,7 +592,7 @@ class Machine(RuleBasedStateMachine):
             return  # such a session is refused before its user is asked for a password
         who = s.user
         current = f"password {who.password}" if right else "another password"
-        asked = self.keyturn.users.change_password(s.id, who.id, current, f"password {who.password + 1}")
+        asked = self.keyturn.users.change_password(s.id, who.id, current, f"password {who.password + 1}", by=SERVICE)
         answer = self.ask(asked)
         if not right or s.ended or who.disabled:
             self.must_refuse(answer, Refused(InvalidGrant))
@@ -605,7 +606,7 @@ class Machine(RuleBasedStateMachine):
     @rule(user=integers(0, 2), for_good=booleans())
     def disable(self, user: int, for_good: bool) -> None:
         who = self.model.users[user]
-        answer = self.ask(self.keyturn.users.disable(who.id))
+        answer = self.ask(self.keyturn.users.disable(who.id, by=SERVICE))
         if self.model.last_administrator(who):
             self.must_refuse(answer, Refused(Conflict))
             self.reach("last administrator kept")
@@ -617,7 +618,7 @@ class Machine(RuleBasedStateMachine):
             self.enable(who)
 
     def enable(self, who: User) -> None:
-        assert self.ask(self.keyturn.users.enable(who.id)) is None
+        assert self.ask(self.keyturn.users.enable(who.id, by=SERVICE)) is None
         who.disabled = False
         self.reach("enabled")
 
@@ -635,18 +636,18 @@ class Machine(RuleBasedStateMachine):
                 self.enable(who)
             case "password":
                 who.password += 1
-                count = self.ask(self.keyturn.users.set_password(who.id, f"password {who.password}"))
+                count = self.ask(self.keyturn.users.set_password(who.id, f"password {who.password}", by=SERVICE))
                 assert count == self.model.end_all(who, "password_changed")
                 self.reach("password set")
 
     def revoke(self, s: SignIn) -> None:
-        answer = self.ask(self.keyturn.sessions.end({s.id}, "revoked_by_admin"))
+        answer = self.ask(self.keyturn.sessions.end({s.id}, "revoked_by_admin", by=SERVICE))
         assert answer == self.model.end([s], "revoked_by_admin")
         self.reach("revoked")
         self.present(s, s.generation)
 
     def set_role(self, who: User, role: str) -> None:
-        answer = self.ask(self.keyturn.users.set_role(who.id, role))
+        answer = self.ask(self.keyturn.users.set_role(who.id, role, by=SERVICE))
         if role != "admin" and self.model.last_administrator(who):
             self.must_refuse(answer, Refused(Conflict))
             self.reach("last administrator kept")
@@ -679,7 +680,7 @@ class Machine(RuleBasedStateMachine):
                 self.a_minute_passes()
 
     def generate(self, use: Any) -> None:
-        self.model.keys[use].append(Key(self.run(self.keyturn.keys.generate(use))))
+        self.model.keys[use].append(Key(self.run(self.keyturn.keys.generate(use, by=SERVICE))))
         self.run(self.world.load())
         self.reach(f"{use} key generated")
 
@@ -695,7 +696,7 @@ class Machine(RuleBasedStateMachine):
         if use == "refresh" and (under := [s for s in self.model.live() if s.chain[-1].key is key]):
             self.sign_in(under[0].user)
             self.present(under[0], under[0].generation)  # where a newer key signs, this one moves to it
-        answer = self.ask(self.keyturn.keys.retire(key.kid))
+        answer = self.ask(self.keyturn.keys.retire(key.kid, by=SERVICE))
         self.run(self.world.load())
         if not any(other.ready for other in there if other is not key):
             self.must_refuse(answer, Refused(Conflict))
@@ -710,7 +711,7 @@ class Machine(RuleBasedStateMachine):
         under = [s for s in self.model.live() if s.chain[-1].key is key]
         if under and which % 2:  # before the command has come to it
             self.present(under[0], under[0].generation)
-        assert self.ask(self.keyturn.sessions.end_under(answer, most=2)) == self.model.retire(key)
+        assert self.ask(self.keyturn.sessions.end_under(answer, most=2, by=SERVICE)) == self.model.retire(key)
         for s in under[:2]:
             self.present(s, s.generation)
             self.log_out(None, (s, s.generation), "this")
@@ -754,7 +755,7 @@ class Machine(RuleBasedStateMachine):
     def gc(self, kept_for: int, much_later: bool) -> None:
         if much_later:
             self.grow_older(max(kept_for, REMEMBERED))
-        count = self.ask(self.keyturn.sessions.gc(kept_for=timedelta(seconds=kept_for), most=3))
+        count = self.ask(self.keyturn.sessions.gc(kept_for=timedelta(seconds=kept_for), most=3, by=SERVICE))
         assert count == self.model.gc(kept_for)
         self.reach("gc deletes" if count else "gc finds nothing")
 

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from redis import asyncio as redis_asyncio
 
+from app.actors import SERVICE
 from app.commands import doctor
 from app.errors import InvalidToken
 from app.keyturn import Keyturn, opened
@@ -61,10 +62,10 @@ async def test_a_redis_that_is_none_costs_a_moment_and_decides_nothing(
     async with open_keyturn(redis_url=url) as keyturn:
         noted: list[str] = []
         keyturn.revocations._report = lambda event, level, **_: noted.append(f"{level} {event}")
-        tokens = await keyturn.sessions.start(await a_user(keyturn))
+        tokens = await keyturn.sessions.start(await a_user(keyturn), by=SERVICE)
         await keyturn.sessions.verify(tokens.access_token)
-        newer = await keyturn.sessions.refresh(tokens.refresh_token)
-        await keyturn.sessions.logout(None, newer.refresh_token, "this")
+        newer = await keyturn.sessions.refresh(tokens.refresh_token, by=SERVICE)
+        await keyturn.sessions.logout(None, newer.refresh_token, "this", by=SERVICE)
         for token in (tokens.access_token, newer.access_token):
             with pytest.raises(InvalidToken) as caught:
                 await keyturn.sessions.verify(token)
@@ -280,7 +281,7 @@ async def test_the_doctor_and_the_log_say_what_is_wrong_with_redis(
         assert SAID[which] in advice
         assert "not filled" not in advice
         assert await keyturn.revocations.ping() != "complete"
-        tokens = await keyturn.sessions.start(await a_user(keyturn))
+        tokens = await keyturn.sessions.start(await a_user(keyturn), by=SERVICE)
         await keyturn.sessions.verify(tokens.access_token)
         assert PASSWORD_OF_REDIS not in f"{advice}{noted}"
 
@@ -318,7 +319,7 @@ async def test_a_user_with_the_rights_that_the_readme_names_suffices_for_the_who
     url = postgres.url("rights")
     await asyncio.to_thread(migrate, settings_of(url, None))
     async with opened(settings_of(url, None)) as keyturn:
-        await keyturn.users.create("ada@example.com", PASSWORD, "user")
+        await keyturn.users.create("ada@example.com", PASSWORD, "user", by=SERVICE)
     with Redis.start() as server:
         async with redis_asyncio.Redis.from_url(server.url()) as admin:
             await admin.execute_command(*rights())

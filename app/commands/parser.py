@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias, get_args
 from uuid import UUID
 
+from ..actors import Actor
 from ..errors import InvalidRequest, NotFound, Refusal, TemporarilyUnavailable
 from ..http import open_files
 from ..keyturn import Keyturn, opened, running
@@ -104,6 +105,13 @@ class _Parser(argparse.ArgumentParser):
 
 _PLAIN = re.compile(r"(?:--?)?[a-z]+(?:-[a-z]+)*(?<!.{33})", re.ASCII | re.IGNORECASE)
 """The form of an option's or a command's name: letters and hyphens, at most 32 characters."""
+
+
+def _by() -> Actor:
+    """The operating system's user who gave the command."""
+    with suppress(OSError, KeyError, ImportError):  # a container may have no name for its user
+        return Actor("command", getpass.getuser())
+    return Actor("command")
 
 
 def _name(word: str) -> str:
@@ -352,7 +360,7 @@ def _openapi(_arguments: argparse.Namespace) -> None:
 
 async def _users_create(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     password = _password(arguments)
-    user = await keyturn.users.create(arguments.email, password, arguments.role)
+    user = await keyturn.users.create(arguments.email, password, arguments.role, by=_by())
     print(user.id)
     if arguments.generate:
         print(password)
@@ -367,19 +375,19 @@ async def _users_list(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
 
 async def _users_disable(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     user = await _found(keyturn, arguments.user)
-    ended = await keyturn.users.disable(user.id)
+    ended = await keyturn.users.disable(user.id, by=_by())
     print(f"{user.email} {'was disabled already' if user.disabled_at else 'is disabled'}; {_count(ended)} ended")
 
 
 async def _users_enable(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     user = await _found(keyturn, arguments.user)
-    await keyturn.users.enable(user.id)
+    await keyturn.users.enable(user.id, by=_by())
     print(f"{user.email} {'may sign in again' if user.disabled_at else 'was enabled already'}")
 
 
 async def _users_set_role(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     user = await _found(keyturn, arguments.user)
-    await keyturn.users.set_role(user.id, arguments.role)
+    await keyturn.users.set_role(user.id, arguments.role, by=_by())
     if user.role == arguments.role:
         print(f"{user.email} had the role {user.role} already")
         return
@@ -394,7 +402,7 @@ async def _users_set_role(keyturn: Keyturn, arguments: argparse.Namespace) -> No
 async def _users_set_password(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     user = await _found(keyturn, arguments.user)
     password = _password(arguments)
-    ended = await keyturn.users.set_password(user.id, password)
+    ended = await keyturn.users.set_password(user.id, password, by=_by())
     still = "; the user stays disabled" if user.disabled_at else ""
     print(f"{user.email} has a new password; {_count(ended)} ended{still}")
     if arguments.generate:
@@ -469,7 +477,9 @@ async def _session_of(keyturn: Keyturn, session_id: UUID) -> State:
 async def _sessions_end(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     if arguments.user:
         user = await _found(keyturn, arguments.user)
-        print(f"{_count(await keyturn.sessions.end_of_user(user.id, 'revoked_by_admin'))} of {user.email} ended")
+        print(
+            f"{_count(await keyturn.sessions.end_of_user(user.id, 'revoked_by_admin', by=_by()))} of {user.email} ended"
+        )
         return
     there: dict[UUID, State] = {}
     missing: list[str] = []
@@ -479,7 +489,7 @@ async def _sessions_end(keyturn: Keyturn, arguments: argparse.Namespace) -> None
         except NotFound:
             missing.append(str(session_id))
     if there:
-        ended = await keyturn.sessions.end(set(there), "revoked_by_admin")
+        ended = await keyturn.sessions.end(set(there), "revoked_by_admin", by=_by())
         print(f"{_count(ended)} ended", flush=True)
         for state in there.values():
             if over := state.over():
@@ -536,7 +546,7 @@ async def _keys_generate(keyturn: Keyturn, arguments: argparse.Namespace) -> Non
         raise InvalidRequest("algorithm", description="--algorithm and --bits are for access keys.")
     if arguments.bits and (arguments.algorithm or keyturn.settings.signing_algorithm) != "RS256":
         raise InvalidRequest("bits", description="--bits is for RS256 keys.")
-    kid = await keyturn.keys.generate(arguments.use, arguments.algorithm, arguments.bits or 2048)
+    kid = await keyturn.keys.generate(arguments.use, arguments.algorithm, arguments.bits or 2048, by=_by())
     print(kid, flush=True)
     _note(await _what_signs(keyturn, arguments.use))
 
@@ -553,7 +563,7 @@ async def _keys_retire(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     before = {key["kid"]: key for key in await keyturn.keys.list()}.get(arguments.kid)
     if before is None:
         raise NotFound(f"no such key; {called()} keys list shows them")
-    number = await keyturn.keys.retire(arguments.kid)
+    number = await keyturn.keys.retire(arguments.kid, by=_by())
     seconds = READ_BY_ALL // timedelta(seconds=1)
     if before["retired_at"]:
         print(f"{arguments.kid} was retired already, at {_moment(before['retired_at'])}")
@@ -563,22 +573,22 @@ async def _keys_retire(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     print(await _what_signs(keyturn, before["use"], changed), flush=True)
     if number is None:
         return
-    ended = await keyturn.sessions.end_under(number)
+    ended = await keyturn.sessions.end_under(number, by=_by())
     print(
         f"{_count(ended)} ended; waiting {seconds} s for instances that may still sign in under it "
         "(if this breaks off, call it again)",
         flush=True,
     )
     await asyncio.sleep(READ_BY_ALL.total_seconds())
-    print(f"{_count(await keyturn.sessions.end_under(number))} more ended")
+    print(f"{_count(await keyturn.sessions.end_under(number, by=_by()))} more ended")
 
 
 async def _keys_replace(keyturn: Keyturn, _arguments: argparse.Namespace) -> None:
-    *_, number = await keyturn.keys.replace()
+    *_, number = await keyturn.keys.replace(by=_by())
     print("all keys are retired, and new ones made")
     for use in ("access", "refresh"):
         print(await _what_signs(keyturn, use), flush=True)
-    print(f"{_count(await keyturn.sessions.end_all_but_under(number))} ended; everyone has to sign in again")
+    print(f"{_count(await keyturn.sessions.end_all_but_under(number, by=_by()))} ended; everyone has to sign in again")
     print("an instance that still runs has the old keys: restart it with the new master secret")
 
 
@@ -598,7 +608,7 @@ async def _what_signs(keyturn: Keyturn, use: str, now: str = "") -> str:
 async def _gc(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     wanted = timedelta(days=arguments.keep_days)
     kept = max(wanted, LOOK_BACK)
-    deleted = await keyturn.sessions.gc(kept_for=wanted)
+    deleted = await keyturn.sessions.gc(by=_by(), kept_for=wanted)
     if arguments.json:
         print(json.dumps({"deleted": deleted, "kept_for_seconds": kept // timedelta(seconds=1)}))
         return

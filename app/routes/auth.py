@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import to_json
 
+from ..actors import Actor, Kind
 from ..errors import (
     AccessDenied,
     Conflict,
@@ -210,6 +211,13 @@ async def _session(request: Request, keyturn: Parts, token: Bearer) -> State:
 Authorised = Annotated[State, Depends(_session)]
 
 
+def _by(request: Request, kind: Kind, user_id: UUID | None = None) -> Actor:
+    client = request.client
+    return Actor(
+        kind, str(user_id) if user_id else None, client.host if client else None, request.scope["state"]["request_id"]
+    )
+
+
 def _log(request: Request, session_id: UUID) -> None:
     request.scope["state"]["session_id"] = session_id
 
@@ -217,11 +225,11 @@ def _log(request: Request, session_id: UUID) -> None:
 @router.post(
     "/register", status_code=201, responses=refusals(InvalidRequest, AccessDenied, Conflict, TemporarilyUnavailable)
 )
-async def register(body: Registration, keyturn: Parts) -> UserAnswer:
+async def register(request: Request, body: Registration, keyturn: Parts) -> UserAnswer:
     """Make an account, where the operator lets anyone do so. No tokens: log in next."""
     if not keyturn.settings.registration:
         raise AccessDenied("registration is off", description="Registration is off.")
-    user = await keyturn.users.create(body.email, body.password)
+    user = await keyturn.users.create(body.email, body.password, by=_by(request, "anonymous"))
     return UserAnswer(id=user.id, email=user.email, role=user.role, created_at=user.created_at)
 
 
@@ -229,7 +237,7 @@ async def register(body: Registration, keyturn: Parts) -> UserAnswer:
 async def login(request: Request, body: Login, keyturn: Parts) -> TokenAnswer:
     """Start a session with e-mail and password."""
     proof = await keyturn.users.authenticate(body.email, body.password)
-    tokens = await keyturn.sessions.start(proof)
+    tokens = await keyturn.sessions.start(proof, by=_by(request, "user", proof.user_id))
     _log(request, tokens.session_id)
     return TokenAnswer.model_validate(tokens.body())
 
@@ -290,9 +298,10 @@ async def me(session: Authorised, keyturn: Parts) -> MeAnswer:
     response_description="The password is changed.",
     responses=refusals(InvalidRequest, InvalidToken, TemporarilyUnavailable),
 )
-async def password(body: PasswordChange, session: Authorised, keyturn: Parts) -> Response:
+async def password(request: Request, body: PasswordChange, session: Authorised, keyturn: Parts) -> Response:
     """Change the password. Every other session of the user ends; this one goes on."""
-    await keyturn.users.change_password(session.id, session.user_id, body.current_password, body.new_password)
+    by = _by(request, "user", session.user_id)
+    await keyturn.users.change_password(session.id, session.user_id, body.current_password, body.new_password, by=by)
     return Response(status_code=204)
 
 
@@ -350,7 +359,7 @@ async def verify(
 async def answer_refresh(keyturn: Keyturn, state: dict[str, Any], refresh_token: str) -> Answer:
     """The successor, or a refusal."""
     try:
-        tokens = await keyturn.sessions.refresh(refresh_token)
+        tokens = await keyturn.sessions.refresh(refresh_token, by=Actor("anonymous", request_id=state["request_id"]))
     except TemporarilyUnavailable as e:
         # At most a sixth of the window: a client that obeys is back before its retry would be reuse. Spread, so
         # that those who were turned away together don't come back together.
@@ -365,7 +374,8 @@ async def answer_logout(
     keyturn: Keyturn, state: dict[str, Any], bearer: str | None, refresh_token: str | None, scope: Scope
 ) -> Answer:
     """No content, or a refusal."""
-    for session_id in await keyturn.sessions.logout(bearer, refresh_token, scope):
+    by = Actor("user", request_id=state["request_id"])
+    for session_id in await keyturn.sessions.logout(bearer, refresh_token, scope, by=by):
         state["session_id"] = session_id
     return 204, [], b""
 

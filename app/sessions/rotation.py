@@ -33,6 +33,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Select, and_, case, delete, exists, insert, or_, select, update
 from sqlalchemy.sql.dml import ReturningUpdate
 
+from ..actors import SERVICE, Actor
 from ..errors import InvalidGrant, InvalidToken, NotFound, NoToken, Reason, Refusal, TemporarilyUnavailable
 from ..log import get_logger
 from ..revocation.revocations import LOOK_BACK, Ending, Revocations, settled
@@ -188,7 +189,7 @@ class Sessions:
     # -- start
 
     @own_task
-    async def start(self, proof: Authenticated) -> Tokens:
+    async def start(self, proof: Authenticated, *, by: Actor) -> Tokens:
         """Starts a session for a user whose password was right.
 
         Raises:
@@ -231,7 +232,7 @@ class Sessions:
 
     # -- refresh
 
-    async def refresh(self, text: str) -> Tokens:
+    async def refresh(self, text: str, *, by: Actor) -> Tokens:
         """The successor of a refresh token, and an access token (RFC 6749 section 6).
 
         Idempotent within the retry window: the same token gives the same answer, from any number of clients and
@@ -248,11 +249,11 @@ class Sessions:
                 rotated = await self._rotations(presented)
                 if rotated is not None:
                     return self._tokens(*rotated)
-            return await self._not_rotated(presented)
+            return await self._not_rotated(presented, by)
         except Refusal as refusal:
             raise refusal.about(presented.session_id) from None
 
-    async def _not_rotated(self, presented: RefreshToken) -> Tokens:
+    async def _not_rotated(self, presented: RefreshToken, by: Actor) -> Tokens:
         """The answer to a token that was not the newest of a live session, or whose session was locked."""
         if self._keys.retired(presented.key.number):
             over = await self._over_under_retired_key(presented.session_id)
@@ -275,7 +276,7 @@ class Sessions:
                     assert key is not None
                     return self._tokens(state, presented.successor(key))
                 case Verdict.REUSE:
-                    reason = await self._end_for_reuse(state.id, presented.generation)
+                    reason = await self._end_for_reuse(state.id, presented.generation, by)
                     raise InvalidGrant("reuse", reason=reason, user_id=state.user_id)
                 case Verdict.REFUSED:
                     raise InvalidGrant("not a token of this session's chain", user_id=state.user_id)
@@ -357,7 +358,7 @@ class Sessions:
     # -- end
 
     @own_task
-    async def _end_for_reuse(self, session_id: UUID, generation: int) -> Reason:
+    async def _end_for_reuse(self, session_id: UUID, generation: int, by: Actor) -> Reason:
         """Ends a session of which an old generation was presented; the reason that it ended for, maybe earlier."""
         async with self._revocations.ending([session_id]) as ending:
             older = Session.generation > generation
@@ -384,7 +385,7 @@ class Sessions:
         return reason
 
     @own_task
-    async def end(self, session_ids: set[UUID], reason: Reason) -> int:
+    async def end(self, session_ids: set[UUID], reason: Reason, *, by: Actor) -> int:
         """Ends these sessions; how many were live. Done again, it changes nothing and publishes again."""
         async with self._revocations.ending(session_ids) as ending:
             # By id, as everywhere: two transactions that end several must not wait for each other.
@@ -392,29 +393,31 @@ class Sessions:
             await _end(ending, _ends(self._db.now(), reason, Session.id.in_(which)))
         return ending.lived
 
-    async def end_under(self, key_number: int, *, most: int = 1000) -> int:
+    async def end_under(self, key_number: int, *, by: Actor, most: int = 1000) -> int:
         """Ends the live sessions under a refresh key that was retired, `most` in a transaction; how many.
 
         It walks the primary key as `gc` does. Broken off, it can be called again. Instances that have yet to read
         that the key is retired may sign in under it meanwhile: call it once more when `READ_BY_ALL` has passed.
         """
-        return await self._end_each(Session.key_id == key_number, most)
+        return await self._end_each(Session.key_id == key_number, most, by)
 
-    async def end_all_but_under(self, key_number: int, *, most: int = 1000) -> int:
+    async def end_all_but_under(self, key_number: int, *, by: Actor, most: int = 1000) -> int:
         """Ends the live sessions under all refresh keys but one, as `end_under`; how many."""
-        return await self._end_each(Session.key_id != key_number, most)
+        return await self._end_each(Session.key_id != key_number, most, by)
 
-    async def _end_each(self, which: ColumnElement[bool], most: int) -> int:
+    async def _end_each(self, which: ColumnElement[bool], most: int, by: Actor) -> int:
         ended, after = 0, UUID(int=0)
         while True:
-            last, count = await self._end_range(after, which, most)
+            last, count = await self._end_range(after, which, most, by)
             ended += count
             if last is None:
                 return ended
             after = last
 
     @own_task
-    async def _end_range(self, after: UUID, which: ColumnElement[bool], most: int) -> tuple[UUID | None, int]:
+    async def _end_range(
+        self, after: UUID, which: ColumnElement[bool], most: int, by: Actor
+    ) -> tuple[UUID | None, int]:
         async with self._db.look() as connection:
             columns = select(Session.id, and_(which, Session.ended_at.is_(None)).label("doomed"))
             rows = (await connection.execute(columns.where(Session.id > after).order_by(Session.id).limit(most))).all()
@@ -439,13 +442,15 @@ class Sessions:
         """
         state = await self._reads(session_id)
         if state is not None and not state.over() and self._keys.retired(state.key_id):
-            await self.end({session_id}, "revoked_by_admin")  # `end_under` has yet to come here
+            await self.end({session_id}, "revoked_by_admin", by=SERVICE)  # `end_under` has yet to come here
             state = await self._reads(session_id)
         if state is None or not state.over():
             raise InvalidGrant("retired refresh key", session_id=session_id, user_id=state.user_id if state else None)
         return state
 
-    async def logout(self, access_token: str | None, refresh_token: str | None, scope: Scope) -> set[UUID]:
+    async def logout(
+        self, access_token: str | None, refresh_token: str | None, scope: Scope, *, by: Actor
+    ) -> set[UUID]:
         """Ends the session of each token, or the user's others, or all; the sessions that were presented.
 
         For "this" any token of ours will do, also an expired or rotated one, and a session that is over already is
@@ -462,7 +467,7 @@ class Sessions:
                 try:
                     settles_at = await self._logouts(session_id)
                     if settles_at is None:
-                        await self.end({session_id}, "logout")
+                        await self.end({session_id}, "logout", by=by)
                     else:
                         await settled(settles_at)
                 except Refusal as refusal:
@@ -471,10 +476,10 @@ class Sessions:
         # All are checked before any is ended: a refused request changes nothing.
         states = [await self._opened_by(i, token, access_token, scope) for i, token in presented.items()]
         for user_id in {state.user_id for state in states if not state.over()}:
-            await self.end_of_user(user_id, "logout_all", but=frozenset(presented if scope == "others" else ()))
+            await self.end_of_user(user_id, "logout_all", by=by, but=frozenset(presented if scope == "others" else ()))
         # A logout of all that is repeated ends nothing more: what was started since has nothing to do with it.
         if over := {state.id for state in states if state.over()}:
-            await self.end(over, "logout_all")
+            await self.end(over, "logout_all", by=by)
         return set(presented)
 
     async def _log_out(self, ids: Sequence[UUID]) -> Sequence[float | None]:
@@ -538,7 +543,7 @@ class Sessions:
         return sessions
 
     @own_task
-    async def end_of_user(self, user_id: UUID, reason: Reason, *, but: frozenset[UUID] = frozenset()) -> int:
+    async def end_of_user(self, user_id: UUID, reason: Reason, *, by: Actor, but: frozenset[UUID] = frozenset()) -> int:
         """Ends the sessions of a user but some; how many were live."""
         async with ending_of(self._db, self._revocations, user_id, reason, but=but) as ending:
             pass  # nothing else changes
@@ -619,21 +624,21 @@ class Sessions:
 
     # -- gc
 
-    async def gc(self, *, kept_for: timedelta = KEPT_FOR, most: int = 1000) -> int:
+    async def gc(self, *, by: Actor, kept_for: timedelta = KEPT_FOR, most: int = 1000) -> int:
         """Deletes sessions that have been over for `kept_for`, `most` in a transaction; how many in all.
 
         It walks the primary key, which is ordered by age, because the deadlines can't be indexed (guarantee 5).
         """
         deleted, after = 0, UUID(int=0)
         while True:
-            last, count = await self._gc_range(after, kept_for, most)
+            last, count = await self._gc_range(after, kept_for, most, by)
             deleted += count
             if last is None:
                 return deleted
             after = last
 
     @own_task
-    async def _gc_range(self, after: UUID, kept_for: timedelta, most: int) -> tuple[UUID | None, int]:
+    async def _gc_range(self, after: UUID, kept_for: timedelta, most: int, by: Actor) -> tuple[UUID | None, int]:
         async with self._db.begin() as tx:
             now = await tx.scalar(select(self._db.now()))
             assert now is not None

@@ -20,6 +20,7 @@ from sqlalchemy import func, inspect, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from ..actors import SERVICE
 from ..errors import Conflict, TemporarilyUnavailable
 from ..settings import SECRET_BYTES, ConfigurationError, Place, Settings, make_data_dir, master_secret, mode_if_ours
 from ..users.users import Users
@@ -144,6 +145,8 @@ _RIGHTS = {
     "sessions": "SELECT, INSERT, UPDATE, DELETE",
     "keys": "SELECT, INSERT, UPDATE",
     "cache_fence": "SELECT, UPDATE",
+    "pulse": "SELECT, UPDATE",
+    "events": "SELECT, INSERT",
 }
 """On each table. The README has them as GRANT statements."""
 
@@ -233,7 +236,7 @@ async def first_administrator(db: Database, users: Users) -> str | None:
             return None
     password = secrets.token_urlsafe(15)
     try:
-        await users.create(ADMINISTRATOR, password, "admin", initial=True)
+        await users.create(ADMINISTRATOR, password, "admin", initial=True, by=SERVICE)
     except Conflict:  # another first start at the same moment was faster, and tells the password
         return None
     return password

@@ -31,6 +31,7 @@ from jwt.utils import base64url_encode
 from sqlalchemy import ColumnElement, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from ..actors import Actor
 from ..errors import Conflict, InvalidGrant, NotFound, TemporarilyUnavailable
 from ..settings import Algorithm, ConfigurationError
 from ..storage.database import Database, monotonic, own_task
@@ -268,7 +269,7 @@ class Keys:
     # -- writing
 
     @own_task
-    async def make_first(self) -> bool:
+    async def make_first(self, *, by: Actor) -> bool:
         """Makes the first key of each use where there is none; two starts at once make one. True if it made any."""
         live = select(Key.use).where(Key.retired_at.is_(None))
         async with self._db.look() as connection:
@@ -285,7 +286,7 @@ class Keys:
         return there != {"access", "refresh"}
 
     @own_task
-    async def generate(self, use: Use, algorithm: Algorithm | None = None, bits: RsaBits = 2048) -> str:
+    async def generate(self, use: Use, algorithm: Algorithm | None = None, bits: RsaBits = 2048, *, by: Actor) -> str:
         """Makes a key, which signs from `PUBLISHED_FOR` on. Its id (for refresh: its number is in `list`).
 
         Raises:
@@ -299,7 +300,7 @@ class Keys:
             return await self._insert(tx, use, made, secret, PUBLISHED_FOR)
 
     @own_task
-    async def retire(self, kid: str) -> int | None:
+    async def retire(self, kid: str, *, by: Actor) -> int | None:
         """Ends a key: its tokens are refused within `READ_BY_ALL` everywhere. Done again, it changes nothing.
 
         Returns:
@@ -334,7 +335,7 @@ class Keys:
         return number
 
     @own_task
-    async def replace(self) -> tuple[str, str, int]:
+    async def replace(self, *, by: Actor) -> tuple[str, str, int]:
         """Retires all keys, also those that this master secret can't unseal, and makes new ones that sign at once.
 
         Numbers of refresh keys stay taken, so that no session passes for one under a new key.

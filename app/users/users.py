@@ -14,6 +14,7 @@ from sqlalchemy import Select, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from ..actors import Actor
 from ..errors import Conflict, InvalidGrant, InvalidRequest, NotFound, TemporarilyUnavailable
 from ..log import get_logger
 from ..revocation.revocations import Revocations
@@ -77,7 +78,7 @@ class Users:
             found = await connection.execute(select(User.id, User.email).where(User.id.in_(user_ids)))
             return {row.id: row.email for row in found}
 
-    async def create(self, email: str, password: str, role: str = "user", *, initial: bool = False) -> User:
+    async def create(self, email: str, password: str, role: str = "user", *, initial: bool = False, by: Actor) -> User:
         """Makes a user.
 
         Raises:
@@ -87,10 +88,10 @@ class Users:
         address, name = normalised(email), _role(role)
         # Hashed before anything is looked up: an address that exists takes the same time.
         hashed = await self._passwords.hash(acceptable(password))
-        return await self._insert(address, hashed, name, initial)
+        return await self._insert(address, hashed, name, initial, by=by)
 
     @own_task
-    async def _insert(self, email: str, password_hash: str, role: str, initial: bool) -> User:  # noqa: FBT001
+    async def _insert(self, email: str, password_hash: str, role: str, initial: bool, *, by: Actor) -> User:  # noqa: FBT001
         try:
             async with self._db.begin() as tx:
                 now = await tx.scalar(select(self._db.now()))
@@ -228,7 +229,7 @@ class Users:
             return [User(**row) for row in (await connection.execute(query)).mappings()]
 
     @own_task
-    async def set_role(self, user_id: UUID, role: str) -> None:
+    async def set_role(self, user_id: UUID, role: str, *, by: Actor) -> None:
         """Changes the role, of the user and of the live sessions at once: the next refresh has it.
 
         Raises:
@@ -244,7 +245,7 @@ class Users:
             )
 
     @own_task
-    async def disable(self, user_id: UUID) -> int:
+    async def disable(self, user_id: UUID, *, by: Actor) -> int:
         """Disables a user and ends all sessions; how many.
 
         Raises:
@@ -257,7 +258,7 @@ class Users:
         return ending.lived
 
     @own_task
-    async def enable(self, user_id: UUID) -> None:
+    async def enable(self, user_id: UUID, *, by: Actor) -> None:
         """Lets a user sign in again.
 
         Raises:
@@ -266,7 +267,7 @@ class Users:
         async with self._db.begin() as tx:
             await self._change(tx, user_id, disabled_at=None)
 
-    async def set_password(self, user_id: UUID, password: str) -> int:
+    async def set_password(self, user_id: UUID, password: str, *, by: Actor) -> int:
         """Sets a password, as an administrator; ends all sessions; how many.
 
         Raises:
@@ -274,15 +275,15 @@ class Users:
             InvalidRequest: the password is too short, too long or has a NUL.
         """
         hashed = await self._passwords.hash(acceptable(password))
-        return await self._set_password(user_id, hashed)
+        return await self._set_password(user_id, hashed, by=by)
 
     @own_task
-    async def _set_password(self, user_id: UUID, hashed: str) -> int:
+    async def _set_password(self, user_id: UUID, hashed: str, *, by: Actor) -> int:
         async with ending_of(self._db, self._revocations, user_id, "password_changed") as ending:
             await self._change(ending.tx, user_id, password_hash=hashed, password_is_initial=False)
         return ending.lived
 
-    async def change_password(self, session_id: UUID, user_id: UUID, current: str, new: str) -> None:
+    async def change_password(self, session_id: UUID, user_id: UUID, current: str, new: str, *, by: Actor) -> None:
         """Changes one's own password; every other session of the user ends.
 
         Raises:
@@ -300,10 +301,10 @@ class Users:
                 session_id=session_id,
                 user_id=user_id,
             )
-        await self._change_password(session_id, user, await self._passwords.hash(fresh))
+        await self._change_password(session_id, user, await self._passwords.hash(fresh), by=by)
 
     @own_task
-    async def _change_password(self, session_id: UUID, user: User, hashed: str) -> None:
+    async def _change_password(self, session_id: UUID, user: User, hashed: str, *, by: Actor) -> None:
         async with ending_of(
             self._db, self._revocations, user.id, "password_changed", but=frozenset({session_id})
         ) as ending:

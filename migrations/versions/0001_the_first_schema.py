@@ -1,4 +1,4 @@
-"""The first schema: users, sessions, keys, the fence.
+"""The first schema: users, sessions, keys, events, the fence and the pulse.
 
 Revision ID: 0001
 Revises: nothing
@@ -72,6 +72,20 @@ def upgrade() -> None:
         sa.Column("absolute_expires_at", moment, nullable=False),
         sa.Column("ended_at", moment, nullable=True),
         sa.Column("end_reason", sa.String(length=32), nullable=True),
+        sa.Column("idle_lifetime", sa.Integer(), server_default=sa.text("604800"), nullable=False),
+        sa.Column("absolute_lifetime", sa.Integer(), server_default=sa.text("2592000"), nullable=False),
+        sa.Column("retry_window", sa.Integer(), server_default=sa.text("60"), nullable=False),
+        sa.Column("access_lifetime", sa.Integer(), server_default=sa.text("900"), nullable=False),
+        sa.Column("scope", sa.String(length=1024), nullable=True),
+        sa.Column("auth_time", moment, nullable=True),
+        sa.Column("amr", sa.String(length=64), nullable=True),
+        sa.Column("claims", sa.Text(), nullable=True),
+        sa.Column("cnf_jkt", sa.String(length=43), nullable=True),
+        sa.Column("device_id", sa.String(length=64), nullable=True),
+        sa.Column("device_name", sa.String(length=100), nullable=True),
+        sa.Column("address", sa.String(length=64), nullable=True),
+        sa.Column("user_agent", sa.String(length=256), nullable=True),
+        sa.Column("retry_key_digest", sa.LargeBinary(), nullable=True),
         sa.CheckConstraint("(ended_at IS NULL) = (end_reason IS NULL)", name=op.f("ck_sessions_ended_with_a_reason")),
         sa.CheckConstraint("generation >= 0", name=op.f("ck_sessions_generation_not_negative")),
         sa.CheckConstraint("idle_expires_at <= absolute_expires_at", name=op.f("ck_sessions_idle_within_absolute")),
@@ -90,6 +104,32 @@ def upgrade() -> None:
             sqlite_where=sa.text("ended_at IS NOT NULL"),
         )
         batch_op.create_index(batch_op.f("ix_sessions_user_id"), ["user_id"], unique=False)
+    op.create_table(
+        "events",
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("at", moment, nullable=False),
+        sa.Column("event", sa.String(length=32), nullable=False),
+        sa.Column("actor", sa.String(length=16), nullable=False),
+        sa.Column("actor_id", sa.String(length=64), nullable=True),
+        sa.Column("user_id", sa.Uuid(), nullable=True),
+        sa.Column("session_id", sa.Uuid(), nullable=True),
+        sa.Column("client_id", sa.String(length=64), nullable=True),
+        sa.Column("address", sa.String(length=64), nullable=True),
+        sa.Column("request_id", sa.String(length=64), nullable=True),
+        sa.Column("reason", sa.String(length=32), nullable=True),
+        sa.Column("detail", sa.String(length=64), nullable=True),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_events")),
+    )
+    with op.batch_alter_table("events", schema=None) as batch_op:
+        batch_op.create_index("ix_events_user_id", ["user_id", "id"], unique=False)
+    op.create_table(
+        "pulse",
+        sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("keys", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint("id = 1", name=op.f("ck_pulse_one_row")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_pulse")),
+    )
+    op.execute("INSERT INTO pulse (id, keys) VALUES (1, 0)")
 
     # The one row. It names no server: nobody believes Redis before a rebuild.
     beginning = "timestamptz 'epoch'" if op.get_context().dialect.name == "postgresql" else "0"
@@ -108,6 +148,11 @@ def downgrade() -> None:
             sqlite_where=sa.text("ended_at IS NOT NULL"),
         )
 
+    with op.batch_alter_table("events", schema=None) as batch_op:
+        batch_op.drop_index("ix_events_user_id")
+
+    op.drop_table("pulse")
+    op.drop_table("events")
     op.drop_table("sessions")
     op.drop_table("users")
     op.drop_table("keys")

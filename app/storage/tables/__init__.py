@@ -1,9 +1,24 @@
 """The tables, with their constraints and indexes: one file a table."""
 
 from .cache_fence import CacheFence
-from .columns import Base, Moment, microseconds, moment, uuid7
+from .columns import Base, Duration, Moment, microseconds, moment, uuid7
+from .events import Event
 from .keys import Key
+from .pulse import Pulse
 from .sessions import Session
 from .users import User
 
-__all__ = ["Base", "CacheFence", "Key", "Moment", "Session", "User", "microseconds", "moment", "uuid7"]
+__all__ = [
+    "Base",
+    "CacheFence",
+    "Duration",
+    "Event",
+    "Key",
+    "Moment",
+    "Pulse",
+    "Session",
+    "User",
+    "microseconds",
+    "moment",
+    "uuid7",
+]

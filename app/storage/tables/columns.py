@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Dialect, LargeBinary, MetaData, TypeDecorator
+from sqlalchemy import BigInteger, Dialect, Integer, LargeBinary, MetaData, TypeDecorator
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.types import TypeEngine
@@ -38,6 +38,19 @@ class Moment(TypeDecorator[datetime]):
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ARG002, D102  # as above
         return moment(value) if isinstance(value, int) else value
+
+
+class Duration(TypeDecorator[timedelta]):
+    """A duration in whole seconds."""
+
+    impl = Integer
+    cache_ok = True
+
+    def process_bind_param(self, value: timedelta | None, dialect: Dialect) -> Any:  # noqa: ARG002, D102  # as above
+        return None if value is None else value // timedelta(seconds=1)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> timedelta | None:  # noqa: ARG002, D102  # as above
+        return timedelta(seconds=value) if isinstance(value, int) else value
 
 
 def microseconds(value: datetime | timedelta) -> int:
@@ -74,4 +87,4 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         },
     )
-    type_annotation_map: ClassVar[dict[Any, Any]] = {datetime: Moment, bytes: LargeBinary}
+    type_annotation_map: ClassVar[dict[Any, Any]] = {datetime: Moment, timedelta: Duration, bytes: LargeBinary}

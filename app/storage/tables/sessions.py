@@ -7,10 +7,10 @@ idle_expires_at.
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, SmallInteger, String, text
+from sqlalchemy import CheckConstraint, ForeignKey, Index, SmallInteger, String, Text, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from .columns import Base, uuid7
@@ -35,6 +35,27 @@ class Session(Base):
     absolute_expires_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]
     end_reason: Mapped[str | None] = mapped_column(String(32))
+
+    # The policy under which the session began. The policy in force may shorten it and never lengthens it.
+    idle_lifetime: Mapped[timedelta] = mapped_column(server_default=text("604800"))
+    absolute_lifetime: Mapped[timedelta] = mapped_column(server_default=text("2592000"))
+    retry_window: Mapped[timedelta] = mapped_column(server_default=text("60"))
+    access_lifetime: Mapped[timedelta] = mapped_column(server_default=text("900"))
+
+    # What the sign-in said, and what access tokens repeat of it.
+    scope: Mapped[str | None] = mapped_column(String(1024))
+    auth_time: Mapped[datetime | None]
+    amr: Mapped[str | None] = mapped_column(String(64))
+    claims: Mapped[str | None] = mapped_column(Text)
+    cnf_jkt: Mapped[str | None] = mapped_column(String(43))
+
+    device_id: Mapped[str | None] = mapped_column(String(64))
+    device_name: Mapped[str | None] = mapped_column(String(100))
+    address: Mapped[str | None] = mapped_column(String(64))
+    user_agent: Mapped[str | None] = mapped_column(String(256))
+
+    # SHA-256 of the Idempotency-Key of the last rotation.
+    retry_key_digest: Mapped[bytes | None]
 
     __table_args__ = (
         CheckConstraint("length(token_digest) = 32", name="token_digest_is_sha256"),

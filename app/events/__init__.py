@@ -1,0 +1,1 @@
+"""Events: what happened, who did it, and on whom."""

@@ -1,0 +1,97 @@
+"""The events: written in the transaction of the change that they tell of, and read by operators.
+
+An event is there if and only if its change is. A refresh writes none, so that storage does not grow with the number
+of refreshes (guarantee 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+from sqlalchemy import insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ..actors import Actor
+from ..storage.database import Database, own_task
+from ..storage.tables import Event as Row
+from ..storage.tables import uuid7
+
+What = Literal[
+    "user_created",
+    "user_disabled",
+    "user_enabled",
+    "role_changed",
+    "password_changed",
+    "session_started",
+    "session_ended",
+    "key_generated",
+    "key_retired",
+]
+"""What happened."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What happened, on whom, and why. Who did it and when is added by `record`."""
+
+    what: What
+    user_id: UUID | None = None
+    session_id: UUID | None = None
+    client_id: str | None = None
+    reason: str | None = None
+    """Why a session ended."""
+    detail: str | None = None
+    """The id of a key, or a new role."""
+
+
+async def record(tx: AsyncConnection, now: datetime, by: Actor, events: Iterable[Event]) -> None:
+    """Writes events within a transaction. `now` is the database's clock, as a statement of that transaction read it."""
+    rows = [
+        {
+            "id": uuid7(),
+            "at": now,
+            "event": event.what,
+            "actor": by.kind,
+            "actor_id": by.id,
+            "user_id": event.user_id,
+            "session_id": event.session_id,
+            "client_id": event.client_id,
+            "address": by.address,
+            "request_id": by.request_id,
+            "reason": event.reason,
+            "detail": event.detail,
+        }
+        for event in events
+    ]
+    if rows:
+        await tx.execute(insert(Row), rows)
+
+
+class Events:
+    """The events in the database, for those who read them."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    @own_task
+    async def list(
+        self, *, limit: int, before: UUID | None = None, user_id: UUID | None = None, session_id: UUID | None = None
+    ) -> Sequence[Any]:
+        """Events, the newest first, `limit` at most, those before an id.
+
+        Raises:
+            TemporarilyUnavailable: the database is away.
+        """
+        query = select(Row.__table__).order_by(Row.id.desc()).limit(limit)
+        if before is not None:
+            query = query.where(Row.id < before)
+        if user_id is not None:
+            query = query.where(Row.user_id == user_id)
+        if session_id is not None:
+            query = query.where(Row.session_id == session_id)
+        async with self._db.look(aside=True) as connection:
+            return (await connection.execute(query)).mappings().all()

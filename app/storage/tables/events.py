@@ -1,0 +1,38 @@
+"""The table of events."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import Index, String
+from sqlalchemy.orm import Mapped, mapped_column
+
+from .columns import Base, uuid7
+
+
+class Event(Base):
+    """One thing that happened: what, who, on whom, when, and why. Rows are only added.
+
+    No foreign keys: an event outlives the session and the user that it is about. A refresh writes none.
+    """
+
+    __tablename__ = "events"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid7)
+    at: Mapped[datetime]
+    event: Mapped[str] = mapped_column(String(32))
+    actor: Mapped[str] = mapped_column(String(16))
+    actor_id: Mapped[str | None] = mapped_column(String(64))
+    user_id: Mapped[UUID | None]
+    session_id: Mapped[UUID | None]
+    client_id: Mapped[str | None] = mapped_column(String(64))
+    address: Mapped[str | None] = mapped_column(String(64))
+    request_id: Mapped[str | None] = mapped_column(String(64))
+    reason: Mapped[str | None] = mapped_column(String(32))
+    detail: Mapped[str | None] = mapped_column(String(64))
+
+    __table_args__ = (Index("ix_events_user_id", "user_id", "id"),)
+
+    def __repr__(self) -> str:
+        return f"Event({self.id})"

@@ -1,0 +1,23 @@
+"""The table of the pulse."""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, CheckConstraint, Integer
+from sqlalchemy.orm import Mapped, mapped_column
+
+from .columns import Base
+
+
+class Pulse(Base):
+    """One row: a version number of each thing that processes keep in memory. Each change adds one to its number.
+
+    Every process reads it with the fence, twice a second. It is a table of its own because an update of the fence's row
+    would change the incarnation that `Database.incarnation` reads from it.
+    """
+
+    __tablename__ = "pulse"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    keys: Mapped[int] = mapped_column(BigInteger)
+
+    __table_args__ = (CheckConstraint("id = 1", name="one_row"),)
