@@ -9,8 +9,16 @@ from dataclasses import dataclass
 
 from .actors import SERVICE
 from .log import get_logger
+from .policies import Policy
+from .revocation.publishing import Publishing
 from .revocation.revocations import Revocations
-from .sessions.rotation import Sessions
+from .sessions.answers import Answers
+from .sessions.ending import Ending
+from .sessions.lookup import Lookup
+from .sessions.reading import Reading
+from .sessions.rotation import Rotation
+from .sessions.start import Starting
+from .sessions.upkeep import Upkeep
 from .settings import Settings
 from .storage.database import Database
 from .storage.schema import check_schema, master_secret_of
@@ -19,6 +27,7 @@ from .tokens.keys import Keys
 from .users.container import container
 from .users.hashing_room import HashingRoom
 from .users.passwords import Passwords
+from .users.sign_in import SignIn
 from .users.users import Users
 
 _log = get_logger()
@@ -33,8 +42,13 @@ class Keyturn:
     keys: Keys
     revocations: Revocations
     passwords: Passwords
+    sign_in: SignIn
     users: Users
-    sessions: Sessions
+    starting: Starting
+    rotation: Rotation
+    ending: Ending
+    reading: Reading
+    upkeep: Upkeep
 
 
 @asynccontextmanager
@@ -48,9 +62,25 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     keys = Keys(db, master_secret_of(settings), settings.signing_algorithm)
     revocations = Revocations(db, settings, lambda event, *, level, **more: getattr(_log, level)(event, **more))
     passwords = Passwords(settings, HashingRoom.of(settings, container()))
-    sessions = Sessions(db, keys, AccessTokens(keys, settings), revocations, settings)
+    sign_in = SignIn(db, passwords)
+    policy, access_tokens = Policy.of(settings), AccessTokens(keys, settings)
+    answers, lookup = Answers(access_tokens), Lookup(db, policy)
+    ending = Ending(db, keys, access_tokens, Publishing(db, revocations), lookup, policy)
     try:
-        yield Keyturn(settings, db, keys, revocations, passwords, Users(db, passwords, revocations), sessions)
+        yield Keyturn(
+            settings=settings,
+            db=db,
+            keys=keys,
+            revocations=revocations,
+            passwords=passwords,
+            sign_in=sign_in,
+            users=Users(db, passwords, sign_in, ending),
+            starting=Starting(db, keys, answers, policy, settings.client_id),
+            rotation=Rotation(db, keys, answers, ending, lookup, policy),
+            ending=ending,
+            reading=Reading(db, access_tokens, revocations, lookup, policy),
+            upkeep=Upkeep(db),
+        )
     finally:
         await revocations.close()
         await db.close()

@@ -23,9 +23,9 @@ from sqlalchemy import text
 
 from app.actors import SERVICE
 from app.keyturn import Keyturn, opened, running
+from app.sessions.start import Authenticated
 from app.settings import Settings, read
 from app.storage.schema import migrate
-from app.users.passwords import Authenticated
 from tests.servers import Postgres, Redis
 
 SECRET = "x3pQkq0q4v0Tn5oHn1o9R2m8mWb7s3eJf6dKz1uYc5g="
@@ -191,7 +191,7 @@ async def keyturn(open_keyturn: Opener) -> AsyncIterator[Keyturn]:
 async def a_user(keyturn: Keyturn, email: str = "ada@example.com", role: str = "user") -> Authenticated:
     """A user who has just proved the password."""
     await keyturn.users.create(email, PASSWORD, role, by=SERVICE)
-    return await keyturn.users.authenticate(email, PASSWORD)
+    return await keyturn.sign_in.authenticate(email, PASSWORD)
 
 
 async def time_passes(keyturn: Keyturn, how_much: timedelta) -> None:

@@ -461,21 +461,21 @@ async def test_a_rebuild_that_was_cut_off_keeps_no_other_waiting(
 
 async def test_a_minted_token_of_another_subject_ends_no_other_session(keyturn: Keyturn) -> None:
     victim = await a_user(keyturn, "victim@example.com")
-    other = await keyturn.sessions.start(victim, by=SERVICE)
-    tokens = await keyturn.sessions.start(victim, by=SERVICE)
+    other = await keyturn.starting.start(victim, by=SERVICE)
+    tokens = await keyturn.starting.start(victim, by=SERVICE)
     key = keyturn.keys.signing_access
     claims = jwt.decode(tokens.access_token, options={"verify_signature": False})
     headers = {"typ": "at+jwt", "kid": key.kid}
     minted = jwt.encode(claims | {"sub": str(UUID(int=1))}, key.signing, "HS256", headers=headers)
     with pytest.raises(InvalidToken):
-        await keyturn.sessions.logout(minted, None, "all", by=SERVICE)
-    await keyturn.sessions.verify(other.access_token)
+        await keyturn.ending.logout(minted, None, "all", by=SERVICE)
+    await keyturn.reading.verify(other.access_token)
 
 
 async def test_a_marker_that_is_rubbish_is_replaced_by_a_rebuild(pair: Pair, cache: redis_asyncio.Redis) -> None:
     await cache.set(MARKER, b"\xff\xfe")
     tokens = await a_session(pair.here)
-    await pair.there.sessions.verify(tokens.access_token)  # the database answers
+    await pair.there.reading.verify(tokens.access_token)  # the database answers
     await keep_complete(pair.here)
     await read(pair.there)
     assert await pair.there.revocations.ping() == "complete"

@@ -27,7 +27,7 @@ from sqlalchemy import text, update
 from app.actors import SERVICE
 from app.commands.parser import main
 from app.keyturn import Keyturn, opened, running
-from app.sessions.rotation import Tokens
+from app.sessions.answers import Tokens
 from app.settings import read
 from app.storage.schema import called, first_administrator
 from app.storage.tables import User, uuid7
@@ -97,7 +97,7 @@ class Command:
 
     def login(self, email: str, password: str = PASSWORD) -> Tokens:
         async def act(keyturn: Keyturn) -> Tokens:
-            return await keyturn.sessions.start(await keyturn.users.authenticate(email, password), by=SERVICE)
+            return await keyturn.starting.start(await keyturn.sign_in.authenticate(email, password), by=SERVICE)
 
         return self.inside(act)
 

@@ -21,7 +21,7 @@ from app.errors import InvalidToken, Reason
 from app.keyturn import Keyturn
 from app.revocation import revocations
 from app.revocation.revocations import REMEMBERED_FOR, STEP
-from app.sessions.rotation import Tokens
+from app.sessions.answers import Tokens
 from app.storage.schema import migrate
 from tests.conftest import CHEAP, PASSWORD, SECRET, a_user, settings_of
 from tests.servers import Postgres, Redis, clock_from, libfaketime
@@ -82,7 +82,7 @@ async def complete(keyturn: Keyturn) -> None:
 
 
 async def a_session(keyturn: Keyturn) -> Tokens:
-    return await keyturn.sessions.start(await a_user(keyturn, f"{uuid4()}@example.com"), by=SERVICE)
+    return await keyturn.starting.start(await a_user(keyturn, f"{uuid4()}@example.com"), by=SERVICE)
 
 
 async def flush(redis: Redis) -> None:
@@ -94,7 +94,7 @@ async def never_accepted(keyturn: Keyturn, tokens: Tokens, reason: Reason = "log
     """Whatever the process remembers; and as unexpired as a clock makes the token."""
     keyturn.revocations._ended.clear()
     with pytest.raises(InvalidToken) as caught:
-        await keyturn.sessions.verify(tokens.access_token)
+        await keyturn.reading.verify(tokens.access_token)
     assert caught.value.reason in {reason, "token_expired", None}
 
 
@@ -104,7 +104,7 @@ async def test_a_rebuild_while_the_databases_clock_is_wrong_loses_no_revocation(
 ) -> None:
     """Neither for the process that saw the step nor for one that is started afterwards."""
     ended, live = await a_session(keyturn), await a_session(keyturn)
-    await keyturn.sessions.logout(None, ended.refresh_token, "this", by=SERVICE)
+    await keyturn.ending.logout(None, ended.refresh_token, "this", by=SERVICE)
     postgres.step(step)
     await flush(redis)
     await complete(keyturn)
@@ -114,14 +114,14 @@ async def test_a_rebuild_while_the_databases_clock_is_wrong_loses_no_revocation(
     postgres.step(0)
     await keyturn.revocations.read_fence()
     await never_accepted(keyturn, ended)
-    await keyturn.sessions.verify(live.access_token)
+    await keyturn.reading.verify(live.access_token)
     await complete(keyturn)
     await never_accepted(keyturn, ended)
-    await keyturn.sessions.verify(live.access_token)
+    await keyturn.reading.verify(live.access_token)
     async with instance(url, redis.url(), access_token_lifetime=3600) as newcomer:
         await complete(newcomer)
         await never_accepted(newcomer, ended)
-        await newcomer.sessions.verify(live.access_token)
+        await newcomer.reading.verify(live.access_token)
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -133,7 +133,7 @@ async def test_a_logout_while_the_databases_clock_is_wrong_holds_when_it_is_righ
     await keyturn.revocations.read_fence()
     within = await a_session(keyturn)
     for tokens in (before, within):
-        await keyturn.sessions.logout(None, tokens.refresh_token, "this", by=SERVICE)
+        await keyturn.ending.logout(None, tokens.refresh_token, "this", by=SERVICE)
     postgres.step(0)
     await keyturn.revocations.read_fence()
     for rebuilt in (False, True):
@@ -155,7 +155,7 @@ async def test_a_token_that_lives_again_when_the_databases_clock_goes_back_is_st
 ) -> None:
     """Its key had its time. So has that of a token from while the clock was ahead, when the clock comes there again."""
     old = await a_session(keyturn)
-    await keyturn.sessions.logout(None, old.refresh_token, "this", by=SERVICE)
+    await keyturn.ending.logout(None, old.refresh_token, "this", by=SERVICE)
     postgres.step(HOUR + 60)
     await keyturn.revocations.read_fence()
     from_ahead = await a_session(keyturn)
@@ -164,7 +164,7 @@ async def test_a_token_that_lives_again_when_the_databases_clock_goes_back_is_st
     postgres.step(0)
     await keyturn.revocations.read_fence()
     await never_accepted(keyturn, old)
-    await keyturn.sessions.logout(None, from_ahead.refresh_token, "this", by=SERVICE)
+    await keyturn.ending.logout(None, from_ahead.refresh_token, "this", by=SERVICE)
     await complete(keyturn)
     await never_accepted(keyturn, old)
     await time_of_the_keys_is_over(redis)
@@ -179,7 +179,7 @@ async def test_a_token_that_lives_again_when_the_databases_clock_goes_back_is_st
 @pytest.mark.parametrize("step", [HOUR, -HOUR])
 async def test_a_step_of_redis_clock_loses_no_revocation(keyturn: Keyturn, redis: Redis, step: int) -> None:
     ended = await a_session(keyturn)
-    await keyturn.sessions.logout(None, ended.refresh_token, "this", by=SERVICE)
+    await keyturn.ending.logout(None, ended.refresh_token, "this", by=SERVICE)
     for seconds in (step, 0):
         redis.step(seconds)
         await keyturn.revocations.read_fence()
@@ -193,10 +193,8 @@ async def test_a_step_of_redis_clock_that_nobody_notices_takes_no_key(keyturn: K
     ended = await a_session(keyturn)
     async with instance(url, redis.url()) as other, redis_asyncio.Redis.from_url(redis.url()) as client:
         await complete(other)
-        await other.sessions.verify(
-            ended.access_token
-        )  # so that it knows the session, and asks Redis alone from now on
-        await keyturn.sessions.logout(None, ended.refresh_token, "this", by=SERVICE)
+        await other.reading.verify(ended.access_token)  # so that it knows the session, and asks Redis alone from now on
+        await keyturn.ending.logout(None, ended.refresh_token, "this", by=SERVICE)
         redis.step(HOUR + 400)
         assert await client.exists(f"{{keyturn}}:revoked:{ended.session_id}")
         redis.step(0)
@@ -206,7 +204,7 @@ async def test_a_step_of_redis_clock_that_nobody_notices_takes_no_key(keyturn: K
 async def test_many_small_steps_of_redis_clock_lose_no_revocation_either(keyturn: Keyturn, redis: Redis) -> None:
     """Each is too small to take the marker away, which is renewed between them."""
     ended = await a_session(keyturn)
-    await keyturn.sessions.logout(None, ended.refresh_token, "this", by=SERVICE)
+    await keyturn.ending.logout(None, ended.refresh_token, "this", by=SERVICE)
     for n in range(1, 90):
         redis.step(n * 45)
         await keep_complete(keyturn)
@@ -218,7 +216,7 @@ async def test_a_step_of_the_whole_machines_clock_loses_no_revocation(
     keyturn: Keyturn, postgres: Postgres, redis: Redis
 ) -> None:
     ended = await a_session(keyturn)
-    await keyturn.sessions.logout(None, ended.refresh_token, "this", by=SERVICE)
+    await keyturn.ending.logout(None, ended.refresh_token, "this", by=SERVICE)
     for seconds in (HOUR, 0, -HOUR, 0, DAY, 0, -DAY, 0):
         postgres.step(seconds)
         redis.step(seconds)

@@ -22,7 +22,7 @@ import pytest
 from sqlalchemy import text
 
 from app.actors import SERVICE
-from app.sessions.rotation import Tokens
+from app.sessions.answers import Tokens
 from app.storage.schema import migrate
 from tests.conftest import settings_of, sync
 from tests.servers import Postgres
@@ -257,7 +257,7 @@ async def cast(url: str) -> Cast:
     async with at(url) as keyturn:
         email, proof = await someone(keyturn)
         return Cast(
-            email, await keyturn.sessions.start(proof, by=SERVICE), await keyturn.sessions.start(proof, by=SERVICE)
+            email, await keyturn.starting.start(proof, by=SERVICE), await keyturn.starting.start(proof, by=SERVICE)
         )
 
 

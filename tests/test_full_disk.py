@@ -8,7 +8,7 @@ from sqlalchemy import text
 from app.actors import SERVICE
 from app.errors import TemporarilyUnavailable
 from app.keyturn import Keyturn
-from app.sessions.rotation import Tokens
+from app.sessions.answers import Tokens
 from tests.conftest import a_user
 
 
@@ -25,20 +25,20 @@ async def limit_pages(keyturn: Keyturn, pages: int) -> None:
 
 async def test_a_full_disk_is_503_and_nothing_is_lost_once_there_is_space(keyturn: Keyturn) -> None:
     proof = await a_user(keyturn)
-    kept = [await keyturn.sessions.start(proof, by=SERVICE)]
+    kept = [await keyturn.starting.start(proof, by=SERVICE)]
     await limit_pages(keyturn, 1)  # SQLite takes what is there as the least
     full = None
     for _ in range(200):
         try:
-            kept.append(await keyturn.sessions.start(proof, by=SERVICE))
+            kept.append(await keyturn.starting.start(proof, by=SERVICE))
         except TemporarilyUnavailable as e:
             full = e
             break
     assert full is not None
     assert "SQLITE_FULL" in full.cause
     # What needs no new page goes on, and what was acknowledged is there.
-    kept = [await keyturn.sessions.refresh(tokens.refresh_token, by=SERVICE) for tokens in kept]
+    kept = [await keyturn.rotation.refresh(tokens.refresh_token, by=SERVICE) for tokens in kept]
     await limit_pages(keyturn, 1_000_000)
-    last: Tokens = await keyturn.sessions.start(proof, by=SERVICE)
+    last: Tokens = await keyturn.starting.start(proof, by=SERVICE)
     for tokens in (*kept, last):
-        await keyturn.sessions.refresh(tokens.refresh_token, by=SERVICE)
+        await keyturn.rotation.refresh(tokens.refresh_token, by=SERVICE)

@@ -23,14 +23,15 @@ from app.http.edge import Edge
 from app.http.protocol import KeyturnHttpProtocol
 from app.keyturn import Keyturn, opened
 from app.main import create_app
-from app.sessions import rotation as sessions
-from app.sessions.rotation import State, Tokens
+from app.sessions import rotation
+from app.sessions.answers import Tokens
+from app.sessions.rows import SessionRow
 from app.storage.database import TIME_LIMIT
 from app.storage.tables import uuid7
 from app.tokens.refresh_tokens import RefreshToken
 from tests.conftest import a_user, settings_of, time_passes
 
-Outcome = tuple[State, RefreshToken] | None
+Outcome = tuple[SessionRow, RefreshToken] | None
 
 
 @pytest.fixture
@@ -59,11 +60,11 @@ async def test_the_direct_endpoints_answer_each_request_as_fastapi_does(
 ) -> None:
     keyturn, direct, through = both
     proof = await a_user(keyturn)
-    live, over, older, unused = [await keyturn.sessions.start(proof, by=SERVICE) for _ in range(4)]
-    await keyturn.sessions.logout(None, over.refresh_token, "this", by=SERVICE)
-    used = await keyturn.sessions.refresh(live.refresh_token, by=SERVICE)
-    await keyturn.sessions.refresh(
-        (await keyturn.sessions.refresh(older.refresh_token, by=SERVICE)).refresh_token, by=SERVICE
+    live, over, older, unused = [await keyturn.starting.start(proof, by=SERVICE) for _ in range(4)]
+    await keyturn.ending.logout(None, over.refresh_token, "this", by=SERVICE)
+    used = await keyturn.rotation.refresh(live.refresh_token, by=SERVICE)
+    await keyturn.rotation.refresh(
+        (await keyturn.rotation.refresh(older.refresh_token, by=SERVICE)).refresh_token, by=SERVICE
     )
     bearer = {"Authorization": f"Bearer {used.access_token}"}
     bodies: list[Any] = [
@@ -120,8 +121,8 @@ class Recorded:
     def __init__(self, keyturn: Keyturn) -> None:
         self.sizes: list[int] = []
         self.begun = asyncio.Event()
-        self._run = keyturn.sessions._rotations._run
-        keyturn.sessions._rotations._run = self
+        self._run = keyturn.rotation._rotations._run
+        keyturn.rotation._rotations._run = self
 
     async def __call__(self, batch: Sequence[RefreshToken]) -> Sequence[Outcome | Exception]:
         self.sizes.append(len(batch))
@@ -134,7 +135,7 @@ async def test_plain_requests_never_reach_fastapi(
     both: tuple[Keyturn, httpx2.AsyncClient, httpx2.AsyncClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keyturn, direct, _ = both
-    tokens = await keyturn.sessions.start(await a_user(keyturn), by=SERVICE)
+    tokens = await keyturn.starting.start(await a_user(keyturn), by=SERVICE)
     reached: list[str] = []
 
     async def reach(scope: Any, _receive: Any, send: Any) -> None:
@@ -161,15 +162,15 @@ async def test_plain_requests_never_reach_fastapi(
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
 async def test_sign_ins_that_wait_for_connections_keep_no_refresh_waiting(keyturn: Keyturn) -> None:
-    tokens = await keyturn.sessions.start(await a_user(keyturn), by=SERVICE)
+    tokens = await keyturn.starting.start(await a_user(keyturn), by=SERVICE)
     async with AsyncExitStack() as all_others:
         for _ in range(keyturn.db._engine.pool.size()):  # type: ignore[attr-defined]  # a QueuePool
             await all_others.enter_async_context(keyturn.db.begin())
-        logins = [asyncio.ensure_future(keyturn.users.authenticate("ada@example.com", "x")) for _ in range(20)]
+        logins = [asyncio.ensure_future(keyturn.sign_in.authenticate("ada@example.com", "x")) for _ in range(20)]
         for _ in range(20):
-            used, tokens = tokens, await asyncio.wait_for(keyturn.sessions.refresh(tokens.refresh_token, by=SERVICE), 1)
+            used, tokens = tokens, await asyncio.wait_for(keyturn.rotation.refresh(tokens.refresh_token, by=SERVICE), 1)
             retried = await asyncio.wait_for(
-                keyturn.sessions.refresh(used.refresh_token, by=SERVICE), 1
+                keyturn.rotation.refresh(used.refresh_token, by=SERVICE), 1
             )  # reads besides
             assert retried.refresh_token == tokens.refresh_token
         refused = await asyncio.gather(*logins, return_exceptions=True)
@@ -181,12 +182,12 @@ async def test_a_batch_that_met_another_transaction_is_run_again_one_by_one(
     keyturn: Keyturn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proof = await a_user(keyturn)
-    tokens = [await keyturn.sessions.start(proof, by=SERVICE) for _ in range(8)]
+    tokens = [await keyturn.starting.start(proof, by=SERVICE) for _ in range(8)]
     monkeypatch.setattr(
-        sessions,
+        rotation,
         "_ROTATE_POSTGRES",
         # As a deadlock or a server that is set to a stricter isolation would answer a batch, and it alone.
-        sessions._ROTATE_POSTGRES.replace(
+        rotation._ROTATE_POSTGRES.replace(
             "WITH batch AS (", "WITH met AS (SELECT serialization_failure(cardinality($1::uuid[]))), batch AS (", 1
         ).replace("FROM hit WHERE", "FROM hit, met WHERE", 1),
     )
@@ -197,35 +198,34 @@ async def test_a_batch_that_met_another_transaction_is_run_again_one_by_one(
                 " IF size > 1 THEN RAISE SQLSTATE '40001'; END IF; RETURN size; END $$"
             )
         )
-    refreshed = await asyncio.gather(*(keyturn.sessions.refresh(each.refresh_token, by=SERVICE) for each in tokens))
+    refreshed = await asyncio.gather(*(keyturn.rotation.refresh(each.refresh_token, by=SERVICE) for each in tokens))
     assert len({each.refresh_token for each in refreshed}) == 8
 
 
 async def test_what_comes_together_goes_to_the_database_in_one_statement(keyturn: Keyturn) -> None:
     proof = await a_user(keyturn)
-    tokens = [await keyturn.sessions.start(proof, by=SERVICE) for _ in range(300)]
+    tokens = [await keyturn.starting.start(proof, by=SERVICE) for _ in range(300)]
     recorded = Recorded(keyturn)
-    await asyncio.gather(*(keyturn.sessions.refresh(t.refresh_token, by=SERVICE) for t in tokens))
+    await asyncio.gather(*(keyturn.rotation.refresh(t.refresh_token, by=SERVICE) for t in tokens))
     assert recorded.sizes == [256, 44]
 
 
 async def test_every_outcome_in_one_batch(keyturn: Keyturn) -> None:
-    sessions = keyturn.sessions
     proof = await a_user(keyturn)
-    idle = await sessions.start(proof, by=SERVICE)
+    idle = await keyturn.starting.start(proof, by=SERVICE)
     await time_passes(keyturn, keyturn.settings.refresh_token_lifetime)
-    rotates, retries, reuses, over, twice, gone = [await sessions.start(proof, by=SERVICE) for _ in range(6)]
-    retried = await sessions.refresh(retries.refresh_token, by=SERVICE)
-    reused = await sessions.refresh(
-        (await sessions.refresh(reuses.refresh_token, by=SERVICE)).refresh_token, by=SERVICE
+    rotates, retries, reuses, over, twice, gone = [await keyturn.starting.start(proof, by=SERVICE) for _ in range(6)]
+    retried = await keyturn.rotation.refresh(retries.refresh_token, by=SERVICE)
+    reused = await keyturn.rotation.refresh(
+        (await keyturn.rotation.refresh(reuses.refresh_token, by=SERVICE)).refresh_token, by=SERVICE
     )
-    await sessions.logout(None, over.refresh_token, "this", by=SERVICE)
+    await keyturn.ending.logout(None, over.refresh_token, "this", by=SERVICE)
     presented = keyturn.keys.verify_refresh_token(gone.refresh_token)
     unknown = RefreshToken(presented.key, uuid7(), presented.generation, presented.secret).text
     recorded = Recorded(keyturn)
     texts = [t.refresh_token for t in (rotates, retries, reuses, reused, over, idle, twice, twice)]
     answers = await asyncio.gather(
-        *(sessions.refresh(t, by=SERVICE) for t in (*texts, unknown)), return_exceptions=True
+        *(keyturn.rotation.refresh(t, by=SERVICE) for t in (*texts, unknown)), return_exceptions=True
     )
     assert recorded.sizes == [9]  # and none of them had to be sent again by itself
 
@@ -242,15 +242,14 @@ async def test_every_outcome_in_one_batch(keyturn: Keyturn) -> None:
         "reuse_detected", "logout", "idle_timeout", None
     ]  # fmt: skip
     for tokens in (rotates, retries, twice):
-        assert (await sessions.find(tokens.session_id)).generation == 1
+        assert (await keyturn.reading.find(tokens.session_id)).generation == 1
 
 
 async def test_clients_that_leave_in_mid_batch_take_nobodys_answer_with_them(keyturn: Keyturn) -> None:
-    sessions = keyturn.sessions
     proof = await a_user(keyturn)
-    tokens = [await sessions.start(proof, by=SERVICE) for _ in range(100)]
+    tokens = [await keyturn.starting.start(proof, by=SERVICE) for _ in range(100)]
     recorded = Recorded(keyturn)
-    refreshes = [asyncio.create_task(sessions.refresh(t.refresh_token, by=SERVICE)) for t in tokens]
+    refreshes = [asyncio.create_task(keyturn.rotation.refresh(t.refresh_token, by=SERVICE)) for t in tokens]
     await recorded.begun.wait()
     for refresh in refreshes[::2]:
         refresh.cancel()
@@ -258,10 +257,10 @@ async def test_clients_that_leave_in_mid_batch_take_nobodys_answer_with_them(key
     assert recorded.sizes == [100]
     assert all(isinstance(answer, asyncio.CancelledError) for answer in answers[::2])
     # Whoever left comes back with the same token, and gets the answer that was on its way.
-    again = await asyncio.gather(*(sessions.refresh(t.refresh_token, by=SERVICE) for t in tokens))
+    again = await asyncio.gather(*(keyturn.rotation.refresh(t.refresh_token, by=SERVICE) for t in tokens))
     assert [a.refresh_token for a in answers[1::2] if isinstance(a, Tokens)] == [a.refresh_token for a in again[1::2]]
     for t in tokens:
-        assert (await sessions.find(t.session_id)).generation == 1
+        assert (await keyturn.reading.find(t.session_id)).generation == 1
 
 
 class Line:
@@ -321,29 +320,29 @@ async def test_a_statement_that_postgres_committed_and_whose_answer_never_came_i
     keyturn: Keyturn, database_url: str, cut: bool
 ) -> None:
     proof = await a_user(keyturn)
-    tokens = [await keyturn.sessions.start(proof, by=SERVICE) for _ in range(20)]
+    tokens = [await keyturn.starting.start(proof, by=SERVICE) for _ in range(20)]
     line = Line()
     async with line.open(database_url) as url, opened(settings_of(url, None)) as far:
         await far.keys.load()
-        warm = await keyturn.sessions.start(proof, by=SERVICE)
-        await far.sessions.refresh(warm.refresh_token, by=SERVICE)  # the statement is prepared on the connection
+        warm = await keyturn.starting.start(proof, by=SERVICE)
+        await far.rotation.refresh(warm.refresh_token, by=SERVICE)  # the statement is prepared on the connection
         line.cuts = cut
         line.through.clear()
         began = asyncio.get_running_loop().time()
         answers = await asyncio.gather(
-            *(far.sessions.refresh(t.refresh_token, by=SERVICE) for t in tokens), return_exceptions=True
+            *(far.rotation.refresh(t.refresh_token, by=SERVICE) for t in tokens), return_exceptions=True
         )
         took = asyncio.get_running_loop().time() - began
         assert line.held.is_set()
         assert all(isinstance(answer, TemporarilyUnavailable) for answer in answers)
         if not cut:
             assert took < TIME_LIMIT.total_seconds() + 2
-        assert [(await keyturn.sessions.find(t.session_id)).generation for t in tokens] == [1] * 20  # it was committed
+        assert [(await keyturn.reading.find(t.session_id)).generation for t in tokens] == [1] * 20  # it was committed
         line.through.set()
-        first = await asyncio.gather(*(keyturn.sessions.refresh(t.refresh_token, by=SERVICE) for t in tokens))
-        second = await asyncio.gather(*(far.sessions.refresh(t.refresh_token, by=SERVICE) for t in tokens))
+        first = await asyncio.gather(*(keyturn.rotation.refresh(t.refresh_token, by=SERVICE) for t in tokens))
+        second = await asyncio.gather(*(far.rotation.refresh(t.refresh_token, by=SERVICE) for t in tokens))
     assert [(a.access_token, a.refresh_token) for a in first] == [(a.access_token, a.refresh_token) for a in second]
-    assert [(await keyturn.sessions.find(t.session_id)).generation for t in tokens] == [1] * 20
+    assert [(await keyturn.reading.find(t.session_id)).generation for t in tokens] == [1] * 20
 
 
 @pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
@@ -358,8 +357,8 @@ async def test_what_a_request_made_goes_with_it_and_is_no_work_for_the_garbage_c
     loop = asyncio.get_running_loop()
     async with app.router.lifespan_context(app), await loop.create_server(protocol, "127.0.0.1", 0) as server:
         keyturn: Keyturn = app.state.keyturn
-        live, ended = [await keyturn.sessions.start(await a_user(keyturn, f"{name}@x.y"), by=SERVICE) for name in "ab"]
-        await keyturn.sessions.logout(None, ended.refresh_token, "this", by=SERVICE)
+        live, ended = [await keyturn.starting.start(await a_user(keyturn, f"{name}@x.y"), by=SERVICE) for name in "ab"]
+        await keyturn.ending.logout(None, ended.refresh_token, "this", by=SERVICE)
         async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as client:
 
             async def each_once() -> list[int]:
@@ -383,5 +382,13 @@ async def test_what_a_request_made_goes_with_it_and_is_no_work_for_the_garbage_c
                 gc.set_debug(0)
                 gc.garbage.clear()
                 gc.enable()
-    ours = {"RequestResponseCycle", "_Answer", "InvalidGrant", "InvalidToken", "State", "RefreshToken", "AccessToken"}
+    ours = {
+        "RequestResponseCycle",
+        "_Answer",
+        "InvalidGrant",
+        "InvalidToken",
+        "SessionRow",
+        "RefreshToken",
+        "AccessToken",
+    }
     assert not ours & set(circular)

@@ -1,4 +1,4 @@
-"""The pure part of the state machine, at its exact boundaries."""
+"""The pure part of the row machine, at its exact boundaries."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from app.sessions.rotation import State, Tokens, Verdict, judge
+from app.sessions.answers import Tokens
+from app.sessions.rows import SessionRow, Verdict, judge
 from app.storage.tables import uuid7
 from app.tokens.refresh_tokens import LAST_GENERATION, RefreshKey, RefreshToken, issue
 from app.users.passwords import Cost, cost_of
@@ -19,7 +20,7 @@ FIRST = issue(KEY, uuid7())
 SECOND = FIRST.successor(KEY)
 THIRD = SECOND.successor(KEY)
 
-STATE = State(
+ROW = SessionRow(
     id=FIRST.session_id,
     user_id=uuid7(),
     role="user",
@@ -44,40 +45,40 @@ def test_the_window_ends_exactly_when_it_is_over() -> None:
         (WINDOW - MOMENT, Verdict.RETRY),
         (WINDOW, Verdict.REUSE),
     ):
-        assert judge(replace(STATE, now=NOW + age), FIRST, KEY, WINDOW) is verdict
-    assert judge(STATE, FIRST, KEY, timedelta(0)) is Verdict.REUSE
+        assert judge(replace(ROW, now=NOW + age), FIRST, KEY, WINDOW) is verdict
+    assert judge(ROW, FIRST, KEY, timedelta(0)) is Verdict.REUSE
 
 
 def test_the_newest_token_that_did_not_rotate_was_locked_and_is_sent_again() -> None:
-    assert judge(STATE, SECOND, KEY, WINDOW) is Verdict.AGAIN
+    assert judge(ROW, SECOND, KEY, WINDOW) is Verdict.AGAIN
     last = RefreshToken(KEY, FIRST.session_id, LAST_GENERATION, SECOND.secret)
-    at_the_end = replace(STATE, generation=LAST_GENERATION, token_digest=last.digest)
+    at_the_end = replace(ROW, generation=LAST_GENERATION, token_digest=last.digest)
     assert judge(at_the_end, last, KEY, WINDOW) is Verdict.REFUSED
 
 
 def test_another_branch_and_what_the_row_never_saw_are_refused_and_end_nothing() -> None:
-    other = replace(STATE, token_digest=b"x" * 32)
-    for state, presented, key in (
-        (STATE, THIRD, KEY),
+    other = replace(ROW, token_digest=b"x" * 32)
+    for row, presented, key in (
+        (ROW, THIRD, KEY),
         (other, SECOND, KEY),
         (other, FIRST, KEY),
-        (STATE, FIRST, None),
-        (STATE, FIRST, RefreshKey.derive(8, bytes(32))),
+        (ROW, FIRST, None),
+        (ROW, FIRST, RefreshKey.derive(8, bytes(32))),
     ):
-        assert judge(state, presented, key, WINDOW) is Verdict.REFUSED
+        assert judge(row, presented, key, WINDOW) is Verdict.REFUSED
 
 
 def test_two_generations_behind_is_reuse_at_any_age_and_with_any_key() -> None:
-    newer = replace(STATE, generation=2, token_digest=THIRD.digest)
+    newer = replace(ROW, generation=2, token_digest=THIRD.digest)
     for key in (KEY, None):
         assert judge(newer, FIRST, key, WINDOW) is Verdict.REUSE
 
 
 def test_a_deadline_is_over_at_its_moment_and_the_earlier_one_is_the_reason() -> None:
-    idle = replace(STATE, idle_expires_at=NOW)
+    idle = replace(ROW, idle_expires_at=NOW)
     assert idle.over() == "idle_timeout"
     assert replace(idle, now=NOW - MOMENT).over() is None
-    both = replace(STATE, idle_expires_at=NOW, absolute_expires_at=NOW)
+    both = replace(ROW, idle_expires_at=NOW, absolute_expires_at=NOW)
     assert both.over() == "absolute_timeout"
     assert replace(both, now=NOW - MOMENT).over() is None
     assert replace(idle, absolute_expires_at=NOW + MOMENT, now=NOW + timedelta(days=1)).over() == "idle_timeout"

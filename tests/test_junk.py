@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import pytest
 import redis as redis_client
 
-from app.sessions.rotation import Tokens
+from app.sessions.answers import Tokens
 from app.storage.schema import migrate
 from tests.conftest import settings_of, sync
 from tests.servers import NotOursError, Postgres, Redis

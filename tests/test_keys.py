@@ -186,12 +186,12 @@ def test_a_key_is_read_everywhere_several_times_before_it_signs() -> None:
 
 
 async def test_tokens_of_a_key_that_no_longer_signs_still_verify(keyturn: Keyturn) -> None:
-    tokens = await keyturn.sessions.start(await a_user(keyturn), by=SERVICE)
+    tokens = await keyturn.starting.start(await a_user(keyturn), by=SERVICE)
     for use in ("access", "refresh"):
         await published(keyturn, await keyturn.keys.generate(use, by=SERVICE))  # type: ignore[arg-type]
     await keyturn.keys.load()
-    assert (await keyturn.sessions.verify(tokens.access_token)).session_id == tokens.session_id
-    after = await keyturn.sessions.refresh(tokens.refresh_token, by=SERVICE)
+    assert (await keyturn.reading.verify(tokens.access_token)).session_id == tokens.session_id
+    after = await keyturn.rotation.refresh(tokens.refresh_token, by=SERVICE)
     assert keyturn.keys.verify_refresh_token(after.refresh_token).session_id == tokens.session_id
     assert after.refresh_token[4:6] != tokens.refresh_token[4:6]  # its first byte is the key's number
 
@@ -237,7 +237,7 @@ async def test_a_key_that_was_published_only_can_be_retired(keyturn: Keyturn) ->
 
 async def test_tokens_of_a_retired_key_are_refused_everywhere(open_keyturn: Opener) -> None:
     async with open_keyturn() as one, open_keyturn() as two:
-        tokens = await one.sessions.start(await a_user(one), by=SERVICE)
+        tokens = await one.starting.start(await a_user(one), by=SERVICE)
         for use in ("access", "refresh"):
             old = [key["kid"] for key in await one.keys.list() if key["use"] == use]
             await published(one, await one.keys.generate(use, by=SERVICE))  # type: ignore[arg-type]
@@ -245,50 +245,50 @@ async def test_tokens_of_a_retired_key_are_refused_everywhere(open_keyturn: Open
         for keyturn in (one, two):
             await keyturn.keys.load()
             with pytest.raises(Exception, match="key"):
-                await keyturn.sessions.verify(tokens.access_token)
+                await keyturn.reading.verify(tokens.access_token)
             with pytest.raises(InvalidGrant, match="retired refresh key"):
-                await keyturn.sessions.refresh(tokens.refresh_token, by=SERVICE)
+                await keyturn.rotation.refresh(tokens.refresh_token, by=SERVICE)
 
 
 async def refused_as(keyturn: Keyturn, refresh_token: str, reason: str | None) -> None:
     with pytest.raises(InvalidGrant) as caught:
-        await keyturn.sessions.refresh(refresh_token, by=SERVICE)
+        await keyturn.rotation.refresh(refresh_token, by=SERVICE)
     assert caught.value.reason == reason
 
 
 async def test_retiring_a_refresh_key_ends_every_session_under_it_and_tells_their_holders(open_keyturn: Opener) -> None:
     async with open_keyturn() as one, open_keyturn() as two:
         proof = await a_user(one)
-        under = [await one.sessions.start(proof, by=SERVICE) for _ in range(5)]
-        before = await one.sessions.start(proof, by=SERVICE)
+        under = [await one.starting.start(proof, by=SERVICE) for _ in range(5)]
+        before = await one.starting.start(proof, by=SERVICE)
         await published(one, await one.keys.generate("refresh", by=SERVICE))
         await one.keys.load()
-        moved = await one.sessions.refresh(before.refresh_token, by=SERVICE)
+        moved = await one.rotation.refresh(before.refresh_token, by=SERVICE)
         number = await one.keys.retire("refresh-1", by=SERVICE)
         assert number == 1
-        assert await one.sessions.end_under(number, most=2, by=SERVICE) == 5
-        assert await one.sessions.end_under(number, most=2, by=SERVICE) == 0
+        assert await one.ending.end_under(number, most=2, by=SERVICE) == 5
+        assert await one.ending.end_under(number, most=2, by=SERVICE) == 0
         for keyturn in (one, two):
             await keyturn.keys.load()
             for tokens in under:
-                assert (await keyturn.sessions.find(tokens.session_id)).over() == "revoked_by_admin"
+                assert (await keyturn.reading.find(tokens.session_id)).over() == "revoked_by_admin"
                 with pytest.raises(InvalidToken) as caught:
-                    await keyturn.sessions.verify(tokens.access_token)
+                    await keyturn.reading.verify(tokens.access_token)
                 assert caught.value.reason == "revoked_by_admin"
                 await refused_as(keyturn, tokens.refresh_token, "revoked_by_admin")
-                assert await keyturn.sessions.logout(None, tokens.refresh_token, "this", by=SERVICE) == {
+                assert await keyturn.ending.logout(None, tokens.refresh_token, "this", by=SERVICE) == {
                     tokens.session_id
                 }
-            await keyturn.sessions.verify(moved.access_token)
-        await two.sessions.refresh(moved.refresh_token, by=SERVICE)
+            await keyturn.reading.verify(moved.access_token)
+        await two.rotation.refresh(moved.refresh_token, by=SERVICE)
 
 
 async def test_a_token_under_a_retired_key_ends_no_session_that_goes_on_under_another(keyturn: Keyturn) -> None:
-    first = await keyturn.sessions.start(await a_user(keyturn), by=SERVICE)
-    second = await keyturn.sessions.refresh(first.refresh_token, by=SERVICE)
+    first = await keyturn.starting.start(await a_user(keyturn), by=SERVICE)
+    second = await keyturn.rotation.refresh(first.refresh_token, by=SERVICE)
     await published(keyturn, await keyturn.keys.generate("refresh", by=SERVICE))
     await keyturn.keys.load()
-    third = await keyturn.sessions.refresh(second.refresh_token, by=SERVICE)
+    third = await keyturn.rotation.refresh(second.refresh_token, by=SERVICE)
     await keyturn.keys.retire("refresh-1", by=SERVICE)
     await keyturn.keys.load()
     # Whoever took the key could have made these: they are no proof of reuse, and no word for a logout.
@@ -296,9 +296,9 @@ async def test_a_token_under_a_retired_key_ends_no_session_that_goes_on_under_an
         await refused_as(keyturn, tokens.refresh_token, None)
         for scope in ("this", "all"):
             with pytest.raises(InvalidGrant):
-                await keyturn.sessions.logout(None, tokens.refresh_token, scope, by=SERVICE)  # type: ignore[arg-type]
-    await keyturn.sessions.verify(third.access_token)
-    await keyturn.sessions.refresh(third.refresh_token, by=SERVICE)
+                await keyturn.ending.logout(None, tokens.refresh_token, scope, by=SERVICE)  # type: ignore[arg-type]
+    await keyturn.reading.verify(third.access_token)
+    await keyturn.rotation.refresh(third.refresh_token, by=SERVICE)
 
 
 async def test_a_retirement_that_broke_off_leaves_nothing_that_can_be_refreshed_and_is_taken_up_again(
@@ -306,21 +306,21 @@ async def test_a_retirement_that_broke_off_leaves_nothing_that_can_be_refreshed_
 ) -> None:
     async with open_keyturn() as one, open_keyturn() as late:
         proof = await a_user(one)
-        sessions = [await one.sessions.start(proof, by=SERVICE) for _ in range(4)]
+        sessions = [await one.starting.start(proof, by=SERVICE) for _ in range(4)]
         await published(one, await one.keys.generate("refresh", by=SERVICE))
         assert await one.keys.retire("refresh-1", by=SERVICE) == 1
         await one.keys.load()
         # It broke off after the first range. Who comes now is refused, told why, and ended.
-        assert (await one.sessions._end_range(UUID(int=0), Session.key_id == 1, 2))[1] == 2
+        assert (await one.ending._end_range(UUID(int=0), Session.key_id == 1, 2))[1] == 2
         await refused_as(one, sessions[2].refresh_token, "revoked_by_admin")
         with pytest.raises(InvalidToken):
-            await one.sessions.verify(sessions[2].access_token)
+            await one.reading.verify(sessions[2].access_token)
         # An instance that has yet to read the table signs in under the old key.
-        unread = await late.sessions.start(proof, by=SERVICE)
+        unread = await late.starting.start(proof, by=SERVICE)
         assert late.keys.verify_refresh_token(unread.refresh_token).key.number == 1
         assert await one.keys.retire("refresh-1", by=SERVICE) == 1
-        assert await one.sessions.end_under(1, by=SERVICE) == 2
-        assert {(await one.sessions.find(t.session_id)).over() for t in (*sessions, unread)} == {"revoked_by_admin"}
+        assert await one.ending.end_under(1, by=SERVICE) == 2
+        assert {(await one.reading.find(t.session_id)).over() for t in (*sessions, unread)} == {"revoked_by_admin"}
 
 
 async def of_a_later_release(keyturn: Keyturn, kid: str, **what: Any) -> None:
@@ -359,8 +359,8 @@ async def test_keys_that_only_a_later_release_knows_are_listed_and_left_alone(op
         await keyturn.keys.load()
         assert not keyturn.keys.retired(9)
     async with open_keyturn() as keyturn:
-        tokens = await keyturn.sessions.start(await a_user(keyturn), by=SERVICE)
-        await keyturn.sessions.refresh(tokens.refresh_token, by=SERVICE)
+        tokens = await keyturn.starting.start(await a_user(keyturn), by=SERVICE)
+        await keyturn.rotation.refresh(tokens.refresh_token, by=SERVICE)
 
 
 async def test_a_token_of_an_unknown_refresh_key_is_junk(keyturn: Keyturn) -> None:
@@ -472,14 +472,14 @@ async def test_an_rsa_key_has_the_size_that_was_asked_for(keyturn: Keyturn, bits
     [jwk] = keyturn.keys.jwks()["keys"]
     assert len(jwt.utils.base64url_decode(jwk["n"])) * 8 == bits
     assert jwk["e"] == "AQAB"  # 65537: some verifiers take no other exponent
-    tokens = await keyturn.sessions.start(await a_user(keyturn), by=SERVICE)
+    tokens = await keyturn.starting.start(await a_user(keyturn), by=SERVICE)
     assert jwt.get_unverified_header(tokens.access_token)["kid"] == kid
 
 
 @pytest.mark.parametrize("algorithm", get_args(Algorithm))
 async def test_a_published_key_verifies_what_its_secret_half_signed(open_keyturn: Opener, algorithm: Algorithm) -> None:
     async with open_keyturn(signing_algorithm=algorithm) as keyturn:
-        tokens = await keyturn.sessions.start(await a_user(keyturn), by=SERVICE)
+        tokens = await keyturn.starting.start(await a_user(keyturn), by=SERVICE)
         header = jwt.get_unverified_header(tokens.access_token)
         assert (header["alg"], header["kid"]) == (algorithm, keyturn.keys.signing_access.kid)
         published = jwt.PyJWKSet.from_dict(keyturn.keys.jwks())[header["kid"]] if algorithm != "HS256" else None

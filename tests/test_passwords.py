@@ -34,11 +34,12 @@ from sqlalchemy import update
 from app.actors import SERVICE
 from app.errors import InvalidGrant, InvalidRequest, TemporarilyUnavailable
 from app.keyturn import Keyturn
+from app.sessions.start import Authenticated
 from app.settings import Settings, read
 from app.storage.tables import User
 from app.users.container import Container, Limit
 from app.users.hashing_room import MIB, HashingRoom
-from app.users.passwords import Authenticated, Cost, Passwords, acceptable, cost_of
+from app.users.passwords import Cost, Passwords, acceptable, cost_of
 from tests.conftest import CHEAP, PASSWORD, Opener, a_user
 from tests.servers import free_port
 from tests.service import ROOT, Service
@@ -289,7 +290,7 @@ async def test_unknown_wrong_and_disabled_cost_the_same_and_say_the_same(
         ("ada@example.com", ""),
     ):
         with pytest.raises(InvalidGrant) as caught:
-            await keyturn.users.authenticate(email, password)
+            await keyturn.sign_in.authenticate(email, password)
         said.append((caught.value.body(), caught.value.headers(), caught.value.status))
         done.append(counted.taken())
     assert done == [[("verify_secret", 8, 1, 1)]] * len(done)
@@ -319,13 +320,13 @@ async def test_after_the_parameters_were_changed_unknown_wrong_and_disabled_cost
             ("nobody@example.com", "wrong password"),
         ):
             with pytest.raises(InvalidGrant):
-                await now.users.authenticate(email, password)
+                await now.sign_in.authenticate(email, password)
             assert sorted(counted.taken()) == [
                 ("verify_secret", 8, 1, 1),
                 ("verify_secret", 8, 2, 1),
                 ("verify_secret", 64, 1, 1),
             ]
-        await now.users.authenticate("new@example.com", PASSWORD)
+        await now.sign_in.authenticate("new@example.com", PASSWORD)
         assert counted.taken() == [("verify_secret", 8, 2, 1)]
 
 
@@ -378,7 +379,7 @@ async def test_a_hash_is_computed_by_a_thread_that_stands_back_and_the_event_loo
 async def test_the_right_password_costs_one_hash_too(keyturn: Keyturn, monkeypatch: pytest.MonkeyPatch) -> None:
     await a_user(keyturn)
     counted = Counted(monkeypatch)
-    await keyturn.users.authenticate("ada@example.com", PASSWORD)
+    await keyturn.sign_in.authenticate("ada@example.com", PASSWORD)
     assert counted.taken() == [("verify_secret", 8, 1, 1)]
 
 
@@ -401,16 +402,16 @@ async def test_what_can_be_nobodys_password_is_refused_without_a_hash(
     counted = Counted(monkeypatch)
     for email in ("ada@example.com", "nobody@example.com"):
         with pytest.raises(InvalidRequest):
-            await keyturn.users.authenticate(email, password)
+            await keyturn.sign_in.authenticate(email, password)
     assert counted.taken() == []
 
 
 async def test_a_login_renews_an_outdated_hash(keyturn: Keyturn, open_keyturn: Any) -> None:
     await a_user(keyturn)
     async with open_keyturn(argon2_passes="2") as later:
-        assert await later.users.authenticate("ada@example.com", PASSWORD)
+        assert await later.sign_in.authenticate("ada@example.com", PASSWORD)
         assert extract_parameters((await later.users.find("ada@example.com")).password_hash).time_cost == 2
-    assert await keyturn.users.authenticate("ada@example.com", PASSWORD)
+    assert await keyturn.sign_in.authenticate("ada@example.com", PASSWORD)
 
 
 def test_the_proof_of_a_password_does_not_show_its_hash() -> None:
@@ -464,8 +465,8 @@ async def test_lowering_a_parameter_locks_nobody_out(open_keyturn: Opener, befor
     async with open_keyturn(**before) as keyturn:
         await a_user(keyturn)
     async with open_keyturn() as keyturn:
-        assert await keyturn.users.authenticate("ada@example.com", PASSWORD)
-        assert await keyturn.users.not_computed() == (0, None)
+        assert await keyturn.sign_in.authenticate("ada@example.com", PASSWORD)
+        assert await keyturn.sign_in.not_computed() == (0, None)
 
 
 async def test_a_stored_hash_that_is_not_computed_is_logged_with_the_user_and_without_the_hash(
@@ -480,7 +481,7 @@ async def test_a_stored_hash_that_is_not_computed_is_logged_with_the_user_and_wi
             await tx.execute(update(User).values(password_hash=stored))
         capsys.readouterr()
         with pytest.raises(InvalidGrant):
-            await keyturn.users.authenticate("ada@example.com", PASSWORD)
+            await keyturn.sign_in.authenticate("ada@example.com", PASSWORD)
         line = json.loads(capsys.readouterr().err)
         assert (line["event"], line["level"], line["user_id"]) == (
             "stored_hash_not_computed",
@@ -488,7 +489,7 @@ async def test_a_stored_hash_that_is_not_computed_is_logged_with_the_user_and_wi
             str(proof.user_id),
         )
         assert not any(part in json.dumps(line) for part in stored.split("$") if len(part) > 2)
-        assert await keyturn.users.not_computed() == (1, proof.user_id)
+        assert await keyturn.sign_in.not_computed() == (1, proof.user_id)
 
 
 async def test_a_hash_for_which_there_is_no_memory_is_503_and_no_decoy(capsys: pytest.CaptureFixture[str]) -> None:

@@ -84,17 +84,17 @@ async def test_two_instances_sign_in_refresh_verify_and_log_out_through_pgbounce
 
         async def chain() -> None:
             async with turnstile:
-                tokens = await here.sessions.start(proof, by=SERVICE)
+                tokens = await here.starting.start(proof, by=SERVICE)
             for turn in range(40):
-                tokens = await (here, there)[turn % 2].sessions.refresh(tokens.refresh_token, by=SERVICE)
-            assert (await there.sessions.verify(tokens.access_token)).session_id == tokens.session_id
+                tokens = await (here, there)[turn % 2].rotation.refresh(tokens.refresh_token, by=SERVICE)
+            assert (await there.reading.verify(tokens.access_token)).session_id == tokens.session_id
             async with turnstile:
-                await here.sessions.logout(None, tokens.refresh_token, "this", by=SERVICE)
+                await here.ending.logout(None, tokens.refresh_token, "this", by=SERVICE)
             with pytest.raises(InvalidToken):
-                await there.sessions.verify(tokens.access_token)
+                await there.reading.verify(tokens.access_token)
 
         await asyncio.gather(*(chain() for _ in range(48)))  # 1,920 refreshes
-        state = [(s.generation, s.end_reason) for s in await here.sessions.list(user_id=None, limit=100, live=False)]
+        state = [(s.generation, s.end_reason) for s in await here.reading.list(user_id=None, limit=100, live=False)]
         assert state == [(40, "logout")] * 48
 
 
@@ -156,8 +156,8 @@ async def test_a_schema_of_ones_own_is_found_behind_pgbouncer_and_left_there(
     url = f"{pooled_url}?options=-csearch_path%3Dauth"
     await asyncio.to_thread(alembic, "upgrade", "head", KEYTURN_DATABASE_URL=url)
     async with opened(settings_of(url, None, pgbouncer="true")) as keyturn, running(keyturn):
-        tokens = await keyturn.sessions.start(await a_user(keyturn), by=SERVICE)
-        await keyturn.sessions.refresh(tokens.refresh_token, by=SERVICE)
+        tokens = await keyturn.starting.start(await a_user(keyturn), by=SERVICE)
+        await keyturn.rotation.refresh(tokens.refresh_token, by=SERVICE)
     assert await execute(direct, "SELECT count(*) FROM auth.sessions") == 1
     assert await execute(direct, "SELECT count(*) FROM public.sessions") == 0
 

@@ -16,9 +16,13 @@ from uuid import UUID
 import pytest
 from sqlalchemy import false, select, update
 
+from app.actors import SERVICE
 from app.revocation.revocations import Revocations
-from app.sessions import rotation as sessions
-from app.sessions.rotation import Sessions, State, Verdict
+from app.sessions import ending, rotation, upkeep
+from app.sessions.answers import Answers
+from app.sessions.ending import Ending
+from app.sessions.rotation import Rotation
+from app.sessions.rows import SessionRow, Verdict
 from app.storage.tables import Session
 from app.tokens import keys
 from app.tokens.keys import Keys
@@ -37,62 +41,62 @@ def bug(plant: Callable[[Patch], None]) -> Callable[[Patch], None]:
 
 def in_rotation(patch: Patch, right: str, wrong: str) -> None:
     """Changes the statement that rotates."""
-    real = sessions._rotate_sqlite
+    real = rotation._rotate_sqlite
     assert right in real(1)
 
     def changed(count: int) -> str:
         return real(count).replace(right, wrong)
 
-    patch.setattr(sessions, "_rotate_sqlite", changed)
+    patch.setattr(rotation, "_rotate_sqlite", changed)
 
 
 def ends_nothing(patch: Patch, reason: str) -> None:
-    real = sessions._ends
+    real = ending._ends
     patch.setattr(
-        sessions, "_ends", lambda now, why, *which: real(now, why, *which, *([false()] if why == reason else []))
+        ending, "_ends", lambda now, why, *which: real(now, why, *which, *([false()] if why == reason else []))
     )
 
 
 def ends_all_of_the_user(patch: Patch, reason: str) -> None:
-    real = sessions._ends
+    real = ending._ends
 
     def ends(now: Any, why: Any, *which: Any) -> Any:
         users_of = Session.user_id.in_(select(Session.user_id).where(*which))
         return real(now, why, *([users_of] if why == reason else which))
 
-    patch.setattr(sessions, "_ends", ends)
+    patch.setattr(ending, "_ends", ends)
 
 
 def in_judgement(patch: Patch, change: Callable[..., Any]) -> None:
     """Changes the verdict on a token that did not rotate."""
-    real = sessions.judge
-    patch.setattr(sessions, "judge", lambda *seen: change(real(*seen), *seen))
+    real = rotation.judge
+    patch.setattr(rotation, "judge", lambda *seen: change(real(*seen), *seen))
 
 
 @bug
 def the_window_slides_on_a_retry(patch: Patch) -> None:
-    real = Sessions.refresh
+    real = Rotation.refresh
 
-    async def refresh(self: Sessions, presented: str) -> Any:
-        tokens = await real(self, presented)
+    async def refresh(self: Rotation, presented: str, **more: Any) -> Any:
+        tokens = await real(self, presented, **more)
         async with self._db.begin() as tx:
             moved = update(Session).where(Session.id == tokens.session_id).values(rotated_at=self._db.now())
             await tx.execute(moved.execution_options(synchronize_session=False))
         return tokens
 
-    patch.setattr(Sessions, "refresh", refresh)
+    patch.setattr(Rotation, "refresh", refresh)
 
 
 @bug
 def the_window_never_closes(patch: Patch) -> None:
-    real = sessions.judge
-    patch.setattr(sessions, "judge", lambda s, p, k, w: real(s, p, k, timedelta(days=99)))
+    real = rotation.judge
+    patch.setattr(rotation, "judge", lambda s, p, k, w: real(s, p, k, timedelta(days=99)))
 
 
 @bug
 def any_older_generation_is_a_retry_within_the_window(patch: Patch) -> None:
-    def change(verdict: Any, state: State, presented: Any, key: Any, window: timedelta) -> Any:
-        young = state.now - state.rotated_at < window
+    def change(verdict: Any, row: SessionRow, presented: Any, key: Any, window: timedelta) -> Any:
+        young = row.now - row.rotated_at < window
         return Verdict.RETRY if verdict is Verdict.REUSE and young else verdict
 
     in_judgement(patch, change)
@@ -115,14 +119,14 @@ def reuse_ends_nothing(patch: Patch) -> None:
 
 @bug
 def a_retry_gets_a_fresh_random_successor(patch: Patch) -> None:
-    real = Sessions._tokens
+    real = Answers.tokens
 
-    def tokens(self: Sessions, state: State, refresh_token: RefreshToken) -> Any:
-        if state.now != state.rotated_at:  # a retry
+    def tokens(self: Answers, row: SessionRow, refresh_token: RefreshToken) -> Any:
+        if row.now != row.rotated_at:  # a retry
             refresh_token = replace(refresh_token, secret=os.urandom(32), raw=b"")
-        return real(self, state, refresh_token)
+        return real(self, row, refresh_token)
 
-    patch.setattr(Sessions, "_tokens", tokens)
+    patch.setattr(Answers, "tokens", tokens)
 
 
 @bug
@@ -160,9 +164,9 @@ def an_ended_session_still_refreshes(patch: Patch) -> None:
 
 @bug
 def the_successor_is_not_compared(patch: Patch) -> None:
-    def change(verdict: Any, state: State, presented: RefreshToken, key: Any, window: timedelta) -> Any:
-        one_older = presented.generation == state.generation - 1 and key is not None
-        young = state.now - state.rotated_at < window
+    def change(verdict: Any, row: SessionRow, presented: RefreshToken, key: Any, window: timedelta) -> Any:
+        one_older = presented.generation == row.generation - 1 and key is not None
+        young = row.now - row.rotated_at < window
         return Verdict.RETRY if verdict is Verdict.REFUSED and one_older and young else verdict
 
     in_judgement(patch, change)
@@ -170,7 +174,7 @@ def the_successor_is_not_compared(patch: Patch) -> None:
 
 @bug
 def a_generation_that_never_was_is_reuse(patch: Patch) -> None:
-    def change(verdict: Any, state: State, presented: RefreshToken, *_: Any) -> Any:
+    def change(verdict: Any, row: SessionRow, presented: RefreshToken, *_: Any) -> Any:
         return Verdict.REUSE if verdict is Verdict.REFUSED else verdict
 
     in_judgement(patch, change)
@@ -200,16 +204,16 @@ def the_sessions_of_a_retired_refresh_key_live_on(patch: Patch) -> None:
     async def end_under(*_: Any, **__: Any) -> int:
         return 0
 
-    patch.setattr(Sessions, "end_under", end_under)
+    patch.setattr(Ending, "end_under", end_under)
 
 
 @bug
 def a_token_under_a_retired_key_ends_a_session_that_moved_on(patch: Patch) -> None:
-    async def over(self: Sessions, session_id: UUID) -> Any:
-        await self.end({session_id}, "revoked_by_admin")
-        return await self.find(session_id)
+    async def over(self: Ending, session_id: UUID) -> Any:
+        await self.end({session_id}, "revoked_by_admin", by=SERVICE)
+        return await self._lookup.row(session_id)
 
-    patch.setattr(Sessions, "_over_under_retired_key", over)
+    patch.setattr(Ending, "over_under_retired_key", over)
 
 
 @bug
@@ -240,19 +244,17 @@ def a_logout_of_the_others_ends_this_one_too(patch: Patch) -> None:
 @bug
 def a_second_reason_replaces_the_first(patch: Patch) -> None:
     def ends(now: Any, reason: Any, *which: Any) -> Any:
-        ended = update(Session).where(*which).values(ended_at=now, end_reason=reason)
-        return ended.returning(Session.id, Session.end_reason)
+        return update(Session).where(*which).values(ended_at=now, end_reason=reason)
 
-    patch.setattr(sessions, "_ends", ends)
+    patch.setattr(ending, "_ends", ends)
 
 
 @bug
 def what_ends_after_its_deadline_takes_the_later_reason(patch: Patch) -> None:
     def ends(now: Any, reason: Any, *which: Any) -> Any:
-        ended = update(Session).where(*which, Session.ended_at.is_(None)).values(ended_at=now, end_reason=reason)
-        return ended.returning(Session.id, Session.end_reason)
+        return update(Session).where(*which, Session.ended_at.is_(None)).values(ended_at=now, end_reason=reason)
 
-    patch.setattr(sessions, "_ends", ends)
+    patch.setattr(ending, "_ends", ends)
 
 
 @bug
@@ -265,7 +267,7 @@ def a_verifier_that_does_not_ask_whether_the_session_ended(patch: Patch) -> None
 
 @bug
 def gc_forgets_too_early(patch: Patch) -> None:
-    patch.setattr(sessions, "LOOK_BACK", timedelta(seconds=ACCESS))
+    patch.setattr(upkeep, "LOOK_BACK", timedelta(seconds=ACCESS))
 
 
 @pytest.fixture

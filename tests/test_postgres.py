@@ -106,7 +106,7 @@ async def test_a_switch_over_with_both_servers_alive_is_followed_and_told_once_e
                 try:
                     url = f"postgresql://postgres@127.0.0.1:{first.port},127.0.0.1:{second.port}/keyturn"
                     async with opened(settings_of(url, None)) as other, running(other):
-                        assert await other.users.authenticate("ada@example.com", PASSWORD)
+                        assert await other.sign_in.authenticate("ada@example.com", PASSWORD)
                 finally:
                     first.resume()
             said = [json.loads(line).get("event") for line in service.text().splitlines() if line.startswith("{")]
@@ -199,31 +199,31 @@ async def test_connections_that_were_forgotten_on_the_way_cost_no_request(databa
     async with balancer.before(database_url) as url, opened(settings_of(url, None)) as keyturn:
         await keyturn.keys.make_first(by=SERVICE)
         await keyturn.keys.load()
-        tokens = await keyturn.sessions.start(await a_user(keyturn), by=SERVICE)
-        tokens = await keyturn.sessions.refresh(tokens.refresh_token, by=SERVICE)
-        await keyturn.sessions.verify(tokens.access_token)
+        tokens = await keyturn.starting.start(await a_user(keyturn), by=SERVICE)
+        tokens = await keyturn.rotation.refresh(tokens.refresh_token, by=SERVICE)
+        await keyturn.reading.verify(tokens.access_token)
         await asyncio.sleep(2.2)
         balancer.forget()
         began = asyncio.get_running_loop().time()
         renewed, proof, _ = await asyncio.gather(
-            keyturn.sessions.refresh(tokens.refresh_token, by=SERVICE),
-            keyturn.users.authenticate("ada@example.com", PASSWORD),
-            keyturn.sessions.verify(tokens.access_token),
+            keyturn.rotation.refresh(tokens.refresh_token, by=SERVICE),
+            keyturn.sign_in.authenticate("ada@example.com", PASSWORD),
+            keyturn.reading.verify(tokens.access_token),
         )
-        await keyturn.sessions.start(proof, by=SERVICE)
+        await keyturn.starting.start(proof, by=SERVICE)
         assert asyncio.get_running_loop().time() - began < 4
         # And those that are warm are not asked.
         made = balancer.made
         for _ in range(5):
-            renewed = await keyturn.sessions.refresh(renewed.refresh_token, by=SERVICE)
+            renewed = await keyturn.rotation.refresh(renewed.refresh_token, by=SERVICE)
         assert balancer.made == made
 
 
 @on_postgres
 async def test_connections_that_postgres_closed_cost_no_request(keyturn: Keyturn, database_url: str) -> None:
     proof = await a_user(keyturn)
-    tokens = await keyturn.sessions.start(proof, by=SERVICE)
-    tokens = await keyturn.sessions.refresh(tokens.refresh_token, by=SERVICE)
+    tokens = await keyturn.starting.start(proof, by=SERVICE)
+    tokens = await keyturn.rotation.refresh(tokens.refresh_token, by=SERVICE)
     for _ in range(3):
         await execute(
             database_url,
@@ -231,9 +231,9 @@ async def test_connections_that_postgres_closed_cost_no_request(keyturn: Keyturn
             " WHERE application_name = 'keyturn' AND datname = current_database()",
         )
         await asyncio.sleep(0.1)
-        tokens = await keyturn.sessions.refresh(tokens.refresh_token, by=SERVICE)
-        await keyturn.sessions.verify(tokens.access_token)
-        await keyturn.sessions.start(await keyturn.users.authenticate("ada@example.com", PASSWORD), by=SERVICE)
+        tokens = await keyturn.rotation.refresh(tokens.refresh_token, by=SERVICE)
+        await keyturn.reading.verify(tokens.access_token)
+        await keyturn.starting.start(await keyturn.sign_in.authenticate("ada@example.com", PASSWORD), by=SERVICE)
 
 
 @on_postgres
@@ -277,10 +277,10 @@ async def test_defaults_that_a_database_brings_change_no_answer_and_no_deadline(
     for setting, value in (DEFAULTS | newer).items():
         await execute(database_url, f"ALTER DATABASE \"{name}\" SET {setting} = '{value}'")
     async with open_keyturn() as keyturn:
-        tokens = await keyturn.sessions.start(await a_user(keyturn), by=SERVICE)
+        tokens = await keyturn.starting.start(await a_user(keyturn), by=SERVICE)
         await asyncio.sleep(0.3)
-        tokens = await keyturn.sessions.refresh(tokens.refresh_token, by=SERVICE)
-        await keyturn.sessions.verify(tokens.access_token)
+        tokens = await keyturn.rotation.refresh(tokens.refresh_token, by=SERVICE)
+        await keyturn.reading.verify(tokens.access_token)
         # The clocks in Berlin go forward on 29 March 2026.
         rows = await keyturn.db.fetch(
             "SELECT extract(epoch FROM timestamptz '2026-03-25 12:00Z' + $1::interval - timestamptz '2026-03-25 12:00Z')"
@@ -345,11 +345,11 @@ async def test_the_documented_rights_suffice_for_all_that_a_service_does(databas
         assert grant.format(user="keyturn") + ";" in readme
     await execute(database_url, *(grant.format(user=user) for grant in GRANTS))
     async with opened(settings_of(of(database_url, user), None)) as keyturn, running(keyturn):
-        tokens = await keyturn.sessions.start(await a_user(keyturn), by=SERVICE)
-        tokens = await keyturn.sessions.refresh(tokens.refresh_token, by=SERVICE)
+        tokens = await keyturn.starting.start(await a_user(keyturn), by=SERVICE)
+        tokens = await keyturn.rotation.refresh(tokens.refresh_token, by=SERVICE)
         await keyturn.keys.generate("access", by=SERVICE)
         await keyturn.users.disable((await keyturn.users.find("ada@example.com")).id, by=SERVICE)
-        await keyturn.sessions.gc(by=SERVICE)
+        await keyturn.upkeep.gc(by=SERVICE)
 
 
 @on_postgres
@@ -370,14 +370,14 @@ async def test_each_right_that_is_missing_stops_the_start_in_one_line_and_is_503
     await execute(database_url, *(grant.format(user=user) for grant in GRANTS))
     url = of(database_url, user)
     async with opened(settings_of(url, None)) as keyturn, running(keyturn):
-        tokens = await keyturn.sessions.start(await a_user(keyturn), by=SERVICE)
+        tokens = await keyturn.starting.start(await a_user(keyturn), by=SERVICE)
         await execute(database_url, taken.format(user=user))
         if "on sessions" in missing or "security" in missing:
-            proof = await keyturn.users.authenticate("ada@example.com", PASSWORD)
+            proof = await keyturn.sign_in.authenticate("ada@example.com", PASSWORD)
             act = (
-                keyturn.sessions.start(proof, by=SERVICE)
+                keyturn.starting.start(proof, by=SERVICE)
                 if "INSERT" in missing
-                else keyturn.sessions.refresh(tokens.refresh_token, by=SERVICE)
+                else keyturn.rotation.refresh(tokens.refresh_token, by=SERVICE)
             )
             with pytest.raises(TemporarilyUnavailable, match=r"database: 42501 .*sessions"):
                 await act
@@ -439,8 +439,8 @@ async def test_a_schema_of_ones_own_holds_all_tables_for_migrations_and_service(
         assert ("set_config('search_path', '\"our auth\"', true)" in script) is (by != "role")
         await asyncio.to_thread(alembic, "upgrade", "head", KEYTURN_DATABASE_URL=url, **more)
         async with opened(settings_of(url, None)) as keyturn, running(keyturn):
-            tokens = await keyturn.sessions.start(await a_user(keyturn), by=SERVICE)
-            await keyturn.sessions.refresh(tokens.refresh_token, by=SERVICE)
+            tokens = await keyturn.starting.start(await a_user(keyturn), by=SERVICE)
+            await keyturn.rotation.refresh(tokens.refresh_token, by=SERVICE)
         monkeypatch.delenv("PGOPTIONS", raising=False)
         places = "SELECT string_agg(DISTINCT schemaname, ',') FROM pg_tables WHERE tablename IN ('users', 'sessions')"
         assert await execute(postgres.url(name), places) == "our auth"

@@ -337,15 +337,15 @@ def stage(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres, template
 
         async def prepare() -> None:
             async with at(own_postgres.url("outage")) as parts:
-                tokens["outage_token"] = (await parts.sessions.start(await a_user(parts), by=SERVICE)).access_token
+                tokens["outage_token"] = (await parts.starting.start(await a_user(parts), by=SERVICE)).access_token
             async with at(postgres.url(database)) as parts:
                 proof = await a_user(parts)
                 editor = await a_user(parts, "ed@example.com", "editor")
-                live, ended = [await parts.sessions.start(proof, by=SERVICE) for _ in range(2)]
-                await parts.sessions.logout(None, ended.refresh_token, "this", by=SERVICE)
-                claims = (await parts.sessions.verify(live.access_token)).claims
+                live, ended = [await parts.starting.start(proof, by=SERVICE) for _ in range(2)]
+                await parts.ending.logout(None, ended.refresh_token, "this", by=SERVICE)
+                claims = (await parts.reading.verify(live.access_token)).claims
                 tokens["access_token"], tokens["ended_token"] = live.access_token, ended.access_token
-                tokens["editor_token"] = (await parts.sessions.start(editor, by=SERVICE)).access_token
+                tokens["editor_token"] = (await parts.starting.start(editor, by=SERVICE)).access_token
                 tokens["claims"] = {
                     "x-auth-subject": claims["sub"],
                     "x-auth-role": "user",

@@ -29,11 +29,11 @@ from sqlalchemy.pool import NullPool
 from app.actors import SERVICE
 from app.errors import InvalidGrant, InvalidToken, Reason, TemporarilyUnavailable
 from app.keyturn import Keyturn, opened, running
-from app.sessions.rotation import Tokens
+from app.sessions.answers import Tokens
+from app.sessions.start import Authenticated
 from app.storage.schema import migrate
 from app.storage.tables import Session
 from app.tokens.access_tokens import AccessToken
-from app.users.passwords import Authenticated
 from tests.conftest import CHEAP, PASSWORD, SECRET, Opener, a_user, settings_of, sync
 from tests.servers import Redis
 from tests.service import Service
@@ -138,7 +138,7 @@ async def logins(keyturn: Keyturn, number: int) -> list[Tokens]:
     abreast = 4 if number > 1 else 1
 
     async def some() -> list[Tokens]:
-        return [await keyturn.sessions.start(proof, by=SERVICE) for _ in range(number // abreast)]
+        return [await keyturn.starting.start(proof, by=SERVICE) for _ in range(number // abreast)]
 
     return list(itertools.chain(*await asyncio.gather(*(some() for _ in range(abreast)))))
 
@@ -259,7 +259,7 @@ def patient(keyturn: Keyturn, seen: Counter[str]) -> Ask:
     async def ask(token: str) -> tuple[str, str]:
         for _ in range(20):
             with suppress(TemporarilyUnavailable):
-                tokens = await keyturn.sessions.refresh(token, by=SERVICE)
+                tokens = await keyturn.rotation.refresh(token, by=SERVICE)
                 return tokens.refresh_token, tokens.access_token
             seen["503"] += 1
             await asyncio.sleep(0.1)
@@ -271,7 +271,7 @@ def patient(keyturn: Keyturn, seen: Counter[str]) -> Ask:
 async def intact(keyturn: Keyturn, first: list[Tokens], newest: list[str], generation: int) -> None:
     """Each session is one row at that generation, and its newest token works."""
     async with keyturn.db.look() as connection:
-        user_id = (await keyturn.sessions.find(first[0].session_id)).user_id
+        user_id = (await keyturn.reading.find(first[0].session_id)).user_id
         statement = select(Session.id).where(Session.user_id == user_id)
         found = (await connection.scalars(statement)).all()
     assert sorted(found) == sorted(tokens.session_id for tokens in first)
@@ -345,13 +345,13 @@ async def test_calls_cancelled_at_random_points_leave_nothing_behind(
         token = held[tokens.session_id]
         match act:
             case "refresh":
-                call: Coroutine[Any, Any, Any] = keyturn.sessions.refresh(token, by=SERVICE)
+                call: Coroutine[Any, Any, Any] = keyturn.rotation.refresh(token, by=SERVICE)
             case "start":
-                call = keyturn.sessions.start(proof, by=SERVICE)
+                call = keyturn.starting.start(proof, by=SERVICE)
             case "logout":
-                call = keyturn.sessions.logout(None, token, "this", by=SERVICE)
+                call = keyturn.ending.logout(None, token, "this", by=SERVICE)
             case _:
-                call = keyturn.sessions.end({tokens.session_id}, "logout", by=SERVICE)
+                call = keyturn.ending.end({tokens.session_id}, "logout", by=SERVICE)
         if act in {"logout", "end"}:
             ended.add(tokens.session_id)
         task = asyncio.create_task(attempt(call))
@@ -384,11 +384,11 @@ async def test_calls_cancelled_at_random_points_leave_nothing_behind(
     await until(quiet)
     await until(lambda: nothing_is_open(database_url))
     for session_id, token in held.items():
-        outcome = await attempt(keyturn.sessions.refresh(token, by=SERVICE))
+        outcome = await attempt(keyturn.rotation.refresh(token, by=SERVICE))
         assert isinstance(outcome, Tokens) or (outcome == "logout" and session_id in ended)
     states = await rows(keyturn, ended)
     for session_id in ended:  # a logout that was cut off can be done again
-        await keyturn.sessions.logout(None, held[session_id], "this", by=SERVICE)
+        await keyturn.ending.logout(None, held[session_id], "this", by=SERVICE)
     assert {row.end_reason for row in states.values()} <= {None, "logout"}
     assert {row.end_reason for row in (await rows(keyturn, ended)).values()} == {"logout"}
 
@@ -439,26 +439,26 @@ async def test_a_login_beside_a_logout_of_all_is_ended_or_starts_after_it(open_k
 
         async def start(instance: Keyturn) -> Tokens:
             await asyncio.sleep(dice.choice([0, 0.01, 0.1]) * dice.random())
-            return await instance.sessions.start(proof, by=SERVICE)
+            return await instance.starting.start(proof, by=SERVICE)
 
         for _ in range(20):
-            earlier = await one.sessions.start(proof, by=SERVICE)
+            earlier = await one.starting.start(proof, by=SERVICE)
             racing = [asyncio.create_task(start(instance)) for instance in (one, other) * 3]
             await asyncio.sleep(dice.random() * 0.01)
-            await other.sessions.logout(None, earlier.refresh_token, "all", by=SERVICE)
-            later = await other.sessions.start(await one.users.authenticate(email, PASSWORD), by=SERVICE)
-            await one.sessions.verify(later.access_token)
+            await other.ending.logout(None, earlier.refresh_token, "all", by=SERVICE)
+            later = await other.starting.start(await one.sign_in.authenticate(email, PASSWORD), by=SERVICE)
+            await one.reading.verify(later.access_token)
             with pytest.raises(InvalidGrant):
-                await one.sessions.refresh(earlier.refresh_token, by=SERVICE)
+                await one.rotation.refresh(earlier.refresh_token, by=SERVICE)
             for tokens in await asyncio.gather(*racing):
-                verified = await attempt(one.sessions.verify(tokens.access_token))
-                refreshed = await attempt(other.sessions.refresh(tokens.refresh_token, by=SERVICE))
+                verified = await attempt(one.reading.verify(tokens.access_token))
+                refreshed = await attempt(other.rotation.refresh(tokens.refresh_token, by=SERVICE))
                 alive = isinstance(verified, AccessToken)
                 assert (verified, refreshed) == ("logout_all", "logout_all") or (
                     alive and isinstance(refreshed, Tokens)
                 )
                 outcomes["after" if alive else "ended"] += 1
-            await one.sessions.logout(None, later.refresh_token, "all", by=SERVICE)
+            await one.ending.logout(None, later.refresh_token, "all", by=SERVICE)
     print(dict(outcomes))
     assert outcomes["after"]
     assert outcomes["ended"]
@@ -468,10 +468,10 @@ async def test_a_retry_beside_the_sessions_end_gives_no_pair_that_works(open_key
     dice, outcomes = random.Random(9), Counter[str]()
     async with open_keyturn() as one, open_keyturn() as other:
         for turn, first in enumerate(await logins(one, 40)):
-            second = await one.sessions.refresh(first.refresh_token, by=SERVICE)
-            end = asyncio.create_task(other.sessions.end({first.session_id}, "revoked_by_admin", by=SERVICE))
+            second = await one.rotation.refresh(first.refresh_token, by=SERVICE)
+            end = asyncio.create_task(other.ending.end({first.session_id}, "revoked_by_admin", by=SERVICE))
             await asyncio.sleep(dice.random() * 0.02 * (turn % 2))
-            again = await attempt(one.sessions.refresh(first.refresh_token, by=SERVICE))
+            again = await attempt(one.rotation.refresh(first.refresh_token, by=SERVICE))
             if isinstance(again, Tokens):
                 assert again.refresh_token == second.refresh_token
                 outcomes["pair"] += 1
@@ -480,10 +480,10 @@ async def test_a_retry_beside_the_sessions_end_gives_no_pair_that_works(open_key
                 outcomes["reason"] += 1
             await end
             with pytest.raises(InvalidGrant) as caught:
-                await one.sessions.refresh(second.refresh_token, by=SERVICE)
+                await one.rotation.refresh(second.refresh_token, by=SERVICE)
             assert caught.value.reason == "revoked_by_admin"
             with pytest.raises(InvalidToken):
-                await one.sessions.verify(second.access_token)
+                await one.reading.verify(second.access_token)
     print(dict(outcomes))
     assert outcomes["pair"]
     assert outcomes["reason"]
@@ -545,7 +545,7 @@ async def test_refreshes_are_hot_updates_and_the_table_stays_flat(open_keyturn: 
 
         async def client(ids: list[UUID]) -> None:
             for session_id in ids:
-                held[session_id] = (await keyturn.sessions.refresh(held[session_id], by=SERVICE)).refresh_token
+                held[session_id] = (await keyturn.rotation.refresh(held[session_id], by=SERVICE)).refresh_token
 
         for _ in range(4):
             order = dice.sample([*held] * 2, 4000) + dice.sample([*held], 1000)

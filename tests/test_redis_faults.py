@@ -137,8 +137,8 @@ class World:
             await keyturn.keys.load()
             with suppress(Exception):  # it is there from the second time on
                 await keyturn.users.create(EMAIL, PASSWORD, "user", by=SERVICE)
-            proof = await keyturn.users.authenticate(EMAIL, PASSWORD)
-            return [dict((await keyturn.sessions.start(proof, by=SERVICE)).body()) for _ in range(count)]
+            proof = await keyturn.sign_in.authenticate(EMAIL, PASSWORD)
+            return [dict((await keyturn.starting.start(proof, by=SERVICE)).body()) for _ in range(count)]
 
     async def verify(self, service: Service, access_token: str) -> httpx2.Response:
         return await self.client.get(f"{service.url}/auth/verify", headers={"Authorization": f"Bearer {access_token}"})

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -30,6 +30,7 @@ from app.actors import SERVICE
 from app.errors import InvalidToken, Reason, TemporarilyUnavailable
 from app.keyturn import Keyturn, opened
 from app.revocation import revocations
+from app.revocation.publishing import Published
 from app.revocation.revocations import (
     CLAIM_AFTER,
     KEY_LIVES,
@@ -42,7 +43,7 @@ from app.revocation.revocations import (
     Revocations,
     Server,
 )
-from app.sessions.rotation import Tokens
+from app.sessions.answers import Tokens
 from app.storage.database import Database
 from app.storage.tables import CacheFence, Session, uuid7
 from tests.conftest import Opener, a_user, settings_of, time_passes
@@ -142,16 +143,16 @@ async def long_since_claimed(keyturn: Keyturn) -> None:
 
 
 async def a_session(keyturn: Keyturn) -> Tokens:
-    return await keyturn.sessions.start(await a_user(keyturn, f"{uuid4()}@example.com"), by=SERVICE)
+    return await keyturn.starting.start(await a_user(keyturn, f"{uuid4()}@example.com"), by=SERVICE)
 
 
 async def logout(keyturn: Keyturn, tokens: Tokens) -> None:
-    await keyturn.sessions.logout(None, tokens.refresh_token, "this", by=SERVICE)
+    await keyturn.ending.logout(None, tokens.refresh_token, "this", by=SERVICE)
 
 
 async def refused(keyturn: Keyturn, tokens: Tokens, reason: Reason | None = "logout") -> None:
     with pytest.raises(InvalidToken) as caught:
-        await keyturn.sessions.verify(tokens.access_token)
+        await keyturn.reading.verify(tokens.access_token)
     assert caught.value.reason == reason
 
 
@@ -218,10 +219,10 @@ async def test_where_redis_is_believed_a_verification_makes_no_database_statemen
     with statements(pair.there) as sent:
         for _ in range(50):
             for token in tokens:
-                assert (await pair.there.sessions.verify(token.access_token)).session_id == token.session_id
+                assert (await pair.there.reading.verify(token.access_token)).session_id == token.session_id
         assert sent == []
         pair.there.revocations._fence = None  # the planted statement
-        await pair.there.sessions.verify(tokens[0].access_token)
+        await pair.there.reading.verify(tokens[0].access_token)
         assert len(sent) == 1
         assert "FROM sessions" in sent[0]
 
@@ -229,7 +230,7 @@ async def test_where_redis_is_believed_a_verification_makes_no_database_statemen
 async def asks(keyturn: Keyturn, tokens: Tokens) -> int:
     """Statements that one verification of a live session makes."""
     with statements(keyturn) as sent:
-        await keyturn.sessions.verify(tokens.access_token)
+        await keyturn.reading.verify(tokens.access_token)
     return len(sent)
 
 
@@ -373,13 +374,13 @@ async def test_without_redis_the_database_answers_always(database_url: str) -> N
         ended, live = await a_session(here), await a_session(here)
         for n in range(1, 4):
             with statements(there) as sent:
-                await there.sessions.verify(live.access_token)
+                await there.reading.verify(live.access_token)
                 assert len(sent) == 1, n
         began = time.monotonic()
         await logout(here, ended)
         assert time.monotonic() - began < SETTLES_IN.total_seconds()
         await refused(there, ended)
-        await there.sessions.verify(live.access_token)
+        await there.reading.verify(live.access_token)
         assert await there.revocations.ping() == there.revocations.cache == "none"
 
 
@@ -566,10 +567,8 @@ async def test_a_logout_fences_if_the_fence_is_not_the_one_that_it_knew(pair: Pa
 
 async def test_a_session_that_was_not_published_but_ended_fences(pair: Pair) -> None:
     one, another = await a_session(pair.here), await a_session(pair.here)
-    async with pair.here.revocations.ending([one.session_id]) as ending:
-        both = Session.id.in_([one.session_id, another.session_id])
-        await ending.tx.execute(update(Session).where(both).values(ended_at=pair.here.db.now(), end_reason="logout"))
-        ending.ended |= {one.session_id, another.session_id}
+    both = Session.id.in_([one.session_id, another.session_id])
+    await pair.here.ending._end([one.session_id], "logout", both, by=SERVICE)
     assert (await fence_of(pair.here))[1] is None
     await refused(pair.there, one)
     await read(pair.there)
@@ -630,8 +629,14 @@ async def test_a_logout_waits_from_its_commit_where_it_finds_an_epoch_that_its_p
 
 async def test_the_key_is_set_before_the_commit(pair: Pair, cache: redis_asyncio.Redis) -> None:
     tokens = await a_session(pair.here)
-    async with pair.here.revocations.ending([tokens.session_id]):
-        assert await cache.exists(f"{KEYS}{tokens.session_id}")
+    there: list[int] = []
+
+    async def look(_: object) -> None:
+        there.append(await cache.exists(f"{KEYS}{tokens.session_id}"))
+
+    this = Session.id == tokens.session_id
+    await pair.here.ending._end([tokens.session_id], "logout", this, by=SERVICE, also=look)
+    assert there == [1]
 
 
 async def test_all_thousand_sessions_of_a_user_end_at_once(pair: Pair, cache: redis_asyncio.Redis) -> None:
@@ -642,7 +647,7 @@ async def test_all_thousand_sessions_of_a_user_end_at_once(pair: Pair, cache: re
         rows = [row | {"id": uuid7()} for _ in range(999)]
         await tx.execute(insert(Session), rows)
     for each in rows:
-        token, _ = pair.here.sessions._access_tokens.sign(
+        token, _ = pair.here.reading._access_tokens.sign(
             subject=each["user_id"],
             session_id=each["id"],
             generation=0,
@@ -654,14 +659,14 @@ async def test_all_thousand_sessions_of_a_user_end_at_once(pair: Pair, cache: re
         tokens.append(token)
 
     async def accepted() -> int:
-        answers = await asyncio.gather(*map(pair.there.sessions.verify, tokens), return_exceptions=True)
+        answers = await asyncio.gather(*map(pair.there.reading.verify, tokens), return_exceptions=True)
         assert all(not isinstance(a, Exception) or isinstance(a, InvalidToken) for a in answers)
         return sum(not isinstance(a, Exception) for a in answers)
 
     await read(pair.there)
     assert await accepted() == 1000
     await read(pair.here)
-    await pair.here.sessions.logout(None, first.refresh_token, "all", by=SERVICE)
+    await pair.here.ending.logout(None, first.refresh_token, "all", by=SERVICE)
     assert await accepted() == 0
     await cache.flushdb()
     await keep_complete(pair.there)
@@ -1014,7 +1019,7 @@ async def test_two_processes_with_different_numbers_do_not_take_the_fence_from_e
 async def lost(keyturn: Keyturn, tokens: Tokens) -> None:
     """The database never saw that session."""
     with pytest.raises(InvalidToken) as caught:
-        await keyturn.sessions.verify(tokens.access_token)
+        await keyturn.reading.verify(tokens.access_token)
     assert caught.value.reason is None
 
 
@@ -1095,16 +1100,17 @@ async def _die(step: str, database_url: str, redis_url: str, refresh_token: str)
 
     async with instance(database_url, redis_url) as keyturn:
         engine = keyturn.db._engine.sync_engine
-        publish = keyturn.revocations._publish
+        publishing = keyturn.ending._publishing
+        publish = publishing.publish
         count = 0
 
-        async def published(ids: set[UUID]) -> tuple[str | None, set[bytes]]:
+        async def published(ids: Iterable[UUID]) -> Published:
             if step == "before SET":
                 die()
-            told = await publish(ids)
+            acknowledged = await publish(ids)
             if step == "after SET":
                 die()
-            return told
+            return acknowledged
 
         def statement(*_: object) -> None:
             nonlocal count
@@ -1112,7 +1118,7 @@ async def _die(step: str, database_url: str, redis_url: str, refresh_token: str)
             if step == f"statement {count}":
                 die()
 
-        keyturn.revocations._publish = published  # type: ignore[method-assign]  # to die before or after it
+        publishing.publish = published  # type: ignore[method-assign]  # to die before or after it
         event.listen(engine, "before_cursor_execute", statement)
         if step == "before COMMIT":
             event.listen(engine, "commit", die)
@@ -1121,7 +1127,7 @@ async def _die(step: str, database_url: str, redis_url: str, refresh_token: str)
         if step == "in the wait":
             loop = asyncio.get_running_loop()
             event.listen(engine, "checkin", lambda *_: loop.call_later(0.2, die))
-        await keyturn.sessions.logout(None, refresh_token, "this", by=SERVICE)
+        await keyturn.ending.logout(None, refresh_token, "this", by=SERVICE)
 
 
 async def test_a_process_killed_between_two_steps_of_a_logout_leaves_nothing_that_a_second_logout_does_not_end(
@@ -1143,7 +1149,7 @@ async def test_a_process_killed_between_two_steps_of_a_logout_leaves_nothing_tha
             assert int(await process.stdout.readline()) == -signal.SIGKILL, step
             committed = step in {"after COMMIT", "in the wait"}
             if not committed:
-                await pair.there.sessions.verify(tokens.access_token)
+                await pair.there.reading.verify(tokens.access_token)
             elif redis_url != unreachable:
                 await refused(pair.there, tokens)
             await logout(pair.here, tokens)
@@ -1185,7 +1191,7 @@ async def test_a_redis_that_begins_to_evict_is_not_believed_from_then_on(databas
         ):
             await Pair(here, there).settle()
             tokens = await a_session(here)
-            await there.sessions.verify(tokens.access_token)
+            await there.reading.verify(tokens.access_token)
             await logout(here, tokens)
             await client.persist(MARKER)  # so that it is what stays
             await client.set("filler", "x" * 2_000_000)
@@ -1216,7 +1222,7 @@ async def test_a_master_that_was_demoted_and_took_over_anothers_data_is_not_beli
         await Pair(here, there).settle()
         ended, live = await a_session(here), await a_session(here)
         for tokens in (ended, live):
-            await there.sessions.verify(tokens.access_token)  # so that it has its connection
+            await there.reading.verify(tokens.access_token)  # so that it has its connection
 
         async def has_the_marker() -> bool:
             return bool(await new.get(MARKER))
@@ -1280,7 +1286,7 @@ async def test_an_answer_that_comes_late_is_never_taken_for_another_questions(
 async def _all(keyturn: Keyturn, tokens: list[Tokens]) -> list[bool]:
     async def one(token: str) -> bool:
         try:
-            await keyturn.sessions.verify(token)
+            await keyturn.reading.verify(token)
         except InvalidToken:
             return False
         return True
@@ -1311,12 +1317,12 @@ async def test_without_the_database_redis_answers_for_the_time_that_is_set(
 
         async def unknown(tokens: Tokens) -> None:
             with pytest.raises(TemporarilyUnavailable):
-                await there.sessions.verify(tokens.access_token)
+                await there.reading.verify(tokens.access_token)
 
         for age in (0.0, 1.5, 3.5):  # as long as it vouches, and three seconds longer
             there.revocations._fence = replace(fence, began=time.monotonic() - age)
             await read(there)
-            await there.sessions.verify(live.access_token)
+            await there.reading.verify(live.access_token)
             await unknown(ended)
             await refused(there, remembered)
         there.revocations._fence = replace(fence, began=time.monotonic() - 4.1)
@@ -1344,11 +1350,11 @@ async def test_where_the_database_is_known_to_be_away_nobody_waits_for_it(
         revocations._fence = replace(revocations._fence, began=time.monotonic() - 2)
         await read(there)
         asked = 0
-        await there.sessions.verify(live.access_token)
+        await there.reading.verify(live.access_token)
         assert asked == 0
         # Evidence that is no longer fresh: it is asked, and only when it does not answer Redis does.
         revocations._failed_began = time.monotonic() - 1.5
-        await there.sessions.verify(live.access_token)
+        await there.reading.verify(live.access_token)
         assert asked == 1
 
 
@@ -1356,14 +1362,14 @@ async def test_without_database_and_redis_nothing_is_decided(database_url: str) 
     for redis_url in (None, f"redis://127.0.0.1:{free_port()}"):
         async with instance(database_url, redis_url, verify_without_database=60) as keyturn:
             tokens = await a_session(keyturn)
-            await keyturn.sessions.verify(tokens.access_token)
+            await keyturn.reading.verify(tokens.access_token)
 
             def away(*_: object) -> None:
                 raise ConnectionRefusedError
 
             event.listen(keyturn.db._reader.sync_engine, "before_cursor_execute", away)
             with pytest.raises(TemporarilyUnavailable):
-                await keyturn.sessions.verify(tokens.access_token)
+                await keyturn.reading.verify(tokens.access_token)
 
 
 # -- a process that is up
@@ -1441,6 +1447,6 @@ async def test_verifications_that_come_together_share_a_few_round_trips(pair: Pa
         return int((await cache.info("commandstats")).get("cmdstat_eval", {}).get("calls", 0))
 
     before = await scripts()
-    verified = await asyncio.gather(*(pair.there.sessions.verify(tokens[n % 3].access_token) for n in range(100)))
+    verified = await asyncio.gather(*(pair.there.reading.verify(tokens[n % 3].access_token) for n in range(100)))
     assert len(verified) == 100
     assert 1 <= await scripts() - before <= 4

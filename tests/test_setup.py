@@ -88,7 +88,7 @@ async def test_a_first_start_makes_folder_secret_schema_keys_and_administrator(t
             assert len(password) == 20
             user = await keyturn.users.find(ADMINISTRATOR)
             assert (user.role, user.password_is_initial) == ("admin", True)
-            assert (await keyturn.users.authenticate(ADMINISTRATOR, password)).user_id == user.id
+            assert (await keyturn.sign_in.authenticate(ADMINISTRATOR, password)).user_id == user.id
     finally:
         os.umask(before)
 
@@ -102,7 +102,7 @@ async def test_a_second_start_finds_everything_again(tmp_path: Path) -> None:
         assert again is None
         assert settings.secret_path.read_bytes() == secret
         assert [key["kid"] for key in await keyturn.keys.list()] == [key["kid"] for key in keys]
-        assert await keyturn.users.authenticate(ADMINISTRATOR, password)
+        assert await keyturn.sign_in.authenticate(ADMINISTRATOR, password)
         assert len(await keyturn.users.list(limit=10)) == 1
     assert not make_secret(settings)
 
@@ -115,7 +115,7 @@ async def test_an_administrator_who_was_disabled_is_not_made_again(tmp_path: Pat
         await keyturn.users.disable((await keyturn.users.find(ADMINISTRATOR)).id, by=SERVICE)
         assert await first_administrator(keyturn.db, keyturn.users) is None
         with pytest.raises(InvalidGrant):
-            await keyturn.users.authenticate(ADMINISTRATOR, password)
+            await keyturn.sign_in.authenticate(ADMINISTRATOR, password)
         assert other.role == "admin"
 
 
@@ -123,7 +123,7 @@ async def test_first_administrators_made_at_once_are_one(open_keyturn: Opener) -
     async with open_keyturn() as one, open_keyturn() as two:
         made = await asyncio.gather(*(first_administrator(k.db, k.users) for k in (one, two, one, two)))
         [password] = [password for password in made if password is not None]
-        assert await two.users.authenticate(ADMINISTRATOR, password)
+        assert await two.sign_in.authenticate(ADMINISTRATOR, password)
         assert len(await one.users.list(limit=10)) == 1
 
 
@@ -173,7 +173,7 @@ def test_two_first_starts_at_once_make_one_of_everything(tmp_path: Path) -> None
             await keyturn.keys.load()
             assert sorted(key["use"] for key in await keyturn.keys.list()) == ["access", "refresh"]
             assert [user.email for user in await keyturn.users.list(limit=10)] == [ADMINISTRATOR]
-            assert await keyturn.users.authenticate(ADMINISTRATOR, passwords[0])
+            assert await keyturn.sign_in.authenticate(ADMINISTRATOR, passwords[0])
             async with keyturn.db.look() as connection:
                 assert (await connection.execute(text("SELECT version_num FROM alembic_version"))).all() == [("0001",)]
                 assert await connection.scalar(text("SELECT count(*) FROM cache_fence")) == 1

@@ -38,10 +38,10 @@ from sqlalchemy import select, text
 from app.actors import SERVICE
 from app.errors import Conflict, InvalidGrant, InvalidToken, Reason, Refusal, TemporarilyUnavailable
 from app.keyturn import Keyturn, opened
-from app.sessions.rotation import Tokens
+from app.sessions.answers import Tokens
+from app.sessions.start import Authenticated
 from app.storage.tables import Session
 from app.tokens.access_tokens import AccessToken
-from app.users.passwords import Authenticated
 from tests.conftest import settings_of, time_passes
 
 T = TypeVar("T")
@@ -415,7 +415,7 @@ class Machine(RuleBasedStateMachine):
     # -- sign-in
 
     def sign_in(self, who: User) -> SignIn:
-        proof = self.ask(self.keyturn.users.authenticate(who.email, f"password {who.password}"))
+        proof = self.ask(self.keyturn.sign_in.authenticate(who.email, f"password {who.password}"))
         assert isinstance(proof, Authenticated), proof
         return self.start(who, proof)
 
@@ -427,7 +427,7 @@ class Machine(RuleBasedStateMachine):
     def login(self, user: int, right: int, sessions: int) -> None:
         who = self.model.users[user]
         password = f"password {who.password}" if right else "another password"
-        proof = self.ask(self.keyturn.users.authenticate(who.email, password))
+        proof = self.ask(self.keyturn.sign_in.authenticate(who.email, password))
         if not right or who.disabled:
             self.must_refuse(proof, Refused(InvalidGrant))
             self.reach("login refused")
@@ -444,11 +444,11 @@ class Machine(RuleBasedStateMachine):
         if not who.disabled and password == who.password:
             self.start(who, proof)
             return
-        self.must_refuse(self.ask(self.keyturn.sessions.start(proof, by=SERVICE)), Refused(InvalidGrant))
+        self.must_refuse(self.ask(self.keyturn.starting.start(proof, by=SERVICE)), Refused(InvalidGrant))
         self.reach("outdated proof refused")
 
     def start(self, who: User, proof: Authenticated) -> SignIn:
-        tokens = self.ask(self.keyturn.sessions.start(proof, by=SERVICE))
+        tokens = self.ask(self.keyturn.starting.start(proof, by=SERVICE))
         assert isinstance(tokens, Tokens), tokens
         assert tokens.session_id not in {s.id for s in self.model.sessions}
         first = Refresh(tokens.refresh_token, self.model.signing("refresh"))
@@ -464,7 +464,7 @@ class Machine(RuleBasedStateMachine):
         async def one(keyturn: Keyturn) -> Tokens | Refusal:
             while True:
                 try:
-                    return await keyturn.sessions.refresh(s.chain[generation].text, by=SERVICE)
+                    return await keyturn.rotation.refresh(s.chain[generation].text, by=SERVICE)
                 except TemporarilyUnavailable:
                     assert times > 1  # whoever found the row locked comes again
                 except Refusal as refusal:
@@ -522,7 +522,7 @@ class Machine(RuleBasedStateMachine):
         genuine = self.pick(which).chain[-1].text
         bent = genuine[:at] + to + genuine[at + 1 :]
         for junk in (bent if bent != genuine else genuine[:-1], genuine + "A", ""):
-            self.must_refuse(self.ask(self.keyturn.sessions.refresh(junk, by=SERVICE)), Refused(InvalidGrant))
+            self.must_refuse(self.ask(self.keyturn.rotation.refresh(junk, by=SERVICE)), Refused(InvalidGrant))
         self.reach("junk")
 
     @rule(which=WHICH, step=sampled_from([-1, 0, 1]))
@@ -537,7 +537,7 @@ class Machine(RuleBasedStateMachine):
         real = self.keyturn.keys.verify_refresh_token(newest.text)
         other = replace(real, generation=s.generation + step, secret=sha256(real.secret).digest(), raw=b"")
         over = None if s.gone else s.over(self.model.now)
-        self.must_refuse(self.ask(self.keyturn.sessions.refresh(other.text, by=SERVICE)), Refused(InvalidGrant, over))
+        self.must_refuse(self.ask(self.keyturn.rotation.refresh(other.text, by=SERVICE)), Refused(InvalidGrant, over))
         self.reach("another branch")
 
     # -- logout
@@ -572,7 +572,7 @@ class Machine(RuleBasedStateMachine):
             refresh[0].chain[refresh[1]].text if refresh else "junk" if junk else None,
         )
         older = self.model.now - access.signed_at if access else 0
-        asked = self.keyturn.sessions.logout(*texts, scope, by=SERVICE)  # type: ignore[arg-type]  # a literal each
+        asked = self.keyturn.ending.logout(*texts, scope, by=SERVICE)  # type: ignore[arg-type]  # a literal each
         answer = self.ask(ahead(self.keyturn, older, asked))
         expected = self.model.logout(access, refresh, scope)
         if isinstance(expected, Refused):
@@ -641,7 +641,7 @@ class Machine(RuleBasedStateMachine):
                 self.reach("password set")
 
     def revoke(self, s: SignIn) -> None:
-        answer = self.ask(self.keyturn.sessions.end({s.id}, "revoked_by_admin", by=SERVICE))
+        answer = self.ask(self.keyturn.ending.end({s.id}, "revoked_by_admin", by=SERVICE))
         assert answer == self.model.end([s], "revoked_by_admin")
         self.reach("revoked")
         self.present(s, s.generation)
@@ -711,7 +711,7 @@ class Machine(RuleBasedStateMachine):
         under = [s for s in self.model.live() if s.chain[-1].key is key]
         if under and which % 2:  # before the command has come to it
             self.present(under[0], under[0].generation)
-        assert self.ask(self.keyturn.sessions.end_under(answer, most=2, by=SERVICE)) == self.model.retire(key)
+        assert self.ask(self.keyturn.ending.end_under(answer, most=2, by=SERVICE)) == self.model.retire(key)
         for s in under[:2]:
             self.present(s, s.generation)
             self.log_out(None, (s, s.generation), "this")
@@ -755,7 +755,7 @@ class Machine(RuleBasedStateMachine):
     def gc(self, kept_for: int, much_later: bool) -> None:
         if much_later:
             self.grow_older(max(kept_for, REMEMBERED))
-        count = self.ask(self.keyturn.sessions.gc(kept_for=timedelta(seconds=kept_for), most=3, by=SERVICE))
+        count = self.ask(self.keyturn.upkeep.gc(kept_for=timedelta(seconds=kept_for), most=3, by=SERVICE))
         assert count == self.model.gc(kept_for)
         self.reach("gc deletes" if count else "gc finds nothing")
 
@@ -772,7 +772,7 @@ class Machine(RuleBasedStateMachine):
             issued = [access for s in self.model.sessions for access in s.access]
             for ask in ("verify", "authorise"):
                 self.ask(self.compare_access_tokens(ask, issued))
-            live = self.ask(self.keyturn.sessions.list(user_id=None, limit=1000, live=True))
+            live = self.ask(self.keyturn.reading.list(user_id=None, limit=1000, live=True))
             assert isinstance(live, list), live
             assert {state.id for state in live} == {s.id for s in self.model.live()}
 
@@ -805,7 +805,7 @@ class Machine(RuleBasedStateMachine):
             expected = getattr(self.model, ask)(access)
             older = self.model.now - access.signed_at
             try:
-                asked = getattr(self.keyturn.sessions, ask)(access.text)
+                asked = getattr(self.keyturn.reading, ask)(access.text)
                 answer = await ahead(self.keyturn, older, asked)
             except InvalidToken as refusal:
                 assert expected

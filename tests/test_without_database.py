@@ -15,7 +15,7 @@ import pytest
 from app.errors import TemporarilyUnavailable
 from app.keyturn import Keyturn
 from app.revocation.revocations import REMEMBERED_FOR
-from app.sessions.rotation import Tokens
+from app.sessions.answers import Tokens
 from tests.servers import Redis
 from tests.test_revocations import (
     MARKER,
@@ -60,7 +60,7 @@ async def away(keyturn: Keyturn, since: float = 2) -> AsyncIterator[None]:
 
 async def unavailable(keyturn: Keyturn, tokens: Tokens) -> None:
     with pytest.raises(TemporarilyUnavailable):
-        await keyturn.sessions.verify(tokens.access_token)
+        await keyturn.reading.verify(tokens.access_token)
 
 
 async def test_a_complete_redis_answers_at_once_and_alone(database_url: str, own_redis: Redis, cache: object) -> None:
@@ -68,7 +68,7 @@ async def test_a_complete_redis_answers_at_once_and_alone(database_url: str, own
         tokens = await a_session(pair.here)
         async with away(pair.there, since=58):
             with statements(pair.there) as sent:
-                await pair.there.sessions.verify(tokens.access_token)
+                await pair.there.reading.verify(tokens.access_token)
             assert sent == []
 
 
@@ -81,7 +81,7 @@ async def test_it_answers_also_where_the_evidence_is_no_longer_fresh(
             # The database is asked first, and does not answer.
             pair.there.revocations._failed_began = monotonic() - 1.1
             assert not pair.there.revocations._database_is_away()
-            await pair.there.sessions.verify(tokens.access_token)
+            await pair.there.reading.verify(tokens.access_token)
 
 
 async def test_an_old_reading_alone_is_no_evidence_and_the_database_is_asked(
@@ -95,7 +95,7 @@ async def test_an_old_reading_alone_is_no_evidence_and_the_database_is_asked(
         for failed in (float("-inf"), monotonic() - 40):
             revocations._failed_began = failed
             with statements(pair.there) as sent:
-                await pair.there.sessions.verify(tokens.access_token)
+                await pair.there.reading.verify(tokens.access_token)
             assert len(sent) == 1
 
 

@@ -62,13 +62,13 @@ async def test_a_redis_that_is_none_costs_a_moment_and_decides_nothing(
     async with open_keyturn(redis_url=url) as keyturn:
         noted: list[str] = []
         keyturn.revocations._report = lambda event, level, **_: noted.append(f"{level} {event}")
-        tokens = await keyturn.sessions.start(await a_user(keyturn), by=SERVICE)
-        await keyturn.sessions.verify(tokens.access_token)
-        newer = await keyturn.sessions.refresh(tokens.refresh_token, by=SERVICE)
-        await keyturn.sessions.logout(None, newer.refresh_token, "this", by=SERVICE)
+        tokens = await keyturn.starting.start(await a_user(keyturn), by=SERVICE)
+        await keyturn.reading.verify(tokens.access_token)
+        newer = await keyturn.rotation.refresh(tokens.refresh_token, by=SERVICE)
+        await keyturn.ending.logout(None, newer.refresh_token, "this", by=SERVICE)
         for token in (tokens.access_token, newer.access_token):
             with pytest.raises(InvalidToken) as caught:
-                await keyturn.sessions.verify(token)
+                await keyturn.reading.verify(token)
             assert caught.value.reason == "logout"
         await asyncio.sleep(1.2)  # two more looks of the watch
         assert await keyturn.revocations.ping() == keyturn.revocations.cache == "away"
@@ -281,8 +281,8 @@ async def test_the_doctor_and_the_log_say_what_is_wrong_with_redis(
         assert SAID[which] in advice
         assert "not filled" not in advice
         assert await keyturn.revocations.ping() != "complete"
-        tokens = await keyturn.sessions.start(await a_user(keyturn), by=SERVICE)
-        await keyturn.sessions.verify(tokens.access_token)
+        tokens = await keyturn.starting.start(await a_user(keyturn), by=SERVICE)
+        await keyturn.reading.verify(tokens.access_token)
         assert PASSWORD_OF_REDIS not in f"{advice}{noted}"
 
 

@@ -118,7 +118,7 @@ async def _administrators(keyturn: Keyturn) -> AsyncIterator[Finding]:
 async def _hashing(keyturn: Keyturn) -> AsyncIterator[Finding]:
     room = keyturn.passwords.room
     yield Finding(f"password hashes: {room.words}", room.advice)
-    count, oldest = await keyturn.users.not_computed()
+    count, oldest = await keyturn.sign_in.not_computed()
     advice = f"{count} are not computed, so these users can't sign in: {called()} users set-password {oldest} and so on"
     yield Finding("stored password hashes", advice if count else "")
 

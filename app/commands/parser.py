@@ -25,7 +25,8 @@ from ..errors import InvalidRequest, NotFound, Refusal, TemporarilyUnavailable
 from ..http import open_files
 from ..keyturn import Keyturn, opened, running
 from ..revocation.revocations import LOOK_BACK
-from ..sessions.rotation import KEPT_FOR, State
+from ..sessions.rows import SessionRow
+from ..sessions.upkeep import KEPT_FOR
 from ..settings import PREFIX, Algorithm, ConfigurationError, Settings, WrongSettings, place_of_migrations, read
 from ..storage.migrating import end_at_sigterm, say
 from ..storage.schema import ADMINISTRATOR, called, check_schema, first_administrator, prepare
@@ -451,7 +452,7 @@ def _user(user: User) -> Row:
 
 async def _sessions_list(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     user_id = (await _found(keyturn, arguments.user)).id if arguments.user else None
-    states = await keyturn.sessions.list(
+    states = await keyturn.reading.list(
         user_id=user_id, limit=arguments.limit, before=arguments.before, live=arguments.live
     )
     emails = await keyturn.users.emails({state.user_id for state in states})
@@ -467,9 +468,9 @@ async def _sessions_show(keyturn: Keyturn, arguments: argparse.Namespace) -> Non
     _print(_session(state, await keyturn.users.emails({state.user_id})), arguments)
 
 
-async def _session_of(keyturn: Keyturn, session_id: UUID) -> State:
+async def _session_of(keyturn: Keyturn, session_id: UUID) -> SessionRow:
     try:
-        return await keyturn.sessions.find(session_id)
+        return await keyturn.reading.find(session_id)
     except NotFound:
         raise NotFound(f"no such session {session_id}; {called()} sessions list shows them") from None
 
@@ -478,18 +479,18 @@ async def _sessions_end(keyturn: Keyturn, arguments: argparse.Namespace) -> None
     if arguments.user:
         user = await _found(keyturn, arguments.user)
         print(
-            f"{_count(await keyturn.sessions.end_of_user(user.id, 'revoked_by_admin', by=_by()))} of {user.email} ended"
+            f"{_count(await keyturn.ending.end_of_user(user.id, 'revoked_by_admin', by=_by()))} of {user.email} ended"
         )
         return
-    there: dict[UUID, State] = {}
+    there: dict[UUID, SessionRow] = {}
     missing: list[str] = []
     for session_id in dict.fromkeys(arguments.session):
         try:
-            there[session_id] = await keyturn.sessions.find(session_id)
+            there[session_id] = await keyturn.reading.find(session_id)
         except NotFound:
             missing.append(str(session_id))
     if there:
-        ended = await keyturn.sessions.end(set(there), "revoked_by_admin", by=_by())
+        ended = await keyturn.ending.end(set(there), "revoked_by_admin", by=_by())
         print(f"{_count(ended)} ended", flush=True)
         for state in there.values():
             if over := state.over():
@@ -498,7 +499,7 @@ async def _sessions_end(keyturn: Keyturn, arguments: argparse.Namespace) -> None
         raise NotFound(f"no such session {', '.join(missing)}; {called()} sessions list shows them")
 
 
-def _session(state: State, emails: Mapping[UUID, str]) -> Row:
+def _session(state: SessionRow, emails: Mapping[UUID, str]) -> Row:
     return {
         "id": state.id,
         "user_id": state.user_id,
@@ -514,7 +515,7 @@ def _session(state: State, emails: Mapping[UUID, str]) -> Row:
     }
 
 
-def _session_in_short(state: State, emails: Mapping[UUID, str]) -> Row:
+def _session_in_short(state: SessionRow, emails: Mapping[UUID, str]) -> Row:
     email = emails.get(state.user_id, "")
     over = state.over()
     return {
@@ -573,14 +574,14 @@ async def _keys_retire(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     print(await _what_signs(keyturn, before["use"], changed), flush=True)
     if number is None:
         return
-    ended = await keyturn.sessions.end_under(number, by=_by())
+    ended = await keyturn.ending.end_under(number, by=_by())
     print(
         f"{_count(ended)} ended; waiting {seconds} s for instances that may still sign in under it "
         "(if this breaks off, call it again)",
         flush=True,
     )
     await asyncio.sleep(READ_BY_ALL.total_seconds())
-    print(f"{_count(await keyturn.sessions.end_under(number, by=_by()))} more ended")
+    print(f"{_count(await keyturn.ending.end_under(number, by=_by()))} more ended")
 
 
 async def _keys_replace(keyturn: Keyturn, _arguments: argparse.Namespace) -> None:
@@ -588,7 +589,7 @@ async def _keys_replace(keyturn: Keyturn, _arguments: argparse.Namespace) -> Non
     print("all keys are retired, and new ones made")
     for use in ("access", "refresh"):
         print(await _what_signs(keyturn, use), flush=True)
-    print(f"{_count(await keyturn.sessions.end_all_but_under(number, by=_by()))} ended; everyone has to sign in again")
+    print(f"{_count(await keyturn.ending.end_all_but_under(number, by=_by()))} ended; everyone has to sign in again")
     print("an instance that still runs has the old keys: restart it with the new master secret")
 
 
@@ -608,7 +609,7 @@ async def _what_signs(keyturn: Keyturn, use: str, now: str = "") -> str:
 async def _gc(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     wanted = timedelta(days=arguments.keep_days)
     kept = max(wanted, LOOK_BACK)
-    deleted = await keyturn.sessions.gc(by=_by(), kept_for=wanted)
+    deleted = await keyturn.upkeep.gc(by=_by(), kept_for=wanted)
     if arguments.json:
         print(json.dumps({"deleted": deleted, "kept_for_seconds": kept // timedelta(seconds=1)}))
         return
@@ -638,7 +639,7 @@ def _print(what: Row | Sequence[Row], arguments: argparse.Namespace) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
-def _more(rows: Sequence[User] | Sequence[State], limit: int, option: str) -> None:
+def _more(rows: Sequence[User] | Sequence[SessionRow], limit: int, option: str) -> None:
     if rows and len(rows) == limit:
         _note(f"there may be more: {option} {rows[-1].id}, or a higher --limit")
 

@@ -50,9 +50,9 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any, Literal
@@ -64,7 +64,6 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 from sqlalchemy import func, select, tuple_, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..errors import InvalidToken, Reason, TemporarilyUnavailable
 from ..settings import LEEWAY, LONGEST_ACCESS_TOKEN, Settings
@@ -113,8 +112,6 @@ servers (a split brain) don't take the fence from each other without pause."""
 
 _GRACE = 0.05
 _LOCK = 0x6B657902
-_SHARE_LOCK = select(func.pg_advisory_xact_lock_shared(_LOCK))
-_FENCE = select(CacheFence.epoch, CacheFence.server)
 Command = tuple[str | bytes, ...]
 
 _MARKER = "{keyturn}:complete"
@@ -141,10 +138,6 @@ if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[2], ARGV[2], 'EX', ARGV[3])
 redis.call('DEL', KEYS[1])
 return 1
-"""
-_PUBLISH = """
-for i = 3, #KEYS do redis.call('SET', KEYS[i], '1', 'EX', ARGV[1]) end
-return redis.call('MGET', KEYS[1], KEYS[2])
 """
 # The marker, and how many of the keys are there, in one step: mostly none is, and then that is one number to read.
 _ANY = "return {redis.call('GET', KEYS[1]), redis.call('EXISTS', unpack(KEYS, 2))}"
@@ -193,31 +186,12 @@ class Fence:
     """Seconds since 1970: a token issued earlier may be of a session that the database never saw."""
 
 
-@dataclass
-class Ending:
-    """A transaction that ends sessions."""
-
-    tx: AsyncConnection
-    published: set[UUID]
-    ended: set[UUID] = field(default_factory=set)
-    lived: int = 0
-    """How many of the ended ones were not over before, by their deadline."""
-    settles_at: float = float("inf")
-    """On the monotonic clock: from when on nobody vouches for what was so before; known once it has committed."""
-
-
 class RedisAwayError(TemporarilyUnavailable):
     """Redis is away, slow, refuses a command, is another than it was, or is no Redis. Not: the database is away."""
 
 
 class RedisRefusedError(RedisAwayError):
     """Redis answered, and its answer was no."""
-
-
-async def settled(at: float) -> None:
-    """Returns at that moment of the monotonic clock, or at once if it is past."""
-    if (wait := at - monotonic()) > 0:
-        await asyncio.sleep(wait)
 
 
 class Revocations:
@@ -353,64 +327,24 @@ class Revocations:
         server, ((marker, *keys),) = await self._command([("MGET", _MARKER, *names)], limit=ACKNOWLEDGE_LIMIT)
         return [(server, marker, key is not None) for key in keys]
 
-    # -- end
+    # -- for app/revocation/publishing.py
 
-    @asynccontextmanager
-    async def ending(self, ids: Iterable[UUID]) -> AsyncIterator[Ending]:
-        """A transaction that ends sessions; when the block is left, no verifier accepts their tokens any more.
+    @property
+    def has_redis(self) -> bool:
+        """Whether a Redis is configured."""
+        return self._redis is not None
 
-        `ids` are those that are going to end; those that did are put into `Ending.ended` in the block. To end one
-        again does no harm and publishes it again.
+    def known_fence(self) -> Fence | None:
+        """The last reading of the fence."""
+        return self._fence
+
+    async def send(self, commands: Sequence[Command]) -> tuple[Server, list[Any]]:
+        """Sends commands that must be acknowledged at once.
 
         Raises:
-            TemporarilyUnavailable: the database is away; nothing was ended, or it is not known.
+            TemporarilyUnavailable: Redis is away, slow, refuses a command, or is no Redis.
         """
-        async with self.committing(ids) as ending:
-            yield ending
-        await settled(ending.settles_at)
-
-    @asynccontextmanager
-    async def committing(self, ids: Iterable[UUID]) -> AsyncIterator[Ending]:
-        """As `ending`, but whoever answers must first wait until `Ending.settles_at`, and may do so elsewhere."""
-        ending_ids = set(ids)
-        server, epochs = await self._publish(ending_ids)
-        async with self._db.begin() as tx:
-            if self._db.is_postgres:
-                await tx.execute(_SHARE_LOCK)
-            ending = Ending(tx, ending_ids)
-            yield ending
-            fence = (await tx.execute(_FENCE)).one()
-            told = server is not None and server == fence.server and fence.epoch.encode() in epochs
-            fenced = fence.server is not None and not (told and ending.ended <= ending.published)
-            if fenced:
-                # Someone may believe a server that does not have all the keys.
-                await tx.execute(
-                    update(CacheFence).values(epoch=secrets.token_hex(16), server=None, changed_at=self._db.now())
-                )
-        ending.settles_at = monotonic() + SETTLES_IN.total_seconds()
-        if not fenced:
-            # The epoch is someone else's, and may be so young that readings from before it still vouch.
-            known = self._fence
-            if fence.epoch == NEVER_CLAIMED:
-                ending.settles_at = float("-inf")
-            elif known is not None and known.epoch == fence.epoch:
-                ending.settles_at = known.known_since + SETTLES_IN.total_seconds()
-
-    async def _publish(self, ids: set[UUID]) -> tuple[str | None, set[bytes]]:
-        """Sets the keys. The server that acknowledged them, if one did, and the epochs beside all of them."""
-        if self._redis is None:
-            return None, set()
-        names, seconds = [_name(i) for i in ids], _seconds(KEY_LIVES)
-        commands: list[Command] = []
-        for start in range(0, len(names), _CHUNK):
-            keys = (_MARKER, _NONCE, *names[start : start + _CHUNK])
-            commands.append(("EVAL", _PUBLISH, str(len(keys)), *keys, seconds))
-        try:
-            server, replies = await self._command(commands, limit=ACKNOWLEDGE_LIMIT)
-        except TemporarilyUnavailable:
-            return None, set()
-        seen = [set(filter(None, reply)) for reply in replies]
-        return server.identity, set.intersection(*seen) if seen else set()
+        return await self._command(commands, limit=ACKNOWLEDGE_LIMIT)
 
     # -- Redis
 

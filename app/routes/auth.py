@@ -28,7 +28,8 @@ from ..errors import (
 )
 from ..http.edge import Answer
 from ..keyturn import Keyturn
-from ..sessions.rotation import Scope, State
+from ..sessions.ending import Reach
+from ..sessions.rows import SessionRow
 from ..tokens.access_tokens import AccessToken
 from ..tokens.refresh_tokens import PATTERN
 from .answers import refusals, response
@@ -93,7 +94,7 @@ class Logout(_Body):
     refresh_token: Annotated[RefreshToken | None, Field(repr=False)] = None
     # No default for the document: TypeScript's clients would have to send a field that has one.
     scope: Annotated[
-        Scope | None,
+        Reach | None,
         Field(
             description="`this` session (also where nothing is said), all `others` of the user, or `all`. The last two "
             "need a token that still works."
@@ -202,13 +203,13 @@ async def _bearer(token: OptionalBearer) -> str:
 Bearer = Annotated[str, Depends(_bearer)]
 
 
-async def _session(request: Request, keyturn: Parts, token: Bearer) -> State:
-    state = await keyturn.sessions.authorise(token)
+async def _session(request: Request, keyturn: Parts, token: Bearer) -> SessionRow:
+    state = await keyturn.reading.authorise(token)
     _log(request, state.id)
     return state
 
 
-Authorised = Annotated[State, Depends(_session)]
+Authorised = Annotated[SessionRow, Depends(_session)]
 
 
 def _by(request: Request, kind: Kind, user_id: UUID | None = None) -> Actor:
@@ -236,8 +237,8 @@ async def register(request: Request, body: Registration, keyturn: Parts) -> User
 @router.post("/login", responses=refusals(InvalidRequest, InvalidGrant, TemporarilyUnavailable))
 async def login(request: Request, body: Login, keyturn: Parts) -> TokenAnswer:
     """Start a session with e-mail and password."""
-    proof = await keyturn.users.authenticate(body.email, body.password)
-    tokens = await keyturn.sessions.start(proof, by=_by(request, "user", proof.user_id))
+    proof = await keyturn.sign_in.authenticate(body.email, body.password)
+    tokens = await keyturn.starting.start(proof, by=_by(request, "user", proof.user_id))
     _log(request, tokens.session_id)
     return TokenAnswer.model_validate(tokens.body())
 
@@ -314,7 +315,7 @@ _IDENTITY = {
         "X-Auth-Subject": "sub",
         "X-Auth-Role": "role",
         "X-Auth-Session": "sid",
-        "X-Auth-Scope": "scope",
+        "X-Auth-Reach": "scope",
     }.items()
 }
 
@@ -343,7 +344,7 @@ async def verify(
 ) -> Response:
     """Whether an access token is good now: for resource servers and for proxies that ask before they pass a request on.
 
-    Answers with the claims, and with `X-Auth-Subject`, `X-Auth-Role`, `X-Auth-Scope` and `X-Auth-Session` for the proxy
+    Answers with the claims, and with `X-Auth-Subject`, `X-Auth-Role`, `X-Auth-Reach` and `X-Auth-Session` for the proxy
     to hand on: always all four, empty where the token has nothing. `role` and `scope` ask for more: 403 where the token
     does not cover it.
 
@@ -359,7 +360,7 @@ async def verify(
 async def answer_refresh(keyturn: Keyturn, state: dict[str, Any], refresh_token: str) -> Answer:
     """The successor, or a refusal."""
     try:
-        tokens = await keyturn.sessions.refresh(refresh_token, by=Actor("anonymous", request_id=state["request_id"]))
+        tokens = await keyturn.rotation.refresh(refresh_token, by=Actor("anonymous", request_id=state["request_id"]))
     except TemporarilyUnavailable as e:
         # At most a sixth of the window: a client that obeys is back before its retry would be reuse. Spread, so
         # that those who were turned away together don't come back together.
@@ -371,11 +372,11 @@ async def answer_refresh(keyturn: Keyturn, state: dict[str, Any], refresh_token:
 
 
 async def answer_logout(
-    keyturn: Keyturn, state: dict[str, Any], bearer: str | None, refresh_token: str | None, scope: Scope
+    keyturn: Keyturn, state: dict[str, Any], bearer: str | None, refresh_token: str | None, scope: Reach
 ) -> Answer:
     """No content, or a refusal."""
     by = Actor("user", request_id=state["request_id"])
-    for session_id in await keyturn.sessions.logout(bearer, refresh_token, scope, by=by):
+    for session_id in await keyturn.ending.logout(bearer, refresh_token, scope, by=by):
         state["session_id"] = session_id
     return 204, [], b""
 
@@ -384,7 +385,7 @@ async def answer_verify(
     keyturn: Keyturn, state: dict[str, Any], access_token: str, roles: list[str], scopes: list[str]
 ) -> Answer:
     """The claims, in the body and for a proxy in header fields, or a refusal."""
-    verified = await keyturn.sessions.verify(access_token)
+    verified = await keyturn.reading.verify(access_token)
     state["session_id"] = verified.claims["sid"]
     try:
         claims = to_json(verified.claims, inf_nan_mode="null")

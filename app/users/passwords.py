@@ -16,10 +16,8 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import NamedTuple, TypeVar
-from uuid import UUID
 
 from argon2 import PasswordHasher, Type
 from argon2.exceptions import Argon2Error, VerifyMismatchError
@@ -45,14 +43,6 @@ _DECOYS_WORK = 4 * 1024 * 1024
 
 _T = TypeVar("_T")
 _log = get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Authenticated:
-    """Proof that a password was right for a user, as the user was then: it is checked again where it is used."""
-
-    user_id: UUID
-    password_hash: str = field(repr=False)
 
 
 def acceptable(password: str) -> bytes:

@@ -1,0 +1,151 @@
+"""Publishing: how a transaction that ends sessions tells every verifier before anyone is answered.
+
+A function that ends sessions goes through five steps, in this order:
+
+1. `publish` sets a key for each session in Redis, and notes the server and the epochs that it saw there.
+2. `hold`, the first statement of the transaction: the advisory lock in share mode. A claim of the fence takes the lock
+   alone. So the claim either committed before, and step 4 sees it, or the rebuild after it sees these endings.
+3. The statements that end the sessions.
+4. `compare`, a statement that begins after `hold` has returned: compares the fence with step 1. If they differ, the
+   transaction fences: it gives the fence a new epoch and no server, and nobody believes Redis until it was rebuilt.
+5. After the commit, `Settling.settled` waits until no reading of the fence from before it counts any more.
+
+The proof stands in `app/revocation/revocations.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy import func, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ..errors import TemporarilyUnavailable
+from ..storage.database import Database, monotonic
+from ..storage.tables import CacheFence
+from .revocations import (
+    _CHUNK,
+    _LOCK,
+    _MARKER,
+    _NONCE,
+    KEY_LIVES,
+    NEVER_CLAIMED,
+    SETTLES_IN,
+    Command,
+    Fence,
+    Revocations,
+    _name,
+    _seconds,
+)
+
+_SHARE_LOCK = select(func.pg_advisory_xact_lock_shared(_LOCK))
+_FENCE = select(CacheFence.epoch, CacheFence.server)
+
+_PUBLISH = """
+for i = 3, #KEYS do redis.call('SET', KEYS[i], '1', 'EX', ARGV[1]) end
+return redis.call('MGET', KEYS[1], KEYS[2])
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The sessions whose keys were sent to Redis, and what acknowledged them."""
+
+    ids: frozenset[UUID]
+    server: str | None
+    """The identity of the server that acknowledged every key. None: no server did."""
+    epochs: frozenset[bytes]
+    """The epochs that stood beside every key: as the marker, or as the nonce of a rebuild."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settling:
+    """A transaction that ended sessions. Call `settled` after its commit, before anyone is answered."""
+
+    epoch: str
+    """The epoch that `compare` found."""
+    fenced: bool
+    """Whether the transaction gave the fence a new epoch."""
+    known: Callable[[], Fence | None]
+    """Gives the last reading of the fence."""
+
+    def at(self) -> float:
+        """When no process goes by an older fence any more, on the monotonic clock. Call it after the commit."""
+        if not self.fenced and self.epoch == NEVER_CLAIMED:
+            return float("-inf")
+        # An epoch that another transaction wrote may be so young that readings from before it still count.
+        known = self.known()
+        if not self.fenced and known is not None and known.epoch == self.epoch:
+            return known.known_since + SETTLES_IN.total_seconds()
+        return monotonic() + SETTLES_IN.total_seconds()
+
+    async def settled(self) -> None:
+        """Returns when `at` is past."""
+        await past(self.at())
+
+
+async def past(moment: float) -> None:
+    """Returns at that moment of the monotonic clock, or at once if it is past."""
+    if (wait := moment - monotonic()) > 0:
+        await asyncio.sleep(wait)
+
+
+class Publishing:
+    """Makes the end of sessions known, in Redis and by the fence."""
+
+    def __init__(self, db: Database, revocations: Revocations) -> None:
+        self._db = db
+        self._revocations = revocations
+
+    async def publish(self, ids: Iterable[UUID]) -> Published:
+        """Sets the keys of these sessions in Redis. Raises nothing: `compare` sees to what was not acknowledged."""
+        sessions = frozenset(ids)
+        if not self._revocations.has_redis:
+            return Published(sessions, None, frozenset())
+        names, seconds = [_name(i) for i in sessions], _seconds(KEY_LIVES)
+        commands: list[Command] = []
+        for start in range(0, len(names), _CHUNK):
+            keys = (_MARKER, _NONCE, *names[start : start + _CHUNK])
+            commands.append(("EVAL", _PUBLISH, str(len(keys)), *keys, seconds))
+        try:
+            server, replies = await self._revocations.send(commands)
+        except TemporarilyUnavailable:
+            return Published(sessions, None, frozenset())
+        seen = [frozenset(filter(None, reply)) for reply in replies]
+        return Published(sessions, server.identity, frozenset.intersection(*seen) if seen else frozenset())
+
+    async def hold(self, tx: AsyncConnection) -> None:
+        """Takes the lock that a claim of the fence waits for. SQLite has one writer at a time, which is that lock."""
+        if self._db.is_postgres:
+            await tx.execute(_SHARE_LOCK)
+
+    async def compare(self, tx: AsyncConnection, published: Published, ended: Collection[UUID]) -> Settling:
+        """Compares the fence with what `publish` saw, and fences if they differ. The last statement of a transaction.
+
+        Args:
+            tx: the transaction, which began with `hold`.
+            published: the outcome of `publish`.
+            ended: the sessions that the transaction ended.
+        """
+        fence = (await tx.execute(_FENCE)).one()
+        acknowledged = published.server is not None and published.server == fence.server
+        known_here = acknowledged and fence.epoch.encode() in published.epochs
+        fences = fence.server is not None and not (known_here and published.ids.issuperset(ended))
+        if fences:
+            # Some process may believe a server that does not have all the keys.
+            await tx.execute(
+                update(CacheFence).values(epoch=secrets.token_hex(16), server=None, changed_at=self._db.now())
+            )
+        return self.settling(fence.epoch, fenced=fences)
+
+    async def read_fence(self) -> None:
+        """Reads the fence once. A command that ends many sessions has no other reading of it."""
+        await self._revocations.read_fence()
+
+    def settling(self, epoch: str, *, fenced: bool) -> Settling:
+        """The outcome of a comparison that a statement made by itself."""
+        return Settling(epoch, fenced, self._revocations.known_fence)

@@ -1,0 +1,69 @@
+"""The answer to a sign-in or refresh: a row of a session and its refresh token give the tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from ..tokens.access_tokens import AccessTokens
+from ..tokens.refresh_tokens import RefreshToken
+from .rows import SessionRow
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The answer to a sign-in or refresh. Moments; `body` makes seconds of them."""
+
+    access_token: str = field(repr=False)
+    refresh_token: str = field(repr=False)
+    session_id: UUID
+    now: datetime
+    access_expires_at: datetime
+    refresh_expires_at: datetime
+    session_expires_at: datetime
+
+    def body(self) -> dict[str, str | int]:
+        """RFC 6749 section 5.1, with the session's own deadlines beside it; durations in whole seconds."""
+        return {
+            "access_token": self.access_token,
+            "token_type": "Bearer",
+            "expires_in": whole_seconds(self.access_expires_at - self.now),
+            "refresh_token": self.refresh_token,
+            "refresh_expires_in": whole_seconds(self.refresh_expires_at - self.now),
+            "session_id": str(self.session_id),
+            "session_expires_in": whole_seconds(self.session_expires_at - self.now),
+        }
+
+
+def whole_seconds(duration: timedelta) -> int:
+    """The whole seconds of a duration, never below zero."""
+    return max(0, duration // timedelta(seconds=1))
+
+
+class Answers:
+    """Makes the answers. The same row and refresh token give the same answer again (guarantee 1)."""
+
+    def __init__(self, access_tokens: AccessTokens) -> None:
+        self._access_tokens = access_tokens
+
+    def tokens(self, row: SessionRow, refresh_token: RefreshToken) -> Tokens:
+        """The tokens of a session's newest generation."""
+        access_token, access_expires_at = self._access_tokens.sign(
+            subject=row.user_id,
+            session_id=row.id,
+            generation=row.generation,
+            role=row.role,
+            client_id=row.client_id,
+            issued_at=row.rotated_at,
+            session_expires_at=row.absolute_expires_at,
+        )
+        return Tokens(
+            access_token,
+            refresh_token.text,
+            row.id,
+            max(row.now, row.rotated_at),
+            access_expires_at,
+            row.idle_expires_at,
+            row.absolute_expires_at,
+        )

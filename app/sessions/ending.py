@@ -1,0 +1,352 @@
+"""Ending sessions: one, many, all of a user, all under a key; and logout.
+
+Each ending is one transaction that reads from top to bottom: see `Ending._end`, and `app/revocation/publishing.py` for
+the order of its steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import Any, Literal
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Select, Update, and_, case, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ..actors import SERVICE, Actor
+from ..errors import InvalidGrant, InvalidToken, NoToken, Reason, Refusal
+from ..log import get_logger
+from ..policies import Policy
+from ..revocation.publishing import Publishing, past
+from ..storage.batches import Batch
+from ..storage.database import Database, own_task
+from ..storage.tables import Session
+from ..tokens.access_tokens import AccessTokens
+from ..tokens.keys import Keys
+from ..tokens.refresh_tokens import RefreshToken
+from .answers import whole_seconds
+from .lookup import Lookup
+from .rows import SessionRow, Verdict, judge
+
+Reach = Literal["this", "others", "all"]
+"""Which sessions a logout ends."""
+
+Also = Callable[[AsyncConnection], Awaitable[object]]
+"""Another change in the transaction that ends sessions. It runs before they end."""
+
+_ENDED = (
+    Session.id,
+    Session.user_id,
+    Session.client_id,
+    Session.generation,
+    Session.rotated_at,
+    Session.ended_at,
+    Session.end_reason,
+)
+_TIMEOUTS = {"idle_timeout", "absolute_timeout"}
+
+_log = get_logger()
+
+
+class Ending:
+    """Ends sessions."""
+
+    def __init__(
+        self,
+        db: Database,
+        keys: Keys,
+        access_tokens: AccessTokens,
+        publishing: Publishing,
+        lookup: Lookup,
+        policy: Policy,
+    ) -> None:
+        self._db = db
+        self._keys = keys
+        self._access_tokens = access_tokens
+        self._publishing = publishing
+        self._lookup = lookup
+        self._policy = policy
+        # Two are under way: one stuck connection must not stop every logout. SQLite has one writer at a time.
+        self._logouts = Batch(self._log_out, in_flight=2 if db.is_postgres else 1)
+        # Built once: to put the statement together anew costs as much as to send it.
+        held = select(Session.id).where(db.among(Session.id)).order_by(Session.id).with_for_update(skip_locked=True)
+        self._log_these_out = _ends(db.now(), "logout", Session.id.in_(held)).returning(Session.id)
+
+    async def end(self, session_ids: set[UUID], reason: Reason, *, by: Actor) -> int:
+        """Ends these sessions; how many were live. Called again, it changes nothing and publishes again.
+
+        Raises:
+            TemporarilyUnavailable: the database is away; nothing was ended, or nobody knows whether it was.
+        """
+        return _lived(await self._end(session_ids, reason, _locked(Session.id.in_(session_ids)), by=by))
+
+    @own_task
+    async def end_of_user(
+        self, user_id: UUID, reason: Reason, *, by: Actor, but: frozenset[UUID] = frozenset(), also: Also | None = None
+    ) -> int:
+        """Ends the live sessions of a user but some; how many were live.
+
+        Args:
+            user_id: the user.
+            reason: why the sessions end.
+            by: the actor.
+            but: the sessions that go on.
+            also: the change of the user's row, where there is one: a sign-in waits for that lock.
+
+        Raises:
+            TemporarilyUnavailable: as `end`.
+        """
+        async with self._db.look() as connection:
+            live = set((await connection.scalars(live_of(user_id))).all())
+        which = live_of(user_id).where(Session.id.not_in(but)) if but else live_of(user_id)
+        return _lived(await self._end(live - but, reason, Session.id.in_(which.with_for_update()), by=by, also=also))
+
+    @own_task
+    async def end_for_reuse(self, session_id: UUID, generation: int, *, by: Actor) -> Reason:
+        """Ends a session of which an old generation was presented; the reason that it ended for, maybe earlier."""
+        older = and_(Session.id == session_id, Session.generation > generation)
+        ended = await self._end({session_id}, "reuse_detected", older, by=by)
+        # The one statement that ends the session makes the line in the log. Later presentations find the session ended.
+        for row in ended:
+            if row.end_reason not in _TIMEOUTS:
+                _log.warning(
+                    "reuse_detected",
+                    session_id=str(session_id),
+                    user_id=str(row.user_id),
+                    presented_generation=generation,
+                    current_generation=row.generation,
+                    rotated_seconds_ago=whole_seconds(row.ended_at - row.rotated_at),
+                )
+            reason: Reason = row.end_reason
+            return reason
+        row = await self._lookup.row(session_id)
+        return "reuse_detected" if row is None or row.end_reason is None else row.end_reason
+
+    @own_task
+    async def _end(
+        self,
+        ids: Collection[UUID],
+        reason: Reason,
+        which: ColumnElement[bool],
+        *,
+        by: Actor,
+        also: Also | None = None,
+    ) -> Sequence[Any]:
+        """Ends sessions in one transaction; the rows of those that ended, as they were before but for their end.
+
+        Args:
+            ids: the sessions that are going to end, as far as is known before the transaction.
+            reason: why they end.
+            which: the condition that the statement goes by. Several rows are locked in the order of their ids.
+            by: the actor.
+            also: another change in the same transaction.
+
+        Raises:
+            TemporarilyUnavailable: as `end`.
+        """
+        published = await self._publishing.publish(ids)
+        async with self._db.begin() as tx:
+            await self._publishing.hold(tx)
+            if also is not None:
+                await also(tx)
+            ended = await self._mark(tx, reason, which)
+            settling = await self._publishing.compare(tx, published, {row.id for row in ended})
+        await settling.settled()
+        return ended
+
+    async def _mark(self, tx: AsyncConnection, reason: Reason, which: ColumnElement[bool]) -> Sequence[Any]:
+        now = self._db.now()
+        return (await tx.execute(_ends(now, reason, which).returning(*_ENDED, now.label("now")))).all()
+
+    # -- under a key
+
+    async def end_under(self, key_number: int, *, by: Actor, most: int = 1000) -> int:
+        """Ends the live sessions under a refresh key that was retired, `most` in a transaction; how many.
+
+        This walks the primary key as `Upkeep.gc` does. Broken off, it can be called again. A process that has yet to
+        read that the key is retired may sign in under it meanwhile: call it once more when `READ_BY_ALL` has passed.
+
+        Raises:
+            TemporarilyUnavailable: as `end`.
+        """
+        return await self._end_each(Session.key_id == key_number, most, by)
+
+    async def end_all_but_under(self, key_number: int, *, by: Actor, most: int = 1000) -> int:
+        """Ends the live sessions under all refresh keys but one, as `end_under`; how many."""
+        return await self._end_each(Session.key_id != key_number, most, by)
+
+    async def _end_each(self, which: ColumnElement[bool], most: int, by: Actor) -> int:
+        ended, after = 0, UUID(int=0)
+        while True:
+            last, count = await self._end_range(after, which, most, by)
+            ended += count
+            if last is None:
+                return ended
+            after = last
+
+    @own_task
+    async def _end_range(
+        self, after: UUID, which: ColumnElement[bool], most: int, by: Actor
+    ) -> tuple[UUID | None, int]:
+        async with self._db.look() as connection:
+            columns = select(Session.id, and_(which, Session.ended_at.is_(None)).label("doomed"))
+            rows = (await connection.execute(columns.where(Session.id > after).order_by(Session.id).limit(most))).all()
+        if not rows:
+            return None, 0
+        ids = {row.id for row in rows if row.doomed}
+        if not ids:
+            return rows[-1].id, 0
+        await self._publishing.read_fence()  # the walk may take longer than one reading of the fence counts
+        # A session may move to another key between the two statements: `which` is asked again.
+        ended = await self._end(ids, "revoked_by_admin", and_(_locked(Session.id.in_(ids), which), which), by=by)
+        return rows[-1].id, _lived(ended)
+
+    async def over_under_retired_key(self, session_id: UUID) -> SessionRow:
+        """The session of a token whose key is retired. The session is over.
+
+        A holder of that key could have made the token, so the token ends nothing but what retiring the key ends.
+
+        Raises:
+            InvalidGrant: the session goes on under another key, or there is none.
+        """
+        row = await self._lookup.row(session_id)
+        if row is not None and not row.over() and self._keys.retired(row.key_id):
+            await self.end({session_id}, "revoked_by_admin", by=SERVICE)  # `end_under` has yet to come here
+            row = await self._lookup.row(session_id)
+        if row is None or not row.over():
+            raise InvalidGrant("retired refresh key", session_id=session_id, user_id=row.user_id if row else None)
+        return row
+
+    # -- logout
+
+    async def logout(
+        self, access_token: str | None, refresh_token: str | None, reach: Reach, *, by: Actor
+    ) -> set[UUID]:
+        """Ends the session of each token, or the user's others, or all; the sessions that were presented.
+
+        For "this" any token of ours will do, also an expired or rotated one. A session that is over already is fine.
+        For "others" and "all" the token must still open its own session: an old one that leaked must not sign its user
+        out everywhere.
+
+        Raises:
+            InvalidToken, InvalidGrant: none of the tokens is ours, or it can't end other sessions.
+            TemporarilyUnavailable: the database is away; nothing was ended.
+        """
+        presented = await self._presented(access_token, refresh_token)
+        if reach == "this":
+            for session_id in presented:
+                try:
+                    settles_at = await self._logouts(session_id)
+                    if settles_at is None:
+                        await self.end({session_id}, "logout", by=by)
+                    else:
+                        await past(settles_at)
+                except Refusal as refusal:
+                    raise refusal.about(session_id) from None
+            return set(presented)
+        # All are checked before any is ended: a refused request changes nothing.
+        rows = [await self._opened_by(i, token, access_token, reach) for i, token in presented.items()]
+        for user_id in {row.user_id for row in rows if not row.over()}:
+            await self.end_of_user(user_id, "logout_all", by=by, but=frozenset(presented if reach == "others" else ()))
+        # A logout of all that is repeated ends nothing more: a session that was started since is none of its business.
+        if over := {row.id for row in rows if row.over()}:
+            await self.end(over, "logout_all", by=by)
+        return set(presented)
+
+    async def _log_out(self, ids: Sequence[UUID]) -> Sequence[float | None]:
+        """Ends those that live, in one transaction; for each, when its answer may go, on the monotonic clock.
+
+        None for one that was over, or whose row another transaction holds. Such a row must not keep the others waiting,
+        and `end` sees to it.
+        """
+        published = await self._publishing.publish(ids)
+        async with self._db.begin() as tx:
+            await self._publishing.hold(tx)
+            ended = {row.id for row in await tx.execute(self._log_these_out, {"ids": list(published.ids)})}
+            settling = await self._publishing.compare(tx, published, ended)
+        settles_at = settling.at()
+        return [settles_at if i in ended else None for i in ids]
+
+    async def _opened_by(
+        self, session_id: UUID, token: RefreshToken | None, access_token: str | None, reach: Reach
+    ) -> SessionRow:
+        """The session of a token that may end others.
+
+        Raises:
+            InvalidToken, InvalidGrant: it may not.
+        """
+        try:
+            row = await self._lookup.row(session_id)
+        except Refusal as refusal:
+            raise refusal.about(session_id) from None
+        if row is None:
+            raise InvalidGrant("no such session", session_id=session_id)
+        over = row.over()
+        if over and not (reach == "all" and over == "logout_all"):
+            raise InvalidGrant("session is over", reason=over, session_id=row.id, user_id=row.user_id)
+        if token is None:
+            assert access_token is not None
+            verified = self._access_tokens.verify(access_token, self._db.clock())
+            if verified.subject != str(row.user_id):  # a holder of the HS256 key can mint any claim
+                raise InvalidToken("no such session of this subject", session_id=session_id, user_id=verified.user_id)
+        elif not over and token.digest != row.token_digest:
+            # Then only one that a refresh would still be answered for.
+            verdict = judge(row, token, self._keys.refresh(row.key_id), self._policy.retry_window)
+            if verdict is not Verdict.RETRY:
+                raise InvalidGrant("an old token can't end other sessions", session_id=row.id, user_id=row.user_id)
+        return row
+
+    async def _presented(self, access_token: str | None, refresh_token: str | None) -> dict[UUID, RefreshToken | None]:
+        """The sessions of the tokens, with the refresh token where one was presented."""
+        sessions: dict[UUID, RefreshToken | None] = {}
+        refusal: InvalidToken | InvalidGrant = NoToken("no token")
+        if access_token is not None:
+            try:
+                token = self._access_tokens.verify(access_token, self._db.clock(), expired_too=True)
+                sessions[token.session_id] = None
+            except InvalidToken as e:
+                refusal = e
+        if refresh_token is not None:
+            try:
+                presented = self._keys.verify_refresh_token(refresh_token)
+                if self._keys.retired(presented.key.number):
+                    await self.over_under_retired_key(presented.session_id)
+                sessions[presented.session_id] = presented
+            except InvalidGrant as e:
+                refusal = e
+        if not sessions:
+            raise refusal
+        return sessions
+
+
+def live_of(user_id: UUID) -> Select[UUID]:
+    """The live sessions of a user. By id, so that transactions that end several lock them in the same order."""
+    return select(Session.id).where(Session.user_id == user_id, Session.ended_at.is_(None)).order_by(Session.id)
+
+
+def _locked(*which: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Locks the rows in the order of their ids: so two transactions that end several never wait for each other."""
+    return Session.id.in_(select(Session.id).where(*which).order_by(Session.id).with_for_update())
+
+
+def _lived(ended: Sequence[Any]) -> int:
+    """How many of the ended sessions were not over before, by a deadline."""
+    return sum(row.end_reason not in _TIMEOUTS for row in ended)
+
+
+def _ends(now: Any, reason: Reason, *which: Any) -> Update:
+    """The statement that ends some sessions.
+
+    The first reason stays: to end an ended session changes nothing, and a deadline that has passed came first. (Such a
+    row is marked all the same: until their leeway is over, its access tokens would be good.)
+    """
+    late = Session.idle_expires_at <= now
+    idle = Session.idle_expires_at < Session.absolute_expires_at
+    return (
+        update(Session)
+        .where(*which, Session.ended_at.is_(None))
+        .values(
+            ended_at=case((late, Session.idle_expires_at), else_=now),
+            end_reason=case((and_(late, idle), "idle_timeout"), (late, "absolute_timeout"), else_=reason),
+        )
+    )

@@ -1,0 +1,39 @@
+"""Reading sessions by their ids: the look-ups that come together go to the database in one statement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from sqlalchemy import select
+
+from ..policies import Policy
+from ..storage.batches import Batch
+from ..storage.database import Database
+from ..storage.tables import Session
+from .rows import SessionRow
+
+
+class Lookup:
+    """Reads one row of a session, under the policy in force."""
+
+    def __init__(self, db: Database, policy: Policy) -> None:
+        self._db = db
+        self._policy = policy
+        self._reads = Batch(self._read, in_flight=2)
+        # Compiled once: to put the statement together anew costs as much as to send it.
+        self._these = select(Session.__table__, db.now().label("now")).where(db.among(Session.id))
+
+    async def row(self, session_id: UUID) -> SessionRow | None:
+        """The session of this id, live or over, or None if there is none. Reads on the primary.
+
+        Raises:
+            TemporarilyUnavailable: the database is away.
+        """
+        return await self._reads(session_id)
+
+    async def _read(self, ids: Sequence[UUID]) -> Sequence[SessionRow | None]:
+        async with self._db.look() as connection:
+            found = await connection.execute(self._these, {"ids": list(set(ids))})
+            rows = {row["id"]: SessionRow.of(row, row["now"], self._policy) for row in found.mappings()}
+        return [rows.get(i) for i in ids]

@@ -1,0 +1,116 @@
+"""Reading sessions: whether an access token is good, and what operators ask for."""
+
+from __future__ import annotations
+
+import builtins
+from dataclasses import replace
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, exists, select
+
+from ..errors import InvalidToken, NotFound, Refusal
+from ..policies import Policy
+from ..revocation.revocations import Revocations
+from ..storage.database import Database, own_task
+from ..storage.tables import Key, Session
+from ..tokens.access_tokens import AccessToken, AccessTokens
+from .lookup import Lookup
+from .rows import SessionRow
+
+# The number alone does not say. Where an operator has deleted all keys, numbers begin anew. A token that an earlier key
+# made is older than the key that has its number now.
+_HAS_KEY = exists().where(
+    Key.use == "refresh",
+    Key.number == Session.key_id,
+    Key.retired_at.is_(None),
+    Key.created_at <= Session.rotated_at,
+)
+
+
+class Reading:
+    """Verifies access tokens, and reads sessions."""
+
+    def __init__(
+        self, db: Database, access_tokens: AccessTokens, revocations: Revocations, lookup: Lookup, policy: Policy
+    ) -> None:
+        """Under this policy a session counts as live or over."""
+        self._db = db
+        self._access_tokens = access_tokens
+        self._revocations = revocations
+        self._lookup = lookup
+        self._policy = policy
+
+    async def verify(self, access_token: str) -> AccessToken:
+        """The claims of an access token that is ours, unexpired and not revoked.
+
+        Raises:
+            InvalidToken: the token is not (with a reason, if it is genuine).
+            TemporarilyUnavailable: nothing can say whether the token was revoked.
+        """
+        token = self._access_tokens.verify(access_token, self._db.clock())
+        try:
+            await self._revocations.check(token.session_id, token.claims["iat"])
+        except Refusal as refusal:
+            raise refusal.about(token.session_id, token.user_id) from None
+        return token
+
+    async def authorise(self, access_token: str) -> SessionRow:
+        """The live session of an access token, read from the database.
+
+        For Keyturn's own endpoints. A holder of the HS256 key can mint any claim, so role and deadlines are the row's.
+        A user who is disabled has no live session.
+
+        Raises:
+            InvalidToken: as `verify`.
+            TemporarilyUnavailable: the database is away.
+        """
+        token = self._access_tokens.verify(access_token, self._db.clock())
+        try:
+            row = await self._lookup.row(token.session_id)
+        except Refusal as refusal:
+            raise refusal.about(token.session_id, token.user_id) from None
+        if row is None or str(row.user_id) != token.subject:
+            raise InvalidToken("no such session of this subject", session_id=token.session_id, user_id=token.user_id)
+        if over := row.over():
+            raise InvalidToken("session is over", reason=over, session_id=row.id, user_id=row.user_id)
+        return row
+
+    async def find(self, session_id: UUID) -> SessionRow:
+        """A session, live or over.
+
+        Raises:
+            NotFound: there is none.
+        """
+        found = await self._list(Session.id == session_id, limit=1)
+        if not found:
+            raise NotFound("no such session")
+        return found[0]
+
+    async def list(
+        self, *, user_id: UUID | None, limit: int, before: UUID | None = None, live: bool
+    ) -> list[SessionRow]:
+        """Sessions, the newest first, `limit` at most, those before an id."""
+        which = [Session.user_id == user_id] if user_id is not None else []
+        if before is not None:
+            which.append(Session.id < before)
+        return await self._list(*which, limit=limit, live=live)
+
+    @own_task
+    async def _list(self, *which: ColumnElement[bool], limit: int, live: bool = False) -> builtins.list[SessionRow]:
+        async with self._db.look() as connection:
+            now = await connection.scalar(select(self._db.now()))
+            assert now is not None
+            query = select(Session.__table__, _HAS_KEY.label("has_key")).where(*which)
+            if live:
+                # The same rule as `SessionRow.over`, under the policy in force.
+                query = query.where(
+                    Session.ended_at.is_(None),
+                    Session.idle_expires_at > now,
+                    Session.rotated_at > now - self._policy.idle_lifetime,
+                    Session.created_at > now - self._policy.absolute_lifetime,
+                    _HAS_KEY,
+                )
+            rows = await connection.execute(query.order_by(Session.id.desc()).limit(limit))
+            return [
+                replace(SessionRow.of(row, now, self._policy), has_key=bool(row["has_key"])) for row in rows.mappings()
+            ]

@@ -1,0 +1,122 @@
+"""The row of a session, and what a presented refresh token means against it. Pure: no I/O, no clock.
+
+A session is one row for its whole life (guarantee 5). Its refresh tokens form a chain of generations. Each is derived
+from the one before, so the row keeps only the digest of the newest one.
+
+The presented token against the row:
+
+1. It is the newest, and the session lives: rotate. One conditional UPDATE; the answer is derived and not stored.
+2. It is one generation older, within the retry window, and its successor is unused: retry. The same answer again.
+3. It is older otherwise: reuse. The session ends.
+4. The session is over: refused, with the reason.
+5. Anything else (another branch, or a database from a backup): refused, and nothing changes.
+
+The window begins at the rotation. It closes by itself when the successor is used, because the row then holds another
+digest. Generations are compared and never moments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import Enum, auto
+from typing import Any
+from uuid import UUID
+
+from ..errors import Reason
+from ..policies import Policy
+from ..tokens.refresh_tokens import LAST_GENERATION, RefreshKey, RefreshToken
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRow:
+    """The row of a session, as one statement read it at the database's `now`, under the policy in force."""
+
+    id: UUID
+    user_id: UUID
+    role: str
+    client_id: str
+    token_digest: bytes = field(repr=False)
+    key_id: int
+    generation: int
+    created_at: datetime
+    rotated_at: datetime
+    idle_expires_at: datetime
+    absolute_expires_at: datetime
+    ended_at: datetime | None
+    end_reason: Reason | None
+    now: datetime
+    has_key: bool = True
+    """Whether a key that is not retired could have made its refresh token. Read only where an operator looks."""
+
+    @classmethod
+    def of(cls, row: Any, now: datetime, policy: Policy) -> SessionRow:
+        """A row under the policy in force: a shorter one holds at once, a longer one changes nothing promised."""
+        absolute = min(row["absolute_expires_at"], row["created_at"] + policy.absolute_lifetime)
+        return cls(
+            id=row["id"],
+            user_id=row["user_id"],
+            role=row["role"],
+            client_id=row["client_id"],
+            token_digest=row["token_digest"],
+            key_id=row["key_id"],
+            generation=row["generation"],
+            created_at=row["created_at"],
+            rotated_at=row["rotated_at"],
+            idle_expires_at=min(row["idle_expires_at"], row["rotated_at"] + policy.idle_lifetime, absolute),
+            absolute_expires_at=absolute,
+            ended_at=row["ended_at"],
+            end_reason=row["end_reason"],
+            now=now,
+        )
+
+    def over(self) -> Reason | None:
+        """Why the session is over, or None while it lives."""
+        if self.ended_at is not None:
+            return self.end_reason
+        if self.absolute_expires_at <= self.idle_expires_at and self.absolute_expires_at <= self.now:
+            return "absolute_timeout"
+        if self.idle_expires_at <= self.now:
+            return "idle_timeout"
+        return None if self.has_key else "revoked_by_admin"  # its key was retired or deleted, which ended the session
+
+
+class Verdict(Enum):
+    """The meaning of a presented token that was not the newest of a live session."""
+
+    RETRY = auto()
+    REUSE = auto()
+    REFUSED = auto()
+    AGAIN = auto()
+
+
+def judge(row: SessionRow, presented: RefreshToken, key: RefreshKey | None, window: timedelta) -> Verdict | Reason:
+    """The state machine for a token that did not rotate. Pure.
+
+    Args:
+        row: the row, read after the rotation failed.
+        presented: the token, whose tag was verified.
+        key: the key that the row's token was derived under, or None if this process does not have it.
+        window: the retry window.
+
+    Returns:
+        RETRY: the row's token is this one's successor, unused and within the window: the same answer again.
+        REUSE: an older generation otherwise: the session must end.
+        AGAIN: the token is the newest after all, and another transaction had locked the row.
+        REFUSED: another digest at this generation, or a generation that the row never saw: nothing changes.
+        A reason: the session is over.
+    """
+    over = row.over()
+    if over is not None:
+        return over
+    if presented.generation > row.generation:
+        return Verdict.REFUSED
+    if presented.generation == row.generation:
+        same = presented.digest == row.token_digest and row.generation < LAST_GENERATION
+        return Verdict.AGAIN if same else Verdict.REFUSED
+    if presented.generation < row.generation - 1:
+        return Verdict.REUSE
+    if key is None or presented.successor(key).digest != row.token_digest:
+        return Verdict.REFUSED
+    # An age below zero is a clock that stepped, and no reason to end a session.
+    return Verdict.RETRY if row.now - row.rotated_at < window else Verdict.REUSE

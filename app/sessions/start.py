@@ -1,0 +1,80 @@
+"""Starting a session for a user who proved to be one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from sqlalchemy import insert, select
+
+from ..actors import Actor
+from ..errors import InvalidGrant
+from ..policies import Policy
+from ..storage.database import Database, own_task
+from ..storage.tables import Session, User, uuid7
+from ..tokens.keys import Keys
+from ..tokens.refresh_tokens import issue
+from .answers import Answers, Tokens
+from .rows import SessionRow
+
+
+@dataclass(frozen=True, slots=True)
+class Authenticated:
+    """Proof that a password was right for a user, as the user was then. `Starting.start` checks that again."""
+
+    user_id: UUID
+    password_hash: str = field(repr=False)
+
+
+class Starting:
+    """Starts sessions."""
+
+    def __init__(self, db: Database, keys: Keys, answers: Answers, policy: Policy, client_id: str) -> None:
+        """Every session that starts here is of this client and this policy."""
+        self._db = db
+        self._keys = keys
+        self._answers = answers
+        self._policy = policy
+        self._client_id = client_id
+
+    @own_task
+    async def start(self, proof: Authenticated, *, by: Actor) -> Tokens:
+        """Starts a session for a user whose password was right.
+
+        Raises:
+            InvalidGrant: the user was changed or disabled since.
+            TemporarilyUnavailable: the database is away.
+        """
+        key, policy = self._keys.signing_refresh, self._policy
+        first = issue(key, uuid7())
+        async with self._db.begin() as tx:
+            # FOR SHARE excludes every transaction that changes or disables the user until this one commits. So either
+            # that transaction ends this session, or this one sees what that transaction did.
+            user = (
+                await tx.execute(
+                    select(User.id, User.role, User.password_hash, User.disabled_at, self._db.now().label("now"))
+                    .where(User.id == proof.user_id)
+                    .with_for_update(read=True)
+                )
+            ).one_or_none()
+            if user is None or user.disabled_at is not None or user.password_hash != proof.password_hash:
+                raise InvalidGrant(
+                    "user changed meanwhile", description="E-mail or password is wrong.", user_id=proof.user_id
+                )
+            session = {
+                "id": first.session_id,
+                "user_id": user.id,
+                "role": user.role,
+                "client_id": self._client_id,
+                "token_digest": first.digest,
+                "key_id": key.number,
+                "generation": 0,
+                "created_at": user.now,
+                "rotated_at": user.now,
+                "idle_expires_at": user.now + min(policy.idle_lifetime, policy.absolute_lifetime),
+                "absolute_expires_at": user.now + policy.absolute_lifetime,
+                "ended_at": None,
+                "end_reason": None,
+            }
+            await tx.execute(insert(Session).values(session))
+        return self._answers.tokens(SessionRow.of(session, user.now, policy), first)

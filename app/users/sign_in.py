@@ -1,0 +1,118 @@
+"""Sign-in: whether an e-mail and a password are a user's, and the upkeep of the stored hash."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import select, update
+
+from ..errors import InvalidGrant, InvalidRequest, TemporarilyUnavailable
+from ..log import get_logger
+from ..sessions.start import Authenticated
+from ..storage.database import Database, own_task
+from ..storage.tables import User
+from .emails import normalised
+from .passwords import LONGEST, Passwords
+
+_PAGE = 5_000
+"""Users whose hashes are read at once."""
+
+_log = get_logger()
+
+
+class SignIn:
+    """Proves that someone is a user."""
+
+    def __init__(self, db: Database, passwords: Passwords) -> None:
+        self._db = db
+        self._passwords = passwords
+        self._know_the_oldest = False
+
+    async def authenticate(self, email: str, password: str) -> Authenticated:
+        """Proof that these are a user's e-mail and password.
+
+        Unknown, disabled and wrong password say the same, after the same work.
+
+        Raises:
+            InvalidGrant: they are not.
+            TemporarilyUnavailable: the database is away or too many hashes wait.
+        """
+        address = normalised(email)
+        self._passwords.admit()
+        raw = password.encode()
+        if len(raw) > LONGEST or 0 in raw:
+            raise InvalidRequest("password length", description=f"password: at most {LONGEST} bytes and no NUL.")
+        if not self._know_the_oldest:
+            await self._learn_the_oldest()
+        found = await self._stored(address)
+        row = None if found is None or found.disabled_at is not None else found
+        if not await self.is_right(row, raw) or row is None:
+            # The log tells them apart, the answer does not. The address is in neither: people type passwords there.
+            cause = "wrong password" if row else "user is disabled" if found else "unknown user"
+            raise InvalidGrant(cause, description="E-mail or password is wrong.", user_id=found.id if found else None)
+        hashed = row.password_hash
+        if self._passwords.outdated(hashed):
+            try:
+                fresh = await self._passwords.hash(raw)
+            except TemporarilyUnavailable as e:
+                # The password is right all the same. A later sign-in renews its hash.
+                _log.warning("hash_not_renewed", user_id=str(row.id), cause=e.cause)
+                return Authenticated(row.id, hashed)
+            if not await self._replace(row.id, hashed, fresh):
+                # Changed meanwhile: by another sign-in that did the same, or really.
+                return await self.authenticate(email, password)
+            hashed = fresh
+        return Authenticated(row.id, hashed)
+
+    async def is_right(self, user: Any, password: bytes) -> bool:
+        """Whether it is the user's password; False after the same work for None. Logs a hash that is not computed."""
+        hashed = user.password_hash if user is not None else None
+        if hashed is not None and (obstacle := self._passwords.obstacle(hashed)):
+            _log.error("stored_hash_not_computed", user_id=str(user.id), cause=obstacle)
+        return await self._passwords.verify(hashed, password)
+
+    async def not_computed(self) -> tuple[int, UUID | None]:
+        """How many users have a stored hash that is not computed, and the oldest of them. Reads all of them."""
+        count, oldest, last = 0, None, UUID(int=0)
+        while page := await self._hashes_after(last):
+            found = [user_id for user_id, hashed in page if self._passwords.obstacle(hashed)]
+            count += len(found)
+            oldest = oldest or next(iter(found), None)
+            last = page[-1][0]
+        return count, oldest
+
+    @own_task
+    async def _hashes_after(self, user_id: UUID) -> list[Any]:
+        async with self._db.look(aside=True) as connection:
+            query = select(User.id, User.password_hash).where(User.id > user_id).order_by(User.id).limit(_PAGE)
+            return [*(await connection.execute(query))]
+
+    @own_task
+    async def _learn_the_oldest(self) -> None:
+        # What a wrong password costs is to be right from a process's first one on. Whose hashes are the oldest still
+        # have them of whatever ARGON2_* was before; ids are in the order of age.
+        async with self._db.look(aside=True) as connection:
+            for hashed in await connection.scalars(select(User.password_hash).order_by(User.id).limit(100)):
+                self._passwords.learn(hashed)
+        self._know_the_oldest = True
+
+    @own_task
+    async def _stored(self, email: str) -> Any:
+        async with self._db.look(aside=True) as connection:
+            found = await connection.execute(
+                select(User.id, User.password_hash, User.disabled_at).where(User.email == email)
+            )
+            return found.one_or_none()
+
+    @own_task
+    async def _replace(self, user_id: UUID, old: str, new: str) -> bool:
+        """Puts today's hash of the same password in the place of an old one, unless someone else was faster."""
+        async with self._db.begin() as tx:
+            replaced = await tx.scalar(
+                update(User)
+                .where(User.id == user_id, User.password_hash == old)
+                .values(password_hash=new)
+                .returning(User.id)
+            )
+        return replaced is not None
