@@ -24,7 +24,7 @@ from sqlalchemy import text
 from app.actors import SERVICE
 from app.keyturn import Keyturn, opened, running
 from app.settings import Settings, read
-from app.storage.schema import migrate
+from app.storage.migrating import migrate
 from app.users.passwords import Authenticated
 from tests.servers import Postgres, Redis
 

@@ -25,8 +25,8 @@ from app.keyturn import Keyturn, opened
 from app.main import create_app
 from app.sessions import rotation as sessions
 from app.sessions.rotation import State, Tokens
-from app.storage.database import TIME_LIMIT
 from app.storage.tables import uuid7
+from app.storage.tasks import TIME_LIMIT
 from app.tokens.refresh_tokens import RefreshToken
 from tests.conftest import a_user, settings_of, time_passes
 

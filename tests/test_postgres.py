@@ -23,7 +23,7 @@ from app.commands import doctor
 from app.errors import TemporarilyUnavailable
 from app.keyturn import Keyturn, opened, running
 from app.settings import ConfigurationError
-from app.storage.schema import migrate
+from app.storage.migrating import migrate
 from tests.conftest import CHEAP, PASSWORD, SECRET, Opener, a_user, settings_of, sync
 from tests.servers import Postgres, free_port
 from tests.service import Service

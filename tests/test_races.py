@@ -30,7 +30,7 @@ from app.actors import SERVICE
 from app.errors import InvalidGrant, InvalidToken, Reason, TemporarilyUnavailable
 from app.keyturn import Keyturn, opened, running
 from app.sessions.rotation import Tokens
-from app.storage.schema import migrate
+from app.storage.migrating import migrate
 from app.storage.tables import Session
 from app.tokens.access_tokens import AccessToken
 from app.users.passwords import Authenticated

@@ -39,8 +39,9 @@ from ..log import get_logger
 from ..revocation.revocations import LOOK_BACK, Ending, Revocations, settled
 from ..settings import Settings
 from ..storage.batches import Batch
-from ..storage.database import Database, own_task
+from ..storage.database import Database
 from ..storage.tables import Key, Session, User, microseconds, moment, uuid7
+from ..storage.tasks import own_task
 from ..tokens.access_tokens import AccessToken, AccessTokens
 from ..tokens.keys import Keys
 from ..tokens.refresh_tokens import LAST_GENERATION, RefreshKey, RefreshToken, issue

@@ -1,4 +1,4 @@
-"""Changes the schema: what Alembic calls through `migrations/env.py`, online or as SQL (`--sql`).
+"""Changes the schema: by `migrate`, or by `alembic`, which calls `run` through `migrations/env.py`, also for `--sql`.
 
 All migrations of one call run in one transaction, on SQLite too. So a call that is cut off leaves the schema as it
 was, and the locks and limits below end with the transaction: nothing stays on a connection that a pooler hands on.
@@ -12,24 +12,25 @@ import sys
 from datetime import timedelta
 from typing import Any
 
-from alembic import context
+from alembic import command, context
 from sqlalchemy import BigInteger, Connection, bindparam, create_engine, event, make_url, pool, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..errors import TemporarilyUnavailable
 from ..postgres_url import PostgresURL
-from ..settings import ConfigurationError, place_of_migrations
-from .database import outage, sqlite_hooks
+from ..settings import ConfigurationError, Place, place_of_migrations
+from .locks import LOCK_LIMIT, MIGRATIONS
+from .outages import LOCK_NOT_AVAILABLE, READ_ONLY, not_let_in, outage, sqlstate
 from .postgres import Postgres
-from .schema import not_let_in
+from .schema import alembic_config
+from .sqlite import sqlite_hooks
 from .tables import Base
 
 _PATIENCE = timedelta(seconds=20)
 """How long one migration waits for another to end."""
 
-_LOCK = 0x6B657900
-_TAKE = f"SELECT pg_advisory_xact_lock({_LOCK})"
+_TAKE = f"SELECT pg_advisory_xact_lock({MIGRATIONS})"
 
 
 def _limit(wait: timedelta) -> str:
@@ -37,7 +38,32 @@ def _limit(wait: timedelta) -> str:
 
 
 # Clients queue up behind a statement that waits for a lock on a table, so none waits long.
-_IMPATIENCE = _limit(timedelta(seconds=2))
+_IMPATIENCE = _limit(LOCK_LIMIT)
+
+
+def migrate(place: Place) -> None:
+    """Brings a database to this release's schema. Blocks; not for the event loop.
+
+    Raises:
+        ConfigurationError: it can't be written, is no database, does not let us in, or another migration goes on.
+        TemporarilyUnavailable: it can't be reached.
+    """
+    config = alembic_config()
+    config.attributes["url"] = place.sqlalchemy_url
+    try:
+        with outage():
+            command.upgrade(config, "head")
+    except (TemporarilyUnavailable, DBAPIError) as e:
+        if line := not_let_in(e):
+            raise ConfigurationError(line) from None
+        if sqlstate(e.__cause__) == READ_ONLY:
+            raise TemporarilyUnavailable(
+                "the database is read-only: a standby, or default_transaction_read_only is on"
+            ) from None
+        why = e.orig if isinstance(e, DBAPIError) else getattr(e.__cause__, "orig", None) or e.cause
+        if isinstance(e, TemporarilyUnavailable) and place.sqlalchemy_url.startswith("postgresql"):
+            raise TemporarilyUnavailable(f"the database is away, or a table stayed locked ({why})") from None
+        raise ConfigurationError(f"the database can't be brought to this release's schema ({why})") from None
 
 
 def run() -> None:
@@ -148,7 +174,7 @@ def _one_at_a_time(connection: Connection) -> None:
         try:
             connection.exec_driver_sql(_TAKE)
         except DBAPIError as e:
-            if getattr(e.orig, "sqlstate", None) != "55P03":  # lock_not_available
+            if sqlstate(e) != LOCK_NOT_AVAILABLE:
                 raise
             raise ConfigurationError(f"another migration holds the lock of migrations: {other}") from None
     connection.exec_driver_sql(_IMPATIENCE)
@@ -163,7 +189,7 @@ _HOLDER = text("""
     WHERE locktype = 'advisory' AND granted AND classid = 0 AND objid = :lock AND objsubid = 1
         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
     LIMIT 1
-""").bindparams(bindparam("lock", _LOCK, type_=BigInteger))
+""").bindparams(bindparam("lock", MIGRATIONS, type_=BigInteger))
 
 
 async def migrating(connection: AsyncConnection) -> str | None:

@@ -19,8 +19,9 @@ from ..errors import Conflict, InvalidGrant, InvalidRequest, NotFound, Temporari
 from ..log import get_logger
 from ..revocation.revocations import Revocations
 from ..sessions.rotation import ending_of, live_of
-from ..storage.database import Database, own_task
+from ..storage.database import Database
 from ..storage.tables import Session, User, uuid7
+from ..storage.tasks import own_task
 from .passwords import LONGEST, Authenticated, Passwords, acceptable
 
 _ROLE = re.compile(r"[a-z][a-z0-9_-]{0,31}", re.ASCII)
