@@ -19,9 +19,9 @@ from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.actors import SERVICE
-from app.errors import Conflict, InvalidGrant, InvalidToken, NotFound, TemporarilyUnavailable
+from app.errors import ConfigurationError, Conflict, InvalidGrant, InvalidToken, NotFound, TemporarilyUnavailable
 from app.keyturn import Keyturn
-from app.settings import Algorithm, ConfigurationError, master_secret
+from app.settings import Algorithm, master_secret
 from app.storage.tables import Key, Session, uuid7
 from app.tokens.keys import (
     POLL,

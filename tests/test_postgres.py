@@ -20,9 +20,8 @@ from sqlalchemy import make_url, text
 
 from app.actors import SERVICE
 from app.commands import doctor
-from app.errors import TemporarilyUnavailable
+from app.errors import ConfigurationError, TemporarilyUnavailable
 from app.keyturn import Keyturn, opened, running
-from app.settings import ConfigurationError
 from app.storage.migrating import migrate
 from tests.conftest import CHEAP, PASSWORD, SECRET, Opener, a_user, settings_of, sync
 from tests.servers import Postgres, free_port

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from app.errors import ConfigurationError
 from app.revocation.revocations import _pool
-from app.settings import ConfigurationError, Settings, master_secret, read
+from app.settings import Settings, master_secret, read
 from tests.conftest import SECRET
 
 DICE = random.Random(12)  # names of tests are the same in each process that runs some of them

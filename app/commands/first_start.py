@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..settings import Settings, make_data_dir
+from ..own_files import make_data_dir
+from ..settings import Settings
 from ..storage.migrating import migrate
 from ..storage.schema import make_secret
 
@@ -16,6 +17,6 @@ def prepare(settings: Settings) -> None:
     if settings.production:
         return
     if settings.database_url is None:
-        make_data_dir(settings)
+        make_data_dir(settings.data_dir)
         make_secret(settings)
     migrate(settings)

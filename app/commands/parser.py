@@ -22,12 +22,13 @@ from uuid import UUID
 
 from ..actors import Actor
 from ..command_name import called
-from ..errors import InvalidRequest, NotFound, Refusal, TemporarilyUnavailable
+from ..errors import ConfigurationError, InvalidRequest, NotFound, Refusal, TemporarilyUnavailable, WrongSettings
 from ..http import open_files
 from ..keyturn import Keyturn, opened, running
 from ..revocation.revocations import LOOK_BACK
 from ..sessions.rotation import KEPT_FOR, State
-from ..settings import PREFIX, Algorithm, ConfigurationError, Settings, WrongSettings, place_of_migrations, read
+from ..settings import Algorithm, Settings, place_of_migrations, read
+from ..settings_sources import PREFIX
 from ..storage.migrating import end_at_sigterm, say
 from ..storage.migrating import migrate as bring_to_head
 from ..storage.schema import check_schema

@@ -17,9 +17,10 @@ from sqlalchemy import BigInteger, Connection, bindparam, create_engine, event, 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ..errors import TemporarilyUnavailable
+from ..errors import ConfigurationError, TemporarilyUnavailable
+from ..place import Place
 from ..postgres_url import PostgresURL
-from ..settings import ConfigurationError, Place, place_of_migrations
+from ..settings import place_of_migrations
 from .locks import LOCK_LIMIT, MIGRATIONS
 from .outages import LOCK_NOT_AVAILABLE, READ_ONLY, not_let_in, outage, sqlstate
 from .postgres import Postgres

@@ -21,9 +21,8 @@ import asyncpg  # type: ignore[import-untyped]  # it has no types
 from sqlalchemy import ExceptionContext, event, pool
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from ..errors import TemporarilyUnavailable
+from ..errors import TemporarilyUnavailable, WrongSettings
 from ..postgres_url import PostgresURL
-from ..settings import WrongSettings
 from .locks import LOCK_LIMIT
 from .outages import READ_ONLY, sqlstate
 

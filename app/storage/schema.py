@@ -17,8 +17,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..command_name import called
-from ..errors import TemporarilyUnavailable
-from ..settings import SECRET_BYTES, ConfigurationError, Settings, master_secret, mode_if_ours
+from ..errors import ConfigurationError, TemporarilyUnavailable
+from ..own_files import mode_if_ours
+from ..settings import SECRET_BYTES, Settings, master_secret
 from .database import Database
 from .outages import message, not_let_in
 

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Engine, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from ..settings import mode_if_ours
+from ..own_files import mode_if_ours
 from .locks import LOCK_LIMIT
 from .tasks import QUEUE_LIMIT
 

@@ -33,8 +33,8 @@ from sqlalchemy import ColumnElement, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..actors import Actor
-from ..errors import Conflict, InvalidGrant, NotFound, TemporarilyUnavailable
-from ..settings import Algorithm, ConfigurationError
+from ..errors import ConfigurationError, Conflict, InvalidGrant, NotFound, TemporarilyUnavailable
+from ..settings import Algorithm
 from ..storage.database import Database
 from ..storage.locks import KEYS
 from ..storage.tables import Key
