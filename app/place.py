@@ -54,6 +54,11 @@ class Place(BaseModel):
         return PostgresURL.parse(url)
 
     @property
+    def where(self) -> str:
+        """The database in one line to the operator: no password and no option."""
+        return str(self.postgres or self.sqlalchemy_url)
+
+    @property
     def sqlalchemy_url(self) -> str:
         """The URL of the SQLite database, with the driver that Keyturn uses, or of a Postgres as it was given."""
         if self.database_url is None:

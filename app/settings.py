@@ -204,49 +204,49 @@ class Settings(Place):
         rules = (
             (
                 self.redis is not None and urlsplit(self.redis).scheme not in {"redis", "rediss", "unix"},
-                "REDIS_URL must begin with redis:// or rediss:// (or be: none)",
+                "KEYTURN_REDIS_URL must begin with redis:// or rediss:// (or be: none)",
             ),
             *redis_rules(self.redis or ""),
             (
                 self.production and self.redis_url is None,
-                "REDIS_URL must be set with a Postgres DATABASE_URL (REDIS_URL=none: no Redis)",
+                "KEYTURN_REDIS_URL must be set with a Postgres KEYTURN_DATABASE_URL (KEYTURN_REDIS_URL=none: no Redis)",
             ),
             (
                 self.production and self.issuer is None,
-                "ISSUER must be set with a Postgres DATABASE_URL: the public URL of this service",
+                "KEYTURN_ISSUER must be set with a Postgres KEYTURN_DATABASE_URL: the public URL of this service",
             ),
             (
                 self.production and self.secret is None,
-                "SECRET (or SECRET_FILE) must be set with a Postgres DATABASE_URL",
+                "KEYTURN_SECRET (or KEYTURN_SECRET_FILE) must be set with a Postgres KEYTURN_DATABASE_URL",
             ),
             (
                 not re.fullmatch(r"https?://[^\s?#@]+", issuer) or not urlsplit(issuer).hostname,
-                "ISSUER must be an http(s) URL without user, query and fragment (RFC 8414 section 2)",
+                "KEYTURN_ISSUER must be an http(s) URL without user, query and fragment (RFC 8414 section 2)",
             ),
             (
                 self.retry_window * 3 > self.access_token_lifetime,
-                "RETRY_WINDOW must be at most a third of ACCESS_TOKEN_LIFETIME",
+                "KEYTURN_RETRY_WINDOW must be at most a third of KEYTURN_ACCESS_TOKEN_LIFETIME",
             ),
             (
                 self.refresh_token_lifetime < self.access_token_lifetime,
-                "REFRESH_TOKEN_LIFETIME must not be below ACCESS_TOKEN_LIFETIME",
+                "KEYTURN_REFRESH_TOKEN_LIFETIME must not be below KEYTURN_ACCESS_TOKEN_LIFETIME",
             ),
             (
                 self.session_lifetime < self.refresh_token_lifetime,
-                "SESSION_LIFETIME must not be below REFRESH_TOKEN_LIFETIME",
+                "KEYTURN_SESSION_LIFETIME must not be below KEYTURN_REFRESH_TOKEN_LIFETIME",
             ),
             (
                 self.argon2_memory < 8 * self.argon2_lanes,
-                "ARGON2_MEMORY must be at least 8 KiB for each of ARGON2_LANES (RFC 9106 section 3.1)",
+                "KEYTURN_ARGON2_MEMORY must be at least 8 KiB for each of KEYTURN_ARGON2_LANES (RFC 9106 section 3.1)",
             ),
         )
         if broken_rules := [rule for broken, rule in rules if broken]:
-            raise ValueError(f"; {PREFIX}".join(broken_rules))
+            raise ValueError("; ".join(broken_rules))
         for proxy in filter(None, self.trusted_proxies.split(",")):
             try:
                 ipaddress.ip_network(proxy.strip())  # as strictly as uvicorn reads it
             except ValueError:
-                raise ValueError("TRUSTED_PROXIES must be addresses or networks, comma-separated") from None
+                raise ValueError("KEYTURN_TRUSTED_PROXIES must be addresses or networks, comma-separated") from None
         return self
 
 
@@ -278,7 +278,7 @@ def _validated(model: type[_P], values: dict[str, Any]) -> _P:
 def _in_words(error: ErrorDetails) -> str:
     text = error["msg"].removeprefix("Value error, ")
     if not error["loc"]:
-        return PREFIX + text
+        return text  # a rule on several settings, which names them
     name = str(error["loc"][0])
     if error["type"] == "extra_forbidden":
         text = "there is no such setting"

@@ -117,10 +117,10 @@ def redis_rules(url: str) -> Iterator[tuple[bool, str]]:
     allowed = {name: o for name, o in _REDIS_OPTIONS.items() if parts.scheme == "rediss" or name == "db"}
     yield (
         not options.keys() <= allowed.keys(),
-        f"REDIS_URL: its options may be {', '.join(_REDIS_OPTIONS)} (ssl_… only with rediss://)",
+        f"KEYTURN_REDIS_URL: its options may be {', '.join(_REDIS_OPTIONS)} (ssl_… only with rediss://)",
     )
     for name, (pattern, words) in allowed.items():
         values = options.get(name)
         # The driver takes one of two values, and 0 for a database that is no number.
         bad = values is not None and (len(values) > 1 or not re.fullmatch(pattern, values[0]))
-        yield bad, f"REDIS_URL: {name} must be {words}, and said once"
+        yield bad, f"KEYTURN_REDIS_URL: {name} must be {words}, and said once"

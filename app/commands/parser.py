@@ -335,7 +335,7 @@ Log in, refresh, log out:
 
 def _migrate(_arguments: argparse.Namespace) -> None:
     place = place_of_migrations()
-    say(place.sqlalchemy_url)
+    say(place)
     bring_to_head(place)
 
 

@@ -47,24 +47,15 @@ def migrate(place: Place) -> None:
 
     Raises:
         ConfigurationError: it can't be written, is no database, does not let us in, or another migration goes on.
-        TemporarilyUnavailable: it can't be reached.
+        TemporarilyUnavailable: it can't be reached, is read-only, or a table stayed locked.
     """
     config = alembic_config()
-    config.attributes["url"] = place.sqlalchemy_url
+    config.attributes["place"] = place
     try:
         with outage():
             command.upgrade(config, "head")
     except (TemporarilyUnavailable, DBAPIError) as e:
-        if line := not_let_in(e):
-            raise ConfigurationError(line) from None
-        if sqlstate(e.__cause__) == READ_ONLY:
-            raise TemporarilyUnavailable(
-                "the database is read-only: a standby, or default_transaction_read_only is on"
-            ) from None
-        why = e.orig if isinstance(e, DBAPIError) else getattr(e.__cause__, "orig", None) or e.cause
-        if isinstance(e, TemporarilyUnavailable) and place.sqlalchemy_url.startswith("postgresql"):
-            raise TemporarilyUnavailable(f"the database is away, or a table stayed locked ({why})") from None
-        raise ConfigurationError(f"the database can't be brought to this release's schema ({why})") from None
+        raise _in_words(e, place) from None
 
 
 def run() -> None:
@@ -74,38 +65,59 @@ def run() -> None:
         ConfigurationError: another migration holds the lock.
         SystemExit: something is wrong, and Alembic's own command is running.
     """
-    if url := context.config.attributes.get("url"):
-        _online(url)  # our own command is running, and says what is wrong
+    if place := context.config.attributes.get("place"):
+        _online(place)  # called by `migrate`, which says what is wrong
     else:
         _as_alembics_command()
 
 
+_CHANGES = {"upgrade", "downgrade", "stamp"}
+"""The commands of Alembic that change a database."""
+
+
 def _as_alembics_command() -> None:
-    """For `alembic`: what is wrong with the set-up is one line, and no traceback that might show a part of it."""
+    """For `alembic`: an error of the set-up is one line, and no traceback that might show a part of a secret."""
     end_at_sigterm()
     try:
-        url = place_of_migrations().sqlalchemy_url
+        place = place_of_migrations()
         if context.is_offline_mode():
-            _offline(url)
+            _offline(place)
             return
-        say(url)
-        with outage():
-            _online(url)
+        options = context.config.cmd_opts
+        say(place, changes=options is None or options.cmd[0].__name__ in _CHANGES)
+        try:
+            with outage():
+                _online(place)
+        except TemporarilyUnavailable as e:
+            raise _in_words(e, place) from None
+        except DBAPIError as e:
+            if not_let_in(e):
+                raise _in_words(e, place) from None
+            raise  # a defect of a migration, whose author needs the traceback
     except ConfigurationError as e:
         sys.exit(f"keyturn: {e}")
     except TemporarilyUnavailable as e:
-        why = getattr(e.__cause__, "orig", None) or e.cause
-        sys.exit(f"keyturn: {not_let_in(e) or f'the database is not available ({why})'}")
-    except DBAPIError as e:
-        if line := not_let_in(e):
-            sys.exit(f"keyturn: {line}")
-        raise
+        sys.exit(f"keyturn: {e.cause}")
 
 
-def say(url: str) -> None:
+def _in_words(error: TemporarilyUnavailable | DBAPIError, place: Place) -> ConfigurationError | TemporarilyUnavailable:
+    """An error of a migration, in words for an operator."""
+    if line := not_let_in(error):
+        return ConfigurationError(line)
+    why = error.orig if isinstance(error, DBAPIError) else getattr(error.__cause__, "orig", None) or error.cause
+    state = sqlstate(error.__cause__)
+    if state == READ_ONLY:
+        return TemporarilyUnavailable("the database is read-only: a standby, or default_transaction_read_only is on")
+    if state == LOCK_NOT_AVAILABLE:
+        return TemporarilyUnavailable(f"a table stayed locked: try again ({why})")
+    if isinstance(error, TemporarilyUnavailable) and place.postgres is not None:
+        return TemporarilyUnavailable(f"the database is not available ({why})")
+    return ConfigurationError(f"the database can't be brought to this release's schema ({why})")
+
+
+def say(place: Place, *, changes: bool = True) -> None:
     """Names the database: a job that lost its KEYTURN_DATABASE_URL must be seen to migrate the embedded default."""
-    where = PostgresURL.parse(url) if url.startswith("postgresql") else url
-    print(f"keyturn: migrating {where}", file=sys.stderr)
+    print(f"keyturn: {'migrating' if changes else 'the database is'} {place.where}", file=sys.stderr)
 
 
 def end_at_sigterm() -> None:
@@ -128,13 +140,12 @@ def _configure(**where: Any) -> None:
     )
 
 
-def _offline(url: str) -> None:
-    on_postgres = url.startswith("postgresql")
-    dialect = "postgresql" if on_postgres else "sqlite"
+def _offline(place: Place) -> None:
+    dialect = "sqlite" if place.postgres is None else "postgresql"
     _configure(dialect_name=dialect, literal_binds=True, dialect_opts={"paramstyle": "named"})
     with context.begin_transaction():
-        if on_postgres:
-            search_path = Postgres(PostgresURL.parse(url), pooled=True).search_path
+        if place.postgres is not None:
+            search_path = Postgres(place.postgres, pooled=True).search_path
             where = (f"SELECT set_config('search_path', '{search_path}', true)",) if search_path else ()
             for statement in (*where, _limit(_PATIENCE), _TAKE, _IMPATIENCE):
                 context.execute(statement)
@@ -147,19 +158,19 @@ def _run(connection: Connection) -> None:
         context.run_migrations()
 
 
-def _online(url: str) -> None:
-    if url.startswith("postgresql"):
-        asyncio.run(_on_postgres(url))
+def _online(place: Place) -> None:
+    if place.postgres is not None:
+        asyncio.run(_on_postgres(place.postgres))
         return
     # aiosqlite's thread may report to the event loop after that is closed; nothing else runs here that would wait.
-    engine = create_engine(make_url(url).set(drivername="sqlite"), poolclass=pool.NullPool)
+    engine = create_engine(make_url(place.sqlalchemy_url).set(drivername="sqlite"), poolclass=pool.NullPool)
     sqlite_hooks(engine, writes=True)
     with engine.connect() as connection:
         _run(connection)
 
 
-async def _on_postgres(url: str) -> None:
-    engine = Postgres(PostgresURL.parse(url), pooled=True).migrating()
+async def _on_postgres(url: PostgresURL) -> None:
+    engine = Postgres(url, pooled=True).migrating()
     # In each transaction: Alembic ends one and begins another where a migration asks for an `autocommit_block`.
     event.listen(engine.sync_engine, "begin", _one_at_a_time)
     async with engine.connect() as connection:

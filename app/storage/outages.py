@@ -88,9 +88,9 @@ def not_let_in(error: TemporarilyUnavailable | DBAPIError) -> str | None:
     refused = error if isinstance(error, DBAPIError) else error.__cause__
     state = sqlstate(refused)
     if state == _NO_DATABASE:
-        return "there is no such database: make it, or correct DATABASE_URL"
+        return "there is no such database: make it, or correct KEYTURN_DATABASE_URL"
     if state == _NO_SCHEMA:
-        return "there is no schema in the search path that this user may use: make it, or grant USAGE"
+        return "the search path has no schema that the database user may use: make it, or grant USAGE on that schema"
     if state == _NO_RIGHT and isinstance(refused, DBAPIError):
         return f"the database does not let us in (SQLSTATE {state}: {message(refused)}): look at the user's rights"
     if state.startswith((_NOT_AUTHORISED, _NO_RIGHT)):

@@ -101,8 +101,11 @@ _RIGHTS = {
 _SERVER = text("""
 SELECT current_setting('server_version_num')::int / 10000 AS version, current_setting('server_encoding') AS encoding,
   current_setting('transaction_read_only') AS read_only, current_schemas(false)::text AS schemas, current_user AS me,
-  (SELECT min(n.nspname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE c.relname = 'cache_fence' AND to_regclass('cache_fence') IS NULL) AS elsewhere
+  other.name AS elsewhere, other.usable
+FROM (SELECT to_regclass('cache_fence')) AS here(fence) LEFT JOIN LATERAL (
+    SELECT n.nspname AS name, has_schema_privilege(n.oid, 'USAGE') AS usable
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relname = 'cache_fence' AND here.fence IS NULL ORDER BY n.nspname LIMIT 1) AS other ON true
 """)
 
 _MISSING = text("""
@@ -129,11 +132,15 @@ async def _check_server(connection: AsyncConnection) -> None:
         raise ConfigurationError(f"this is PostgreSQL {server.version}; Keyturn needs {_OLDEST} or newer")
     if server.encoding != "UTF8":
         raise ConfigurationError(f"the database's encoding is {server.encoding}; make it with ENCODING 'UTF8'")
+    if server.elsewhere and not server.usable:
+        raise ConfigurationError(
+            f"the database user {server.me} may not use the schema {server.elsewhere}, which has tables of Keyturn: "
+            f"grant USAGE on that schema, or run {called()} migrate"
+        )
     if server.elsewhere:
         raise ConfigurationError(
             f"the search path {server.schemas} has no tables of Keyturn and the schema {server.elsewhere} has: add "
-            f"?options=-csearch_path={server.elsewhere} to DATABASE_URL and grant USAGE on that schema to {server.me}, "
-            f"or run {called()} migrate"
+            f"?options=-csearch_path={server.elsewhere} to KEYTURN_DATABASE_URL, or run {called()} migrate"
         )
     found = await connection.scalars(_MISSING, {"names": list(_RIGHTS), "verbs": list(_RIGHTS.values())})
     missing = found.all()
