@@ -395,7 +395,7 @@ async def test_a_schema_that_the_user_may_not_use_and_an_encoding_that_is_not_ut
     database_url: str, user: str, postgres: Postgres
 ) -> None:
     await execute(database_url, "REVOKE ALL ON SCHEMA public FROM public", *(g.format(user=user) for g in GRANTS[1:]))
-    with pytest.raises(ConfigurationError, match="may not use the schema public, .*: grant USAGE on that schema"):
+    with pytest.raises(ConfigurationError, match=r"may not use the schema public, .*: grant USAGE on that schema"):
         async with opened(settings_of(of(database_url, user), None)) as keyturn, running(keyturn):
             pytest.fail("it started")
     await execute(database_url, GRANTS[0].format(user=user), f"ALTER ROLE {user} SET search_path = pg_catalog")

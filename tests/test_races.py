@@ -378,7 +378,7 @@ async def test_calls_cancelled_at_random_points_leave_nothing_behind(
 
     async def quiet() -> bool:
         engines = {keyturn.db._engine, keyturn.db._writer, keyturn.db._reader}
-        held = len(keyturn.db._lines) if keyturn.db.is_postgres else 0  # between statements, and idle
+        held = len(keyturn.db._held) if keyturn.db.is_postgres else 0  # between statements, and idle
         return sum(engine.pool.checkedout() for engine in engines) == held  # type: ignore[attr-defined]  # a queue pool
 
     await until(quiet)

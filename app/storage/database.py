@@ -8,40 +8,46 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from sqlalchemy import (
     ARRAY,
     ColumnElement,
-    Connection,
-    ExceptionContext,
     String,
     any_,
     bindparam,
-    event,
     func,
     literal,
     literal_column,
 )
-from sqlalchemy.exc import DBAPIError, DisconnectionError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.orm import InstrumentedAttribute
-from sqlalchemy.pool import ConnectionPoolEntry
 
 from ..settings import Settings
+from .losses import RESTED, Losses, count_of
 from .outages import is_lost, outage
-from .postgres import Postgres, answers
+from .postgres import Postgres
 from .sqlite import sqlite_engine
 from .tables import Moment
 from .tasks import QUEUE_LIMIT, finish
 
-_RESTED = timedelta(seconds=2)
-"""After so long without use a connection is asked before it is used. A balancer, a firewall or a NAT may have forgotten
-it, and tells nobody: the statement that finds out would cost a user the request."""
-
 _T = TypeVar("_T")
+
+
+@dataclass(slots=True)
+class _Held:
+    """A connection that `fetch` holds between statements."""
+
+    connection: AsyncConnection
+    driver: Any
+    losses: int | None
+    """How many losses this process had noted when it was made."""
+    used: float
+    """When it was last used, by `monotonic`."""
 
 
 class Database:
@@ -51,23 +57,25 @@ class Database:
         """Opens nothing yet; the first use connects."""
         self.is_postgres = settings.postgres is not None
         self._zero: datetime | None = None  # what the database's clock said when `monotonic` was at zero
-        # Held between statements, with when it was last used: to take one out of the pool costs as much as to send
-        # the statement.
-        self._lines: list[tuple[AsyncConnection, Any, float]] = []
-        self._most_lines = 0  # SQLite's one connection that writes is for all
-        self._era = 0
+        # Connections that stay out of the pool between statements: to take one costs as much as to send a statement.
+        self._held: list[_Held] = []
+        self._most_held = 0  # on SQLite, whose one connection that writes is for all
+        self._wrapped = ""  # the beginning of the transaction around a statement of `fetch`, behind a pooler
+        self._losses = Losses()
         if settings.postgres is not None:
             self._pooled = settings.pgbouncer
             self._servers = Postgres(settings.postgres, pooled=self._pooled)
             hot = max(1, settings.database_pool * 2 // 5)
-            self._most_lines = min(2, hot - 1)
+            self._most_held = min(2, hot - 1)
+            if self._pooled:
+                self._wrapped = f"BEGIN ISOLATION LEVEL READ COMMITTED; {self._servers.set_local}"
             self._engine = self._servers.engine(settings.database_pool - hot, patience=QUEUE_LIMIT)
             self._writer = self._reader = self._autocommitting(self._servers.engine(hot, patience=QUEUE_LIMIT / 2))
             self._aside = self._autocommitting(self._engine)
             # Its own connections, so that our own queue is never taken for an outage of the database.
             self._heart = self._autocommitting(self._servers.engine(2, patience=QUEUE_LIMIT))
             for engine in (self._engine, self._writer, self._heart):
-                self._use_only_what_lives(engine)
+                self._losses.watch(engine)
         else:
             url = settings.sqlalchemy_url
             self._engine = self._writer = sqlite_engine(url, size=1, writes=True)
@@ -146,107 +154,64 @@ class Database:
     async def fetch(self, statement: str, *parameters: Any) -> Sequence[Any]:
         """One statement that writes and is its own transaction, by the driver itself; parameters and rows are its own.
 
-        For the one of the hot path: compiled and fetched by SQLAlchemy it costs each refresh of a batch of
-        eight some 70 microseconds more.
+        For the one of the hot path: compiled and fetched by SQLAlchemy it costs each refresh of a batch of eight some
+        70 microseconds more.
+
+        Raises:
+            TemporarilyUnavailable: the database is away; it is not known whether the statement was committed.
         """
         with outage():
-            line, driver = await self._line()
+            held = self._held.pop() if self._held else None
+            if held is None or (self.is_postgres and not self._is_fresh(held)):
+                held = await self._replaced(held)
             try:
-                rows = await self._send(driver, statement, parameters)
+                if self._wrapped:
+                    await held.driver.execute(self._wrapped)
+                    rows = await held.driver.fetch(statement, *parameters)
+                    await held.driver.execute("COMMIT")
+                elif self.is_postgres:
+                    rows = await held.driver.fetch(statement, *parameters)
+                else:
+                    # Alone it is its own transaction, and takes the write lock before it reads.
+                    rows = await held.driver.execute_fetchall(statement, parameters)
             except Exception as e:
-                # SQLAlchemy did not see it, so nobody knows what state the connection is in.
+                # SQLAlchemy did not see the error, so the state of the connection is not known.
                 lost = self.is_postgres and is_lost(e)
                 if lost:
-                    self._begin_an_era(line.sync_connection)
-                await line.invalidate()
-                await line.close()
+                    self._losses.note(held.losses)
+                await _drop(held.connection)
                 raise DBAPIError(None, None, e, connection_invalidated=lost) from e
-            if len(self._lines) < self._most_lines:
-                self._lines.append((line, driver, monotonic()))
+            if len(self._held) < self._most_held:
+                held.used = monotonic()
+                self._held.append(held)
             else:
-                await line.close()
-            return rows
+                await held.connection.close()
+            return cast("Sequence[Any]", rows)
 
-    async def _send(self, driver: Any, statement: str, parameters: Sequence[Any]) -> Sequence[Any]:
-        rows: Sequence[Any]
-        if not self.is_postgres:
-            # Alone it is its own transaction, and takes the write lock before it reads.
-            rows = await driver.execute_fetchall(statement, parameters)
-            return rows
-        if self._pooled:
-            await driver.execute(f"BEGIN ISOLATION LEVEL READ COMMITTED; {self._servers.set_local}")
-        rows = await driver.fetch(statement, *parameters)
-        if self._pooled:
-            await driver.execute("COMMIT")
-        return rows
+    def _is_fresh(self, held: _Held) -> bool:
+        """Whether a connection that is held may be used without a question to the server."""
+        return (
+            held.losses == self._losses.count
+            and monotonic() - held.used < RESTED.total_seconds()
+            and not held.driver.is_closed()
+        )
 
-    async def _line(self) -> tuple[AsyncConnection, Any]:
-        while self._lines:
-            line, driver, used = self._lines.pop()
-            if not self.is_postgres or (
-                _era_of(line.sync_connection) == self._era
-                and not driver.is_closed()
-                and (monotonic() - used < _RESTED.total_seconds() or await self._answers(driver, self._era))
-            ):
-                return line, driver
-            driver.terminate()
-            await line.invalidate()
-            await line.close()
+    async def _replaced(self, held: _Held | None) -> _Held:
+        """The first of the connections that are held which still answers, beginning with this one; else a new one."""
+        while held is not None:
+            may_live = held.losses == self._losses.count and not held.driver.is_closed()
+            if may_live and await self._losses.answers(held.driver, held.losses):
+                return held
+            held.driver.terminate()
+            await _drop(held.connection)
+            held = self._held.pop() if self._held else None
         connection = await self._writer.connect()
-        return connection, (await connection.get_raw_connection()).driver_connection
-
-    async def _answers(self, driver: Any, era: int) -> bool:
-        """Asks a connection that has rested; one that died in silence tells of all that were made before it."""
-        if await answers(driver):
-            return True
-        if era == self._era:
-            self._era += 1
-        return False
-
-    def _use_only_what_lives(self, engine: AsyncEngine) -> None:
-        """The pool replaces a connection that is dead, or was made before another was lost, when it is taken.
-
-        Where one connection is lost, or leads to what is no primary any more, so are all that were made before.
-        Without this each of them would cost a request its 503 before it is found out.
-        """
-
-        @event.listens_for(engine.sync_engine, "connect")
-        def made(_connection: object, record: ConnectionPoolEntry) -> None:
-            record.info["era"] = self._era
-            record.info["used"] = monotonic()
-
-        @event.listens_for(engine.sync_engine, "checkin")
-        def given_back(_connection: object, record: ConnectionPoolEntry) -> None:
-            record.info["used"] = monotonic()
-
-        @event.listens_for(engine.sync_engine, "checkout")
-        def taken(connection: Any, record: ConnectionPoolEntry, _proxy: object) -> None:
-            driver: Any = record.driver_connection
-            if (
-                record.info["era"] == self._era
-                and not driver.is_closed()
-                and (
-                    monotonic() - record.info["used"] < _RESTED.total_seconds()
-                    or connection.run_async(lambda driver: self._answers(driver, record.info["era"]))
-                )
-            ):
-                return
-            driver.terminate()  # without the two seconds that a farewell to a dead server takes
-            raise DisconnectionError("dead, or from before an outage")  # the pool makes another in its place
-
-        @event.listens_for(engine.sync_engine, "handle_error")
-        def failed(context: ExceptionContext) -> None:
-            if context.is_disconnect:
-                self._begin_an_era(context.connection)
-
-    def _begin_an_era(self, lost: Connection | None) -> None:
-        # Only one of this era ends it: those made since may be good.
-        if lost is not None and _era_of(lost) == self._era:
-            self._era += 1
+        driver = (await connection.get_raw_connection()).driver_connection
+        return _Held(connection, driver, count_of(connection.sync_connection), monotonic())
 
     async def leave(self, connection: AsyncConnection) -> None:
         """Gives up a connection to what is no primary any more, and with it all that were made before."""
-        self._begin_an_era(connection.sync_connection)
+        self._losses.note(count_of(connection.sync_connection))
         await connection.invalidate()
 
     @asynccontextmanager
@@ -266,11 +231,13 @@ class Database:
     async def close(self) -> None:
         """Lets what is under way end (a few seconds at most), then closes the connections."""
         await finish()
-        for line, *_ in self._lines:
-            await line.close()
+        for held in self._held:
+            await held.connection.close()
         for engine in {self._engine, self._writer, self._reader, self._heart}:
             await engine.dispose()
 
 
-def _era_of(connection: Connection | None) -> object:
-    return connection.info.get("era") if connection is not None and not connection.invalidated else None
+async def _drop(connection: AsyncConnection) -> None:
+    """Closes a connection of the pool, which makes another in its place."""
+    await connection.invalidate()
+    await connection.close()
