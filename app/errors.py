@@ -233,3 +233,11 @@ class ServerError(Refusal):
 def refusal_of(error: Exception) -> Refusal:
     """The refusal for an exception that is none. Short memory is an outage, all else a defect."""
     return TemporarilyUnavailable("no memory") if isinstance(error, MemoryError) else ServerError("exception")
+
+
+class ConfigurationError(Exception):
+    """The set-up can't work. The message is one clear line that names the setting and never its value."""
+
+
+class WrongSettings(ConfigurationError):
+    """The settings themselves are wrong or missing, before anything was opened."""

@@ -12,8 +12,8 @@ from math import ceil
 from pathlib import Path
 from typing import Protocol
 
+from app.commands.first_start import prepare
 from app.settings import read
-from app.storage.schema import prepare
 from bench.driver import REFRESH, Load, Result, drive
 from bench.rivals import LeftOut, Rival
 from bench.rivals import start as start_rival

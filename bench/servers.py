@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import asyncpg  # type: ignore[import-untyped]  # it has none
 
 from app.settings import Settings, read
-from app.storage.schema import migrate
+from app.storage.migrating import migrate
 from bench.programs import compiled
 from tests.sentinel import Sentinel, processes
 from tests.servers import Postgres, Redis, free_port

@@ -25,7 +25,7 @@ from app.actors import SERVICE
 from app.keyturn import Keyturn, opened, running
 from app.sessions.start import Authenticated
 from app.settings import Settings, read
-from app.storage.schema import migrate
+from app.storage.migrating import migrate
 from tests.servers import Postgres, Redis
 
 SECRET = "x3pQkq0q4v0Tn5oHn1o9R2m8mWb7s3eJf6dKz1uYc5g="

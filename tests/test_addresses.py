@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from app.commands.addresses import listen, url
-from app.settings import ConfigurationError
+from app.errors import ConfigurationError
 from tests.conftest import CHEAP
 from tests.servers import free_port
 

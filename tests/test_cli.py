@@ -25,12 +25,13 @@ import redis
 from sqlalchemy import text, update
 
 from app.actors import SERVICE
+from app.command_name import called
 from app.commands.parser import main
 from app.keyturn import Keyturn, opened, running
 from app.sessions.answers import Tokens
 from app.settings import read
-from app.storage.schema import called, first_administrator
 from app.storage.tables import User, uuid7
+from app.users.first_administrator import first_administrator
 from tests.conftest import CHEAP, PASSWORD, SECRET, time_passes
 from tests.servers import Redis, free_port
 

@@ -22,7 +22,7 @@ from app.keyturn import Keyturn
 from app.revocation import revocations
 from app.revocation.revocations import REMEMBERED_FOR, STEP
 from app.sessions.answers import Tokens
-from app.storage.schema import migrate
+from app.storage.migrating import migrate
 from tests.conftest import CHEAP, PASSWORD, SECRET, a_user, settings_of
 from tests.servers import Postgres, Redis, clock_from, libfaketime
 from tests.service import Service

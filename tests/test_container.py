@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from app.settings import ConfigurationError, Settings, read
+from app.errors import ConfigurationError
+from app.settings import Settings, read
 from app.users.container import Container, Limit, container
 from app.users.hashing_room import BEFORE_REQUESTS, FOR_REQUESTS, MIB, WAITS_IN, HashingRoom
 

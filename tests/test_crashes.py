@@ -23,7 +23,7 @@ from sqlalchemy import text
 
 from app.actors import SERVICE
 from app.sessions.answers import Tokens
-from app.storage.schema import migrate
+from app.storage.migrating import migrate
 from tests.conftest import settings_of, sync
 from tests.servers import Postgres
 from tests.service import Service

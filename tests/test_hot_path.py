@@ -26,8 +26,8 @@ from app.main import create_app
 from app.sessions import rotation
 from app.sessions.answers import Tokens
 from app.sessions.rows import SessionRow
-from app.storage.database import TIME_LIMIT
 from app.storage.tables import uuid7
+from app.storage.tasks import TIME_LIMIT
 from app.tokens.refresh_tokens import RefreshToken
 from tests.conftest import a_user, settings_of, time_passes
 

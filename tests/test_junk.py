@@ -15,7 +15,7 @@ import pytest
 import redis as redis_client
 
 from app.sessions.answers import Tokens
-from app.storage.schema import migrate
+from app.storage.migrating import migrate
 from tests.conftest import settings_of, sync
 from tests.servers import NotOursError, Postgres, Redis
 from tests.service import Service

@@ -8,6 +8,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from time import monotonic
 from typing import Any, get_args
 from uuid import UUID
 
@@ -18,10 +19,9 @@ from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.actors import SERVICE
-from app.errors import Conflict, InvalidGrant, InvalidToken, NotFound, TemporarilyUnavailable
+from app.errors import ConfigurationError, Conflict, InvalidGrant, InvalidToken, NotFound, TemporarilyUnavailable
 from app.keyturn import Keyturn
-from app.settings import Algorithm, ConfigurationError, master_secret
-from app.storage.database import monotonic
+from app.settings import Algorithm, master_secret
 from app.storage.tables import Key, Session, uuid7
 from app.tokens.keys import (
     POLL,

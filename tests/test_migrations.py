@@ -185,6 +185,19 @@ def test_a_database_that_is_not_there_is_told_in_one_line(postgres: Postgres) ->
     assert "there is no such database" in refused(postgres.url("no_such_database"))
 
 
+def test_alembic_says_that_it_migrates_only_where_it_changes_the_database(database_url: str) -> None:
+    for words, said in (
+        (("current",), "keyturn: the database is "),
+        (("check",), "keyturn: the database is "),
+        (("upgrade", "head"), "keyturn: migrating "),
+        (("downgrade", "base"), "keyturn: migrating "),
+    ):
+        with command(*words, KEYTURN_DATABASE_URL=database_url) as process:
+            _, err = process.communicate(timeout=30)
+        assert process.returncode == 0, err
+        assert err.splitlines()[0].startswith(said)
+
+
 def test_a_migration_needs_no_secret_and_no_other_setting(tmp_path: Path) -> None:
     settings = {"SECRET_FILE": "/no/such/file", "REDIS_URL_FILE": "/no/such/file", "PORT": "http", "UNKNOWN": "x"}
     place = {"DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/keyturn.db"}
@@ -215,6 +228,7 @@ async def test_a_migration_does_not_wait_long_for_a_lock(database_url: str) -> N
             _, err = await asyncio.to_thread(process.communicate, timeout=30)
         assert process.returncode != 0
         assert "canceling statement due to lock timeout" in err
+        assert err.splitlines()[-1].startswith("keyturn: a table stayed locked: try again")
     # Nothing is half done, and the lock of whoever migrates went with the connection.
     assert await asyncio.to_thread(tables, database_url) == TABLES
     assert await reader.fetchval("SELECT version_num FROM alembic_version") == "0001"

@@ -20,10 +20,9 @@ from sqlalchemy import make_url, text
 
 from app.actors import SERVICE
 from app.commands import doctor
-from app.errors import TemporarilyUnavailable
+from app.errors import ConfigurationError, TemporarilyUnavailable
 from app.keyturn import Keyturn, opened, running
-from app.settings import ConfigurationError
-from app.storage.schema import migrate
+from app.storage.migrating import migrate
 from tests.conftest import CHEAP, PASSWORD, SECRET, Opener, a_user, settings_of, sync
 from tests.servers import Postgres, free_port
 from tests.service import Service
@@ -396,7 +395,12 @@ async def test_a_schema_that_the_user_may_not_use_and_an_encoding_that_is_not_ut
     database_url: str, user: str, postgres: Postgres
 ) -> None:
     await execute(database_url, "REVOKE ALL ON SCHEMA public FROM public", *(g.format(user=user) for g in GRANTS[1:]))
-    with pytest.raises(ConfigurationError, match="grant USAGE on that schema"):
+    with pytest.raises(ConfigurationError, match=r"may not use the schema public, .*: grant USAGE on that schema"):
+        async with opened(settings_of(of(database_url, user), None)) as keyturn, running(keyturn):
+            pytest.fail("it started")
+    await execute(database_url, GRANTS[0].format(user=user), f"ALTER ROLE {user} SET search_path = pg_catalog")
+    advice = r"schema public has: add \?options=-csearch_path=public to KEYTURN_DATABASE_URL"
+    with pytest.raises(ConfigurationError, match=advice):
         async with opened(settings_of(of(database_url, user), None)) as keyturn, running(keyturn):
             pytest.fail("it started")
     await execute(postgres.url(), f"CREATE DATABASE {user} TEMPLATE template0 ENCODING 'SQL_ASCII'")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from app.errors import ConfigurationError
 from app.postgres_url import PostgresURL
-from app.settings import ConfigurationError
 from app.storage.database import Database
 from tests.conftest import settings_of
 

@@ -29,7 +29,7 @@ import jwt
 import pytest
 
 from app.actors import SERVICE
-from app.storage.schema import migrate
+from app.storage.migrating import migrate
 from app.tokens.access_tokens import MEDIA_TYPE
 from tests.conftest import PASSWORD, a_user, settings_of, sync
 from tests.sentinel import Sentinel

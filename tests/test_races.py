@@ -31,7 +31,7 @@ from app.errors import InvalidGrant, InvalidToken, Reason, TemporarilyUnavailabl
 from app.keyturn import Keyturn, opened, running
 from app.sessions.answers import Tokens
 from app.sessions.start import Authenticated
-from app.storage.schema import migrate
+from app.storage.migrating import migrate
 from app.storage.tables import Session
 from app.tokens.access_tokens import AccessToken
 from tests.conftest import CHEAP, PASSWORD, SECRET, Opener, a_user, settings_of, sync
@@ -378,7 +378,7 @@ async def test_calls_cancelled_at_random_points_leave_nothing_behind(
 
     async def quiet() -> bool:
         engines = {keyturn.db._engine, keyturn.db._writer, keyturn.db._reader}
-        held = len(keyturn.db._lines) if keyturn.db.is_postgres else 0  # between statements, and idle
+        held = len(keyturn.db._held) if keyturn.db.is_postgres else 0  # between statements, and idle
         return sum(engine.pool.checkedout() for engine in engines) == held  # type: ignore[attr-defined]  # a queue pool
 
     await until(quiet)

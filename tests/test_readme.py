@@ -8,7 +8,8 @@ from datetime import timedelta
 from pathlib import Path
 
 from app.errors import Refusal
-from app.settings import PREFIX, Settings, accepts
+from app.settings import Settings, accepts
+from app.settings_sources import PREFIX
 
 README = Path(__file__).parent.parent / "README.md"
 PLACE = re.compile(r"(?<=<!-- settings -->\n).*(?=<!-- /settings -->)", re.DOTALL)

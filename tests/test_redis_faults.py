@@ -27,7 +27,7 @@ from redis import asyncio as redis_asyncio
 from app.actors import SERVICE
 from app.keyturn import opened
 from app.revocation.revocations import VOUCHES_FOR
-from app.storage.schema import migrate
+from app.storage.migrating import migrate
 from tests.conftest import CHEAP, PASSWORD, SECRET, settings_of
 from tests.servers import Postgres, Redis
 from tests.service import Service

@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import random
+import re
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -13,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from app.errors import ConfigurationError
 from app.revocation.revocations import _pool
-from app.settings import ConfigurationError, Settings, master_secret, read
+from app.settings import Settings, master_secret, read
 from tests.conftest import SECRET
 
 DICE = random.Random(12)  # names of tests are the same in each process that runs some of them
@@ -119,13 +121,21 @@ def test_the_ends_of_each_range_belong_to_it(name: str, value: str, read_as: obj
     ("settings", "naming"),
     [
         ({"RETRY_WINDOW": "60", "ACCESS_TOKEN_LIFETIME": "179"}, "RETRY_WINDOW must be at most a third"),
-        ({"REFRESH_TOKEN_LIFETIME": "899"}, "REFRESH_TOKEN_LIFETIME must not be below ACCESS_TOKEN_LIFETIME"),
-        ({"SESSION_LIFETIME": "604799"}, "SESSION_LIFETIME must not be below REFRESH_TOKEN_LIFETIME"),
+        ({"REFRESH_TOKEN_LIFETIME": "899"}, "REFRESH_TOKEN_LIFETIME must not be below KEYTURN_ACCESS_TOKEN_LIFETIME"),
+        ({"SESSION_LIFETIME": "604799"}, "SESSION_LIFETIME must not be below KEYTURN_REFRESH_TOKEN_LIFETIME"),
         ({"ARGON2_MEMORY": "31", "ARGON2_LANES": "4"}, "ARGON2_MEMORY must be at least 8 KiB for each"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings: dict[str, str], naming: str) -> None:
-    refused({f"KEYTURN_{name}": value for name, value in settings.items()}, naming=f"KEYTURN_{naming}")
+    line = refused({f"KEYTURN_{name}": value for name, value in settings.items()}, naming=f"KEYTURN_{naming}")
+    assert_full_names(line)
+
+
+def assert_full_names(line: str) -> None:
+    """Each setting that a message names is named as its variable is, so that it can be copied."""
+    for name in sorted(re.findall(r"\w+", line)):
+        plain = name.removeprefix("KEYTURN_").removesuffix("_FILE").lower()
+        assert name.startswith("KEYTURN_") or not name.isupper() or plain not in Settings.model_fields, line
 
 
 def test_a_bound_is_told_in_the_settings_own_unit() -> None:
@@ -157,6 +167,7 @@ def test_nothing_is_invented_beside_a_postgres(missing: str) -> None:
     name = f"KEYTURN_{missing}"
     line = refused({n: v for n, v in PRODUCTION.items() if n != name}, naming=f"{name} ", hiding="hunter2")
     assert "must be set" in line
+    assert_full_names(line)
     assert read(PRODUCTION).production
 
 

@@ -25,20 +25,15 @@ import pytest
 from sqlalchemy import func, insert, select, text, update
 
 from app.actors import SERVICE
-from app.errors import InvalidGrant, TemporarilyUnavailable
+from app.command_name import called
+from app.commands.first_start import prepare
+from app.errors import ConfigurationError, InvalidGrant, TemporarilyUnavailable
 from app.keyturn import Keyturn, opened, running
-from app.settings import ConfigurationError, Settings, read
-from app.storage.schema import (
-    ADMINISTRATOR,
-    called,
-    check_schema,
-    first_administrator,
-    make_secret,
-    master_secret_of,
-    migrate,
-    prepare,
-)
+from app.settings import Settings, read
+from app.storage.migrating import migrate
+from app.storage.schema import check_schema, make_secret, master_secret_of
 from app.storage.tables import Key, User
+from app.users.first_administrator import ADMINISTRATOR, first_administrator
 from tests.conftest import CHEAP, SECRET, Opener, settings_of
 from tests.servers import Postgres, free_port
 
@@ -277,8 +272,9 @@ def test_a_full_disk_stops_the_first_start_and_leaves_no_half_secret(tmp_path: P
     # A file size limit of zero is what a full disk looks like to a write.
     program = """
 import resource, signal, sys
-from app.settings import ConfigurationError, read
-from app.storage.schema import prepare
+from app.errors import ConfigurationError
+from app.settings import read
+from app.commands.first_start import prepare
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 settings = read()
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))

@@ -26,7 +26,7 @@ from app.actors import SERVICE
 from app.commands import doctor
 from app.errors import InvalidToken
 from app.keyturn import Keyturn, opened
-from app.storage.schema import migrate
+from app.storage.migrating import migrate
 from tests.conftest import CHEAP, PASSWORD, SECRET, Opener, a_user, settings_of
 from tests.servers import Postgres, Redis, free_port
 from tests.service import Service

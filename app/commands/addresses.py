@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 
-from ..settings import ConfigurationError
+from ..errors import ConfigurationError
 
 # All addresses of the machine. As two sockets and not as one for both families, so that IPv4 clients keep the
 # addresses that TRUSTED_PROXIES knows.

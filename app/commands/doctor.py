@@ -12,12 +12,13 @@ from typing import NamedTuple
 
 from sqlalchemy import func, select
 
-from ..errors import TemporarilyUnavailable
+from ..command_name import called
+from ..errors import ConfigurationError, TemporarilyUnavailable
 from ..http import open_files
 from ..keyturn import Keyturn, opened
-from ..settings import ConfigurationError, read
+from ..settings import read
 from ..storage.migrating import migrating
-from ..storage.schema import called, check_schema
+from ..storage.schema import check_schema
 from ..storage.tables import User
 from .addresses import listen
 

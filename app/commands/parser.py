@@ -21,19 +21,22 @@ from typing import Any, NoReturn, TypeAlias, get_args
 from uuid import UUID
 
 from ..actors import Actor
-from ..errors import InvalidRequest, NotFound, Refusal, TemporarilyUnavailable
+from ..command_name import called
+from ..errors import ConfigurationError, InvalidRequest, NotFound, Refusal, TemporarilyUnavailable, WrongSettings
 from ..http import open_files
 from ..keyturn import Keyturn, opened, running
 from ..revocation.revocations import LOOK_BACK
 from ..sessions.rows import SessionRow
 from ..sessions.upkeep import KEPT_FOR
-from ..settings import PREFIX, Algorithm, ConfigurationError, Settings, WrongSettings, place_of_migrations, read
+from ..settings_sources import PREFIX
 from ..storage.migrating import end_at_sigterm, say
-from ..storage.schema import ADMINISTRATOR, called, check_schema, first_administrator, prepare
-from ..storage.schema import migrate as bring_to_head
+from ..storage.migrating import migrate as bring_to_head
+from ..storage.schema import check_schema
 from ..storage.tables import User
 from ..tokens.keys import READ_BY_ALL, RsaBits
+from ..users.first_administrator import ADMINISTRATOR, first_administrator
 from .addresses import listen, url
+from .first_start import prepare
 
 Row: TypeAlias = Mapping[str, Any]
 Act: TypeAlias = Callable[[Keyturn, argparse.Namespace], Awaitable[None]]
@@ -332,7 +335,7 @@ Log in, refresh, log out:
 
 def _migrate(_arguments: argparse.Namespace) -> None:
     place = place_of_migrations()
-    say(place.sqlalchemy_url)
+    say(place)
     bring_to_head(place)
 
 

@@ -16,9 +16,10 @@ from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..actors import Actor
-from ..storage.database import Database, own_task
+from ..storage.database import Database
 from ..storage.tables import Event as Row
 from ..storage.tables import uuid7
+from ..storage.tasks import own_task
 
 What = Literal[
     "user_created",

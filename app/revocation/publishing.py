@@ -19,17 +19,18 @@ import asyncio
 import secrets
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from time import monotonic
 from uuid import UUID
 
 from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..errors import TemporarilyUnavailable
-from ..storage.database import Database, monotonic
+from ..storage.database import Database
+from ..storage.locks import ENDINGS
 from ..storage.tables import CacheFence
 from .revocations import (
     _CHUNK,
-    _LOCK,
     _MARKER,
     _NONCE,
     KEY_LIVES,
@@ -42,7 +43,7 @@ from .revocations import (
     _seconds,
 )
 
-_SHARE_LOCK = select(func.pg_advisory_xact_lock_shared(_LOCK))
+_SHARE_LOCK = select(func.pg_advisory_xact_lock_shared(ENDINGS))
 _FENCE = select(CacheFence.epoch, CacheFence.server)
 
 _PUBLISH = """

@@ -55,6 +55,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
+from time import monotonic
 from typing import Any, Literal
 from uuid import UUID
 
@@ -68,8 +69,10 @@ from sqlalchemy import func, select, tuple_, update
 from ..errors import InvalidToken, Reason, TemporarilyUnavailable
 from ..settings import LEEWAY, LONGEST_ACCESS_TOKEN, Settings
 from ..storage.batches import Batch
-from ..storage.database import TIME_LIMIT, Database, keep, monotonic
+from ..storage.database import Database
+from ..storage.locks import ENDINGS
 from ..storage.tables import CacheFence, Session
+from ..storage.tasks import TIME_LIMIT, keep
 from .redis_errors import cause
 
 CacheState = Literal["complete", "not complete", "away", "none"]
@@ -111,7 +114,6 @@ CLAIM_AFTER = timedelta(seconds=10)
 servers (a split brain) don't take the fence from each other without pause."""
 
 _GRACE = 0.05
-_LOCK = 0x6B657902
 Command = tuple[str | bytes, ...]
 
 _MARKER = "{keyturn}:complete"
@@ -579,7 +581,7 @@ class Revocations:
     async def _claim(self, identity: str, epoch: str) -> bool:
         async with self._db.begin() as tx:
             if self._db.is_postgres:
-                await tx.execute(select(func.pg_advisory_xact_lock(_LOCK)))
+                await tx.execute(select(func.pg_advisory_xact_lock(ENDINGS)))
             columns = CacheFence.server, CacheFence.changed_at, CacheFence.vouches_from
             fence = (await tx.execute(select(*columns, self._db.now().label("now")))).one()
             # A change in the future is one from before the clock went back.

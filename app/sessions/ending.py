@@ -19,8 +19,9 @@ from ..log import get_logger
 from ..policies import Policy
 from ..revocation.publishing import Publishing, past
 from ..storage.batches import Batch
-from ..storage.database import Database, own_task
+from ..storage.database import Database
 from ..storage.tables import Session
+from ..storage.tasks import own_task
 from ..tokens.access_tokens import AccessTokens
 from ..tokens.keys import Keys
 from ..tokens.refresh_tokens import RefreshToken

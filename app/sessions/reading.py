@@ -11,8 +11,9 @@ from sqlalchemy import ColumnElement, exists, select
 from ..errors import InvalidToken, NotFound, Refusal
 from ..policies import Policy
 from ..revocation.revocations import Revocations
-from ..storage.database import Database, own_task
+from ..storage.database import Database
 from ..storage.tables import Key, Session
+from ..storage.tasks import own_task
 from ..tokens.access_tokens import AccessToken, AccessTokens
 from .lookup import Lookup
 from .rows import SessionRow

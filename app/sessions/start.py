@@ -10,8 +10,9 @@ from sqlalchemy import insert, select
 from ..actors import Actor
 from ..errors import InvalidGrant
 from ..policies import Policy
-from ..storage.database import Database, own_task
+from ..storage.database import Database
 from ..storage.tables import Session, User, uuid7
+from ..storage.tasks import own_task
 from ..tokens.keys import Keys
 from ..tokens.refresh_tokens import issue
 from .answers import Answers, Tokens

@@ -9,8 +9,9 @@ from sqlalchemy import delete, or_, select
 
 from ..actors import Actor
 from ..revocation.revocations import LOOK_BACK
-from ..storage.database import Database, own_task
+from ..storage.database import Database
 from ..storage.tables import Session
+from ..storage.tasks import own_task
 
 KEPT_FOR = timedelta(days=30)
 """How long a session that is over stays, with its reason, before `Upkeep.gc` may delete it."""

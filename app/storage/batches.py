@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Generic, TypeVar
 
 from ..errors import Contention, TemporarilyUnavailable
-from .database import QUEUE_LIMIT, TIME_LIMIT, keep
+from .tasks import QUEUE_LIMIT, TIME_LIMIT, keep
 
 K = TypeVar("K")
 V = TypeVar("V")

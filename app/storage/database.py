@@ -1,154 +1,53 @@
-"""The database: engines, transactions, its clock, and what counts as an outage.
+"""The database: engines, transactions and its clock.
 
-PostgreSQL and SQLite behind the same three doors: `begin` (a transaction that writes), `fetch` (one statement that
-writes, committed by itself) and `look` (one statement that reads, on the primary).
+PostgreSQL and SQLite behind the same three functions: `begin` (a transaction that writes), `fetch` (one statement that
+writes, committed by itself) and `look` (statements that read, on the primary).
 """
 
 from __future__ import annotations
 
-import asyncio
-import functools
-import os
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from time import monotonic
+from typing import Any, TypeVar, cast
 
 from sqlalchemy import (
     ARRAY,
     ColumnElement,
-    Connection,
-    Engine,
-    ExceptionContext,
     String,
     any_,
     bindparam,
-    event,
     func,
     literal,
     literal_column,
 )
-from sqlalchemy.exc import DBAPIError, DisconnectionError, IntegrityError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.orm import InstrumentedAttribute
-from sqlalchemy.pool import ConnectionPoolEntry
 
-from ..errors import Contention, TemporarilyUnavailable
-from ..settings import Settings, mode_if_ours
-from .postgres import LOCK_LIMIT, Postgres, answers
+from ..settings import Settings
+from .losses import RESTED, Losses, count_of
+from .outages import is_lost, outage
+from .postgres import Postgres
+from .sqlite import sqlite_engine
 from .tables import Moment
+from .tasks import QUEUE_LIMIT, finish
 
-TIME_LIMIT = timedelta(seconds=5)
-"""How long a request waits for its transaction before it answers 503. The transaction is left to end."""
-
-QUEUE_LIMIT = timedelta(seconds=2)
-"""How long anything waits before any SQL was sent: on the hot path half of it for its batch, half for a connection."""
-
-_RESTED = timedelta(seconds=2)
-"""After so long without use a connection is asked before it is used. A balancer, a firewall or a NAT may have forgotten
-it, and tells nobody: the statement that finds out would cost a user the request."""
-
-# SQLSTATE classes (PostgreSQL, appendix A) that say "not now" and nothing about the request: connection, read-only
-# after a failover, password or database changed, resources, lock time-out, operator intervention, system.
-_OUTAGES = ("08", "25006", "28", "3D", "53", "55", "57", "58")
-
-# An operator took something away while we run: a right, a table (amid a restore), a schema. Postgres's message
-# names it, and no value.
-_TAKEN_AWAY = ("42501", "42P01", "3F")
-
-_P = ParamSpec("_P")
 _T = TypeVar("_T")
-_S = TypeVar("_S")
-
-_under_way: set[asyncio.Task[Any]] = set()
 
 
-def own_task(
-    function: Callable[Concatenate[_S, _P], Awaitable[_T]],
-) -> Callable[Concatenate[_S, _P], Coroutine[Any, Any, _T]]:
-    """Runs a function that holds a transaction in a task of its own, which no cancellation reaches.
+@dataclass(slots=True)
+class _Held:
+    """A connection that `fetch` holds between statements."""
 
-    A driver call that is cancelled half-way leaves an open lock (SQLite) or a commit that nobody knows of
-    (Postgres). So the caller may go away, or give up after `TIME_LIMIT`; the transaction ends either way.
-
-    Raises:
-        TemporarilyUnavailable: it took longer than `TIME_LIMIT`.
-    """
-
-    @functools.wraps(function)
-    async def wrapper(self: _S, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        task = asyncio.ensure_future(function(self, *args, **kwargs))
-        keep(task)
-        return await patiently(task)
-
-    return wrapper  # type: ignore[return-value]  # wraps() forgets that the first parameter is the object
-
-
-def keep(task: asyncio.Future[Any]) -> None:
-    """Holds a task until it is done (the event loop alone would not) and lets `Database.close` wait for it."""
-    if isinstance(task, asyncio.Task):
-        _under_way.add(task)
-    task.add_done_callback(_done)
-
-
-def _done(task: asyncio.Future[Any]) -> None:
-    _under_way.discard(task)
-    if not task.cancelled():
-        task.exception()  # whoever left it has no use for its error any more
-
-
-async def patiently(task: asyncio.Future[_T]) -> _T:
-    """Awaits something that goes on whatever becomes of the one who waits.
-
-    Raises:
-        TemporarilyUnavailable: it took longer than `TIME_LIMIT`.
-    """
-    try:
-        async with asyncio.timeout(TIME_LIMIT.total_seconds()):
-            return await asyncio.shield(task)
-    except TimeoutError:
-        raise TemporarilyUnavailable("no answer in time") from None
-
-
-@contextmanager
-def outage() -> Iterator[None]:
-    """Tells an outage from a defect.
-
-    Raises:
-        Contention: a serialisation failure or a deadlock.
-        TemporarilyUnavailable: the database is away, full, locked or read-only.
-    """
-    try:
-        yield
-    except PoolTimeout:
-        raise TemporarilyUnavailable("no database connection was free in time") from None
-    except IntegrityError:
-        raise
-    except DBAPIError as e:
-        state = getattr(e.orig, "sqlstate", None) or ""
-        name = getattr(e.orig, "sqlite_errorname", "")
-        if str(state).startswith("40"):
-            raise Contention(f"database: {state}") from e
-        if str(state).startswith((*_TAKEN_AWAY, "53")):  # with which resource it is that is short
-            raise TemporarilyUnavailable(f"database: {state} {message(e)}") from e
-        if e.connection_invalidated or str(state).startswith(_OUTAGES) or (not state and name != "SQLITE_ERROR"):
-            raise TemporarilyUnavailable(f"database: {state or name or type(e.orig).__name__}") from e
-        raise
-    except (OSError, TimeoutError, MemoryError) as e:
-        raise TemporarilyUnavailable(f"database: {type(e).__name__}") from e
-    except RuntimeError as e:
-        # To look up a name, or to open a file of SQLite's, takes a thread.
-        if "start new thread" not in str(e):
-            raise
-        raise TemporarilyUnavailable(f"database: {e}") from e
-
-
-def message(error: DBAPIError) -> str:
-    """Postgres's own words, without the class of the driver's error."""
-    return str(error.orig).rpartition(">: ")[2]
+    connection: AsyncConnection
+    driver: Any
+    losses: int | None
+    """How many losses this process had noted when it was made."""
+    used: float
+    """When it was last used, by `monotonic`."""
 
 
 class Database:
@@ -158,28 +57,30 @@ class Database:
         """Opens nothing yet; the first use connects."""
         self.is_postgres = settings.postgres is not None
         self._zero: datetime | None = None  # what the database's clock said when `monotonic` was at zero
-        # Held between statements, with when it was last used: to take one out of the pool costs as much as to send
-        # the statement.
-        self._lines: list[tuple[AsyncConnection, Any, float]] = []
-        self._most_lines = 0  # SQLite's one connection that writes is for all
-        self._era = 0
+        # Connections that stay out of the pool between statements: to take one costs as much as to send a statement.
+        self._held: list[_Held] = []
+        self._most_held = 0  # on SQLite, whose one connection that writes is for all
+        self._wrapped = ""  # the beginning of the transaction around a statement of `fetch`, behind a pooler
+        self._losses = Losses()
         if settings.postgres is not None:
             self._pooled = settings.pgbouncer
             self._servers = Postgres(settings.postgres, pooled=self._pooled)
             hot = max(1, settings.database_pool * 2 // 5)
-            self._most_lines = min(2, hot - 1)
+            self._most_held = min(2, hot - 1)
+            if self._pooled:
+                self._wrapped = f"BEGIN ISOLATION LEVEL READ COMMITTED; {self._servers.set_local}"
             self._engine = self._servers.engine(settings.database_pool - hot, patience=QUEUE_LIMIT)
             self._writer = self._reader = self._autocommitting(self._servers.engine(hot, patience=QUEUE_LIMIT / 2))
             self._aside = self._autocommitting(self._engine)
             # Its own connections, so that our own queue is never taken for an outage of the database.
             self._heart = self._autocommitting(self._servers.engine(2, patience=QUEUE_LIMIT))
             for engine in (self._engine, self._writer, self._heart):
-                self._use_only_what_lives(engine)
+                self._losses.watch(engine)
         else:
             url = settings.sqlalchemy_url
-            self._engine = self._writer = _sqlite(url, size=1, writes=True)
-            self._reader = self._aside = _sqlite(url, size=2, writes=False)
-            self._heart = _sqlite(url, size=1, writes=False)
+            self._engine = self._writer = sqlite_engine(url, size=1, writes=True)
+            self._reader = self._aside = sqlite_engine(url, size=2, writes=False)
+            self._heart = sqlite_engine(url, size=1, writes=False)
 
     def _autocommitting(self, engine: AsyncEngine) -> AsyncEngine:
         """One round trip a statement; but a pooler keeps the messages of one together only in a transaction."""
@@ -253,109 +154,64 @@ class Database:
     async def fetch(self, statement: str, *parameters: Any) -> Sequence[Any]:
         """One statement that writes and is its own transaction, by the driver itself; parameters and rows are its own.
 
-        For the one of the hot path: compiled and fetched by SQLAlchemy it costs each refresh of a batch of
-        eight some 70 microseconds more.
+        For the one of the hot path: compiled and fetched by SQLAlchemy it costs each refresh of a batch of eight some
+        70 microseconds more.
+
+        Raises:
+            TemporarilyUnavailable: the database is away; it is not known whether the statement was committed.
         """
         with outage():
-            line, driver = await self._line()
+            held = self._held.pop() if self._held else None
+            if held is None or (self.is_postgres and not self._is_fresh(held)):
+                held = await self._replaced(held)
             try:
-                rows = await self._send(driver, statement, parameters)
+                if self._wrapped:
+                    await held.driver.execute(self._wrapped)
+                    rows = await held.driver.fetch(statement, *parameters)
+                    await held.driver.execute("COMMIT")
+                elif self.is_postgres:
+                    rows = await held.driver.fetch(statement, *parameters)
+                else:
+                    # Alone it is its own transaction, and takes the write lock before it reads.
+                    rows = await held.driver.execute_fetchall(statement, parameters)
             except Exception as e:
-                # SQLAlchemy did not see it, so nobody knows what state the connection is in.
-                if self._is_lost(e):
-                    self._begin_an_era(line.sync_connection)
-                await line.invalidate()
-                await line.close()
-                raise DBAPIError(None, None, e, connection_invalidated=self._is_lost(e)) from e
-            if len(self._lines) < self._most_lines:
-                self._lines.append((line, driver, monotonic()))
+                # SQLAlchemy did not see the error, so the state of the connection is not known.
+                lost = self.is_postgres and is_lost(e)
+                if lost:
+                    self._losses.note(held.losses)
+                await _drop(held.connection)
+                raise DBAPIError(None, None, e, connection_invalidated=lost) from e
+            if len(self._held) < self._most_held:
+                held.used = monotonic()
+                self._held.append(held)
             else:
-                await line.close()
-            return rows
+                await held.connection.close()
+            return cast("Sequence[Any]", rows)
 
-    async def _send(self, driver: Any, statement: str, parameters: Sequence[Any]) -> Sequence[Any]:
-        rows: Sequence[Any]
-        if not self.is_postgres:
-            # Alone it is its own transaction, and takes the write lock before it reads.
-            rows = await driver.execute_fetchall(statement, parameters)
-            return rows
-        if self._pooled:
-            await driver.execute(f"BEGIN ISOLATION LEVEL READ COMMITTED; {self._servers.set_local}")
-        rows = await driver.fetch(statement, *parameters)
-        if self._pooled:
-            await driver.execute("COMMIT")
-        return rows
+    def _is_fresh(self, held: _Held) -> bool:
+        """Whether a connection that is held may be used without a question to the server."""
+        return (
+            held.losses == self._losses.count
+            and monotonic() - held.used < RESTED.total_seconds()
+            and not held.driver.is_closed()
+        )
 
-    def _is_lost(self, error: Exception) -> bool:
-        return self.is_postgres and getattr(error, "sqlstate", "") in {"", None, "25006"}
-
-    async def _line(self) -> tuple[AsyncConnection, Any]:
-        while self._lines:
-            line, driver, used = self._lines.pop()
-            if not self.is_postgres or (
-                _era_of(line.sync_connection) == self._era
-                and not driver.is_closed()
-                and (monotonic() - used < _RESTED.total_seconds() or await self._answers(driver, self._era))
-            ):
-                return line, driver
-            driver.terminate()
-            await line.invalidate()
-            await line.close()
+    async def _replaced(self, held: _Held | None) -> _Held:
+        """The first of the connections that are held which still answers, beginning with this one; else a new one."""
+        while held is not None:
+            may_live = held.losses == self._losses.count and not held.driver.is_closed()
+            if may_live and await self._losses.answers(held.driver, held.losses):
+                return held
+            held.driver.terminate()
+            await _drop(held.connection)
+            held = self._held.pop() if self._held else None
         connection = await self._writer.connect()
-        return connection, (await connection.get_raw_connection()).driver_connection
-
-    async def _answers(self, driver: Any, era: int) -> bool:
-        """Asks a connection that has rested; one that died in silence tells of all that were made before it."""
-        if await answers(driver):
-            return True
-        if era == self._era:
-            self._era += 1
-        return False
-
-    def _use_only_what_lives(self, engine: AsyncEngine) -> None:
-        """The pool replaces a connection that is dead, or was made before another was lost, when it is taken.
-
-        Where one connection is lost, or leads to what is no primary any more, so are all that were made before.
-        Without this each of them would cost a request its 503 before it is found out.
-        """
-
-        @event.listens_for(engine.sync_engine, "connect")
-        def made(_connection: object, record: ConnectionPoolEntry) -> None:
-            record.info["era"] = self._era
-            record.info["used"] = monotonic()
-
-        @event.listens_for(engine.sync_engine, "checkin")
-        def given_back(_connection: object, record: ConnectionPoolEntry) -> None:
-            record.info["used"] = monotonic()
-
-        @event.listens_for(engine.sync_engine, "checkout")
-        def taken(connection: Any, record: ConnectionPoolEntry, _proxy: object) -> None:
-            driver: Any = record.driver_connection
-            if (
-                record.info["era"] == self._era
-                and not driver.is_closed()
-                and (
-                    monotonic() - record.info["used"] < _RESTED.total_seconds()
-                    or connection.run_async(lambda driver: self._answers(driver, record.info["era"]))
-                )
-            ):
-                return
-            driver.terminate()  # without the two seconds that a farewell to a dead server takes
-            raise DisconnectionError("dead, or from before an outage")  # the pool makes another in its place
-
-        @event.listens_for(engine.sync_engine, "handle_error")
-        def failed(context: ExceptionContext) -> None:
-            if context.is_disconnect:
-                self._begin_an_era(context.connection)
-
-    def _begin_an_era(self, lost: Connection | None) -> None:
-        # Only one of this era ends it: those made since may be good.
-        if lost is not None and _era_of(lost) == self._era:
-            self._era += 1
+        driver = (await connection.get_raw_connection()).driver_connection
+        return _Held(connection, driver, count_of(connection.sync_connection), monotonic())
 
     async def leave(self, connection: AsyncConnection) -> None:
         """Gives up a connection to what is no primary any more, and with it all that were made before."""
-        self._begin_an_era(connection.sync_connection)
+        self._losses.note(count_of(connection.sync_connection))
         await connection.invalidate()
 
     @asynccontextmanager
@@ -374,81 +230,14 @@ class Database:
 
     async def close(self) -> None:
         """Lets what is under way end (a few seconds at most), then closes the connections."""
-        if _under_way:
-            await asyncio.wait(_under_way, timeout=TIME_LIMIT.total_seconds())
-        for line, *_ in self._lines:
-            await line.close()
+        await finish()
+        for held in self._held:
+            await held.connection.close()
         for engine in {self._engine, self._writer, self._reader, self._heart}:
             await engine.dispose()
 
 
-def _era_of(connection: Connection | None) -> object:
-    return connection.info.get("era") if connection is not None and not connection.invalidated else None
-
-
-def _sqlite(url: str, *, size: int, writes: bool) -> AsyncEngine:
-    engine = create_async_engine(
-        url,
-        pool_size=size,
-        max_overflow=0,
-        pool_timeout=QUEUE_LIMIT.total_seconds(),
-        hide_parameters=True,
-        connect_args={"timeout": LOCK_LIMIT.total_seconds()},
-    )
-    sqlite_hooks(engine.sync_engine, writes=writes)
-    return engine
-
-
-def sqlite_hooks(engine: Engine, *, writes: bool) -> None:
-    """WAL, a full sync at each commit (guarantee 3), foreign keys; transactions take the write lock when they begin.
-
-    A deferred transaction that reads first and writes later fails at once on a stale snapshot, or loses the
-    update; BEGIN IMMEDIATE waits its turn.
-
-    A file that is not there yet is made for its owner alone; SQLite gives its -wal and -shm the same mode.
-    """
-
-    @event.listens_for(engine, "do_connect")
-    def private(_dialect: object, _record: object, arguments: Sequence[str], _options: object) -> None:
-        if (path := arguments[0]) != ":memory:":
-            with suppress(OSError):  # the driver says what is wrong with it
-                # Never one that is there: to close any descriptor of a file gives up all locks of this process on it
-                # (POSIX, fcntl), also those of SQLite's other connections.
-                with suppress(FileExistsError):
-                    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-                mode_if_ours(Path(path), f"the database in {path} ")
-
-    @event.listens_for(engine, "connect")
-    def connect(connection: Any, _record: object) -> None:
-        connection.isolation_level = None
-        cursor = connection.cursor()
-        _to_wal(cursor)
-        for pragma in ("synchronous = FULL", "foreign_keys = ON"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    if writes:
-
-        @event.listens_for(engine, "begin")
-        def begin(connection: Any) -> None:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-
-def _to_wal(cursor: Any) -> None:
-    # A property of the file, so this does something once in its life; but then SQLite does not wait for its lock as it
-    # waits for all others, and the second of two first starts would fail.
-    until = monotonic() + LOCK_LIMIT.total_seconds()
-    while True:
-        try:
-            cursor.execute("PRAGMA journal_mode = WAL")
-        except Exception as e:
-            if getattr(e, "sqlite_errorname", "") != "SQLITE_BUSY" or monotonic() > until:
-                raise
-            time.sleep(0.01)
-        else:
-            return
-
-
-def monotonic() -> float:
-    """Seconds on a clock that never steps, for ages within this process."""
-    return time.monotonic()
+async def _drop(connection: AsyncConnection) -> None:
+    """Closes a connection of the pool, which makes another in its place."""
+    await connection.invalidate()
+    await connection.close()

@@ -1,4 +1,4 @@
-"""Changes the schema: what Alembic calls through `migrations/env.py`, online or as SQL (`--sql`).
+"""Changes the schema: by `migrate`, or by `alembic`, which calls `run` through `migrations/env.py`, also for `--sql`.
 
 All migrations of one call run in one transaction, on SQLite too. So a call that is cut off leaves the schema as it
 was, and the locks and limits below end with the transaction: nothing stays on a connection that a pooler hands on.
@@ -12,24 +12,26 @@ import sys
 from datetime import timedelta
 from typing import Any
 
-from alembic import context
+from alembic import command, context
 from sqlalchemy import BigInteger, Connection, bindparam, create_engine, event, make_url, pool, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ..errors import TemporarilyUnavailable
+from ..errors import ConfigurationError, TemporarilyUnavailable
+from ..place import Place
 from ..postgres_url import PostgresURL
-from ..settings import ConfigurationError, place_of_migrations
-from .database import outage, sqlite_hooks
+from ..settings import place_of_migrations
+from .locks import LOCK_LIMIT, MIGRATIONS
+from .outages import LOCK_NOT_AVAILABLE, READ_ONLY, not_let_in, outage, sqlstate
 from .postgres import Postgres
-from .schema import not_let_in
+from .schema import alembic_config
+from .sqlite import sqlite_hooks
 from .tables import Base
 
 _PATIENCE = timedelta(seconds=20)
 """How long one migration waits for another to end."""
 
-_LOCK = 0x6B657900
-_TAKE = f"SELECT pg_advisory_xact_lock({_LOCK})"
+_TAKE = f"SELECT pg_advisory_xact_lock({MIGRATIONS})"
 
 
 def _limit(wait: timedelta) -> str:
@@ -37,7 +39,23 @@ def _limit(wait: timedelta) -> str:
 
 
 # Clients queue up behind a statement that waits for a lock on a table, so none waits long.
-_IMPATIENCE = _limit(timedelta(seconds=2))
+_IMPATIENCE = _limit(LOCK_LIMIT)
+
+
+def migrate(place: Place) -> None:
+    """Brings a database to this release's schema. Blocks; not for the event loop.
+
+    Raises:
+        ConfigurationError: it can't be written, is no database, does not let us in, or another migration goes on.
+        TemporarilyUnavailable: it can't be reached, is read-only, or a table stayed locked.
+    """
+    config = alembic_config()
+    config.attributes["place"] = place
+    try:
+        with outage():
+            command.upgrade(config, "head")
+    except (TemporarilyUnavailable, DBAPIError) as e:
+        raise _in_words(e, place) from None
 
 
 def run() -> None:
@@ -47,38 +65,59 @@ def run() -> None:
         ConfigurationError: another migration holds the lock.
         SystemExit: something is wrong, and Alembic's own command is running.
     """
-    if url := context.config.attributes.get("url"):
-        _online(url)  # our own command is running, and says what is wrong
+    if place := context.config.attributes.get("place"):
+        _online(place)  # called by `migrate`, which says what is wrong
     else:
         _as_alembics_command()
 
 
+_CHANGES = {"upgrade", "downgrade", "stamp"}
+"""The commands of Alembic that change a database."""
+
+
 def _as_alembics_command() -> None:
-    """For `alembic`: what is wrong with the set-up is one line, and no traceback that might show a part of it."""
+    """For `alembic`: an error of the set-up is one line, and no traceback that might show a part of a secret."""
     end_at_sigterm()
     try:
-        url = place_of_migrations().sqlalchemy_url
+        place = place_of_migrations()
         if context.is_offline_mode():
-            _offline(url)
+            _offline(place)
             return
-        say(url)
-        with outage():
-            _online(url)
+        options = context.config.cmd_opts
+        say(place, changes=options is None or options.cmd[0].__name__ in _CHANGES)
+        try:
+            with outage():
+                _online(place)
+        except TemporarilyUnavailable as e:
+            raise _in_words(e, place) from None
+        except DBAPIError as e:
+            if not_let_in(e):
+                raise _in_words(e, place) from None
+            raise  # a defect of a migration, whose author needs the traceback
     except ConfigurationError as e:
         sys.exit(f"keyturn: {e}")
     except TemporarilyUnavailable as e:
-        why = getattr(e.__cause__, "orig", None) or e.cause
-        sys.exit(f"keyturn: {not_let_in(e) or f'the database is not available ({why})'}")
-    except DBAPIError as e:
-        if line := not_let_in(e):
-            sys.exit(f"keyturn: {line}")
-        raise
+        sys.exit(f"keyturn: {e.cause}")
 
 
-def say(url: str) -> None:
+def _in_words(error: TemporarilyUnavailable | DBAPIError, place: Place) -> ConfigurationError | TemporarilyUnavailable:
+    """An error of a migration, in words for an operator."""
+    if line := not_let_in(error):
+        return ConfigurationError(line)
+    why = error.orig if isinstance(error, DBAPIError) else getattr(error.__cause__, "orig", None) or error.cause
+    state = sqlstate(error.__cause__)
+    if state == READ_ONLY:
+        return TemporarilyUnavailable("the database is read-only: a standby, or default_transaction_read_only is on")
+    if state == LOCK_NOT_AVAILABLE:
+        return TemporarilyUnavailable(f"a table stayed locked: try again ({why})")
+    if isinstance(error, TemporarilyUnavailable) and place.postgres is not None:
+        return TemporarilyUnavailable(f"the database is not available ({why})")
+    return ConfigurationError(f"the database can't be brought to this release's schema ({why})")
+
+
+def say(place: Place, *, changes: bool = True) -> None:
     """Names the database: a job that lost its KEYTURN_DATABASE_URL must be seen to migrate the embedded default."""
-    where = PostgresURL.parse(url) if url.startswith("postgresql") else url
-    print(f"keyturn: migrating {where}", file=sys.stderr)
+    print(f"keyturn: {'migrating' if changes else 'the database is'} {place.where}", file=sys.stderr)
 
 
 def end_at_sigterm() -> None:
@@ -101,13 +140,12 @@ def _configure(**where: Any) -> None:
     )
 
 
-def _offline(url: str) -> None:
-    on_postgres = url.startswith("postgresql")
-    dialect = "postgresql" if on_postgres else "sqlite"
+def _offline(place: Place) -> None:
+    dialect = "sqlite" if place.postgres is None else "postgresql"
     _configure(dialect_name=dialect, literal_binds=True, dialect_opts={"paramstyle": "named"})
     with context.begin_transaction():
-        if on_postgres:
-            search_path = Postgres(PostgresURL.parse(url), pooled=True).search_path
+        if place.postgres is not None:
+            search_path = Postgres(place.postgres, pooled=True).search_path
             where = (f"SELECT set_config('search_path', '{search_path}', true)",) if search_path else ()
             for statement in (*where, _limit(_PATIENCE), _TAKE, _IMPATIENCE):
                 context.execute(statement)
@@ -120,19 +158,19 @@ def _run(connection: Connection) -> None:
         context.run_migrations()
 
 
-def _online(url: str) -> None:
-    if url.startswith("postgresql"):
-        asyncio.run(_on_postgres(url))
+def _online(place: Place) -> None:
+    if place.postgres is not None:
+        asyncio.run(_on_postgres(place.postgres))
         return
     # aiosqlite's thread may report to the event loop after that is closed; nothing else runs here that would wait.
-    engine = create_engine(make_url(url).set(drivername="sqlite"), poolclass=pool.NullPool)
+    engine = create_engine(make_url(place.sqlalchemy_url).set(drivername="sqlite"), poolclass=pool.NullPool)
     sqlite_hooks(engine, writes=True)
     with engine.connect() as connection:
         _run(connection)
 
 
-async def _on_postgres(url: str) -> None:
-    engine = Postgres(PostgresURL.parse(url), pooled=True).migrating()
+async def _on_postgres(url: PostgresURL) -> None:
+    engine = Postgres(url, pooled=True).migrating()
     # In each transaction: Alembic ends one and begins another where a migration asks for an `autocommit_block`.
     event.listen(engine.sync_engine, "begin", _one_at_a_time)
     async with engine.connect() as connection:
@@ -148,7 +186,7 @@ def _one_at_a_time(connection: Connection) -> None:
         try:
             connection.exec_driver_sql(_TAKE)
         except DBAPIError as e:
-            if getattr(e.orig, "sqlstate", None) != "55P03":  # lock_not_available
+            if sqlstate(e) != LOCK_NOT_AVAILABLE:
                 raise
             raise ConfigurationError(f"another migration holds the lock of migrations: {other}") from None
     connection.exec_driver_sql(_IMPATIENCE)
@@ -163,7 +201,7 @@ _HOLDER = text("""
     WHERE locktype = 'advisory' AND granted AND classid = 0 AND objid = :lock AND objsubid = 1
         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
     LIMIT 1
-""").bindparams(bindparam("lock", _LOCK, type_=BigInteger))
+""").bindparams(bindparam("lock", MIGRATIONS, type_=BigInteger))
 
 
 async def migrating(connection: AsyncConnection) -> str | None:

@@ -21,12 +21,12 @@ import asyncpg  # type: ignore[import-untyped]  # it has no types
 from sqlalchemy import ExceptionContext, event, pool
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from ..errors import TemporarilyUnavailable
+from ..errors import TemporarilyUnavailable, WrongSettings
 from ..postgres_url import PostgresURL
-from ..settings import WrongSettings
+from .locks import LOCK_LIMIT
+from .outages import READ_ONLY, sqlstate
 
 STATEMENT_LIMIT = timedelta(seconds=4)
-LOCK_LIMIT = timedelta(seconds=2)
 DRIVER_LIMIT = timedelta(seconds=6)
 """The driver gives a silent server up later than the server would give the statement up, so that the outcome of a
 statement is known wherever it can be."""
@@ -256,5 +256,5 @@ async def answers(connection: Any) -> bool:
 
 def _leave_a_read_only_server(context: ExceptionContext) -> None:
     # After a failover the connections to what was the primary live on, and none of them ever writes again.
-    if getattr(context.original_exception, "sqlstate", None) == "25006":
+    if sqlstate(context.original_exception) == READ_ONLY:
         context.is_disconnect = True

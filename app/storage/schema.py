@@ -1,7 +1,6 @@
-"""What must be there before the first request: folder, master secret, schema, keys, an administrator.
+"""The schema that a service needs: version, tables and rights, asked for before the first request.
 
-The embedded default makes all of it. With a Postgres nothing is invented: what is missing stops the start with one
-line that says what to do. (The working keys are random rows that every first start makes, under a lock.)
+With a Postgres nothing is invented: where something is missing, the start stops with one line that says what to do.
 """
 
 from __future__ import annotations
@@ -9,37 +8,20 @@ from __future__ import annotations
 import base64
 import os
 import secrets
-import shutil
-import sys
 from pathlib import Path
 
-from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import func, inspect, select, text
+from sqlalchemy import inspect, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ..actors import SERVICE
-from ..errors import Conflict, TemporarilyUnavailable
-from ..settings import SECRET_BYTES, ConfigurationError, Place, Settings, make_data_dir, master_secret, mode_if_ours
-from ..users.users import Users
-from .database import Database, message, outage
-from .tables import User
-
-_PACKAGE = Path(__file__).parent.parent
-_CHECKOUT = _PACKAGE.parent
-ADMINISTRATOR = "admin@localhost"
-
-
-def called() -> str:
-    """How whoever called this process calls the command again."""
-    found = shutil.which("keyturn")
-    if Path(sys.argv[0]).name == "keyturn":
-        return "keyturn" if found else sys.argv[0]
-    if Path(sys.prefix).resolve() == (_CHECKOUT / ".venv").resolve() and (_CHECKOUT / "dev.py").exists():
-        return "python3 dev.py keyturn"
-    return "keyturn" if found else f"python -m {_PACKAGE.name}"
+from ..command_name import called
+from ..errors import ConfigurationError, TemporarilyUnavailable
+from ..own_files import mode_if_ours
+from ..settings import SECRET_BYTES, Settings, master_secret
+from .database import Database
+from .outages import message, not_let_in
 
 
 def master_secret_of(settings: Settings) -> bytes:
@@ -88,52 +70,18 @@ def make_secret(settings: Settings) -> bool:
     return True
 
 
-def _alembic() -> Config:
-    # Without alembic.ini, which an installed package does not have; its migrations lie inside and not beside it.
-    inside, beside = _PACKAGE / "migrations", _CHECKOUT / "migrations"
+_PACKAGE = Path(__file__).parent.parent
+
+
+def alembic_config() -> Config:
+    """Alembic's configuration of this release's migrations, made without a file.
+
+    An installed package has no alembic.ini, and its migrations lie inside it; those of a checkout lie beside it.
+    """
+    inside, beside = _PACKAGE / "migrations", _PACKAGE.parent / "migrations"
     config = Config()
     config.set_main_option("script_location", str(inside if inside.exists() else beside).replace("%", "%%"))
     return config
-
-
-def migrate(place: Place) -> None:
-    """Brings a database to this release's schema. Blocks; not for the event loop.
-
-    Raises:
-        ConfigurationError: it can't be written, is no database, does not let us in, or another migration goes on.
-        TemporarilyUnavailable: it can't be reached.
-    """
-    config = _alembic()
-    config.attributes["url"] = place.sqlalchemy_url
-    try:
-        with outage():
-            command.upgrade(config, "head")
-    except (TemporarilyUnavailable, DBAPIError) as e:
-        if line := not_let_in(e):
-            raise ConfigurationError(line) from None
-        if getattr(getattr(e.__cause__, "orig", None), "sqlstate", "") == "25006":
-            raise TemporarilyUnavailable(
-                "the database is read-only: a standby, or default_transaction_read_only is on"
-            ) from None
-        why = e.orig if isinstance(e, DBAPIError) else getattr(e.__cause__, "orig", None) or e.cause
-        if isinstance(e, TemporarilyUnavailable) and place.sqlalchemy_url.startswith("postgresql"):
-            raise TemporarilyUnavailable(f"the database is away, or a table stayed locked ({why})") from None
-        raise ConfigurationError(f"the database can't be brought to this release's schema ({why})") from None
-
-
-def not_let_in(error: TemporarilyUnavailable | DBAPIError) -> str | None:
-    """What to say where the database refused us by its own rules, and not because it is away."""
-    refused = error if isinstance(error, DBAPIError) else error.__cause__
-    state: str = getattr(getattr(refused, "orig", None), "sqlstate", None) or getattr(refused, "sqlstate", None) or ""
-    if state == "3D000":
-        return "there is no such database: make it, or correct DATABASE_URL"
-    if state == "3F000":
-        return "there is no schema in the search path that this user may use: make it, or grant USAGE"
-    if state == "42501" and isinstance(refused, DBAPIError):
-        return f"the database does not let us in (SQLSTATE {state}: {message(refused)}): look at the user's rights"
-    if state.startswith(("28", "42501")):
-        return f"the database does not let us in (SQLSTATE {state}): look at user, password and rights"
-    return None
 
 
 _OLDEST = 14
@@ -148,13 +96,16 @@ _RIGHTS = {
     "pulse": "SELECT, UPDATE",
     "events": "SELECT, INSERT",
 }
-"""On each table. The README has them as GRANT statements."""
+"""The rights on each table that a service needs. The README has them as GRANT statements."""
 
 _SERVER = text("""
 SELECT current_setting('server_version_num')::int / 10000 AS version, current_setting('server_encoding') AS encoding,
   current_setting('transaction_read_only') AS read_only, current_schemas(false)::text AS schemas, current_user AS me,
-  (SELECT min(n.nspname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE c.relname = 'cache_fence' AND to_regclass('cache_fence') IS NULL) AS elsewhere
+  other.name AS elsewhere, other.usable
+FROM (SELECT to_regclass('cache_fence')) AS here(fence) LEFT JOIN LATERAL (
+    SELECT n.nspname AS name, has_schema_privilege(n.oid, 'USAGE') AS usable
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relname = 'cache_fence' AND here.fence IS NULL ORDER BY n.nspname LIMIT 1) AS other ON true
 """)
 
 _MISSING = text("""
@@ -181,11 +132,15 @@ async def _check_server(connection: AsyncConnection) -> None:
         raise ConfigurationError(f"this is PostgreSQL {server.version}; Keyturn needs {_OLDEST} or newer")
     if server.encoding != "UTF8":
         raise ConfigurationError(f"the database's encoding is {server.encoding}; make it with ENCODING 'UTF8'")
+    if server.elsewhere and not server.usable:
+        raise ConfigurationError(
+            f"the database user {server.me} may not use the schema {server.elsewhere}, which has tables of Keyturn: "
+            f"grant USAGE on that schema, or run {called()} migrate"
+        )
     if server.elsewhere:
         raise ConfigurationError(
             f"the search path {server.schemas} has no tables of Keyturn and the schema {server.elsewhere} has: add "
-            f"?options=-csearch_path={server.elsewhere} to DATABASE_URL and grant USAGE on that schema to {server.me}, "
-            f"or run {called()} migrate"
+            f"?options=-csearch_path={server.elsewhere} to KEYTURN_DATABASE_URL, or run {called()} migrate"
         )
     found = await connection.scalars(_MISSING, {"names": list(_RIGHTS), "verbs": list(_RIGHTS.values())})
     missing = found.all()
@@ -206,7 +161,7 @@ async def check_schema(db: Database) -> None:
         TemporarilyUnavailable: the database can't be reached, or takes no writes.
         ConfigurationError: it does not let us in, a right is missing, or its schema is behind.
     """
-    scripts = ScriptDirectory.from_config(_alembic())
+    scripts = ScriptDirectory.from_config(alembic_config())
     head = scripts.get_current_head()
     current = None
     try:
@@ -227,30 +182,3 @@ async def check_schema(db: Database) -> None:
         raise ConfigurationError(
             f"the schema is at {current or 'nothing'}, this release needs {head}: run {called()} migrate"
         )
-
-
-async def first_administrator(db: Database, users: Users) -> str | None:
-    """Makes the first administrator of an embedded default without users; the initial password, told only here."""
-    async with db.look() as connection:
-        if await connection.scalar(select(func.count()).select_from(User)):
-            return None
-    password = secrets.token_urlsafe(15)
-    try:
-        await users.create(ADMINISTRATOR, password, "admin", initial=True, by=SERVICE)
-    except Conflict:  # another first start at the same moment was faster, and tells the password
-        return None
-    return password
-
-
-def prepare(settings: Settings) -> None:
-    """Makes what the embedded default needs before a process can open it. Blocks.
-
-    Raises:
-        ConfigurationError: the folder can't be made or used.
-    """
-    if settings.production:
-        return
-    if settings.database_url is None:
-        make_data_dir(settings)
-        make_secret(settings)
-    migrate(settings)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from time import monotonic
 from typing import Any, Literal, TypeVar, get_args
 
 from cryptography.exceptions import InvalidTag
@@ -32,10 +33,12 @@ from sqlalchemy import ColumnElement, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..actors import Actor
-from ..errors import Conflict, InvalidGrant, NotFound, TemporarilyUnavailable
-from ..settings import Algorithm, ConfigurationError
-from ..storage.database import Database, monotonic, own_task
+from ..errors import ConfigurationError, Conflict, InvalidGrant, NotFound, TemporarilyUnavailable
+from ..settings import Algorithm
+from ..storage.database import Database
+from ..storage.locks import KEYS
 from ..storage.tables import Key
+from ..storage.tasks import own_task
 from .refresh_tokens import RefreshKey, RefreshToken, key_number, prepared_hmac, verify
 
 _N = TypeVar("_N")
@@ -399,7 +402,7 @@ class Keys:
     async def _lock(self, tx: AsyncConnection) -> None:
         # One maker at a time, over all processes. SQLite's transaction holds the write lock already.
         if self._db.is_postgres:
-            await tx.execute(select(func.pg_advisory_xact_lock(LOCK_KEYS)))
+            await tx.execute(select(func.pg_advisory_xact_lock(KEYS)))
 
     async def _insert(
         self, tx: AsyncConnection, use: Use, algorithm: Algorithm | None, secret: bytes, published_for: timedelta
@@ -430,10 +433,6 @@ class Keys:
             )
         )
         return kid
-
-
-LOCK_KEYS = 0x6B657901
-"""Advisory lock of whoever makes keys or the first administrator (any number that no one else takes)."""
 
 
 def _known_here() -> ColumnElement[bool]:

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
-from ..settings import PREFIX, ConfigurationError, Settings
+from ..errors import ConfigurationError
+from ..settings import Settings
+from ..settings_sources import PREFIX
 from .container import Container
 
 MIB = 1024 * 1024

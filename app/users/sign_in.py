@@ -10,8 +10,9 @@ from sqlalchemy import select, update
 from ..errors import InvalidGrant, InvalidRequest, TemporarilyUnavailable
 from ..log import get_logger
 from ..sessions.start import Authenticated
-from ..storage.database import Database, own_task
+from ..storage.database import Database
 from ..storage.tables import User
+from ..storage.tasks import own_task
 from .emails import normalised
 from .passwords import LONGEST, Passwords
 

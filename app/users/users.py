@@ -15,8 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ..actors import Actor
 from ..errors import Conflict, InvalidGrant, InvalidRequest, NotFound
 from ..sessions.ending import Ending, live_of
-from ..storage.database import Database, own_task
+from ..storage.database import Database
 from ..storage.tables import Session, User, uuid7
+from ..storage.tasks import own_task
 from .emails import normalised
 from .passwords import Passwords, acceptable
 from .sign_in import SignIn

@@ -1,0 +1,146 @@
+"""Where settings come from: environment, ``.env``, a TOML file, and files that hold one value (``…_FILE``)."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import stat
+import sys
+import tomllib
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from dotenv.parser import parse_stream
+
+from .errors import ConfigurationError
+from .own_files import mode_if_ours, shown
+from .settings_values import given
+
+PREFIX = "KEYTURN_"
+"""Of all variables. In files the names stand without it."""
+
+
+def sources(
+    environ: Mapping[str, str], config: Path | None, names: Collection[str], only: Collection[str] | None = None
+) -> dict[str, Any]:
+    """What the sources say of all settings, or only of some; files that are named for others are not opened.
+
+    Args:
+        environ: the environment's variables.
+        config: the TOML file of the command line.
+        names: of all settings there are.
+        only: the names of those that are wanted; None for all.
+
+    Raises:
+        ConfigurationError: a source can't be read, or has a name that no setting can have.
+    """
+    values: dict[str, Any] = {}
+    dotenv = _dotenv()
+    named = [source[f"{PREFIX}CONFIG"] for source in (environ, dotenv) if f"{PREFIX}CONFIG" in source]
+    if config := config or (_path(named[0], f"{PREFIX}CONFIG") if named else None):
+        values.update(_from_files(_toml(config, names), only))
+    for source in (dotenv, environ):
+        found = {_setting(name): value for name, value in source.items() if _OURS.match(name)}
+        if source is environ:
+            found = _without_service_links(found)
+        found.pop("config", None)
+        values.update(_from_files(found, only))
+    return values
+
+
+def _dotenv() -> dict[str, str | None]:
+    try:
+        text = Path(".env").read_text(encoding="utf-8-sig")
+        if "\0" in text:  # UTF-16, as some editors write it
+            raise ValueError  # noqa: TRY301  # as what is not UTF-8
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError):
+        raise ConfigurationError(".env: can't be read as UTF-8 text") from None
+    found: dict[str, str | None] = {}
+    for binding in parse_stream(io.StringIO(text)):
+        if binding.error and PREFIX in binding.original.string.upper():
+            raise ConfigurationError(f".env: line {binding.original.line} is not NAME=VALUE")
+        if binding.key is not None:
+            found[binding.key] = binding.value  # as it stands: a password may hold a "${"
+    return found
+
+
+def _toml(config: Path, names: Collection[str]) -> dict[str, Any]:
+    try:
+        found = tomllib.loads(config.read_text(encoding="utf-8-sig"))
+    except OSError as e:
+        raise ConfigurationError(f"--config: {shown(config)} can't be read ({e.strerror})") from None
+    except ValueError:  # TOML's error, or not UTF-8
+        raise ConfigurationError(f"--config: {shown(config)} is not valid TOML") from None
+    for name in found:
+        if name != (plain := name.lower().removeprefix(PREFIX.lower())) and plain.removesuffix("_file") in names:
+            raise ConfigurationError(f"--config: write {plain} and not {name}")
+    return found
+
+
+# A variable is taken for ours where its name begins with KEYTURN_, in any case and behind any sign.
+_OURS = re.compile(r"\W*keyturn[\W_]", re.IGNORECASE)
+
+
+def _setting(name: str) -> str:
+    if not re.fullmatch(f"{PREFIX}[A-Z0-9_]*", name):
+        raise ConfigurationError(f"{ascii(name)[1:-1]}: is no name of a setting; they look like {PREFIX}PORT")
+    return name.removeprefix(PREFIX).lower()
+
+
+# Kubernetes gives every container such variables for each Service of its namespace (its documentation of Services,
+# "Discovering services: environment variables"). A Service that is called `keyturn` makes a KEYTURN_PORT.
+_SERVICE_LINK = re.compile(
+    r"(?:\w+_)?service_(?:host|port(?:_\w+)?)|(?:\w+_)?port_[0-9]+_(?:tcp|udp|sctp)(?:_(?:proto|port|addr))?"
+)
+_PORT_LINK = re.compile(r"(?:\w+_)?port")
+_PORT_LINK_VALUE = re.compile(r"(?:tcp|udp|sctp)://\S+")
+
+
+def _without_service_links(values: dict[str, Any]) -> dict[str, Any]:
+    links = {
+        name
+        for name, value in values.items()
+        if _SERVICE_LINK.fullmatch(name) or (_PORT_LINK.fullmatch(name) and _PORT_LINK_VALUE.fullmatch(value))
+    }
+    if links:
+        names = [f"{PREFIX}{name.upper()}" for name in sorted(links)]
+        sys.stderr.write(f"keyturn: ignored, as Kubernetes makes them for a Service: {', '.join(names)}\n")
+        for name in names:  # neither a second reading nor a worker process says it again
+            os.environ.pop(name, None)
+    return {name: value for name, value in values.items() if name not in links}
+
+
+def _path(value: object, name: str) -> Path:
+    try:
+        return Path(given(value if isinstance(value, str) else ""))
+    except ValueError as e:
+        raise ConfigurationError(f"{name}: {e}") from None
+
+
+def _from_files(values: dict[str, Any], only: Collection[str] | None) -> dict[str, Any]:
+    """Replaces each ``x_file`` by ``x`` with the file's content: a secret need not stand in the environment."""
+    if only is not None:
+        values = {name: value for name, value in values.items() if name.removesuffix("_file") in only}
+    for name in [n for n in values if n.endswith("_file")]:
+        target, called = name.removesuffix("_file"), f"{PREFIX}{name.upper()}"
+        if target in values:
+            raise ConfigurationError(f"{called}: {PREFIX}{target.upper()} is set too; use one of them")
+        path = _path(values.pop(name), called)
+        try:
+            mode = mode_if_ours(path, f"{called}: ")
+            if target == "secret" and stat.S_ISREG(mode) and mode & 0o007:
+                raise ConfigurationError(f"{called}: is open to everyone; chmod 600 it")
+            content = path.read_text(encoding="utf-8-sig")
+        except OSError as e:
+            raise ConfigurationError(f"{called}: can't be read ({e.strerror})") from None
+        except ValueError:
+            raise ConfigurationError(f"{called}: is not the path of a text file") from None
+        try:
+            values[target] = given(content)
+        except ValueError as e:
+            raise ConfigurationError(f"{called}: its content {e}") from None
+    return values

@@ -1,0 +1,126 @@
+"""The forms of settings' values: text, durations, URLs, paths. Each message says what the form is and no value."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import timedelta
+from urllib.parse import parse_qs, urlsplit
+
+from .postgres_url import HIDDEN, PostgresURL
+
+# The options that an operator may give in the URL of Redis: the pattern of each value, and its words. The driver takes
+# each parameter of its own from the URL, also in the place of Keyturn's (see `revocations`).
+_REDIS_OPTIONS = {
+    "db": ("[0-9]{1,5}", "a whole number"),
+    "ssl_ca_certs": (".+", "a file"),
+    "ssl_certfile": (".+", "a file"),
+    "ssl_keyfile": (".+", "a file"),
+    "ssl_cert_reqs": ("required|none", "required or none"),
+    "ssl_check_hostname": ("true|false", "true or false"),
+}
+
+
+def whole_seconds(value: object) -> object:
+    """A duration, from whole seconds.
+
+    Raises:
+        ValueError: it is something else, or more than a duration can hold.
+    """
+    if isinstance(value, timedelta):
+        return value
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 12:  # noqa: PLR2004  # digits
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**12:  # what timedelta can hold
+        return timedelta(seconds=value)
+    raise ValueError("must be a whole number of seconds")
+
+
+_BLANKS = " \t\r\n\v\f"
+
+
+def seen(text: str) -> str:
+    """The text without the blanks around it.
+
+    Raises:
+        ValueError: there is another character that nobody sees, or that is none (bytes that are not UTF-8).
+    """
+    text = text.strip(_BLANKS)
+    if not text.isprintable():
+        raise ValueError("holds a character that can't be seen (a line end, NUL, a blank that is not ASCII, …)")
+    return text
+
+
+def given(text: str) -> str:
+    """As `seen`, of text that must not be empty."""
+    if not (text := seen(text)):
+        raise ValueError("must not be empty")
+    return text
+
+
+def checked_url(value: object) -> object:
+    """A URL as it was given.
+
+    Raises:
+        ValueError: it is none, or parsers of URLs would disagree on its host.
+    """
+    if isinstance(value, str):
+        try:
+            parts = urlsplit(value)
+            parts.port  # noqa: B018  # the property checks it
+            # Parsers differ here: some take the characters after the first @ of a password for the host.
+            stray = parts.netloc.count("@") > 1 or "@" in parts.path
+        except ValueError:  # whose message repeats a part of the value, maybe of the password
+            stray = True
+        if HIDDEN.search(value):
+            raise ValueError("holds an escaped character that can't be seen")
+        if stray:
+            raise ValueError("is not a URL (in a user or password, write @ : / # as %40 %3A %2F %23)")
+    return value
+
+
+def checked_database_url(value: object) -> object:
+    """The URL of a Postgres or of a SQLite file, as it was given.
+
+    Raises:
+        ValueError: it is neither, or asks for what has no effect here.
+    """
+    if not isinstance(value, str) or value.startswith("sqlite+aiosqlite://"):
+        return checked_url(value)
+    if not re.match(r"(postgres|postgresql|postgresql\+asyncpg)://", value):
+        raise ValueError("must begin with postgresql:// (or be unset for SQLite)")
+    PostgresURL.parse(value)
+    return value
+
+
+def checked_root_path(value: object) -> object:
+    """A path without the slash at its end.
+
+    Raises:
+        ValueError: it is none, or a proxy could be led past `verify` by it.
+    """
+    if isinstance(value, str):
+        value = value.removesuffix("/")
+        if not re.fullmatch(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)*", value):
+            raise ValueError("must be a path, as /keyturn")
+        if f"{value}/".startswith("/auth/verify/"):
+            raise ValueError("must not be verify's path or below it, where proxies append what clients ask for")
+    return value
+
+
+def redis_rules(url: str) -> Iterator[tuple[bool, str]]:
+    """For each rule on the options of Redis's URL: whether it is broken, and its message."""
+    parts = urlsplit(url)
+    options = parse_qs(parts.query, keep_blank_values=True)
+    if parts.scheme in {"redis", "rediss"} and parts.path not in {"", "/"}:
+        options.setdefault("db", []).append(parts.path[1:])
+    allowed = {name: o for name, o in _REDIS_OPTIONS.items() if parts.scheme == "rediss" or name == "db"}
+    yield (
+        not options.keys() <= allowed.keys(),
+        f"KEYTURN_REDIS_URL: its options may be {', '.join(_REDIS_OPTIONS)} (ssl_… only with rediss://)",
+    )
+    for name, (pattern, words) in allowed.items():
+        values = options.get(name)
+        # The driver takes one of two values, and 0 for a database that is no number.
+        bad = values is not None and (len(values) > 1 or not re.fullmatch(pattern, values[0]))
+        yield bad, f"KEYTURN_REDIS_URL: {name} must be {words}, and said once"

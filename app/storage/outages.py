@@ -1,0 +1,98 @@
+"""Errors of the database: which are an outage, which a contention, which a defect. SQLSTATEs are read only here.
+
+Their classes are in PostgreSQL's documentation, appendix A.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from ..errors import Contention, TemporarilyUnavailable
+
+READ_ONLY = "25006"
+"""A statement that writes, on a server that takes no writes."""
+
+LOCK_NOT_AVAILABLE = "55P03"
+
+_CONTENTION = "40"  # a serialisation failure or a deadlock
+
+# Classes that say "not now" and nothing about the request: connection, read-only after a failover, password or
+# database changed, resources, lock time-out, operator intervention, system.
+_OUTAGES = ("08", READ_ONLY, "28", "3D", "53", "55", "57", "58")
+
+# An operator took something away while we run: a right, a table (amid a restore), a schema. Postgres's message names
+# it, and no value. For resources (53) the message names the one that is short.
+_NAMED = ("42501", "42P01", "3F", "53")
+
+_NO_DATABASE = "3D000"
+_NO_SCHEMA = "3F000"
+_NO_RIGHT = "42501"
+_NOT_AUTHORISED = "28"
+
+
+@contextmanager
+def outage() -> Iterator[None]:
+    """Tells an outage from a defect.
+
+    Raises:
+        Contention: a serialisation failure or a deadlock.
+        TemporarilyUnavailable: the database is away, full, locked or read-only.
+    """
+    try:
+        yield
+    except PoolTimeout:
+        raise TemporarilyUnavailable("no database connection was free in time") from None
+    except IntegrityError:
+        raise
+    except DBAPIError as e:
+        state = sqlstate(e)
+        name = getattr(e.orig, "sqlite_errorname", "")
+        if state.startswith(_CONTENTION):
+            raise Contention(f"database: {state}") from e
+        if state.startswith(_NAMED):
+            raise TemporarilyUnavailable(f"database: {state} {message(e)}") from e
+        if e.connection_invalidated or state.startswith(_OUTAGES) or (not state and name != "SQLITE_ERROR"):
+            raise TemporarilyUnavailable(f"database: {state or name or type(e.orig).__name__}") from e
+        raise
+    except (OSError, TimeoutError, MemoryError) as e:
+        raise TemporarilyUnavailable(f"database: {type(e).__name__}") from e
+    except RuntimeError as e:
+        # A name is looked up, and a file of SQLite's is opened, in a thread.
+        if "start new thread" not in str(e):
+            raise
+        raise TemporarilyUnavailable(f"database: {e}") from e
+
+
+def sqlstate(error: BaseException | None) -> str:
+    """The SQLSTATE of an error of the driver, or of one of SQLAlchemy's around it; empty where there is none."""
+    found = getattr(getattr(error, "orig", None), "sqlstate", None) or getattr(error, "sqlstate", None)
+    return str(found or "")
+
+
+def message(error: DBAPIError) -> str:
+    """Postgres's own words, without the class of the driver's error."""
+    return str(error.orig).rpartition(">: ")[2]
+
+
+def is_lost(error: Exception) -> bool:
+    """Whether an error of the Postgres driver ends its connection: no answer, or the server is not the primary."""
+    return sqlstate(error) in {"", READ_ONLY}
+
+
+def not_let_in(error: TemporarilyUnavailable | DBAPIError) -> str | None:
+    """A line to the operator where Postgres refused us by its own rules; None where it is away."""
+    refused = error if isinstance(error, DBAPIError) else error.__cause__
+    state = sqlstate(refused)
+    if state == _NO_DATABASE:
+        return "there is no such database: make it, or correct KEYTURN_DATABASE_URL"
+    if state == _NO_SCHEMA:
+        return "the search path has no schema that the database user may use: make it, or grant USAGE on that schema"
+    if state == _NO_RIGHT and isinstance(refused, DBAPIError):
+        return f"the database does not let us in (SQLSTATE {state}: {message(refused)}): look at the user's rights"
+    if state.startswith((_NOT_AUTHORISED, _NO_RIGHT)):
+        return f"the database does not let us in (SQLSTATE {state}): look at user, password and rights"
+    return None

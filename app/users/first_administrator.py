@@ -1,0 +1,28 @@
+"""The first administrator of an embedded default."""
+
+from __future__ import annotations
+
+import secrets
+
+from sqlalchemy import func, select
+
+from ..actors import SERVICE
+from ..errors import Conflict
+from ..storage.database import Database
+from ..storage.tables import User
+from .users import Users
+
+ADMINISTRATOR = "admin@localhost"
+
+
+async def first_administrator(db: Database, users: Users) -> str | None:
+    """Makes the first administrator where there are no users; the initial password, which nothing keeps."""
+    async with db.look() as connection:
+        if await connection.scalar(select(func.count()).select_from(User)):
+            return None
+    password = secrets.token_urlsafe(15)
+    try:
+        await users.create(ADMINISTRATOR, password, "admin", initial=True, by=SERVICE)
+    except Conflict:  # another first start made it at the same moment, and prints the password
+        return None
+    return password
