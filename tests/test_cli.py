@@ -25,7 +25,7 @@ import redis
 from sqlalchemy import text, update
 
 from app.actors import SERVICE
-from app.commands.parser import main
+from app.commands.command import main
 from app.keyturn import Keyturn, opened, running
 from app.sessions.rotation import Tokens
 from app.settings import read
@@ -315,7 +315,7 @@ def test_sessions_that_are_not_there_are_refused(keyturn: Command) -> None:
 def test_retiring_a_refresh_key_ends_the_sessions_under_it_and_says_how_many(
     keyturn: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.commands.parser.READ_BY_ALL", timedelta(0))
+    monkeypatch.setattr("app.commands.keys.READ_BY_ALL", timedelta(0))
     user(keyturn)
     sessions = [keyturn.login("ada@example.com").session_id for _ in range(2)]
     assert keyturn.ok("keys", "generate", "refresh").out.strip() == "refresh-2"

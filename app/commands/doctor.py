@@ -1,11 +1,14 @@
 """`keyturn doctor`: asks for everything that a start or a request needs, and says what to do where it is missing.
 
-Each examination is a function that yields findings. A finding without advice is good news. An examination that opens
-something raises what the start itself would raise, so the doctor and the start agree.
+Each examination is a function that yields findings. A finding without advice is good news. Where an examination opens
+something, it raises the error that a start would raise, so the doctor and the start agree.
 """
 
 from __future__ import annotations
 
+import argparse
+import asyncio
+import json
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -20,12 +23,13 @@ from ..storage.migrating import migrating
 from ..storage.schema import called, check_schema
 from ..storage.tables import User
 from .addresses import listen
+from .arguments import Words
 
 _CONNECTIONS = 1000  # a process serves thousands of requests a second, and most proxies keep a connection for each
 
 
 class Finding(NamedTuple):
-    """A thing that was looked at. `advice` says how to mend it, and is empty where nothing is wrong."""
+    """One thing that the doctor looked at. `advice` says how to mend it, and is empty where nothing is wrong."""
 
     check: str
     advice: str = ""
@@ -36,8 +40,27 @@ class Finding(NamedTuple):
         return self.advice.startswith("away")
 
 
+def add_to(words: Words) -> None:
+    """Adds the command."""
+    parser = words.add_parser("doctor", help="check the set-up and say what to do")
+    parser.add_argument("--json", action="store_true")
+    parser.set_defaults(run=_doctor)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    findings = asyncio.run(examine())
+    if arguments.json:
+        print(json.dumps([{"check": f.check, "ok": not f.advice, "advice": f.advice} for f in findings]))
+    else:
+        for check, advice in findings:
+            print(f"{'!!' if advice else 'ok'}  {check}" + (f": {advice}" if advice else ""))
+    if any(finding.away for finding in findings):
+        return 3
+    return 1 if any(finding.advice for finding in findings) else 0
+
+
 async def examine() -> list[Finding]:
-    """All findings, in the order in which a start would meet them. The first that stops a start is the last."""
+    """All findings, in the order in which a start would meet them. A finding that stops a start is the last."""
     findings: list[Finding] = []
     try:
         settings = read()
@@ -91,7 +114,7 @@ async def _keys(keyturn: Keyturn) -> AsyncIterator[Finding]:
         # The one that signs, and those that are published and sign within a minute, in their order.
         these = [key for key in keys if key["use"] == use and key["status"] in {"signs", "published"}]
         these.sort(key=lambda key: (key["status"] == "published", key["signs_from"]))
-        told = [
+        signers = [
             f"{key['algorithm']} (key {key['kid']})"
             + (f" from {key['signs_from']:%H:%M:%SZ} on" if key["status"] == "published" else "")
             for key in these
@@ -103,7 +126,7 @@ async def _keys(keyturn: Keyturn) -> AsyncIterator[Finding]:
         )
         other = use == "access" and bool(these) and these[-1]["algorithm"] != wanted
         if these:
-            yield Finding(f"{use} tokens signed with {', '.join(told)}", new if other else "")
+            yield Finding(f"{use} tokens signed with {', '.join(signers)}", new if other else "")
 
 
 async def _administrators(keyturn: Keyturn) -> AsyncIterator[Finding]:
