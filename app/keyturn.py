@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from .actors import SERVICE
+from .events.audit import Events
 from .log import get_logger
 from .revocation.revocations import Revocations
 from .sessions.rotation import Sessions
@@ -35,6 +36,7 @@ class Keyturn:
     passwords: Passwords
     users: Users
     sessions: Sessions
+    events: Events
 
 
 @asynccontextmanager
@@ -50,7 +52,8 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     passwords = Passwords(settings, HashingRoom.of(settings, container()))
     sessions = Sessions(db, keys, AccessTokens(keys, settings), revocations, settings)
     try:
-        yield Keyturn(settings, db, keys, revocations, passwords, Users(db, passwords, revocations), sessions)
+        users = Users(db, passwords, revocations)
+        yield Keyturn(settings, db, keys, revocations, passwords, users, sessions, Events(db))
     finally:
         await revocations.close()
         await db.close()

@@ -48,7 +48,10 @@ def on_parts(act: Act, *, load: bool = True) -> Callable[[argparse.Namespace], N
 
 
 def by() -> Actor:
-    """The actor of every command: the operating system's user who gave it."""
-    with suppress(OSError, KeyError, ImportError):  # a container may have no name for its user
-        return Actor("command", getpass.getuser())
+    """The actor of every command: the operating system's user who gave it, as LOGNAME or the user database name it.
+
+    An event keeps 64 characters of the name. The name is None where a container has none for its user.
+    """
+    with suppress(OSError, KeyError, ImportError):
+        return Actor("command", getpass.getuser()[:64])
     return Actor("command")

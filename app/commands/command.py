@@ -12,10 +12,10 @@ from typing import NoReturn
 from ..errors import Refusal, TemporarilyUnavailable
 from ..settings import PREFIX, ConfigurationError, WrongSettings
 from ..storage.migrating import end_at_sigterm
-from . import doctor, keys, migrate, openapi, serve, sessions, upkeep, users
+from . import doctor, events, keys, migrate, openapi, serve, sessions, upkeep, users
 from .arguments import Parser
 
-_NOUNS = (serve, migrate, doctor, openapi, upkeep, users, sessions, keys)
+_NOUNS = (serve, migrate, doctor, openapi, upkeep, users, sessions, keys, events)
 """In the order in which the help names them. Each file adds its own words."""
 
 

@@ -7,15 +7,14 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 from uuid import UUID
 
 Row: TypeAlias = Mapping[str, Any]
 
 
-class _Identified(Protocol):
-    @property
-    def id(self) -> UUID: ...
+_LONGEST_EMAIL = 32
+"""How many characters of an e-mail address fit into a table."""
 
 
 def show(what: Row | Sequence[Row], arguments: argparse.Namespace) -> None:
@@ -39,10 +38,10 @@ def show(what: Row | Sequence[Row], arguments: argparse.Namespace) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
-def more(rows: Sequence[_Identified], limit: int, option: str) -> None:
-    """Says how to read on where the limit was reached."""
-    if rows and len(rows) == limit:
-        note(f"there may be more: {option} {rows[-1].id}, or a higher --limit")
+def more(ids: Sequence[UUID], limit: int, option: str) -> None:
+    """Says how to read on after the last of these ids, where the limit was reached."""
+    if ids and len(ids) == limit:
+        note(f"there may be more: {option} {ids[-1]}, or a higher --limit")
 
 
 def note(line: str) -> None:
@@ -52,10 +51,19 @@ def note(line: str) -> None:
 
 
 def moment(value: Any) -> str:
-    """A value as a table shows it: a moment to the second, nothing for None."""
+    """A value as a table shows it: a moment to the second, nothing for None.
+
+    A character that a terminal could obey becomes a question mark: a client has chosen some of the values.
+    """
     if isinstance(value, datetime):
         value = value.replace(microsecond=0)
-    return "" if value is None else str(_plain(value))
+    shown = "" if value is None else str(_plain(value))
+    return shown if shown.isprintable() else "".join(c if c.isprintable() else "?" for c in shown)
+
+
+def shortened(email: str) -> str:
+    """An e-mail address as a table shows it."""
+    return email if len(email) <= _LONGEST_EMAIL else f"{email[: _LONGEST_EMAIL - 1]}…"
 
 
 def count_of_sessions(number: int) -> str:

@@ -13,11 +13,8 @@ from ..sessions.rotation import State
 from ..storage.schema import called
 from .acts import add_verb, by
 from .arguments import Words, identifier, whole
-from .output import Row, count_of_sessions, more, show
+from .output import Row, count_of_sessions, more, shortened, show
 from .users import found
-
-_LONGEST_EMAIL = 32
-"""How many characters of an address fit into the table."""
 
 
 def add_to(words: Words) -> None:
@@ -46,7 +43,7 @@ async def _list(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
         show([_session(session, emails) for session in sessions], arguments)
     else:
         show([_in_short(session, emails) for session in sessions], arguments)
-        more(sessions, arguments.limit, "--before")
+        more([session.id for session in sessions], arguments.limit, "--before")
 
 
 async def _show(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
@@ -101,11 +98,10 @@ def _session(session: State, emails: Mapping[UUID, str]) -> Row:
 
 
 def _in_short(session: State, emails: Mapping[UUID, str]) -> Row:
-    email = emails.get(session.user_id, "")
     over = session.over()
     return {
         "id": session.id,
-        "email": email if len(email) <= _LONGEST_EMAIL else f"{email[: _LONGEST_EMAIL - 1]}…",
+        "email": shortened(emails.get(session.user_id, "")),
         "status": over or "live",
         "begun": f"{_short(session.now - session.created_at)} ago",
         "refreshed": f"{_short(session.now - session.rotated_at)} ago" if session.generation else "never",

@@ -61,7 +61,7 @@ async def _list(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     users = await keyturn.users.list(limit=arguments.limit, after=arguments.after)
     show([_user(user) for user in users], arguments)
     if not arguments.json:
-        more(users, arguments.limit, "--after")
+        more([user.id for user in users], arguments.limit, "--after")
 
 
 async def _disable(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
