@@ -14,7 +14,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from unittest import mock
@@ -25,6 +25,7 @@ import redis
 from sqlalchemy import text, update
 
 from app.actors import SERVICE, Actor
+from app.commands.acts import by
 from app.commands.command import main
 from app.events.audit import Event, record
 from app.keyturn import Keyturn, opened, running
@@ -412,9 +413,9 @@ async def record_some(keyturn: Keyturn) -> None:
         (Actor("anonymous", None, "\x1b[2J"), Event("session_ended", bob.id, uuid7(), None, "reuse_detected")),
         (SERVICE, Event("key_generated", detail="refresh-9")),
     )  # fmt: skip
-    for hours, (by, event) in enumerate(acts):
+    for hours, (who, event) in enumerate(acts):
         async with keyturn.db.begin() as tx:
-            await record(tx, begun + timedelta(hours=hours), by, [event])
+            await record(tx, begun + timedelta(hours=hours), who, [event])
         await asyncio.sleep(0.002)  # ids are ordered by the millisecond
 
 
@@ -459,10 +460,11 @@ def test_events_are_listed_of_one_user_of_one_session_and_page_by_page(keyturn: 
     assert of_session == [event for event in listed if event["session_id"] == str(SESSION)]
     assert len(of_session) == 2
     pages, last = [], []
-    while page := keyturn.ok("events", "list", "--json", "--limit", "2", *last).json:
-        pages += page
-        last = ["--before", page[-1]["id"]]
+    while len(pages) < len(listed):
+        pages += keyturn.ok("events", "list", "--json", "--limit", "2", *last).json
+        last = ["--before", pages[-1]["id"]]
     assert pages == listed
+    assert keyturn.ok("events", "list", "--json", *last).json == []
     done = keyturn.ok("events", "list", "--limit", "2")
     assert done.err == f"there may be more: --before {listed[1]['id']}, or a higher --limit\n"
     assert keyturn.ok("events", "list", "--limit", "2", "--json").err == ""
@@ -490,6 +492,19 @@ def test_the_table_of_events_names_who_and_on_whom_and_no_terminal_obeys_it(keyt
     [reuse] = [line for line in cells if "reuse_detected" in line]
     assert reuse[-1] == "?[2J"
     assert done.out.replace("\n", "").isprintable()
+
+
+def test_the_actor_of_a_command_is_the_systems_user_who_gave_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGNAME", "ada")
+    assert by() == Actor("command", "ada")
+    monkeypatch.setenv("LOGNAME", "a" * 1000)  # an event keeps 64 characters
+    assert by() == Actor("command", "a" * 64)
+
+    def nameless() -> str:
+        raise KeyError("uid not found")  # as Python 3.11 does in a container without a name for its user
+
+    monkeypatch.setattr("getpass.getuser", nameless)
+    assert by() == Actor("command", None)
 
 
 def findings(done: Done) -> dict[str, str]:
@@ -603,6 +618,37 @@ def test_the_doctor_tells_a_redis_that_nobody_filled_from_one_that_may_evict(key
         client.config_set("maxmemory-policy", "allkeys-lru")
         advice = findings(keyturn("doctor", "--json"))["cache (not complete)"]
         assert advice.startswith("set maxmemory-policy noeviction: ")
+
+
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+def test_the_doctor_sees_that_postgres_does_not_enforce_foreign_keys(keyturn: Command) -> None:
+    assert findings(keyturn("doctor", "--json"))["foreign keys are enforced"] == ""
+
+    async def switched_off(keyturn: Keyturn) -> None:
+        async with keyturn.db.begin() as tx:
+            name = await tx.scalar(text("SELECT current_database()"))
+            await tx.execute(text(f"ALTER DATABASE {name} SET session_replication_role = replica"))
+
+    keyturn.inside(switched_off)
+    found = keyturn("doctor", "--json")
+    assert found.code == 1
+    advice = "set session_replication_role = origin for this role and database"
+    assert findings(found)["foreign keys are enforced"] == advice
+
+
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+@pytest.mark.parametrize(("seconds", "differs"), [(0, False), (30, True), (-30, True)])
+def test_the_doctor_compares_this_machines_clock_with_the_databases(
+    keyturn: Command, monkeypatch: pytest.MonkeyPatch, seconds: int, differs: bool
+) -> None:
+    class Shifted(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Shifted:
+            return super().now(tz) + timedelta(seconds=seconds)
+
+    monkeypatch.setattr("app.storage.condition.datetime", Shifted)
+    advice = findings(keyturn("doctor", "--json"))["clock"]
+    assert advice == ("this machine's clock differs from the database's" if differs else "")
 
 
 def test_a_command_is_named_as_it_can_be_called(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

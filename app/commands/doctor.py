@@ -10,18 +10,17 @@ import argparse
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import NamedTuple
-
-from sqlalchemy import func, select
 
 from ..errors import TemporarilyUnavailable
 from ..http import open_files
 from ..keyturn import Keyturn, opened
 from ..settings import ConfigurationError, read
+from ..storage.condition import clock_skew, enforces_foreign_keys, schema_in_use
 from ..storage.migrating import migrating
 from ..storage.schema import called, check_schema
-from ..storage.tables import User
+from ..users.administrators import administrators
 from .addresses import listen
 from .arguments import Words
 
@@ -87,14 +86,12 @@ async def _schema(keyturn: Keyturn) -> AsyncIterator[Finding]:
     yield Finding("database and schema")
     if not keyturn.db.is_postgres:
         return
-    async with keyturn.db.look() as connection:
-        role = await connection.scalar(select(func.current_setting("session_replication_role")))
-        schema = await connection.scalar(select(func.current_schema()))
-    yield Finding(f"tables in the schema {schema}")
-    # The one default that a promise rests on and only a superuser may set.
+    yield Finding(f"tables in the schema {await schema_in_use(keyturn.db)}")
+    # Only a superuser may set this parameter of Postgres, so Keyturn can't set it for its own connections.
+    enforced = await enforces_foreign_keys(keyturn.db)
     yield Finding(
         "foreign keys are enforced",
-        "" if role == "origin" else "set session_replication_role = origin for this role and database",
+        "" if enforced else "set session_replication_role = origin for this role and database",
     )
 
 
@@ -130,12 +127,9 @@ async def _keys(keyturn: Keyturn) -> AsyncIterator[Finding]:
 
 
 async def _administrators(keyturn: Keyturn) -> AsyncIterator[Finding]:
-    enabled = User.disabled_at.is_(None)
-    async with keyturn.db.look() as connection:
-        initial = await connection.scalar(select(User.email).where(User.password_is_initial, enabled).limit(1))
-        admins = await connection.scalar(select(func.count()).where(User.role == "admin", enabled))
+    enabled, initial = await administrators(keyturn.db)
     yield Finding("initial password", f"change it: {called()} users set-password {initial}" if initial else "")
-    yield Finding("administrator", "" if admins else f"make one: {called()} users create EMAIL --role admin")
+    yield Finding("administrator", "" if enabled else f"make one: {called()} users create EMAIL --role admin")
 
 
 async def _hashing(keyturn: Keyturn) -> AsyncIterator[Finding]:
@@ -147,9 +141,7 @@ async def _hashing(keyturn: Keyturn) -> AsyncIterator[Finding]:
 
 
 async def _clock(keyturn: Keyturn) -> AsyncIterator[Finding]:
-    async with keyturn.db.look() as connection:
-        theirs = await connection.scalar(select(keyturn.db.now()))
-    skew = abs(datetime.now(theirs.tzinfo) - theirs) if theirs else timedelta(0)
+    skew = await clock_skew(keyturn.db)
     yield Finding("clock", "" if skew < timedelta(seconds=2) else "this machine's clock differs from the database's")
 
 
