@@ -30,8 +30,8 @@ def add_to(words: Words) -> None:
 def _serve(_arguments: argparse.Namespace) -> int:
     settings = read()
     open_files.raise_limit()
-    # An address that is taken stops the start before anything is made or printed. uvicorn would open its sockets later,
-    # and other ones with several workers than with one.
+    # Bind before anything is made or printed, so that an address that is taken stops the start. uvicorn would bind
+    # later, and with several workers in another way than with one.
     sockets = listen(settings.host, settings.port)
     try:
         return _serve_on(sockets, settings)
