@@ -14,7 +14,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from unittest import mock
@@ -24,9 +24,11 @@ import pytest
 import redis
 from sqlalchemy import text, update
 
-from app.actors import SERVICE
+from app.actors import SERVICE, Actor
 from app.command_name import called
-from app.commands.parser import main
+from app.commands.acts import by
+from app.commands.command import main
+from app.events.audit import Event, record
 from app.keyturn import Keyturn, opened, running
 from app.sessions.answers import Tokens
 from app.settings import read
@@ -247,6 +249,7 @@ def test_no_password_goes_on_the_command_line(words: tuple[str, ...], capsys: py
         ("users", "list", "--limit", "1000000"),
         ("users", "list", "--after", "x"),
         ("sessions", "show", "x"),
+        ("events", "list", "--session", "x"),
         ("keys", "generate", "cookie"),
         ("keys", "generate", "access", "--algorithm", "PS256"),
         ("gc", "--keep-days", "999999"),
@@ -316,7 +319,7 @@ def test_sessions_that_are_not_there_are_refused(keyturn: Command) -> None:
 def test_retiring_a_refresh_key_ends_the_sessions_under_it_and_says_how_many(
     keyturn: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.commands.parser.READ_BY_ALL", timedelta(0))
+    monkeypatch.setattr("app.commands.keys.READ_BY_ALL", timedelta(0))
     user(keyturn)
     sessions = [keyturn.login("ada@example.com").session_id for _ in range(2)]
     assert keyturn.ok("keys", "generate", "refresh").out.strip() == "refresh-2"
@@ -396,6 +399,113 @@ def test_gc_deletes_what_is_long_over_and_nothing_else(keyturn: Command) -> None
     assert keyturn.ok("gc", "--keep-days", "9", "--json").json == {"deleted": 1, "kept_for_seconds": 777_600}
     assert "90065 s is the least: " in keyturn.ok("gc", "--keep-days", "0").out
     assert [s["id"] for s in keyturn.ok("sessions", "list", "--json").json] == [live]
+
+
+async def record_some(keyturn: Keyturn) -> None:
+    """Five events on two users and a key, an hour between each and the next."""
+    ada, bob = [await keyturn.users.find(name) for name in ("ada@example.com", "bob@example.com")]
+    begun = datetime(2026, 11, 27, 8, 0, 0, 250_000, UTC)
+    itself = Actor("user", str(ada.id), "192.0.2.7", "request-1")
+    acts = (
+        (Actor("command", "root"), Event("role_changed", ada.id, detail="auditor")),
+        (itself, Event("session_started", ada.id, SESSION, "web")),
+        (Actor("administrator", str(bob.id), "2001:db8::1", "request-2"),
+         Event("session_ended", ada.id, SESSION, "web", "revoked_by_admin")),
+        (Actor("anonymous", None, "\x1b[2J"), Event("session_ended", bob.id, uuid7(), None, "reuse_detected")),
+        (SERVICE, Event("key_generated", detail="refresh-9")),
+    )  # fmt: skip
+    for hours, (who, event) in enumerate(acts):
+        async with keyturn.db.begin() as tx:
+            await record(tx, begun + timedelta(hours=hours), who, [event])
+        await asyncio.sleep(0.002)  # ids are ordered by the millisecond
+
+
+SESSION = UUID("0193b0a0-0000-7000-8000-00000000000a")
+
+
+def test_events_are_listed_the_newest_first_with_everything_that_they_say(keyturn: Command) -> None:
+    ada, bob = user(keyturn), user(keyturn, "bob@example.com")
+    keyturn.inside(record_some)
+    listed = keyturn.ok("events", "list", "--json").json[:5]
+    assert [e["id"] for e in listed] == sorted((e["id"] for e in listed), reverse=True)
+    assert listed[2] == {
+        "id": listed[2]["id"],
+        "at": "2026-11-27T10:00:00.250000Z",
+        "event": "session_ended",
+        "actor": "administrator",
+        "actor_id": bob,
+        "user_id": ada,
+        "session_id": str(SESSION),
+        "client_id": "web",
+        "address": "2001:db8::1",
+        "request_id": "request-2",
+        "reason": "revoked_by_admin",
+        "detail": None,
+    }
+    assert [e["event"] for e in listed] == [
+        "key_generated", "session_ended", "session_ended", "session_started", "role_changed"
+    ]  # fmt: skip
+    assert (listed[4]["actor"], listed[4]["actor_id"], listed[4]["detail"]) == ("command", "root", "auditor")
+
+
+def test_events_are_listed_of_one_user_of_one_session_and_page_by_page(keyturn: Command) -> None:
+    ada = user(keyturn)
+    user(keyturn, "bob@example.com")
+    keyturn.inside(record_some)
+    listed = keyturn.ok("events", "list", "--json").json
+    for name in (ada, "ada@example.com"):
+        of_user = keyturn.ok("events", "list", "--json", "--user", name).json
+        assert of_user == [event for event in listed if event["user_id"] == ada]
+        assert len(of_user) >= 3
+    of_session = keyturn.ok("events", "list", "--json", "--session", str(SESSION)).json
+    assert of_session == [event for event in listed if event["session_id"] == str(SESSION)]
+    assert len(of_session) == 2
+    pages, last = [], []
+    while len(pages) < len(listed):
+        pages += keyturn.ok("events", "list", "--json", "--limit", "2", *last).json
+        last = ["--before", pages[-1]["id"]]
+    assert pages == listed
+    assert keyturn.ok("events", "list", "--json", *last).json == []
+    done = keyturn.ok("events", "list", "--limit", "2")
+    assert done.err == f"there may be more: --before {listed[1]['id']}, or a higher --limit\n"
+    assert keyturn.ok("events", "list", "--limit", "2", "--json").err == ""
+    assert "no such user" in keyturn.refused(1, "events", "list", "--user", "nobody@example.com")
+    none = keyturn.ok("events", "list", "--session", str(uuid7()))
+    assert (none.out, none.err) == ("", "there are none\n")
+
+
+@on_sqlite
+def test_the_table_of_events_names_who_and_on_whom_and_no_terminal_obeys_it(keyturn: Command) -> None:
+    user(keyturn)
+    user(keyturn, "bob@example.com")
+    keyturn.inside(record_some)
+    done = keyturn.ok("events", "list")
+    assert done.err == ""
+    head, *lines = done.out.splitlines()
+    assert head.split() == ["at", "event", "by", "on", "session", "detail", "address"]
+    cells = [re.split(r"  +", line) for line in lines]
+    started = ["2026-11-27T09:00:00Z", "session_started", "user", "ada@example.com", str(SESSION), "192.0.2.7"]
+    assert started in cells
+    ended = ["2026-11-27T10:00:00Z", "session_ended", "administrator bob@example.com", "ada@example.com", str(SESSION)]
+    assert [*ended, "revoked_by_admin", "2001:db8::1"] in cells
+    assert ["2026-11-27T08:00:00Z", "role_changed", "command root", "ada@example.com", "auditor"] in cells
+    assert ["2026-11-27T12:00:00Z", "key_generated", "service", "refresh-9"] in cells
+    [reuse] = [line for line in cells if "reuse_detected" in line]
+    assert reuse[-1] == "?[2J"
+    assert done.out.replace("\n", "").isprintable()
+
+
+def test_the_actor_of_a_command_is_the_systems_user_who_gave_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGNAME", "ada")
+    assert by() == Actor("command", "ada")
+    monkeypatch.setenv("LOGNAME", "a" * 1000)  # an event keeps 64 characters
+    assert by() == Actor("command", "a" * 64)
+
+    def nameless() -> str:
+        raise KeyError("uid not found")  # as Python 3.11 does in a container without a name for its user
+
+    monkeypatch.setattr("getpass.getuser", nameless)
+    assert by() == Actor("command", None)
 
 
 def findings(done: Done) -> dict[str, str]:
@@ -511,6 +621,37 @@ def test_the_doctor_tells_a_redis_that_nobody_filled_from_one_that_may_evict(key
         assert advice.startswith("set maxmemory-policy noeviction: ")
 
 
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+def test_the_doctor_sees_that_postgres_does_not_enforce_foreign_keys(keyturn: Command) -> None:
+    assert findings(keyturn("doctor", "--json"))["foreign keys are enforced"] == ""
+
+    async def switched_off(keyturn: Keyturn) -> None:
+        async with keyturn.db.begin() as tx:
+            name = await tx.scalar(text("SELECT current_database()"))
+            await tx.execute(text(f"ALTER DATABASE {name} SET session_replication_role = replica"))
+
+    keyturn.inside(switched_off)
+    found = keyturn("doctor", "--json")
+    assert found.code == 1
+    advice = "set session_replication_role = origin for this role and database"
+    assert findings(found)["foreign keys are enforced"] == advice
+
+
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+@pytest.mark.parametrize(("seconds", "differs"), [(0, False), (30, True), (-30, True)])
+def test_the_doctor_compares_this_machines_clock_with_the_databases(
+    keyturn: Command, monkeypatch: pytest.MonkeyPatch, seconds: int, differs: bool
+) -> None:
+    class Shifted(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Shifted:
+            return super().now(tz) + timedelta(seconds=seconds)
+
+    monkeypatch.setattr("app.storage.condition.datetime", Shifted)
+    advice = findings(keyturn("doctor", "--json"))["clock"]
+    assert advice == ("this machine's clock differs from the database's" if differs else "")
+
+
 def test_a_command_is_named_as_it_can_be_called(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     for started, prefix, name in (
@@ -576,6 +717,7 @@ EVERY_VERB = [
     ("sessions", "end", str(UUID(int=1))),
     ("keys", "generate", "access"),
     ("keys", "list"),
+    ("events", "list"),
     ("gc",),
 ]
 

@@ -486,11 +486,11 @@ def test_a_user_id_without_a_name_starts_or_is_told_in_one_line(tmp_path: Path, 
     # The interpreter may lie where only root can read it, so it drops its rights when all is imported.
     program = """
 import os, sys
-import app.commands.parser, app.commands.doctor, app.main, app.http.protocol, asyncpg, uvloop, httptools, uvicorn.loops.uvloop, encodings.idna, encodings.ascii
+import app.commands.command, app.main, app.http.protocol, asyncpg, uvloop, httptools, uvicorn.loops.uvloop, encodings.idna, encodings.ascii
 import sqlite3, sqlalchemy.dialects.sqlite.pysqlite, aiosqlite, getpass
 import uvicorn.lifespan.on, uvicorn.supervisors
 os.setgroups([]); os.setgid(0); os.setuid(54321)
-sys.exit(app.commands.parser.main(sys.argv[1:]))
+sys.exit(app.commands.command.main(sys.argv[1:]))
 """
 
     def run(**settings: str) -> subprocess.CompletedProcess[str]:

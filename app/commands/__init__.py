@@ -1,1 +1,1 @@
-"""The keyturn command."""
+"""The `keyturn` command, one file a noun. `command` puts them together."""

@@ -7,8 +7,8 @@ import socket
 
 from ..errors import ConfigurationError
 
-# All addresses of the machine. As two sockets and not as one for both families, so that IPv4 clients keep the
-# addresses that TRUSTED_PROXIES knows.
+# `::` stands for all addresses of the machine. Each family gets a socket of its own: on a shared one, an IPv4 client
+# would have an IPv6 address that TRUSTED_PROXIES does not know.
 _ALL = {"::": ("::", "0.0.0.0")}  # noqa: S104  # the operator's choice
 
 _NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
@@ -61,7 +61,7 @@ def _bound(family: int, kind: int, protocol: int, address: tuple[str | int, ...]
 
 
 def url(host: str, port: int) -> str:
-    """The URL under which a client on this machine reaches it."""
+    """The URL under which a client on this machine reaches the service."""
     return f"http://{written('127.0.0.1' if host in {'0.0.0.0', '::'} else host)}:{port}"  # noqa: S104  # as above
 
 

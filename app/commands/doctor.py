@@ -1,32 +1,35 @@
 """`keyturn doctor`: asks for everything that a start or a request needs, and says what to do where it is missing.
 
-Each examination is a function that yields findings. A finding without advice is good news. An examination that opens
-something raises what the start itself would raise, so the doctor and the start agree.
+Each examination is a function that yields findings. A finding without advice is good news. Where an examination opens
+something, it raises the error that a start would raise, so the doctor and the start agree.
 """
 
 from __future__ import annotations
 
+import argparse
+import asyncio
+import json
 from collections.abc import AsyncIterator
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import NamedTuple
-
-from sqlalchemy import func, select
 
 from ..command_name import called
 from ..errors import ConfigurationError, TemporarilyUnavailable
 from ..http import open_files
 from ..keyturn import Keyturn, opened
 from ..settings import read
+from ..storage.condition import clock_skew, enforces_foreign_keys, schema_in_use
 from ..storage.migrating import migrating
 from ..storage.schema import check_schema
-from ..storage.tables import User
+from ..users.administrators import administrators
 from .addresses import listen
+from .arguments import Words
 
 _CONNECTIONS = 1000  # a process serves thousands of requests a second, and most proxies keep a connection for each
 
 
 class Finding(NamedTuple):
-    """A thing that was looked at. `advice` says how to mend it, and is empty where nothing is wrong."""
+    """One thing that the doctor looked at. `advice` says how to mend it, and is empty where nothing is wrong."""
 
     check: str
     advice: str = ""
@@ -37,8 +40,27 @@ class Finding(NamedTuple):
         return self.advice.startswith("away")
 
 
+def add_to(words: Words) -> None:
+    """Adds the command."""
+    parser = words.add_parser("doctor", help="check the set-up and say what to do")
+    parser.add_argument("--json", action="store_true")
+    parser.set_defaults(run=_doctor)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    findings = asyncio.run(examine())
+    if arguments.json:
+        print(json.dumps([{"check": f.check, "ok": not f.advice, "advice": f.advice} for f in findings]))
+    else:
+        for check, advice in findings:
+            print(f"{'!!' if advice else 'ok'}  {check}" + (f": {advice}" if advice else ""))
+    if any(finding.away for finding in findings):
+        return 3
+    return 1 if any(finding.advice for finding in findings) else 0
+
+
 async def examine() -> list[Finding]:
-    """All findings, in the order in which a start would meet them. The first that stops a start is the last."""
+    """All findings, in the order in which a start would meet them. A finding that stops a start is the last."""
     findings: list[Finding] = []
     try:
         settings = read()
@@ -65,14 +87,12 @@ async def _schema(keyturn: Keyturn) -> AsyncIterator[Finding]:
     yield Finding("database and schema")
     if not keyturn.db.is_postgres:
         return
-    async with keyturn.db.look() as connection:
-        role = await connection.scalar(select(func.current_setting("session_replication_role")))
-        schema = await connection.scalar(select(func.current_schema()))
-    yield Finding(f"tables in the schema {schema}")
-    # The one default that a promise rests on and only a superuser may set.
+    yield Finding(f"tables in the schema {await schema_in_use(keyturn.db)}")
+    # Only a superuser may set this parameter of Postgres, so Keyturn can't set it for its own connections.
+    enforced = await enforces_foreign_keys(keyturn.db)
     yield Finding(
         "foreign keys are enforced",
-        "" if role == "origin" else "set session_replication_role = origin for this role and database",
+        "" if enforced else "set session_replication_role = origin for this role and database",
     )
 
 
@@ -92,7 +112,7 @@ async def _keys(keyturn: Keyturn) -> AsyncIterator[Finding]:
         # The one that signs, and those that are published and sign within a minute, in their order.
         these = [key for key in keys if key["use"] == use and key["status"] in {"signs", "published"}]
         these.sort(key=lambda key: (key["status"] == "published", key["signs_from"]))
-        told = [
+        signers = [
             f"{key['algorithm']} (key {key['kid']})"
             + (f" from {key['signs_from']:%H:%M:%SZ} on" if key["status"] == "published" else "")
             for key in these
@@ -104,16 +124,13 @@ async def _keys(keyturn: Keyturn) -> AsyncIterator[Finding]:
         )
         other = use == "access" and bool(these) and these[-1]["algorithm"] != wanted
         if these:
-            yield Finding(f"{use} tokens signed with {', '.join(told)}", new if other else "")
+            yield Finding(f"{use} tokens signed with {', '.join(signers)}", new if other else "")
 
 
 async def _administrators(keyturn: Keyturn) -> AsyncIterator[Finding]:
-    enabled = User.disabled_at.is_(None)
-    async with keyturn.db.look() as connection:
-        initial = await connection.scalar(select(User.email).where(User.password_is_initial, enabled).limit(1))
-        admins = await connection.scalar(select(func.count()).where(User.role == "admin", enabled))
+    enabled, initial = await administrators(keyturn.db)
     yield Finding("initial password", f"change it: {called()} users set-password {initial}" if initial else "")
-    yield Finding("administrator", "" if admins else f"make one: {called()} users create EMAIL --role admin")
+    yield Finding("administrator", "" if enabled else f"make one: {called()} users create EMAIL --role admin")
 
 
 async def _hashing(keyturn: Keyturn) -> AsyncIterator[Finding]:
@@ -125,9 +142,7 @@ async def _hashing(keyturn: Keyturn) -> AsyncIterator[Finding]:
 
 
 async def _clock(keyturn: Keyturn) -> AsyncIterator[Finding]:
-    async with keyturn.db.look() as connection:
-        theirs = await connection.scalar(select(keyturn.db.now()))
-    skew = abs(datetime.now(theirs.tzinfo) - theirs) if theirs else timedelta(0)
+    skew = await clock_skew(keyturn.db)
     yield Finding("clock", "" if skew < timedelta(seconds=2) else "this machine's clock differs from the database's")
 
 

@@ -1,0 +1,57 @@
+"""The verbs that act on an opened Keyturn: how its parts are opened for one command, and who acts."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import getpass
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import TypeAlias
+
+from ..actors import Actor
+from ..keyturn import Keyturn, opened
+from ..settings import read
+from ..storage.schema import check_schema
+from .arguments import Words
+
+Act: TypeAlias = Callable[[Keyturn, argparse.Namespace], Awaitable[None]]
+
+
+def add_verb(verbs: Words, name: str, act: Act, help: str, *, reading: bool) -> argparse.ArgumentParser:  # noqa: A002  # argparse's own name
+    """Adds a verb and its act. A verb that only reads can print JSON."""
+    parser = verbs.add_parser(name, help=help)
+    if reading:
+        parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=on_parts(act))
+    return parser
+
+
+def on_parts(act: Act, *, load: bool = True) -> Callable[[argparse.Namespace], None]:
+    """Lets an act run on the parts that the settings name.
+
+    Args:
+        act: what the command does.
+        load: whether the key set is read before. An act that replaces all keys may be unable to open the old ones.
+    """
+
+    async def run(arguments: argparse.Namespace) -> None:
+        settings = read()
+        async with opened(settings) as keyturn:
+            await check_schema(keyturn.db)
+            if load:
+                await keyturn.keys.load()
+            await keyturn.revocations.read_fence()
+            await act(keyturn, arguments)
+
+    return lambda arguments: asyncio.run(run(arguments))
+
+
+def by() -> Actor:
+    """The actor of every command: the operating system's user who gave it, as LOGNAME or the user database name it.
+
+    An event keeps 64 characters of the name. The name is None where a container has none for its user.
+    """
+    with suppress(OSError, KeyError, ImportError):
+        return Actor("command", getpass.getuser()[:64])
+    return Actor("command")

@@ -1,0 +1,70 @@
+"""The parser of the command line: its words, its numbers and ids, and errors that repeat no secret."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+from uuid import UUID
+
+_PLAIN = re.compile(r"(?:--?)?[a-z]+(?:-[a-z]+)*(?<!.{33})", re.ASCII | re.IGNORECASE)
+"""The form of an option's or a command's name: letters and hyphens, at most 32 characters."""
+
+
+class Words(Protocol):
+    """The nouns of the command line, or the verbs of one noun."""
+
+    def add_parser(self, name: str, *, help: str) -> argparse.ArgumentParser:  # noqa: A002  # argparse's own name
+        """Adds a word, and makes the parser of everything that comes after it."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes no option for another, and repeats only names: any other word may be a password or a token."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+        # The option may stand before and after the verb. A default would let the verb's parser undo the noun's.
+        self.add_argument(
+            "--config", metavar="FILE", type=Path, default=argparse.SUPPRESS, help="TOML file with settings"
+        )
+        self.set_defaults(parser=self)
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process with code 2. argparse's message may quote a word: only a name is left in it."""
+        message = re.sub(
+            r"(?s)(invalid (?:choice|\w+ value)): (.*?)(?= \(choose from [^()]*\)$|$)",
+            lambda found: f"{found[1]}{_name(found[2].strip(chr(39)))}",
+            message,
+        )
+        super().error(re.sub(r"(?s)(ignored explicit argument).*", r"\1", message))
+
+    def refuse(self, unknown: Sequence[str]) -> NoReturn:
+        """Names the options that this command does not have, and counts the other words that are too many."""
+        options = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+        names = [option for option in options if _PLAIN.fullmatch(option)]
+        others = len(unknown) - len(names)
+        refused = [f"there is no {name}" for name in names]
+        if others:
+            refused.append(f"{others} word{'s' * (others > 1)} too many (not repeated here, as it may be a secret)")
+        super().error(f"unrecognized arguments: {'; '.join(refused)}")
+
+
+def _name(word: str) -> str:
+    return f" {word}" if _PLAIN.fullmatch(word) else ""
+
+
+def whole(text: str) -> int:
+    """A whole number from 0 to 99999, as the type of an argument."""
+    if not (text.isascii() and text.isdigit()) or len(text) > 5:  # noqa: PLR2004  # digits: 99,999 days are 273 years
+        raise argparse.ArgumentTypeError("must be a whole number from 0 to 99999")
+    return int(text)
+
+
+def identifier(text: str) -> UUID:
+    """The id of a user, a session or an event, as the type of an argument."""
+    try:
+        return UUID(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError("must be an id (a UUID)") from None

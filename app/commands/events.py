@@ -1,0 +1,70 @@
+"""`keyturn events`: who changed what, on whom, and when."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from contextlib import suppress
+from uuid import UUID
+
+from ..keyturn import Keyturn
+from .acts import add_verb
+from .arguments import Words, identifier, whole
+from .output import Row, more, shortened, show
+from .users import found
+
+
+def add_to(words: Words) -> None:
+    """Adds the noun and its verbs."""
+    verbs = words.add_parser("events", help="who changed what").add_subparsers(required=True, metavar="VERB")
+    verb = add_verb(verbs, "list", _list, "the newest first", reading=True)
+    verb.add_argument("--user", help="on this user (id or e-mail)")
+    verb.add_argument("--session", type=identifier, metavar="ID", help="on this session")
+    verb.add_argument("--limit", type=whole, default=100)
+    verb.add_argument("--before", type=identifier, metavar="ID", help="events before this one")
+
+
+async def _list(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
+    user_id = (await found(keyturn, arguments.user)).id if arguments.user else None
+    events = await keyturn.events.list(
+        limit=arguments.limit, before=arguments.before, user_id=user_id, session_id=arguments.session
+    )
+    if arguments.json:
+        show(events, arguments)
+        return
+    named = [user_id for event in events for user_id in (event["user_id"], _acting_user(event)) if user_id]
+    emails = await keyturn.users.emails(set(named))
+    show([_in_short(event, emails) for event in events], arguments)
+    more([event["id"] for event in events], arguments.limit, "--before")
+
+
+def _in_short(event: Row, emails: Mapping[UUID, str]) -> Row:
+    return {
+        "at": event["at"],
+        "event": event["event"],
+        "by": _actor(event, emails),
+        "on": _user(event["user_id"], emails),
+        "session": event["session_id"],
+        "detail": event["reason"] or event["detail"],
+        "address": event["address"],
+    }
+
+
+def _actor(event: Row, emails: Mapping[UUID, str]) -> str:
+    """The kind of the actor, and its name: of a user the address, unless the event is on the same user."""
+    user_id = _acting_user(event)
+    if user_id is None:
+        return f"{event['actor']} {event['actor_id'] or ''}".rstrip()
+    return str(event["actor"]) if user_id == event["user_id"] else f"{event['actor']} {_user(user_id, emails)}"
+
+
+def _acting_user(event: Row) -> UUID | None:
+    if event["actor"] in {"user", "administrator"} and event["actor_id"]:
+        with suppress(ValueError):
+            return UUID(event["actor_id"])
+    return None
+
+
+def _user(user_id: UUID | None, emails: Mapping[UUID, str]) -> str:
+    """A user as a table shows one: by address, or by id where no user has the id any more."""
+    return "" if user_id is None else shortened(emails.get(user_id, str(user_id)))

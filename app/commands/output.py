@@ -1,0 +1,78 @@
+"""Printed rows: as a table for people, as JSON for programs; and lines beside them on stderr."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, TypeAlias
+from uuid import UUID
+
+Row: TypeAlias = Mapping[str, Any]
+
+
+_LONGEST_EMAIL = 32
+"""How many characters of an e-mail address fit into a table."""
+
+
+def show(what: Row | Sequence[Row], arguments: argparse.Namespace) -> None:
+    """Prints one row or several, as JSON where `--json` asks for it.
+
+    A table has a line for each of several rows. One row alone has a line for each of its members.
+    """
+    rows = [what] if isinstance(what, Mapping) else what
+    if arguments.json:
+        plain = [{name: _plain(value) for name, value in row.items()} for row in rows]
+        print(json.dumps(plain[0] if isinstance(what, Mapping) else plain))
+        return
+    if not rows:
+        note("there are none")
+        return
+    table = [list(rows[0])] + [[moment(value) for value in row.values()] for row in rows]
+    if isinstance(what, Mapping):
+        table = [list(line) for line in zip(*table, strict=True)]
+    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
+    for line in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def more(ids: Sequence[UUID], limit: int, option: str) -> None:
+    """Says how to read on after the last of these ids, where the limit was reached."""
+    if ids and len(ids) == limit:
+        note(f"there may be more: {option} {ids[-1]}, or a higher --limit")
+
+
+def note(line: str) -> None:
+    """Tells the operator something on stderr: a program may read the output."""
+    sys.stdout.flush()
+    print(line, file=sys.stderr)
+
+
+def moment(value: Any) -> str:
+    """A value as a table shows it: a moment to the second, nothing for None.
+
+    A character that a terminal could obey becomes a question mark: a client has chosen some of the values.
+    """
+    if isinstance(value, datetime):
+        value = value.replace(microsecond=0)
+    shown = "" if value is None else str(_plain(value))
+    return shown if shown.isprintable() else "".join(c if c.isprintable() else "?" for c in shown)
+
+
+def shortened(email: str) -> str:
+    """An e-mail address as a table shows it."""
+    return email if len(email) <= _LONGEST_EMAIL else f"{email[: _LONGEST_EMAIL - 1]}…"
+
+
+def count_of_sessions(number: int) -> str:
+    """A number of sessions in words."""
+    return f"{number} session{'s' * (number != 1)}"
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it: a moment after RFC 3339, an id as text."""
+    if isinstance(value, datetime):
+        return value.isoformat().replace("+00:00", "Z")
+    return str(value) if isinstance(value, UUID) else value

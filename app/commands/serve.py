@@ -1,0 +1,115 @@
+"""`keyturn serve`: makes what a first start needs, checks the set-up, and runs uvicorn."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import socket
+import sys
+from contextlib import suppress
+
+from .. import log
+from ..command_name import called
+from ..http import open_files
+from ..keyturn import opened, running
+from ..settings import Settings, read
+from ..users.first_administrator import ADMINISTRATOR, first_administrator
+from .addresses import listen, url
+from .arguments import Words, whole
+from .first_start import prepare
+
+
+def add_to(words: Words) -> None:
+    """Adds the command."""
+    parser = words.add_parser("serve", help="start the service")
+    parser.add_argument("--host")
+    parser.add_argument("--port", type=whole)
+    parser.add_argument("--workers", type=whole)
+    parser.set_defaults(run=_serve)
+
+
+def _serve(_arguments: argparse.Namespace) -> int:
+    settings = read()
+    open_files.raise_limit()
+    # Bind before anything is made or printed, so that an address that is taken stops the start. uvicorn would bind
+    # later, and with several workers in another way than with one.
+    sockets = listen(settings.host, settings.port)
+    try:
+        return _serve_on(sockets, settings)
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def _serve_on(sockets: list[socket.socket], settings: Settings) -> int:
+    import uvicorn  # noqa: PLC0415  # 30 ms that no other command needs
+    from uvicorn.supervisors import Multiprocess  # noqa: PLC0415  # as above
+
+    from ..http.protocol import KeyturnHttpProtocol  # noqa: PLC0415  # as above
+
+    port = sockets[0].getsockname()[1]
+    prepare(settings)
+    password = asyncio.run(_check(settings))
+    if not settings.production:
+        print(_greeting(settings, url(settings.host, port) + settings.root_path, password), flush=True)
+    log.configure(settings.log_level)
+    # uvicorn raises the signal that ended it once more when all is closed: an end in good order is no failure.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    config = uvicorn.Config(
+        f"{__package__.partition('.')[0]}.main:served",
+        factory=True,
+        host=settings.host,
+        port=port,
+        workers=settings.workers,
+        http=KeyturnHttpProtocol,
+        ws="none",
+        lifespan="on",
+        log_config=log.logging_config(settings.log_level),
+        access_log=False,
+        server_header=False,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=settings.trusted_proxies or "127.0.0.1",
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=10,
+    )
+    log.get_logger().info(f"Uvicorn running on {url(settings.host, port)} (Press CTRL+C to quit)")
+    server = uvicorn.Server(config)
+    with suppress(KeyboardInterrupt):
+        if settings.workers > 1:
+            Multiprocess(config, sockets=sockets).run()
+        else:
+            server.run(sockets)
+    return 0 if server.started or settings.workers > 1 else 3
+
+
+async def _check(settings: Settings) -> str | None:
+    """Opens everything once, so that a fault stops the start with one line and not with a worker's traceback.
+
+    Returns:
+        The first administrator's password, where the embedded default has made one.
+    """
+    async with opened(settings) as keyturn, running(keyturn):
+        return None if settings.production else await first_administrator(keyturn.db, keyturn.users)
+
+
+def _greeting(settings: Settings, url: str, password: str | None) -> str:
+    shown = password or "<password>"
+    made = (
+        f"Made an administrator. The password is shown this once:\n\n    {ADMINISTRATOR}   {password}\n\n"
+        f"Change it: {called()} users set-password {ADMINISTRATOR}\n"
+        if password
+        else ""
+    )
+    post = f"curl -sS -H 'Content-Type: application/json' {url}/auth"
+    keep = "-w '\\n' | tee -a /dev/stderr | grep -o 'ktr_[A-Za-z0-9_-]*')"
+    held = '-d "{\\"refresh_token\\": \\"$RT\\"}"'
+    named = "" if settings.iss == url else f"Access tokens name {settings.iss} as issuer; KEYTURN_ISSUER changes it.\n"
+    return f"""Keyturn on {url}, data in {settings.data_dir.absolute()}
+{named}{made}
+Log in, refresh, log out:
+
+    RT=$({post}/login -d '{{"email": "{ADMINISTRATOR}", "password": "{shown}"}}' {keep}
+    RT=$({post}/refresh {held} {keep}
+    {post}/logout {held} -w '%{{http_code}}\\n'
+"""

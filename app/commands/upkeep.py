@@ -1,0 +1,37 @@
+"""`keyturn gc`: deletes sessions that were over long ago."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from datetime import timedelta
+
+from ..keyturn import Keyturn
+from ..revocation.revocations import LOOK_BACK
+from ..sessions.upkeep import KEPT_FOR
+from .acts import by, on_parts
+from .arguments import Words, whole
+from .output import count_of_sessions
+
+
+def add_to(words: Words) -> None:
+    """Adds the command."""
+    parser = words.add_parser("gc", help="delete sessions long over")
+    parser.add_argument("--keep-days", type=whole, default=KEPT_FOR.days, help="days to keep them (%(default)s)")
+    parser.add_argument("--json", action="store_true")
+    parser.set_defaults(run=on_parts(_gc))
+
+
+async def _gc(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
+    wanted = timedelta(days=arguments.keep_days)
+    kept = max(wanted, LOOK_BACK)
+    deleted = await keyturn.upkeep.gc(by=by(), kept_for=wanted)
+    if arguments.json:
+        print(json.dumps({"deleted": deleted, "kept_for_seconds": kept // timedelta(seconds=1)}))
+        return
+    period = f"{arguments.keep_days} days" if kept == wanted else f"{kept // timedelta(seconds=1)} s"
+    print(
+        f"{count_of_sessions(deleted)} deleted; kept: those that live, and those that were over for less than {period}"
+    )
+    if kept > wanted:
+        print(f"{period} is the least: while an access token of theirs could live, Redis may have to be told of them")
