@@ -13,9 +13,10 @@ from .revocation.revocations import Revocations
 from .sessions.rotation import Sessions
 from .settings import Settings
 from .storage.database import Database
-from .storage.schema import check_schema, master_secret_of
+from .storage.schema import check_schema
 from .tokens.access_tokens import AccessTokens
 from .tokens.keys import Keys
+from .tokens.master_secret import master_secret_of
 from .users.container import container
 from .users.hashing_room import HashingRoom
 from .users.passwords import Passwords

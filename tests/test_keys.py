@@ -20,21 +20,19 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.actors import SERVICE
 from app.errors import Conflict, InvalidGrant, InvalidToken, NotFound, TemporarilyUnavailable
 from app.keyturn import Keyturn
-from app.settings import Algorithm, ConfigurationError, master_secret
+from app.settings import Algorithm, ConfigurationError
 from app.storage.database import monotonic
 from app.storage.tables import Key, Session, uuid7
+from app.tokens.key_set import AccessKey, KeySet, kid_of, new_secret
 from app.tokens.keys import (
     POLL,
     PUBLISHED_FOR,
     UNREAD_LIMIT,
-    AccessKey,
     Keys,
-    KeySet,
-    RsaBits,
     _associated,
-    _kid,
-    _new_secret,
 )
+from app.tokens.master_secret import master_secret
+from app.tokens.primitives import RsaBits
 from app.tokens.refresh_tokens import issue
 from tests.conftest import SECRET, Opener, a_user
 
@@ -167,7 +165,7 @@ async def test_a_new_key_is_published_a_minute_before_it_signs(open_keyturn: Ope
         for keyturn in (maker, other):
             await keyturn.keys.load()
             # Known everywhere, so that it verifies ...
-            assert keyturn.keys.access(kid) or keyturn.keys.refresh(number, by=SERVICE)
+            assert keyturn.keys.access(kid) or keyturn.keys.refresh(number)
             # ... and signs nowhere.
             assert (keyturn.keys.signing_access, keyturn.keys.signing_refresh) == old
         await published(maker, kid)
@@ -311,7 +309,7 @@ async def test_a_retirement_that_broke_off_leaves_nothing_that_can_be_refreshed_
         assert await one.keys.retire("refresh-1", by=SERVICE) == 1
         await one.keys.load()
         # It broke off after the first range. Who comes now is refused, told why, and ended.
-        assert (await one.sessions._end_range(UUID(int=0), Session.key_id == 1, 2))[1] == 2
+        assert (await one.sessions._end_range(UUID(int=0), Session.key_id == 1, 2, SERVICE))[1] == 2
         await refused_as(one, sessions[2].refresh_token, "revoked_by_admin")
         with pytest.raises(InvalidToken):
             await one.sessions.verify(sessions[2].access_token)
@@ -326,9 +324,8 @@ async def test_a_retirement_that_broke_off_leaves_nothing_that_can_be_refreshed_
 async def of_a_later_release(keyturn: Keyturn, kid: str, **what: Any) -> None:
     """A key that signs already, of a use or an algorithm that this release's schema and code do not know."""
     number = what.get("number")
-    nonce = os.urandom(12)
     associated = _associated(kid, what["use"], what["algorithm"], number)
-    sealed = nonce + keyturn.keys._sealing.encrypt(nonce, os.urandom(32), associated)
+    sealed = keyturn.keys._sealing.seal(os.urandom(32), associated)
     async with keyturn.db.begin() as tx:
         if keyturn.db.is_postgres:
             await tx.execute(text("ALTER TABLE keys DROP CONSTRAINT IF EXISTS ck_keys_use_is_known"))
@@ -454,7 +451,7 @@ async def test_the_id_of_a_public_key_is_its_thumbprint(keyturn: Keyturn, algori
 
 
 def test_no_key_has_an_id_that_a_command_line_takes_for_an_option() -> None:
-    assert not [kid for kid in (_kid("EdDSA", _new_secret("EdDSA")) for _ in range(500)) if kid.startswith("-")]
+    assert not [kid for kid in (kid_of("EdDSA", new_secret("EdDSA")) for _ in range(500)) if kid.startswith("-")]
 
 
 async def test_the_id_of_a_symmetric_key_says_nothing_about_it(keyturn: Keyturn) -> None:

@@ -9,25 +9,13 @@ learns no other.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import json
 import os
-import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm, get_default_algorithms
-from jwt.utils import base64url_encode
 from sqlalchemy import ColumnElement, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -36,14 +24,12 @@ from ..errors import Conflict, InvalidGrant, NotFound, TemporarilyUnavailable
 from ..settings import Algorithm, ConfigurationError
 from ..storage.database import Database, monotonic, own_task
 from ..storage.tables import Key
-from .refresh_tokens import RefreshKey, RefreshToken, key_number, prepared_hmac, verify
+from .key_set import AccessKey, KeySet, Use, kid_of, new_secret, signing
+from .primitives import KEY_BYTES, RsaBits, Sealing, derive
+from .refresh_tokens import RefreshKey, RefreshToken, key_number, verify
 
 _N = TypeVar("_N")
 _K = TypeVar("_K")
-
-Use = Literal["access", "refresh"]
-RsaBits = Literal[2048, 3072]
-"""Bits of an RS256 key: RFC 7518 section 3.3 asks for 2048 at least; 3072 are as strong as ES256, and slower."""
 
 POLL = timedelta(seconds=15)
 """Each process reads the key set this often."""
@@ -58,79 +44,13 @@ UNREAD_LIMIT = timedelta(seconds=30)
 """A process that could not read the key set for this long can't call an unknown refresh key junk any more."""
 
 
-_ALGORITHMS = get_default_algorithms()
-_TO_JWK: dict[Algorithm, Callable[..., Any]] = {
-    "ES256": ECAlgorithm.to_jwk,
-    "RS256": RSAAlgorithm.to_jwk,
-    "EdDSA": OKPAlgorithm.to_jwk,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class AccessKey:
-    """A key for access tokens. `signing` is a secret; `verifying` is the same one for HS256."""
-
-    kid: str
-    algorithm: Algorithm
-    signing: Any = field(repr=False)
-    verifying: Any = field(repr=False)
-    sign: Callable[[bytes], bytes] = field(init=False, repr=False, compare=False)
-    """Makes a signature (RFC 7515 section 5.1): by PyJWT; for HS256 as prepared, at a tenth of the cost."""
-
-    def __post_init__(self) -> None:
-        sign = prepared_hmac(self.signing) if self.algorithm == "HS256" else self._signature
-        object.__setattr__(self, "sign", sign)
-
-    def _signature(self, message: bytes) -> bytes:
-        return _ALGORITHMS[self.algorithm].sign(message, self.signing)
-
-    def verify(self, message: bytes, signature: bytes) -> bool:
-        """Whether the signature is this key's (RFC 7515 section 5.2)."""
-        if self.algorithm == "HS256":
-            return hmac.compare_digest(self.sign(message), signature)
-        return _ALGORITHMS[self.algorithm].verify(message, self.verifying, signature)
-
-    def jwk(self) -> dict[str, Any] | None:
-        """The public key as a JSON Web Key (RFC 7517), or None: a symmetric key is never published."""
-        if self.algorithm == "HS256":
-            return None
-        jwk: dict[str, Any] = _TO_JWK[self.algorithm](self.verifying, as_dict=True)
-        return jwk | {"kid": self.kid, "use": "sig", "alg": self.algorithm, "key_ops": ["verify"]}
-
-
-@dataclass(frozen=True, slots=True)
-class KeySet:
-    """What one reading of the table gave. Moments are the database's."""
-
-    access: Mapping[str, AccessKey]
-    refresh: Mapping[int, RefreshKey]
-    retired: Mapping[int, RefreshKey]
-    """Refresh keys whose tags are still known: their holders are told why the session ended, and no more."""
-    signs_from: Mapping[str | int, datetime]
-
-    def signing(self, now: datetime) -> tuple[AccessKey, RefreshKey]:
-        """The keys that sign: of each use the newest that was published long enough, else the oldest."""
-        return (
-            self.access[_signing({kid: self.signs_from[kid] for kid in self.access}, now)],
-            self.refresh[_signing({number: self.signs_from[number] for number in self.refresh}, now)],
-        )
-
-
-def _signing(signs_from: Mapping[_N, datetime], now: datetime) -> _N:
-    """Which key of one use signs: the newest that was published long enough, else the oldest."""
-    ready = [name for name, moment in signs_from.items() if moment <= now]
-    return max(ready, key=signs_from.__getitem__) if ready else min(signs_from, key=signs_from.__getitem__)
-
-
 class Keys:
     """The key set of this process, kept at most `POLL` behind the table."""
 
     def __init__(self, db: Database, master: bytes, algorithm: Algorithm) -> None:
         """Nothing is read yet: `load` first."""
         self._db = db
-        self._sealing = AESGCM(
-            HKDF(algorithm=SHA256(), length=32, salt=None, info=b"keyturn sealed working key v1").derive(master)
-        )
+        self._sealing = Sealing(derive(master, b"keyturn sealed working key v1"))
         self._algorithm = algorithm
         self._set = KeySet({}, {}, {}, {})
         self._read_at = float("-inf")
@@ -238,10 +158,10 @@ class Keys:
                 refresh[row.number] = RefreshKey.derive(row.number, secret)
                 signs_from[row.number] = row.signs_from
             else:
-                access[row.kid] = _access_key(row.kid, row.algorithm, secret)
+                access[row.kid] = AccessKey.of(row.kid, row.algorithm, secret)
                 signs_from[row.kid] = row.signs_from
         self._set = KeySet(access, refresh, retired, signs_from)
-        self._signing = self._set.signing(rows[0].now) if access and refresh else None
+        self._signing = self._set.signing(rows[0].now) if rows else None
         self._read_at = began
 
     async def poll(self, report: Callable[[Exception], object], at_once: asyncio.Event) -> None:
@@ -257,14 +177,13 @@ class Keys:
                 report(e)
 
     def _unseal(self, row: Any) -> bytes:
-        nonce, sealed = row.sealed[:12], row.sealed[12:]
-        try:
-            return self._sealing.decrypt(nonce, sealed, _associated(row.kid, row.use, row.algorithm, row.number))
-        except (InvalidTag, ValueError):  # ValueError: too short to be sealed at all
+        secret = self._sealing.open(row.sealed, _associated(row.kid, row.use, row.algorithm, row.number))
+        if secret is None:
             raise ConfigurationError(
                 f"key {row.kid} can't be unsealed: KEYTURN_SECRET is not the one it was sealed under, "
                 "or the row was changed; where that secret is lost: keyturn keys replace --sign-everyone-out"
-            ) from None
+            )
+        return secret
 
     # -- writing
 
@@ -275,14 +194,14 @@ class Keys:
         async with self._db.look() as connection:
             if set((await connection.scalars(live)).all()) == {"access", "refresh"}:
                 return False
-        secret = _new_secret(self._algorithm)
+        secret = new_secret(self._algorithm)
         async with self._db.begin() as tx:
             await self._lock(tx)
             there = set((await tx.scalars(live)).all())
             if "access" not in there:
                 await self._insert(tx, "access", self._algorithm, secret, timedelta(0))
             if "refresh" not in there:
-                await self._insert(tx, "refresh", None, os.urandom(32), timedelta(0))
+                await self._insert(tx, "refresh", None, os.urandom(KEY_BYTES), timedelta(0))
         return there != {"access", "refresh"}
 
     @own_task
@@ -294,7 +213,7 @@ class Keys:
         """
         made = (algorithm or self._algorithm) if use == "access" else None
         # Before the transaction: to find the primes of an RSA key may take longer than a transaction may last.
-        secret = _new_secret(made, bits) if made else os.urandom(32)
+        secret = new_secret(made, bits) if made else os.urandom(KEY_BYTES)
         async with self._db.begin() as tx:
             await self._lock(tx)
             return await self._insert(tx, use, made, secret, PUBLISHED_FOR)
@@ -347,12 +266,12 @@ class Keys:
         Raises:
             Conflict: all numbers of refresh keys are taken.
         """
-        secret = _new_secret(self._algorithm)  # before the transaction, as in `generate`
+        secret = new_secret(self._algorithm)  # before the transaction, as in `generate`
         async with self._db.begin() as tx:
             await self._lock(tx)
             await tx.execute(update(Key).where(Key.retired_at.is_(None)).values(retired_at=self._db.now()))
             access = await self._insert(tx, "access", self._algorithm, secret, timedelta(0))
-            refresh = await self._insert(tx, "refresh", None, os.urandom(32), timedelta(0))
+            refresh = await self._insert(tx, "refresh", None, os.urandom(KEY_BYTES), timedelta(0))
             number = await tx.scalar(select(Key.number).where(Key.kid == refresh))
         assert number is not None
         return access, refresh, number
@@ -367,18 +286,18 @@ class Keys:
         )
         async with self._db.look() as connection:
             rows = (await connection.execute(query)).all()
-        signing = set()
+        signs = set()
         for use in get_args(Use):
             here = [row for row in rows if row.use == use and row.known and row.retired_at is None]
             if here:
-                signing.add(_signing({row.kid: row.signs_from for row in here}, here[0].now))
+                signs.add(signing({row.kid: row.signs_from for row in here}, here[0].now))
 
         def status(row: Any) -> str:
             if row.retired_at is not None:
                 return "retired"
             if not row.known:
                 return "unknown"
-            if row.kid in signing:
+            if row.kid in signs:
                 return "signs"
             return "published" if row.signs_from > row.now else "verifies"
 
@@ -414,10 +333,9 @@ class Keys:
                 raise Conflict("254 refresh keys", description="All 254 numbers of refresh keys are taken.")
             kid = f"refresh-{number}"
         else:
-            kid = _kid(algorithm, secret)
+            kid = kid_of(algorithm, secret)
         algorithm_name = algorithm or "HMAC-SHA256"
-        nonce = os.urandom(12)
-        sealed = nonce + self._sealing.encrypt(nonce, secret, _associated(kid, use, algorithm_name, number))
+        sealed = self._sealing.seal(secret, _associated(kid, use, algorithm_name, number))
         await tx.execute(
             insert(Key).values(
                 kid=kid,
@@ -443,41 +361,3 @@ def _known_here() -> ColumnElement[bool]:
 
 def _associated(kid: str, use: str, algorithm: str, number: int | None) -> bytes:
     return json.dumps([kid, use, algorithm, number]).encode()
-
-
-def _new_secret(algorithm: Algorithm, bits: RsaBits = 2048) -> bytes:
-    if algorithm == "HS256":
-        return os.urandom(32)
-    key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
-    match algorithm:
-        case "ES256":
-            key = ec.generate_private_key(ec.SECP256R1())
-        case "RS256":
-            key = rsa.generate_private_key(public_exponent=65537, key_size=bits)
-        case "EdDSA":
-            key = ed25519.Ed25519PrivateKey.generate()
-    secret = key.private_bytes(
-        serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    # `keyturn keys retire` takes a word that begins with "-" for an option, and one id in 64 would.
-    return _new_secret(algorithm, bits) if _kid(algorithm, secret).startswith("-") else secret
-
-
-def _access_key(kid: str, algorithm: Algorithm, secret: bytes) -> AccessKey:
-    if algorithm == "HS256":
-        return AccessKey(kid, algorithm, secret, secret)
-    # The seal proves that nobody changed the key. To examine an RSA key at each poll would hold up all requests, for 65
-    # ms (2048 bits) or 200 ms (3072 bits).
-    private = serialization.load_der_private_key(secret, None, unsafe_skip_rsa_key_validation=True)
-    return AccessKey(kid, algorithm, private, private.public_key())
-
-
-def _kid(algorithm: Algorithm, secret: bytes) -> str:
-    """The RFC 7638 thumbprint of a public key; random for a secret one, whose thumbprint would invite guessing."""
-    if algorithm == "HS256":
-        return secrets.token_hex(8)
-    jwk = _access_key("", algorithm, secret).jwk() or {}
-    # The required members of every kind of key: RFC 7638 section 3.2, RFC 8037 section 2.
-    required = {name: jwk[name] for name in ("crv", "e", "kty", "n", "x", "y") if name in jwk}
-    canonical = json.dumps(required, sort_keys=True, separators=(",", ":")).encode()
-    return base64url_encode(hashlib.sha256(canonical).digest()).decode()
