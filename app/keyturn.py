@@ -71,19 +71,11 @@ async def running(keyturn: Keyturn) -> AsyncIterator[None]:
     await keyturn.keys.make_first(by=SERVICE)
     await keyturn.keys.load()
     await keyturn.revocations.read_fence()
-    tasks = [
-        asyncio.create_task(
-            keyturn.keys.poll(
-                lambda e: _log.warning("keys_not_read", cause=type(e).__name__), keyturn.revocations.database_returned
-            )
-        ),
-        asyncio.create_task(keyturn.revocations.watch()),
-    ]
+    keyturn.revocations.on_keys_version = keyturn.keys.follow
+    watch = asyncio.create_task(keyturn.revocations.watch())
     try:
         yield
     finally:
-        for task in tasks:
-            task.cancel()
-        for task in tasks:
-            with suppress(asyncio.CancelledError):
-                await task
+        watch.cancel()
+        with suppress(asyncio.CancelledError):
+            await watch

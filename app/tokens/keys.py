@@ -1,77 +1,83 @@
-"""The key set: working keys as sealed rows, one of a use signs, all that are not retired verify.
+"""The key set of one process, kept in memory and up to date.
 
-A row is sealed with AES-256-GCM under a key that HKDF (RFC 5869) derives from the master secret; the row's id, use,
-algorithm and number are associated data, so that no sealed key can be passed off as another (a changed bit stops the
-start). Working keys are random and never derived from each other or from the master secret: whoever learns one of them
-learns no other.
+Each transaction that changes the table of keys adds one to its version in the pulse. Every process reads the pulse
+twice a second with the fence, and reads the table again where the version is another than the one that it has.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, func, insert, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
-
-from ..actors import Actor
-from ..errors import Conflict, InvalidGrant, NotFound, TemporarilyUnavailable
-from ..settings import Algorithm, ConfigurationError
-from ..storage.database import Database, monotonic, own_task
-from ..storage.tables import Key
-from .key_set import AccessKey, KeySet, Use, kid_of, new_secret, signing
-from .primitives import KEY_BYTES, RsaBits, Sealing, derive
+from ..errors import InvalidGrant, TemporarilyUnavailable
+from ..log import get_logger
+from ..settings import Algorithm
+from ..storage.database import Database, keep, monotonic
+from .key_set import AccessKey, KeySet
+from .key_table import KeyTable
 from .refresh_tokens import RefreshKey, RefreshToken, key_number, verify
 
 _N = TypeVar("_N")
 _K = TypeVar("_K")
 
-POLL = timedelta(seconds=15)
-"""Each process reads the key set this often."""
+READ_BY_ALL = timedelta(seconds=2)
+"""How long after a change of the table each process that reaches the database goes by it.
 
-PUBLISHED_FOR = timedelta(seconds=60)
-"""How long a new key is known before it signs: four polls, so that no process meets a token of a key it never saw."""
-
-READ_BY_ALL = POLL + timedelta(seconds=5)
-"""How long after a change of the table every process that reaches the database goes by it."""
+A process begins a reading of the pulse each half second, and takes the database for away if none comes within 0.4
+seconds more. So it learns of a commit within 0.9 seconds. The rest is for reading the table of some 300 rows at most.
+"""
 
 UNREAD_LIMIT = timedelta(seconds=30)
-"""A process that could not read the key set for this long can't call an unknown refresh key junk any more."""
+"""A process that could not read the version for this long can't call an unknown key junk any more."""
+
+_RELOAD_EVERY = timedelta(minutes=5)
+"""The table is read again after this time, also where the version stays the same.
+
+A database that was put back may have a version a second time, with other keys.
+"""
+
+_log = get_logger()
 
 
-class Keys:
-    """The key set of this process, kept at most `POLL` behind the table."""
+class Keys(KeyTable):
+    """The table with its key set in memory, at most `READ_BY_ALL` behind it."""
 
     def __init__(self, db: Database, master: bytes, algorithm: Algorithm) -> None:
         """Nothing is read yet: `load` first."""
-        self._db = db
-        self._sealing = Sealing(derive(master, b"keyturn sealed working key v1"))
-        self._algorithm = algorithm
+        super().__init__(db, master, algorithm)
         self._set = KeySet({}, {}, {}, {})
-        self._read_at = float("-inf")
+        self._version: int | None = None
+        self._read_at = float("-inf")  # when the reading began that last found `_version` in force
+        self._loaded_at = float("-inf")
+        self._loading: asyncio.Task[None] | None = None
+        self._failure: tuple[int, str] | None = None  # the version that can't be loaded, and why
         self._signing: tuple[AccessKey, RefreshKey] | None = None
 
     # -- what the tokens ask
 
     @property
     def signing_access(self) -> AccessKey:
-        """The key that signs access tokens now."""
-        return self._signing_now()[0]
+        """The key that signs access tokens now.
+
+        Raises:
+            TemporarilyUnavailable: no key set was read yet.
+        """
+        if self._signing is None:
+            raise TemporarilyUnavailable("no key set was read yet")
+        return self._signing[0]
 
     @property
     def signing_refresh(self) -> RefreshKey:
-        """The key under which refresh tokens are issued now."""
-        return self._signing_now()[1]
+        """The key under which refresh tokens are issued now.
 
-    def _signing_now(self) -> tuple[AccessKey, RefreshKey]:
+        Raises:
+            TemporarilyUnavailable: no key set was read yet.
+        """
         if self._signing is None:
             raise TemporarilyUnavailable("no key set was read yet")
-        return self._signing
+        return self._signing[1]
 
     def access(self, kid: str) -> AccessKey | None:
         """The access key of this id that still verifies, or None.
@@ -125,239 +131,42 @@ class Keys:
     # -- reading
 
     async def load(self) -> None:
-        """Reads the table. What a later release made of a use or algorithm that this one does not know is left alone.
+        """Reads the table.
 
         Raises:
             ConfigurationError: a row was sealed under another master secret, or changed.
             TemporarilyUnavailable: the database is away.
         """
         began = monotonic()
-        async with self._db.look() as connection:
-            rows = (
-                await connection.execute(
-                    select(Key.__table__, self._db.now().label("now"))
-                    .where(
-                        or_(Key.retired_at.is_(None), Key.use == "refresh"),
-                        _known_here(),
-                    )
-                    .order_by(Key.created_at, Key.kid)
-                )
-            ).all()
-        access: dict[str, AccessKey] = {}
-        refresh: dict[int, RefreshKey] = {}
-        retired: dict[int, RefreshKey] = {}
-        signs_from: dict[str | int, datetime] = {}
-        for row in rows:
-            if row.retired_at is not None:
-                # What can't be unsealed any more only says less to its holders.
-                with suppress(ConfigurationError):
-                    retired[row.number] = RefreshKey.derive(row.number, self._unseal(row))
-                continue
-            secret = self._unseal(row)
-            if row.use == "refresh":
-                refresh[row.number] = RefreshKey.derive(row.number, secret)
-                signs_from[row.number] = row.signs_from
-            else:
-                access[row.kid] = AccessKey.of(row.kid, row.algorithm, secret)
-                signs_from[row.kid] = row.signs_from
-        self._set = KeySet(access, refresh, retired, signs_from)
-        self._signing = self._set.signing(rows[0].now) if rows else None
-        self._read_at = began
+        self._set, self._version, now = await self.read()
+        self._signing = self._set.signing(now)
+        self._read_at = self._loaded_at = began
 
-    async def poll(self, report: Callable[[Exception], object], at_once: asyncio.Event) -> None:
-        """Reads the table again and again, also when `at_once` is set; what goes wrong is reported and tried again."""
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(POLL.total_seconds()):
-                    await at_once.wait()
-            at_once.clear()
-            try:
-                await self.load()
-            except Exception as e:  # noqa: BLE001  # whatever it was, the next poll tries again
-                report(e)
+    def follow(self, version: int, *, now: datetime, began: float) -> None:
+        """Takes note of a reading of the pulse, and reads the table again where its version is another.
 
-    def _unseal(self, row: Any) -> bytes:
-        secret = self._sealing.open(row.sealed, _associated(row.kid, row.use, row.algorithm, row.number))
-        if secret is None:
-            raise ConfigurationError(
-                f"key {row.kid} can't be unsealed: KEYTURN_SECRET is not the one it was sealed under, "
-                "or the row was changed; where that secret is lost: keyturn keys replace --sign-everyone-out"
-            )
-        return secret
+        One load is under way at a time. One that failed is tried again at the next reading.
 
-    # -- writing
-
-    @own_task
-    async def make_first(self, *, by: Actor) -> bool:
-        """Makes the first key of each use where there is none; two starts at once make one. True if it made any."""
-        live = select(Key.use).where(Key.retired_at.is_(None))
-        async with self._db.look() as connection:
-            if set((await connection.scalars(live)).all()) == {"access", "refresh"}:
-                return False
-        secret = new_secret(self._algorithm)
-        async with self._db.begin() as tx:
-            await self._lock(tx)
-            there = set((await tx.scalars(live)).all())
-            if "access" not in there:
-                await self._insert(tx, "access", self._algorithm, secret, timedelta(0))
-            if "refresh" not in there:
-                await self._insert(tx, "refresh", None, os.urandom(KEY_BYTES), timedelta(0))
-        return there != {"access", "refresh"}
-
-    @own_task
-    async def generate(self, use: Use, algorithm: Algorithm | None = None, bits: RsaBits = 2048, *, by: Actor) -> str:
-        """Makes a key, which signs from `PUBLISHED_FOR` on. Its id (for refresh: its number is in `list`).
-
-        Raises:
-            Conflict: all numbers of refresh keys are taken.
+        Args:
+            version: of the keys, as the pulse has it.
+            now: the database's clock at that reading. A key may begin to sign at this moment.
+            began: when the reading began, in seconds of the monotonic clock.
         """
-        made = (algorithm or self._algorithm) if use == "access" else None
-        # Before the transaction: to find the primes of an RSA key may take longer than a transaction may last.
-        secret = new_secret(made, bits) if made else os.urandom(KEY_BYTES)
-        async with self._db.begin() as tx:
-            await self._lock(tx)
-            return await self._insert(tx, use, made, secret, PUBLISHED_FOR)
+        if version == self._version:
+            self._read_at = max(self._read_at, began)
+            self._signing = self._set.signing(now)
+        due = version != self._version or began - self._loaded_at > _RELOAD_EVERY.total_seconds()
+        if due and (self._loading is None or self._loading.done()):
+            self._loading = asyncio.create_task(self._reload(version))
+            keep(self._loading)
 
-    @own_task
-    async def retire(self, kid: str, *, by: Actor) -> int | None:
-        """Ends a key: its tokens are refused within `READ_BY_ALL` everywhere. Done again, it changes nothing.
-
-        Returns:
-            The number of a refresh key: `Sessions.end_under` has to end its sessions.
-
-        Raises:
-            NotFound: there is no such key.
-            Conflict: it is the only one of its use that can sign by now.
-        """
-        async with self._db.begin() as tx:
-            await self._lock(tx)
-            key = (await tx.execute(select(Key.use, Key.number, Key.retired_at).where(Key.kid == kid))).one_or_none()
-            if key is None:
-                raise NotFound("no such key")
-            use, number, retired_at = key
-            if retired_at is not None:
-                return number
-            others = select(func.count()).where(
-                Key.use == use,
-                Key.kid != kid,
-                Key.retired_at.is_(None),
-                Key.signs_from <= self._db.now(),
-                _known_here(),
-            )
-            if not await tx.scalar(others):
-                raise Conflict(
-                    "the only key that can sign",
-                    description=f"It is the only {use} key that can sign. Generate another and wait "
-                    f"{PUBLISHED_FOR // timedelta(seconds=1)} seconds.",
-                )
-            await tx.execute(update(Key).where(Key.kid == kid).values(retired_at=self._db.now()))
-        return number
-
-    @own_task
-    async def replace(self, *, by: Actor) -> tuple[str, str, int]:
-        """Retires all keys, also those that this master secret can't unseal, and makes new ones that sign at once.
-
-        Numbers of refresh keys stay taken, so that no session passes for one under a new key.
-
-        Returns:
-            The ids of the new access key and refresh key, and the latter's number:
-            `Sessions.end_all_but_under` has to end the sessions under others.
-
-        Raises:
-            Conflict: all numbers of refresh keys are taken.
-        """
-        secret = new_secret(self._algorithm)  # before the transaction, as in `generate`
-        async with self._db.begin() as tx:
-            await self._lock(tx)
-            await tx.execute(update(Key).where(Key.retired_at.is_(None)).values(retired_at=self._db.now()))
-            access = await self._insert(tx, "access", self._algorithm, secret, timedelta(0))
-            refresh = await self._insert(tx, "refresh", None, os.urandom(KEY_BYTES), timedelta(0))
-            number = await tx.scalar(select(Key.number).where(Key.kid == refresh))
-        assert number is not None
-        return access, refresh, number
-
-    async def list(self) -> list[dict[str, Any]]:
-        """All keys by age, without secrets.
-
-        `status` is retired, published (does not sign yet), signs, verifies, or unknown (a later release made it).
-        """
-        query = select(Key.__table__, self._db.now().label("now"), _known_here().label("known")).order_by(
-            Key.created_at, Key.kid
-        )
-        async with self._db.look() as connection:
-            rows = (await connection.execute(query)).all()
-        signs = set()
-        for use in get_args(Use):
-            here = [row for row in rows if row.use == use and row.known and row.retired_at is None]
-            if here:
-                signs.add(signing({row.kid: row.signs_from for row in here}, here[0].now))
-
-        def status(row: Any) -> str:
-            if row.retired_at is not None:
-                return "retired"
-            if not row.known:
-                return "unknown"
-            if row.kid in signs:
-                return "signs"
-            return "published" if row.signs_from > row.now else "verifies"
-
-        return [
-            {
-                "kid": row.kid,
-                "use": row.use,
-                "algorithm": row.algorithm,
-                "number": row.number,
-                "status": status(row),
-                "created_at": row.created_at,
-                "signs_from": row.signs_from,
-                "retired_at": row.retired_at,
-            }
-            for row in rows
-        ]
-
-    async def _lock(self, tx: AsyncConnection) -> None:
-        # One maker at a time, over all processes. SQLite's transaction holds the write lock already.
-        if self._db.is_postgres:
-            await tx.execute(select(func.pg_advisory_xact_lock(LOCK_KEYS)))
-
-    async def _insert(
-        self, tx: AsyncConnection, use: Use, algorithm: Algorithm | None, secret: bytes, published_for: timedelta
-    ) -> str:
-        now = await tx.scalar(select(self._db.now()))
-        assert now is not None
-        number = None
-        if algorithm is None:
-            taken = set((await tx.scalars(select(Key.number).where(Key.number.is_not(None)))).all())
-            number = next((n for n in range(1, 255) if n not in taken), None)
-            if number is None:
-                raise Conflict("254 refresh keys", description="All 254 numbers of refresh keys are taken.")
-            kid = f"refresh-{number}"
+    async def _reload(self, version: int) -> None:
+        try:
+            await self.load()
+        except Exception as e:  # noqa: BLE001  # whatever it was, the next reading tries again
+            failure = version, type(e).__name__
+            if failure != self._failure:  # one line, and not two in each second
+                _log.warning("keys_not_read", cause=failure[1])
+            self._failure = failure
         else:
-            kid = kid_of(algorithm, secret)
-        algorithm_name = algorithm or "HMAC-SHA256"
-        sealed = self._sealing.seal(secret, _associated(kid, use, algorithm_name, number))
-        await tx.execute(
-            insert(Key).values(
-                kid=kid,
-                use=use,
-                algorithm=algorithm_name,
-                number=number,
-                sealed=sealed,
-                created_at=now,
-                signs_from=now + published_for,
-            )
-        )
-        return kid
-
-
-LOCK_KEYS = 0x6B657901
-"""Advisory lock of whoever makes keys or the first administrator (any number that no one else takes)."""
-
-
-def _known_here() -> ColumnElement[bool]:
-    """Whether a row is of a use and an algorithm that this release knows: a later one may share the table."""
-    return Key.use.in_(get_args(Use)) & Key.algorithm.in_((*get_args(Algorithm), "HMAC-SHA256"))
-
-
-def _associated(kid: str, use: str, algorithm: str, number: int | None) -> bytes:
-    return json.dumps([kid, use, algorithm, number]).encode()
+            self._failure = None
