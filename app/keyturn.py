@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from .actors import SERVICE
 from .log import get_logger
 from .revocation.revocations import Revocations
+from .sessions.key_changes import KeyChanges
 from .sessions.rotation import Sessions
 from .settings import Settings
 from .storage.database import Database
@@ -36,6 +37,7 @@ class Keyturn:
     passwords: Passwords
     users: Users
     sessions: Sessions
+    key_changes: KeyChanges
 
 
 @asynccontextmanager
@@ -51,7 +53,9 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     passwords = Passwords(settings, HashingRoom.of(settings, container()))
     sessions = Sessions(db, keys, AccessTokens(keys, settings), revocations, settings)
     try:
-        yield Keyturn(settings, db, keys, revocations, passwords, Users(db, passwords, revocations), sessions)
+        users = Users(db, passwords, revocations)
+        key_changes = KeyChanges(keys, sessions, settings.signing_algorithm)
+        yield Keyturn(settings, db, keys, revocations, passwords, users, sessions, key_changes)
     finally:
         await revocations.close()
         await db.close()

@@ -25,6 +25,7 @@ from ..errors import InvalidRequest, NotFound, Refusal, TemporarilyUnavailable
 from ..http import open_files
 from ..keyturn import Keyturn, opened, running
 from ..revocation.revocations import LOOK_BACK
+from ..sessions.key_changes import LAST_SIGN_IN, Replaced, Retired
 from ..sessions.rotation import KEPT_FOR, State
 from ..settings import PREFIX, Algorithm, ConfigurationError, Settings, WrongSettings, place_of_migrations, read
 from ..storage.migrating import end_at_sigterm, say
@@ -34,6 +35,8 @@ from ..storage.tables import User
 from ..tokens.keys import READ_BY_ALL
 from ..tokens.primitives import RsaBits
 from .addresses import listen, url
+
+_SECOND = timedelta(seconds=1)
 
 Row: TypeAlias = Mapping[str, Any]
 Act: TypeAlias = Callable[[Keyturn, argparse.Namespace], Awaitable[None]]
@@ -543,13 +546,9 @@ def _short(duration: timedelta) -> str:
 
 
 async def _keys_generate(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
-    if arguments.use == "refresh" and (arguments.algorithm or arguments.bits):
-        raise InvalidRequest("algorithm", description="--algorithm and --bits are for access keys.")
-    if arguments.bits and (arguments.algorithm or keyturn.settings.signing_algorithm) != "RS256":
-        raise InvalidRequest("bits", description="--bits is for RS256 keys.")
-    kid = await keyturn.keys.generate(arguments.use, arguments.algorithm, arguments.bits or 2048, by=_by())
-    print(kid, flush=True)
-    _note(await _what_signs(keyturn, arguments.use))
+    made = await keyturn.key_changes.generate(arguments.use, arguments.algorithm, arguments.bits, by=_by())
+    print(made.kid, flush=True)
+    _note(_what_signs(made.keys, arguments.use))
 
 
 async def _keys_list(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
@@ -561,41 +560,41 @@ async def _keys_list(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
 
 
 async def _keys_retire(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
-    before = {key["kid"]: key for key in await keyturn.keys.list()}.get(arguments.kid)
-    if before is None:
-        raise NotFound(f"no such key; {called()} keys list shows them")
-    number = await keyturn.keys.retire(arguments.kid, by=_by())
-    seconds = READ_BY_ALL // timedelta(seconds=1)
-    if before["retired_at"]:
-        print(f"{arguments.kid} was retired already, at {_moment(before['retired_at'])}")
-    else:
-        print(f"{arguments.kid} is retired; within {seconds} s its tokens are refused everywhere")
-    changed = " (until now: the retired key)" if before["status"] == "signs" else ""
-    print(await _what_signs(keyturn, before["use"], changed), flush=True)
-    if number is None:
-        return
-    ended = await keyturn.sessions.end_under(number, by=_by())
-    print(
-        f"{_count(ended)} ended; waiting {seconds} s for instances that may still sign in under it "
-        "(if this breaks off, call it again)",
-        flush=True,
-    )
-    await asyncio.sleep(READ_BY_ALL.total_seconds())
-    print(f"{_count(await keyturn.sessions.end_under(number, by=_by()))} more ended")
+    def begun(retired: Retired) -> None:
+        if retired.retired_before:
+            print(f"{retired.kid} was retired already, at {_moment(retired.retired_before)}")
+        else:
+            print(f"{retired.kid} is retired; within {READ_BY_ALL // _SECOND} s its tokens are refused everywhere")
+        print(_what_signs(retired.keys, retired.use, " (until now: the retired key)" if retired.signed else ""))
+        if retired.use == "refresh":
+            _note(
+                f"its sessions end; this takes {LAST_SIGN_IN // _SECOND} s or longer (if it breaks off, call it again)"
+            )
+
+    try:
+        done = await keyturn.key_changes.retire(arguments.kid, by=_by(), begun=begun)
+    except NotFound:
+        raise NotFound(f"no such key; {called()} keys list shows them") from None
+    if done.ended is not None and done.ended_later is not None:
+        print(f"{_count(done.ended)} ended")
+        print(f"{_count(done.ended_later)} more ended, which other instances had begun meanwhile")
 
 
 async def _keys_replace(keyturn: Keyturn, _arguments: argparse.Namespace) -> None:
-    *_, number = await keyturn.keys.replace(by=_by())
-    print("all keys are retired, and new ones made")
-    for use in ("access", "refresh"):
-        print(await _what_signs(keyturn, use), flush=True)
-    print(f"{_count(await keyturn.sessions.end_all_but_under(number, by=_by()))} ended; everyone has to sign in again")
+    def begun(replaced: Replaced) -> None:
+        print("all keys are retired, and new ones made")
+        for use in ("access", "refresh"):
+            print(_what_signs(replaced.keys, use))
+        _note(f"all sessions end; this takes {LAST_SIGN_IN // _SECOND} s or longer")
+
+    done = await keyturn.key_changes.replace(by=_by(), begun=begun)
+    print(f"{_count(done.ended)} ended; everyone has to sign in again")
     print("an instance that still runs has the old keys: restart it with the new master secret")
 
 
-async def _what_signs(keyturn: Keyturn, use: str, now: str = "") -> str:
+def _what_signs(keys: Sequence[Row], use: str, now: str = "") -> str:
     """Which key of a use signs now, and which will from when on."""
-    keys = [key for key in await keyturn.keys.list() if key["use"] == use]
+    keys = [key for key in keys if key["use"] == use]
     named = {key["kid"]: f"{key['kid']} ({key['algorithm']})" for key in keys}
     told = [f"{named[key['kid']]} signs {use} tokens now{now}" for key in keys if key["status"] == "signs"]
     told += [
