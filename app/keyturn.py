@@ -15,6 +15,7 @@ from .revocation.publishing import Publishing
 from .revocation.revocations import Revocations
 from .sessions.answers import Answers
 from .sessions.ending import Ending
+from .sessions.key_changes import KeyChanges
 from .sessions.lookup import Lookup
 from .sessions.reading import Reading
 from .sessions.rotation import Rotation
@@ -22,9 +23,10 @@ from .sessions.start import Starting
 from .sessions.upkeep import Upkeep
 from .settings import Settings
 from .storage.database import Database
-from .storage.schema import check_schema, master_secret_of
+from .storage.schema import check_schema
 from .tokens.access_tokens import AccessTokens
 from .tokens.keys import Keys
+from .tokens.master_secret import master_secret_of
 from .users.container import container
 from .users.hashing_room import HashingRoom
 from .users.passwords import Passwords
@@ -51,6 +53,7 @@ class Keyturn:
     reading: Reading
     upkeep: Upkeep
     events: Events
+    key_changes: KeyChanges
 
 
 @asynccontextmanager
@@ -83,6 +86,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             reading=Reading(db, access_tokens, revocations, lookup, policy),
             upkeep=Upkeep(db),
             events=Events(db),
+            key_changes=KeyChanges(keys, ending, settings.signing_algorithm),
         )
     finally:
         await revocations.close()
@@ -103,19 +107,11 @@ async def running(keyturn: Keyturn) -> AsyncIterator[None]:
     await keyturn.keys.make_first(by=SERVICE)
     await keyturn.keys.load()
     await keyturn.revocations.read_fence()
-    tasks = [
-        asyncio.create_task(
-            keyturn.keys.poll(
-                lambda e: _log.warning("keys_not_read", cause=type(e).__name__), keyturn.revocations.database_returned
-            )
-        ),
-        asyncio.create_task(keyturn.revocations.watch()),
-    ]
+    keyturn.revocations.on_keys_version = keyturn.keys.follow
+    watch = asyncio.create_task(keyturn.revocations.watch())
     try:
         yield
     finally:
-        for task in tasks:
-            task.cancel()
-        for task in tasks:
-            with suppress(asyncio.CancelledError):
-                await task
+        watch.cancel()
+        with suppress(asyncio.CancelledError):
+            await watch

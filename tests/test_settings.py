@@ -16,7 +16,8 @@ import pytest
 
 from app.errors import ConfigurationError
 from app.revocation.revocations import _pool
-from app.settings import Settings, master_secret, read
+from app.settings import Settings, read
+from app.tokens.master_secret import master_secret
 from tests.conftest import SECRET
 
 DICE = random.Random(12)  # names of tests are the same in each process that runs some of them

@@ -31,8 +31,9 @@ from app.errors import ConfigurationError, InvalidGrant, TemporarilyUnavailable
 from app.keyturn import Keyturn, opened, running
 from app.settings import Settings, read
 from app.storage.migrating import migrate
-from app.storage.schema import check_schema, make_secret, master_secret_of
+from app.storage.schema import check_schema
 from app.storage.tables import Key, User
+from app.tokens.master_secret import make_secret, master_secret_of
 from app.users.first_administrator import ADMINISTRATOR, first_administrator
 from tests.conftest import CHEAP, SECRET, Opener, settings_of
 from tests.servers import Postgres, free_port

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..own_files import make_data_dir
 from ..settings import Settings
 from ..storage.migrating import migrate
-from ..storage.schema import make_secret
+from ..tokens.master_secret import make_secret
 
 
 def prepare(settings: Settings) -> None:

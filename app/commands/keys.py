@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import get_args
 
 from ..command_name import called
-from ..errors import InvalidRequest, NotFound
+from ..errors import NotFound
 from ..keyturn import Keyturn
+from ..sessions.key_changes import LAST_SIGN_IN, Replaced, Retired
 from ..settings import Algorithm
-from ..tokens.keys import READ_BY_ALL, RsaBits
+from ..tokens.keys import READ_BY_ALL
+from ..tokens.primitives import RsaBits
 from .acts import add_verb, by, on_parts
 from .arguments import Words
 from .output import Row, count_of_sessions, moment, note, show
+
+_SECOND = timedelta(seconds=1)
 
 
 def add_to(words: Words) -> None:
@@ -33,13 +37,9 @@ def add_to(words: Words) -> None:
 
 
 async def _generate(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
-    if arguments.use == "refresh" and (arguments.algorithm or arguments.bits):
-        raise InvalidRequest("algorithm", description="--algorithm and --bits are for access keys.")
-    if arguments.bits and (arguments.algorithm or keyturn.settings.signing_algorithm) != "RS256":
-        raise InvalidRequest("bits", description="--bits is for RS256 keys.")
-    kid = await keyturn.keys.generate(arguments.use, arguments.algorithm, arguments.bits or 2048, by=by())
-    print(kid, flush=True)
-    note(await _signing(keyturn, arguments.use))
+    made = await keyturn.key_changes.generate(arguments.use, arguments.algorithm, arguments.bits, by=by())
+    print(made.kid, flush=True)
+    note(_signing(made.keys, arguments.use))
 
 
 async def _list(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
@@ -51,42 +51,41 @@ async def _list(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
 
 
 async def _retire(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
-    before = {key["kid"]: key for key in await keyturn.keys.list()}.get(arguments.kid)
-    if before is None:
-        raise NotFound(f"no such key; {called()} keys list shows them")
-    number = await keyturn.keys.retire(arguments.kid, by=by())
-    seconds = READ_BY_ALL // timedelta(seconds=1)
-    if before["retired_at"]:
-        print(f"{arguments.kid} was retired already, at {moment(before['retired_at'])}")
-    else:
-        print(f"{arguments.kid} is retired; within {seconds} s its tokens are refused everywhere")
-    changed = " (until now: the retired key)" if before["status"] == "signs" else ""
-    print(await _signing(keyturn, before["use"], changed), flush=True)
-    if number is None:
-        return
-    ended = await keyturn.ending.end_under(number, by=by())
-    print(
-        f"{count_of_sessions(ended)} ended; waiting {seconds} s for instances that may still sign in under it "
-        "(if this breaks off, call it again)",
-        flush=True,
-    )
-    await asyncio.sleep(READ_BY_ALL.total_seconds())
-    print(f"{count_of_sessions(await keyturn.ending.end_under(number, by=by()))} more ended")
+    def begun(retired: Retired) -> None:
+        if retired.retired_before:
+            print(f"{retired.kid} was retired already, at {moment(retired.retired_before)}")
+        else:
+            print(f"{retired.kid} is retired; within {READ_BY_ALL // _SECOND} s its tokens are refused everywhere")
+        print(_signing(retired.keys, retired.use, " (until now: the retired key)" if retired.signed else ""))
+        if retired.use == "refresh":
+            note(
+                f"its sessions end; this takes {LAST_SIGN_IN // _SECOND} s or longer (if it breaks off, call it again)"
+            )
+
+    try:
+        done = await keyturn.key_changes.retire(arguments.kid, by=by(), begun=begun)
+    except NotFound:
+        raise NotFound(f"no such key; {called()} keys list shows them") from None
+    if done.ended is not None and done.ended_later is not None:
+        print(f"{count_of_sessions(done.ended)} ended")
+        print(f"{count_of_sessions(done.ended_later)} more ended, which other instances had begun meanwhile")
 
 
 async def _replace(keyturn: Keyturn, _arguments: argparse.Namespace) -> None:
-    *_, number = await keyturn.keys.replace(by=by())
-    print("all keys are retired, and new ones made")
-    for use in ("access", "refresh"):
-        print(await _signing(keyturn, use), flush=True)
-    ended = await keyturn.ending.end_all_but_under(number, by=by())
-    print(f"{count_of_sessions(ended)} ended; everyone has to sign in again")
+    def begun(replaced: Replaced) -> None:
+        print("all keys are retired, and new ones made")
+        for use in ("access", "refresh"):
+            print(_signing(replaced.keys, use))
+        note(f"all sessions end; this takes {LAST_SIGN_IN // _SECOND} s or longer")
+
+    done = await keyturn.key_changes.replace(by=by(), begun=begun)
+    print(f"{count_of_sessions(done.ended)} ended; everyone has to sign in again")
     print("an instance that still runs has the old keys: restart it with the new master secret")
 
 
-async def _signing(keyturn: Keyturn, use: str, now: str = "") -> str:
+def _signing(keys: Sequence[Row], use: str, now: str = "") -> str:
     """Names the key of a use that signs now, and those that will sign, each with its moment."""
-    keys = [key for key in await keyturn.keys.list() if key["use"] == use]
+    keys = [key for key in keys if key["use"] == use]
     named = {key["kid"]: f"{key['kid']} ({key['algorithm']})" for key in keys}
     lines = [f"{named[key['kid']]} signs {use} tokens now{now}" for key in keys if key["status"] == "signs"]
     lines += [

@@ -71,7 +71,7 @@ from ..settings import LEEWAY, LONGEST_ACCESS_TOKEN, Settings
 from ..storage.batches import Batch
 from ..storage.database import Database
 from ..storage.locks import ENDINGS
-from ..storage.tables import CacheFence, Session
+from ..storage.tables import CacheFence, Pulse, Session
 from ..storage.tasks import TIME_LIMIT, keep
 from .redis_errors import cause
 
@@ -210,8 +210,8 @@ class Revocations:
         self._redis = _pool(settings.redis) if settings.redis else None
         self._fence: Fence | None = None
         self._failed_began = float("-inf")
-        self.database_returned = asyncio.Event()
-        """Set when a reading of the fence succeeds after one that failed. Whoever waits for it clears it."""
+        self.on_keys_version: Callable[..., object] | None = None
+        """Called with each reading of the pulse: `(version, now=…, began=…)`."""
         self._ended: dict[UUID, tuple[Reason, float]] = {}
         self._seen: dict[UUID, float] = {}  # live in the database, under this epoch; until when that counts
         self._opened = datetime.now(UTC)
@@ -456,7 +456,8 @@ class Revocations:
                         (CacheFence.incarnation == self._db.incarnation()).label("same"),
                         self._db.now().label("now"),
                         self._db.read_only().label("read_only"),
-                    )
+                        Pulse.keys.label("keys_version"),
+                    ).join_from(CacheFence, Pulse, CacheFence.id == Pulse.id)  # each has its one row under 1
                 )
             ).one()
             if row.read_only == "on":
@@ -473,8 +474,8 @@ class Revocations:
             known = before.known_since if before is not None and same else monotonic()
             believed = row.same and row.epoch != self._disbelieved
             self._fence = Fence(row.epoch, row.server if believed else None, began, known, self._vouches_from(row))
-            if before is not None and before.began < self._failed_began:
-                self.database_returned.set()
+        if self.on_keys_version is not None:
+            self.on_keys_version(row.keys_version, now=row.now, began=began)
 
     def _look_at_the_clock(self, now: datetime, epoch: str) -> None:
         """Disbelieves the epoch under which the database's clock goes back."""

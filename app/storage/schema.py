@@ -5,9 +5,6 @@ With a Postgres nothing is invented: where something is missing, the start stops
 
 from __future__ import annotations
 
-import base64
-import os
-import secrets
 from pathlib import Path
 
 from alembic.config import Config
@@ -18,57 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..command_name import called
 from ..errors import ConfigurationError, TemporarilyUnavailable
-from ..own_files import mode_if_ours
-from ..settings import SECRET_BYTES, Settings, master_secret
 from .database import Database
 from .outages import message, not_let_in
-
-
-def master_secret_of(settings: Settings) -> bytes:
-    """The master secret, from the settings or from the embedded default's own file.
-
-    Raises:
-        ConfigurationError: there is none, it is weak, or its file is another user's or open to others.
-    """
-    if settings.secret is not None:
-        return master_secret(settings.secret.get_secret_value())
-    path = settings.secret_path
-    try:
-        if mode_if_ours(path, f"the master secret in {path} ") & 0o077 and os.name == "posix":
-            raise ConfigurationError(f"the master secret in {path} is open to others; chmod 600 it")
-        return master_secret(path.read_text(encoding="ascii"))
-    except FileNotFoundError:
-        serve = "" if settings.database_url else f", or run {called()} serve once"
-        raise ConfigurationError(f"there is no master secret in {path}: set KEYTURN_SECRET{serve}") from None
-    except (OSError, UnicodeDecodeError):
-        raise ConfigurationError(f"the master secret in {path} can't be read") from None
-
-
-def make_secret(settings: Settings) -> bool:
-    """Makes the embedded default's master secret where there is none; True if it did.
-
-    Raises:
-        ConfigurationError: it can't be written.
-    """
-    path = settings.secret_path
-    if settings.secret is not None or path.exists():
-        return False
-    # Written aside and linked: whoever starts at the same time sees the whole file or none.
-    aside = path.with_name(f"secret.{secrets.token_hex(8)}")
-    try:
-        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
-            file.write(base64.b64encode(os.urandom(SECRET_BYTES)).decode() + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(aside, path)
-    except FileExistsError:
-        return False
-    except OSError as e:
-        raise ConfigurationError(f"the master secret in {path} can't be written ({e.strerror})") from None
-    finally:
-        aside.unlink(missing_ok=True)
-    return True
-
 
 _PACKAGE = Path(__file__).parent.parent
 
