@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from .actors import SERVICE
+from .events.audit import Events
 from .log import get_logger
 from .policies import Policy
 from .revocation.publishing import Publishing
@@ -49,6 +50,7 @@ class Keyturn:
     ending: Ending
     reading: Reading
     upkeep: Upkeep
+    events: Events
 
 
 @asynccontextmanager
@@ -65,7 +67,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     sign_in = SignIn(db, passwords)
     policy, access_tokens = Policy.of(settings), AccessTokens(keys, settings)
     answers, lookup = Answers(access_tokens), Lookup(db, policy)
-    ending = Ending(db, keys, access_tokens, Publishing(db, revocations), lookup, policy)
+    ending = Ending(db, keys, access_tokens, Publishing(db, revocations), lookup)
     try:
         yield Keyturn(
             settings=settings,
@@ -80,6 +82,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             ending=ending,
             reading=Reading(db, access_tokens, revocations, lookup, policy),
             upkeep=Upkeep(db),
+            events=Events(db),
         )
     finally:
         await revocations.close()
