@@ -70,7 +70,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     sign_in = SignIn(db, passwords)
     policy, access_tokens = Policy.of(settings), AccessTokens(keys, settings)
     answers, lookup = Answers(access_tokens), Lookup(db, policy)
-    ending = Ending(db, keys, access_tokens, Publishing(db, revocations), lookup, policy)
+    ending = Ending(db, keys, access_tokens, Publishing(db, revocations), lookup)
     try:
         yield Keyturn(
             settings=settings,

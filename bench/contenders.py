@@ -188,17 +188,19 @@ def rival(stage: Stage, name: str, title: str, workers: int = 1) -> Contender:
 _ID = "ffffffff-ffff-7fff-8fff-ff"
 _DIGEST = "ab" * 32
 _SCRIPT = rf"""\set n random(1000000000, 1000000000 + :rows - 1)
-UPDATE sessions s SET token_digest = '\x{_DIGEST}', key_id = 1, generation = s.generation + 1,
+UPDATE sessions s SET token_digest = '\x{_DIGEST}', key_number = 1, generation = s.generation + 1,
   rotated_at = statement_timestamp(),
-  idle_expires_at = least(statement_timestamp() + INTERVAL '604800 seconds', s.absolute_expires_at,
+  idle_expires_at = least(
+    statement_timestamp() + least(s.idle_lifetime * INTERVAL '1 second', INTERVAL '604800 seconds'), s.absolute_expires_at,
     s.created_at + INTERVAL '2592000 seconds')
 WHERE s.id = CAST('{_ID}' || :n AS uuid) AND s.token_digest = '\x{_DIGEST}' AND s.ended_at IS NULL
   AND s.generation < 2147483646
   AND s.idle_expires_at > statement_timestamp() AND s.absolute_expires_at > statement_timestamp()
   AND s.rotated_at + INTERVAL '604800 seconds' > statement_timestamp()
   AND s.created_at + INTERVAL '2592000 seconds' > statement_timestamp()
-RETURNING s.id, s.user_id, s.role, s.client_id, s.token_digest, s.key_id, s.generation, s.created_at, s.rotated_at,
-  s.idle_expires_at, s.absolute_expires_at, s.ended_at, s.end_reason;
+RETURNING s.token_digest, s.id, s.user_id, s.role, s.client_id, s.generation, s.rotated_at, s.idle_expires_at,
+  least(s.absolute_expires_at, s.created_at + INTERVAL '2592000 seconds'),
+  least(s.access_lifetime * INTERVAL '1 second', INTERVAL '900 seconds');
 """
 
 
@@ -219,7 +221,7 @@ class Pgbench:
             "INSERT INTO users (id, email, password_hash, role, created_at)"
             " SELECT gen_random_uuid(), 'user' || i || '@example.com', '!', 'user', now()"
             " FROM generate_series(1, 1000) AS i",
-            f"""INSERT INTO sessions (id, user_id, role, client_id, token_digest, key_id, generation, created_at,
+            f"""INSERT INTO sessions (id, user_id, role, client_id, token_digest, key_number, generation, created_at,
                   rotated_at, idle_expires_at, absolute_expires_at)
                 SELECT CAST('{_ID}' || 1000000000 + i AS uuid), u.ids[1 + i % 1000], 'user', 'first-party',
                   '\\x{_DIGEST}', 1, 0, now(), now(), now() + INTERVAL '7 days', now() + INTERVAL '30 days'

@@ -88,7 +88,7 @@ def _sessions(keyturn: Keyturn, users: list[UUID], count: int) -> Iterator[tuple
                 "role": "user",
                 "client_id": client_id,
                 "token_digest": token.digest,
-                "key_id": key.number,
+                "key_number": key.number,
                 "generation": 0,
                 "created_at": now,
                 "rotated_at": now,

@@ -25,13 +25,13 @@ from app.keyturn import Keyturn, opened
 from app.main import create_app
 from app.sessions import rotation
 from app.sessions.answers import Tokens
-from app.sessions.rows import SessionRow
+from app.sessions.rows import Granted
 from app.storage.tables import uuid7
 from app.storage.tasks import TIME_LIMIT
 from app.tokens.refresh_tokens import RefreshToken
 from tests.conftest import a_user, settings_of, time_passes
 
-Outcome = tuple[SessionRow, RefreshToken] | None
+Outcome = tuple[Granted, RefreshToken] | None
 
 
 @pytest.fixture
@@ -185,9 +185,9 @@ async def test_a_batch_that_met_another_transaction_is_run_again_one_by_one(
     tokens = [await keyturn.starting.start(proof, by=SERVICE) for _ in range(8)]
     monkeypatch.setattr(
         rotation,
-        "_ROTATE_POSTGRES",
+        "_POSTGRES",
         # As a deadlock or a server that is set to a stricter isolation would answer a batch, and it alone.
-        rotation._ROTATE_POSTGRES.replace(
+        rotation._POSTGRES.replace(
             "WITH batch AS (", "WITH met AS (SELECT serialization_failure(cardinality($1::uuid[]))), batch AS (", 1
         ).replace("FROM hit WHERE", "FROM hit, met WHERE", 1),
     )

@@ -26,12 +26,14 @@ ROW = SessionRow(
     role="user",
     client_id="app",
     token_digest=SECOND.digest,
-    key_id=7,
+    key_number=7,
     generation=1,
     created_at=NOW - timedelta(hours=1),
     rotated_at=NOW,
     idle_expires_at=NOW + timedelta(days=7),
     absolute_expires_at=NOW + timedelta(days=30),
+    retry_window=WINDOW,
+    access_lifetime=timedelta(seconds=900),
     ended_at=None,
     end_reason=None,
     now=NOW,
@@ -45,15 +47,15 @@ def test_the_window_ends_exactly_when_it_is_over() -> None:
         (WINDOW - MOMENT, Verdict.RETRY),
         (WINDOW, Verdict.REUSE),
     ):
-        assert judge(replace(ROW, now=NOW + age), FIRST, KEY, WINDOW) is verdict
-    assert judge(ROW, FIRST, KEY, timedelta(0)) is Verdict.REUSE
+        assert judge(replace(ROW, now=NOW + age), FIRST, KEY) is verdict
+    assert judge(replace(ROW, retry_window=timedelta(0)), FIRST, KEY) is Verdict.REUSE
 
 
 def test_the_newest_token_that_did_not_rotate_was_locked_and_is_sent_again() -> None:
-    assert judge(ROW, SECOND, KEY, WINDOW) is Verdict.AGAIN
+    assert judge(ROW, SECOND, KEY) is Verdict.AGAIN
     last = RefreshToken(KEY, FIRST.session_id, LAST_GENERATION, SECOND.secret)
     at_the_end = replace(ROW, generation=LAST_GENERATION, token_digest=last.digest)
-    assert judge(at_the_end, last, KEY, WINDOW) is Verdict.REFUSED
+    assert judge(at_the_end, last, KEY) is Verdict.REFUSED
 
 
 def test_another_branch_and_what_the_row_never_saw_are_refused_and_end_nothing() -> None:
@@ -65,13 +67,13 @@ def test_another_branch_and_what_the_row_never_saw_are_refused_and_end_nothing()
         (ROW, FIRST, None),
         (ROW, FIRST, RefreshKey.derive(8, bytes(32))),
     ):
-        assert judge(row, presented, key, WINDOW) is Verdict.REFUSED
+        assert judge(row, presented, key) is Verdict.REFUSED
 
 
 def test_two_generations_behind_is_reuse_at_any_age_and_with_any_key() -> None:
     newer = replace(ROW, generation=2, token_digest=THIRD.digest)
     for key in (KEY, None):
-        assert judge(newer, FIRST, key, WINDOW) is Verdict.REUSE
+        assert judge(newer, FIRST, key) is Verdict.REUSE
 
 
 def test_a_deadline_is_over_at_its_moment_and_the_earlier_one_is_the_reason() -> None:
@@ -83,7 +85,7 @@ def test_a_deadline_is_over_at_its_moment_and_the_earlier_one_is_the_reason() ->
     assert replace(both, now=NOW - MOMENT).over() is None
     assert replace(idle, absolute_expires_at=NOW + MOMENT, now=NOW + timedelta(days=1)).over() == "idle_timeout"
     assert replace(both, ended_at=NOW - MOMENT, end_reason="logout").over() == "logout"
-    assert judge(both, FIRST, KEY, WINDOW) == "absolute_timeout"
+    assert judge(both, FIRST, KEY) == "absolute_timeout"
 
 
 def test_durations_on_the_wire_are_whole_seconds_and_never_negative() -> None:

@@ -306,7 +306,7 @@ async def test_a_retirement_that_broke_off_leaves_nothing_that_can_be_refreshed_
         assert await one.keys.retire("refresh-1", by=SERVICE) == 1
         await one.keys.load()
         # It broke off after the first range. Who comes now is refused, told why, and ended.
-        assert (await one.ending._end_range(UUID(int=0), Session.key_id == 1, 2))[1] == 2
+        assert (await one.ending._end_range(UUID(int=0), Session.key_number == 1, 2))[1] == 2
         await refused_as(one, sessions[2].refresh_token, "revoked_by_admin")
         with pytest.raises(InvalidToken):
             await one.reading.verify(sessions[2].access_token)

@@ -9,7 +9,7 @@ import base64
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -18,7 +18,7 @@ from sqlalchemy import false, select, update
 
 from app.actors import SERVICE
 from app.revocation.revocations import Revocations
-from app.sessions import ending, rotation, upkeep
+from app.sessions import ending, marking, rotation, upkeep
 from app.sessions.answers import Answers
 from app.sessions.ending import Ending
 from app.sessions.rotation import Rotation
@@ -51,20 +51,20 @@ def in_rotation(patch: Patch, right: str, wrong: str) -> None:
 
 
 def ends_nothing(patch: Patch, reason: str) -> None:
-    real = ending._ends
+    real = marking.ends
     patch.setattr(
-        ending, "_ends", lambda now, why, *which: real(now, why, *which, *([false()] if why == reason else []))
+        ending, "ends", lambda now, why, *which: real(now, why, *which, *([false()] if why == reason else []))
     )
 
 
 def ends_all_of_the_user(patch: Patch, reason: str) -> None:
-    real = ending._ends
+    real = marking.ends
 
     def ends(now: Any, why: Any, *which: Any) -> Any:
         users_of = Session.user_id.in_(select(Session.user_id).where(*which))
         return real(now, why, *([users_of] if why == reason else which))
 
-    patch.setattr(ending, "_ends", ends)
+    patch.setattr(ending, "ends", ends)
 
 
 def in_judgement(patch: Patch, change: Callable[..., Any]) -> None:
@@ -90,13 +90,13 @@ def the_window_slides_on_a_retry(patch: Patch) -> None:
 @bug
 def the_window_never_closes(patch: Patch) -> None:
     real = rotation.judge
-    patch.setattr(rotation, "judge", lambda s, p, k, w: real(s, p, k, timedelta(days=99)))
+    patch.setattr(rotation, "judge", lambda row, *rest: real(replace(row, retry_window=timedelta(days=99)), *rest))
 
 
 @bug
 def any_older_generation_is_a_retry_within_the_window(patch: Patch) -> None:
-    def change(verdict: Any, row: SessionRow, presented: Any, key: Any, window: timedelta) -> Any:
-        young = row.now - row.rotated_at < window
+    def change(verdict: Any, row: SessionRow, *_: Any) -> Any:
+        young = row.now - row.rotated_at < row.retry_window
         return Verdict.RETRY if verdict is Verdict.REUSE and young else verdict
 
     in_judgement(patch, change)
@@ -121,10 +121,10 @@ def reuse_ends_nothing(patch: Patch) -> None:
 def a_retry_gets_a_fresh_random_successor(patch: Patch) -> None:
     real = Answers.tokens
 
-    def tokens(self: Answers, row: SessionRow, refresh_token: RefreshToken) -> Any:
-        if row.now != row.rotated_at:  # a retry
+    def tokens(self: Answers, row: Any, refresh_token: RefreshToken, now: datetime) -> Any:
+        if now != row.rotated_at:  # a retry
             refresh_token = replace(refresh_token, secret=os.urandom(32), raw=b"")
-        return real(self, row, refresh_token)
+        return real(self, row, refresh_token, now)
 
     patch.setattr(Answers, "tokens", tokens)
 
@@ -144,12 +144,18 @@ def a_session_past_its_absolute_deadline_still_refreshes(patch: Patch) -> None:
 @bug
 def a_refresh_moves_the_absolute_deadline(patch: Patch) -> None:
     moved = "absolute_expires_at = ?3 + ?5, created_at = ?3, idle_expires_at = ?3 + ?4\nFROM"
-    in_rotation(patch, "idle_expires_at = min(?3 + ?4, absolute_expires_at, created_at + ?5)\nFROM", moved)
+    in_rotation(
+        patch,
+        "idle_expires_at = min(?3 + min(idle_lifetime * 1000000, ?4), absolute_expires_at, created_at + ?5)\nFROM",
+        moved,
+    )
 
 
 @bug
 def a_refresh_does_not_move_the_idle_deadline(patch: Patch) -> None:
-    in_rotation(patch, "idle_expires_at = min(?3 + ?4,", "idle_expires_at = min(idle_expires_at,")
+    in_rotation(
+        patch, "idle_expires_at = min(?3 + min(idle_lifetime * 1000000, ?4),", "idle_expires_at = min(idle_expires_at,"
+    )
 
 
 @bug
@@ -164,9 +170,9 @@ def an_ended_session_still_refreshes(patch: Patch) -> None:
 
 @bug
 def the_successor_is_not_compared(patch: Patch) -> None:
-    def change(verdict: Any, row: SessionRow, presented: RefreshToken, key: Any, window: timedelta) -> Any:
+    def change(verdict: Any, row: SessionRow, presented: RefreshToken, key: Any) -> Any:
         one_older = presented.generation == row.generation - 1 and key is not None
-        young = row.now - row.rotated_at < window
+        young = row.now - row.rotated_at < row.retry_window
         return Verdict.RETRY if verdict is Verdict.REFUSED and one_older and young else verdict
 
     in_judgement(patch, change)
@@ -244,17 +250,19 @@ def a_logout_of_the_others_ends_this_one_too(patch: Patch) -> None:
 @bug
 def a_second_reason_replaces_the_first(patch: Patch) -> None:
     def ends(now: Any, reason: Any, *which: Any) -> Any:
-        return update(Session).where(*which).values(ended_at=now, end_reason=reason)
+        ended = update(Session).where(*which).values(ended_at=now, end_reason=reason)
+        return ended.returning(*marking._ENDED, now.label("now"))
 
-    patch.setattr(ending, "_ends", ends)
+    patch.setattr(ending, "ends", ends)
 
 
 @bug
 def what_ends_after_its_deadline_takes_the_later_reason(patch: Patch) -> None:
     def ends(now: Any, reason: Any, *which: Any) -> Any:
-        return update(Session).where(*which, Session.ended_at.is_(None)).values(ended_at=now, end_reason=reason)
+        ended = update(Session).where(*which, Session.ended_at.is_(None)).values(ended_at=now, end_reason=reason)
+        return ended.returning(*marking._ENDED, now.label("now"))
 
-    patch.setattr(ending, "_ends", ends)
+    patch.setattr(ending, "ends", ends)
 
 
 @bug

@@ -787,7 +787,7 @@ class Machine(RuleBasedStateMachine):
             assert (row.user_id, row.role, row.generation) == (s.user.id, s.role, s.generation)
             assert (row.end_reason, row.ended_at is not None) == (s.ended[0] if s.ended else None, bool(s.ended))
             assert row.token_digest == sha256(self.bytes_of(s)).digest()
-            assert f"refresh-{row.key_id}" == s.chain[-1].key.kid
+            assert f"refresh-{row.key_number}" == s.chain[-1].key.kid
             moments = [
                 (row.created_at, s.created),
                 (row.rotated_at, s.rotated),

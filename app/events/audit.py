@@ -29,6 +29,7 @@ What = Literal[
     "password_changed",
     "session_started",
     "session_ended",
+    "sessions_deleted",
     "key_generated",
     "key_retired",
 ]
@@ -46,18 +47,30 @@ class Event:
     reason: str | None = None
     """Why a session ended."""
     detail: str | None = None
-    """The id of a key, or a new role."""
+    """The id of a key, a new role, or how many sessions were deleted."""
 
 
 async def record(tx: AsyncConnection, now: datetime, by: Actor, events: Iterable[Event]) -> None:
-    """Writes events within a transaction. `now` is the database's clock, as a statement of that transaction read it."""
+    """Writes events of one actor within a transaction.
+
+    Args:
+        tx: the transaction of the change.
+        now: the database's clock, as a statement of that transaction read it.
+        by: the actor. One who is a user without an id is the user that an event is about.
+        events: what happened.
+    """
+    await record_each(tx, now, ((by, event) for event in events))
+
+
+async def record_each(tx: AsyncConnection, now: datetime, acts: Iterable[tuple[Actor, Event]]) -> None:
+    """As `record`, where each event has an actor of its own."""
     rows = [
         {
             "id": uuid7(),
             "at": now,
             "event": event.what,
             "actor": by.kind,
-            "actor_id": by.id,
+            "actor_id": by.id or (str(event.user_id) if by.kind == "user" and event.user_id else None),
             "user_id": event.user_id,
             "session_id": event.session_id,
             "client_id": event.client_id,
@@ -66,7 +79,7 @@ async def record(tx: AsyncConnection, now: datetime, by: Actor, events: Iterable
             "reason": event.reason,
             "detail": event.detail,
         }
-        for event in events
+        for by, event in acts
     ]
     if rows:
         await tx.execute(insert(Row), rows)

@@ -46,6 +46,17 @@ from .revocations import (
 _SHARE_LOCK = select(func.pg_advisory_xact_lock_shared(ENDINGS))
 _FENCE = select(CacheFence.epoch, CacheFence.server)
 
+FENCE_ON_POSTGRES = """fenced AS (
+  UPDATE cache_fence SET epoch = {new}, server = NULL, changed_at = statement_timestamp()
+  WHERE server IS NOT NULL AND (server = {server}::text AND epoch = ANY ({epochs}::text[])) IS NOT TRUE
+  RETURNING epoch
+)"""
+"""`Publishing.compare` as a part of a statement that ends only sessions that were published.
+
+A statement reads one snapshot, so the order of its parts does not matter: the snapshot is from after `hold`. If another
+transaction fences meanwhile, the UPDATE waits and asks its condition again.
+"""
+
 _PUBLISH = """
 for i = 3, #KEYS do redis.call('SET', KEYS[i], '1', 'EX', ARGV[1]) end
 return redis.call('MGET', KEYS[1], KEYS[2])
@@ -59,7 +70,7 @@ class Published:
     ids: frozenset[UUID]
     server: str | None
     """The identity of the server that acknowledged every key. None: no server did."""
-    epochs: frozenset[bytes]
+    epochs: frozenset[str]
     """The epochs that stood beside every key: as the marker, or as the nonce of a rebuild."""
 
 
@@ -89,6 +100,11 @@ class Settling:
         await past(self.at())
 
 
+def new_epoch() -> str:
+    """A random epoch, which no reading of the fence and no marker has."""
+    return secrets.token_hex(16)
+
+
 async def past(moment: float) -> None:
     """Returns at that moment of the monotonic clock, or at once if it is past."""
     if (wait := moment - monotonic()) > 0:
@@ -116,7 +132,7 @@ class Publishing:
             server, replies = await self._revocations.send(commands)
         except TemporarilyUnavailable:
             return Published(sessions, None, frozenset())
-        seen = [frozenset(filter(None, reply)) for reply in replies]
+        seen = [frozenset(epoch.decode(errors="replace") for epoch in reply if epoch) for reply in replies]
         return Published(sessions, server.identity, frozenset.intersection(*seen) if seen else frozenset())
 
     async def hold(self, tx: AsyncConnection) -> None:
@@ -134,13 +150,11 @@ class Publishing:
         """
         fence = (await tx.execute(_FENCE)).one()
         acknowledged = published.server is not None and published.server == fence.server
-        known_here = acknowledged and fence.epoch.encode() in published.epochs
+        known_here = acknowledged and fence.epoch in published.epochs
         fences = fence.server is not None and not (known_here and published.ids.issuperset(ended))
         if fences:
             # Some process may believe a server that does not have all the keys.
-            await tx.execute(
-                update(CacheFence).values(epoch=secrets.token_hex(16), server=None, changed_at=self._db.now())
-            )
+            await tx.execute(update(CacheFence).values(epoch=new_epoch(), server=None, changed_at=self._db.now()))
         return self.settling(fence.epoch, fenced=fences)
 
     async def read_fence(self) -> None:

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from ..tokens.access_tokens import AccessTokens
 from ..tokens.refresh_tokens import RefreshToken
-from .rows import SessionRow
+from .rows import Granted, SessionRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +47,8 @@ class Answers:
     def __init__(self, access_tokens: AccessTokens) -> None:
         self._access_tokens = access_tokens
 
-    def tokens(self, row: SessionRow, refresh_token: RefreshToken) -> Tokens:
-        """The tokens of a session's newest generation."""
+    def tokens(self, row: Granted | SessionRow, refresh_token: RefreshToken, now: datetime) -> Tokens:
+        """The tokens of a session's newest generation. `now` is the database's clock, for the durations."""
         access_token, access_expires_at = self._access_tokens.sign(
             subject=row.user_id,
             session_id=row.id,
@@ -57,12 +57,13 @@ class Answers:
             client_id=row.client_id,
             issued_at=row.rotated_at,
             session_expires_at=row.absolute_expires_at,
+            lifetime=row.access_lifetime,
         )
         return Tokens(
             access_token,
             refresh_token.text,
             row.id,
-            max(row.now, row.rotated_at),
+            max(now, row.rotated_at),
             access_expires_at,
             row.idle_expires_at,
             row.absolute_expires_at,

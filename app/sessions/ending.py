@@ -10,13 +10,12 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, Update, and_, case, select, update
+from sqlalchemy import ColumnElement, and_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..actors import SERVICE, Actor
 from ..errors import InvalidGrant, InvalidToken, NoToken, Reason, Refusal
 from ..log import get_logger
-from ..policies import Policy
 from ..revocation.publishing import Publishing, past
 from ..storage.batches import Batch
 from ..storage.database import Database
@@ -27,6 +26,7 @@ from ..tokens.keys import Keys
 from ..tokens.refresh_tokens import RefreshToken
 from .answers import whole_seconds
 from .lookup import Lookup
+from .marking import TIMEOUTS, ends, live_of, lived, locked, mark, mark_logouts_on_postgres
 from .rows import SessionRow, Verdict, judge
 
 Reach = Literal["this", "others", "all"]
@@ -34,17 +34,6 @@ Reach = Literal["this", "others", "all"]
 
 Also = Callable[[AsyncConnection], Awaitable[object]]
 """Another change in the transaction that ends sessions. It runs before they end."""
-
-_ENDED = (
-    Session.id,
-    Session.user_id,
-    Session.client_id,
-    Session.generation,
-    Session.rotated_at,
-    Session.ended_at,
-    Session.end_reason,
-)
-_TIMEOUTS = {"idle_timeout", "absolute_timeout"}
 
 _log = get_logger()
 
@@ -59,19 +48,17 @@ class Ending:
         access_tokens: AccessTokens,
         publishing: Publishing,
         lookup: Lookup,
-        policy: Policy,
     ) -> None:
         self._db = db
         self._keys = keys
         self._access_tokens = access_tokens
         self._publishing = publishing
         self._lookup = lookup
-        self._policy = policy
         # Two are under way: one stuck connection must not stop every logout. SQLite has one writer at a time.
         self._logouts = Batch(self._log_out, in_flight=2 if db.is_postgres else 1)
         # Built once: to put the statement together anew costs as much as to send it.
         held = select(Session.id).where(db.among(Session.id)).order_by(Session.id).with_for_update(skip_locked=True)
-        self._log_these_out = _ends(db.now(), "logout", Session.id.in_(held)).returning(Session.id)
+        self._log_these_out = ends(db.now(), "logout", Session.id.in_(held))
 
     async def end(self, session_ids: set[UUID], reason: Reason, *, by: Actor) -> int:
         """Ends these sessions; how many were live. Called again, it changes nothing and publishes again.
@@ -79,7 +66,7 @@ class Ending:
         Raises:
             TemporarilyUnavailable: the database is away; nothing was ended, or nobody knows whether it was.
         """
-        return _lived(await self._end(session_ids, reason, _locked(Session.id.in_(session_ids)), by=by))
+        return lived(await self._end(session_ids, reason, locked(Session.id.in_(session_ids)), by=by))
 
     @own_task
     async def end_of_user(
@@ -100,7 +87,7 @@ class Ending:
         async with self._db.look() as connection:
             live = set((await connection.scalars(live_of(user_id))).all())
         which = live_of(user_id).where(Session.id.not_in(but)) if but else live_of(user_id)
-        return _lived(await self._end(live - but, reason, Session.id.in_(which.with_for_update()), by=by, also=also))
+        return lived(await self._end(live - but, reason, Session.id.in_(which.with_for_update()), by=by, also=also))
 
     @own_task
     async def end_for_reuse(self, session_id: UUID, generation: int, *, by: Actor) -> Reason:
@@ -109,7 +96,7 @@ class Ending:
         ended = await self._end({session_id}, "reuse_detected", older, by=by)
         # The one statement that ends the session makes the line in the log. Later presentations find the session ended.
         for row in ended:
-            if row.end_reason not in _TIMEOUTS:
+            if row.end_reason not in TIMEOUTS:
                 _log.warning(
                     "reuse_detected",
                     session_id=str(session_id),
@@ -150,14 +137,10 @@ class Ending:
             await self._publishing.hold(tx)
             if also is not None:
                 await also(tx)
-            ended = await self._mark(tx, reason, which)
+            ended = await mark(tx, ends(self._db.now(), reason, which), lambda _: by)
             settling = await self._publishing.compare(tx, published, {row.id for row in ended})
         await settling.settled()
         return ended
-
-    async def _mark(self, tx: AsyncConnection, reason: Reason, which: ColumnElement[bool]) -> Sequence[Any]:
-        now = self._db.now()
-        return (await tx.execute(_ends(now, reason, which).returning(*_ENDED, now.label("now")))).all()
 
     # -- under a key
 
@@ -170,11 +153,11 @@ class Ending:
         Raises:
             TemporarilyUnavailable: as `end`.
         """
-        return await self._end_each(Session.key_id == key_number, most, by)
+        return await self._end_each(Session.key_number == key_number, most, by)
 
     async def end_all_but_under(self, key_number: int, *, by: Actor, most: int = 1000) -> int:
         """Ends the live sessions under all refresh keys but one, as `end_under`; how many."""
-        return await self._end_each(Session.key_id != key_number, most, by)
+        return await self._end_each(Session.key_number != key_number, most, by)
 
     async def _end_each(self, which: ColumnElement[bool], most: int, by: Actor) -> int:
         ended, after = 0, UUID(int=0)
@@ -199,8 +182,8 @@ class Ending:
             return rows[-1].id, 0
         await self._publishing.read_fence()  # the walk may take longer than one reading of the fence counts
         # A session may move to another key between the two statements: `which` is asked again.
-        ended = await self._end(ids, "revoked_by_admin", and_(_locked(Session.id.in_(ids), which), which), by=by)
-        return rows[-1].id, _lived(ended)
+        ended = await self._end(ids, "revoked_by_admin", and_(locked(Session.id.in_(ids), which), which), by=by)
+        return rows[-1].id, lived(ended)
 
     async def over_under_retired_key(self, session_id: UUID) -> SessionRow:
         """The session of a token whose key is retired. The session is over.
@@ -211,7 +194,7 @@ class Ending:
             InvalidGrant: the session goes on under another key, or there is none.
         """
         row = await self._lookup.row(session_id)
-        if row is not None and not row.over() and self._keys.retired(row.key_id):
+        if row is not None and not row.over() and self._keys.retired(row.key_number):
             await self.end({session_id}, "revoked_by_admin", by=SERVICE)  # `end_under` has yet to come here
             row = await self._lookup.row(session_id)
         if row is None or not row.over():
@@ -237,7 +220,7 @@ class Ending:
         if reach == "this":
             for session_id in presented:
                 try:
-                    settles_at = await self._logouts(session_id)
+                    settles_at = await self._logouts((session_id, by))
                     if settles_at is None:
                         await self.end({session_id}, "logout", by=by)
                     else:
@@ -247,26 +230,37 @@ class Ending:
             return set(presented)
         # All are checked before any is ended: a refused request changes nothing.
         rows = [await self._opened_by(i, token, access_token, reach) for i, token in presented.items()]
-        for user_id in {row.user_id for row in rows if not row.over()}:
-            await self.end_of_user(user_id, "logout_all", by=by, but=frozenset(presented if reach == "others" else ()))
-        # A logout of all that is repeated ends nothing more: a session that was started since is none of its business.
-        if over := {row.id for row in rows if row.over()}:
-            await self.end(over, "logout_all", by=by)
+        but = frozenset(presented if reach == "others" else ())
+        for row in rows:
+            try:
+                # A logout of all that is repeated ends nothing more: sessions that were started since stay.
+                if row.over():
+                    await self.end({row.id}, "logout_all", by=by)
+                else:
+                    await self.end_of_user(row.user_id, "logout_all", by=by, but=but)
+            except Refusal as refusal:
+                raise refusal.about(row.id, row.user_id) from None
         return set(presented)
 
-    async def _log_out(self, ids: Sequence[UUID]) -> Sequence[float | None]:
+    async def _log_out(self, batch: Sequence[tuple[UUID, Actor]]) -> Sequence[float | None]:
         """Ends those that live, in one transaction; for each, when its answer may go, on the monotonic clock.
 
         None for one that was over, or whose row another transaction holds. Such a row must not keep the others waiting,
         and `end` sees to it.
         """
-        published = await self._publishing.publish(ids)
+        actors = dict(batch)
+        published = await self._publishing.publish(actors)
         async with self._db.begin() as tx:
             await self._publishing.hold(tx)
-            ended = {row.id for row in await tx.execute(self._log_these_out, {"ids": list(published.ids)})}
-            settling = await self._publishing.compare(tx, published, ended)
+            if self._db.is_postgres:
+                row = await mark_logouts_on_postgres(tx, actors, published)
+                ended, settling = set(row.ended), self._publishing.settling(row.epoch, fenced=row.fenced)
+            else:
+                rows = await mark(tx, self._log_these_out, actors.__getitem__, {"ids": list(actors)})
+                ended = {row.id for row in rows}
+                settling = await self._publishing.compare(tx, published, ended)
         settles_at = settling.at()
-        return [settles_at if i in ended else None for i in ids]
+        return [settles_at if session_id in ended else None for session_id, _ in batch]
 
     async def _opened_by(
         self, session_id: UUID, token: RefreshToken | None, access_token: str | None, reach: Reach
@@ -292,7 +286,7 @@ class Ending:
                 raise InvalidToken("no such session of this subject", session_id=session_id, user_id=verified.user_id)
         elif not over and token.digest != row.token_digest:
             # Then only one that a refresh would still be answered for.
-            verdict = judge(row, token, self._keys.refresh(row.key_id), self._policy.retry_window)
+            verdict = judge(row, token, self._keys.refresh(row.key_number))
             if verdict is not Verdict.RETRY:
                 raise InvalidGrant("an old token can't end other sessions", session_id=row.id, user_id=row.user_id)
         return row
@@ -318,36 +312,3 @@ class Ending:
         if not sessions:
             raise refusal
         return sessions
-
-
-def live_of(user_id: UUID) -> Select[UUID]:
-    """The live sessions of a user. By id, so that transactions that end several lock them in the same order."""
-    return select(Session.id).where(Session.user_id == user_id, Session.ended_at.is_(None)).order_by(Session.id)
-
-
-def _locked(*which: ColumnElement[bool]) -> ColumnElement[bool]:
-    """Locks the rows in the order of their ids: so two transactions that end several never wait for each other."""
-    return Session.id.in_(select(Session.id).where(*which).order_by(Session.id).with_for_update())
-
-
-def _lived(ended: Sequence[Any]) -> int:
-    """How many of the ended sessions were not over before, by a deadline."""
-    return sum(row.end_reason not in _TIMEOUTS for row in ended)
-
-
-def _ends(now: Any, reason: Reason, *which: Any) -> Update:
-    """The statement that ends some sessions.
-
-    The first reason stays: to end an ended session changes nothing, and a deadline that has passed came first. (Such a
-    row is marked all the same: until their leeway is over, its access tokens would be good.)
-    """
-    late = Session.idle_expires_at <= now
-    idle = Session.idle_expires_at < Session.absolute_expires_at
-    return (
-        update(Session)
-        .where(*which, Session.ended_at.is_(None))
-        .values(
-            ended_at=case((late, Session.idle_expires_at), else_=now),
-            end_reason=case((and_(late, idle), "idle_timeout"), (late, "absolute_timeout"), else_=reason),
-        )
-    )

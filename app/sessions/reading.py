@@ -22,7 +22,7 @@ from .rows import SessionRow
 # made is older than the key that has its number now.
 _HAS_KEY = exists().where(
     Key.use == "refresh",
-    Key.number == Session.key_id,
+    Key.number == Session.key_number,
     Key.retired_at.is_(None),
     Key.created_at <= Session.rotated_at,
 )

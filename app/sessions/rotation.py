@@ -15,13 +15,13 @@ from ..errors import InvalidGrant, Refusal, TemporarilyUnavailable
 from ..policies import Policy
 from ..storage.batches import Batch
 from ..storage.database import Database
-from ..storage.tables import Session, microseconds, moment
+from ..storage.tables import microseconds, moment
 from ..tokens.keys import Keys
 from ..tokens.refresh_tokens import LAST_GENERATION, RefreshToken
 from .answers import Answers, Tokens
 from .ending import Ending
 from .lookup import Lookup
-from .rows import SessionRow, Verdict, judge
+from .rows import Granted, Verdict, judge
 
 _WAITS = tuple(timedelta(milliseconds=ms) for ms in (20, 100, 400))
 """The transaction that holds the row has a few round trips and a commit to go."""
@@ -59,7 +59,7 @@ class Rotation:
             if not self._keys.retired(presented.key.number):
                 rotated = await self._rotations(presented)
                 if rotated is not None:
-                    return self._answers.tokens(*rotated)
+                    return self._answers.tokens(*rotated, rotated[0].rotated_at)
             return await self._not_rotated(presented, by)
         except Refusal as refusal:
             raise refusal.about(presented.session_id) from None
@@ -75,17 +75,17 @@ class Rotation:
             row = await self._lookup.row(presented.session_id)
             if row is None:
                 raise InvalidGrant("no such session")
-            key = self._keys.refresh(row.key_id)
-            match judge(row, presented, key, self._policy.retry_window):
+            key = self._keys.refresh(row.key_number)
+            match judge(row, presented, key):
                 case Verdict.AGAIN:
                     if wait is not None:
                         await asyncio.sleep(wait.total_seconds())
                         rotated = await self._rotations(presented)
                         if rotated is not None:
-                            return self._answers.tokens(*rotated)
+                            return self._answers.tokens(*rotated, rotated[0].rotated_at)
                 case Verdict.RETRY:
                     assert key is not None
-                    return self._answers.tokens(row, presented.successor(key))
+                    return self._answers.tokens(row, presented.successor(key), row.now)
                 case Verdict.REUSE:
                     reason = await self._ending.end_for_reuse(row.id, presented.generation, by=by)
                     raise InvalidGrant("reuse", reason=reason, user_id=row.user_id)
@@ -95,39 +95,36 @@ class Rotation:
                     raise InvalidGrant("session is over", reason=reason, user_id=row.user_id)
         raise TemporarilyUnavailable("the session was locked four times")
 
-    async def _rotate(self, batch: Sequence[RefreshToken]) -> Sequence[tuple[SessionRow, RefreshToken] | None]:
+    async def _rotate(self, batch: Sequence[RefreshToken]) -> Sequence[tuple[Granted, RefreshToken] | None]:
         """Rotates each session whose newest token was presented: one statement, one commit for all of them."""
         key, policy = self._keys.signing_refresh, self._policy
         presented = [token.digest for token in batch]
         successors = {digest: token.successor(key) for digest, token in zip(presented, batch, strict=True)}
         derived = {digest: successor.digest for digest, successor in successors.items()}
         ids = [successor.session_id for successor in successors.values()]
-        idle, absolute = policy.idle_lifetime, policy.absolute_lifetime
-        rows: Sequence[Any]
+        idle, absolute, access = policy.idle_lifetime, policy.absolute_lifetime, policy.access_lifetime
         if self._db.is_postgres:
-            rows = await self._db.fetch(
-                _ROTATE_POSTGRES,
-                *(ids, list(derived), list(derived.values()), key.number, LAST_GENERATION, idle, absolute),
-            )
+            batch_of = (ids, list(derived), list(derived.values()), key.number, LAST_GENERATION)
+            rows = [Granted._make(row) for row in await self._db.fetch(_POSTGRES, *batch_of, idle, absolute, access)]
         else:
-            durations = (microseconds(each) for each in (self._db.clock(), idle, absolute))
+            durations = (microseconds(each) for each in (self._db.clock(), idle, absolute, access))
             members = zip((session_id.hex for session_id in ids), derived, derived.values(), strict=True)
             statement = _rotate_sqlite(len(ids))
             found = await self._db.fetch(statement, key.number, LAST_GENERATION, *durations, *chain(*members))
-            rows = [_of_sqlite(row) for row in found]
-        rotated = {row["token_digest"]: SessionRow.of(row, row["rotated_at"], policy) for row in rows}
+            rows = [_of_sqlite(*row) for row in found]
+        rotated = {row.token_digest: row for row in rows}
         return [
             (rotated[derived[digest]], successors[digest]) if derived[digest] in rotated else None
             for digest in presented
         ]
 
 
-# Named, so that a column that a later release adds changes no prepared statement of this one.
-_COLUMNS = tuple(Session.__table__.columns)
-
+# Both statements name the columns of `Granted` in its order, so that a column that a later release adds changes no
+# prepared statement of this one.
+#
 # SKIP LOCKED: the statement leaves a row out that another transaction holds. So no two statements can wait for each
-# other; the caller reads that row and decides. Deadlines hold under the policy in force too.
-_ROTATE_POSTGRES = f"""
+# other; the caller reads that row and decides. The policy in force shortens the row's deadlines and lifetimes.
+_POSTGRES = """
 WITH batch AS (
   SELECT * FROM unnest($1::uuid[], $2::bytea[], $3::bytea[]) AS b(id, old, new)
 ), hit AS MATERIALIZED (
@@ -139,36 +136,38 @@ WITH batch AS (
   ORDER BY s.id FOR NO KEY UPDATE OF s SKIP LOCKED
 )
 UPDATE sessions s
-SET token_digest = hit.new, key_id = $4, generation = s.generation + 1, rotated_at = statement_timestamp(),
+SET token_digest = hit.new, key_number = $4, generation = s.generation + 1, rotated_at = statement_timestamp(),
   idle_expires_at = least(
-    statement_timestamp() + $6::interval, s.absolute_expires_at, s.created_at + $7::interval)
+    statement_timestamp() + least(s.idle_lifetime * interval '1 second', $6::interval),
+    s.absolute_expires_at, s.created_at + $7::interval)
 FROM hit WHERE s.id = hit.id
-RETURNING {", ".join(f"s.{column.name}" for column in _COLUMNS)}
-"""  # noqa: S608  # only names of columns are put in
+RETURNING s.token_digest, s.id, s.user_id, s.role, s.client_id, s.generation, s.rotated_at, s.idle_expires_at,
+  least(s.absolute_expires_at, s.created_at + $7::interval),
+  least(s.access_lifetime * interval '1 second', $8::interval)
+"""
 
 
 @cache
 def _rotate_sqlite(count: int) -> str:
-    values = ", ".join(f"(?{i}, ?{i + 1}, ?{i + 2})" for i in range(6, 6 + 3 * count, 3))
+    values = ", ".join(f"(?{i}, ?{i + 1}, ?{i + 2})" for i in range(7, 7 + 3 * count, 3))
     return f"""
 WITH batch(id, old, new) AS (VALUES {values})
 UPDATE sessions
-SET token_digest = batch.new, key_id = ?1, generation = generation + 1, rotated_at = ?3,
-  idle_expires_at = min(?3 + ?4, absolute_expires_at, created_at + ?5)
+SET token_digest = batch.new, key_number = ?1, generation = generation + 1, rotated_at = ?3,
+  idle_expires_at = min(?3 + min(idle_lifetime * 1000000, ?4), absolute_expires_at, created_at + ?5)
 FROM batch
 WHERE sessions.id = batch.id AND sessions.token_digest = batch.old AND sessions.ended_at IS NULL
   AND sessions.generation < ?2
   AND sessions.idle_expires_at > ?3 AND sessions.absolute_expires_at > ?3
   AND sessions.rotated_at + ?4 > ?3 AND sessions.created_at + ?5 > ?3
-RETURNING {", ".join(column.name for column in _COLUMNS)}
-"""  # noqa: S608  # only the numbers of parameters and names of columns are put in
+RETURNING token_digest, sessions.id, user_id, role, client_id, generation, rotated_at, idle_expires_at,
+  min(absolute_expires_at, created_at + ?5), min(access_lifetime * 1000000, ?6)
+"""  # noqa: S608  # only the numbers of parameters are put in
 
 
-def _of_sqlite(values: Sequence[Any]) -> dict[str, Any]:
-    """A row as Postgres would give it."""
-    row = dict(zip((column.name for column in _COLUMNS), values, strict=True))
-    for name in ("id", "user_id"):
-        row[name] = UUID(hex=row[name])
-    for name in ("created_at", "rotated_at", "idle_expires_at", "absolute_expires_at"):
-        row[name] = moment(row[name])
-    return row
+def _of_sqlite(digest: bytes, session_id: str, user_id: str, *rest: Any) -> Granted:
+    """The columns as Postgres would give them."""
+    role, client_id, generation, rotated_at, idle, absolute, access = rest
+    moments = moment(rotated_at), moment(idle), moment(absolute)
+    ids = UUID(hex=session_id), UUID(hex=user_id)
+    return Granted(digest, *ids, role, client_id, generation, *moments, timedelta(microseconds=access))

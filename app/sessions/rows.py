@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import Enum, auto
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from ..errors import Reason
@@ -37,12 +37,14 @@ class SessionRow:
     role: str
     client_id: str
     token_digest: bytes = field(repr=False)
-    key_id: int
+    key_number: int
     generation: int
     created_at: datetime
     rotated_at: datetime
     idle_expires_at: datetime
     absolute_expires_at: datetime
+    retry_window: timedelta
+    access_lifetime: timedelta
     ended_at: datetime | None
     end_reason: Reason | None
     now: datetime
@@ -51,7 +53,7 @@ class SessionRow:
 
     @classmethod
     def of(cls, row: Any, now: datetime, policy: Policy) -> SessionRow:
-        """A row under the policy in force: a shorter one holds at once, a longer one changes nothing promised."""
+        """A row under the policy in force: a shorter one holds at once, a longer one gives the session nothing."""
         absolute = min(row["absolute_expires_at"], row["created_at"] + policy.absolute_lifetime)
         return cls(
             id=row["id"],
@@ -59,12 +61,14 @@ class SessionRow:
             role=row["role"],
             client_id=row["client_id"],
             token_digest=row["token_digest"],
-            key_id=row["key_id"],
+            key_number=row["key_number"],
             generation=row["generation"],
             created_at=row["created_at"],
             rotated_at=row["rotated_at"],
             idle_expires_at=min(row["idle_expires_at"], row["rotated_at"] + policy.idle_lifetime, absolute),
             absolute_expires_at=absolute,
+            retry_window=min(row["retry_window"], policy.retry_window),
+            access_lifetime=min(row["access_lifetime"], policy.access_lifetime),
             ended_at=row["ended_at"],
             end_reason=row["end_reason"],
             now=now,
@@ -81,6 +85,21 @@ class SessionRow:
         return None if self.has_key else "revoked_by_admin"  # its key was retired or deleted, which ended the session
 
 
+class Granted(NamedTuple):
+    """The columns that a rotation returns, in this order and under the policy in force: all that an answer needs."""
+
+    token_digest: bytes
+    id: UUID
+    user_id: UUID
+    role: str
+    client_id: str
+    generation: int
+    rotated_at: datetime
+    idle_expires_at: datetime
+    absolute_expires_at: datetime
+    access_lifetime: timedelta
+
+
 class Verdict(Enum):
     """The meaning of a presented token that was not the newest of a live session."""
 
@@ -90,14 +109,13 @@ class Verdict(Enum):
     AGAIN = auto()
 
 
-def judge(row: SessionRow, presented: RefreshToken, key: RefreshKey | None, window: timedelta) -> Verdict | Reason:
+def judge(row: SessionRow, presented: RefreshToken, key: RefreshKey | None) -> Verdict | Reason:
     """The state machine for a token that did not rotate. Pure.
 
     Args:
         row: the row, read after the rotation failed.
         presented: the token, whose tag was verified.
         key: the key that the row's token was derived under, or None if this process does not have it.
-        window: the retry window.
 
     Returns:
         RETRY: the row's token is this one's successor, unused and within the window: the same answer again.
@@ -119,4 +137,4 @@ def judge(row: SessionRow, presented: RefreshToken, key: RefreshKey | None, wind
     if key is None or presented.successor(key).digest != row.token_digest:
         return Verdict.REFUSED
     # An age below zero is a clock that stepped, and no reason to end a session.
-    return Verdict.RETRY if row.now - row.rotated_at < window else Verdict.REUSE
+    return Verdict.RETRY if row.now - row.rotated_at < row.retry_window else Verdict.REUSE

@@ -9,6 +9,7 @@ from sqlalchemy import insert, select
 
 from ..actors import Actor
 from ..errors import InvalidGrant
+from ..events.audit import Event, record
 from ..policies import Policy
 from ..storage.database import Database
 from ..storage.tables import Session, User, uuid7
@@ -68,7 +69,7 @@ class Starting:
                 "role": user.role,
                 "client_id": self._client_id,
                 "token_digest": first.digest,
-                "key_id": key.number,
+                "key_number": key.number,
                 "generation": 0,
                 "created_at": user.now,
                 "rotated_at": user.now,
@@ -76,6 +77,15 @@ class Starting:
                 "absolute_expires_at": user.now + policy.absolute_lifetime,
                 "ended_at": None,
                 "end_reason": None,
+                "idle_lifetime": policy.idle_lifetime,
+                "absolute_lifetime": policy.absolute_lifetime,
+                "retry_window": policy.retry_window,
+                "access_lifetime": policy.access_lifetime,
+                "auth_time": user.now,
+                "amr": "pwd",
+                "address": by.address,
             }
             await tx.execute(insert(Session).values(session))
-        return self._answers.tokens(SessionRow.of(session, user.now, policy), first)
+            started = Event("session_started", user.id, first.session_id, self._client_id)
+            await record(tx, user.now, by, [started])
+        return self._answers.tokens(SessionRow.of(session, user.now, policy), first, user.now)

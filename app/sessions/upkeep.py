@@ -8,6 +8,7 @@ from uuid import UUID
 from sqlalchemy import delete, or_, select
 
 from ..actors import Actor
+from ..events.audit import Event, record
 from ..revocation.revocations import LOOK_BACK
 from ..storage.database import Database
 from ..storage.tables import Session
@@ -59,5 +60,7 @@ class Upkeep:
             )
             # Another transaction that holds a row is refreshing or ending the session, so this leaves the row out.
             doomed = over.order_by(Session.id).with_for_update(skip_locked=True)
-            gone = await tx.scalars(delete(Session).where(Session.id.in_(doomed)).returning(Session.id))
-            return ids[-1], len(gone.all())
+            gone = (await tx.scalars(delete(Session).where(Session.id.in_(doomed)).returning(Session.id))).all()
+            if gone:
+                await record(tx, now, by, [Event("sessions_deleted", detail=str(len(gone)))])
+            return ids[-1], len(gone)

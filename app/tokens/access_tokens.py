@@ -72,15 +72,18 @@ class AccessTokens:
         client_id: str,
         issued_at: datetime,
         session_expires_at: datetime,
+        lifetime: timedelta | None = None,
     ) -> tuple[str, datetime]:
         """The token of one generation of a session, and when it expires.
 
         It depends on its arguments and the signing key alone: ``iat`` is the rotation, ``jti`` follows from session
         and generation. So a retry gets the identical token where the algorithm is deterministic (HS256, RS256 and
         EdDSA; ES256 is not). It never outlives the session, so a live token needs no look at deadlines.
+
+        `lifetime` is the session's own; without it, the settings' counts.
         """
         key = self._keys.signing_access
-        expires_at = min(issued_at + self._lifetime, session_expires_at)
+        expires_at = min(issued_at + (self._lifetime if lifetime is None else lifetime), session_expires_at)
         # Whole seconds. Where the session ends within the second of the rotation, `iat` is the second before, because
         # no token expires when it was issued.
         exp = int(expires_at.timestamp())

@@ -8,13 +8,15 @@ from collections.abc import Collection
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, func, insert, select, update
+from sqlalchemy import Select, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..actors import Actor
 from ..errors import Conflict, InvalidGrant, InvalidRequest, NotFound
-from ..sessions.ending import Ending, live_of
+from ..events.audit import Event, record
+from ..sessions.ending import Ending
+from ..sessions.marking import live_of
 from ..storage.database import Database
 from ..storage.tables import Session, User, uuid7
 from ..storage.tasks import own_task
@@ -76,6 +78,7 @@ class Users:
                     "disabled_at": None,
                 }
                 await tx.execute(insert(User).values(user))
+                await record(tx, now, by, [Event("user_created", user["id"])])
         except IntegrityError as e:
             if "email" not in str(e.orig):
                 raise
@@ -121,7 +124,11 @@ class Users:
         name = _role(role)
         async with self._db.begin() as tx:
             await self._not_the_last_administrator(tx, user_id, unless=name == "admin")
-            await self._change(tx, user_id, role=name)
+            before = await self._held(tx, user_id)
+            if before.role == name:
+                return
+            await tx.execute(update(User).where(User.id == user_id).values(role=name))
+            await record(tx, before.now, by, [Event("role_changed", user_id, detail=name)])
             await tx.execute(
                 update(Session).where(Session.id.in_(live_of(user_id).with_for_update())).values(role=name)
             )
@@ -136,7 +143,10 @@ class Users:
 
         async def change(tx: AsyncConnection) -> None:
             await self._not_the_last_administrator(tx, user_id, unless=False)
-            await self._change(tx, user_id, disabled_at=func.coalesce(User.disabled_at, self._db.now()))
+            before = await self._held(tx, user_id)
+            if before.disabled_at is None:
+                await tx.execute(update(User).where(User.id == user_id).values(disabled_at=before.now))
+                await record(tx, before.now, by, [Event("user_disabled", user_id)])
 
         return await self._ending.end_of_user(user_id, "user_disabled", by=by, also=change)
 
@@ -148,7 +158,10 @@ class Users:
             NotFound: there is no such user.
         """
         async with self._db.begin() as tx:
-            await self._change(tx, user_id, disabled_at=None)
+            before = await self._held(tx, user_id)
+            if before.disabled_at is not None:
+                await tx.execute(update(User).where(User.id == user_id).values(disabled_at=None))
+                await record(tx, before.now, by, [Event("user_enabled", user_id)])
 
     async def set_password(self, user_id: UUID, password: str, *, by: Actor) -> int:
         """Sets a password, as an administrator; ends all sessions; how many.
@@ -160,7 +173,10 @@ class Users:
         hashed = await self._passwords.hash(acceptable(password))
 
         async def change(tx: AsyncConnection) -> None:
-            await self._change(tx, user_id, password_hash=hashed, password_is_initial=False)
+            before = await self._held(tx, user_id)
+            renewed = update(User).where(User.id == user_id).values(password_hash=hashed, password_is_initial=False)
+            await tx.execute(renewed)
+            await record(tx, before.now, by, [Event("password_changed", user_id)])
 
         return await self._ending.end_of_user(user_id, "password_changed", by=by, also=change)
 
@@ -190,7 +206,7 @@ class Users:
                 update(User)
                 .where(User.id == user.id, User.password_hash == user.password_hash, User.disabled_at.is_(None))
                 .values(password_hash=hashed, password_is_initial=False)
-                .returning(User.id)
+                .returning(self._db.now())
             )
             # ... and this session live: an ended one must not change a password. All are locked, by id as everywhere.
             live = (await tx.scalars(live_of(user.id).with_for_update())).all()
@@ -201,13 +217,21 @@ class Users:
                     session_id=session_id,
                     user_id=user.id,
                 )
+            await record(tx, changed, by, [Event("password_changed", user.id, session_id)])
 
         await self._ending.end_of_user(user.id, "password_changed", by=by, but=frozenset({session_id}), also=change)
 
-    async def _change(self, tx: AsyncConnection, user_id: UUID, **values: Any) -> None:
-        changed = await tx.scalar(update(User).where(User.id == user_id).values(**values).returning(User.id))
-        if changed is None:
+    async def _held(self, tx: AsyncConnection, user_id: UUID) -> Any:
+        """The user's row, locked until the end of the transaction: a sign-in waits for it (see `Starting.start`).
+
+        Raises:
+            NotFound: there is no such user.
+        """
+        columns = select(User.role, User.disabled_at, self._db.now().label("now"))
+        row = (await tx.execute(columns.where(User.id == user_id).with_for_update())).one_or_none()
+        if row is None:
             raise NotFound("no such user")
+        return row
 
     async def _not_the_last_administrator(self, tx: AsyncConnection, user_id: UUID, *, unless: bool) -> None:
         # Locks every enabled administrator, so that two who demote each other at once can't both succeed.

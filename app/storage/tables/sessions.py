@@ -1,7 +1,7 @@
 """The table of sessions.
 
 The rule that shapes it: a refresh changes no indexed column (guarantee 5), so that Postgres can make each
-one a heap-only tuple update. No index may ever name token_digest, key_id, generation, rotated_at or
+one a heap-only tuple update. No index may ever name token_digest, key_number, generation, rotated_at or
 idle_expires_at.
 """
 
@@ -27,7 +27,7 @@ class Session(Base):
     role: Mapped[str] = mapped_column(String(32))
     client_id: Mapped[str] = mapped_column(String(64))
     token_digest: Mapped[bytes]
-    key_id: Mapped[int] = mapped_column(SmallInteger)
+    key_number: Mapped[int] = mapped_column(SmallInteger)
     generation: Mapped[int]
     created_at: Mapped[datetime]
     rotated_at: Mapped[datetime]
@@ -60,7 +60,7 @@ class Session(Base):
     __table_args__ = (
         CheckConstraint("length(token_digest) = 32", name="token_digest_is_sha256"),
         CheckConstraint("generation >= 0", name="generation_not_negative"),
-        CheckConstraint("key_id BETWEEN 1 AND 254", name="key_id_in_range"),
+        CheckConstraint("key_number BETWEEN 1 AND 254", name="key_number_in_range"),
         CheckConstraint("idle_expires_at <= absolute_expires_at", name="idle_within_absolute"),
         CheckConstraint("(ended_at IS NULL) = (end_reason IS NULL)", name="ended_with_a_reason"),
         Index(None, "user_id"),

@@ -1,0 +1,121 @@
+"""Marking sessions as ended: the statements, and the events that go with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Select, and_, case, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql.dml import ReturningUpdate
+
+from ..actors import Actor
+from ..errors import Reason
+from ..events.audit import Event, record_each
+from ..revocation.publishing import FENCE_ON_POSTGRES, Published, new_epoch
+from ..storage.tables import Session, uuid7
+
+_ENDED = (
+    Session.id,
+    Session.user_id,
+    Session.client_id,
+    Session.generation,
+    Session.rotated_at,
+    Session.ended_at,
+    Session.end_reason,
+)
+
+TIMEOUTS = {"idle_timeout", "absolute_timeout"}
+"""The reasons of a session that nobody ended."""
+
+
+def ends(now: ColumnElement[Any], reason: Reason, *which: ColumnElement[bool]) -> ReturningUpdate[Any]:
+    """The statement that ends some sessions.
+
+    The first reason stays: to end an ended session changes nothing, and a deadline that has passed came first. (Such a
+    row is marked all the same: until their leeway is over, its access tokens would be good.)
+    """
+    late = Session.idle_expires_at <= now
+    idle = Session.idle_expires_at < Session.absolute_expires_at
+    return (
+        update(Session)
+        .where(*which, Session.ended_at.is_(None))
+        .values(
+            ended_at=case((late, Session.idle_expires_at), else_=now),
+            end_reason=case((and_(late, idle), "idle_timeout"), (late, "absolute_timeout"), else_=reason),
+        )
+        .returning(*_ENDED, now.label("now"))
+    )
+
+
+async def mark(
+    tx: AsyncConnection,
+    statement: ReturningUpdate[Any],
+    actor_of: Callable[[UUID], Actor],
+    parameters: Mapping[str, Sequence[UUID]] | None = None,
+) -> Sequence[Any]:
+    """Ends sessions by a statement of `ends`, each with its event; the rows of those that ended."""
+    rows: Sequence[Any] = (await tx.execute(statement, parameters)).all()
+    if rows:
+        await record_each(tx, rows[0].now, ((actor_of(row.id), _event(row)) for row in rows))
+    return rows
+
+
+async def mark_logouts_on_postgres(tx: AsyncConnection, actors: Mapping[UUID, Actor], published: Published) -> Any:
+    """Ends sessions for a logout, each with its event, and compares the fence: one statement and one round trip.
+
+    Returns:
+        `ended`, the ids of those that ended; `epoch`, the fence's; `fenced`, whether the fence has a new epoch.
+    """
+    columns = zip(*((uuid7(), by.kind, by.id, by.address, by.request_id) for by in actors.values()), strict=True)
+    fencing = published.server, list(published.epochs), new_epoch()
+    return (await tx.exec_driver_sql(_LOG_OUT, (list(actors), *map(list, columns), *fencing))).one()
+
+
+def _event(row: Any) -> Event:
+    """The event of a session that ended."""
+    return Event("session_ended", row.user_id, row.id, row.client_id, reason=row.end_reason)
+
+
+def live_of(user_id: UUID) -> Select[UUID]:
+    """The live sessions of a user. By id, so that transactions that end several lock them in the same order."""
+    return select(Session.id).where(Session.user_id == user_id, Session.ended_at.is_(None)).order_by(Session.id)
+
+
+def locked(*which: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Locks the rows in the order of their ids: so two transactions that end several never wait for each other."""
+    return Session.id.in_(select(Session.id).where(*which).order_by(Session.id).with_for_update())
+
+
+def lived(ended: Sequence[Any]) -> int:
+    """How many of the ended sessions were not over before, by a deadline."""
+    return sum(row.end_reason not in TIMEOUTS for row in ended)
+
+
+# The same rules as `ends`, for a batch in which each session has an actor of its own. SKIP LOCKED as in a rotation.
+_LOG_OUT = f"""
+WITH batch AS (
+  SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[])
+    AS b(id, event_id, actor, actor_id, address, request_id)
+), hit AS MATERIALIZED (
+  SELECT b.* FROM batch b JOIN sessions s ON s.id = b.id
+  WHERE s.ended_at IS NULL
+  ORDER BY s.id FOR NO KEY UPDATE OF s SKIP LOCKED
+), ended AS (
+  UPDATE sessions s
+  SET ended_at = least(s.idle_expires_at, statement_timestamp()),
+    end_reason = CASE WHEN s.idle_expires_at > statement_timestamp() THEN 'logout'
+      WHEN s.idle_expires_at < s.absolute_expires_at THEN 'idle_timeout' ELSE 'absolute_timeout' END
+  FROM hit WHERE s.id = hit.id
+  RETURNING s.id, s.user_id, s.client_id, s.end_reason, hit.event_id, hit.actor, hit.actor_id, hit.address,
+    hit.request_id
+), recorded AS (
+  INSERT INTO events (id, at, event, actor, actor_id, user_id, session_id, client_id, address, request_id, reason)
+  SELECT event_id, statement_timestamp(), 'session_ended', actor,
+    CASE WHEN actor = 'user' THEN coalesce(actor_id, user_id::text) ELSE actor_id END,
+    user_id, id, client_id, address, request_id, end_reason
+  FROM ended
+), {FENCE_ON_POSTGRES.format(server="$7", epochs="$8", new="$9")}
+SELECT cache_fence.epoch, EXISTS (SELECT FROM fenced) AS fenced, ARRAY(SELECT id FROM ended) AS ended FROM cache_fence
+"""  # noqa: S608  # only names of parameters are put in
