@@ -69,11 +69,12 @@ async def running(keyturn: Keyturn) -> AsyncIterator[None]:
     await check_schema(keyturn.db)
     await keyturn.keys.make_first(by=SERVICE)
     await keyturn.keys.load()
-    await keyturn.revocations.read_fence()
+    await keyturn.revocations.fence.read()
     tasks = [
         asyncio.create_task(
             keyturn.keys.poll(
-                lambda e: _log.warning("keys_not_read", cause=type(e).__name__), keyturn.revocations.database_returned
+                lambda e: _log.warning("keys_not_read", cause=type(e).__name__),
+                keyturn.revocations.fence.database_returned,
             )
         ),
         asyncio.create_task(keyturn.revocations.watch()),

@@ -403,9 +403,9 @@ async def test_when_the_database_is_back_the_keys_are_read_at_once(
                 while not seen():
                     await asyncio.sleep(0.05)
 
-        await until(two.revocations.database_answers)
+        await until(two.revocations.fence.database_answers)
         beat, two.db.beat = two.db.beat, away  # type: ignore[method-assign]  # as an outage looks to the reading
-        await until(lambda: not two.revocations.database_answers())
+        await until(lambda: not two.revocations.fence.database_answers())
         token = issue(one.keys.signing_refresh, uuid7()).text
         two.keys._set = KeySet({}, {}, {}, {})
         two.keys._read_at = monotonic() - UNREAD_LIMIT.total_seconds() - 1

@@ -16,7 +16,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import false, select, update
 
-from app.revocation.revocations import Revocations
+from app.revocation.checks import Checks
 from app.sessions import rotation as sessions
 from app.sessions.rotation import Sessions, State, Verdict
 from app.storage.tables import Session
@@ -260,7 +260,7 @@ def a_verifier_that_does_not_ask_whether_the_session_ended(patch: Patch) -> None
     async def check(*_: Any) -> None:
         return
 
-    patch.setattr(Revocations, "check", check)
+    patch.setattr(Checks, "check", check)
 
 
 @bug

@@ -24,7 +24,7 @@ from ..actors import Actor
 from ..errors import InvalidRequest, NotFound, Refusal, TemporarilyUnavailable
 from ..http import open_files
 from ..keyturn import Keyturn, opened, running
-from ..revocation.revocations import LOOK_BACK
+from ..revocation.lifetimes import LOOK_BACK
 from ..sessions.rotation import KEPT_FOR, State
 from ..settings import PREFIX, Algorithm, ConfigurationError, Settings, WrongSettings, place_of_migrations, read
 from ..storage.migrating import end_at_sigterm, say
@@ -238,7 +238,7 @@ def _with_keyturn(act: Act, *, load: bool = True) -> Callable[[argparse.Namespac
             await check_schema(keyturn.db)
             if load:
                 await keyturn.keys.load()
-            await keyturn.revocations.read_fence()
+            await keyturn.revocations.fence.read()
             await act(keyturn, arguments)
 
     return lambda arguments: asyncio.run(run(arguments))

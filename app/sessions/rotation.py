@@ -36,7 +36,8 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from ..actors import SERVICE, Actor
 from ..errors import InvalidGrant, InvalidToken, NotFound, NoToken, Reason, Refusal, TemporarilyUnavailable
 from ..log import get_logger
-from ..revocation.revocations import LOOK_BACK, Ending, Revocations, settled
+from ..revocation.lifetimes import LOOK_BACK
+from ..revocation.revocations import Ending, Revocations, settled
 from ..settings import Settings
 from ..storage.batches import Batch
 from ..storage.database import Database, own_task
@@ -426,7 +427,7 @@ class Sessions:
         ids = {row.id for row in rows if row.doomed}
         if not ids:
             return rows[-1].id, 0
-        await self._revocations.read_fence()  # the walk may take longer than a command's one reading is good for
+        await self._revocations.fence.read()  # the walk may take longer than a command's one reading is good for
         async with self._revocations.ending(ids) as ending:
             held = select(Session.id).where(Session.id.in_(ids), which).order_by(Session.id).with_for_update()
             await _end(ending, _ends(self._db.now(), "revoked_by_admin", Session.id.in_(held), which))
