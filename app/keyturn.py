@@ -13,9 +13,10 @@ from .revocation.revocations import Revocations
 from .sessions.rotation import Sessions
 from .settings import Settings
 from .storage.database import Database
-from .storage.schema import check_schema, master_secret_of
+from .storage.schema import check_schema
 from .tokens.access_tokens import AccessTokens
 from .tokens.keys import Keys
+from .tokens.master_secret import master_secret_of
 from .users.container import container
 from .users.hashing_room import HashingRoom
 from .users.passwords import Passwords
@@ -69,21 +70,14 @@ async def running(keyturn: Keyturn) -> AsyncIterator[None]:
     await check_schema(keyturn.db)
     await keyturn.keys.make_first(by=SERVICE)
     await keyturn.keys.load()
+    keyturn.revocations.fence.on_reading = lambda reading: keyturn.keys.follow(
+        reading.keys_version, now=reading.now, began=reading.began
+    )
     await keyturn.revocations.fence.read()
-    tasks = [
-        asyncio.create_task(
-            keyturn.keys.poll(
-                lambda e: _log.warning("keys_not_read", cause=type(e).__name__),
-                keyturn.revocations.fence.database_returned,
-            )
-        ),
-        asyncio.create_task(keyturn.revocations.watch()),
-    ]
+    watch = asyncio.create_task(keyturn.revocations.watch())
     try:
         yield
     finally:
-        for task in tasks:
-            task.cancel()
-        for task in tasks:
-            with suppress(asyncio.CancelledError):
-                await task
+        watch.cancel()
+        with suppress(asyncio.CancelledError):
+            await watch

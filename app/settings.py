@@ -11,8 +11,6 @@ turn a Postgres into a SQLite, or a master secret into one that nobody keeps.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import io
 import ipaddress
 import os
@@ -22,7 +20,6 @@ import sys
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from datetime import timedelta
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 from urllib.parse import parse_qs, urlsplit
@@ -66,8 +63,6 @@ here, because every instance reads the database's clock)."""
 
 DEFAULT_ISSUER = "http://127.0.0.1:8000"
 """Of the embedded default, whatever HOST and PORT: tokens outlive a change of either."""
-
-SECRET_BYTES = 32
 
 Algorithm = Literal["HS256", "ES256", "RS256", "EdDSA"]
 """How access tokens are signed (RFC 7518 section 3.1, RFC 8037 section 3.1)."""
@@ -575,57 +570,6 @@ def _from_files(values: dict[str, Any], only: Collection[str] | None) -> dict[st
         except ValueError as e:
             raise ConfigurationError(f"{called}: its content {e}") from None
     return values
-
-
-_HEX = re.compile(r"(?:[0-9A-Fa-f]{2})+")
-_SAMPLES = {"secret", "changeme", "change-me", "password", "keyturn", "example", "default", "insecure", "sample"}
-
-
-def master_secret(text: str) -> bytes:
-    """The master secret's bytes from its base64, base64url or hex text.
-
-    Raises:
-        WrongSettings: it is shorter than 256 bits, repeats itself, or is a sample.
-    """
-    decoded = _decode(text)
-    if decoded is None or len(decoded) < SECRET_BYTES:
-        raise WrongSettings(
-            f"{PREFIX}SECRET: must be at least 256 random bits as base64 or hex; make one with: openssl rand -base64 32"
-        )
-    # 32 random bytes hold fewer than 16 distinct ones about once in 10**13, and no two steps of a count are random.
-    repetitive = len(set(decoded)) < SECRET_BYTES // 2 or len({(b - a) % 256 for a, b in pairwise(decoded)}) == 1
-    if repetitive or _typed(text.strip(), decoded) or any(word in text.lower() for word in _SAMPLES):
-        raise WrongSettings(f"{PREFIX}SECRET: is not random; make one with: openssl rand -base64 32")
-    # One fixed size for the key derivation, whatever was given.
-    return hashlib.sha256(b"keyturn master secret\0" + decoded).digest()
-
-
-def _typed(text: str, decoded: bytes) -> bool:
-    """Whether it is a passphrase: encoded to look like key material, or typed in letters that pass for base64.
-
-    32 random bytes are readable text once in 10**10, their base64 has one case only once in 10**9 and fewer than 20
-    different characters once in 10**8.
-    """
-    try:
-        if "".join(decoded.decode().split()).isprintable():
-            return True
-    except UnicodeDecodeError:
-        pass
-    return not _HEX.fullmatch(text) and (text in {text.lower(), text.upper()} or len(set(text)) < 20)  # noqa: PLR2004
-
-
-def _decode(text: str) -> bytes | None:
-    text = text.strip()
-    if _HEX.fullmatch(text):
-        return bytes.fromhex(text)
-    if re.fullmatch(r"[A-Za-z0-9+/_-]+={0,2}", text):
-        try:
-            return base64.b64decode(
-                text.replace("-", "+").replace("_", "/").rstrip("=") + "=" * (-len(text.rstrip("=")) % 4)
-            )
-        except ValueError:
-            return None
-    return None
 
 
 def place_of_migrations() -> Place:

@@ -22,7 +22,9 @@ from joserfc import jwt as joserfc_jwt
 from app.errors import InvalidToken
 from app.settings import Algorithm, read
 from app.tokens.access_tokens import AccessToken, AccessTokens
-from app.tokens.keys import AccessKey, Keys, KeySet, RsaBits, _access_key, _new_secret
+from app.tokens.key_set import AccessKey, KeySet, new_secret
+from app.tokens.keys import Keys
+from app.tokens.primitives import RsaBits
 
 ISSUER = "https://auth.example.com"
 SETTINGS = read({"KEYTURN_ISSUER": ISSUER, "KEYTURN_AUDIENCE": "https://api.example.com"})
@@ -44,7 +46,7 @@ class Ring(Keys):
 
 
 def key(algorithm: Algorithm, kid: str | None = None, bits: RsaBits = 2048) -> AccessKey:
-    return _access_key(kid or f"k-{algorithm}", algorithm, _new_secret(algorithm, bits))
+    return AccessKey.of(kid or f"k-{algorithm}", algorithm, new_secret(algorithm, bits))
 
 
 KEYS = {algorithm: key(algorithm) for algorithm in get_args(Algorithm)}

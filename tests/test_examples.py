@@ -18,7 +18,7 @@ import requests
 
 from app.keyturn import opened
 from app.settings import DEFAULT_ISSUER, read
-from app.tokens.keys import AccessKey
+from app.tokens.key_set import AccessKey
 from tests.conftest import CHEAP, PASSWORD, SECRET
 from tests.service import ROOT, Service
 

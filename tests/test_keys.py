@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, get_args
 from uuid import UUID
 
@@ -17,24 +17,18 @@ from joserfc.jwk import ECKey, OKPKey, RSAKey
 from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.actors import SERVICE
+from app.actors import SERVICE, Actor
 from app.errors import Conflict, InvalidGrant, InvalidToken, NotFound, TemporarilyUnavailable
+from app.events.audit import Events
 from app.keyturn import Keyturn
-from app.settings import Algorithm, ConfigurationError, master_secret
+from app.settings import Algorithm, ConfigurationError
 from app.storage.database import monotonic
-from app.storage.tables import Key, Session, uuid7
-from app.tokens.keys import (
-    POLL,
-    PUBLISHED_FOR,
-    UNREAD_LIMIT,
-    AccessKey,
-    Keys,
-    KeySet,
-    RsaBits,
-    _associated,
-    _kid,
-    _new_secret,
-)
+from app.storage.tables import Key, Pulse, Session, uuid7
+from app.tokens.key_set import AccessKey, kid_of, new_secret
+from app.tokens.key_table import PUBLISHED_FOR, _associated
+from app.tokens.keys import READ_BY_ALL, UNREAD_LIMIT, Keys
+from app.tokens.master_secret import master_secret
+from app.tokens.primitives import RsaBits
 from app.tokens.refresh_tokens import issue
 from tests.conftest import SECRET, Opener, a_user
 
@@ -167,7 +161,7 @@ async def test_a_new_key_is_published_a_minute_before_it_signs(open_keyturn: Ope
         for keyturn in (maker, other):
             await keyturn.keys.load()
             # Known everywhere, so that it verifies ...
-            assert keyturn.keys.access(kid) or keyturn.keys.refresh(number, by=SERVICE)
+            assert keyturn.keys.access(kid) or keyturn.keys.refresh(number)
             # ... and signs nowhere.
             assert (keyturn.keys.signing_access, keyturn.keys.signing_refresh) == old
         await published(maker, kid)
@@ -181,8 +175,9 @@ async def test_a_new_key_is_published_a_minute_before_it_signs(open_keyturn: Ope
 
 
 def test_a_key_is_read_everywhere_several_times_before_it_signs() -> None:
-    assert PUBLISHED_FOR >= 3 * POLL
-    assert POLL < UNREAD_LIMIT < PUBLISHED_FOR
+    assert PUBLISHED_FOR >= 3 * READ_BY_ALL
+    assert READ_BY_ALL < UNREAD_LIMIT
+    assert 2 * UNREAD_LIMIT <= PUBLISHED_FOR
 
 
 async def test_tokens_of_a_key_that_no_longer_signs_still_verify(keyturn: Keyturn) -> None:
@@ -311,7 +306,7 @@ async def test_a_retirement_that_broke_off_leaves_nothing_that_can_be_refreshed_
         assert await one.keys.retire("refresh-1", by=SERVICE) == 1
         await one.keys.load()
         # It broke off after the first range. Who comes now is refused, told why, and ended.
-        assert (await one.sessions._end_range(UUID(int=0), Session.key_id == 1, 2))[1] == 2
+        assert (await one.sessions._end_range(UUID(int=0), Session.key_id == 1, 2, SERVICE))[1] == 2
         await refused_as(one, sessions[2].refresh_token, "revoked_by_admin")
         with pytest.raises(InvalidToken):
             await one.sessions.verify(sessions[2].access_token)
@@ -326,9 +321,8 @@ async def test_a_retirement_that_broke_off_leaves_nothing_that_can_be_refreshed_
 async def of_a_later_release(keyturn: Keyturn, kid: str, **what: Any) -> None:
     """A key that signs already, of a use or an algorithm that this release's schema and code do not know."""
     number = what.get("number")
-    nonce = os.urandom(12)
     associated = _associated(kid, what["use"], what["algorithm"], number)
-    sealed = nonce + keyturn.keys._sealing.encrypt(nonce, os.urandom(32), associated)
+    sealed = keyturn.keys._sealing.seal(os.urandom(32), associated)
     async with keyturn.db.begin() as tx:
         if keyturn.db.is_postgres:
             await tx.execute(text("ALTER TABLE keys DROP CONSTRAINT IF EXISTS ck_keys_use_is_known"))
@@ -387,33 +381,213 @@ async def test_a_token_of_an_unknown_refresh_key_is_junk(keyturn: Keyturn) -> No
     assert keyturn.keys.verify_refresh_token(token).text == token
 
 
-async def test_when_the_database_is_back_the_keys_are_read_at_once(
-    open_keyturn: Opener, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("app.tokens.keys.POLL", timedelta(hours=1))
+async def until(seen: Callable[[], bool], seconds: float = 30) -> None:
+    async with asyncio.timeout(seconds):
+        while not seen():
+            await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def away() -> AsyncIterator[AsyncConnection]:
+    """A database that does not answer, as the reading of the fence meets it."""
+    raise TemporarilyUnavailable("away")
+    yield
+
+
+async def test_when_the_database_is_back_the_keys_are_read_at_once(open_keyturn: Opener) -> None:
     async with open_keyturn() as one, open_keyturn() as two:
-
-        @asynccontextmanager
-        async def away() -> AsyncIterator[AsyncConnection]:
-            raise TemporarilyUnavailable("away")
-            yield
-
-        async def until(seen: Callable[[], bool]) -> None:
-            async with asyncio.timeout(30):
-                while not seen():
-                    await asyncio.sleep(0.05)
-
         await until(two.revocations.fence.database_answers)
         beat, two.db.beat = two.db.beat, away  # type: ignore[method-assign]  # as an outage looks to the reading
         await until(lambda: not two.revocations.fence.database_answers())
-        token = issue(one.keys.signing_refresh, uuid7()).text
-        two.keys._set = KeySet({}, {}, {}, {})
+        await one.keys.generate("refresh", by=SERVICE)
+        await one.keys.load()
+        new = one.keys.refresh(2)
+        assert new is not None
+        token = issue(new, uuid7()).text
+        await asyncio.sleep(1)
+        assert two.keys.refresh(2) is None
         two.keys._read_at = monotonic() - UNREAD_LIMIT.total_seconds() - 1
         with pytest.raises(TemporarilyUnavailable):
             two.keys.verify_refresh_token(token)
         two.db.beat = beat  # type: ignore[method-assign]  # as above
-        await until(lambda: bool(two.keys._set.refresh))
+        await until(lambda: 2 in two.keys._set.refresh, READ_BY_ALL.total_seconds())
         assert two.keys.verify_refresh_token(token).text == token
+
+
+async def test_a_change_of_the_keys_is_known_to_each_instance_within_a_second(open_keyturn: Opener) -> None:
+    async with open_keyturn() as one, open_keyturn() as two:
+        for use in ("access", "refresh"):
+            kid = await one.keys.generate(use, by=SERVICE)  # type: ignore[arg-type]  # a literal each
+            known = {"access": two.keys._set.access, "refresh": two.keys._set.refresh}
+            assert kid not in known["access"]
+            assert 2 not in known["refresh"]
+            for keyturn in (one, two):
+                await until(lambda: bool(keyturn.keys.access(kid) or keyturn.keys.refresh(2)), 1.5)  # noqa: B023  # called at once
+
+
+async def version(keyturn: Keyturn) -> tuple[int, datetime]:
+    async with keyturn.db.look() as connection:
+        row = (await connection.execute(select(Pulse.keys.label("version"), keyturn.db.now().label("now")))).one()
+    return row.version, row.now
+
+
+async def test_every_change_of_the_keys_gives_them_a_new_version_and_what_is_refused_gives_none(
+    keyturn: Keyturn,
+) -> None:
+    changes: list[Callable[[], Any]] = [
+        lambda: keyturn.keys.generate("access", by=SERVICE),
+        lambda: keyturn.keys.generate("refresh", by=SERVICE),
+        lambda: keyturn.keys.retire("refresh-2", by=SERVICE),
+        lambda: keyturn.keys.replace(by=SERVICE),
+    ]
+    for change in changes:
+        before, _ = await version(keyturn)
+        await change()
+        assert (await version(keyturn))[0] == before + 1
+    before, _ = await version(keyturn)
+    for refused in ("no-such-key", (await keyturn.keys.replace(by=SERVICE))[0]):
+        with pytest.raises((NotFound, Conflict)):
+            await keyturn.keys.retire(refused, by=SERVICE)
+    assert not await keyturn.keys.make_first(by=SERVICE)
+    assert (await version(keyturn))[0] == before + 1  # the one of `replace`
+
+
+class Followed(Keys):
+    """Counts the loads of the table, and holds them back where it is told to."""
+
+    def __init__(self, keyturn: Keyturn) -> None:
+        super().__init__(keyturn.db, master_secret(SECRET), "HS256")
+        self.loads = 0
+        self.go_on = asyncio.Event()
+        self.go_on.set()
+        self.fails: Exception | None = None
+
+    async def read(self) -> Any:
+        self.loads += 1
+        await self.go_on.wait()
+        if self.fails:
+            raise self.fails
+        return await super().read()
+
+
+async def test_the_table_is_read_where_its_version_changed_and_only_then(keyturn: Keyturn) -> None:
+    keys = Followed(keyturn)
+    await keys.load()
+    known, now = await version(keyturn)
+    for _ in range(3):
+        keys.follow(known, now=now, began=monotonic())
+        await asyncio.sleep(0.01)
+    assert keys.loads == 1
+    await keyturn.keys.generate("refresh", by=SERVICE)
+    newer, now = await version(keyturn)
+    keys.go_on.clear()
+    for _ in range(3):  # one at a time
+        keys.follow(newer, now=now, began=monotonic())
+        await asyncio.sleep(0.01)
+    assert keys.loads == 2
+    keys.go_on.set()
+    await until(lambda: keys.refresh(2) is not None, 5)
+    keys.follow(newer, now=now, began=monotonic())
+    await asyncio.sleep(0.01)
+    assert keys.loads == 2
+    # Also a version that is lower than the one before: the database of a backup.
+    keys.follow(known, now=now, began=monotonic())
+    await until(lambda: keys.loads == 3, 5)
+
+
+async def test_a_load_that_failed_is_tried_again_at_the_next_reading_and_told_once(
+    keyturn: Keyturn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[tuple[str, str]] = []
+    monkeypatch.setattr("app.tokens.keys._log.warning", lambda event, cause: lines.append((event, cause)))
+    keys = Followed(keyturn)
+    await keys.load()
+    await keyturn.keys.generate("refresh", by=SERVICE)
+    newer, now = await version(keyturn)
+    keys.fails = ConfigurationError("a row was changed")
+    for n in range(3):
+        keys.follow(newer, now=now, began=monotonic())
+        await until(lambda: keys.loads == 2 + n and keys._loading is not None and keys._loading.done(), 5)  # noqa: B023  # called at once
+    assert lines == [("keys_not_read", "ConfigurationError")]
+    assert keys.refresh(1) is not None
+    # All that time the newest keys were not read: an unknown one may be a new one.
+    keys._read_at = monotonic() - UNREAD_LIMIT.total_seconds() - 1
+    keys.follow(newer, now=now, began=monotonic())
+    with pytest.raises(TemporarilyUnavailable):
+        keys.refresh(2)
+    keys.fails = None
+    await until(lambda: keys._loading is not None and keys._loading.done(), 5)
+    keys.follow(newer, now=now, began=monotonic())
+    await until(lambda: 2 in keys._set.refresh, 5)
+    assert keys._failure is None
+
+
+async def test_an_equal_version_proves_the_keys_fresh_and_an_old_reading_proves_no_more(keyturn: Keyturn) -> None:
+    keys = Followed(keyturn)
+    await keys.load()
+    known, now = await version(keyturn)
+    began = monotonic()
+    keys._read_at = began - UNREAD_LIMIT.total_seconds() - 1
+    keys.follow(known, now=now, began=began - 1)
+    assert keys.refresh(9) is None
+    assert keys._read_at == began - 1
+    keys.follow(known, now=now, began=began - 20)  # came late
+    assert keys._read_at == began - 1
+
+
+async def test_a_published_key_signs_when_the_database_s_clock_says_so_without_another_load(keyturn: Keyturn) -> None:
+    await keyturn.keys.generate("access", by=SERVICE)
+    await keyturn.keys.generate("refresh", by=SERVICE)
+    keys = Followed(keyturn)
+    await keys.load()
+    known, _ = await version(keyturn)
+    old = keys.signing_access, keys.signing_refresh
+    last = max(keys._set.signs_from.values())
+    keys.follow(known, now=last - timedelta(seconds=30), began=monotonic())
+    assert (keys.signing_access, keys.signing_refresh) == old
+    keys.follow(known, now=last, began=monotonic())
+    assert keys.signing_access != old[0]
+    assert keys.signing_refresh.number == 2
+    assert keys.loads == 1
+
+
+async def test_the_keys_are_read_again_now_and_then_also_without_a_new_version(keyturn: Keyturn) -> None:
+    keys = Followed(keyturn)
+    await keys.load()
+    known, now = await version(keyturn)
+    keys.follow(known, now=now, began=monotonic() + 299)
+    await asyncio.sleep(0.01)
+    assert keys.loads == 1
+    keys.follow(known, now=now, began=monotonic() + 301)
+    await until(lambda: keys.loads == 2, 5)
+
+
+async def key_events(keyturn: Keyturn) -> list[tuple[str, str, str | None]]:
+    found = await keyturn_events(keyturn)
+    return [(event["event"], event["actor"], event["detail"]) for event in reversed(found)]
+
+
+async def keyturn_events(keyturn: Keyturn) -> list[Any]:
+    return [e for e in await Events(keyturn.db).list(limit=100) if e["event"].startswith("key_")]
+
+
+async def test_a_change_of_the_keys_leaves_an_event_that_names_key_and_actor(keyturn: Keyturn) -> None:
+    first = [key["kid"] for key in await keyturn.keys.list()]
+    assert sorted(await key_events(keyturn)) == sorted(("key_generated", "service", kid) for kid in first)
+    ada = Actor("command", "ada", request_id="r1")
+    kid = await keyturn.keys.generate("refresh", by=ada)
+    await keyturn.keys.retire(kid, by=ada)
+    await keyturn.keys.retire(kid, by=ada)  # said again, it changes nothing
+    with pytest.raises(Conflict):
+        await keyturn.keys.retire("refresh-1", by=ada)
+    assert (await key_events(keyturn))[2:] == [("key_generated", "command", kid), ("key_retired", "command", kid)]
+    access, refresh, _ = await keyturn.keys.replace(by=ada)
+    told = (await key_events(keyturn))[4:]
+    assert sorted(told) == sorted(
+        [("key_retired", "command", kid) for kid in first]
+        + [("key_generated", "command", kid) for kid in (access, refresh)]
+    )
+    assert {(e["actor_id"], e["request_id"]) for e in (await keyturn_events(keyturn))[:6]} == {("ada", "r1")}
 
 
 async def test_before_the_first_reading_nothing_is_junk_and_nothing_signs(keyturn: Keyturn) -> None:
@@ -454,7 +628,7 @@ async def test_the_id_of_a_public_key_is_its_thumbprint(keyturn: Keyturn, algori
 
 
 def test_no_key_has_an_id_that_a_command_line_takes_for_an_option() -> None:
-    assert not [kid for kid in (_kid("EdDSA", _new_secret("EdDSA")) for _ in range(500)) if kid.startswith("-")]
+    assert not [kid for kid in (kid_of("EdDSA", new_secret("EdDSA")) for _ in range(500)) if kid.startswith("-")]
 
 
 async def test_the_id_of_a_symmetric_key_says_nothing_about_it(keyturn: Keyturn) -> None:

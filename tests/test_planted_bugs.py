@@ -20,7 +20,7 @@ from app.revocation.checks import Checks
 from app.sessions import rotation as sessions
 from app.sessions.rotation import Sessions, State, Verdict
 from app.storage.tables import Session
-from app.tokens import keys
+from app.tokens import key_table, keys
 from app.tokens.keys import Keys
 from app.tokens.refresh_tokens import RefreshKey, RefreshToken
 from app.users import users
@@ -187,7 +187,7 @@ def a_token_with_a_wrong_tag_is_taken_for_ours(patch: Patch) -> None:
 
 @bug
 def a_new_refresh_key_signs_at_once(patch: Patch) -> None:
-    patch.setattr(keys, "PUBLISHED_FOR", timedelta(0))
+    patch.setattr(key_table, "PUBLISHED_FOR", timedelta(0))
 
 
 @bug

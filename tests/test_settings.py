@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from app.revocation import redis_server
-from app.settings import ConfigurationError, Settings, master_secret, read
+from app.settings import ConfigurationError, Settings, read
+from app.tokens.master_secret import master_secret
 from tests.conftest import SECRET
 
 DICE = random.Random(12)  # names of tests are the same in each process that runs some of them

@@ -33,12 +33,11 @@ from app.storage.schema import (
     called,
     check_schema,
     first_administrator,
-    make_secret,
-    master_secret_of,
     migrate,
     prepare,
 )
 from app.storage.tables import Key, User
+from app.tokens.master_secret import make_secret, master_secret_of
 from tests.conftest import CHEAP, SECRET, Opener, settings_of
 from tests.servers import Postgres, free_port
 

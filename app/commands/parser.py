@@ -31,7 +31,8 @@ from ..storage.migrating import end_at_sigterm, say
 from ..storage.schema import ADMINISTRATOR, called, check_schema, first_administrator, prepare
 from ..storage.schema import migrate as bring_to_head
 from ..storage.tables import User
-from ..tokens.keys import READ_BY_ALL, RsaBits
+from ..tokens.keys import READ_BY_ALL
+from ..tokens.primitives import RsaBits
 from .addresses import listen, url
 
 Row: TypeAlias = Mapping[str, Any]

@@ -19,7 +19,7 @@ from sqlalchemy import select
 from ..errors import TemporarilyUnavailable
 from ..settings import LEEWAY
 from ..storage.database import Database, keep, monotonic
-from ..storage.tables import CacheFence
+from ..storage.tables import CacheFence, Pulse
 from .lifetimes import LONGEST_STEP, STEP, VOUCHES_FOR
 from .redis_server import Server
 
@@ -52,17 +52,33 @@ class Fence:
     readings of one epoch share it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the rest of the process may learn from a reading of the fence: the same statement read the pulse."""
+
+    began: float
+    """When the reading began, in seconds of the monotonic clock."""
+    now: datetime
+    """The database's clock at the reading."""
+    keys_version: int
+    """The version number of the keys: another number than before means that the keys have changed."""
+
+
+def _to_nobody(_: Reading) -> None:
+    pass
+
+
 class FenceReader:
-    """Reads the fence, and keeps the last reading."""
+    """Reads the fence with the pulse, and keeps the last reading."""
 
     def __init__(self, db: Database, report: Callable[..., object]) -> None:
         """Reads nothing yet. `report` is that of `Revocations`."""
         self._db = db
         self._report = report
         self.last: Fence | None = None
+        self.on_reading: Callable[[Reading], object] = _to_nobody
+        """Called with each reading that is newer than the last. Not called where a reading fails."""
         self._failed_began = float("-inf")
-        self.database_returned = asyncio.Event()
-        """Set when a reading of the fence succeeds after one that failed. Whoever waits for it clears it."""
         self._opened = datetime.now(UTC)
         self._latest = _LONG_AGO  # the latest moment that the database's clock showed
         self.stepped_from = _LONG_AGO
@@ -96,7 +112,8 @@ class FenceReader:
                         (CacheFence.incarnation == self._db.incarnation()).label("same"),
                         self._db.now().label("now"),
                         self._db.read_only().label("read_only"),
-                    )
+                        Pulse.keys.label("keys_version"),
+                    ).where(Pulse.id == CacheFence.id)  # each table has its one row under 1
                 )
             ).one()
             if row.read_only == "on":
@@ -114,8 +131,7 @@ class FenceReader:
             else:
                 # A look-up that is under way adds to `seen` of the epoch before.
                 self.last = Fence(row.epoch, server, began, monotonic(), vouches_from)
-            if before is not None and before.began < self._failed_began:
-                self.database_returned.set()
+            self.on_reading(Reading(began, row.now, row.keys_version))
 
     def _look_at_the_clock(self, now: datetime, epoch: str) -> None:
         """Disbelieves the epoch under which the database's clock goes back."""

@@ -1,4 +1,4 @@
-"""What must be there before the first request: folder, master secret, schema, keys, an administrator.
+"""What must be there before the first request: folder, schema, rights, an administrator.
 
 The embedded default makes all of it. With a Postgres nothing is invented: what is missing stops the start with one
 line that says what to do. (The working keys are random rows that every first start makes, under a lock.)
@@ -6,8 +6,6 @@ line that says what to do. (The working keys are random rows that every first st
 
 from __future__ import annotations
 
-import base64
-import os
 import secrets
 import shutil
 import sys
@@ -22,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..actors import SERVICE
 from ..errors import Conflict, TemporarilyUnavailable
-from ..settings import SECRET_BYTES, ConfigurationError, Place, Settings, make_data_dir, master_secret, mode_if_ours
+from ..settings import ConfigurationError, Place, Settings, make_data_dir
 from ..users.users import Users
 from .database import Database, message, outage
 from .tables import User
@@ -40,52 +38,6 @@ def called() -> str:
     if Path(sys.prefix).resolve() == (_CHECKOUT / ".venv").resolve() and (_CHECKOUT / "dev.py").exists():
         return "python3 dev.py keyturn"
     return "keyturn" if found else f"python -m {_PACKAGE.name}"
-
-
-def master_secret_of(settings: Settings) -> bytes:
-    """The master secret, from the settings or from the embedded default's own file.
-
-    Raises:
-        ConfigurationError: there is none, it is weak, or its file is another user's or open to others.
-    """
-    if settings.secret is not None:
-        return master_secret(settings.secret.get_secret_value())
-    path = settings.secret_path
-    try:
-        if mode_if_ours(path, f"the master secret in {path} ") & 0o077 and os.name == "posix":
-            raise ConfigurationError(f"the master secret in {path} is open to others; chmod 600 it")
-        return master_secret(path.read_text(encoding="ascii"))
-    except FileNotFoundError:
-        serve = "" if settings.database_url else f", or run {called()} serve once"
-        raise ConfigurationError(f"there is no master secret in {path}: set KEYTURN_SECRET{serve}") from None
-    except (OSError, UnicodeDecodeError):
-        raise ConfigurationError(f"the master secret in {path} can't be read") from None
-
-
-def make_secret(settings: Settings) -> bool:
-    """Makes the embedded default's master secret where there is none; True if it did.
-
-    Raises:
-        ConfigurationError: it can't be written.
-    """
-    path = settings.secret_path
-    if settings.secret is not None or path.exists():
-        return False
-    # Written aside and linked: whoever starts at the same time sees the whole file or none.
-    aside = path.with_name(f"secret.{secrets.token_hex(8)}")
-    try:
-        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
-            file.write(base64.b64encode(os.urandom(SECRET_BYTES)).decode() + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(aside, path)
-    except FileExistsError:
-        return False
-    except OSError as e:
-        raise ConfigurationError(f"the master secret in {path} can't be written ({e.strerror})") from None
-    finally:
-        aside.unlink(missing_ok=True)
-    return True
 
 
 def _alembic() -> Config:
@@ -248,6 +200,8 @@ def prepare(settings: Settings) -> None:
     Raises:
         ConfigurationError: the folder can't be made or used.
     """
+    from ..tokens.master_secret import make_secret  # noqa: PLC0415  # it stands above this file
+
     if settings.production:
         return
     if settings.database_url is None:

@@ -8,7 +8,6 @@ verification does. A test holds that it accepts nothing that PyJWT refuses.
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from uuid import UUID
 from ..errors import InvalidToken
 from ..settings import LEEWAY, LONGEST_ACCESS_TOKEN, Algorithm, Settings
 from .keys import Keys
+from .primitives import from_base64url, to_base64url
 
 MEDIA_TYPE = "at+jwt"
 
@@ -28,7 +28,6 @@ LONGEST = 8192
 
 _FORM = re.compile(r"([A-Za-z0-9_-]{2,1024})\.([A-Za-z0-9_-]{2,7168})\.([A-Za-z0-9_-]{2,1024})", re.ASCII)
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
-_LAST = {1: "", 2: "AQgw", 3: "AEIMQUYcgkosw048"}  # characters whose 4 or 2 lowest bits are zero
 _HEADER = frozenset({"alg", "typ", "kid"})
 _STRINGS = ("iss", "sub", "jti", "sid", "client_id", "role")
 _END_OF_TIME = 2**53  # whole seconds that a float still holds exactly
@@ -93,8 +92,8 @@ class AccessTokens:
             f'"iat":{iat},"jti":"{sid}.{generation}","sid":"{sid}",'
             f'"client_id":{_quote(client_id)},"role":{_quote(role)}}}'
         )
-        signed = _header(key.kid, key.algorithm) + _encode(claims.encode())
-        return (signed + b"." + _encode(key.sign(signed))).decode(), expires_at
+        signed = _header(key.kid, key.algorithm) + to_base64url(claims.encode())
+        return (signed + b"." + to_base64url(key.sign(signed))).decode(), expires_at
 
     def verify(self, text: str, now: datetime, *, expired_too: bool = False) -> AccessToken:
         """The verified token; revocation is not looked at.
@@ -117,7 +116,10 @@ class AccessTokens:
             raise InvalidToken("unknown or retired key")
         if algorithm != key.algorithm:
             raise InvalidToken("algorithm is not the key's")
-        payload, signature_bytes = _decode(claims), _decode(signature)
+        try:
+            payload, signature_bytes = from_base64url(claims), from_base64url(signature)
+        except ValueError:
+            raise InvalidToken("a segment is not base64url, or has another spelling") from None
         if not key.verify(text[: form.end(2)].encode(), signature_bytes):
             raise InvalidToken("signature does not match")
         members = _members(payload)
@@ -168,7 +170,10 @@ _quote = json.encoder.encode_basestring_ascii
 @cache
 def _header(kid: str, algorithm: Algorithm) -> bytes:
     """The first segment and its full stop, as PyJWT writes them."""
-    return _encode(json.dumps({"alg": algorithm, "kid": kid, "typ": MEDIA_TYPE}, separators=(",", ":")).encode()) + b"."
+    return (
+        to_base64url(json.dumps({"alg": algorithm, "kid": kid, "typ": MEDIA_TYPE}, separators=(",", ":")).encode())
+        + b"."
+    )
 
 
 @lru_cache(maxsize=64)  # a handful of keys; junk may push them out, and they are parsed again
@@ -179,22 +184,13 @@ def _parsed_header(segment: str) -> tuple[str, str]:
         InvalidToken: it is none of ours. RFC 8725 sections 3.10 and 3.11: our type, and no member that names a key, a
             place to fetch one, or an extension. We write three members, so nothing else can be ours.
     """
-    head = _members(_decode(segment))
+    try:
+        head = _members(from_base64url(segment))
+    except ValueError:
+        raise InvalidToken("a segment is not base64url, or has another spelling") from None
     if head.keys() != _HEADER or head["typ"] != MEDIA_TYPE or not isinstance(head["kid"], str):
         raise InvalidToken("header is not ours")
     return head["kid"], str(head["alg"])
-
-
-def _encode(raw: bytes) -> bytes:
-    return base64.urlsafe_b64encode(raw).rstrip(b"=")
-
-
-def _decode(segment: str) -> bytes:
-    """The bytes that a segment spells, if it is their one spelling: its spare bits are zero (RFC 4648 section 3.5)."""
-    spare = len(segment) % 4
-    if spare and segment[-1] not in _LAST[spare]:
-        raise InvalidToken("a segment is not base64url, or has another spelling")
-    return base64.urlsafe_b64decode(segment + "=" * (-spare % 4))
 
 
 def _members(raw: bytes) -> dict[str, Any]:

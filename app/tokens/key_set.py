@@ -1,0 +1,117 @@
+"""The working keys as a process holds them in memory, and which of them sign. Pure: no I/O, no clock."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal, TypeVar
+
+from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm, get_default_algorithms
+
+from ..settings import Algorithm
+from .primitives import KEY_BYTES, RsaBits, new_private_key, prepared_hmac, private_key, to_base64url
+from .refresh_tokens import RefreshKey
+
+Use = Literal["access", "refresh"]
+"""The tokens that a key is for."""
+
+_N = TypeVar("_N")
+
+_ALGORITHMS = get_default_algorithms()
+_TO_JWK: dict[Algorithm, Callable[..., Any]] = {
+    "ES256": ECAlgorithm.to_jwk,
+    "RS256": RSAAlgorithm.to_jwk,
+    "EdDSA": OKPAlgorithm.to_jwk,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class AccessKey:
+    """A key for access tokens. `signing` is a secret; `verifying` is the same one for HS256."""
+
+    kid: str
+    algorithm: Algorithm
+    signing: Any = field(repr=False)
+    verifying: Any = field(repr=False)
+    sign: Callable[[bytes], bytes] = field(init=False, repr=False, compare=False)
+    """Makes a signature (RFC 7515 section 5.1): by PyJWT; for HS256 as prepared, at a tenth of the cost."""
+
+    def __post_init__(self) -> None:
+        sign = prepared_hmac(self.signing) if self.algorithm == "HS256" else self._signature
+        object.__setattr__(self, "sign", sign)
+
+    @classmethod
+    def of(cls, kid: str, algorithm: Algorithm, secret: bytes) -> AccessKey:
+        """The key from the bytes that `new_secret` made."""
+        if algorithm == "HS256":
+            return cls(kid, algorithm, secret, secret)
+        private = private_key(secret)
+        return cls(kid, algorithm, private, private.public_key())
+
+    def _signature(self, message: bytes) -> bytes:
+        return _ALGORITHMS[self.algorithm].sign(message, self.signing)
+
+    def verify(self, message: bytes, signature: bytes) -> bool:
+        """Whether the signature is this key's (RFC 7515 section 5.2)."""
+        if self.algorithm == "HS256":
+            return hmac.compare_digest(self.sign(message), signature)
+        return _ALGORITHMS[self.algorithm].verify(message, self.verifying, signature)
+
+    def jwk(self) -> dict[str, Any] | None:
+        """The public key as a JSON Web Key (RFC 7517), or None: a symmetric key is never published."""
+        if self.algorithm == "HS256":
+            return None
+        jwk: dict[str, Any] = _TO_JWK[self.algorithm](self.verifying, as_dict=True)
+        return jwk | {"kid": self.kid, "use": "sig", "alg": self.algorithm, "key_ops": ["verify"]}
+
+
+@dataclass(frozen=True, slots=True)
+class KeySet:
+    """The keys that one reading of the table gave. Moments are of the database's clock."""
+
+    access: Mapping[str, AccessKey]
+    refresh: Mapping[int, RefreshKey]
+    retired: Mapping[int, RefreshKey]
+    """Refresh keys whose tags are still known: their holders are told why the session ended, and no more."""
+    signs_from: Mapping[str | int, datetime]
+
+    def signing(self, now: datetime) -> tuple[AccessKey, RefreshKey] | None:
+        """The keys that sign at a moment, one of each use; None where a use has none."""
+        if not self.access or not self.refresh:
+            return None
+        return (
+            self.access[signing({kid: self.signs_from[kid] for kid in self.access}, now)],
+            self.refresh[signing({number: self.signs_from[number] for number in self.refresh}, now)],
+        )
+
+
+def signing(signs_from: Mapping[_N, datetime], now: datetime) -> _N:
+    """Which key of one use signs: the newest that was published long enough, else the oldest."""
+    ready = [name for name, moment in signs_from.items() if moment <= now]
+    return max(ready, key=signs_from.__getitem__) if ready else min(signs_from, key=signs_from.__getitem__)
+
+
+def new_secret(algorithm: Algorithm, bits: RsaBits = 2048) -> bytes:
+    """The secret bytes of a new access key. Random, and never derived from another key."""
+    if algorithm == "HS256":
+        return os.urandom(KEY_BYTES)
+    secret = new_private_key(algorithm, bits)
+    # `keyturn keys retire` takes a word that begins with "-" for an option, and one id in 64 would.
+    return new_secret(algorithm, bits) if kid_of(algorithm, secret).startswith("-") else secret
+
+
+def kid_of(algorithm: Algorithm, secret: bytes) -> str:
+    """The RFC 7638 thumbprint of a public key; random for a secret one, whose thumbprint would invite guessing."""
+    if algorithm == "HS256":
+        return secrets.token_hex(8)
+    jwk = AccessKey.of("", algorithm, secret).jwk() or {}
+    # The required members of every kind of key: RFC 7638 section 3.2, RFC 8037 section 2.
+    required = {name: jwk[name] for name in ("crv", "e", "kty", "n", "x", "y") if name in jwk}
+    canonical = json.dumps(required, sort_keys=True, separators=(",", ":")).encode()
+    return to_base64url(hashlib.sha256(canonical).digest()).decode()

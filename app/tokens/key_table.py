@@ -1,0 +1,267 @@
+"""The table of working keys: sealed rows, of which one of a use signs and all that are not retired verify.
+
+Each row is sealed with AES-256-GCM under a key that HKDF (RFC 5869) derives from the master secret. The row's id, use,
+algorithm and number are associated data, so that no sealed key can be passed off as another: a changed bit stops the
+start. Working keys are random, and never derived from each other or from the master secret, so that one that leaks
+tells nothing of the others.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from datetime import datetime, timedelta
+from typing import Any, get_args
+
+from sqlalchemy import ColumnElement, and_, func, insert, or_, outerjoin, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ..actors import Actor
+from ..errors import Conflict, NotFound
+from ..events.audit import Event, record
+from ..settings import Algorithm, ConfigurationError
+from ..storage.database import Database, own_task
+from ..storage.tables import Key, Pulse
+from .key_set import AccessKey, KeySet, Use, kid_of, new_secret, signing
+from .primitives import KEY_BYTES, RsaBits, Sealing, derive
+from .refresh_tokens import RefreshKey
+
+PUBLISHED_FOR = timedelta(seconds=60)
+"""How long a new key is known before it signs: twice `keys.UNREAD_LIMIT`, so that nobody takes its tokens for junk."""
+
+
+class KeyTable:
+    """The rows of the table: read, listed and changed."""
+
+    def __init__(self, db: Database, master: bytes, algorithm: Algorithm) -> None:
+        """`master` is the master secret, and `algorithm` the one of access keys where none is named."""
+        self._db = db
+        self._sealing = Sealing(derive(master, b"keyturn sealed working key v1"))
+        self._algorithm = algorithm
+
+    # -- reading
+
+    async def read(self) -> tuple[KeySet, int, datetime]:
+        """The keys, their version in the pulse and the database's clock, all from one statement.
+
+        A use or algorithm that only a later release knows is left alone.
+
+        Raises:
+            ConfigurationError: a row was sealed under another master secret, or changed.
+            TemporarilyUnavailable: the database is away.
+        """
+        columns = select(Pulse.keys.label("version"), self._db.now().label("now"), Key.__table__)
+        needed = and_(or_(Key.retired_at.is_(None), Key.use == "refresh"), _known_here())
+        # The version comes in the same statement, so in the same snapshot. A later one would be taken for this one's,
+        # and the change in between would be lost.
+        query = columns.select_from(outerjoin(Pulse, Key, needed)).order_by(Key.created_at, Key.kid)
+        async with self._db.look() as connection:
+            rows = (await connection.execute(query)).all()
+        access: dict[str, AccessKey] = {}
+        refresh: dict[int, RefreshKey] = {}
+        retired: dict[int, RefreshKey] = {}
+        signs_from: dict[str | int, datetime] = {}
+        for row in rows:
+            if row.kid is None:  # the version alone: the table has no key
+                continue
+            if row.retired_at is not None:
+                # A retired key that can't be unsealed any more only says less to the holders of its tokens.
+                with suppress(ConfigurationError):
+                    retired[row.number] = RefreshKey.derive(row.number, self._unseal(row))
+                continue
+            secret = self._unseal(row)
+            if row.use == "refresh":
+                refresh[row.number] = RefreshKey.derive(row.number, secret)
+                signs_from[row.number] = row.signs_from
+            else:
+                access[row.kid] = AccessKey.of(row.kid, row.algorithm, secret)
+                signs_from[row.kid] = row.signs_from
+        return KeySet(access, refresh, retired, signs_from), rows[0].version, rows[0].now
+
+    async def list(self) -> list[dict[str, Any]]:
+        """All keys by age, without secrets.
+
+        `status` is retired, published (does not sign yet), signs, verifies, or unknown (a later release made it).
+        """
+        query = select(Key.__table__, self._db.now().label("now"), _known_here().label("known")).order_by(
+            Key.created_at, Key.kid
+        )
+        async with self._db.look() as connection:
+            rows = (await connection.execute(query)).all()
+        signs = set()
+        for use in get_args(Use):
+            here = [row for row in rows if row.use == use and row.known and row.retired_at is None]
+            if here:
+                signs.add(signing({row.kid: row.signs_from for row in here}, here[0].now))
+
+        def status(row: Any) -> str:
+            if row.retired_at is not None:
+                return "retired"
+            if not row.known:
+                return "unknown"
+            if row.kid in signs:
+                return "signs"
+            return "published" if row.signs_from > row.now else "verifies"
+
+        return [
+            {
+                "kid": row.kid,
+                "use": row.use,
+                "algorithm": row.algorithm,
+                "number": row.number,
+                "status": status(row),
+                "created_at": row.created_at,
+                "signs_from": row.signs_from,
+                "retired_at": row.retired_at,
+            }
+            for row in rows
+        ]
+
+    def _unseal(self, row: Any) -> bytes:
+        secret = self._sealing.open(row.sealed, _associated(row.kid, row.use, row.algorithm, row.number))
+        if secret is None:
+            raise ConfigurationError(
+                f"key {row.kid} can't be unsealed: KEYTURN_SECRET is not the one it was sealed under, "
+                "or the row was changed; where that secret is lost: keyturn keys replace --sign-everyone-out"
+            )
+        return secret
+
+    # -- changing
+
+    @own_task
+    async def make_first(self, *, by: Actor) -> bool:
+        """Makes the first key of each use where there is none; two starts at once make one. True if it made any."""
+        live = select(Key.use).where(Key.retired_at.is_(None))
+        async with self._db.look() as connection:
+            if set((await connection.scalars(live)).all()) == {"access", "refresh"}:
+                return False
+        secret = new_secret(self._algorithm)  # before the transaction, as in `generate`
+        async with self._db.begin() as tx:
+            now = await self._changing(tx)
+            there = set((await tx.scalars(live)).all())
+            made = []
+            if "access" not in there:
+                made.append(await self._insert(tx, "access", self._algorithm, secret, now, signs_from=now))
+            if "refresh" not in there:
+                made.append(await self._insert(tx, "refresh", None, os.urandom(KEY_BYTES), now, signs_from=now))
+            await record(tx, now, by, [Event("key_generated", detail=kid) for kid, _ in made])
+        return bool(made)
+
+    @own_task
+    async def generate(self, use: Use, algorithm: Algorithm | None = None, bits: RsaBits = 2048, *, by: Actor) -> str:
+        """Makes a key, which signs from `PUBLISHED_FOR` on. Its id (for refresh: its number is in `list`).
+
+        Raises:
+            Conflict: all numbers of refresh keys are taken.
+        """
+        made = (algorithm or self._algorithm) if use == "access" else None
+        # Before the transaction: to find the primes of an RSA key may take longer than a transaction may last.
+        secret = new_secret(made, bits) if made else os.urandom(KEY_BYTES)
+        async with self._db.begin() as tx:
+            now = await self._changing(tx)
+            kid, _ = await self._insert(tx, use, made, secret, now, signs_from=now + PUBLISHED_FOR)
+            await record(tx, now, by, [Event("key_generated", detail=kid)])
+        return kid
+
+    @own_task
+    async def retire(self, kid: str, *, by: Actor) -> int | None:
+        """Retires a key: each process refuses its tokens within `READ_BY_ALL`. Done again, it changes nothing.
+
+        Returns:
+            The number of a refresh key, whose sessions have to be ended: `KeyChanges.retire` does both.
+
+        Raises:
+            NotFound: there is no such key.
+            Conflict: it is the only one of its use that can sign by now.
+        """
+        async with self._db.begin() as tx:
+            now = await self._changing(tx)
+            key = (await tx.execute(select(Key.use, Key.number, Key.retired_at).where(Key.kid == kid))).one_or_none()
+            if key is None:
+                raise NotFound("no such key")
+            use, number, retired_at = key
+            if retired_at is not None:
+                return number
+            others = select(func.count()).where(
+                Key.use == use, Key.kid != kid, Key.retired_at.is_(None), Key.signs_from <= now, _known_here()
+            )
+            if not await tx.scalar(others):
+                raise Conflict(
+                    "the only key that can sign",
+                    description=f"It is the only {use} key that can sign. Generate another and wait "
+                    f"{PUBLISHED_FOR // timedelta(seconds=1)} seconds.",
+                )
+            await tx.execute(update(Key).where(Key.kid == kid).values(retired_at=now))
+            await record(tx, now, by, [Event("key_retired", detail=kid)])
+        return number
+
+    @own_task
+    async def replace(self, *, by: Actor) -> tuple[str, str, int]:
+        """Retires all keys, also those that this master secret can't unseal, and makes new ones that sign at once.
+
+        Numbers of refresh keys stay taken, so that no session passes for one under a new key.
+
+        Returns:
+            The ids of the new access key and refresh key, and the latter's number. The sessions under other numbers
+            have to be ended: `KeyChanges.replace` does both.
+
+        Raises:
+            Conflict: all numbers of refresh keys are taken.
+        """
+        secret = new_secret(self._algorithm)  # before the transaction, as in `generate`
+        async with self._db.begin() as tx:
+            now = await self._changing(tx)
+            retire_all = update(Key).where(Key.retired_at.is_(None)).values(retired_at=now).returning(Key.kid)
+            retired = sorted((await tx.scalars(retire_all)).all())
+            access, _ = await self._insert(tx, "access", self._algorithm, secret, now, signs_from=now)
+            refresh, number = await self._insert(tx, "refresh", None, os.urandom(KEY_BYTES), now, signs_from=now)
+            events = [Event("key_retired", detail=kid) for kid in retired]
+            events += [Event("key_generated", detail=kid) for kid in (access, refresh)]
+            await record(tx, now, by, events)
+        assert number is not None
+        return access, refresh, number
+
+    async def _changing(self, tx: AsyncConnection) -> datetime:
+        """Begins a change of the table: alone over all processes, and with a new version. The database's clock."""
+        if self._db.is_postgres:  # SQLite's transaction holds the write lock already
+            await tx.execute(select(func.pg_advisory_xact_lock(LOCK_KEYS)))
+        # Nobody sees the new version before this transaction's other changes. `one`: without the pulse's row no process
+        # would learn of the change.
+        bump = update(Pulse).values(keys=Pulse.keys + 1).returning(self._db.now().label("now"))
+        now: datetime = (await tx.execute(bump)).scalar_one()
+        return now
+
+    async def _insert(
+        self, tx: AsyncConnection, use: Use, algorithm: Algorithm | None, secret: bytes, now: datetime, *,
+        signs_from: datetime,
+    ) -> tuple[str, int | None]:  # fmt: skip
+        """Inserts a key, of a refresh token where `algorithm` is None. Its id, and its number if it has one."""
+        number = None
+        if algorithm is None:
+            taken = set((await tx.scalars(select(Key.number).where(Key.number.is_not(None)))).all())
+            number = next((n for n in range(1, 255) if n not in taken), None)
+            if number is None:
+                raise Conflict("254 refresh keys", description="All 254 numbers of refresh keys are taken.")
+            kid = f"refresh-{number}"
+        else:
+            kid = kid_of(algorithm, secret)
+        name = algorithm or "HMAC-SHA256"
+        row = {"kid": kid, "use": use, "algorithm": name, "number": number, "created_at": now, "signs_from": signs_from}
+        await tx.execute(
+            insert(Key).values(**row, sealed=self._sealing.seal(secret, _associated(kid, use, name, number)))
+        )
+        return kid, number
+
+
+LOCK_KEYS = 0x6B657901
+"""Number of the advisory lock on the table of keys: any number that nothing else takes."""
+
+
+def _known_here() -> ColumnElement[bool]:
+    """Whether a row is of a use and an algorithm that this release knows: a later one may share the table."""
+    return Key.use.in_(get_args(Use)) & Key.algorithm.in_((*get_args(Algorithm), "HMAC-SHA256"))
+
+
+def _associated(kid: str, use: str, algorithm: str, number: int | None) -> bytes:
+    return json.dumps([kid, use, algorithm, number]).encode()

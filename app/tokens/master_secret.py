@@ -1,0 +1,117 @@
+"""The master secret: the one secret that an operator keeps. It seals the working keys, and nothing else.
+
+An operator gives it as a setting; the embedded default makes its own, in a file that only its owner may read.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+import secrets
+from itertools import pairwise
+
+from ..settings import PREFIX, ConfigurationError, Settings, WrongSettings, mode_if_ours
+from ..storage.schema import called
+
+SECRET_BYTES = 32
+"""Bytes that a master secret has at least."""
+
+
+def master_secret_of(settings: Settings) -> bytes:
+    """The master secret, from the settings or from the embedded default's own file.
+
+    Raises:
+        ConfigurationError: there is none, it is weak, or its file is another user's or open to others.
+    """
+    if settings.secret is not None:
+        return master_secret(settings.secret.get_secret_value())
+    path = settings.secret_path
+    try:
+        if mode_if_ours(path, f"the master secret in {path} ") & 0o077 and os.name == "posix":
+            raise ConfigurationError(f"the master secret in {path} is open to others; chmod 600 it")
+        return master_secret(path.read_text(encoding="ascii"))
+    except FileNotFoundError:
+        serve = "" if settings.database_url else f", or run {called()} serve once"
+        raise ConfigurationError(f"there is no master secret in {path}: set KEYTURN_SECRET{serve}") from None
+    except (OSError, UnicodeDecodeError):
+        raise ConfigurationError(f"the master secret in {path} can't be read") from None
+
+
+def make_secret(settings: Settings) -> bool:
+    """Makes the embedded default's master secret where there is none; True if it did.
+
+    Raises:
+        ConfigurationError: it can't be written.
+    """
+    path = settings.secret_path
+    if settings.secret is not None or path.exists():
+        return False
+    # Written under another name and linked: a process that starts at the same time sees the whole file or none.
+    draft = path.with_name(f"secret.{secrets.token_hex(8)}")
+    try:
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+            file.write(base64.b64encode(os.urandom(SECRET_BYTES)).decode() + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(draft, path)
+    except FileExistsError:
+        return False
+    except OSError as e:
+        raise ConfigurationError(f"the master secret in {path} can't be written ({e.strerror})") from None
+    finally:
+        draft.unlink(missing_ok=True)
+    return True
+
+
+_HEX = re.compile(r"(?:[0-9A-Fa-f]{2})+")
+_SAMPLES = {"secret", "changeme", "change-me", "password", "keyturn", "example", "default", "insecure", "sample"}
+
+
+def master_secret(text: str) -> bytes:
+    """The master secret's bytes from its base64, base64url or hex text.
+
+    Raises:
+        WrongSettings: it is shorter than 256 bits, repeats itself, or is a sample.
+    """
+    decoded = _decode(text)
+    if decoded is None or len(decoded) < SECRET_BYTES:
+        raise WrongSettings(
+            f"{PREFIX}SECRET: must be at least 256 random bits as base64 or hex; make one with: openssl rand -base64 32"
+        )
+    # 32 random bytes hold fewer than 16 distinct ones about once in 10**13, and no two steps of a count are random.
+    repetitive = len(set(decoded)) < SECRET_BYTES // 2 or len({(b - a) % 256 for a, b in pairwise(decoded)}) == 1
+    if repetitive or _typed(text.strip(), decoded) or any(word in text.lower() for word in _SAMPLES):
+        raise WrongSettings(f"{PREFIX}SECRET: is not random; make one with: openssl rand -base64 32")
+    # One fixed size for the key derivation, whatever was given.
+    return hashlib.sha256(b"keyturn master secret\0" + decoded).digest()
+
+
+def _typed(text: str, decoded: bytes) -> bool:
+    """Whether somebody typed it: an encoded passphrase, or letters that pass for base64.
+
+    32 random bytes are readable text once in 10**10, their base64 has one case only once in 10**9 and fewer than 20
+    different characters once in 10**8.
+    """
+    try:
+        if "".join(decoded.decode().split()).isprintable():
+            return True
+    except UnicodeDecodeError:
+        pass
+    return not _HEX.fullmatch(text) and (text in {text.lower(), text.upper()} or len(set(text)) < 20)  # noqa: PLR2004
+
+
+def _decode(text: str) -> bytes | None:
+    """The bytes that a text spells in hex, base64 or base64url, with or without padding; None where it spells none."""
+    text = text.strip()
+    if _HEX.fullmatch(text):
+        return bytes.fromhex(text)
+    if re.fullmatch(r"[A-Za-z0-9+/_-]+={0,2}", text):
+        try:
+            return base64.b64decode(
+                text.replace("-", "+").replace("_", "/").rstrip("=") + "=" * (-len(text.rstrip("=")) % 4)
+            )
+        except ValueError:
+            return None
+    return None

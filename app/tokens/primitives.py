@@ -1,0 +1,102 @@
+"""The cryptographic primitives under tokens and keys: the one door to `cryptography`. Pure: no I/O, no clock."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Callable
+from typing import Any, Literal
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hmac import HMAC
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+RsaBits = Literal[2048, 3072]
+"""Bits of an RS256 key: RFC 7518 section 3.3 asks for 2048 at least; 3072 are as strong as ES256, and slower."""
+
+KEY_BYTES = 32
+"""Bytes of each symmetric key: as strong as the SHA-256 or AES-256 that it is for."""
+
+_NONCE = 12  # RFC 5116 section 5.3
+_LAST = {1: "", 2: "AQgw", 3: "AEIMQUYcgkosw048"}  # characters whose 4 or 2 lowest bits are zero
+
+
+def prepared_hmac(key: bytes) -> Callable[[bytes], bytes]:
+    """HMAC-SHA256 (RFC 2104) under a key that is set up once: a third of the cost where keys are few."""
+    prepared = HMAC(key, SHA256())
+
+    def digest(message: bytes) -> bytes:
+        mac = prepared.copy()
+        mac.update(message)
+        return mac.finalize()
+
+    return digest
+
+
+def derive(secret: bytes, label: bytes) -> bytes:
+    """A key of `KEY_BYTES` by HKDF-SHA256 (RFC 5869). Keys under distinct labels tell nothing of each other."""
+    return HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=label).derive(secret)
+
+
+class Sealing:
+    """AES-256-GCM (RFC 5116) under one key, with a random nonce for each message: the few rows of a table."""
+
+    def __init__(self, key: bytes) -> None:
+        """The key has `KEY_BYTES`."""
+        self._cipher = AESGCM(key)
+
+    def seal(self, plain: bytes, associated: bytes) -> bytes:
+        """The nonce, and behind it the sealed bytes, which open only beside the same associated data."""
+        nonce = os.urandom(_NONCE)
+        return nonce + self._cipher.encrypt(nonce, plain, associated)
+
+    def open(self, sealed: bytes, associated: bytes) -> bytes | None:
+        """The plain bytes, or None if another key sealed them, or any bit of either argument was changed."""
+        try:
+            return self._cipher.decrypt(sealed[:_NONCE], sealed[_NONCE:], associated)
+        except (InvalidTag, ValueError):  # ValueError: too short to be sealed at all
+            return None
+
+
+def to_base64url(raw: bytes) -> bytes:
+    """Base64url without padding (RFC 7515 section 2)."""
+    return base64.urlsafe_b64encode(raw).rstrip(b"=")
+
+
+def from_base64url(text: str) -> bytes:
+    """The bytes that a text of base64url's alphabet spells, without padding.
+
+    Raises:
+        ValueError: another text is their spelling: the spare bits are not zero (RFC 4648 section 3.5).
+    """
+    spare = len(text) % 4
+    if spare and text[-1] not in _LAST[spare]:
+        raise ValueError("not base64url, or another spelling")
+    return base64.urlsafe_b64decode(text + "=" * (-spare % 4))
+
+
+def new_private_key(algorithm: Literal["ES256", "RS256", "EdDSA"], bits: RsaBits) -> bytes:
+    """A new private key as PKCS #8. `bits` are for RS256, whose primes may take seconds to find."""
+    key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
+    match algorithm:
+        case "ES256":
+            key = ec.generate_private_key(ec.SECP256R1())
+        case "RS256":
+            key = rsa.generate_private_key(public_exponent=65537, key_size=bits)
+        case "EdDSA":
+            key = ed25519.Ed25519PrivateKey.generate()
+    return key.private_bytes(
+        serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def private_key(pkcs8: bytes) -> Any:
+    """The private key that `new_private_key` wrote, from where nobody can have changed it: an RSA key is not examined.
+
+    The examination would hold up all requests at each reading of the key set: for 65 ms (2048 bits) or 200 ms (3072).
+    """
+    return serialization.load_der_private_key(pkcs8, None, unsafe_skip_rsa_key_validation=True)
