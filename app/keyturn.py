@@ -11,7 +11,6 @@ from .actors import SERVICE
 from .events.audit import Events
 from .log import get_logger
 from .policies import Policy
-from .revocation.publishing import Publishing
 from .revocation.revocations import Revocations
 from .sessions.answers import Answers
 from .sessions.ending import Ending
@@ -70,7 +69,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     sign_in = SignIn(db, passwords)
     policy, access_tokens = Policy.of(settings), AccessTokens(keys, settings)
     answers, lookup = Answers(access_tokens), Lookup(db, policy)
-    ending = Ending(db, keys, access_tokens, Publishing(db, revocations), lookup)
+    ending = Ending(db, keys, access_tokens, revocations.publishing, lookup)
     try:
         yield Keyturn(
             settings=settings,
@@ -106,8 +105,10 @@ async def running(keyturn: Keyturn) -> AsyncIterator[None]:
     await check_schema(keyturn.db)
     await keyturn.keys.make_first(by=SERVICE)
     await keyturn.keys.load()
-    await keyturn.revocations.read_fence()
-    keyturn.revocations.on_keys_version = keyturn.keys.follow
+    keyturn.revocations.fence.on_reading = lambda reading: keyturn.keys.follow(
+        reading.keys_version, now=reading.now, began=reading.began
+    )
+    await keyturn.revocations.fence.read()
     watch = asyncio.create_task(keyturn.revocations.watch())
     try:
         yield

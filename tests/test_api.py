@@ -910,23 +910,23 @@ async def test_without_its_database_it_is_alive_and_not_ready(api: Api) -> None:
     async with AsyncExitStack() as held:
         for _ in range(2 if api.keyturn.db.is_postgres else 1):  # all that the heartbeat has
             await held.enter_async_context(api.keyturn.db.beat())
-        assert revocations._fence is not None
-        revocations._fence = replace(revocations._fence, began=monotonic() - 3)
+        assert revocations.fence.last is not None
+        revocations.fence.last = replace(revocations.fence.last, began=monotonic() - 3)
         ready, health = await asyncio.gather(api.get("/readyz"), api.get("/healthz"))
     assert (ready.status_code, ready.headers["retry-after"], ready.headers["cache-control"]) == (503, "1", "no-store")
     assert ready.json() == {"status": "not ready", "database": "away", "cache": "none"}
     assert health.status_code == 200
-    await revocations.read_fence()
+    await revocations.fence.read()
     assert (await api.get("/readyz")).status_code == 200
 
 
 async def test_who_asks_for_readiness_without_pause_starves_nothing(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.revocation.revocations.READ_LIMIT", timedelta(seconds=5))  # not this machine's slowness
+    monkeypatch.setattr("app.revocation.fence.READ_LIMIT", timedelta(seconds=5))  # not this machine's slowness
     # Twenty in one turn of the loop: the reading needs several turns, and its time is not to go into ours.
     for _ in range(50):
         answers = await asyncio.gather(*(api.get("/readyz") for _ in range(20)))
         assert {answer.status_code for answer in answers} == {200}
-        assert not api.keyturn.revocations._database_is_away()
+        assert not api.keyturn.revocations.fence.database_is_away()
 
 
 async def test_symmetric_keys_are_never_published(api: Api) -> None:

@@ -34,7 +34,7 @@ from sqlalchemy import make_url
 from app.actors import SERVICE
 from app.errors import InvalidToken, TemporarilyUnavailable
 from app.keyturn import Keyturn
-from app.revocation.revocations import REMEMBERED_FOR, SETTLES_IN
+from app.revocation.lifetimes import REMEMBERED_FOR, SETTLES_IN
 from tests.conftest import CHEAP, PASSWORD, SECRET, a_user
 from tests.servers import Redis
 from tests.service import Service
@@ -452,7 +452,7 @@ async def test_a_rebuild_that_was_cut_off_keeps_no_other_waiting(
         raise TemporarilyUnavailable("the network")
 
     with monkeypatch.context() as broken:
-        broken.setattr(pair.here.revocations, "_ended_lately", lost)
+        broken.setattr(pair.here.revocations.rebuild, "_ended_lately", lost)
         await keep_complete(pair.here)
     await keep_complete(pair.there)
     await read(pair.there)

@@ -19,8 +19,8 @@ from redis import asyncio as redis_asyncio
 from app.actors import SERVICE
 from app.errors import InvalidToken, Reason
 from app.keyturn import Keyturn
-from app.revocation import revocations
-from app.revocation.revocations import REMEMBERED_FOR, STEP
+from app.revocation import redis_server
+from app.revocation.lifetimes import REMEMBERED_FOR, STEP
 from app.sessions.answers import Tokens
 from app.storage.migrating import migrate
 from tests.conftest import CHEAP, PASSWORD, SECRET, a_user, settings_of
@@ -62,7 +62,7 @@ async def url(postgres: Postgres, redis: Redis) -> AsyncIterator[str]:
 
 @pytest.fixture(autouse=True)
 def no_haste(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(revocations, "ACKNOWLEDGE_LIMIT", timedelta(seconds=5))
+    monkeypatch.setattr(redis_server, "ACKNOWLEDGE_LIMIT", timedelta(seconds=5))
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ async def keyturn(url: str, redis: Redis) -> AsyncIterator[Keyturn]:
     async with instance(url, redis.url(), access_token_lifetime=3600) as keyturn:
         await complete(keyturn)
         await long_since_claimed(keyturn)
-        await keyturn.revocations.read_fence()
+        await keyturn.revocations.fence.read()
         yield keyturn
 
 
@@ -92,7 +92,7 @@ async def flush(redis: Redis) -> None:
 
 async def never_accepted(keyturn: Keyturn, tokens: Tokens, reason: Reason = "logout") -> None:
     """Whatever the process remembers; and as unexpired as a clock makes the token."""
-    keyturn.revocations._ended.clear()
+    keyturn.revocations.checks._ended.clear()
     with pytest.raises(InvalidToken) as caught:
         await keyturn.reading.verify(tokens.access_token)
     assert caught.value.reason in {reason, "token_expired", None}
@@ -112,7 +112,7 @@ async def test_a_rebuild_while_the_databases_clock_is_wrong_loses_no_revocation(
         assert await client.ttl(f"{{keyturn}}:revoked:{ended.session_id}") >= REMEMBERED_FOR.total_seconds()
     await never_accepted(keyturn, ended)
     postgres.step(0)
-    await keyturn.revocations.read_fence()
+    await keyturn.revocations.fence.read()
     await never_accepted(keyturn, ended)
     await keyturn.reading.verify(live.access_token)
     await complete(keyturn)
@@ -130,12 +130,12 @@ async def test_a_logout_while_the_databases_clock_is_wrong_holds_when_it_is_righ
 ) -> None:
     before = await a_session(keyturn)
     postgres.step(step)
-    await keyturn.revocations.read_fence()
+    await keyturn.revocations.fence.read()
     within = await a_session(keyturn)
     for tokens in (before, within):
         await keyturn.ending.logout(None, tokens.refresh_token, "this", by=SERVICE)
     postgres.step(0)
-    await keyturn.revocations.read_fence()
+    await keyturn.revocations.fence.read()
     for rebuilt in (False, True):
         if rebuilt:
             await flush(redis)
@@ -157,19 +157,19 @@ async def test_a_token_that_lives_again_when_the_databases_clock_goes_back_is_st
     old = await a_session(keyturn)
     await keyturn.ending.logout(None, old.refresh_token, "this", by=SERVICE)
     postgres.step(HOUR + 60)
-    await keyturn.revocations.read_fence()
+    await keyturn.revocations.fence.read()
     from_ahead = await a_session(keyturn)
     await time_of_the_keys_is_over(redis)
     assert await keyturn.revocations.ping() == "complete"
     postgres.step(0)
-    await keyturn.revocations.read_fence()
+    await keyturn.revocations.fence.read()
     await never_accepted(keyturn, old)
     await keyturn.ending.logout(None, from_ahead.refresh_token, "this", by=SERVICE)
     await complete(keyturn)
     await never_accepted(keyturn, old)
     await time_of_the_keys_is_over(redis)
     postgres.step(HOUR + 60)
-    await keyturn.revocations.read_fence()
+    await keyturn.revocations.fence.read()
     await never_accepted(keyturn, from_ahead)
     async with instance(url, redis.url(), access_token_lifetime=3600) as newcomer:  # which saw no step
         assert await newcomer.revocations.ping() == "complete"
@@ -182,7 +182,7 @@ async def test_a_step_of_redis_clock_loses_no_revocation(keyturn: Keyturn, redis
     await keyturn.ending.logout(None, ended.refresh_token, "this", by=SERVICE)
     for seconds in (step, 0):
         redis.step(seconds)
-        await keyturn.revocations.read_fence()
+        await keyturn.revocations.fence.read()
         await never_accepted(keyturn, ended)
         await complete(keyturn)
         await never_accepted(keyturn, ended)
@@ -220,7 +220,7 @@ async def test_a_step_of_the_whole_machines_clock_loses_no_revocation(
     for seconds in (HOUR, 0, -HOUR, 0, DAY, 0, -DAY, 0):
         postgres.step(seconds)
         redis.step(seconds)
-        await keyturn.revocations.read_fence()
+        await keyturn.revocations.fence.read()
         await never_accepted(keyturn, ended)
         await complete(keyturn)
         await never_accepted(keyturn, ended)
@@ -236,15 +236,15 @@ async def test_a_clock_that_went_back_keeps_no_second_redis_from_being_claimed(
 
 
 async def test_a_few_seconds_are_no_step(keyturn: Keyturn, postgres: Postgres, redis: Redis) -> None:
-    await keyturn.revocations.read_fence()
-    fence = keyturn.revocations._fence
+    await keyturn.revocations.fence.read()
+    fence = keyturn.revocations.fence.last
     seconds = int(STEP.total_seconds()) - 5
     for server in (postgres, redis):
         server.step(-seconds)
         await keep_complete(keyturn)
         server.step(0)
         await keep_complete(keyturn)
-    after = keyturn.revocations._fence
+    after = keyturn.revocations.fence.last
     assert fence is not None
     assert after is not None
     assert after.epoch == fence.epoch

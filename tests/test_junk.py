@@ -21,7 +21,7 @@ from tests.servers import NotOursError, Postgres, Redis
 from tests.service import Service
 from tests.test_races import all_ready, at, logins, rows, serve, until
 
-# What a service asks without being asked: the fence and the marker twice a second, the keys four times a minute.
+# What a service asks without being asked: fence, pulse and marker twice a second, all keys once in some minutes.
 HEARTBEAT_STATEMENTS = ("FROM cache_fence", "FROM keys")
 HEARTBEAT_COMMANDS = {"getex", "time", "get", "info", "hello", "select", "client|setinfo"}
 

@@ -396,9 +396,9 @@ async def away() -> AsyncIterator[AsyncConnection]:
 
 async def test_when_the_database_is_back_the_keys_are_read_at_once(open_keyturn: Opener) -> None:
     async with open_keyturn() as one, open_keyturn() as two:
-        await until(two.revocations.database_answers)
+        await until(two.revocations.fence.database_answers)
         beat, two.db.beat = two.db.beat, away  # type: ignore[method-assign]  # as an outage looks to the reading
-        await until(lambda: not two.revocations.database_answers())
+        await until(lambda: not two.revocations.fence.database_answers())
         await one.keys.generate("refresh", by=SERVICE)
         await one.keys.load()
         new = one.keys.refresh(2)

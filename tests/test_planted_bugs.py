@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import false, select, update
 
 from app.actors import SERVICE
-from app.revocation.revocations import Revocations
+from app.revocation.checks import Checks
 from app.sessions import ending, marking, rotation, upkeep
 from app.sessions.answers import Answers
 from app.sessions.ending import Ending
@@ -270,7 +270,7 @@ def a_verifier_that_does_not_ask_whether_the_session_ended(patch: Patch) -> None
     async def check(*_: Any) -> None:
         return
 
-    patch.setattr(Revocations, "check", check)
+    patch.setattr(Checks, "check", check)
 
 
 @bug

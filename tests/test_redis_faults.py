@@ -26,7 +26,7 @@ from redis import asyncio as redis_asyncio
 
 from app.actors import SERVICE
 from app.keyturn import opened
-from app.revocation.revocations import VOUCHES_FOR
+from app.revocation.lifetimes import VOUCHES_FOR
 from app.storage.migrating import migrate
 from tests.conftest import CHEAP, PASSWORD, SECRET, settings_of
 from tests.servers import Postgres, Redis

@@ -29,21 +29,22 @@ from sqlalchemy.util import await_only
 from app.actors import SERVICE
 from app.errors import InvalidToken, Reason, TemporarilyUnavailable
 from app.keyturn import Keyturn, opened
-from app.revocation import revocations
-from app.revocation.publishing import Published
-from app.revocation.revocations import (
-    CLAIM_AFTER,
+from app.revocation import redis_server
+from app.revocation.fence import NEVER_CLAIMED, READ_LIMIT, Fence
+from app.revocation.lifetimes import (
     KEY_LIVES,
     LOOK_BACK,
     MARKER_LIVES,
     REMEMBERED_FOR,
     SETTLES_IN,
     VOUCHES_FOR,
-    Fence,
-    Revocations,
-    Server,
 )
+from app.revocation.publishing import Published
+from app.revocation.rebuild import _FILL, CLAIM_AFTER
+from app.revocation.redis_server import Server
+from app.revocation.revocations import Revocations
 from app.sessions.answers import Tokens
+from app.settings import LEEWAY
 from app.storage.database import Database
 from app.storage.tables import CacheFence, Session, uuid7
 from tests.conftest import Opener, a_user, settings_of, time_passes
@@ -76,7 +77,7 @@ async def cache(own_redis: Redis) -> AsyncIterator[redis_asyncio.Redis]:
 @pytest.fixture(autouse=True)
 def no_haste(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Redis that is well answers in time, however slow this machine is; `monkeypatch.undo()` takes that back."""
-    monkeypatch.setattr(revocations, "ACKNOWLEDGE_LIMIT", timedelta(seconds=5))
+    monkeypatch.setattr(redis_server, "ACKNOWLEDGE_LIMIT", timedelta(seconds=5))
 
 
 @asynccontextmanager
@@ -85,7 +86,7 @@ async def instance(database_url: str, redis_url: str | None, **settings: Any) ->
     async with opened(settings_of(database_url, redis_url, **settings)) as keyturn:
         await keyturn.keys.make_first(by=SERVICE)
         await keyturn.keys.load()
-        await keyturn.revocations.read_fence()
+        await keyturn.revocations.fence.read()
         yield keyturn
 
 
@@ -106,9 +107,9 @@ class Pair:
         await wait_for(complete)
         await long_since_claimed(self.here)
         await read(self.here, self.there)
-        fence = self.here.revocations._fence
+        fence = self.here.revocations.fence.last
         assert fence is not None
-        self.here.revocations._fence = replace(fence, known_since=fence.known_since - SETTLES_IN.total_seconds())
+        self.here.revocations.fence.last = replace(fence, known_since=fence.known_since - SETTLES_IN.total_seconds())
 
 
 @pytest.fixture
@@ -124,14 +125,20 @@ async def pair(database_url: str, own_redis: Redis, cache: object) -> AsyncItera
 
 async def read(*keyturns: Keyturn) -> None:
     for keyturn in keyturns:
-        await keyturn.revocations.read_fence()
+        await keyturn.revocations.fence.read()
 
 
 async def keep_complete(keyturn: Keyturn) -> None:
     """What the instance does twice a second."""
-    await keyturn.revocations.read_fence()
-    await keyturn.revocations._keep_complete()
-    await keyturn.revocations._keep_complete()  # the first may only have dropped old connections
+    await keyturn.revocations.fence.read()
+    await keyturn.revocations.rebuild.keep_complete()
+    await keyturn.revocations.rebuild.keep_complete()  # the first may only have dropped old connections
+
+
+def report_to(keyturn: Keyturn, report: Callable[..., object]) -> None:
+    """Takes what an instance has to say to its operator."""
+    revocations = keyturn.revocations
+    revocations._report = revocations.fence._report = revocations.rebuild._report = report
 
 
 async def long_since_claimed(keyturn: Keyturn) -> None:
@@ -174,7 +181,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(revocations, "monotonic", clock)
+    for part in ("checks", "fence", "rebuild", "revocations"):
+        monkeypatch.setattr(f"app.revocation.{part}.monotonic", clock)
     return clock
 
 
@@ -213,16 +221,16 @@ def statements(*keyturns: Keyturn) -> Iterator[list[str]]:
 async def test_where_redis_is_believed_a_verification_makes_no_database_statement(pair: Pair) -> None:
     tokens = [await a_session(pair.here) for _ in range(3)]
     await read(pair.there)
-    fence = pair.there.revocations._fence
+    fence = pair.there.revocations.fence.last
     assert fence is not None
-    pair.there.revocations._fence = replace(fence, began=fence.began + 60)  # however slow this machine is
+    pair.there.revocations.fence.last = replace(fence, began=fence.began + 60)  # however slow this machine is
     with statements(pair.there) as sent:
         for _ in range(50):
             for token in tokens:
                 assert (await pair.there.reading.verify(token.access_token)).session_id == token.session_id
         assert sent == []
-        pair.there.revocations._fence = None  # the planted statement
-        await pair.there.reading.verify(tokens[0].access_token)
+        pair.there.revocations.fence.last = None  # the planted statement
+        await pair.there.sessions.verify(tokens[0].access_token)
         assert len(sent) == 1
         assert "FROM sessions" in sent[0]
 
@@ -260,11 +268,11 @@ async def test_a_fence_that_names_another_epoch_or_server_sends_the_question_to_
 
 async def test_a_reading_of_the_fence_vouches_for_one_second(pair: Pair) -> None:
     tokens = await a_session(pair.here)
-    fence = pair.there.revocations._fence
+    fence = pair.there.revocations.fence.last
     assert fence is not None
-    pair.there.revocations._fence = replace(fence, began=time.monotonic() - VOUCHES_FOR.total_seconds() + 0.5)
+    pair.there.revocations.fence.last = replace(fence, began=time.monotonic() - VOUCHES_FOR.total_seconds() + 0.5)
     assert await asks(pair.there, tokens) == 0
-    pair.there.revocations._fence = replace(fence, began=time.monotonic() - VOUCHES_FOR.total_seconds())
+    pair.there.revocations.fence.last = replace(fence, began=time.monotonic() - VOUCHES_FOR.total_seconds())
     assert await asks(pair.there, tokens) == 1
 
 
@@ -274,39 +282,39 @@ async def test_a_reading_that_comes_late_never_replaces_one_that_began_after_it(
 ) -> None:
     async with instance(database_url, None) as keyturn:
         mine = keyturn.revocations
-        first = mine._fence
+        first = mine.fence.last
         assert first is not None
         since = first.vouches_from
-        assert first == Fence(revocations.NEVER_CLAIMED, None, clock.now, clock.now, since)
+        assert first == Fence(NEVER_CLAIMED, None, clock.now, clock.now, since)
         clock.now += 5
-        await mine._take_reading(clock.now - 5.1)
-        assert mine._fence == first
-        await mine._take_reading(clock.now - 3)  # of the same epoch, which has been known since before
-        assert mine._fence == replace(first, began=clock.now - 3)
+        await mine.fence._take(clock.now - 5.1)
+        assert mine.fence.last == first
+        await mine.fence._take(clock.now - 3)  # of the same epoch, which has been known since before
+        assert mine.fence.last == replace(first, began=clock.now - 3)
         async with keyturn.db.begin() as tx:
             await tx.execute(update(CacheFence).values(epoch="1" * 32, server="another"))
-        await mine._take_reading(clock.now - 1)  # known since it came, not since it was asked for
-        assert mine._fence == Fence("1" * 32, "another", clock.now - 1, clock.now, since)
+        await mine.fence._take(clock.now - 1)  # known since it came, not since it was asked for
+        assert mine.fence.last == Fence("1" * 32, "another", clock.now - 1, clock.now, since)
 
 
 async def test_the_databases_clock_is_learned_from_a_reading_that_was_not_late(
     pair: Pair, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hour = timedelta(hours=1)
-    db, limit = pair.here.db, revocations.READ_LIMIT.total_seconds()
+    db, limit = pair.here.db, READ_LIMIT.total_seconds()
 
     def ahead() -> timedelta:
         return db.clock() - datetime.now(UTC)
 
     assert db._zero is not None
     db._zero += hour
-    await pair.here.revocations._take_reading(clock.now - limit - 0.001)
+    await pair.here.revocations.fence._take(clock.now - limit - 0.001)
     assert ahead() > hour / 2
-    await pair.here.revocations._take_reading(clock.now - limit)
+    await pair.here.revocations.fence._take(clock.now - limit)
     assert ahead() < hour / 2
     # Half of the time that it took to come is what it has been on its way.
-    monkeypatch.setattr(revocations, "READ_LIMIT", hour)
-    await pair.here.revocations._take_reading(clock.now - 600)
+    monkeypatch.setattr("app.revocation.fence.READ_LIMIT", hour)
+    await pair.here.revocations.fence._take(clock.now - 600)
     assert timedelta(minutes=4) < ahead() < timedelta(minutes=6)
 
 
@@ -325,18 +333,18 @@ async def test_a_postgres_that_is_read_only_is_none_that_was_read(pair: Pair) ->
                 await connection.execute(text(statement))
 
     await read(pair.there)
-    fence = there._fence
+    fence = there.fence.last
     assert fence is not None
-    assert there.database_answers()
+    assert there.fence.database_answers()
     await becomes("on")
     for _ in range(3):
         await read(pair.there)
-    assert there._fence == fence
-    assert not there.database_answers()
+    assert there.fence.last == fence
+    assert not there.fence.database_answers()
     await becomes("off")
     for _ in range(3):  # the connections that found it read-only are not used again
         await read(pair.there)
-    assert there.database_answers()
+    assert there.fence.database_answers()
 
 
 async def test_a_key_in_redis_only_asks_the_database(pair: Pair, cache: redis_asyncio.Redis) -> None:
@@ -353,11 +361,11 @@ async def test_what_has_ended_is_remembered_and_asks_nobody_again(pair: Pair, ow
     with statements(pair.there) as sent:
         await refused(pair.there, tokens)
         assert len(sent) == 1
-        await pair.there.revocations._redis.disconnect()  # type: ignore[union-attr]  # there is one
+        await pair.there.revocations.redis._pool.disconnect()  # type: ignore[union-attr]  # there is one
         for _ in range(20):
             await refused(pair.there, tokens)
         assert len(sent) == 1
-    assert not pair.there.revocations._redis._available_connections[0].is_connected  # type: ignore[union-attr]  # as above
+    assert not pair.there.revocations.redis._pool._available_connections[0].is_connected  # type: ignore[union-attr]  # as above
 
 
 async def test_a_session_that_the_database_does_not_know_is_refused(pair: Pair, cache: redis_asyncio.Redis) -> None:
@@ -380,8 +388,8 @@ async def test_without_redis_the_database_answers_always(database_url: str) -> N
         await logout(here, ended)
         assert time.monotonic() - began < SETTLES_IN.total_seconds()
         await refused(there, ended)
-        await there.reading.verify(live.access_token)
-        assert await there.revocations.ping() == there.revocations.cache == "none"
+        await there.sessions.verify(live.access_token)
+        assert await there.revocations.ping() == there.revocations.rebuild.cache == "none"
 
 
 SERVER = Server("5" * 40, "6" * 40, evicts=False)
@@ -393,13 +401,13 @@ def test_silence_is_believed_only_of_the_server_and_epoch_of_a_reading_that_vouc
 ) -> None:
     now, second = clock.now, VOUCHES_FOR
     marker = b"e" * 32
-    assert not unconnected._believes(SERVER, marker, now, second)  # nothing was read yet
+    assert not unconnected.fence.believes(SERVER, marker, now, second)  # nothing was read yet
     fence = Fence(marker.decode(), SERVER.identity, now - second.total_seconds(), 0)
-    unconnected._fence = fence
-    assert unconnected._believes(SERVER, marker, now, second)
-    assert not unconnected._believes(SERVER, marker, now + 0.001, second)
-    assert not unconnected._believes(SERVER, b"f" * 32, now, second)
-    assert not unconnected._believes(SERVER, None, now, second)
+    unconnected.fence.last = fence
+    assert unconnected.fence.believes(SERVER, marker, now, second)
+    assert not unconnected.fence.believes(SERVER, marker, now + 0.001, second)
+    assert not unconnected.fence.believes(SERVER, b"f" * 32, now, second)
+    assert not unconnected.fence.believes(SERVER, None, now, second)
     for other in (
         replace(SERVER, run_id="7" * 40),
         replace(SERVER, replication_id="7" * 40),
@@ -408,23 +416,23 @@ def test_silence_is_believed_only_of_the_server_and_epoch_of_a_reading_that_vouc
         replace(SERVER, run_id=""),
         replace(SERVER, replication_id=""),
     ):
-        assert not unconnected._believes(other, marker, now, second)
-    unconnected._fence = replace(fence, server=None)
-    assert not unconnected._believes(SERVER, marker, now, second)
-    assert not unconnected._believes(replace(SERVER, run_id=""), marker, now, second)  # whose identity is None too
+        assert not unconnected.fence.believes(other, marker, now, second)
+    unconnected.fence.last = replace(fence, server=None)
+    assert not unconnected.fence.believes(SERVER, marker, now, second)
+    assert not unconnected.fence.believes(replace(SERVER, run_id=""), marker, now, second)  # whose identity is None too
 
 
 def test_a_minute_without_the_database_is_counted_from_the_last_moment_that_vouched(
     unconnected: Revocations, clock: Clock
 ) -> None:
     fence = Fence("e" * 32, SERVER.identity, clock.now - 61, 0)
-    unconnected._fence = fence
-    assert unconnected._believes_without_database(SERVER, b"e" * 32)
-    unconnected._fence = replace(fence, began=clock.now - 61.001)
-    assert not unconnected._believes_without_database(SERVER, b"e" * 32)
-    unconnected._fence = replace(fence, began=clock.now)
-    unconnected._without_database = timedelta(0)
-    assert not unconnected._believes_without_database(SERVER, b"e" * 32)
+    unconnected.fence.last = fence
+    assert unconnected.checks._believes_without_database(SERVER, b"e" * 32)
+    unconnected.fence.last = replace(fence, began=clock.now - 61.001)
+    assert not unconnected.checks._believes_without_database(SERVER, b"e" * 32)
+    unconnected.fence.last = replace(fence, began=clock.now)
+    unconnected.checks._without_database = timedelta(0)
+    assert not unconnected.checks._believes_without_database(SERVER, b"e" * 32)
 
 
 @pytest.mark.parametrize(
@@ -440,9 +448,9 @@ def test_a_minute_without_the_database_is_counted_from_the_last_moment_that_vouc
 def test_a_failed_reading_is_evidence_of_an_outage_for_a_second_unless_a_later_one_succeeded(
     unconnected: Revocations, clock: Clock, read: float | None, failed: float, away: bool
 ) -> None:
-    unconnected._fence = None if read is None else Fence("", None, clock.now - read, 0)
-    unconnected._failed_began = clock.now - failed
-    assert unconnected._database_is_away() is away
+    unconnected.fence.last = None if read is None else Fence("", None, clock.now - read, 0)
+    unconnected.fence._failed_began = clock.now - failed
+    assert unconnected.fence.database_is_away() is away
 
 
 @pytest.mark.parametrize(
@@ -459,9 +467,9 @@ def test_a_failed_reading_is_evidence_of_an_outage_for_a_second_unless_a_later_o
 def test_the_database_answers_if_it_was_read_in_the_last_two_seconds_and_no_later_reading_failed(
     unconnected: Revocations, clock: Clock, read: float | None, failed: float, answers: bool
 ) -> None:
-    unconnected._fence = None if read is None else Fence("", None, clock.now - read, 0)
-    unconnected._failed_began = clock.now - failed
-    assert unconnected.database_answers() is answers
+    unconnected.fence.last = None if read is None else Fence("", None, clock.now - read, 0)
+    unconnected.fence._failed_began = clock.now - failed
+    assert unconnected.fence.database_answers() is answers
 
 
 @pytest.mark.parametrize(
@@ -476,15 +484,15 @@ def test_the_database_answers_if_it_was_read_in_the_last_two_seconds_and_no_late
 )
 def test_a_redis_is_believed_only_if_it_says_that_it_keeps_everything(memory: str, evicts: bool) -> None:
     info = f"# Memory\r\n{memory}"
-    assert revocations._evicts(info) is revocations._evicts(info.encode()) is evicts
+    assert redis_server.evicts(info) is redis_server.evicts(info.encode()) is evicts
 
 
 def test_a_field_of_info_is_a_whole_line() -> None:
     info = "# Replication\r\nold_role:x\r\nrole:master\r\nmaster_replid2:b\r\nmaster_replid:a:b\r\n"
-    assert revocations._field(info, "role") == "master"
-    assert revocations._field(info, "master_replid") == "a:b"
-    assert revocations._field(info, "replid") == ""
-    assert revocations._field(b"\nrole:\xff", "role") == "\N{REPLACEMENT CHARACTER}"
+    assert redis_server.field(info, "role") == "master"
+    assert redis_server.field(info, "master_replid") == "a:b"
+    assert redis_server.field(info, "replid") == ""
+    assert redis_server.field(b"\nrole:\xff", "role") == "\N{REPLACEMENT CHARACTER}"
 
 
 # -- the end of a session
@@ -499,7 +507,7 @@ async def test_a_logout_sets_a_key_that_lives_as_long_as_its_tokens_could_be_acc
     left = await cache.ttl(f"{KEYS}{tokens.session_id}")
     full = KEY_LIVES.total_seconds()
     assert full - 10 < left <= full
-    assert pair.here.settings.access_token_lifetime + revocations.LEEWAY < REMEMBERED_FOR
+    assert pair.here.settings.access_token_lifetime + LEEWAY < REMEMBERED_FOR
     assert await fence_of(pair.here) == before
     await refused(pair.there, tokens)
     await refused(pair.here, tokens)
@@ -671,7 +679,7 @@ async def test_all_thousand_sessions_of_a_user_end_at_once(pair: Pair, cache: re
     await cache.flushdb()
     await keep_complete(pair.there)
     assert len(await cache.keys(f"{KEYS}*")) == 1000
-    pair.there.revocations._ended.clear()
+    pair.there.revocations.checks._ended.clear()
     assert await accepted() == 0
     print("1000 sessions ended, 2000 verifications after the return, 0 accepted")
 
@@ -715,16 +723,16 @@ async def test_a_rebuild_in_several_steps_sets_each_key_once(
     async with pair.here.db.begin() as tx:  # as where one statement ends many
         await tx.execute(update(Session).values(ended_at=pair.here.db.now()))
     await cache.flushdb()
-    monkeypatch.setattr(revocations, "_CHUNK", 2)
+    monkeypatch.setattr("app.revocation.rebuild.CHUNK", 2)
     names: list[str] = []
-    send = pair.there.revocations._all_on
+    send = pair.there.revocations.redis.send_to
 
-    async def sending(server: Server, commands: Any, *, limit: timedelta) -> list[Any]:
+    async def sending(server: Server, commands: Any, *, limit: timedelta | None = None) -> list[Any]:
         names.extend(word for command in commands for word in command if str(word).startswith(KEYS))
         return await send(server, commands, limit=limit)
 
-    monkeypatch.setattr(pair.there.revocations, "_all_on", sending)
-    await pair.there.revocations._keep_complete()
+    monkeypatch.setattr(pair.there.revocations.redis, "send_to", sending)
+    await pair.there.revocations.rebuild.keep_complete()
     expected = {f"{KEYS}{each.session_id}" for each in tokens}
     assert set(names) == set(await cache.keys(f"{KEYS}*")) == expected
     assert len(names) == 5
@@ -735,28 +743,28 @@ async def test_who_has_not_read_the_fence_lately_and_can_not_now_rebuilds_nothin
     pair: Pair, cache: redis_asyncio.Redis, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await cache.flushdb()
-    monkeypatch.setattr(pair.there.revocations, "read_fence", partial(_noop, None))
-    before, fence = await fence_of(pair.here), pair.there.revocations._fence
+    monkeypatch.setattr(pair.there.revocations.fence, "read", partial(_noop, None))
+    before, fence = await fence_of(pair.here), pair.there.revocations.fence.last
     assert fence is not None
     for reading in (None, replace(fence, began=clock.now - VOUCHES_FOR.total_seconds() - 0.001)):
-        pair.there.revocations._fence = reading
-        await pair.there.revocations._keep_complete()
+        pair.there.revocations.fence.last = reading
+        await pair.there.revocations.rebuild.keep_complete()
         assert await fence_of(pair.here) == before
         assert await cache.get(MARKER) is None
-    pair.there.revocations._fence = replace(fence, began=clock.now - VOUCHES_FOR.total_seconds())
-    await pair.there.revocations._keep_complete()
+    pair.there.revocations.fence.last = replace(fence, began=clock.now - VOUCHES_FOR.total_seconds())
+    await pair.there.revocations.rebuild.keep_complete()
     assert await cache.get(MARKER) == (await fence_of(pair.here))[0] != before[0]
 
 
 async def test_an_operator_is_told_once_of_each_change(pair: Pair, cache: redis_asyncio.Redis) -> None:
     told: list[str] = []
     here = pair.here.revocations
-    here._report = lambda event, **_: told.append(event)
+    report_to(pair.here, lambda event, **_: told.append(event))
 
     async def seen(state: str, *events: str) -> None:
         for _ in range(2):
             await keep_complete(pair.here)
-            assert here.cache == state
+            assert here.rebuild.cache == state
             assert told == list(events)
         told.clear()
 
@@ -765,11 +773,11 @@ async def test_an_operator_is_told_once_of_each_change(pair: Pair, cache: redis_
     states: list[str] = []
 
     async def rebuilding() -> None:
-        states.append(here.cache)
+        states.append(here.rebuild.cache)
 
     between(pair.here, "_claim", rebuilding)
-    await here._keep_complete()
-    assert [*states, here.cache] == ["not complete", "complete"]
+    await here.rebuild.keep_complete()
+    assert [*states, here.rebuild.cache] == ["not complete", "complete"]
     await seen("complete")
     await cache.config_set("maxmemory", "100mb")
     await cache.config_set("maxmemory-policy", "allkeys-lru")
@@ -780,19 +788,19 @@ async def test_an_operator_is_told_once_of_each_change(pair: Pair, cache: redis_
         await cache.config_set("maxmemory-policy", "noeviction")
         await cache.config_set("maxmemory", "0")
     await seen("complete", "redis_complete")
-    before, command = await fence_of(pair.here), here._command
+    before, command = await fence_of(pair.here), here.redis.send
 
-    async def nameless(commands: Any, *, limit: timedelta) -> tuple[Server, list[Any]]:
+    async def nameless(commands: Any, *, limit: timedelta | None = None) -> tuple[Server, list[Any]]:
         server, replies = await command(commands, limit=limit)
         return replace(server, run_id="0" * 40), replies
 
-    here._command = nameless  # type: ignore[method-assign]  # as a proxy before several servers answers
+    here.redis.send = nameless  # type: ignore[method-assign]  # as a proxy before several servers answers
     await seen("not complete", "redis_not_trusted")
-    here._command = command  # type: ignore[method-assign]  # as above
-    pool, here._redis = here._redis, revocations._pool(f"redis://127.0.0.1:{free_port()}")
+    here.redis.send = command  # type: ignore[method-assign]  # as above
+    pool, here.redis._pool = here.redis._pool, redis_server.pool(f"redis://127.0.0.1:{free_port()}")
     await seen("away", "redis_away")
     assert await here.ping() == "away"
-    here._redis = pool
+    here.redis._pool = pool
     await seen("complete", "redis_complete")
     assert await fence_of(pair.here) == before
 
@@ -802,23 +810,23 @@ async def test_a_rebuild_that_the_database_breaks_off_is_not_called_an_outage_of
 ) -> None:
     told: list[str] = []
     here = pair.here.revocations
-    here._report = lambda event, **_: told.append(event)
+    report_to(pair.here, lambda event, **_: told.append(event))
     await cache.flushdb()
 
     async def away() -> None:
         raise TemporarilyUnavailable("database: ConnectionRefusedError")
 
     between(pair.here, "_claim", away)
-    await here._keep_complete()
+    await here.rebuild.keep_complete()
     assert told == ["redis_not_filled"]
-    assert here.cache == "not complete"
+    assert here.rebuild.cache == "not complete"
 
 
 async def test_of_two_instances_one_rebuilds(pair: Pair, cache: redis_asyncio.Redis) -> None:
     for _ in range(5):
         await cache.flushdb()
         with statements(pair.here, pair.there) as sent:
-            await asyncio.gather(*(k.revocations._keep_complete() for k in (pair.here, pair.there) * 3))
+            await asyncio.gather(*(k.revocations.rebuild.keep_complete() for k in (pair.here, pair.there) * 3))
         claims = [s for s in sent if s.startswith("UPDATE cache_fence")]
         assert len(claims) == 1
         assert await cache.get(MARKER) == (await fence_of(pair.here))[0]
@@ -827,32 +835,33 @@ async def test_of_two_instances_one_rebuilds(pair: Pair, cache: redis_asyncio.Re
 
 def between(keyturn: Keyturn, step: str, do: Callable[[], Any]) -> None:
     """Lets something happen once, just before a step of the rebuild."""
-    original = getattr(keyturn.revocations, step)
+    part = keyturn.revocations.redis if step == "send_to" else keyturn.revocations.rebuild
+    original = getattr(part, step)
 
     async def wrapped(*arguments: Any, **keywords: Any) -> Any:
-        setattr(keyturn.revocations, step, original)
+        setattr(part, step, original)
         await do()
         return await original(*arguments, **keywords)
 
-    setattr(keyturn.revocations, step, wrapped)
+    setattr(part, step, wrapped)
 
 
-@pytest.mark.parametrize("step", ["_claim", "_ended_lately", "_all_on"])
+@pytest.mark.parametrize("step", ["_claim", "_ended_lately", "send_to"])
 async def test_a_flush_during_a_rebuild_leaves_no_marker(pair: Pair, cache: redis_asyncio.Redis, step: str) -> None:
     tokens = await a_session(pair.here)
     await logout(pair.here, tokens)
     await cache.flushdb()
-    if step == "_all_on":  # the keys are set one by one through the same door as nonce and marker
-        between(pair.there, "_ended_lately", lambda: _noop(between(pair.there, "_all_on", cache.flushdb)))
+    if step == "send_to":  # the keys are set one by one through the same door as nonce and marker
+        between(pair.there, "_ended_lately", lambda: _noop(between(pair.there, "send_to", cache.flushdb)))
     else:
         between(pair.there, step, cache.flushdb)
-    await pair.there.revocations._keep_complete()
+    await pair.there.revocations.rebuild.keep_complete()
     assert await cache.get(MARKER) is None
     await read(pair.here, pair.there)
     await refused(pair.there, tokens)
     await keep_complete(pair.there)
     assert await cache.get(MARKER) is not None
-    pair.there.revocations._ended.clear()
+    pair.there.revocations.checks._ended.clear()
     await refused(pair.there, tokens)
 
 
@@ -860,16 +869,16 @@ async def _noop(_: None) -> None:
     pass
 
 
-@pytest.mark.parametrize("step", ["_claim", "_ended_lately", "_all_on"])
+@pytest.mark.parametrize("step", ["_claim", "_ended_lately", "send_to"])
 async def test_a_logout_during_a_rebuild_is_never_forgotten(pair: Pair, cache: redis_asyncio.Redis, step: str) -> None:
     tokens = await a_session(pair.here)
     await cache.flushdb()
     between(pair.there, step, lambda: logout(pair.here, tokens))
-    await pair.there.revocations._keep_complete()
+    await pair.there.revocations.rebuild.keep_complete()
     await read(pair.there)
     await refused(pair.there, tokens)
     await keep_complete(pair.there)
-    pair.there.revocations._ended.clear()
+    pair.there.revocations.checks._ended.clear()
     await refused(pair.there, tokens)
     assert await cache.exists(f"{KEYS}{tokens.session_id}")
 
@@ -941,7 +950,7 @@ async def test_a_logout_during_a_rebuild_of_its_own_keyspace_does_not_fence(
     tokens = await a_session(pair.here)
     await cache.flushdb()
     between(pair.there, "_ended_lately", lambda: logout(pair.here, tokens))
-    await pair.there.revocations._keep_complete()
+    await pair.there.revocations.rebuild.keep_complete()
     epoch, server = await fence_of(pair.here)
     assert server is not None
     assert await cache.get(MARKER) == epoch
@@ -970,10 +979,10 @@ async def test_a_rebuild_whose_keys_went_to_another_keyspace_leaves_no_marker(
     async def swap() -> None:
         await cache.execute_command("SWAPDB", "9", "1")
 
-    ended_lately, on = pair.there.revocations._ended_lately, pair.there.revocations._all_on
+    ended_lately, on = pair.there.revocations.rebuild._ended_lately, pair.there.revocations.redis.send_to
 
-    async def filling(server: Server, commands: Any, *, limit: timedelta) -> list[Any]:
-        away = commands[0][1] == revocations._FILL
+    async def filling(server: Server, commands: Any, *, limit: timedelta | None = None) -> list[Any]:
+        away = commands[0][1] == _FILL
         if away:
             await swap()
         try:
@@ -982,14 +991,14 @@ async def test_a_rebuild_whose_keys_went_to_another_keyspace_leaves_no_marker(
             if away:
                 await swap()
 
-    pair.there.revocations._all_on = filling  # type: ignore[method-assign]  # the keys alone go elsewhere
-    await pair.there.revocations._keep_complete()
+    pair.there.revocations.redis.send_to = filling  # type: ignore[method-assign]  # the keys alone go elsewhere
+    await pair.there.revocations.rebuild.keep_complete()
     assert await cache.get(MARKER) is None
-    assert ended_lately == pair.there.revocations._ended_lately
+    assert ended_lately == pair.there.revocations.rebuild._ended_lately
     async with redis_asyncio.Redis.from_url(own_redis.url(1)) as other:
         await other.flushdb()
     await read(pair.there)
-    pair.there.revocations._ended.clear()
+    pair.there.revocations.checks._ended.clear()
     await refused(pair.there, tokens)
 
 
@@ -998,7 +1007,7 @@ async def test_two_processes_with_different_numbers_do_not_take_the_fence_from_e
 ) -> None:
     async with instance(database_url, own_redis.url(1)) as apart:
         noted: list[str] = []
-        apart.revocations._report = lambda event, **_: noted.append(event)
+        report_to(apart, lambda event, **_: noted.append(event))
         async with apart.db.begin() as tx:
             incarnation = apart.db.incarnation(writing=True)
             await tx.execute(update(CacheFence).values(changed_at=apart.db.now(), incarnation=incarnation))
@@ -1007,8 +1016,8 @@ async def test_two_processes_with_different_numbers_do_not_take_the_fence_from_e
             await keep_complete(apart)
         assert await fence_of(apart) == before
         assert noted == ["redis_not_the_one"]
-        assert apart.revocations.is_elsewhere(await apart.revocations.server())
-        assert not pair.here.revocations.is_elsewhere(await pair.here.revocations.server())
+        assert apart.revocations.fence.names_another((await apart.revocations.redis.send([]))[0])
+        assert not pair.here.revocations.fence.names_another((await pair.here.revocations.redis.send([]))[0])
     async with redis_asyncio.Redis.from_url(own_redis.url(1)) as other:
         await other.flushdb()
 
@@ -1068,13 +1077,15 @@ async def test_what_a_look_up_found_counts_for_its_own_epoch_and_for_a_limited_t
     await cache.flushdb()
     await keep_complete(pair.there)
     assert [await asks(pair.there, tokens) for _ in range(3)] == [1, 0, 0]
-    seen = pair.there.revocations._seen
+    fence = pair.there.revocations.fence
+    assert fence.last is not None
+    seen = fence.last.seen
     assert 0 < seen[tokens.session_id] - time.monotonic() <= REMEMBERED_FOR.total_seconds()
     seen[tokens.session_id] = time.monotonic()
     assert [await asks(pair.there, tokens) for _ in range(3)] == [1, 0, 0]
     await cache.flushdb()
     await keep_complete(pair.there)
-    assert pair.there.revocations._seen == {}
+    assert fence.last.seen == {}
     assert [await asks(pair.there, tokens) for _ in range(3)] == [1, 0, 0]
 
 
@@ -1153,10 +1164,10 @@ async def test_a_process_killed_between_two_steps_of_a_logout_leaves_nothing_tha
             elif redis_url != unreachable:
                 await refused(pair.there, tokens)
             await logout(pair.here, tokens)
-            pair.there.revocations._ended.clear()
+            pair.there.revocations.checks._ended.clear()
             await refused(pair.there, tokens)
             await pair.settle()
-            pair.there.revocations._ended.clear()
+            pair.there.revocations.checks._ended.clear()
             await refused(pair.there, tokens)
     process.stdin.close()
     assert await process.wait() == 0
@@ -1268,9 +1279,9 @@ async def test_an_answer_that_comes_late_is_never_taken_for_another_questions(
             await asyncio.gather(*(logout(here, tokens) for tokens in ended))
             for round_ in range(6):
                 await read(there)
-                there.revocations._ended.clear()
+                there.revocations.checks._ended.clear()
                 if round_ % 2:  # connections are made while it stands still
-                    await there.revocations._redis.disconnect()  # type: ignore[union-attr]  # there is one
+                    await there.revocations.redis._pool.disconnect()  # type: ignore[union-attr]  # there is one
                 server.pause()
                 standing = asyncio.create_task(
                     asyncio.wait_for(_all(there, live + ended), timeout=5)  # each falls back to the database
@@ -1278,7 +1289,7 @@ async def test_an_answer_that_comes_late_is_never_taken_for_another_questions(
                 await asyncio.sleep(0.02 + 0.08 * round_)
                 server.resume()
                 assert await standing == [True] * 4 + [False] * 4
-                there.revocations._ended.clear()
+                there.revocations.checks._ended.clear()
                 await read(there)
                 assert await _all(there, ended + live) == [False] * 4 + [True] * 4
 
@@ -1310,7 +1321,7 @@ async def test_without_the_database_redis_answers_for_the_time_that_is_set(
         def away(*_: object) -> None:
             raise ConnectionRefusedError
 
-        fence = there.revocations._fence
+        fence = there.revocations.fence.last
         assert fence is not None
         for name in ("_engine", "_writer", "_reader", "_heart"):
             event.listen(getattr(there.db, name).sync_engine, "before_cursor_execute", away)
@@ -1320,12 +1331,12 @@ async def test_without_the_database_redis_answers_for_the_time_that_is_set(
                 await there.reading.verify(tokens.access_token)
 
         for age in (0.0, 1.5, 3.5):  # as long as it vouches, and three seconds longer
-            there.revocations._fence = replace(fence, began=time.monotonic() - age)
+            there.revocations.fence.last = replace(fence, began=time.monotonic() - age)
             await read(there)
             await there.reading.verify(live.access_token)
             await unknown(ended)
             await refused(there, remembered)
-        there.revocations._fence = replace(fence, began=time.monotonic() - 4.1)
+        there.revocations.fence.last = replace(fence, began=time.monotonic() - 4.1)
         await unknown(live)
         await unknown(ended)
         await refused(there, remembered)
@@ -1346,15 +1357,15 @@ async def test_where_the_database_is_known_to_be_away_nobody_waits_for_it(
         revocations = there.revocations
         for name in ("_reader", "_heart"):
             event.listen(getattr(there.db, name).sync_engine, "before_cursor_execute", away)
-        assert revocations._fence is not None
-        revocations._fence = replace(revocations._fence, began=time.monotonic() - 2)
+        assert revocations.fence.last is not None
+        revocations.fence.last = replace(revocations.fence.last, began=time.monotonic() - 2)
         await read(there)
         asked = 0
         await there.reading.verify(live.access_token)
         assert asked == 0
         # Evidence that is no longer fresh: it is asked, and only when it does not answer Redis does.
-        revocations._failed_began = time.monotonic() - 1.5
-        await there.reading.verify(live.access_token)
+        revocations.fence._failed_began = time.monotonic() - 1.5
+        await there.sessions.verify(live.access_token)
         assert asked == 1
 
 
@@ -1389,13 +1400,13 @@ async def test_an_instance_rebuilds_once_at_a_time_and_holds_nothing_that_is_ove
         rebuilds += 1
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(unconnected, "read_fence", read_fence)
-    monkeypatch.setattr(unconnected, "_keep_complete", rebuild)
-    monkeypatch.setattr(revocations, "READ_EVERY", timedelta(milliseconds=1))
+    monkeypatch.setattr(unconnected.fence, "read", read_fence)
+    monkeypatch.setattr(unconnected.rebuild, "keep_complete", rebuild)
+    monkeypatch.setattr("app.revocation.revocations.READ_EVERY", timedelta(milliseconds=1))
     ended, long_ago = uuid4(), uuid4()
-    unconnected._remember(long_ago, "logout")
-    unconnected._ended[long_ago] = ("logout", time.monotonic() - 1)
-    unconnected._remember(ended, "logout")
+    unconnected.checks.remember(long_ago, "logout")
+    unconnected.checks._ended[long_ago] = ("logout", time.monotonic() - 1)
+    unconnected.checks.remember(ended, "logout")
 
     async def watch(rounds: int) -> None:
         watching = asyncio.create_task(unconnected.watch())
@@ -1407,11 +1418,11 @@ async def test_an_instance_rebuilds_once_at_a_time_and_holds_nothing_that_is_ove
 
     await watch(10)
     assert rebuilds == 1
-    assert unconnected._ended.keys() == {ended}
+    assert unconnected.checks._ended.keys() == {ended}
     (rebuilding,) = unconnected._tasks
     rebuilding.cancel()
     await asyncio.wait([rebuilding])
-    unconnected._redis = None
+    unconnected.redis._pool = None
     await watch(3)
     assert rebuilds == 1
     assert not unconnected._tasks
@@ -1436,8 +1447,8 @@ async def test_a_running_instance_finds_a_flushed_redis_and_makes_it_complete(
 
 def test_the_names_in_redis_share_a_hash_slot() -> None:
     session_id = UUID(int=1)
-    assert revocations._name(session_id) == f"{KEYS}{session_id}"
-    assert revocations._MARKER == MARKER
+    assert redis_server.key_name(session_id) == f"{KEYS}{session_id}"
+    assert redis_server.MARKER == MARKER
 
 
 async def test_verifications_that_come_together_share_a_few_round_trips(pair: Pair, cache: redis_asyncio.Redis) -> None:

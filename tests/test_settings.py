@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from app.errors import ConfigurationError
-from app.revocation.revocations import _pool
+from app.revocation import redis_server
 from app.settings import Settings, read
 from app.tokens.master_secret import master_secret
 from tests.conftest import SECRET
@@ -261,7 +261,7 @@ def test_options_of_a_redis_url_that_are_unknown_bad_or_keyturns_own_are_refused
 async def test_options_of_a_redis_url_that_are_accepted_reach_the_driver(url: str, options: dict[str, object]) -> None:
     accepted = read({"KEYTURN_REDIS_URL": url}).redis
     assert accepted == url
-    pool = _pool(url)
+    pool = redis_server.pool(url)
     assert options.items() <= pool.connection_kwargs.items()
     pool.make_connection()  # where the driver says what it does not know
 

@@ -306,7 +306,7 @@ def a_world(database_url: str) -> Iterator[World]:
         try:
             instances = [runner.run(stack.enter_async_context(opened(configured))) for _ in range(2)]
             for keyturn in instances:
-                runner.run(keyturn.revocations.read_fence())
+                runner.run(keyturn.revocations.fence.read())
             yield World(runner, instances)
         finally:
             runner.run(stack.aclose())

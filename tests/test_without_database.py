@@ -14,7 +14,7 @@ import pytest
 
 from app.errors import TemporarilyUnavailable
 from app.keyturn import Keyturn
-from app.revocation.revocations import REMEMBERED_FOR
+from app.revocation.lifetimes import REMEMBERED_FOR
 from app.sessions.answers import Tokens
 from tests.servers import Redis
 from tests.test_revocations import (
@@ -51,10 +51,10 @@ async def away(keyturn: Keyturn, since: float = 2) -> AsyncIterator[None]:
     async with AsyncExitStack() as held:
         for door in (keyturn.db.look, keyturn.db.beat, keyturn.db.beat):
             await held.enter_async_context(door())
-        assert revocations._fence is not None
-        revocations._fence = replace(revocations._fence, began=monotonic() - since)
-        await revocations.read_fence()
-        assert revocations._database_is_away()
+        assert revocations.fence.last is not None
+        revocations.fence.last = replace(revocations.fence.last, began=monotonic() - since)
+        await revocations.fence.read()
+        assert revocations.fence.database_is_away()
         yield
 
 
@@ -79,9 +79,9 @@ async def test_it_answers_also_where_the_evidence_is_no_longer_fresh(
         tokens = await a_session(pair.here)
         async with away(pair.there):
             # The database is asked first, and does not answer.
-            pair.there.revocations._failed_began = monotonic() - 1.1
-            assert not pair.there.revocations._database_is_away()
-            await pair.there.reading.verify(tokens.access_token)
+            pair.there.revocations.fence._failed_began = monotonic() - 1.1
+            assert not pair.there.revocations.fence.database_is_away()
+            await pair.there.sessions.verify(tokens.access_token)
 
 
 async def test_an_old_reading_alone_is_no_evidence_and_the_database_is_asked(
@@ -90,10 +90,10 @@ async def test_an_old_reading_alone_is_no_evidence_and_the_database_is_asked(
     async with two(database_url, own_redis) as pair:
         tokens = await a_session(pair.here)
         revocations = pair.there.revocations
-        assert revocations._fence is not None
-        revocations._fence = replace(revocations._fence, began=monotonic() - 30)
+        assert revocations.fence.last is not None
+        revocations.fence.last = replace(revocations.fence.last, began=monotonic() - 30)
         for failed in (float("-inf"), monotonic() - 40):
-            revocations._failed_began = failed
+            revocations.fence._failed_began = failed
             with statements(pair.there) as sent:
                 await pair.there.reading.verify(tokens.access_token)
             assert len(sent) == 1
@@ -132,6 +132,6 @@ async def test_what_ended_is_remembered_for_as_long_as_its_tokens_could_live(
 ) -> None:
     async with two(database_url, own_redis) as pair:
         tokens = await a_session(pair.here)
-        pair.there.revocations._remember(tokens.session_id, "logout")
-        _, until = pair.there.revocations._ended[tokens.session_id]
+        pair.there.revocations.checks.remember(tokens.session_id, "logout")
+        _, until = pair.there.revocations.checks._ended[tokens.session_id]
         assert 0 < until - monotonic() <= REMEMBERED_FOR.total_seconds()

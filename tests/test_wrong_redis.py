@@ -30,6 +30,7 @@ from app.storage.migrating import migrate
 from tests.conftest import CHEAP, PASSWORD, SECRET, Opener, a_user, settings_of
 from tests.servers import Postgres, Redis, free_port
 from tests.service import Service
+from tests.test_revocations import report_to
 
 README = Path(__file__).parent.parent / "README.md"
 PASSWORD_OF_REDIS = "the-password-of-redis"
@@ -61,7 +62,7 @@ async def test_a_redis_that_is_none_costs_a_moment_and_decides_nothing(
     }[wrong]
     async with open_keyturn(redis_url=url) as keyturn:
         noted: list[str] = []
-        keyturn.revocations._report = lambda event, level, **_: noted.append(f"{level} {event}")
+        report_to(keyturn, lambda event, level, **_: noted.append(f"{level} {event}"))
         tokens = await keyturn.starting.start(await a_user(keyturn), by=SERVICE)
         await keyturn.reading.verify(tokens.access_token)
         newer = await keyturn.rotation.refresh(tokens.refresh_token, by=SERVICE)
@@ -71,7 +72,7 @@ async def test_a_redis_that_is_none_costs_a_moment_and_decides_nothing(
                 await keyturn.reading.verify(token)
             assert caught.value.reason == "logout"
         await asyncio.sleep(1.2)  # two more looks of the watch
-        assert await keyturn.revocations.ping() == keyturn.revocations.cache == "away"
+        assert await keyturn.revocations.ping() == keyturn.revocations.rebuild.cache == "away"
         assert noted in ([], ["warning redis_away"])  # noticed once, whatever the number of tries
 
 
@@ -273,7 +274,7 @@ async def test_the_doctor_and_the_log_say_what_is_wrong_with_redis(
 ) -> None:
     async with open_keyturn(redis_url=await which(wrong)) as keyturn:
         noted: list[str] = []
-        keyturn.revocations._report = lambda event, detail, **_: noted.append(f"{event}: {detail}")
+        report_to(keyturn, lambda event, detail, **_: noted.append(f"{event}: {detail}"))
         advice = await diagnosis(keyturn)
         async with asyncio.timeout(5):
             while not any(SAID[which] in line for line in noted):

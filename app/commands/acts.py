@@ -41,7 +41,7 @@ def on_parts(act: Act, *, load: bool = True) -> Callable[[argparse.Namespace], N
             await check_schema(keyturn.db)
             if load:
                 await keyturn.keys.load()
-            await keyturn.revocations.read_fence()
+            await keyturn.revocations.fence.read()
             await act(keyturn, arguments)
 
     return lambda arguments: asyncio.run(run(arguments))

@@ -147,20 +147,20 @@ async def _clock(keyturn: Keyturn) -> AsyncIterator[Finding]:
 
 
 async def _redis(keyturn: Keyturn) -> AsyncIterator[Finding]:
-    await keyturn.revocations.read_fence()
+    await keyturn.revocations.fence.read()
     revocations = keyturn.revocations
     cache = await revocations.ping()
     advice = ""
     try:
         if cache != "none":
-            server = await revocations.server()
-            if refusals := await revocations.refusals():
+            server, _ = await revocations.redis.send([])
+            if refusals := await revocations.redis.refusals():
                 advice = "; ".join(refusals)
             elif server.evicts:
                 advice = "set maxmemory-policy noeviction: what may evict keys is never believed, the database answers"
             elif server.identity is None:
                 advice = "Redis tells no run_id and master_replid in INFO, so it is never believed: a proxy?"
-            elif revocations.is_elsewhere(server):
+            elif revocations.fence.names_another(server):
                 advice = "REDIS_URL leads to another Redis, or another database of it, than the instances use"
             elif cache == "not complete":
                 advice = f"Redis is not filled yet: {called()} serve does it; until then the database answers"

@@ -7,7 +7,7 @@ import json
 from datetime import timedelta
 
 from ..keyturn import Keyturn
-from ..revocation.revocations import LOOK_BACK
+from ..revocation.lifetimes import LOOK_BACK
 from ..sessions.upkeep import KEPT_FOR
 from .acts import by, on_parts
 from .arguments import Words, whole

@@ -10,7 +10,7 @@ A function that ends sessions goes through five steps, in this order:
    transaction fences: it gives the fence a new epoch and no server, and nobody believes Redis until it was rebuilt.
 5. After the commit, `Settling.settled` waits until no reading of the fence from before it counts any more.
 
-The proof stands in `app/revocation/revocations.py`.
+docs/revocation.md has the proof.
 """
 
 from __future__ import annotations
@@ -29,19 +29,9 @@ from ..errors import TemporarilyUnavailable
 from ..storage.database import Database
 from ..storage.locks import ENDINGS
 from ..storage.tables import CacheFence
-from .revocations import (
-    _CHUNK,
-    _MARKER,
-    _NONCE,
-    KEY_LIVES,
-    NEVER_CLAIMED,
-    SETTLES_IN,
-    Command,
-    Fence,
-    Revocations,
-    _name,
-    _seconds,
-)
+from .fence import NEVER_CLAIMED, Fence, FenceReader
+from .lifetimes import KEY_LIVES, SETTLES_IN
+from .redis_server import CHUNK, MARKER, NONCE, Command, RedisServer, key_name, whole_seconds
 
 _SHARE_LOCK = select(func.pg_advisory_xact_lock_shared(ENDINGS))
 _FENCE = select(CacheFence.epoch, CacheFence.server)
@@ -114,22 +104,23 @@ async def past(moment: float) -> None:
 class Publishing:
     """Makes the end of sessions known, in Redis and by the fence."""
 
-    def __init__(self, db: Database, revocations: Revocations) -> None:
+    def __init__(self, db: Database, fence: FenceReader, redis: RedisServer) -> None:
         self._db = db
-        self._revocations = revocations
+        self._fence = fence
+        self._redis = redis
 
     async def publish(self, ids: Iterable[UUID]) -> Published:
         """Sets the keys of these sessions in Redis. Raises nothing: `compare` sees to what was not acknowledged."""
         sessions = frozenset(ids)
-        if not self._revocations.has_redis:
+        if not self._redis.is_configured:
             return Published(sessions, None, frozenset())
-        names, seconds = [_name(i) for i in sessions], _seconds(KEY_LIVES)
+        names, seconds = [key_name(i) for i in sessions], whole_seconds(KEY_LIVES)
         commands: list[Command] = []
-        for start in range(0, len(names), _CHUNK):
-            keys = (_MARKER, _NONCE, *names[start : start + _CHUNK])
+        for start in range(0, len(names), CHUNK):
+            keys = (MARKER, NONCE, *names[start : start + CHUNK])
             commands.append(("EVAL", _PUBLISH, str(len(keys)), *keys, seconds))
         try:
-            server, replies = await self._revocations.send(commands)
+            server, replies = await self._redis.send(commands)
         except TemporarilyUnavailable:
             return Published(sessions, None, frozenset())
         seen = [frozenset(epoch.decode(errors="replace") for epoch in reply if epoch) for reply in replies]
@@ -159,8 +150,8 @@ class Publishing:
 
     async def read_fence(self) -> None:
         """Reads the fence once. A command that ends many sessions has no other reading of it."""
-        await self._revocations.read_fence()
+        await self._fence.read()
 
     def settling(self, epoch: str, *, fenced: bool) -> Settling:
         """The outcome of a comparison that a statement made by itself."""
-        return Settling(epoch, fenced, self._revocations.known_fence)
+        return Settling(epoch, fenced, lambda: self._fence.last)

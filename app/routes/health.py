@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel
 
 from ..keyturn import Keyturn
-from ..revocation.revocations import CacheState
+from ..revocation.rebuild import CacheState
 from .answers import HEADERS, word
 
 router = APIRouter(tags=["health"])
@@ -51,8 +51,8 @@ async def healthz() -> Health:
 async def readyz(response: Response, keyturn: Annotated[Keyturn, Depends(_keyturn)]) -> Readiness:
     """May take traffic."""
     # What the process knows anyway: who asks this without pause takes nothing from those who sign in and verify.
-    cache = keyturn.revocations.cache
-    if not keyturn.revocations.database_answers():
+    cache = keyturn.revocations.rebuild.cache
+    if not keyturn.revocations.fence.database_answers():
         response.status_code = 503
         response.headers["retry-after"] = "1"
         return Readiness(status="not ready", database="away", cache=cache)

@@ -9,7 +9,7 @@ from sqlalchemy import delete, or_, select
 
 from ..actors import Actor
 from ..events.audit import Event, record
-from ..revocation.revocations import LOOK_BACK
+from ..revocation.lifetimes import LOOK_BACK
 from ..storage.database import Database
 from ..storage.tables import Session
 from ..storage.tasks import own_task
