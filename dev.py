@@ -140,7 +140,8 @@ def main(command: str = "--help", *options: str) -> None:
     if command == "coverage":
         coverage = (_python(VENV), "-m", "coverage")
         steps = (("erase",), ("run", "-m", *TEST, *options), ("combine", "--quiet"), ("report",))
-        sys.exit(not all([_succeeds(*coverage, *step) for step in steps]))  # the report comes even if a test failed
+        results = [_succeeds(*coverage, *step) for step in steps]  # the report comes even if a test failed
+        sys.exit(not all(results))
     os.execv(_python(VENV), [_python(VENV), "-m", *modules[command], *options])
 
 
