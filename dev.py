@@ -2,6 +2,7 @@
 
 python3 dev.py serve             starts the service (all options of `keyturn serve`)
 python3 dev.py test [...]        runs the tests, in several processes (all options of pytest; -n 0: in one)
+python3 dev.py coverage [...]    the same, and reports which lines and branches of app/ no test has run
 python3 dev.py check             lint, format, types, imports
 python3 dev.py bench [...]       measures it against its rivals (--quick: in two minutes; see bench/)
 python3 dev.py lock [--upgrade]  writes both lock files anew from pyproject.toml
@@ -124,7 +125,7 @@ def main(command: str = "--help", *options: str) -> None:
     if command in {"-h", "--help"}:
         sys.exit(print(__doc__))
     modules = {"serve": ("app", "serve"), "test": TEST, "bench": ("bench",), "keyturn": ("app",)}
-    if command not in {"check", "lock", *modules}:
+    if command not in {"check", "lock", "coverage", *modules}:
         _wrong("there is no such command")
     if command in {"check", "lock"} and {"-h", "--help"} & set(options):
         sys.exit(print(__doc__))
@@ -136,6 +137,11 @@ def main(command: str = "--help", *options: str) -> None:
     _prepare()
     if command == "check":
         sys.exit(not all(_succeeds(_python(VENV), *check) for check in CHECKS))
+    if command == "coverage":
+        coverage = (_python(VENV), "-m", "coverage")
+        steps = (("erase",), ("run", "-m", *TEST, *options), ("combine", "--quiet"), ("report",))
+        results = [_succeeds(*coverage, *step) for step in steps]  # the report comes even if a test failed
+        sys.exit(not all(results))
     os.execv(_python(VENV), [_python(VENV), "-m", *modules[command], *options])
 
 

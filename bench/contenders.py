@@ -18,7 +18,7 @@ from bench.driver import REFRESH, Load, Result, drive
 from bench.rivals import LeftOut, Rival
 from bench.rivals import start as start_rival
 from bench.servers import Database, Stage, cpu_seconds, machine_seconds
-from bench.sessions import Books, seed
+from bench.sessions import AHEAD, Books, seed
 from tests.servers import free_port, package
 from tests.service import ROOT, Service
 
@@ -93,14 +93,19 @@ class Keyturn:
         return measured(self._processes, load, self.service.port)
 
 
+# Run in the other checkout, by its own code. Its access tokens are issued as far ahead as this one's (see AHEAD).
 _SEED = """
 import sys
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from app.settings import read
-from bench.sessions import seed
-url, count, tokens, access = sys.argv[1:]
-seed(read(), int(count), Path(tokens), database=SimpleNamespace(url=url), access=access == "access")
+from bench import sessions
+url, count, tokens, access, ahead = sys.argv[1:]
+if not hasattr(sessions, "AHEAD"):
+    sign, ahead = sessions._access, timedelta(seconds=float(ahead))
+    sessions._access = lambda signing, row: sign(signing, row | {"rotated_at": row["rotated_at"] + ahead})
+sessions.seed(read(), int(count), Path(tokens), database=SimpleNamespace(url=url), access=access == "access")
 """
 
 
@@ -133,7 +138,8 @@ def keyturn(
         seed(stage.settings(database), count, tokens, database=database, access=access)
     else:
         environment = {**os.environ, **stage.environment(database.url, "none"), **code}
-        seeding = ("-c", _SEED, database.url, str(count), str(tokens), "access" if access else "refresh")
+        kind, ahead = "access" if access else "refresh", str(AHEAD.total_seconds())
+        seeding = ("-c", _SEED, database.url, str(count), str(tokens), kind, ahead)
         for command in (("-m", "alembic", "upgrade", "head"), seeding):
             subprocess.run([sys.executable, *command], cwd=checkout, env=environment, check=True)
     reached = database if delay is None else stage.delayed(database, delay)

@@ -11,6 +11,7 @@
                      and again; once: in order, each once; list: any, at random, as it stands in the file. Under
                      chain, draw and cycle the answer's `take` replaces the token.
    take refresh_token                bearer 0        1: the token goes into Authorization
+   field "Name: value"               one header field more
    expect 200        the status that acknowledges
 
    Prints one JSON object; latencies in microseconds. */
@@ -317,7 +318,7 @@ static double cpu(void) {
 
 int main(int argc, char **argv) {
     double warm = 1, seconds = 5;
-    const char *method = "GET", *type = "application/json", *path = NULL, *out = NULL;
+    const char *method = "GET", *type = "application/json", *path = NULL, *out = NULL, *field = NULL;
     if (argc < 4 || argc % 2) die("wrong use: see the head of driver.c");
     for (int i = 4; i < argc; i += 2) {
         const char *name = argv[i];
@@ -332,6 +333,7 @@ int main(int argc, char **argv) {
         else if (!strcmp(name, "tokens")) path = value;
         else if (!strcmp(name, "out")) out = value;
         else if (!strcmp(name, "bearer")) bearer = atoi(value) != 0;
+        else if (!strcmp(name, "field")) field = value;
         else if (!strcmp(name, "expect")) expected = atol(value);
         else if (!strcmp(name, "take")) {
             char *quoted = malloc(strlen(value) + 3);
@@ -360,6 +362,7 @@ int main(int argc, char **argv) {
     server.sin_port = htons((uint16_t)atoi(argv[2]));
     if (inet_pton(AF_INET, argv[1], &server.sin_addr) != 1) die("address");
     int n = snprintf(head, sizeof head, "%s %s HTTP/1.1\r\nHost: %s:%s\r\n", method, argv[3], argv[1], argv[2]);
+    if (field) n += snprintf(head + n, sizeof head - (size_t)n, "%s\r\n", field);
     if (before_length + after_length) snprintf(head + n, sizeof head - (size_t)n, "Content-Type: %s\r\n", type);
 
     polled = epoll_create1(0);

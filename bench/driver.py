@@ -28,6 +28,7 @@ class Load:
     use: Literal["chain", "draw", "cycle", "once", "list"] | None = None
     out: Path | None = None
     bearer: bool = False
+    field: str = ""  # one header field more
     expect: int = 200
 
     def command(self, port: int) -> list[str]:

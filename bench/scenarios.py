@@ -157,6 +157,28 @@ def verify(stage: Stage) -> Findings:
     return found
 
 
+SLOW = "Cookie: a=b"
+"""A header field that the fast door leaves to FastAPI's; to the endpoints it means nothing."""
+
+
+def doors(stage: Stage) -> Findings:
+    """The same refresh and the same verify through the fast door and through FastAPI's."""
+    found = Findings()
+    refreshing, verifying = keyturn(stage), keyturn(stage, access=True, sessions=10_000)
+    load = Load("/auth/verify", method="GET", seconds=stage.seconds, warm=stage.warm)
+    verify = replace(load, tokens=verifying.tokens, use="list", bearer=True)
+    works: dict[str, tuple[Contender, Contender, Load]] = {
+        "refresh": (refreshing, refreshing, _refresh(stage)),
+        "GET /auth/verify": (Asking(verifying, verify), Asking(verifying, replace(verify, field=SLOW)), verify),
+    }
+    for work, (fast, slow, load) in works.items():
+        titles = [f"{work}, 32 connections, {door} door" for door in ("fast", "FastAPI's")]
+        entries: list[Entry] = [(fast, titles[0], load), (slow, titles[1], replace(load, field=SLOW))]
+        ours, theirs = measure(stage, found, entries)
+        row(found, titles[0], "FastAPI's door", None, 1.0, ours, theirs)
+    return found
+
+
 class Asking:
     """Keyturn under one load that is no refresh."""
 
@@ -469,6 +491,7 @@ SCENARIOS: dict[str, Callable[[Stage], Findings]] = {
         workers,
         latency,
         verify,
+        doors,
         logout,
         storm,
         junk,

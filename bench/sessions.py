@@ -5,7 +5,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,13 @@ from bench.servers import Database
 PASSWORD = "correct horse battery staple"
 USERS = 1000
 _CHUNK = 20_000
+
+AHEAD = timedelta(seconds=60)
+"""How far ahead of their session access tokens are issued.
+
+Of a token from before Redis was filled, plus the leeway, the database is asked once. These are issued after the service
+that is started next has filled it.
+"""
 
 
 def email(number: int) -> str:
@@ -108,7 +115,7 @@ def _access(signing: AccessTokens, row: dict[str, Any]) -> str:
         generation=0,
         role=row["role"],
         client_id=row["client_id"],
-        issued_at=row["rotated_at"],
+        issued_at=row["rotated_at"] + AHEAD,
         session_expires_at=row["absolute_expires_at"],
     )
     return token

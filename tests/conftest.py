@@ -7,9 +7,11 @@ its own.
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import secrets
 import shutil
+import subprocess
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -57,6 +59,25 @@ def pytest_configure() -> None:
     # The tests decide what the service sees of the environment.
     for name in [n for n in os.environ if n.startswith("KEYTURN_")]:
         del os.environ[name]
+    if _COVERAGE in os.environ:
+        _measure_children()
+
+
+_COVERAGE = "COVERAGE_PROCESS_CONFIG"
+"""Set by `coverage run`; the processes that have it are measured."""
+
+
+def _measure_children() -> None:
+    """Hand the variable on to each process that a test starts with an environment of its own."""
+    popen = subprocess.Popen.__init__
+
+    @functools.wraps(popen)
+    def measured(self: Any, *arguments: Any, **options: Any) -> None:
+        if options.get("env") is not None:
+            options["env"] = {_COVERAGE: os.environ[_COVERAGE], **options["env"]}
+        popen(self, *arguments, **options)
+
+    subprocess.Popen.__init__ = measured  # type: ignore[method-assign]  # for measuring only
 
 
 @pytest.hookimpl(optionalhook=True)

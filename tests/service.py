@@ -44,7 +44,7 @@ class Service:
         Raises NotStartedError, with its log, if it exits or 20 seconds pass.
         """
         service = cls(Sentinel())
-        basis = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        basis = {name: os.environ[name] for name in ("PATH", "HOME", "COVERAGE_PROCESS_CONFIG") if name in os.environ}
         basis["PYTHONPATH"] = str(ROOT)
 
         def launch(port: int) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -107,6 +107,24 @@ async def test_a_list_is_used_up_once_and_a_count_is_kept(tmp_path: Path) -> Non
         assert result.total == 100
         result = await asyncio.to_thread(drive, load(tokens, connections=4, use="cycle", seconds=30, count=250), port)
     assert result.issued == 250
+
+
+async def test_a_header_field_more_is_sent_with_each_request() -> None:
+    heads: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with closing(writer), suppress(asyncio.IncompleteReadError):
+            while True:
+                heads.append(await reader.readuntil(b"\r\n\r\n"))
+                writer.write(b"HTTP/1.1 204 X\r\n\r\n")
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        wanted = Load("/", method="GET", connections=1, seconds=0.2, warm=0.1, expect=204, field="Cookie: a=b")
+        result = await asyncio.to_thread(drive, wanted, port)
+    assert result.fault(204) is None
+    assert heads
+    assert all(b"\r\nCookie: a=b\r\n" in head for head in heads)
 
 
 async def test_in_an_open_loop_a_late_answer_counts_from_when_its_request_was_due(tmp_path: Path) -> None:
