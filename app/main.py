@@ -16,7 +16,8 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from .errors import InvalidRequest, MethodNotAllowed, NotFound, Refusal, refusal_of
-from .http.edge import Edge, render
+from .http.answers import render
+from .http.edge import Edge
 from .keyturn import opened, running
 from .routes import auth, health, well_known
 from .routes.answers import documented, response

@@ -28,7 +28,10 @@ from hypothesis import strategies as st
 
 from app import log
 from app.errors import InvalidGrant, InvalidRequest, SlowDown
-from app.http.edge import MAX_DEPTH, MAX_DIGITS, MAX_MEMBERS, MAX_TARGET, Edge, parse_json, render
+from app.http.answers import render
+from app.http.bodies import MAX_DEPTH, MAX_DIGITS, MAX_MEMBERS, parse_json
+from app.http.edge import Edge
+from app.http.heads import MAX_TARGET
 from app.http.protocol import KeyturnHttpProtocol
 
 ROOT = Path(__file__).parents[1]

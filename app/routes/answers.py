@@ -18,7 +18,8 @@ from ..errors import (
     ServerError,
     UnsupportedMediaType,
 )
-from ..http.edge import Answer, UriTooLong
+from ..http.answers import Answer
+from ..http.heads import UriTooLong
 
 
 def _codes(of: type[Refusal]) -> Iterator[str]:

@@ -26,7 +26,7 @@ from ..errors import (
     NoToken,
     TemporarilyUnavailable,
 )
-from ..http.edge import Answer
+from ..http.answers import Answer
 from ..keyturn import Keyturn
 from ..sessions.rotation import Scope, State
 from ..tokens.access_tokens import AccessToken

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from starlette.datastructures import State
 from starlette.types import Scope
 
-from ..http.edge import Answer
+from ..http.answers import Answer
 from ..keyturn import Keyturn
 from .auth import MAX_TOKEN, VERIFY_METHODS, answer_logout, answer_refresh, answer_verify
 
