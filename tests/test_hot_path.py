@@ -383,5 +383,5 @@ async def test_what_a_request_made_goes_with_it_and_is_no_work_for_the_garbage_c
                 gc.set_debug(0)
                 gc.garbage.clear()
                 gc.enable()
-    ours = {"RequestResponseCycle", "_Answer", "InvalidGrant", "InvalidToken", "State", "RefreshToken", "AccessToken"}
+    ours = {"RequestResponseCycle", "_Outgoing", "Request", "FastWire", "InvalidGrant", "InvalidToken", "State", "RefreshToken", "AccessToken"}
     assert not ours & set(circular)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from functools import lru_cache
 from urllib.parse import unquote
 
 from starlette.types import Scope
 
 from .. import log
-from ..errors import Refusal
+from .request import Request
 
 _MAX_LOGGED_PATH = 256
 
@@ -23,17 +24,21 @@ def _loggable(path: str) -> str:
     return shown if redacted == plain else redacted
 
 
-def access_line(scope: Scope, request_id: str, status: int | None, seconds: float) -> str:
-    """The line as structlog would write it, at a tenth of the cost: this is on every request's way."""
-    state, client, path = scope["state"], scope.get("client"), scope["path"]
+def write(scope: Scope, request: Request, status: int | None, seconds: float) -> None:
+    """Writes the line as structlog would, at a tenth of the cost, because each request pays it.
+
+    The path is that of the connection's request, also where a proxy asks about another one.
+    """
+    if log.least > logging.INFO:
+        return
+    path: str = scope["path"]
     line_start = _line_start if len(path) <= _MAX_LOGGED_PATH else _line_start.__wrapped__  # the cache stays small
     line = (
         f"{line_start(scope['method'], path)}"
         f'{"null" if status is None else status}, "duration_ms": {seconds * 1000:.3f}, '
-        f'"client": {_quoted_client(client[0]) if client else "null"}'
+        f'"client": {_quoted_client(request.client) if request.client else "null"}'
     )
-    session_id = state.get("session_id")
-    refusal: Refusal | None = state.get("refusal")
+    session_id, refusal = request.session_id, request.refusal
     if refusal is not None:
         session_id = refusal.session_id or session_id
         line += f', "error": "{refusal.error}", "cause": {_quoted_cause(refusal.cause)}'
@@ -43,11 +48,9 @@ def access_line(scope: Scope, request_id: str, status: int | None, seconds: floa
             line += f', "user_id": "{refusal.user_id}"'
     if session_id is not None:
         line += f', "session_id": "{session_id}"'
-    if more := state["log"]:
-        line += f", {json.dumps(log.redact(more))[1:-1]}"
-    return (
-        f'{line}, "request_id": "{request_id}", "event": "request", "level": "info", "timestamp": "{log.timestamp()}"}}'
-    )
+    if request.notes:
+        line += f", {json.dumps(log.redact(request.notes))[1:-1]}"
+    log.info_soon(f'{line}, "request_id": "{request.id}", "event": "request"')
 
 
 @lru_cache(maxsize=1024)

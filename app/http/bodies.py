@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
-from ..errors import InvalidRequest
+from pydantic import BaseModel, ValidationError
+
+from ..errors import InvalidRequest, UnsupportedMediaType
+
+ABSENT = object()
+"""What stands for the value of a body that is empty or that no endpoint reads."""
 
 MAX_DEPTH = 32
 """Levels of arrays and objects in a JSON body."""
@@ -18,25 +23,53 @@ MAX_MEMBERS = 1000
 MAX_DIGITS = 64
 """Characters of a number in a JSON body."""
 
-# Parameters that a media type does not define are ignored (RFC 9110 section 8.3, RFC 8259 section 11). A charset is
-# one, but who names another than UTF-8 writes other characters: only where the body is ASCII are they the same.
+# Ignore parameters that the media type does not define (RFC 9110 section 8.3, RFC 8259 section 11). `charset` is one
+# of them. But a client that names another charset than UTF-8 writes other characters. So accept it only where the body
+# is ASCII, which has the same bytes in all charsets named here.
 _PARAMETERS = rb"""
     (?: [ \t]*+ ; [ \t]*+
         (?: charset = ("?) (?: utf-?8 | (us-ascii | iso-8859-[0-9]{1,2} | windows-125[0-9]) ) \1 (?![^ \t;])
           | (?!charset=) [!#$%&'*+.^_`|~0-9A-Z-]++ = (?: [!#$%&'*+.^_`|~0-9A-Z-]++ | "(?:[^"\\]|\\.)*+" )
         )?
     )*+ [ \t]*+"""
-JSON = re.compile(rb"application/json" + _PARAMETERS, re.IGNORECASE | re.VERBOSE)
-FORM = re.compile(rb"application/x-www-form-urlencoded" + _PARAMETERS, re.IGNORECASE | re.VERBOSE)
+_JSON = re.compile(rb"application/json" + _PARAMETERS, re.IGNORECASE | re.VERBOSE)
+_FORM = re.compile(rb"application/x-www-form-urlencoded" + _PARAMETERS, re.IGNORECASE | re.VERBOSE)
 
 
-def is_identity(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Whether Content-Encoding names no coding: a list, in one field or several, maybe with empty elements."""
+def check_media_type(fields: Mapping[bytes, bytes], headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
+    """Checks that a body is JSON without a content coding.
+
+    Raises:
+        UnsupportedMediaType: it is anything else.
+    """
+    if b"content-encoding" in fields:
+        _check_coding(headers)
+    media_type = fields.get(b"content-type", b"")
+    if media_type != b"application/json" and not _is_of_type(_JSON, media_type, body):
+        raise UnsupportedMediaType("Content-Type")
+
+
+def check_form(fields: Mapping[bytes, bytes], headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
+    """Checks that a body is a form without a content coding. Its escapes are not looked at.
+
+    Raises:
+        UnsupportedMediaType: it is anything else.
+    """
+    _check_coding(headers)
+    if not _is_of_type(_FORM, fields.get(b"content-type", b""), body):
+        raise UnsupportedMediaType(
+            "Content-Type", description="The request body must be application/x-www-form-urlencoded, UTF-8."
+        )
+
+
+def _check_coding(headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Content-Encoding is a list, in one field or several, maybe with empty elements. `identity` is no coding."""
     codings = b",".join(value for name, value in headers if name == b"content-encoding").lower().split(b",")
-    return {coding.strip(b" \t") for coding in codings} <= {b"", b"identity"}
+    if not {coding.strip(b" \t") for coding in codings} <= {b"", b"identity"}:
+        raise UnsupportedMediaType("Content-Encoding")
 
 
-def is_of_type(wanted: re.Pattern[bytes], media_type: bytes, body: bytes) -> bool:
+def _is_of_type(wanted: re.Pattern[bytes], media_type: bytes, body: bytes) -> bool:
     given = wanted.fullmatch(media_type)
     return given is not None and (given[2] is None or body.isascii())
 
@@ -128,3 +161,31 @@ def _constant(_name: str) -> object:
 _DECODER = json.JSONDecoder(
     object_pairs_hook=_object, parse_int=_number(int), parse_float=_number(float), parse_constant=_constant
 )
+
+
+_PLAIN_NAME = re.compile(r"[a-z]{1,16}(?:_[a-z]{1,16}){0,3}", re.ASCII)
+"""The form of a field's name: a few short words without digits. A token never has it."""
+
+
+def not_as_modelled(model: type[BaseModel], value: object, error: ValidationError) -> InvalidRequest:
+    """The refusal of a body that does not fit its model: names the field and never its value.
+
+    The name of an unknown field is input too, so only a plain word is repeated.
+    """
+    if value is ABSENT or value is None:
+        kind, where = "missing", []
+    else:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        kind, where = first["type"], [str(part) for part in first["loc"]]
+    match kind:
+        case "extra_forbidden":
+            named = f"{where[-1]}: is" if _PLAIN_NAME.fullmatch(where[-1]) else "There is"
+            fields = ", ".join(model.model_fields)
+            sentence = f"{named} a field that this endpoint does not have. It has: {fields}."
+        case "missing" if where:
+            sentence = f"{where[-1]}: is missing."
+        case _ if where:
+            sentence = f"{where[-1]}: is not valid."
+        case _:
+            sentence = "The body must be a JSON object with the documented fields."
+    return InvalidRequest(f"validation: {kind}", description=sentence)

@@ -10,6 +10,7 @@ from urllib.parse import unquote_to_bytes
 from starlette.types import Scope
 
 from ..errors import HeaderFieldsTooLarge, InvalidRequest
+from .request import Request
 
 MAX_TARGET = 8192
 """Bytes of path and query. RFC 9112 section 3 asks for at least 8000 for the whole request line."""
@@ -26,7 +27,7 @@ _IN_TARGETS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-.
 
 # The endpoint that proxies ask about their clients' requests: its name, what the proxy demands, what the client asked
 # for. Without a demand that stands here there is no such path: a mistyped one must not let everyone through.
-VERIFY = "/auth/verify"
+_VERIFY = "/auth/verify"
 _ASKED = re.compile(rb"(/auth/verify)((?:;(?:role|scope)=[^/;]*)*)(/.*)?", re.DOTALL)
 
 
@@ -37,19 +38,20 @@ class UriTooLong(InvalidRequest):
     sentence = "The path and query are too long."
 
 
-def check_head(scope: Scope, fields: dict[bytes, bytes], max_header: int, *, at_verify: bool = False) -> None:
-    """Checks target and header fields.
+def check_head(request: Request, scope: Scope, max_header: int, *, at_verify: bool = False) -> None:
+    """Checks target and header fields. `max_header` bounds them together, in bytes.
 
     Raises:
         Refusal: 400, 414 or 431.
     """
+    headers, fields = request.headers, request.fields
     path: bytes = scope.get("raw_path") or b""
-    query: bytes = scope["query_string"]
-    if len(path) + len(query) > MAX_TARGET:
+    query = request.query
+    target = path + query
+    if len(target) > MAX_TARGET:
         raise UriTooLong("request target")
-    headers: list[tuple[bytes, bytes]] = scope["headers"]
     block = b"".join(chain.from_iterable(headers))
-    if len(path) + len(query) + len(block) + 4 * len(headers) > max_header:
+    if len(target) + len(block) + 4 * len(headers) > max_header:
         raise HeaderFieldsTooLarge("header block")
     if not block.isascii():
         _check_fields(headers)
@@ -60,9 +62,8 @@ def check_head(scope: Scope, fields: dict[bytes, bytes], max_header: int, *, at_
             raise InvalidRequest("a header field stands twice")
     if not _HOST.fullmatch(fields.get(b"host", b"\n" if scope["http_version"] == "1.1" else b"")):
         raise InvalidRequest("Host is missing or malformed")
-    # RFC 9112 section 3.2. Browsers send some of them, so behind a proxy they come to the endpoint for proxies,
-    # where they only tell what the client asked for.
-    target = path + query
+    # RFC 9112 section 3.2. Browsers send some of these characters. So a proxy passes them on to the endpoint for
+    # proxies, where they only tell what the client asked for.
     if not at_verify and target.translate(None, _IN_TARGETS):
         raise InvalidRequest("a character that no request target has")
     if b"%" in target or not target.isascii():
@@ -75,9 +76,12 @@ def asked_by_proxy(scope: Scope) -> Scope | None:
 
     Proxies append the path and the query that they were asked for (Envoy) and announce a body that they keep (nginx).
     None of it is looked at. A demand stands where no client can write: in the query of the path itself, or before
-    what is appended, as a parameter of the path's last segment (RFC 3986 section 3.3): ``/auth/verify;role=admin``.
+    the appended path, as a parameter of the path's last segment (RFC 3986 section 3.3): ``/auth/verify;role=admin``.
     """
-    parts = _ASKED.fullmatch(scope.get("raw_path") or b"", len(scope.get("root_path", "")))
+    root_path: str = scope.get("root_path", "")
+    if not scope["path"].startswith(_VERIFY, len(root_path)):
+        return None
+    parts = _ASKED.fullmatch(scope.get("raw_path") or b"", len(root_path))
     if parts is None:
         return None
     path, demands, below = parts.groups()
@@ -86,7 +90,6 @@ def asked_by_proxy(scope: Scope) -> Scope | None:
     queries = [demands[1:].replace(b";", b"&")] if demands else []
     if below is None and scope["query_string"]:
         queries.append(scope["query_string"])
-    root_path: str = scope.get("root_path", "")
     return {
         **scope,
         "path": root_path + path.decode(),
