@@ -102,11 +102,14 @@ def write(line: str) -> None:
 _waiting: list[str] = []
 
 
-def write_soon(line: str) -> None:
-    """Writes one finished line at the end of this turn of the event loop, with the others of the turn."""
+def info_soon(start: str) -> None:
+    """Writes a line at the end of this turn of the event loop, with the others of the turn.
+
+    `start` is the line as JSON text without its end, already redacted. Level and timestamp are added.
+    """
     if not _waiting:
         asyncio.get_running_loop().call_soon(flush)
-    _waiting.append(line)
+    _waiting.append(f'{start}, "level": "info", "timestamp": "{timestamp()}"}}')
 
 
 def flush() -> None:
@@ -132,7 +135,7 @@ quote = json.encoder.encode_basestring_ascii
 
 def enabled(level: int) -> bool:
     """Whether lines of this level are logged."""
-    return level >= _least
+    return level >= least
 
 
 def get_logger() -> structlog.typing.FilteringBoundLogger:
@@ -161,7 +164,7 @@ def logging_config(level: str = "info") -> dict[str, Any]:
     """``logging``'s configuration, to give to ``uvicorn.Config(log_config=…)`` as well.
 
     Libraries speak from WARNING on: below, SQLAlchemy would write parameters and asyncio its internals. uvicorn's
-    access lines are off (they hold query strings); ours are written by ``app.edge``.
+    access lines are off (they hold query strings); ours are written by ``app.http.access_line``.
     """
     least = max(logging.WARNING, logging.getLevelNamesMapping()[level.upper()])
     return {
@@ -219,8 +222,8 @@ def _redacted(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Ma
 
 
 def _configure_structlog(level: str) -> None:
-    global _least  # noqa: PLW0603  # one log for one process, as structlog's and logging's own configuration
-    _least = logging.getLevelNamesMapping()[level.upper()]
+    global least  # noqa: PLW0603  # one log for one process, as structlog's and logging's own configuration
+    least = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
         processors=[
             _with_request,
@@ -230,12 +233,13 @@ def _configure_structlog(level: str) -> None:
             _redacted,
             structlog.processors.JSONRenderer(),
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(_least),
+        wrapper_class=structlog.make_filtering_bound_logger(least),
         logger_factory=lambda *_: _Stderr(),
         cache_logger_on_first_use=False,
     )
 
 
 atexit.register(flush)
-_least = logging.INFO
+least = logging.INFO
+"""The level from which lines are written."""
 _configure_structlog("info")  # so that nothing is ever written unredacted, configured or not

@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import gc
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, get_args
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from .errors import InvalidRequest, MethodNotAllowed, NotFound, Refusal, refusal_of
-from .http.edge import Edge, render
-from .keyturn import opened, running
-from .routes import auth, health, well_known
-from .routes.answers import documented, response
-from .routes.direct import Direct
+from .http.answers import render
+from .http.documentation import documented
+from .http.doors import Doors, response
+from .http.edge import Edge
+from .http.request import Request as OurRequest
+from .keyturn import Keyturn, opened, running
+from .routes import health, login, sessions, tokens, well_known
 from .settings import Settings, read
 
-_ROUTERS = (auth.router, well_known.router, health.router)
-_FIRST_SEGMENTS = frozenset(
-    path.split("/")[1]
-    for path in (
-        "/openapi.json",
-        *(route.path for router in _ROUTERS for route in router.routes if isinstance(route, Route)),
-    )
-)
+_ENDPOINTS = (*login.ENDPOINTS, *tokens.ENDPOINTS, *sessions.ENDPOINTS, *well_known.ENDPOINTS, *health.ENDPOINTS)
+_FIRST_SEGMENTS = frozenset(path.split("/")[1] for path in ("/openapi.json", *(each.path for each in _ENDPOINTS)))
 """With which all paths of ours begin."""
 
 _DESCRIPTION = """
@@ -58,9 +51,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or read()
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: _Application) -> AsyncIterator[None]:
         async with opened(settings) as keyturn, running(keyturn):
-            app.state.keyturn = keyturn
+            app.state.keyturn = app.doors.parts = keyturn
             yield
 
     app = _Application(
@@ -81,11 +74,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     # The server's own option adds it to every path, and FastAPI warns about its constructor's, which does just this.
     app.root_path = settings.root_path
-    for router in _ROUTERS:
-        app.include_router(router)
+    app.doors.add_to(app.router)
     app.exception_handler(Refusal)(_refused)
     app.exception_handler(HTTPException)(_starlette_refused)
-    app.exception_handler(RequestValidationError)(_invalid)
     app.exception_handler(Exception)(_defect)
     raw = app.openapi
 
@@ -109,15 +100,16 @@ def served() -> FastAPI:
 
 
 class _Application(FastAPI):
-    """FastAPI behind the edge and the direct endpoints.
+    """FastAPI behind the edge and the fast door.
 
-    They stand before its whole stack and not among its middleware: what telemetry looks up and the outer layers do
-    for each request would cost a refresh a tenth of its time.
+    They stand before its whole stack and not among its middleware, because the look-ups of telemetry and the work of
+    the outer layers would cost each refresh a tenth of its time.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._front = Edge(super().__call__, direct=Direct(self.state))
+        self.doors = Doors[Keyturn](_ENDPOINTS)
+        self._front = Edge(super().__call__, fast=self.doors.fast)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -149,7 +141,7 @@ def release() -> str:
 
 def _refused(request: Request, refusal: Refusal) -> Response:
     """The one shape. What is private (the cause) goes to the access line of the log."""
-    request.scope["state"]["refusal"] = refusal
+    OurRequest.of(request.scope).refusal = refusal
     return response(render(refusal))
 
 
@@ -172,32 +164,3 @@ def _starlette_refused(request: Request, error: HTTPException) -> Response:
 def _defect(request: Request, error: Exception) -> Response:
     """The one shape for a defect; Starlette then raises it again, and the edge logs it."""
     return _refused(request, refusal_of(error))
-
-
-def _invalid(request: Request, error: RequestValidationError) -> Response:
-    """Names the field and never its value. A name that is not ours is input too: only a plain word is repeated."""
-    first = error.errors()[0]
-    where = [str(part) for part in first["loc"][1:]]
-    match first["type"]:
-        case "extra_forbidden":
-            named = f"{where[-1]}: is" if _PLAIN.fullmatch(where[-1]) else "There is"
-            sentence = f"{named} a field that this endpoint does not have. It has: {', '.join(_fields(request))}."
-        case "missing" if where:
-            sentence = f"{where[-1]}: is missing."
-        case _ if where and first["loc"][0] in {"body", "query"} and not first["type"].startswith("json"):
-            sentence = f"{where[-1]}: is not valid."
-        case _:
-            sentence = "The body must be a JSON object with the documented fields."
-    return _refused(request, InvalidRequest(f"validation: {first['type']}", description=sentence))
-
-
-_PLAIN = re.compile(r"[a-z]{1,16}(?:_[a-z]{1,16}){0,3}", re.ASCII)
-"""The form of a field's name: a few short words without digits. A token never has it."""
-
-
-def _fields(request: Request) -> list[str]:
-    """The members that the endpoint's JSON body may have."""
-    body = getattr(request.scope.get("route"), "body_field", None)
-    taken = body.field_info.annotation if body is not None else None
-    models = get_args(taken) or (taken,)  # a body that may be missing is one of a union
-    return [name for model in models for name in getattr(model, "model_fields", ())]

@@ -28,8 +28,12 @@ from hypothesis import strategies as st
 
 from app import log
 from app.errors import InvalidGrant, InvalidRequest, SlowDown
-from app.http.edge import MAX_DEPTH, MAX_DIGITS, MAX_MEMBERS, MAX_TARGET, Edge, parse_json, render
+from app.http.answers import render
+from app.http.bodies import ABSENT, MAX_DEPTH, MAX_DIGITS, MAX_MEMBERS, parse_json
+from app.http.edge import Edge
+from app.http.heads import MAX_TARGET
 from app.http.protocol import KeyturnHttpProtocol
+from app.http.request import Request
 
 ROOT = Path(__file__).parents[1]
 TOKEN = "ktr_" + "Ab3_" * 21
@@ -55,7 +59,7 @@ async def application(scope, receive, send):
             message = await receive()
             await send({"type": f"{message['type']}.complete"})
         return
-    path, state, headers = scope["path"], scope["state"], []
+    path, seen, headers = scope["path"], Request.of(scope), []
     request = await receive()
     match path:
         case "/large":
@@ -83,16 +87,15 @@ async def application(scope, receive, send):
         case "/cached":
             headers = [(b"cache-control", b"max-age=60")]
         case "/session":
-            state["log"]["session_id"] = "0193a1b2"
-            state["log"]["refresh_token"] = "not to be seen"
+            seen.note(session_id="0193a1b2", refresh_token="not to be seen")
     answer = {
         "method": scope["method"],
         "path": path,
         "query": scope["query_string"].decode(),
         "length": len(request["body"]),
-        "json": state.get("json"),
+        "json": None if seen.json is ABSENT else seen.json,
         "headers": sorted({name.decode() for name, _ in scope["headers"]}),
-        "request_id": state["request_id"],
+        "request_id": seen.id,
     }
     body = json.dumps(answer).encode()
     headers += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]

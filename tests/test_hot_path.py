@@ -384,10 +384,13 @@ async def test_what_a_request_made_goes_with_it_and_is_no_work_for_the_garbage_c
                 gc.enable()
     ours = {
         "RequestResponseCycle",
-        "_Answer",
+        "_Outgoing",
+        "Request",
+        "FastWire",
         "InvalidGrant",
         "InvalidToken",
         "SessionRow",
+        "Granted",
         "RefreshToken",
         "AccessToken",
     }

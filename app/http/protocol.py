@@ -1,12 +1,12 @@
 """HTTP/1.1 on the wire: the limits and refusals that uvicorn leaves open.
 
-uvicorn reads header fields without a bound, waits for them without end, and answers what llhttp refuses in its own
-words, even into the middle of an answer that is under way. ``uvicorn.Config(http=KeyturnHttpProtocol)`` instead of
-``"httptools"``; it expects ``app.edge.Edge`` in front of the application, which renders what is refused here.
+uvicorn reads header fields without a bound and waits for them without end. It answers requests that llhttp refuses in
+its own words, even into the middle of an answer that is under way. Give ``uvicorn.Config(http=KeyturnHttpProtocol)``
+instead of ``"httptools"``, and put `edge.Edge` in front of the application: it renders the refusals of this file.
 
-Written against uvicorn 0.54, which is pinned: parser callbacks are only extended (each calls its original), and
+Written for uvicorn 0.54, which pyproject.toml bounds. Parser callbacks are only extended (each calls its original), and
 ``data_received`` is the original's feed with other ``except`` clauses. The attributes that are used (``parser``,
-``cycle``, ``scope``, ``headers``, ``url``, ``transport``, ``flow``) have been there since uvicorn 0.15;
+``cycle``, ``scope``, ``headers``, ``url``, ``transport``, ``flow``) have been there since uvicorn 0.15.
 tests/test_edge.py fails if one of them changes its meaning.
 """
 
@@ -14,57 +14,30 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
-from collections.abc import Sequence
-from contextlib import suppress
 from datetime import timedelta
-from functools import partial
-from heapq import nsmallest
 from typing import Any, ClassVar, cast
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from .. import log
 from ..errors import (
     ContentTooLarge,
     HeaderFieldsTooLarge,
     InvalidRequest,
-    MethodNotAllowed,
     Refusal,
     RequestTimeout,
     SlowDown,
-    TemporarilyUnavailable,
 )
-from . import open_files
-from .edge import MAX_TARGET, UriTooLong
+from . import connections, fast_wire, open_files, opening
+from .heads import MAX_TARGET, UriTooLong
+from .opening import UnknownMethod
+from .request import Request
+from .transport import Lingering
 
 _MAX_FRAMING = 1024 * 1024  # a body within its limit, one byte a chunk, is less than half of this
 _MAX_URL = 65_535  # bytes; httptools parses no longer one. Edge bounds all targets but those that a proxy appends to.
 
-_WARNS_EVERY = timedelta(minutes=1)
-
-# With one of these, a request goes straight to llhttp.
-_USUAL = (b"GET ", b"POST ", b"HEAD ", b"PUT ", b"DELETE ", b"PATCH ", b"OPTIONS ")
-# The other methods that llhttp serves over HTTP, or judges by itself: CONNECT, and HTTP/2's PRI.
-_KNOWN = frozenset(
-    b"CONNECT PRI TRACE ACL BIND CHECKOUT COPY LINK LOCK M-SEARCH MERGE MKACTIVITY MKCALENDAR MKCOL MOVE NOTIFY "
-    b"PROPFIND PROPPATCH PURGE QUERY REBIND REPORT SEARCH SOURCE SUBSCRIBE UNBIND UNLINK UNLOCK UNSUBSCRIBE".split()
-)
-_OPENING = re.compile(rb"[\r\n]*([!#$%&'*+.^_`|~0-9A-Za-z-]*)")  # empty lines, then a token: RFC 9110 section 5.6.2
-_MAX_METHOD = 64  # bytes; the longest that is registered has 17
-
-# Without userinfo, which must not stand there: RFC 9110 section 4.2.4.
-_ABSOLUTE_FORM = re.compile(rb"(?i:https?)://[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]+(/[^?]*)?(\?.*)?")
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
-
-
-class UnknownMethod(MethodNotAllowed):
-    """A word that is no method of HTTP's grammar, or is longer than any, or is ``CONNECT``."""
-
-    def headers(self) -> dict[str, str]:
-        """Header fields of the answer, with Allow (RFC 9110 section 15.5.6)."""
-        return super().headers() | {"allow": "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"}
 
 
 class KeyturnHttpProtocol(HttpToolsProtocol):
@@ -85,8 +58,6 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
     linger: ClassVar[timedelta] = timedelta(seconds=1)
     """How long a client may go on sending what will not be read, so that it gets to see the refusal."""
 
-    _full_since: ClassVar[float] = -math.inf  # seconds on the loop's clock: the last line in the log about it
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._received = 0  # bytes since the current request began, without the read in which it did
@@ -104,10 +75,10 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
         """Starts the clock of the first request's head."""
         super().connection_made(transport)
         # Here and by the request's cycle only `write`, `close`, `abort`, `is_closing` and `get_extra_info` are called.
-        self.transport = cast("asyncio.Transport", _Lingering(transport, self))
+        self.transport = cast("asyncio.Transport", Lingering(transport, self))
         self._await_head()
         if len(self.connections) > (most := open_files.for_clients(open_files.limit())):
-            self._make_room(most)
+            connections.make_room(self, most)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stops the clocks."""
@@ -134,7 +105,7 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
             return
         self._unset_keepalive_if_required()
         self._received += len(data)
-        if self._opening or not data.startswith(_USUAL):
+        if self._opening or not data.startswith(opening.USUAL):
             data = self._with_known_method(data)
         try:
             self.parser.feed_data(data)
@@ -147,23 +118,21 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
                 self._bound_head()
             elif self._received > _MAX_FRAMING and self.reads_body:
                 # Chunk extensions and trailer fields are in no body's length.
-                self._refuse(ContentTooLarge("chunk framing"))
+                self.refuse(ContentTooLarge("chunk framing"))
             if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
                 self._await_head()
 
     def _bound_head(self) -> None:
         if len(self.url) > _MAX_URL:
-            self._refuse(UriTooLong("request target"))
+            self.refuse(UriTooLong("request target"))
         elif self._received - len(self.url) > self.max_head:
-            self._refuse(HeaderFieldsTooLarge("header block"))
+            self.refuse(HeaderFieldsTooLarge("header block"))
 
     def on_message_begin(self) -> None:
         """The first byte of a request."""
         super().on_message_begin()
         self._in_head = True
         self._received = 0
-        if self._refusal is not None:
-            self.scope["state"]["malformed"] = self._refusal
 
     def on_headers_complete(self) -> None:
         """The head is whole: stops the clock and starts the request, unless it is one that we don't serve."""
@@ -177,11 +146,14 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
         if b"#" in self.url:
             raise InvalidRequest("a fragment in the request target")  # RFC 9112 section 3.2 has no place for one
         if not self.url.startswith(b"/"):
-            self._take_origin_form()
+            self.url = opening.origin_form(self.url, self.parser.get_method())
+        request = Request(malformed=self._refusal)
+        request.put_in(self.scope)
         super().on_headers_complete()
         if self._method:
             self.scope["method"], self._method = self._method, ""
-        self.scope["state"] |= {"take_body": partial(_take_body, self.cycle), "respond": partial(_respond, self.cycle)}
+        if fast_wire.usable():
+            request.wire = fast_wire.FastWire(self.cycle)
         # Trailer fields go to a list that no one reads: RFC 9110 section 6.5.1 forbids merging them.
         self.headers = []
         if self.scope["http_version"] != "1.1":
@@ -206,10 +178,8 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
     def _with_known_method(self, data: bytes) -> bytes:
         """The bytes for the parser to read: the same, with ``POST`` for a method that llhttp does not know.
 
-        RFC 9110 section 9.1 allows any token, and a proxy that asks about a request does so with its method. llhttp
-        fails at a token that is not on its list. No method but CONNECT, which is on it, has a part in where a request
-        ends (RFC 9112 section 6.3); so all that follows is read as it would be. Only what surely begins a request is
-        looked at: in one read behind another request, such a method is refused.
+        Only bytes that surely begin a request are looked at. Behind another request in one read, such a method is
+        refused.
         """
         cycle = self.cycle
         goes_on = self._in_head or (
@@ -218,28 +188,13 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
         if goes_on and not self._opening:
             return data
         data, self._opening = self._opening + data, b""
-        opening = cast("re.Match[bytes]", _OPENING.match(data))
-        start, end = opening.span(1)
-        if start == end or end - start > _MAX_METHOD:
-            return data
-        if end == len(data):
+        method, known = opening.with_known_method(data)
+        if known is None:
             self._opening, self._in_head, self._received, self.url = data, True, 0, b""
             return b""
-        if data[end] != ord(" ") or opening[1] in _KNOWN or data.startswith(_USUAL, start):
-            return data
-        self._method = opening[1].decode()
-        return b"POST" + data[end:]
-
-    def _take_origin_form(self) -> None:
-        """Makes of a target in absolute form what it would be in origin form (RFC 9112 sections 3.2.1 and 3.2.2).
-
-        Raises:
-            InvalidRequest: it is in neither, nor OPTIONS' asterisk.
-        """
-        if absolute := _ABSOLUTE_FORM.fullmatch(self.url):
-            self.url = (absolute[1] or b"/") + (absolute[2] or b"")
-        elif self.url != b"*" or self.parser.get_method() != b"OPTIONS":
-            raise InvalidRequest("request target")
+        if method:
+            self._method = method
+        return known
 
     def _decline(self, rest: bytes) -> None:
         """Stays with HTTP/1.1 where another protocol was offered (RFC 9110 section 7.8 lets a server ignore that).
@@ -263,7 +218,7 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
         the protocol that it offered: it is not read, and the answer says that the connection ends.
         """
         if not self._declined or self.cycle.more_body:
-            self._refuse(self._refusal_of(error))
+            self.refuse(self._refusal_of(error))
         elif self.cycle.response_complete:
             self._declined = False
             self.parser = httptools.HttpRequestParser(self)
@@ -283,19 +238,20 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
             return UnknownMethod("not a method of HTTP")
         return InvalidRequest(f"malformed HTTP: {error}")
 
-    def _refuse(self, refusal: Refusal) -> None:
+    def refuse(self, refusal: Refusal) -> None:
         """Refuses the request that is being read, after the answers to those before it, and closes.
 
-        Where the body is at fault, its cycle exists and Edge is reading from it (or will, when its turn comes): it is
-        woken to find the refusal. Where the head is, no cycle exists; a minimal request takes its place, so that
-        uvicorn's pipeline keeps the order and Edge gives the answer and the line in the log.
+        1. Where the body is at fault, its cycle exists, and the edge reads from it now or when its turn comes. The
+           cycle is woken, so that the edge finds the refusal.
+        2. Where the head is at fault, no cycle exists. A minimal request takes its place, so that uvicorn's pipeline
+           keeps the order, and the edge gives the answer and the line in the log.
         """
         self._deaf = True
         self._head_arrived()
         if self.transport.is_closing():
             return
         if self.reads_body:
-            self.cycle.scope["state"]["malformed"] = refusal
+            Request.of(cast("dict[str, Any]", self.cycle.scope)).malformed = refusal
             self.cycle.keep_alive = False
             self.cycle.message_event.set()
         else:
@@ -303,30 +259,6 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
             self.parser = httptools.HttpRequestParser(self)
             self.parser.feed_data(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
             self.scope["method"] = self.scope["path"] = ""  # what the line in the log says: nothing is known of it
-
-    def _make_room(self, most: int) -> None:
-        """Keeps the connections below the limit of open files, at which the kernel would reset every newcomer unasked.
-
-        Those that wait for a request go first, a sixteenth of them at once: from the one whose time is up next. Where
-        none does, the newcomer is refused; where too many are being refused, it is cut off.
-        """
-        others = [each for each in self.connections if each is not self and not each.transport.is_closing()]
-        if len(others) < most:
-            return
-        KeyturnHttpProtocol._warn_full(self.loop.time(), most)
-        waiting = [each for each in others if isinstance(each, KeyturnHttpProtocol) and each.waits_until < math.inf]
-        for each in nsmallest(max(1, len(waiting) // 16), waiting, key=lambda each: each.waits_until):
-            each.transport.close()
-        if len(self.connections) > most + open_files.RESERVE // 4:
-            self.transport.abort()
-        elif not waiting:
-            self._refuse(TemporarilyUnavailable("too many connections"))
-
-    @classmethod
-    def _warn_full(cls, now: float, most: int) -> None:
-        if now - cls._full_since > _WARNS_EVERY.total_seconds():
-            cls._full_since = now
-            log.get_logger().warning("connections_full", limit=most, advice="raise the limit of open files (ulimit -n)")
 
     @property
     def waits_until(self) -> float:
@@ -346,41 +278,9 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
     def _head_overdue(self) -> None:
         self._head_timer = None
         if self._in_head:
-            self._refuse(RequestTimeout("header fields"))
+            self.refuse(RequestTimeout("header fields"))
         else:
             self.transport.close()
-
-
-def _take_body(cycle: RequestResponseCycle) -> bytes | None:
-    """The request's body, if it is whole by now, as ``receive`` would have given it."""
-    if cycle.more_body:
-        return None
-    body, cycle.body = bytes(cycle.body), bytearray()
-    cycle.message_event.clear()
-    return body
-
-
-def _respond(cycle: RequestResponseCycle, status: int, fields: Sequence[tuple[bytes, bytes]], body: bytes) -> bool:
-    """Sends a whole answer at once, as two calls of ``send`` would, without their checks of our own field names.
-
-    False, with nothing done, where there is more to see to: a client that is slow or gone.
-    """
-    if cycle.response_started or cycle.disconnected or cycle.flow.write_paused:
-        return False
-    lines = [STATUS_LINE[status]]
-    for name, value in (*cycle.default_headers, *fields):
-        lines += (name, b": ", value, b"\r\n")
-    lines.append(b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n")
-    if cycle.scope["method"] != "HEAD":
-        lines.append(body)
-    cycle.response_started = cycle.response_complete = True
-    cycle.waiting_for_100_continue = False
-    cycle.transport.write(b"".join(lines))
-    cycle.message_event.set()
-    if not cycle.keep_alive:
-        cycle.transport.close()
-    cycle.on_response()
-    return True
 
 
 class _BodyOf:
@@ -389,52 +289,3 @@ class _BodyOf:
     def __init__(self, protocol: KeyturnHttpProtocol) -> None:
         self.on_body = protocol.on_body
         self.on_message_complete = protocol.on_message_complete
-
-
-class _Lingering:
-    """The transport, with two habits of its own.
-
-    A head waits for the body that comes just after it: one segment, one system call. And ``close`` while the client is
-    still sending first ends our side only: otherwise the kernel would answer the unread bytes with a reset that may
-    overtake the refusal (RFC 9112 section 9.6).
-    """
-
-    def __init__(self, transport: asyncio.Transport, protocol: KeyturnHttpProtocol) -> None:
-        self._transport = transport
-        self._protocol = protocol
-        self._closing = False
-        self._held = b""
-        self.abort = transport.abort
-        self.get_extra_info = transport.get_extra_info
-
-    def write(self, data: bytes) -> None:
-        """Two writes of one turn of the loop are one segment and one system call."""
-        if self._held:
-            self._held += data
-            self._send_held()
-        else:
-            self._held = data
-            self._protocol.loop.call_soon(self._send_held)
-
-    def _send_held(self) -> None:
-        held, self._held = self._held, b""
-        # After a reset by the client the event loop has closed the transport, maybe before the protocol hears of it.
-        if held and not self._transport.is_closing():
-            self._transport.write(held)
-
-    def is_closing(self) -> bool:
-        return self._closing or self._transport.is_closing()
-
-    def close(self) -> None:
-        self._send_held()
-        protocol = self._protocol
-        unread = protocol._deaf or (protocol.cycle is not None and protocol.cycle.more_body)  # noqa: SLF001
-        if self._closing or not unread or self._transport.is_closing() or not self._transport.can_write_eof():
-            self._transport.close()
-        else:
-            self._closing = True
-            protocol._deaf = True  # noqa: SLF001  # the two are one thing in two classes
-            protocol.flow.resume_reading()  # to discard, and to notice the client's end
-            with suppress(OSError):  # the client has just reset the connection
-                self._transport.write_eof()
-            protocol.loop.call_later(protocol.linger.total_seconds(), self._transport.close)

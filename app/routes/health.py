@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, get_args
 
-from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel
 
+from ..http.answers import Answer, of_model
+from ..http.documentation import HEADERS, word
+from ..http.endpoints import Endpoint
+from ..http.request import Request
 from ..keyturn import Keyturn
 from ..revocation.rebuild import CacheState
-from .answers import HEADERS, word
-
-router = APIRouter(tags=["health"])
-
 
 ReadyState = Literal["ready", "degraded", "not ready"]
 
@@ -31,30 +30,30 @@ class Readiness(BaseModel):
     cache: Annotated[CacheState, word("Redis.", *get_args(CacheState))]
 
 
-async def _keyturn(request: Request) -> Keyturn:
-    parts: Keyturn = request.app.state.keyturn
-    return parts
-
-
-@router.get("/healthz")
-@router.api_route("/healthz", methods=["GET", "HEAD"], include_in_schema=False)
-async def healthz() -> Health:
+async def healthz(_keyturn: Keyturn, _request: Request) -> Answer:
     """Alive."""
-    return Health(status="ok")
+    return of_model(Health(status="ok"))
 
 
-@router.get(
-    "/readyz",
-    responses={503: {"model": Readiness, "description": "The database is away.", "headers": HEADERS[503]}},
-)
-@router.api_route("/readyz", methods=["GET", "HEAD"], include_in_schema=False)
-async def readyz(response: Response, keyturn: Annotated[Keyturn, Depends(_keyturn)]) -> Readiness:
+async def readyz(keyturn: Keyturn, _request: Request) -> Answer:
     """May take traffic."""
-    # What the process knows anyway: who asks this without pause takes nothing from those who sign in and verify.
+    # Only what the process knows anyway: a client that asks this without pause takes nothing from other clients.
     cache = keyturn.revocations.rebuild.cache
     if not keyturn.revocations.fence.database_answers():
-        response.status_code = 503
-        response.headers["retry-after"] = "1"
-        return Readiness(status="not ready", database="away", cache=cache)
+        readiness = Readiness(status="not ready", database="away", cache=cache)
+        return of_model(readiness, [(b"retry-after", b"1")], status=503)
     status: Literal["ready", "degraded"] = "ready" if cache in {"complete", "none"} else "degraded"
-    return Readiness(status=status, database="ok", cache=cache)
+    return of_model(Readiness(status=status, database="ok", cache=cache))
+
+
+ENDPOINTS = (
+    Endpoint("GET", "/healthz", healthz, tag="health", model=Health),
+    Endpoint(
+        "GET",
+        "/readyz",
+        readyz,
+        tag="health",
+        model=Readiness,
+        responses={503: {"model": Readiness, "description": "The database is away.", "headers": HEADERS[503]}},
+    ),
+)

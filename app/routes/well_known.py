@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, get_args
+from typing import Annotated, get_args
 
-from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
+from ..http.answers import Answer, of_model
+from ..http.documentation import word
+from ..http.endpoints import Endpoint
+from ..http.request import Request
+from ..keyturn import Keyturn
 from ..settings import Algorithm
-from .answers import word
-
-router = APIRouter(prefix="/.well-known", tags=["well-known"])
 
 
 class PublicKey(BaseModel):
@@ -35,14 +36,19 @@ class KeySetAnswer(BaseModel):
     keys: list[PublicKey]
 
 
-_CACHED: dict[int | str, dict[str, Any]] = {
-    200: {"headers": {"Cache-Control": {"schema": {"type": "string"}, "description": "RFC 9111: 30 seconds."}}}
-}
-
-
-@router.get("/jwks.json", response_model_exclude_none=True, responses=_CACHED)
-@router.api_route("/jwks.json", methods=["GET", "HEAD"], response_model_exclude_none=True, include_in_schema=False)
-async def jwks(request: Request, response: Response) -> KeySetAnswer:
+async def jwks(keyturn: Keyturn, _request: Request) -> Answer:
     """The public keys of access tokens. A new key stands here a minute before it signs."""
-    response.headers["cache-control"] = "public, max-age=30"
-    return KeySetAnswer.model_validate(request.app.state.keyturn.keys.jwks())
+    key_set = KeySetAnswer.model_validate(keyturn.keys.jwks())
+    return of_model(key_set, [(b"cache-control", b"public, max-age=30")], exclude_none=True)
+
+
+ENDPOINTS = (
+    Endpoint(
+        "GET",
+        "/.well-known/jwks.json",
+        jwks,
+        tag="well-known",
+        model=KeySetAnswer,
+        response_headers={"Cache-Control": {"schema": {"type": "string"}, "description": "RFC 9111: 30 seconds."}},
+    ),
+)

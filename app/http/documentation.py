@@ -1,11 +1,10 @@
-"""Answers as FastAPI gives them, and how refusals stand in the OpenAPI document."""
+"""How refusals stand in the OpenAPI document."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Annotated, Any, get_args
 
-from fastapi import Response
 from pydantic import BaseModel, Field, WithJsonSchema
 
 from ..errors import (
@@ -18,7 +17,7 @@ from ..errors import (
     ServerError,
     UnsupportedMediaType,
 )
-from ..http.edge import Answer, UriTooLong
+from .heads import UriTooLong
 
 
 def _codes(of: type[Refusal]) -> Iterator[str]:
@@ -52,56 +51,46 @@ HEADERS: dict[int, dict[str, Any]] = {
     401: _CHALLENGE,
     503: {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}},
 }
-REQUEST_ID = {
+"""Header fields of refusals, by status."""
+
+_REQUEST_ID = {
     "schema": {"type": "string"},
     "description": "The `X-Request-Id` of the request, or a new one. The log has it too.",
 }
-
-EVERYWHERE = (InvalidRequest, UriTooLong, HeaderFieldsTooLarge, ServerError)
-"""What the edge may answer to any request."""
-
-WITH_BODY = (RequestTimeout, ContentTooLarge, UnsupportedMediaType)
-"""What the edge may answer besides to one that has a body."""
+_OF_THE_EDGE = (InvalidRequest, UriTooLong, HeaderFieldsTooLarge, ServerError)
+_OF_THE_EDGE_TO_A_BODY = (RequestTimeout, ContentTooLarge, UnsupportedMediaType)
 
 
-def refusals(*classes: type[Refusal]) -> dict[int | str, dict[str, Any]]:
+def refused(*classes: type[Refusal]) -> dict[int | str, dict[str, Any]]:
     """The ``responses`` of an endpoint that may raise these."""
     return {
-        refused.status: {
+        each.status: {
             "model": ErrorAnswer,
-            "description": refused.sentence,
-            "headers": _CHALLENGE if refused.standard_challenge else HEADERS.get(refused.status, {}),
+            "description": each.sentence,
+            "headers": _CHALLENGE if each.standard_challenge else HEADERS.get(each.status, {}),
         }
-        for refused in classes
+        for each in classes
     }
-
-
-def response(answer: Answer) -> Response:
-    """An answer as FastAPI's endpoints and handlers give it."""
-    status, headers, body = answer
-    given = Response(body, status)
-    given.raw_headers = headers
-    return given
 
 
 def documented(document: dict[str, Any]) -> dict[str, Any]:
     """FastAPI's OpenAPI document as the service is.
 
-    Refusals have the one shape, there is no 422, none is left out. Each operation says whether it takes a token: tools
-    read silence as a mistake.
+    Refusals have the one shape, there is no 422, and no refusal of the edge is left out. Each operation says whether it
+    takes a token, because tools read silence as a mistake.
     """
     schemas = document["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
-    document["components"]["headers"] = {"RequestId": REQUEST_ID}
-    refused = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}}}
+    document["components"]["headers"] = {"RequestId": _REQUEST_ID}
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}}}
     for path in document["paths"].values():
         for operation in path.values():
             operation.setdefault("security", [])
             responses = operation["responses"]
             responses.pop("422", None)
-            for refusal in EVERYWHERE + (WITH_BODY if "requestBody" in operation else ()):
-                responses.setdefault(str(refusal.status), {"description": refusal.sentence, "content": refused})
+            for refusal in _OF_THE_EDGE + (_OF_THE_EDGE_TO_A_BODY if "requestBody" in operation else ()):
+                responses.setdefault(str(refusal.status), {"description": refusal.sentence, "content": content})
             for answer in responses.values():
                 answer.setdefault("headers", {})["X-Request-Id"] = {"$ref": "#/components/headers/RequestId"}
             operation["responses"] = dict(sorted(responses.items()))

@@ -1,0 +1,158 @@
+"""The two doors through which a request comes to its endpoint: the fast one and FastAPI's.
+
+The doors differ in how they find the endpoint, and in nothing else: both call its `answer` with the same request.
+FastAPI's matching alone costs a request more than the rest of the way. So plain requests take the fast door, and
+FastAPI gets all others: those with another path or method, with a query, or with a header field that is not plain.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Annotated, Any, Generic
+
+from fastapi import APIRouter, Body, Depends, Query, Response
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
+from pydantic.json_schema import SkipJsonSchema
+from starlette import requests
+
+from .answers import Answer
+from .documentation import refused
+from .endpoints import Endpoint, Parts
+from .request import Request
+
+USUAL_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+
+# A field is plain if the edge or `Request` reads it, or if it means nothing to any endpoint. Any other field may mean
+# something to a check of the slow door, now or later: Cookie, Origin, DPoP, Prefer and so on.
+_READ = b"host content-type content-length authorization x-request-id"
+_ABOUT_THE_CLIENT = (
+    b"user-agent accept accept-charset accept-encoding accept-language cache-control connection dnt keep-alive pragma "
+    b"priority referer sec-gpc"
+)
+_OF_PROXIES = (
+    b"via x-forwarded-for x-forwarded-host x-forwarded-port x-forwarded-prefix x-forwarded-proto x-forwarded-scheme "
+    b"x-forwarded-server x-real-ip x-scheme cdn-loop"
+)
+# What proxies tell the endpoint for proxies about their client's request: Traefik, Caddy, nginx, ingress-nginx, Envoy.
+_OF_FORWARD_AUTH = (
+    b"x-forwarded-method x-forwarded-uri x-original-method x-original-uri x-original-url x-original-remote-addr "
+    b"x-auth-request-redirect x-sent-from x-envoy-expected-rq-timeout-ms x-envoy-internal x-envoy-attempt-count "
+    b"x-envoy-decorator-operation x-envoy-original-path"
+)
+_OF_TRACES = (
+    b"traceparent tracestate baggage x-correlation-id x-cloud-trace-context x-amzn-trace-id b3 x-b3-traceid "
+    b"x-b3-spanid x-b3-parentspanid x-b3-sampled x-b3-flags x-ot-span-context"
+)
+PLAIN_FIELDS = frozenset(b" ".join((_READ, _ABOUT_THE_CLIENT, _OF_PROXIES, _OF_FORWARD_AUTH, _OF_TRACES)).split())
+"""The names of header fields with which a request may take the fast door."""
+
+_BEARER = HTTPBearer(
+    auto_error=False, scheme_name="bearer", bearerFormat="JWT", description="An access token of a login or refresh."
+)
+
+
+class Doors(Generic[Parts]):
+    """Both doors to a set of endpoints. `parts` is set before the first request comes."""
+
+    parts: Parts
+
+    def __init__(self, endpoints: Iterable[Endpoint[Parts]]) -> None:
+        self._endpoints = tuple(endpoints)
+        self._fast = {
+            (method, endpoint.path): endpoint.answer
+            for endpoint in self._endpoints
+            if endpoint.fast
+            for method in (USUAL_METHODS if endpoint.any_method else (endpoint.method,))
+        }
+
+    def fast(self, request: Request) -> Awaitable[Answer] | None:
+        """The fast door: the answer to come, or None where the request has to take FastAPI's door."""
+        answer = self._fast.get((request.method, request.path))
+        if answer is None or request.query or not request.fields.keys() <= PLAIN_FIELDS:
+            return None
+        return answer(self.parts, request)
+
+    def add_to(self, router: APIRouter) -> None:
+        """Makes FastAPI's door: its routes, and with them the entries of the OpenAPI document."""
+        router.route_class = _Route
+        for endpoint in self._endpoints:
+            handler = self._handler(endpoint)
+            # FastAPI documents a route once for each method. So a route that is not documented serves them all.
+            if endpoint.any_method or endpoint.method == "GET":
+                methods = [] if endpoint.any_method else ["GET", "HEAD"]
+                router.add_api_route(
+                    endpoint.path,
+                    handler,
+                    methods=methods,
+                    include_in_schema=False,
+                    generate_unique_id_function=_name,  # FastAPI's own ids begin with a method
+                )
+            # FastAPI warns about a good answer that stands among the other answers without need.
+            good: dict[int | str, dict[str, Any]] = (
+                {endpoint.status: {"headers": dict(endpoint.response_headers)}} if endpoint.response_headers else {}
+            )
+            router.add_api_route(
+                endpoint.path,
+                handler,
+                methods=[endpoint.method],
+                description=inspect.cleandoc(endpoint.answer.__doc__ or ""),
+                tags=[endpoint.tag],
+                status_code=endpoint.status,
+                response_model=endpoint.model,
+                response_description=endpoint.response_description,
+                responses={**good, **refused(*endpoint.refusals), **endpoint.responses},
+                openapi_extra={"security": [{}]} if endpoint.credentials == "optional bearer" else None,
+                generate_unique_id_function=_name,
+            )
+
+    def _handler(self, endpoint: Endpoint[Parts]) -> Callable[[requests.Request], Coroutine[Any, Any, Response]]:
+        async def handler(request: requests.Request) -> Response:
+            return response(await endpoint.answer(self.parts, Request.of(request.scope)))
+
+        handler.__name__ = endpoint.name
+        handler.__signature__ = _documented(endpoint)  # type: ignore[attr-defined]  # FastAPI reads it
+        return handler
+
+
+class _Route(APIRoute):
+    """A route whose parameters FastAPI documents but does not read: `answer` reads them, behind either door."""
+
+    def get_route_handler(self) -> Callable[[requests.Request], Coroutine[Any, Any, Response]]:
+        return self.endpoint
+
+
+def _name(route: APIRoute) -> str:
+    return route.name
+
+
+def _documented(endpoint: Endpoint[Any]) -> inspect.Signature:
+    """The signature from which FastAPI makes the operation's parameters, body and security."""
+    annotations: dict[str, tuple[Any, Any]] = {}
+    if endpoint.credentials != "none":
+        annotations["_scheme"] = (Annotated[Any, Depends(_BEARER)], inspect.Parameter.empty)
+    for each in endpoint.query:
+        several = Annotated[list[str] | SkipJsonSchema[None], Query(description=each.description)]
+        annotations[each.name] = (several, None)
+    if endpoint.body is not None:
+        body = Body(media_type=endpoint.media_type)
+        annotations["body"] = (
+            (Annotated[endpoint.body | None, body], None)
+            if endpoint.body_is_optional
+            else (Annotated[endpoint.body, body], inspect.Parameter.empty)
+        )
+    return inspect.Signature(
+        [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+            for name, (annotation, default) in annotations.items()
+        ]
+    )
+
+
+def response(answer: Answer) -> Response:
+    """An answer, as FastAPI's routes and handlers give it."""
+    status, fields, body = answer
+    given = Response(body, status)
+    given.raw_headers = list(fields)
+    return given

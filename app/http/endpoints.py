@@ -1,0 +1,69 @@
+"""An endpoint: the one description from which both doors and the OpenAPI document are made."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel
+
+from ..errors import Refusal
+from .answers import Answer
+from .request import Request
+
+Parts = TypeVar("Parts")
+"""The parts of the process that answers need. The wire knows nothing about them."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueryParameter:
+    """A query parameter, which may stand several times. `Request.values` reads it."""
+
+    name: str
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint(Generic[Parts]):
+    """An endpoint, as it is served and as it is documented.
+
+    Whatever is decided about a request (credentials, the form of its body, the notes for the log) is decided in
+    `answer`. So no door can pass it by.
+    """
+
+    method: str
+    """The method in the OpenAPI document. Where it is GET, HEAD is served too."""
+    path: str
+    answer: Callable[[Parts, Request], Awaitable[Answer]]
+    """Gives the answer or raises a refusal. Its name is the operation's id, its docstring the operation's description.
+    """
+    tag: str
+    status: int = 200
+    """The status of the good answer, for the document."""
+    model: type[BaseModel] | None = None
+    """The body of the good answer, for the document."""
+    response_description: str = "Successful Response"
+    response_headers: Mapping[str, Any] = field(default_factory=dict)
+    """Header fields of the good answer, for the document."""
+    body: type[BaseModel] | None = None
+    """The model of the request's body, for the document; `answer` reads it by `Request.content`."""
+    body_is_optional: bool = False
+    media_type: str = "application/json"
+    """The media type of the request's body, for the document."""
+    credentials: Literal["none", "optional bearer", "bearer"] = "none"
+    """The credentials that the document asks for; `answer` reads them by `Request.bearer`."""
+    query: tuple[QueryParameter, ...] = ()
+    refusals: tuple[type[Refusal], ...] = ()
+    """The refusals that `answer` raises, for the document. The edge's own are added to each endpoint."""
+    responses: Mapping[int | str, dict[str, Any]] = field(default_factory=dict)
+    """Further answers, for the document."""
+    any_method: bool = False
+    """Whether each method of HTTP is served, also those that no standard knows (RFC 9110 section 9.1)."""
+    fast: bool = False
+    """Whether plain requests take the fast door."""
+
+    @property
+    def name(self) -> str:
+        """The operation's id."""
+        return self.answer.__name__

@@ -1,0 +1,125 @@
+"""The head of a request: its target and its header fields."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from itertools import chain
+from urllib.parse import unquote_to_bytes
+
+from starlette.types import Scope
+
+from ..errors import HeaderFieldsTooLarge, InvalidRequest
+from .request import Request
+
+MAX_TARGET = 8192
+"""Bytes of path and query. RFC 9112 section 3 asks for at least 8000 for the whole request line."""
+
+# llhttp leaves the white space that may follow a value (RFC 9112 section 5.1).
+_HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*[ \t]*")
+_STRAY_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+
+# Each says what the message or the caller is. Two of them are two requests in one: RFC 9112 sections 3.2 and 6.3.
+_SINGLE = frozenset({b"authorization", b"content-length", b"content-type", b"host", b"transfer-encoding"})
+_SINGLE_AT_VERIFY = _SINGLE - {b"content-type"}  # whose body is not looked at
+# RFC 3986 sections 3.3 and 3.4; "%" is looked at by itself.
+_IN_TARGETS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~!$&'()*+,;=:@/?%"
+
+# The endpoint that proxies ask about their clients' requests: its name, what the proxy demands, what the client asked
+# for. Without a demand that stands here there is no such path: a mistyped one must not let everyone through.
+_VERIFY = "/auth/verify"
+_ASKED = re.compile(rb"(/auth/verify)((?:;(?:role|scope)=[^/;]*)*)(/.*)?", re.DOTALL)
+
+
+class UriTooLong(InvalidRequest):
+    """The request target is longer than any of ours."""
+
+    status = 414
+    sentence = "The path and query are too long."
+
+
+def check_head(request: Request, scope: Scope, max_header: int, *, at_verify: bool = False) -> None:
+    """Checks target and header fields. `max_header` bounds them together, in bytes.
+
+    Raises:
+        Refusal: 400, 414 or 431.
+    """
+    headers, fields = request.headers, request.fields
+    path: bytes = scope.get("raw_path") or b""
+    query = request.query
+    target = path + query
+    if len(target) > MAX_TARGET:
+        raise UriTooLong("request target")
+    block = b"".join(chain.from_iterable(headers))
+    if len(target) + len(block) + 4 * len(headers) > max_header:
+        raise HeaderFieldsTooLarge("header block")
+    if not block.isascii():
+        _check_fields(headers)
+    if len(fields) != len(headers):
+        single = _SINGLE_AT_VERIFY if at_verify else _SINGLE
+        names = [name for name, _ in headers if name in single]
+        if len(names) != len(set(names)):
+            raise InvalidRequest("a header field stands twice")
+    if not _HOST.fullmatch(fields.get(b"host", b"\n" if scope["http_version"] == "1.1" else b"")):
+        raise InvalidRequest("Host is missing or malformed")
+    # RFC 9112 section 3.2. Browsers send some of these characters. So a proxy passes them on to the endpoint for
+    # proxies, where they only tell what the client asked for.
+    if not at_verify and target.translate(None, _IN_TARGETS):
+        raise InvalidRequest("a character that no request target has")
+    if b"%" in target or not target.isascii():
+        check_escaped(path, "path")
+        check_escaped(query, "query")
+
+
+def asked_by_proxy(scope: Scope) -> Scope | None:
+    """The request that a proxy makes about its client's, without what is the client's; None where it is another one.
+
+    Proxies append the path and the query that they were asked for (Envoy) and announce a body that they keep (nginx).
+    None of it is looked at. A demand stands where no client can write: in the query of the path itself, or before
+    the appended path, as a parameter of the path's last segment (RFC 3986 section 3.3): ``/auth/verify;role=admin``.
+    """
+    root_path: str = scope.get("root_path", "")
+    if not scope["path"].startswith(_VERIFY, len(root_path)):
+        return None
+    parts = _ASKED.fullmatch(scope.get("raw_path") or b"", len(root_path))
+    if parts is None:
+        return None
+    path, demands, below = parts.groups()
+    if not demands and below is None:
+        return scope
+    queries = [demands[1:].replace(b";", b"&")] if demands else []
+    if below is None and scope["query_string"]:
+        queries.append(scope["query_string"])
+    return {
+        **scope,
+        "path": root_path + path.decode(),
+        "raw_path": root_path.encode() + path,
+        "query_string": b"&".join(queries),
+    }
+
+
+def _check_text(text: bytes, where: str) -> None:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        raise InvalidRequest(f"{where} is not UTF-8") from None
+
+
+def _check_fields(headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """RFC 9110 section 5.5: bytes that are not ASCII are opaque. Only what is read here need be text.
+
+    A media type is compared as bytes, where a body is read at all.
+    """
+    for name, value in headers:
+        if name in _SINGLE_AT_VERIFY:
+            _check_text(value, "header field")
+
+
+def check_escaped(text: bytes, where: str) -> None:
+    """Checks percent-encoded text: every escape whole, and UTF-8 without NUL behind it."""
+    if _STRAY_PERCENT.search(text):
+        raise InvalidRequest(f"{where} has a broken escape")
+    raw = unquote_to_bytes(text)
+    if b"\0" in raw:
+        raise InvalidRequest(f"{where} has a NUL")
+    _check_text(raw, where)

@@ -1,0 +1,191 @@
+"""A request, as every endpoint sees it."""
+
+from __future__ import annotations
+
+import re
+from itertools import count
+from secrets import token_hex
+from typing import Any, Protocol, TypeVar, cast
+from urllib.parse import parse_qsl
+from uuid import UUID
+
+from pydantic import BaseModel, ValidationError
+from starlette.types import Scope
+
+from ..actors import Actor, Kind
+from ..errors import InvalidRequest, NoToken, Refusal
+from .answers import Fields
+from .bodies import ABSENT, not_as_modelled
+
+_KEY = "keyturn.request"
+"""The one member of the ASGI scope that is ours."""
+
+# Keep a client's own id, so that its log and ours meet. But an id that looks like a token must not enter our log.
+_REQUEST_ID = re.compile(rb"(?!.*(?:ktr_|eyJ))[A-Za-z0-9._-]{1,64}")
+# An id is unique and no secret: a random part of the process, and a count.
+_PROCESS = token_hex(10)
+_requests = count(1)
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class Wire(Protocol):
+    """A shorter way to the connection than ASGI's `receive` and `send`, where the protocol offers one."""
+
+    def take_body(self) -> bytes | None:
+        """The whole body; None while a part of it is still to come."""
+
+    def respond(self, status: int, fields: Fields, body: bytes) -> bool:
+        """Sends a whole answer at once. False, with nothing sent, where the client is slow or gone."""
+
+
+class Request:
+    """One request: what came in, and the notes for its line in the log.
+
+    The protocol makes it with `wire` and `malformed`, or else the edge makes it. The edge fills in the rest before any
+    endpoint sees it.
+    """
+
+    __slots__ = (
+        "client",
+        "fields",
+        "headers",
+        "id",
+        "json",
+        "malformed",
+        "method",
+        "notes",
+        "path",
+        "query",
+        "refusal",
+        "session_id",
+        "wire",
+    )
+
+    method: str
+    path: str
+    """Decoded, without the prefix under which a proxy publishes the service."""
+    query: bytes
+    headers: list[tuple[bytes, bytes]]
+    """The header fields in their order, names in lower case."""
+    fields: dict[bytes, bytes]
+    """The last value of each header field."""
+    client: str | None
+    """The client's address, as a trusted proxy tells it, or else that of the connection."""
+    id: str
+    json: object
+    """The JSON value in the body; `ABSENT` where there is none."""
+    notes: dict[str, Any] | None
+    """Further members for the line in the log, which are redacted there."""
+    session_id: UUID | str | None
+    """The session that the request was about, for the log."""
+    refusal: Refusal | None
+    """The refusal that the request was answered with, for the log."""
+    malformed: Refusal | None
+    """The refusal of a request that the protocol could not read."""
+    wire: Wire | None
+
+    def __init__(self, wire: Wire | None = None, malformed: Refusal | None = None) -> None:
+        self.wire = wire
+        self.malformed = malformed
+        self.json = ABSENT
+        self.notes = self.session_id = self.refusal = None
+
+    @staticmethod
+    def of(scope: Scope) -> Request:
+        """The request of an ASGI scope. Makes one where the server's protocol has made none."""
+        request = scope.get(_KEY)
+        if request is None:
+            request = Request()
+            request.put_in(scope)
+        return cast("Request", request)
+
+    def put_in(self, scope: Any) -> None:
+        """Makes this the request of the ASGI scope."""
+        scope[_KEY] = self
+
+    def read_head(self, scope: Scope) -> None:
+        """Takes over the head, after the server has written what a trusted proxy says of the client into the scope."""
+        headers = self.headers = scope["headers"]
+        fields = self.fields = dict(headers)
+        self.method = scope["method"]
+        self.read_target(scope)
+        client = scope.get("client")
+        self.client = client[0] if client else None
+        given = fields.get(b"x-request-id")
+        self.id = given.decode() if given and _REQUEST_ID.fullmatch(given) else f"{_PROCESS}{next(_requests):012x}"
+
+    def read_target(self, scope: Scope) -> None:
+        """Takes over path and query."""
+        prefix = scope.get("root_path")
+        self.path = scope["path"][len(prefix) :] if prefix else scope["path"]
+        self.query = scope["query_string"]
+
+    def note(self, **members: Any) -> None:
+        """Adds members to the line in the log."""
+        self.notes = (self.notes or {}) | members
+
+    def by(self, kind: Kind = "anonymous", user_id: UUID | None = None) -> Actor:
+        """The one who acts by this request."""
+        return Actor(kind, str(user_id) if user_id else None, self.client, self.id)
+
+    def bearer(self) -> str | None:
+        """The bearer token (RFC 6750 section 2.1); None where there is none. The only place that looks for one.
+
+        Another scheme means none: a proxy's own credential, for example, must not keep a refresh token from logging
+        out.
+
+        Raises:
+            InvalidRequest: there are several Authorization fields.
+        """
+        value = self.fields.get(b"authorization")
+        if value is None:
+            return None
+        if len(self.fields) != len(self.headers) and sum(name == b"authorization" for name, _ in self.headers) > 1:
+            raise InvalidRequest("several Authorization fields", description="There must be one Authorization header.")
+        scheme, _, token = value.decode("latin-1").partition(" ")
+        return token.strip(" \t") if scheme.lower() == "bearer" else None
+
+    def access_token(self) -> str:
+        """The bearer token.
+
+        Raises:
+            NoToken: there is none.
+            InvalidRequest: there are several Authorization fields.
+        """
+        token = self.bearer()
+        if token is None:
+            raise NoToken("no bearer token")
+        return token
+
+    def values(self, name: str) -> list[str]:
+        """All values of a query parameter, in their order."""
+        if not self.query:
+            return []
+        pairs = parse_qsl(self.query.decode("latin-1"), keep_blank_values=True)
+        return [value for each, value in pairs if each == name]
+
+    def content(self, model: type[_Model]) -> _Model:
+        """The JSON body, by its model.
+
+        Raises:
+            InvalidRequest: it is missing or has another form.
+        """
+        try:
+            # As FastAPI reads a body: the name of an error's type, which the log has, hangs on the flag.
+            content: _Model = model.__pydantic_validator__.validate_python(self.json, from_attributes=True)
+        except ValidationError as error:
+            refusal = not_as_modelled(model, self.json, error)
+        else:
+            return content
+        raise refusal  # here, so that the error, which holds the body, is not its context
+
+    def content_or_default(self, model: type[_Model]) -> _Model:
+        """The JSON body, by its model, or the model's defaults where there is none.
+
+        A client of Java sends ``null`` where it has nothing to say.
+
+        Raises:
+            InvalidRequest: it has another form.
+        """
+        return model() if self.json is ABSENT or self.json is None else self.content(model)

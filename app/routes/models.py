@@ -1,0 +1,62 @@
+"""The bodies of requests and answers that several endpoints have."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..tokens.refresh_tokens import PATTERN
+
+
+class RequestBody(BaseModel):
+    """A request: unknown fields are refused, and nothing of it can come back in an error or a repr."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
+
+
+# Requests have no `format`. With `email`, generated clients refuse `admin@localhost`. With `password`, they send
+# asterisks.
+Email = Annotated[str, Field(max_length=1024, examples=["ada@example.com"])]
+Password = Annotated[
+    str,
+    Field(
+        max_length=1024,
+        repr=False,
+        description="8 to 1024 bytes of UTF-8 without NUL, compared as it is sent.",
+        examples=["correct horse battery staple"],
+    ),
+]
+# Ours have 88 characters.
+RefreshToken = Annotated[
+    str,
+    Field(
+        max_length=1024,
+        description="The refresh token of the last answer.",
+        examples=["ktr_" + "x" * 84],
+    ),
+]
+assert PATTERN.fullmatch("ktr_" + "x" * 84), "the documented example has the form of a token"
+
+
+class TokenAnswer(BaseModel):
+    """RFC 6749 section 5.1, and the session's deadlines. All durations are whole seconds."""
+
+    access_token: Annotated[str, Field(description="JWT after RFC 9068; send it as a bearer token.")]
+    token_type: Annotated[str, Field(examples=["Bearer"])]
+    expires_in: Annotated[int, Field(description="Seconds until the access token expires.", examples=[900])]
+    refresh_token: Annotated[str, Field(description="Opaque; replaces the one that was presented.")]
+    refresh_expires_in: Annotated[int, Field(description="Seconds until the session ends unless it is refreshed.")]
+    session_id: UUID
+    session_expires_in: Annotated[int, Field(description="Seconds until the session ends in any case.")]
+
+
+class UserAnswer(BaseModel):
+    """A user."""
+
+    id: UUID
+    email: str
+    role: str
+    created_at: datetime
