@@ -1,5 +1,6 @@
 """The edge over real sockets: what is tried on the wire, what is refused and how, and what the log says of it."""
 
+import asyncio
 import contextlib
 import gzip
 import json
@@ -18,6 +19,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,11 @@ import pytest
 import uvicorn
 from hypothesis import example, given
 from hypothesis import strategies as st
+from uvicorn.server import ServerState
 
 from app import log
 from app.errors import InvalidGrant, InvalidRequest, SlowDown
+from app.http import fast_wire
 from app.http.answers import render
 from app.http.bodies import ABSENT, MAX_DEPTH, MAX_DIGITS, MAX_MEMBERS, parse_json
 from app.http.edge import Edge
@@ -1617,3 +1621,52 @@ def test_no_number_of_digits_is_lost():
 
 if __name__ == "__main__":
     serve(sys.argv[1])
+
+
+# -- another uvicorn
+
+
+async def test_under_another_uvicorn_the_fast_wire_is_off_and_requests_are_answered(monkeypatch, capsys):
+    capsys.readouterr()
+    assert not fast_wire.usable("0.55.0")
+    assert not fast_wire.usable("0.55.0")
+    (line,) = capsys.readouterr().err.splitlines()  # one, however often it is asked
+    assert (json.loads(line)["event"], json.loads(line)["uvicorn"]) == ("fast_wire_off", "0.55.0")
+
+    seen = []
+
+    async def telling(scope, receive, send):
+        seen.append(Request.of(scope).wire)
+        await application(scope, receive, send)
+
+    config = uvicorn.Config(Edge(telling), http=KeyturnHttpProtocol, log_config=None, lifespan="off")
+    config.load()
+
+    def protocol():
+        return KeyturnHttpProtocol(config=config, server_state=ServerState(), app_state={})
+
+    async def answered() -> list[bytes]:
+        async with await asyncio.get_running_loop().create_server(protocol, "127.0.0.1", 0) as server:
+            answers = []
+            for wire in (
+                b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n{}",
+                b"GET /refusal HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+                b"GET / HTTP/9\r\n\r\n",
+            ):
+                reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+                writer.write(wire)
+                answer = await reader.read()
+                answers.append(re.sub(rb"x-request-id: \w+|\"request_id\": \"\w+\"", b"", answer))
+                writer.close()
+            return answers
+
+    usual = await answered()
+    assert seen
+    assert all(seen)
+    monkeypatch.setattr(fast_wire, "usable", partial(fast_wire.usable, "0.55.0"))
+    seen.clear()
+    unusual = await answered()
+    assert seen
+    assert not any(seen)
+    assert [each.split()[1] for each in unusual] == [b"200", b"401", b"400"]
+    assert [each.partition(b"\r\n\r\n")[2] for each in unusual] == [each.partition(b"\r\n\r\n")[2] for each in usual]

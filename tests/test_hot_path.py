@@ -1,11 +1,13 @@
-"""The hot path: the direct endpoints answer as FastAPI's do; a batch of refreshes loses nothing and no one."""
+"""The hot path: both doors give the same answers; a batch of refreshes loses nothing and no one."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Sequence
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,10 +19,14 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from uvicorn.server import ServerState
 
+from app import log
 from app.actors import SERVICE
-from app.errors import InvalidGrant, TemporarilyUnavailable
+from app.errors import InvalidGrant, InvalidRequest, TemporarilyUnavailable
+from app.http.answers import Answer
+from app.http.doors import PLAIN_FIELDS, Doors
 from app.http.edge import Edge
 from app.http.protocol import KeyturnHttpProtocol
+from app.http.request import Request
 from app.keyturn import Keyturn, opened
 from app.main import create_app
 from app.sessions import rotation
@@ -32,6 +38,204 @@ from app.tokens.refresh_tokens import RefreshToken
 from tests.conftest import a_user, settings_of, time_passes
 
 Outcome = tuple[Granted, RefreshToken] | None
+
+
+# Header fields that mean something to some service, or will to this one. None of them may take the fast door.
+MEANINGFUL = [
+    ("Cookie", "a=b"), ("Cookie", "__Host-session=x; csrf=y"), ("Origin", "https://evil.example"), ("Origin", "null"),
+    ("Sec-Fetch-Site", "cross-site"), ("Sec-Fetch-Mode", "navigate"), ("Sec-Fetch-Dest", "document"),
+    ("Sec-Fetch-User", "?1"), ("DPoP", "e30.e30.x"), ("X-HTTP-Method-Override", "DELETE"), ("X-HTTP-Method", "GET"),
+    ("X-Method-Override", "POST"), ("Forwarded", "for=1.2.3.4;host=evil.example"), ("Content-Encoding", "gzip"),
+    ("Content-Encoding", "identity"), ("Expect", "100-continue"), ("Expect", "x"), ("TE", "trailers"),
+    ("Trailer", "Authorization"), ("Idempotency-Key", '"8e03978e"'), ("Transfer-Encoding", "chunked"),
+    ("Transfer-Encoding", "gzip, chunked"), ("Range", "bytes=0-1"), ("If-Match", "*"), ("If-None-Match", "*"),
+    ("If-Modified-Since", "Thu, 01 Jan 2099 00:00:00 GMT"), ("If-Unmodified-Since", "Thu, 01 Jan 1970 00:00:00 GMT"),
+    ("If-Range", '"x"'), ("Prefer", "return=minimal"), ("Upgrade", "h2c"), ("Upgrade", "websocket"),
+    ("HTTP2-Settings", "x"), ("Sec-WebSocket-Key", "eA=="), ("X-CSRF-Token", "x"), ("X-Requested-With", "XMLHttpRequest"),
+    ("Proxy-Authorization", "Basic eDp4"), ("Access-Control-Request-Method", "POST"), ("Early-Data", "1"),
+    ("Client-Cert", ":eA==:"), ("X-Forwarded-Client-Cert", "Hash=x"), ("Signature", "x=:eA==:"),
+    ("Content-Digest", "sha-256=:eA==:"), ("Content-Language", "de"), ("X-Auth-Subject", "x"), ("X-Auth-Role", "admin"),
+    ("X-Forwarded-User", "root"), ("X-Api-Key", "x"), ("Max-Forwards", "0"), ("X-Never-Heard-Of", "x"),
+]  # fmt: skip
+
+
+@dataclass
+class EachDoor:
+    """One application: as it is served, with FastAPI's door alone, and with no list of plain fields at the fast one."""
+
+    keyturn: Keyturn
+    doors: Doors[Keyturn]
+    clients: list[httpx2.AsyncClient]
+    capsys: pytest.CaptureFixture[str]
+
+    async def _ask(self, client: httpx2.AsyncClient, method: str, path: str, more: dict[str, Any]) -> object:
+        headers = [*more.get("headers", ()), ("X-Request-Id", "the-same")]
+        answer = await client.request(method, path, **{**more, "headers": headers})
+        log.flush()
+        lines = [json.loads(line) for line in self.capsys.readouterr().err.splitlines()]
+        for line in lines:
+            assert line.pop("timestamp")
+            line.pop("duration_ms", None)
+        return told(answer), lines
+
+    async def differences(self, requests: Iterable[tuple[str, str, dict[str, Any]]]) -> list[object]:
+        """The requests to which one door gave another answer, or another line in the log, than the others."""
+        found: list[object] = []
+        for request in requests:
+            for _ in range(3):  # between two of them, a second of a lifetime may have passed
+                answers = [await self._ask(client, *request) for client in self.clients]
+                if answers == answers[:1] * len(answers):
+                    break
+            else:
+                found.append((request, answers))
+        return found
+
+    async def requests(self, *fields: tuple[str, str]) -> list[tuple[str, str, dict[str, Any]]]:
+        """Requests with these header fields to each endpoint that has a fast door. Sent again, they are answered alike."""
+        proof = await a_user(self.keyturn, "each@door.example")
+        live, over, gone = [await self.keyturn.starting.start(proof, by=SERVICE) for _ in range(3)]
+        await self.keyturn.ending.logout(None, over.refresh_token, "this", by=SERVICE)
+        used = await self.keyturn.rotation.refresh(live.refresh_token, by=SERVICE)
+        bearer = ("Authorization", f"Bearer {used.access_token}")
+        return [
+            ("POST", "/auth/refresh", {"json": {"refresh_token": live.refresh_token}, "headers": fields}),
+            ("POST", "/auth/refresh", {"json": {"refresh_token": over.refresh_token}, "headers": fields}),
+            ("POST", "/auth/refresh", {"json": {"x": 1}, "headers": fields}),
+            ("GET", "/auth/verify", {"headers": [bearer, *fields]}),
+            ("POST", "/auth/verify", {"content": b"x", "headers": [bearer, *fields]}),
+            ("HEAD", "/auth/verify", {"headers": [("Authorization", f"Bearer {over.access_token}"), *fields]}),
+            ("GET", "/auth/verify", {"headers": fields}),
+            ("POST", "/auth/logout", {"json": {"refresh_token": over.refresh_token}, "headers": fields}),
+            ("POST", "/auth/logout", {"json": {"refresh_token": gone.refresh_token}, "headers": fields}),
+            ("POST", "/auth/logout", {"headers": [("Authorization", f"Bearer {over.access_token}"), *fields]}),
+            ("POST", "/auth/login", {"json": {"email": "a@b.example"}, "headers": fields}),
+        ]
+
+
+@pytest.fixture
+async def each_door(database_url: str, capsys: pytest.CaptureFixture[str]) -> AsyncIterator[EachDoor]:
+    app = create_app(settings_of(database_url, None))
+    doors: Doors[Keyturn] = app.doors  # type: ignore[attr-defined]  # of our own subclass
+    behind = partial(FastAPI.__call__, app)
+
+    def without_a_list(request: Request) -> Awaitable[Answer] | None:
+        answer = doors._fast.get((request.method, request.path))
+        return None if answer is None or request.query else answer(doors.parts, request)
+
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(app.router.lifespan_context(app))
+        clients = [
+            await stack.enter_async_context(
+                httpx2.AsyncClient(transport=httpx2.ASGITransport(front), base_url="https://x")
+            )
+            for front in (app, Edge(behind), Edge(behind, fast=without_a_list))
+        ]
+        log.flush()
+        capsys.readouterr()
+        yield EachDoor(app.state.keyturn, doors, clients, capsys)
+
+
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+async def test_each_header_field_has_the_same_answer_and_line_in_the_log_through_both_doors(
+    each_door: EachDoor,
+) -> None:
+    framing = {b"content-length", b"content-type", b"authorization", b"x-request-id"}
+    plain = [(name.decode(), "ü") for name in sorted(PLAIN_FIELDS - framing)]
+    requests = await each_door.requests()
+    for method, path, more in list(requests):
+        for field in (*MEANINGFUL, *plain, ("Content-Type", "text/plain"), ("Authorization", "Basic eDp4")):
+            wired = (field[0], field[1].encode())
+            requests.append((method, path, {**more, "headers": [*more["headers"], wired]}))
+    assert await each_door.differences(requests) == []
+
+
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+async def test_only_requests_whose_fields_are_all_plain_take_the_fast_door(each_door: EachDoor) -> None:
+    def taken(*fields: tuple[str, str]) -> bool:
+        request = Request()
+        headers = [(name.lower().encode(), value.encode()) for name, value in fields]
+        scope = {"method": "GET", "path": "/auth/verify", "query_string": b"", "headers": headers}
+        request.read_head(scope)
+        answering = each_door.doors.fast(request)
+        if answering is not None:
+            answering.close()  # type: ignore[attr-defined]  # a coroutine that is not wanted
+        return answering is not None
+
+    assert all(taken((name.decode(), "x")) for name in PLAIN_FIELDS)
+    assert [field for field in MEANINGFUL if taken(field) or taken(("Host", "x"), field)] == []
+
+
+def _refuse_an_origin(doors: Doors[Keyturn], patch: pytest.MonkeyPatch) -> None:
+    """The fast door alone looks at Origin."""
+    verify = doors._fast["GET", "/auth/verify"]
+
+    async def refusing(parts: Keyturn, request: Request) -> Answer:
+        if b"origin" in request.fields:
+            raise InvalidRequest("origin")
+        return await verify(parts, request)
+
+    patch.setitem(doors._fast, ("GET", "/auth/verify"), refusing)
+
+
+def _forget_the_session(doors: Doors[Keyturn], patch: pytest.MonkeyPatch) -> None:
+    """The fast door alone leaves the session out of the log."""
+    refresh = doors._fast["POST", "/auth/refresh"]
+
+    async def forgetting(parts: Keyturn, request: Request) -> Answer:
+        answer = await refresh(parts, request)
+        request.session_id = None
+        return answer
+
+    patch.setitem(doors._fast, ("POST", "/auth/refresh"), forgetting)
+
+
+def _override_the_method(_doors: Doors[Keyturn], patch: pytest.MonkeyPatch) -> None:
+    """FastAPI's door alone obeys X-HTTP-Method-Override."""
+    served = FastAPI.__call__
+
+    async def overriding(app: FastAPI, scope: Any, receive: Any, send: Any) -> None:
+        method = dict(scope.get("headers", ())).get(b"x-http-method-override", b"").decode()
+        await served(app, {**scope, "method": method or scope["method"]}, receive, send)
+
+    patch.setattr(FastAPI, "__call__", overriding)
+
+
+def _add_a_field(doors: Doors[Keyturn], patch: pytest.MonkeyPatch) -> None:
+    """The fast door alone adds a field to an answer."""
+    logout = doors._fast["POST", "/auth/logout"]
+
+    async def adding(parts: Keyturn, request: Request) -> Answer:
+        status, fields, body = await logout(parts, request)
+        return status, [*fields, (b"x-logged-out", b"1")], body
+
+    patch.setitem(doors._fast, ("POST", "/auth/logout"), adding)
+
+
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    ("plant", "field"),
+    [
+        (_refuse_an_origin, ("Origin", "null")),
+        (_forget_the_session, ("Accept", "x")),
+        (_override_the_method, ("X-HTTP-Method-Override", "DELETE")),
+        (_add_a_field, ("Accept", "x")),
+    ],
+    ids=lambda each: getattr(each, "__name__", None),
+)
+async def test_a_bug_that_is_planted_in_one_door_is_found(
+    each_door: EachDoor,
+    monkeypatch: pytest.MonkeyPatch,
+    plant: Callable[[Doors[Keyturn], pytest.MonkeyPatch], None],
+    field: tuple[str, str],
+) -> None:
+    requests = await each_door.requests(field)
+    assert await each_door.differences(requests) == []
+    plant(each_door.doors, monkeypatch)
+    for client in each_door.clients[1:]:  # they hold what the bug may replace
+        edge: Edge = client._transport.app  # type: ignore[attr-defined]  # an ASGITransport
+        app = each_door.clients[0]._transport.app  # type: ignore[attr-defined]
+        monkeypatch.setattr(edge, "_app", partial(FastAPI.__call__, app))
+    assert await each_door.differences(requests) != []
 
 
 @pytest.fixture
