@@ -30,7 +30,7 @@ from app.actors import SERVICE
 from app.errors import InvalidToken, Reason, TemporarilyUnavailable
 from app.keyturn import Keyturn, opened
 from app.revocation import redis_server
-from app.revocation.fence import NEVER_CLAIMED, READ_LIMIT, Fence
+from app.revocation.fence import NEVER_CLAIMED, READ_LIMIT, Fence, Reading
 from app.revocation.lifetimes import (
     KEY_LIVES,
     LOOK_BACK,
@@ -46,7 +46,7 @@ from app.revocation.revocations import Revocations
 from app.sessions.answers import Tokens
 from app.settings import LEEWAY
 from app.storage.database import Database
-from app.storage.tables import CacheFence, Session, uuid7
+from app.storage.tables import CacheFence, Pulse, Session, uuid7
 from tests.conftest import Opener, a_user, settings_of, time_passes
 from tests.servers import Redis, free_port
 
@@ -316,6 +316,38 @@ async def test_the_databases_clock_is_learned_from_a_reading_that_was_not_late(
     monkeypatch.setattr("app.revocation.fence.READ_LIMIT", hour)
     await pair.here.revocations.fence._take(clock.now - 600)
     assert timedelta(minutes=4) < ahead() < timedelta(minutes=6)
+
+
+@pytest.mark.parametrize("engine", ["postgres", "sqlite"])
+async def test_one_statement_reads_fence_and_pulse_and_each_newer_reading_is_handed_on(
+    database_url: str,
+) -> None:
+    async with instance(database_url, None) as keyturn:
+        readings: list[Reading] = []
+        reader = keyturn.revocations.fence
+        reader.on_reading = readings.append
+        began = time.monotonic()
+        with statements(keyturn) as sent:
+            await reader.read()
+        assert len(sent) == 1
+        (first,) = readings
+        assert began <= first.began <= time.monotonic()
+        assert abs(first.now - datetime.now(UTC)) < timedelta(minutes=1)
+        async with keyturn.db.begin() as tx:
+            await tx.execute(update(Pulse).values(keys=Pulse.keys + 1))
+        await reader.read()
+        assert readings[1].keys_version == first.keys_version + 1
+        assert readings[1].began > first.began
+        await reader._take(first.began)  # late: a newer one is known
+        assert len(readings) == 2
+
+        def away(*_: object) -> None:
+            raise ConnectionRefusedError
+
+        event.listen(keyturn.db._heart.sync_engine, "before_cursor_execute", away)
+        await reader.read()
+        assert not reader.database_answers()
+        assert len(readings) == 2
 
 
 async def test_a_postgres_that_is_read_only_is_none_that_was_read(pair: Pair) -> None:
@@ -1443,6 +1475,11 @@ async def test_a_running_instance_finds_a_flushed_redis_and_makes_it_complete(
         await refused(there, tokens)
         await wait_for(complete)
         assert await cache.exists(f"{KEYS}{tokens.session_id}")
+
+
+def test_a_command_is_packed_as_the_driver_would_pack_it() -> None:
+    command = ("EVAL", "return 'ä'", "1", redis_server.MARKER, b"\x00\r\n", "")
+    assert redis_server.packed(command) == b"".join(redis_asyncio.Connection().pack_command(*command))
 
 
 def test_the_names_in_redis_share_a_hash_slot() -> None:

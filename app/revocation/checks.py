@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+import math
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from itertools import islice
 from time import monotonic
@@ -21,6 +21,13 @@ from .redis_server import MARKER, RedisServer, Server, key_name
 
 _MOST_SEEN = 100_000
 _FORGET_AT_ONCE = 1000
+
+_Answer = tuple[bool, tuple[Server, bytes | None] | None]
+"""Whether the token is accepted; else, if Redis has no key, the server that was silent and its marker."""
+
+_ACCEPTED: _Answer = (True, None)
+_KEY_THERE: _Answer = (False, None)
+_NONE_SEEN: Mapping[UUID, float] = {}
 
 # The marker, and how many of the keys are there, in one step: mostly none is, and then that is one number to read.
 _ANY = "return {redis.call('GET', KEYS[1]), redis.call('EXISTS', unpack(KEYS, 2))}"
@@ -61,34 +68,26 @@ class Checks:
         remembered = self._ended.get(session_id)
         if remembered is not None:
             raise InvalidToken("session ended", reason=remembered[0])
-        silent = False
+        silence = None
         if self._redis.is_configured:
-            with suppress(TemporarilyUnavailable):
-                server, marker, key = await self._questions(session_id)
-                silent = not key
-                if (
-                    silent
-                    and self._fence.believes(server, marker, monotonic(), VOUCHES_FOR)
-                    and (issued_at >= self._fence.last.vouches_from or self._was_seen(session_id))  # type: ignore[union-attr]  # it believes by a fence
-                ):
-                    return
-                if silent and self._fence.database_is_away() and self._believes_without_database(server, marker):
-                    return
+            try:
+                accepted, silence = await self._questions((session_id, issued_at))
+            except TemporarilyUnavailable:
+                accepted = False  # the database answers
+            if accepted:
+                return
+            if silence is not None and self._fence.database_is_away() and self._believes_without_database(*silence):
+                return
         try:
             reason = await self._lookups(session_id)
         except TemporarilyUnavailable:
             # Guarantee 8: refuse rather than let through, except where Redis was complete when the database was
             # last seen (README, "Guarantees when things fail", names the one case that this lets through).
-            if silent and self._believes_without_database(server, marker):
+            if silence is not None and self._believes_without_database(*silence):
                 return
             raise
         if reason is not None:
             raise InvalidToken("session ended", reason=reason)
-
-    def _was_seen(self, session_id: UUID) -> bool:
-        """Whether the database knew the session as live, so lately that an end since then has its key in Redis."""
-        fence = self._fence.last
-        return fence is not None and fence.seen.get(session_id, 0.0) > monotonic()
 
     def _believes_without_database(self, server: Server, marker: bytes | None) -> bool:
         return bool(self._without_database) and self._fence.believes(
@@ -129,11 +128,28 @@ class Checks:
                 if until < now:
                     del seen[session_id]
 
-    async def _ask_redis(self, ids: Sequence[UUID]) -> Sequence[tuple[Server, bytes | None, bool]]:
-        names = [key_name(i) for i in ids]
-        count = str(len(names) + 1)
-        server, ((marker, there),) = await self._redis.send([("EVAL", _ANY, count, MARKER, *names)])
-        if not there:
-            return [(server, marker, False)] * len(ids)
-        server, ((marker, *keys),) = await self._redis.send([("MGET", MARKER, *names)])
-        return [(server, marker, key is not None) for key in keys]
+    async def _ask_redis(self, questions: Sequence[tuple[UUID, int]]) -> Sequence[_Answer]:
+        """The answers of Redis to sessions and the moments at which their tokens were issued.
+
+        Belief is judged once for all of them, after Redis answered. Each verification began before that moment, so a
+        logout that returned before the verification began also returned before that moment.
+        """
+        names = [key_name(session_id) for session_id, _ in questions]
+        keys: Sequence[object] = ()
+        server, ((marker, there),) = await self._redis.send([("EVAL", _ANY, str(len(names) + 1), MARKER, *names)])
+        if there:
+            server, ((marker, *keys),) = await self._redis.send([("MGET", MARKER, *names)])
+        fence, now = self._fence.last, monotonic()
+        if fence is None or not self._fence.believes(server, marker, now, VOUCHES_FOR):
+            vouches_from, seen = math.inf, _NONE_SEEN
+        else:
+            vouches_from, seen = fence.vouches_from, fence.seen
+        doubted: _Answer = (False, (server, marker))
+        # The database knew a session in `seen` as live, so lately that an end since then has its key in Redis.
+        answers = [
+            _ACCEPTED if issued_at >= vouches_from or seen.get(session_id, 0.0) > now else doubted
+            for session_id, issued_at in questions
+        ]
+        return (
+            answers if not there else [a if key is None else _KEY_THERE for a, key in zip(answers, keys, strict=True)]
+        )
