@@ -27,6 +27,10 @@ from tests.service import ROOT, Service
 from tests.test_keys import published, until
 
 
+async def nothing() -> None:
+    return
+
+
 @pytest.fixture
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(key_changes, "LAST_SIGN_IN", timedelta(0))
@@ -64,8 +68,7 @@ async def test_a_session_that_another_instance_began_under_the_key_meanwhile_is_
         proof = await a_user(one)
         await one.sessions.start(proof, by=SERVICE)
         await published(one, (await one.key_changes.generate("refresh", by=SERVICE)).kid)
-        monkeypatch.setattr(late.keys, "follow", lambda *_, **__: None)
-        late.revocations.on_keys_version = None
+        monkeypatch.setattr(late.keys, "load", nothing)  # as one that has yet to read the table
         began: list[Any] = []
 
         async def sign_in() -> None:
