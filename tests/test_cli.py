@@ -358,7 +358,7 @@ def test_keys_are_made_listed_and_retired(keyturn: Command) -> None:
     assert [listed[kid]["algorithm"] for kid in made] == ["HS256", "EdDSA", "HMAC-SHA256"]
     assert made[1] in keyturn.ok("keys", "list").out
     told = keyturn.ok("keys", "retire", made[0]).out.splitlines()
-    assert told[0] == f"{made[0]} is retired; within 20 s its tokens are refused everywhere"
+    assert told[0] == f"{made[0]} is retired; within 2 s its tokens are refused everywhere"
     assert told[1].startswith(
         f"{first['access']['kid']} (HS256) signs access tokens now; {made[1]} (EdDSA) is published"
     )

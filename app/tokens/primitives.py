@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import os
+from binascii import a2b_base64, b2a_base64
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -22,6 +22,9 @@ KEY_BYTES = 32
 """Bytes of each symmetric key: as strong as the SHA-256 or AES-256 that it is for."""
 
 _NONCE = 12  # RFC 5116 section 5.3
+_TO_URL = bytes.maketrans(b"+/", b"-_")
+_FROM_URL = bytes.maketrans(b"-_", b"+/")
+_PADDING = (b"", b"===", b"==", b"=")
 _LAST = {1: "", 2: "AQgw", 3: "AEIMQUYcgkosw048"}  # characters whose 4 or 2 lowest bits are zero
 
 
@@ -64,7 +67,7 @@ class Sealing:
 
 def to_base64url(raw: bytes) -> bytes:
     """Base64url without padding (RFC 7515 section 2)."""
-    return base64.urlsafe_b64encode(raw).rstrip(b"=")
+    return b2a_base64(raw, newline=False).translate(_TO_URL, b"=")
 
 
 def from_base64url(text: str) -> bytes:
@@ -76,7 +79,7 @@ def from_base64url(text: str) -> bytes:
     spare = len(text) % 4
     if spare and text[-1] not in _LAST[spare]:
         raise ValueError("not base64url, or another spelling")
-    return base64.urlsafe_b64decode(text + "=" * (-spare % 4))
+    return a2b_base64(text.encode().translate(_FROM_URL) + _PADDING[spare])
 
 
 def new_private_key(algorithm: Literal["ES256", "RS256", "EdDSA"], bits: RsaBits) -> bytes:

@@ -14,7 +14,6 @@ derives nothing (guarantee 6).
 
 from __future__ import annotations
 
-import base64
 import hmac
 import os
 import re
@@ -23,7 +22,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from uuid import UUID
 
-from .primitives import derive, prepared_hmac
+from .primitives import derive, from_base64url, prepared_hmac, to_base64url
 
 PREFIX = "ktr_"
 """Lets secret scanners find leaked tokens."""
@@ -84,7 +83,7 @@ class RefreshToken:
     @property
     def text(self) -> str:
         """How it goes over the wire."""
-        return PREFIX + base64.urlsafe_b64encode(self.raw).decode()
+        return PREFIX + to_base64url(self.raw).decode()
 
     @property
     def digest(self) -> bytes:
@@ -105,12 +104,12 @@ def issue(key: RefreshKey, session_id: UUID) -> RefreshToken:
 
 def key_number(text: str) -> int | None:
     """The unverified number of the key that a token names, or None where the text has not the form of a token."""
-    return base64.urlsafe_b64decode(text[4:8])[0] if PATTERN.fullmatch(text) else None
+    return from_base64url(text[4:8])[0] if PATTERN.fullmatch(text) else None
 
 
 def verify(text: str, key: RefreshKey) -> RefreshToken | None:
     """The token that a text of the right form (`key_number`) spells, or None if we did not issue it."""
-    raw = base64.urlsafe_b64decode(text[4:])
+    raw = from_base64url(text[4:])
     if not hmac.compare_digest(key.tag(raw[:_BODY]), raw[_BODY:]):
         return None
     return RefreshToken(key, UUID(bytes=raw[1:17]), int.from_bytes(raw[17:21]), raw[21:_BODY], raw)
