@@ -404,14 +404,14 @@ async def test_when_the_database_is_back_the_keys_are_read_at_once(
                     await asyncio.sleep(0.05)
 
         await until(two.revocations.database_answers)
-        beat, two.db.beat = two.db.beat, away  # type: ignore[method-assign]  # as an outage looks to the reading
+        beat, two.db.watch_connection = two.db.watch_connection, away  # type: ignore[method-assign]  # as an outage looks to the reading
         await until(lambda: not two.revocations.database_answers())
         token = issue(one.keys.signing_refresh, uuid7()).text
         two.keys._set = KeySet({}, {}, {}, {})
         two.keys._read_at = monotonic() - UNREAD_LIMIT.total_seconds() - 1
         with pytest.raises(TemporarilyUnavailable):
             two.keys.verify_refresh_token(token)
-        two.db.beat = beat  # type: ignore[method-assign]  # as above
+        two.db.watch_connection = beat  # type: ignore[method-assign]  # as above
         await until(lambda: bool(two.keys._set.refresh))
         assert two.keys.verify_refresh_token(token).text == token
 

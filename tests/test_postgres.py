@@ -287,7 +287,7 @@ async def test_defaults_that_a_database_brings_change_no_answer_and_no_deadline(
             timedelta(days=7),
         )
         assert rows[0]["seconds"] == 7 * 86400
-        for door in (keyturn.db.begin, keyturn.db.look, keyturn.db.beat):
+        for door in (keyturn.db.begin, keyturn.db.look, keyturn.db.watch_connection):
             async with door() as connection:
                 for setting, value in {
                     "TimeZone": "UTC",

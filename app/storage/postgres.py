@@ -102,13 +102,13 @@ class Postgres:
         self.set_local = _set_config(local=True, search_path=self.search_path)
         """What each transaction begins with behind a pooler."""
 
-    def engine(self, size: int, *, patience: timedelta) -> AsyncEngine:
+    def engine(self, size: int, *, wait: timedelta) -> AsyncEngine:
         """An engine with a pool of that size, for whose connections one waits so long."""
         engine = create_async_engine(
             "postgresql+asyncpg://",
             pool_size=size,
             max_overflow=0,
-            pool_timeout=patience.total_seconds(),
+            pool_timeout=wait.total_seconds(),
             pool_use_lifo=True,
             hide_parameters=True,  # parameters hold digests and hashes; none belongs into a traceback
             connect_args=self._arguments(),
@@ -168,10 +168,10 @@ class Postgres:
         failure: Exception | None = None
         standby = False
         addresses = sorted(self._url.addresses, key=lambda address: address != self._primary)
-        patience = _CONNECT_LIMIT if len(addresses) == 1 else _HOST_LIMIT
+        wait = _CONNECT_LIMIT if len(addresses) == 1 else _HOST_LIMIT
         for address in addresses:
             try:
-                async with asyncio.timeout(patience.total_seconds()):
+                async with asyncio.timeout(wait.total_seconds()):
                     connection = await self._open(*address, name, limit, writable=writable)
             except (OSError, asyncpg.PostgresError) as e:
                 failure = e
@@ -228,9 +228,9 @@ class Postgres:
                     "SELECT pg_is_in_recovery(), current_setting('default_transaction_read_only') = 'on'"
                 )
         else:
-            told = connection.get_settings()  # by each server from PostgreSQL 14 on, with its greeting
-            standby = getattr(told, "in_hot_standby", "off") == "on"
-            read_only = getattr(told, "default_transaction_read_only", "off") == "on"
+            greeting = connection.get_settings()  # from PostgreSQL 14 on each server tells these two
+            standby = getattr(greeting, "in_hot_standby", "off") == "on"
+            read_only = getattr(greeting, "default_transaction_read_only", "off") == "on"
         return not standby and not (read_only and writable)
 
 

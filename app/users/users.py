@@ -75,7 +75,7 @@ class Users:
     @own_task
     async def emails(self, user_ids: Collection[UUID]) -> dict[UUID, str]:
         """The addresses of these users."""
-        async with self._db.look(aside=True) as connection:
+        async with self._db.look(hot_path=False) as connection:
             found = await connection.execute(select(User.id, User.email).where(User.id.in_(user_ids)))
             return {row.id: row.email for row in found}
 
@@ -168,7 +168,7 @@ class Users:
 
     @own_task
     async def _hashes_after(self, user_id: UUID) -> builtins.list[Any]:
-        async with self._db.look(aside=True) as connection:
+        async with self._db.look(hot_path=False) as connection:
             query = select(User.id, User.password_hash).where(User.id > user_id).order_by(User.id).limit(_PAGE)
             return [*(await connection.execute(query))]
 
@@ -176,14 +176,14 @@ class Users:
     async def _learn_the_oldest(self) -> None:
         # What a wrong password costs is to be right from a process's first one on. Whose hashes are the oldest still
         # have them of whatever ARGON2_* was before; ids are in the order of age.
-        async with self._db.look(aside=True) as connection:
+        async with self._db.look(hot_path=False) as connection:
             for hashed in await connection.scalars(select(User.password_hash).order_by(User.id).limit(100)):
                 self._passwords.learn(hashed)
         self._know_the_oldest = True
 
     @own_task
     async def _stored(self, email: str) -> Any:
-        async with self._db.look(aside=True) as connection:
+        async with self._db.look(hot_path=False) as connection:
             found = await connection.execute(
                 select(User.id, User.password_hash, User.disabled_at).where(User.email == email)
             )
@@ -226,7 +226,7 @@ class Users:
 
     @own_task
     async def _read(self, query: Select[Any]) -> builtins.list[User]:
-        async with self._db.look(aside=True) as connection:
+        async with self._db.look(hot_path=False) as connection:
             return [User(**row) for row in (await connection.execute(query)).mappings()]
 
     @own_task
