@@ -108,9 +108,9 @@ class Database:
     def incarnation(self, *, writing: bool = False) -> ColumnElement[str]:
         """Which life of the database a statement on the fence runs in, and that the fence's row was written in it.
 
-        A file that is put back needs a new start of Postgres, a standby that takes over had another; a dump that is
-        loaded writes the row, or the table of the sessions, in another transaction. Each role may ask for all of it.
-        SQLite tells nothing: "".
+        The value differs after each way back to an older state. (1) Files that are put back need a new start of
+        Postgres. (2) A standby that takes over was started at another time. (3) A dump that is loaded writes the row,
+        or the table of the sessions, in another transaction. Each role may ask for all of it. On SQLite it is "".
 
         Args:
             writing: for the statement that writes the row; else for one that reads it.
