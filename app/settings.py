@@ -1,12 +1,12 @@
 """Every knob of Keyturn: its type, unit, default and check, read once at start.
 
-Sources, the first that names a setting wins: environment (``KEYTURN_…``), ``.env`` in the working folder, the
-TOML file given with ``--config`` (or ``KEYTURN_CONFIG``), the default. A value may come from a file
-instead: ``KEYTURN_SECRET_FILE=/run/…``. Durations are whole seconds outside, ``timedelta`` inside.
+Of the sources the first that names a setting wins: environment (``KEYTURN_…``), ``.env`` in the working folder, the
+TOML file given with ``--config`` (or ``KEYTURN_CONFIG``), the default. A value may come from a file instead:
+``KEYTURN_SECRET_FILE=/run/…``. Durations are whole seconds outside, ``timedelta`` inside.
 
 A value loses the ASCII blanks and line ends around it, whatever its source. Other characters that nobody sees are
-refused, and so is an empty value where empty is not the default: a variable that some template left empty must not
-turn a Postgres into a SQLite, or a master secret into one that nobody keeps.
+refused. So is an empty value where empty is not the default: a variable that a template left empty must not turn a
+Postgres into a SQLite.
 """
 
 from __future__ import annotations
@@ -285,7 +285,7 @@ def _in_words(error: ErrorDetails) -> str:
 
 
 def accepts(name: str) -> str:
-    """What a setting's value may be, in words; empty where only its description can say it."""
+    """The values that a setting accepts, in words; empty where only its description can say it."""
     field = Settings.model_fields[name]
     if field.annotation is bool:
         return "true or false"

@@ -25,7 +25,7 @@ PREFIX = "KEYTURN_"
 def sources(
     environ: Mapping[str, str], config: Path | None, names: Collection[str], only: Collection[str] | None = None
 ) -> dict[str, Any]:
-    """What the sources say of all settings, or only of some; files that are named for others are not opened.
+    """The values that the sources give, of all settings or only of some; files named for others are not opened.
 
     Args:
         environ: the environment's variables.

@@ -909,7 +909,7 @@ async def test_without_its_database_it_is_alive_and_not_ready(api: Api) -> None:
     revocations = api.keyturn.revocations
     async with AsyncExitStack() as held:
         for _ in range(2 if api.keyturn.db.is_postgres else 1):  # all that the heartbeat has
-            await held.enter_async_context(api.keyturn.db.beat())
+            await held.enter_async_context(api.keyturn.db.watch_connection())
         assert revocations.fence.last is not None
         revocations.fence.last = replace(revocations.fence.last, began=monotonic() - 3)
         ready, health = await asyncio.gather(api.get("/readyz"), api.get("/healthz"))

@@ -397,7 +397,7 @@ async def away() -> AsyncIterator[AsyncConnection]:
 async def test_when_the_database_is_back_the_keys_are_read_at_once(open_keyturn: Opener) -> None:
     async with open_keyturn() as one, open_keyturn() as two:
         await until(two.revocations.fence.database_answers)
-        beat, two.db.beat = two.db.beat, away  # type: ignore[method-assign]  # as an outage looks to the reading
+        beat, two.db.watch_connection = two.db.watch_connection, away  # type: ignore[method-assign]  # as an outage looks to the reading
         await until(lambda: not two.revocations.fence.database_answers())
         await one.keys.generate("refresh", by=SERVICE)
         await one.keys.load()
@@ -409,7 +409,7 @@ async def test_when_the_database_is_back_the_keys_are_read_at_once(open_keyturn:
         two.keys._read_at = monotonic() - UNREAD_LIMIT.total_seconds() - 1
         with pytest.raises(TemporarilyUnavailable):
             two.keys.verify_refresh_token(token)
-        two.db.beat = beat  # type: ignore[method-assign]  # as above
+        two.db.watch_connection = beat  # type: ignore[method-assign]  # as above
         await until(lambda: 2 in two.keys._set.refresh, READ_BY_ALL.total_seconds())
         assert two.keys.verify_refresh_token(token).text == token
 

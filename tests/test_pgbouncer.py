@@ -102,7 +102,7 @@ async def test_the_limits_hold_in_each_transaction_and_leave_nothing_behind_on_t
     opener: Opener,
 ) -> None:
     async with opener() as keyturn:
-        for door in (keyturn.db.begin, keyturn.db.look, keyturn.db.beat):
+        for door in (keyturn.db.begin, keyturn.db.look, keyturn.db.watch_connection):
             async with door() as connection:
                 assert await connection.scalar(text("SHOW statement_timeout")) == "4s"
                 assert await connection.scalar(text("SHOW lock_timeout")) == "2s"
@@ -142,7 +142,7 @@ async def test_defaults_of_the_database_change_nothing_behind_pgbouncer_either(
         for setting, value in wanted.items():
             rows = await keyturn.db.fetch(f"SELECT current_setting('{setting}') AS value")
             assert [row["value"] for row in rows] == [value]
-            for door in (keyturn.db.begin, keyturn.db.look, keyturn.db.beat):
+            for door in (keyturn.db.begin, keyturn.db.look, keyturn.db.watch_connection):
                 async with door() as connection:
                     assert await connection.scalar(text(f"SHOW {setting}")) == value
 

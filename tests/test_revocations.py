@@ -204,7 +204,9 @@ def statements(*keyturns: Keyturn) -> Iterator[list[str]]:
         sent.append(statement)
 
     engines = {
-        engine.sync_engine for k in keyturns for engine in (k.db._engine, k.db._writer, k.db._reader, k.db._heart)
+        engine.sync_engine
+        for k in keyturns
+        for engine in (k.db._engine, k.db._writer, k.db._reader, k.db._watch_engine)
     }
     for engine in engines:
         event.listen(engine, "before_cursor_execute", listen)
@@ -344,19 +346,19 @@ async def test_one_statement_reads_fence_and_pulse_and_each_newer_reading_is_han
         def away(*_: object) -> None:
             raise ConnectionRefusedError
 
-        event.listen(keyturn.db._heart.sync_engine, "before_cursor_execute", away)
+        event.listen(keyturn.db._watch_engine.sync_engine, "before_cursor_execute", away)
         await reader.read()
         assert not reader.database_answers()
         assert len(readings) == 2
 
 
 async def test_a_postgres_that_is_read_only_is_none_that_was_read(pair: Pair) -> None:
-    async with pair.here.db.beat() as connection:
+    async with pair.here.db.watch_connection() as connection:
         database = (await connection.execute(text("SELECT current_database()"))).scalar_one()
     there = pair.there.revocations
 
     async def becomes(read_only: str) -> None:
-        async with pair.here.db.beat() as connection:
+        async with pair.here.db.watch_connection() as connection:
             for statement in (
                 "SET default_transaction_read_only = off",
                 f'ALTER DATABASE "{database}" SET default_transaction_read_only = {read_only}',
@@ -1355,7 +1357,7 @@ async def test_without_the_database_redis_answers_for_the_time_that_is_set(
 
         fence = there.revocations.fence.last
         assert fence is not None
-        for name in ("_engine", "_writer", "_reader", "_heart"):
+        for name in ("_engine", "_writer", "_reader", "_watch_engine"):
             event.listen(getattr(there.db, name).sync_engine, "before_cursor_execute", away)
 
         async def unknown(tokens: Tokens) -> None:
@@ -1387,7 +1389,7 @@ async def test_where_the_database_is_known_to_be_away_nobody_waits_for_it(
             raise ConnectionRefusedError
 
         revocations = there.revocations
-        for name in ("_reader", "_heart"):
+        for name in ("_reader", "_watch_engine"):
             event.listen(getattr(there.db, name).sync_engine, "before_cursor_execute", away)
         assert revocations.fence.last is not None
         revocations.fence.last = replace(revocations.fence.last, began=time.monotonic() - 2)

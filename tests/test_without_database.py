@@ -49,7 +49,7 @@ async def away(keyturn: Keyturn, since: float = 2) -> AsyncIterator[None]:
     """The instance gets no connection, has just found that out, and last read the fence `since` seconds ago."""
     revocations = keyturn.revocations
     async with AsyncExitStack() as held:
-        for door in (keyturn.db.look, keyturn.db.beat, keyturn.db.beat):
+        for door in (keyturn.db.look, keyturn.db.watch_connection, keyturn.db.watch_connection):
             await held.enter_async_context(door())
         assert revocations.fence.last is not None
         revocations.fence.last = replace(revocations.fence.last, began=monotonic() - since)

@@ -107,5 +107,5 @@ class Events:
             query = query.where(Row.user_id == user_id)
         if session_id is not None:
             query = query.where(Row.session_id == session_id)
-        async with self._db.look(aside=True) as connection:
+        async with self._db.look(hot_path=False) as connection:
             return (await connection.execute(query)).mappings().all()

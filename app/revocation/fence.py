@@ -101,7 +101,7 @@ class FenceReader:
 
     async def _take(self, began: float) -> None:
         """Reads the fence. A late answer counts too, from when the reading began."""
-        async with self._db.beat() as connection:
+        async with self._db.watch_connection() as connection:
             row = (
                 await connection.execute(
                     select(
@@ -116,7 +116,7 @@ class FenceReader:
                 )
             ).one()
             if row.read_only == "on":
-                await self._db.leave(connection)  # the next reading looks for the primary again
+                await self._db.discard(connection)  # the next reading looks for the primary again
                 raise TemporarilyUnavailable("this Postgres is read-only: not the primary")
         if monotonic() - began <= READ_LIMIT.total_seconds():
             self._db.observe(row.now, timedelta(seconds=monotonic() - began))

@@ -1,6 +1,6 @@
-"""Natural batching: what arrives while one run is under way goes together in the next.
+"""Natural batching: items that arrive while one run is under way go together in the next.
 
-Nothing waits for company. An idle service runs each item at once and alone; load makes the batches grow by itself.
+No item waits for company. An idle service runs each one at once and alone; under load the batches grow by themselves.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Batch(Generic[K, V]):
 
     An answer that is an exception is raised for that item alone. Where `run` itself fails and there were several
     items, each is run again by itself, so that one bad item never fails the others; `run` must therefore be safe to
-    repeat. The runs are tasks of their own: whoever waits may be cancelled, the statement under way may not.
+    repeat. The runs are tasks of their own: a caller may be cancelled, the statement under way may not.
 
     Up to `in_flight` runs are under way: with two, one that is stuck does not stop all that comes after it.
     """
@@ -61,9 +61,9 @@ class Batch(Generic[K, V]):
             self._timer = loop.call_later(TIME_LIMIT.total_seconds(), self._give_up)
         if self._running < self._in_flight:
             self._running += 1
-            # What it logs is about all whom it serves, and not about the request that happened to start it.
+            # In a context of its own: a run logs about all items that it serves, and not about the one that started it.
             keep(asyncio.create_task(self._work(), context=contextvars.Context()))
-        # The future is this caller's alone: to cancel it reaches nothing that is under way.
+        # The future is this caller's alone, so that its cancellation does not reach the run.
         return await future
 
     async def _work(self) -> None:
@@ -92,7 +92,7 @@ class Batch(Generic[K, V]):
     async def _answer(self, items: list[K], futures: list[asyncio.Future[V]]) -> None:
         try:
             answered = list(zip(futures, await self._run(items), strict=True))
-        except Exception as e:  # noqa: BLE001  # whatever it is, it belongs to those who wait
+        except Exception as e:  # noqa: BLE001  # any error belongs to the callers
             if len(items) > 1 and (isinstance(e, Contention) or not isinstance(e, TemporarilyUnavailable)):
                 for item, future in zip(items, futures, strict=True):
                     await self._answer([item], [future])
@@ -107,7 +107,7 @@ class Batch(Generic[K, V]):
                 future.set_result(answer)
 
     def _give_up(self) -> None:
-        """Answers those who have waited for `TIME_LIMIT`. One timer for all: one for each costs as much as the rest."""
+        """Answers callers that have waited for `TIME_LIMIT`. One timer for all, as one for each costs much more."""
         loop = asyncio.get_running_loop()
         limit = TIME_LIMIT.total_seconds()
         while self._unanswered:

@@ -56,7 +56,7 @@ class Database:
     def __init__(self, settings: Settings) -> None:
         """Opens nothing yet; the first use connects."""
         self.is_postgres = settings.postgres is not None
-        self._zero: datetime | None = None  # what the database's clock said when `monotonic` was at zero
+        self._zero: datetime | None = None  # the database's clock at the zero of `monotonic`
         # Connections that stay out of the pool between statements: to take one costs as much as to send a statement.
         self._held: list[_Held] = []
         self._most_held = 0  # on SQLite, whose one connection that writes is for all
@@ -69,21 +69,21 @@ class Database:
             self._most_held = min(2, hot - 1)
             if self._pooled:
                 self._wrapped = f"BEGIN ISOLATION LEVEL READ COMMITTED; {self._servers.set_local}"
-            self._engine = self._servers.engine(settings.database_pool - hot, patience=QUEUE_LIMIT)
-            self._writer = self._reader = self._autocommitting(self._servers.engine(hot, patience=QUEUE_LIMIT / 2))
-            self._aside = self._autocommitting(self._engine)
-            # Its own connections, so that our own queue is never taken for an outage of the database.
-            self._heart = self._autocommitting(self._servers.engine(2, patience=QUEUE_LIMIT))
-            for engine in (self._engine, self._writer, self._heart):
+            self._engine = self._servers.engine(settings.database_pool - hot, wait=QUEUE_LIMIT)
+            self._writer = self._reader = self._autocommitting(self._servers.engine(hot, wait=QUEUE_LIMIT / 2))
+            self._other_reader = self._autocommitting(self._engine)
+            # The watch has connections of its own, so that it never takes our own queue for an outage of the database.
+            self._watch_engine = self._autocommitting(self._servers.engine(2, wait=QUEUE_LIMIT))
+            for engine in (self._engine, self._writer, self._watch_engine):
                 self._losses.watch(engine)
         else:
             url = settings.sqlalchemy_url
             self._engine = self._writer = sqlite_engine(url, size=1, writes=True)
-            self._reader = self._aside = sqlite_engine(url, size=2, writes=False)
-            self._heart = sqlite_engine(url, size=1, writes=False)
+            self._reader = self._other_reader = sqlite_engine(url, size=2, writes=False)
+            self._watch_engine = sqlite_engine(url, size=1, writes=False)
 
     def _autocommitting(self, engine: AsyncEngine) -> AsyncEngine:
-        """One round trip a statement; but a pooler keeps the messages of one together only in a transaction."""
+        """Lets a statement cost one round trip. Behind a pooler, only a transaction keeps its messages together."""
         return engine if self._pooled else engine.execution_options(isolation_level="AUTOCOMMIT")
 
     def now(self) -> ColumnElement[datetime]:
@@ -108,9 +108,9 @@ class Database:
     def incarnation(self, *, writing: bool = False) -> ColumnElement[str]:
         """Which life of the database a statement on the fence runs in, and that the fence's row was written in it.
 
-        A file that is put back needs a new start of Postgres, a standby that takes over had another; a dump that is
-        loaded writes the row, or the table of the sessions, in another transaction. Each role may ask for all of it.
-        SQLite tells nothing: "".
+        The value differs after each way back to an older state. (1) Files that are put back need a new start of
+        Postgres. (2) A standby that takes over was started at another time. (3) A dump that is loaded writes the row,
+        or the table of the sessions, in another transaction. Each role may ask for all of it. On SQLite it is "".
 
         Args:
             writing: for the statement that writes the row; else for one that reads it.
@@ -131,7 +131,7 @@ class Database:
     def clock(self) -> datetime:
         """The database's clock as this process last saw it, for what is decided without a statement.
 
-        This machine's clock has no part in it once the database was asked: a step of it must refuse no token.
+        Once the database was asked, this machine's clock has no part in it, so that a step of it refuses no token.
         """
         return datetime.now(UTC) if self._zero is None else self._zero + timedelta(seconds=monotonic())
 
@@ -154,8 +154,8 @@ class Database:
     async def fetch(self, statement: str, *parameters: Any) -> Sequence[Any]:
         """One statement that writes and is its own transaction, by the driver itself; parameters and rows are its own.
 
-        For the one of the hot path: compiled and fetched by SQLAlchemy it costs each refresh of a batch of eight some
-        70 microseconds more.
+        The rotation goes this way: compiled and fetched by SQLAlchemy, its statement would cost each refresh of a batch
+        of eight some 70 microseconds more.
 
         Raises:
             TemporarilyUnavailable: the database is away; it is not known whether the statement was committed.
@@ -209,31 +209,42 @@ class Database:
         driver = (await connection.get_raw_connection()).driver_connection
         return _Held(connection, driver, count_of(connection.sync_connection), monotonic())
 
-    async def leave(self, connection: AsyncConnection) -> None:
-        """Gives up a connection to what is no primary any more, and with it all that were made before."""
+    async def discard(self, connection: AsyncConnection) -> None:
+        """Gives up a connection to a server that is no primary any more, and with it all that were made before."""
         self._losses.note(count_of(connection.sync_connection))
         await connection.invalidate()
 
     @asynccontextmanager
-    async def look(self, *, aside: bool = False) -> AsyncIterator[AsyncConnection]:
-        """For statements that only read, each with a snapshot of its own; `aside` of the hot path's connections."""
+    async def look(self, *, hot_path: bool = True) -> AsyncIterator[AsyncConnection]:
+        """A connection for statements that only read, each with a snapshot of its own.
+
+        Args:
+            hot_path: whether it may be one of those that refreshes and verifications wait for.
+
+        Raises:
+            TemporarilyUnavailable: the database is away.
+        """
         with outage():
-            async with (self._aside if aside else self._reader).connect() as connection:
+            async with (self._reader if hot_path else self._other_reader).connect() as connection:
                 yield connection
 
     @asynccontextmanager
-    async def beat(self) -> AsyncIterator[AsyncConnection]:
-        """As `look`, for the reading of the fence alone: it must not queue behind anything."""
+    async def watch_connection(self) -> AsyncIterator[AsyncConnection]:
+        """As `look`, for the reading of the fence alone, which must not queue behind anything.
+
+        Raises:
+            TemporarilyUnavailable: the database is away.
+        """
         with outage():
-            async with self._heart.connect() as connection:
+            async with self._watch_engine.connect() as connection:
                 yield connection
 
     async def close(self) -> None:
-        """Lets what is under way end (a few seconds at most), then closes the connections."""
+        """Waits until the tasks under way have ended (`TIME_LIMIT` at most), then closes the connections."""
         await finish()
         for held in self._held:
             await held.connection.close()
-        for engine in {self._engine, self._writer, self._reader, self._heart}:
+        for engine in {self._engine, self._writer, self._reader, self._watch_engine}:
             await engine.dispose()
 
 

@@ -25,13 +25,13 @@ from .locks import LOCK_LIMIT, MIGRATIONS
 from .outages import LOCK_NOT_AVAILABLE, READ_ONLY, not_let_in, outage, sqlstate
 from .postgres import Postgres
 from .schema import alembic_config
-from .sqlite import sqlite_hooks
+from .sqlite import configure_sqlite
 from .tables import Base
 
-_PATIENCE = timedelta(seconds=20)
+_WAIT_FOR_ANOTHER = timedelta(seconds=20)
 """How long one migration waits for another to end."""
 
-_TAKE = f"SELECT pg_advisory_xact_lock({MIGRATIONS})"
+_TAKE_LOCK = f"SELECT pg_advisory_xact_lock({MIGRATIONS})"
 
 
 def _limit(wait: timedelta) -> str:
@@ -39,7 +39,7 @@ def _limit(wait: timedelta) -> str:
 
 
 # Clients queue up behind a statement that waits for a lock on a table, so none waits long.
-_IMPATIENCE = _limit(LOCK_LIMIT)
+_SHORT_WAIT = _limit(LOCK_LIMIT)
 
 
 def migrate(place: Place) -> None:
@@ -147,7 +147,7 @@ def _offline(place: Place) -> None:
         if place.postgres is not None:
             search_path = Postgres(place.postgres, pooled=True).search_path
             where = (f"SELECT set_config('search_path', '{search_path}', true)",) if search_path else ()
-            for statement in (*where, _limit(_PATIENCE), _TAKE, _IMPATIENCE):
+            for statement in (*where, _limit(_WAIT_FOR_ANOTHER), _TAKE_LOCK, _SHORT_WAIT):
                 context.execute(statement)
         context.run_migrations()
 
@@ -164,7 +164,7 @@ def _online(place: Place) -> None:
         return
     # aiosqlite's thread may report to the event loop after that is closed; nothing else runs here that would wait.
     engine = create_engine(make_url(place.sqlalchemy_url).set(drivername="sqlite"), poolclass=pool.NullPool)
-    sqlite_hooks(engine, writes=True)
+    configure_sqlite(engine, writes=True)
     with engine.connect() as connection:
         _run(connection)
 
@@ -179,17 +179,17 @@ async def _on_postgres(url: PostgresURL) -> None:
 
 def _one_at_a_time(connection: Connection) -> None:
     """Takes the lock for the transaction. The second to come waits, and then finds nothing to do."""
-    if not connection.exec_driver_sql(_TAKE.replace("pg_advisory", "pg_try_advisory")).scalar():
+    if not connection.exec_driver_sql(_TAKE_LOCK.replace("pg_advisory", "pg_try_advisory")).scalar():
         other = connection.execute(_HOLDER).scalar() or "which has just ended"
-        print(f"keyturn: waiting up to {_PATIENCE.seconds} s for another migration: {other}", file=sys.stderr)
-        connection.exec_driver_sql(_limit(_PATIENCE))
+        print(f"keyturn: waiting up to {_WAIT_FOR_ANOTHER.seconds} s for another migration: {other}", file=sys.stderr)
+        connection.exec_driver_sql(_limit(_WAIT_FOR_ANOTHER))
         try:
-            connection.exec_driver_sql(_TAKE)
+            connection.exec_driver_sql(_TAKE_LOCK)
         except DBAPIError as e:
             if sqlstate(e) != LOCK_NOT_AVAILABLE:
                 raise
             raise ConfigurationError(f"another migration holds the lock of migrations: {other}") from None
-    connection.exec_driver_sql(_IMPATIENCE)
+    connection.exec_driver_sql(_SHORT_WAIT)
 
 
 # A release before this one took the lock for its session, and a pooler kept that.

@@ -33,7 +33,7 @@ statement is known wherever it can be."""
 
 _CONNECT_LIMIT = timedelta(seconds=2)
 _HOST_LIMIT = timedelta(seconds=1)
-"""How long one of several servers may take, so that a machine that is gone without a word leaves time for the next."""
+"""How long one of several servers may take, so that a machine that vanished leaves time for the next."""
 _ANSWER_LIMIT = timedelta(seconds=1)
 
 _KEEP_ALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
@@ -47,12 +47,12 @@ _SETTINGS = {
     "jit": "off",
     # The driver sends seven days as seven calendar days, which are 167 or 169 hours where clocks change.
     "TimeZone": "UTC",
-    # A policy that hides a session would make it an unknown one; with this Postgres refuses the statement instead.
+    # A policy of row-level security could hide a session. With this, Postgres refuses the statement instead.
     "row_security": "off",
 }
 
 
-# A migration takes the time that the tables need, whatever role or database bring for requests.
+# A migration takes the time that the tables need, whatever limits role or database set for requests.
 _WITHOUT_LIMITS = {"statement_timeout": "0", "idle_in_transaction_session_timeout": "0"}
 
 
@@ -64,8 +64,8 @@ def _without_transaction_limit(local: str) -> str:
 def _set_config(*, local: bool, search_path: str | None) -> str:
     """The statement that makes the settings which can't be start parameters; behind a pooler, all of them.
 
-    Defaults of a role or a database may stand in the way. They are overridden only where they break a promise: a
-    stronger ``synchronous_commit``, or ``default_transaction_read_only``, stays as the operator has it.
+    Defaults of a role or a database are overridden only where they break a promise. A stronger ``synchronous_commit``,
+    or ``default_transaction_read_only``, stays as the operator has it.
     """
     flag = "true" if local else "false"
     settings = {**_SETTINGS, **({"search_path": search_path} if search_path else {})} if local else {}
@@ -75,7 +75,7 @@ def _set_config(*, local: bool, search_path: str | None) -> str:
         if not (local and name == "idle_session_timeout"):  # the pooler's connection is not ours
             version = f"current_setting('server_version_num')::int >= {since}0000"
             calls.append(f"CASE WHEN {version} THEN set_config('{name}', '0', {flag}) END")
-    # What was acknowledged survives a crash (guarantee 3); "local", "remote_write" and "remote_apply" do that too.
+    # So an acknowledged refresh survives a crash (guarantee 3). "local", "remote_write", "remote_apply" suffice for it.
     calls.append(
         f"CASE current_setting('synchronous_commit') WHEN 'off' THEN set_config('synchronous_commit', 'on', {flag}) END"
     )
@@ -96,19 +96,19 @@ class Postgres:
         except ValueError as e:
             raise WrongSettings(str(e)) from None
         self.search_path = self._url.search_path
-        """What URL or variable say; None where role and database decide."""
+        """The search path of the URL or of libpq's variable; None where role and database decide."""
         self._pooled = pooled
         self._primary = self._url.addresses[0]
         self.set_local = _set_config(local=True, search_path=self.search_path)
-        """What each transaction begins with behind a pooler."""
+        """The statement with which each transaction begins behind a pooler."""
 
-    def engine(self, size: int, *, patience: timedelta) -> AsyncEngine:
-        """An engine with a pool of that size, for whose connections one waits so long."""
+    def engine(self, size: int, *, wait: timedelta) -> AsyncEngine:
+        """An engine with a pool of that many connections; a request waits `wait` for one of them."""
         engine = create_async_engine(
             "postgresql+asyncpg://",
             pool_size=size,
             max_overflow=0,
-            pool_timeout=patience.total_seconds(),
+            pool_timeout=wait.total_seconds(),
             pool_use_lifo=True,
             hide_parameters=True,  # parameters hold digests and hashes; none belongs into a traceback
             connect_args=self._arguments(),
@@ -125,7 +125,7 @@ class Postgres:
         Its settings are each transaction's, so that a pooler may stand between without being named.
         """
         connect = partial(self._connect, name="keyturn migrate", limit=None)
-        # With the empty name no statement is prepared for later, on the server of whom a pooler serves next.
+        # With the empty name no statement stays prepared on the server connection that the pooler gives to others.
         arguments = self._arguments() | {"async_creator_fn": connect, "prepared_statement_name_func": str}
         engine = create_async_engine("postgresql+asyncpg://", poolclass=pool.NullPool, connect_args=arguments)
         settings = {"TimeZone": "UTC", "row_security": "off", **_WITHOUT_LIMITS}
@@ -168,10 +168,10 @@ class Postgres:
         failure: Exception | None = None
         standby = False
         addresses = sorted(self._url.addresses, key=lambda address: address != self._primary)
-        patience = _CONNECT_LIMIT if len(addresses) == 1 else _HOST_LIMIT
+        wait = _CONNECT_LIMIT if len(addresses) == 1 else _HOST_LIMIT
         for address in addresses:
             try:
-                async with asyncio.timeout(patience.total_seconds()):
+                async with asyncio.timeout(wait.total_seconds()):
                     connection = await self._open(*address, name, limit, writable=writable)
             except (OSError, asyncpg.PostgresError) as e:
                 failure = e
@@ -228,9 +228,9 @@ class Postgres:
                     "SELECT pg_is_in_recovery(), current_setting('default_transaction_read_only') = 'on'"
                 )
         else:
-            told = connection.get_settings()  # by each server from PostgreSQL 14 on, with its greeting
-            standby = getattr(told, "in_hot_standby", "off") == "on"
-            read_only = getattr(told, "default_transaction_read_only", "off") == "on"
+            greeting = connection.get_settings()  # from PostgreSQL 14 on each server tells these two
+            standby = getattr(greeting, "in_hot_standby", "off") == "on"
+            read_only = getattr(greeting, "default_transaction_read_only", "off") == "on"
         return not standby and not (read_only and writable)
 
 

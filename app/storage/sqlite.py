@@ -27,11 +27,11 @@ def sqlite_engine(url: str, *, size: int, writes: bool) -> AsyncEngine:
         hide_parameters=True,
         connect_args={"timeout": LOCK_LIMIT.total_seconds()},
     )
-    sqlite_hooks(engine.sync_engine, writes=writes)
+    configure_sqlite(engine.sync_engine, writes=writes)
     return engine
 
 
-def sqlite_hooks(engine: Engine, *, writes: bool) -> None:
+def configure_sqlite(engine: Engine, *, writes: bool) -> None:
     """WAL, a full sync at each commit (guarantee 3), foreign keys; transactions take the write lock when they begin.
 
     A deferred transaction that reads first and writes later fails at once on a stale snapshot, or loses the update.

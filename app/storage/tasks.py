@@ -39,7 +39,7 @@ def own_task(
     async def wrapper(self: _Self, *args: _P.args, **kwargs: _P.kwargs) -> _Result:
         task = asyncio.ensure_future(function(self, *args, **kwargs))
         keep(task)
-        return await patiently(task)
+        return await wait_in_time(task)
 
     return wrapper  # type: ignore[return-value]  # wraps() forgets that the first parameter is the object
 
@@ -57,7 +57,7 @@ def _done(task: asyncio.Future[Any]) -> None:
         task.exception()  # asyncio warns of an error that nobody asked for, and its caller may have gone away
 
 
-async def patiently(task: asyncio.Future[_Result]) -> _Result:
+async def wait_in_time(task: asyncio.Future[_Result]) -> _Result:
     """Awaits a task, which goes on even if its caller gives up or is cancelled.
 
     Raises:

@@ -85,7 +85,7 @@ class SignIn:
 
     @own_task
     async def _hashes_after(self, user_id: UUID) -> list[Any]:
-        async with self._db.look(aside=True) as connection:
+        async with self._db.look(hot_path=False) as connection:
             query = select(User.id, User.password_hash).where(User.id > user_id).order_by(User.id).limit(_PAGE)
             return [*(await connection.execute(query))]
 
@@ -93,14 +93,14 @@ class SignIn:
     async def _learn_the_oldest(self) -> None:
         # What a wrong password costs is to be right from a process's first one on. Whose hashes are the oldest still
         # have them of whatever ARGON2_* was before; ids are in the order of age.
-        async with self._db.look(aside=True) as connection:
+        async with self._db.look(hot_path=False) as connection:
             for hashed in await connection.scalars(select(User.password_hash).order_by(User.id).limit(100)):
                 self._passwords.learn(hashed)
         self._know_the_oldest = True
 
     @own_task
     async def _stored(self, email: str) -> Any:
-        async with self._db.look(aside=True) as connection:
+        async with self._db.look(hot_path=False) as connection:
             found = await connection.execute(
                 select(User.id, User.password_hash, User.disabled_at).where(User.email == email)
             )

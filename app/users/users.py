@@ -46,7 +46,7 @@ class Users:
     @own_task
     async def emails(self, user_ids: Collection[UUID]) -> dict[UUID, str]:
         """The addresses of these users."""
-        async with self._db.look(aside=True) as connection:
+        async with self._db.look(hot_path=False) as connection:
             found = await connection.execute(select(User.id, User.email).where(User.id.in_(user_ids)))
             return {row.id: row.email for row in found}
 
@@ -110,7 +110,7 @@ class Users:
 
     @own_task
     async def _read(self, query: Select[Any]) -> builtins.list[User]:
-        async with self._db.look(aside=True) as connection:
+        async with self._db.look(hot_path=False) as connection:
             return [User(**row) for row in (await connection.execute(query)).mappings()]
 
     @own_task

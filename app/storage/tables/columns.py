@@ -1,4 +1,4 @@
-"""What all tables share: types of columns, names of constraints, identifiers."""
+"""All tables share these: types of columns, names of constraints, identifiers."""
 
 from __future__ import annotations
 

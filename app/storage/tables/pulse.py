@@ -11,8 +11,8 @@ from .columns import Base
 class Pulse(Base):
     """One row: a version number of each thing that processes keep in memory. Each change adds one to its number.
 
-    Every process reads it with the fence, twice a second. It is a table of its own because an update of the fence's row
-    would change the incarnation that `Database.incarnation` reads from it.
+    Every process reads it with the fence, twice a second. The table is one of its own, because an update of the
+    fence's row would change the incarnation that `Database.incarnation` reads from that row.
     """
 
     __tablename__ = "pulse"

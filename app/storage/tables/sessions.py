@@ -23,7 +23,7 @@ class Session(Base):
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid7)
     user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id"))
-    # What the access token needs stands here, so that a refresh reads no other table.
+    # All that the access token needs of the user stands here, so that a refresh reads no other table.
     role: Mapped[str] = mapped_column(String(32))
     client_id: Mapped[str] = mapped_column(String(64))
     token_digest: Mapped[bytes]
@@ -42,7 +42,7 @@ class Session(Base):
     retry_window: Mapped[timedelta] = mapped_column(server_default=text("60"))
     access_lifetime: Mapped[timedelta] = mapped_column(server_default=text("900"))
 
-    # What the sign-in said, and what access tokens repeat of it.
+    # The words of the sign-in, of which access tokens repeat some.
     scope: Mapped[str | None] = mapped_column(String(1024))
     auth_time: Mapped[datetime | None]
     amr: Mapped[str | None] = mapped_column(String(64))
