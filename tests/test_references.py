@@ -185,7 +185,10 @@ def numbered(name: str) -> frozenset[str]:
 # -- what is referred to
 
 TICKED = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
-PATH = re.compile(rf"(?<![\w/.:~-])((?:(?:{FOLDERS})/[\w./*-]*\w/?|[\w-]+\.(?:{ENDINGS})\b)(?:::\w+)?)")
+PATH = re.compile(
+    rf"(?<![\w/.:~…-])((?:(?:{FOLDERS})/(?:[\w./*-]*\w/?)?|(?:[\w-]+/)*[\w*-]+\.(?:{ENDINGS})\b)(?:::\w+)?)(?![\w])"
+)
+"""A file, from the root, from the page that names it or from `app`; a folder; a test in a file."""
 GUARANTEE = re.compile(r"\b[Gg]uarantees? (\d+)((?:, \d+)*(?:,? (?:and|to) \d+)?)")
 DECISION = re.compile(r"\b[Dd]ecisions? (\d+)((?:, \d+)*(?:,? (?:and|to) \d+)?)")
 SECTION = re.compile(r"(?<!\w)(?:[Ss]ections? |§ ?)(\d+)")
@@ -236,7 +239,7 @@ def no_file(name: str, at: Path) -> str:
             return f"no file is called {path}" if path.endswith((".py", ".md")) else ""
     else:
         beside = str((at.parent / path).relative_to(ROOT)) if at.suffix == ".md" else path
-        found = [each for each in (path, beside, path.removesuffix("/") + "/") if each in known]
+        found = [each for each in (path, beside, f"app/{path}", path.removesuffix("/") + "/") if each in known]
         if not found:
             return f"there is no {path}"
     if test and test not in {n for each in found if each.endswith(".py") for n in names_in(tree(ROOT / each))}:
@@ -336,6 +339,7 @@ def test_every_reference_resolves_inside_the_repository(path: Path) -> None:
     "text",
     [
         "see app/no_such_file.py",
+        "`sessions/no_such_file.py` reads",
         "tests/test_races.py::test_that_is_not_there",
         "as app/nowhere/ has it",
         "see no_such_file.py",
@@ -365,7 +369,7 @@ def test_a_broken_reference_would_be_found(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "see app/errors.py, tests/test_races.py and docs/decisions.md",
+        "see app/errors.py, `storage/database.py`, app/storage/, tests/test_races.py and docs/decisions.md",
         "no index (guarantee 5)",
         "guarantees 1 to 10",
         "decisions 15 and 34",
