@@ -47,7 +47,9 @@ def ground() -> frozenset[str]:
     """The files in no room that import no room."""
     rooms = {room(module) for module in modules() if "." in module}
     single = {module for module in modules() if "." not in module}
-    while above := {file for file in single if {room(each) for each in imports(file)} & (rooms | (set(modules()) - single))}:
+    while above := {
+        file for file in single if {room(each) for each in imports(file)} & (rooms | (set(modules()) - single))
+    }:
         single -= above
         rooms |= above
     return frozenset(single)
@@ -121,7 +123,9 @@ def doors() -> str:
             if not name.startswith("app") and name not in sys.stdlib_module_names | NOT_SHOWN:
                 libraries.setdefault(name, set()).add(module)
     lines = ["| library | imported by |", "|---|---|"]
-    lines += [f"| {name} | {', '.join(f'`{each}`' for each in sorted(libraries[name]))} |" for name in sorted(libraries)]
+    lines += [
+        f"| {name} | {', '.join(f'`{each}`' for each in sorted(libraries[name]))} |" for name in sorted(libraries)
+    ]
     return "\n".join([*lines, ""])
 
 

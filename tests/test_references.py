@@ -60,7 +60,9 @@ def code() -> list[Path]:
     return sorted(
         ROOT / name
         for name in files()
-        if name.endswith(".py") and (name in CODE or name.partition("/")[0] in CODE) and not name.startswith("bench/rivals")
+        if name.endswith(".py")
+        and (name in CODE or name.partition("/")[0] in CODE)
+        and not name.startswith("bench/rivals")
     )
 
 
@@ -260,7 +262,13 @@ def no_name(name: str, imported: frozenset[str]) -> str:
     first = owner.partition(".")[0]
     if first in known or first in {"app", "tests", "bench"}:
         return f"there is no {owner}"
-    if first in imported or first in sys.stdlib_module_names or first in dir(builtins) or first.islower() and find_spec(first):
+    if (
+        first in imported
+        or first in sys.stdlib_module_names
+        or first in dir(builtins)
+        or first.islower()
+        and find_spec(first)
+    ):
         return ""
     return "" if first.islower() and last in words() else f"nobody knows {first}"
 
@@ -388,4 +396,7 @@ def test_a_sound_reference_is_taken(text: str) -> None:
 def test_comments_and_docstrings_are_read_whole(tmp_path: Path) -> None:
     path = tmp_path / "planted.py"
     path.write_text('"""A module (guarantee\n77)."""\n# see docs/decisions.md, decision\n# 888\nx = "guarantee 66"\n')
-    assert [place.text for place in comments(path)] == ["see docs/decisions.md, decision 888", "A module (guarantee 77)."]
+    assert [place.text for place in comments(path)] == [
+        "see docs/decisions.md, decision 888",
+        "A module (guarantee 77).",
+    ]
