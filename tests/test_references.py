@@ -9,8 +9,8 @@ from __future__ import annotations
 import ast
 import builtins
 import io
+import os
 import re
-import subprocess
 import sys
 import tokenize
 from collections.abc import Iterator
@@ -24,6 +24,20 @@ import pytest
 ROOT = Path(__file__).parent.parent
 CODE = "app", "tests", "bench", "migrations", "dev.py"
 ENDINGS = "py|md|toml|yaml|yml|json|lock|sh|mjs|conf|java|c|js|sql|svg|ini|mako"
+MADE = {
+    ".git",
+    ".venv",
+    "__pycache__",
+    ".pytest_cache",
+    ".mypy_cache",
+    ".ruff_cache",
+    ".hypothesis",
+    ".import_linter_cache",
+    "keyturn-data",
+    "mutants",
+    "build",
+    "dist",
+}
 FOLDERS = "app|tests|docs|bench|migrations|deploy|examples|openapi"
 
 
@@ -45,15 +59,13 @@ class Place:
 @cache
 def files() -> frozenset[str]:
     """The repository's files, from its root; and its folders, with a slash at the end."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    names = [name for name in listed.stdout.split("\0") if name and (ROOT / name).exists()]
-    return frozenset(names) | {f"{parent}/" for name in names for parent in Path(name).parents if parent.name}
+    names: set[str] = set()
+    for folder, inner, found in os.walk(ROOT):
+        inner[:] = [name for name in inner if name not in MADE and not name.endswith(".egg-info")]
+        at = Path(folder).relative_to(ROOT)
+        names.update(str(at / name) for name in found)
+        names.update(f"{at / name}/" for name in inner)
+    return frozenset(names)
 
 
 def code() -> list[Path]:
@@ -266,8 +278,7 @@ def no_name(name: str, imported: frozenset[str]) -> str:
         first in imported
         or first in sys.stdlib_module_names
         or first in dir(builtins)
-        or first.islower()
-        and find_spec(first)
+        or (first.islower() and find_spec(first))
     ):
         return ""
     return "" if first.islower() and last in words() else f"nobody knows {first}"
