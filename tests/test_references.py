@@ -263,7 +263,7 @@ def no_file(name: str, at: Path) -> str:
 
 def no_name(name: str, imported: frozenset[str]) -> str:
     """Whether a name in backticks is one of ours that is not there."""
-    if re.fullmatch(r"_?[A-Za-z]\w*_\w*|_[a-z]\w*|[A-Z][a-z]+(?:[A-Z][a-z]+)+", name):  # a_name, _name, AName
+    if re.fullmatch(r"_?[A-Za-z]\w*_\w*|_[a-z]\w*|[A-Z][a-z]+(?:[A-Z][a-z]+)*", name):  # a_name, _name, AName, Name
         return "" if name in words() or name.removeprefix("KEYTURN_").lower() in words() else f"no code says {name}"
     if not re.fullmatch(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+", name) or name.rpartition(".")[2] in ENDINGS.split("|"):
         return ""
