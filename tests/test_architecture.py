@@ -32,7 +32,7 @@ def modules() -> tuple[str, ...]:
 
 
 def imports(module: str) -> set[str]:
-    """What a module of ours imports of ours. A package that gives the names of its files on stands for itself."""
+    """The modules of ours that a module of ours imports. A package that gives the names of its files on stands for itself."""
     found = graph().find_modules_directly_imported_by(f"app.{module}")
     return {name.removeprefix("app.") for name in found if name.startswith("app.")}
 

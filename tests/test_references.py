@@ -217,7 +217,7 @@ FOR_OPERATORS = "README.md", "docs/clients.md", "docs/scaling.md", "SECURITY.md"
 
 
 def broken(place: Place, imported: frozenset[str] = frozenset()) -> Iterator[str]:
-    """What is referred to and is not there."""
+    """The references of a place that lead nowhere."""
     text = place.text
     for name in PATH.findall(text):
         if problem := no_file(name, place.path):
