@@ -1,7 +1,7 @@
 """Runs scenarios and writes what they found.
 
-A full run replaces its scenarios' part of results.json, from which RESULTS.md and the plots are written; a quick
-run, which is no measure of anything but itself, is only printed.
+A full run replaces its scenarios' part of results.json, from which RESULTS.md and the plots are written. A quick
+run is no measure of anything but itself, and is only printed.
 """
 
 import argparse

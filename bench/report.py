@@ -1,4 +1,4 @@
-"""What the scenarios found: rows of ratios against their targets, tables of figures, curves for the plots."""
+"""The findings of the scenarios: rows of ratios against their targets, tables of figures, curves for the plots."""
 
 from dataclasses import asdict, dataclass, field
 from statistics import median
@@ -49,7 +49,7 @@ class Row:
 
 @dataclass
 class Figures:
-    """What one contender measured under one load, a list for the rounds."""
+    """The figures of one contender under one load, a list for the rounds."""
 
     name: str
     load: str
@@ -144,7 +144,7 @@ def table(head: list[str], lines: list[list[str]]) -> str:
 
 
 def text(findings: Findings) -> str:
-    """What one scenario found, as Markdown."""
+    """The findings of one scenario, as Markdown."""
     parts = []
     if findings.rows:
         parts.append(table(ROWS, [row.cells() for row in findings.rows]))

@@ -1,4 +1,4 @@
-"""What is kept of full runs: results.json, and RESULTS.md with its plots, which are written from it."""
+"""The files that full runs leave: results.json, and RESULTS.md with its plots, which are written from it."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What must not stand in any log of the service: searched for in all logs of a run (conftest), and tested in test_secrets."""
+"""Secrets that no log of the service may hold: conftest searches all logs of a run for them; test_secrets tests that."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ class Ward:
 
 
 def identity(user: int | None) -> dict[str, Any]:
-    """What makes subprocess start a process as that user, with no right of root's left."""
+    """The arguments with which subprocess starts a process as that user, with no right of root's left."""
     return {} if user is None else {"user": user, "group": pwd.getpwuid(user).pw_gid, "extra_groups": []}
 
 

@@ -47,7 +47,7 @@ _ports = itertools.cycle(random.sample(_PORTS, len(_PORTS)))
 def free_port() -> int:
     """A TCP port of 127.0.0.1 on which nobody listens now.
 
-    It lies below the range that Linux and macOS take for outgoing connections, so that no client takes it, or connects
+    The port lies below the range that Linux and macOS take for outgoing connections. So no client takes it, or connects
     to itself on it, while its server is being restarted.
     """
     while True:
@@ -69,7 +69,7 @@ def on_free_port(start: Callable[[int], None], port: int | None = None) -> None:
 
 
 class Server:
-    """What PostgreSQL and Redis have in common: a process under a sentinel, or a server that the environment names."""
+    """A PostgreSQL or a Redis: a process under a sentinel, or a server that the environment names."""
 
     def __init__(self, given: str | None, sentinel: Sentinel | None) -> None:
         self._given = given
@@ -111,7 +111,7 @@ class Server:
         self.close()
 
     def step(self, seconds: int) -> None:
-        """Put its clock that far ahead (or back) of the machine's, at once. It must have been started with `steps`."""
+        """Put its clock that far ahead (or back) of the machine's, at once. The server must have been started with `steps`."""
         self._clock.write_text(f"{seconds:+d}s")
         self._clock.chmod(0o644)
 
@@ -120,7 +120,7 @@ class Server:
         return self._own().folder / "clock"
 
     def _stepping(self) -> list[str | Path]:
-        """What a command line begins with, so that `step` works."""
+        """The beginning of a command line under which `step` works."""
         self.step(0)
         return ["env", *(f"{name}={value}" for name, value in clock_from(self._clock).items())]
 
@@ -132,7 +132,7 @@ class Server:
         return self._sentinel
 
     def _log(self) -> str:
-        """What was logged since the last start began."""
+        """The log since the last start began."""
         log = self._own().log
         return log.read_bytes()[self._logged :].decode(errors="replace") if log.exists() else ""
 
@@ -286,7 +286,7 @@ class Postgres(Server):
         self._launch([*self._prefix, self._bin / "postgres", "-D", self._data, "-p", str(port), *settings], self._ready)
 
     def _ready(self) -> bool:
-        # What `pg_ctl --wait` looks at. Unlike a connection, it can't be another server that holds the port.
+        # `pg_ctl --wait` looks at this file too. Another server may hold the port, but not this file.
         with suppress(OSError, IndexError):
             lines = (self._data / "postmaster.pid").read_text().splitlines()
             return lines[0] == str(self._pid) and lines[7].strip() == "ready"
@@ -346,7 +346,7 @@ class Redis(Server):
             client.save()
 
     def stop(self) -> None:
-        """A shutdown in good order. It saves nothing: only `snapshot` does."""
+        """A shutdown in good order, which saves nothing: only `snapshot` does."""
         self._stop(signal.SIGTERM)
 
     def restart(self, *, keep_data: bool) -> None:

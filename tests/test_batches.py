@@ -1,4 +1,4 @@
-"""What arrives together goes together, in order, and each gets its own answer (app/storage/batches.py)."""
+"""Items that arrive together go together, in order, and each gets its own answer (app/storage/batches.py)."""
 
 from __future__ import annotations
 

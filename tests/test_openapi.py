@@ -123,7 +123,7 @@ def test_bodies_are_objects_by_name_that_take_no_unknown_field(document: Json) -
         assert body["content"].keys() == {"application/json"}
         schema = body["content"]["application/json"]["schema"]
         if name == "logout":
-            # It may be left out, and `null` is what some clients send then.
+            # The body may be left out, and some clients send `null` then.
             assert "required" not in body
             schema, nothing = schema["anyOf"]
             assert nothing == {"type": "null"}

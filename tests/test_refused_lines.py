@@ -69,7 +69,7 @@ class Seen:
         return found[0]
 
     def named(self, answer: httpx2.Response, status: int, reason: str | None, session_id: str | None) -> None:
-        """It was refused so, and its line names the session and the user; the answer names neither."""
+        """The request was refused so, and its line names the session and the user; the answer names neither."""
         line = self.line(answer)
         assert (answer.status_code, line["status"], line.get("reason")) == (status, status, reason), line
         assert (line.get("session_id"), line["user_id"]) == (session_id, self.user_id), line

@@ -1,18 +1,18 @@
 """The revocation scheme of `app/revocation/revocations.py` as an explicit-state model: every interleaving, within stated bounds.
 
 The promise: a verify that begins after a logout has returned never accepts an access token of that session. The model
-has one session; the database's fence, which names an epoch and the one Redis server whose silence is believed; two
-places that clients may reach at the same time; logouts, rebuilds, a verifier, and faults. The places are two Redis
+has one session; the database's fence; two places that clients may reach at the same time; logouts, rebuilds, a
+verifier, and faults. The fence names an epoch and the one Redis server whose silence is believed. The places are two Redis
 servers (split brain), or two databases of one server, which SWAPDB exchanges and which have one identity: no process
 knows which of them it reaches. The stated exception, VERIFY_WITHOUT_DATABASE, is left out.
 
-What keeps it small, and why nothing is lost by it:
+The model is kept small by these reductions, and nothing is lost by them (the proof itself: docs/revocation.md):
 - A process that dies takes no further step. Every prefix of a run is explored, so every death is; only a death inside a
   transaction has an effect, the rollback, and is a step.
 - A verify is a property of a state, no step: its MGET is atomic, and it accepts if its process's reading of the fence
   vouches for what a server holds. Values of the fence never recur, so the order of MGET and reading is no matter.
 - Time passes only in the wait before a return. An expired reading accepts nothing, so to let it live longer elsewhere
-  only adds behaviour; and once a logout has returned no reading expires, a verify that began then may still hold it.
+  only adds behaviour. Once a logout has returned no reading expires: a verify that began then may still hold it.
   `return` stands as well for "that time is over, and the writer is dead": what is shown is that the commit is enough.
 - A rebuild overwrites another's nonce: one that had expired. Single flight spares work, safety does not rest on it.
   Nor does a rebuild look whom it talks to after its claim: the nonce and the verifier do.
@@ -41,7 +41,7 @@ class Fence(NamedTuple):
 class Redis(NamedTuple):
     """A server. 0 is no marker, no nonce. `identity` is what the fence names, new with each start of the process.
 
-    It has to be new as well when a server takes over another's data: a demoted master loses keys in the resync and
+    The identity has to be new as well when a server takes over another's data: a demoted master loses keys in the resync and
     keeps its run id, its connections and the marker. Its `master_replid` changes with every demotion and promotion.
     """
 
@@ -81,7 +81,7 @@ class State(NamedTuple):
 
 
 class Scenario(NamedTuple):
-    """What a run starts from, and how much may happen in it."""
+    """The start of a run, and how much may happen in it."""
 
     trusted: bool  # whether X is believed at the start
     logouts: int

@@ -33,7 +33,7 @@ def test_each_kind_of_secret_would_be_found(tmp_path: Path) -> None:
     assert list(leaks(tmp_path)) == [
         f"{name} in a/test0/service-1-x.log, line {n}" for n, name in enumerate(SECRETS, 1)
     ]
-    # What is no secret is not taken for one; and nothing planted is left for the search of the whole run.
+    # Other text is not taken for a secret; and nothing planted is left for the search of the whole run.
     log.write_text('{"event": "request", "path": "/auth/login", "request_id": "0123456789abcdef"}\n' * 3)
     assert list(leaks(tmp_path)) == []
 

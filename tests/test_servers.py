@@ -1,4 +1,4 @@
-"""What the tests' own servers promise; every test about faults leans on it."""
+"""The promises of the tests' own servers: every test about faults leans on them."""
 
 import asyncio
 import json
