@@ -46,7 +46,7 @@ from tests.conftest import settings_of, time_passes
 
 T = TypeVar("T")
 
-# Seconds. The first four are settings; the others are promises of the design.
+# Seconds. The first four are settings; the others are constants of the code.
 WINDOW, ACCESS, IDLE, ABSOLUTE = 60, 300, 1000, 1200
 LEEWAY = 5
 REMEMBERED = 3600 + LEEWAY + 60 + 86400
