@@ -197,8 +197,8 @@ _SCRIPT = rf"""\set n random(1000000000, 1000000000 + :rows - 1)
 UPDATE sessions s SET token_digest = '\x{_DIGEST}', key_number = 1, generation = s.generation + 1,
   rotated_at = statement_timestamp(),
   idle_expires_at = least(
-    statement_timestamp() + least(s.idle_lifetime * INTERVAL '1 second', INTERVAL '604800 seconds'), s.absolute_expires_at,
-    s.created_at + INTERVAL '2592000 seconds')
+    statement_timestamp() + least(s.idle_lifetime * INTERVAL '1 second', INTERVAL '604800 seconds'),
+    s.absolute_expires_at, s.created_at + INTERVAL '2592000 seconds')
 WHERE s.id = CAST('{_ID}' || :n AS uuid) AND s.token_digest = '\x{_DIGEST}' AND s.ended_at IS NULL
   AND s.generation < 2147483646
   AND s.idle_expires_at > statement_timestamp() AND s.absolute_expires_at > statement_timestamp()
