@@ -17,6 +17,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from time import monotonic
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -1205,6 +1206,27 @@ async def test_a_process_killed_between_two_steps_of_a_logout_leaves_nothing_tha
             await refused(pair.there, tokens)
     process.stdin.close()
     assert await process.wait() == 0
+
+
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+async def test_a_logout_whose_fence_another_transaction_overtakes_waits_until_no_older_reading_counts(
+    pair: Pair, database_url: str
+) -> None:
+    tokens = await a_session(pair.here)
+    await read(pair.there)
+    async with instance(database_url, f"redis://127.0.0.1:{free_port()}/9") as cut_off:
+        async with cut_off.db.begin() as tx:
+            await tx.execute(text("UPDATE cache_fence SET epoch = md5(epoch), server = NULL"))
+            ending = asyncio.create_task(logout(cut_off, tokens))
+            # The statement of the logout has read the fence as it was, and waits for this transaction.
+            async with asyncio.timeout(5):
+                waits = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+                while not await tx.scalar(waits):
+                    await asyncio.sleep(0.02)
+        committed = monotonic()
+        await ending
+        assert monotonic() - committed >= SETTLES_IN.total_seconds()
+    await refused(pair.there, tokens)
 
 
 # -- a Redis that is not what it was

@@ -36,15 +36,17 @@ from .redis_server import CHUNK, MARKER, NONCE, Command, RedisServer, key_name, 
 _SHARE_LOCK = select(func.pg_advisory_xact_lock_shared(ENDINGS))
 _FENCE = select(CacheFence.epoch, CacheFence.server)
 
-FENCE_ON_POSTGRES = """fenced AS (
-  UPDATE cache_fence SET epoch = {new}, server = NULL, changed_at = statement_timestamp()
-  WHERE server IS NOT NULL AND (server = {server}::text AND epoch = ANY ({epochs}::text[])) IS NOT TRUE
-  RETURNING epoch
-)"""
-"""`Publishing.compare` as a part of a statement that ends only sessions that were published.
+DIFFERS_ON_POSTGRES = "server IS NOT NULL AND (server = {server}::text AND epoch = ANY ({epochs}::text[])) IS NOT TRUE"
+"""The condition of `Publishing.compare` in SQL, where a statement ends only sessions that were published."""
+
+FENCE_ON_POSTGRES = f"""fenced AS (
+  UPDATE cache_fence SET epoch = {{new}}, server = NULL, changed_at = statement_timestamp() WHERE {DIFFERS_ON_POSTGRES}
+)"""  # noqa: S608  # only a condition of our own is put in
+"""`Publishing.compare` as a part of a statement.
 
 A statement reads one snapshot, so the order of its parts does not matter: the snapshot is from after `hold`. If another
-transaction fences meanwhile, the UPDATE waits and asks its condition again.
+transaction fences meanwhile, the UPDATE waits for it and then changes nothing: the other fence does as well. The answer
+has to wait all the same, so the condition and not the count of changed rows says whether this ending fences.
 """
 
 _PUBLISH = """

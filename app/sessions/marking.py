@@ -13,7 +13,7 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from ..actors import Actor
 from ..errors import Reason
 from ..events.audit import Event, record_each
-from ..revocation.publishing import FENCE_ON_POSTGRES, Published, new_epoch
+from ..revocation.publishing import DIFFERS_ON_POSTGRES, FENCE_ON_POSTGRES, Published, new_epoch
 from ..storage.tables import Session, uuid7
 
 _ENDED = (
@@ -117,5 +117,6 @@ WITH batch AS (
     user_id, id, client_id, address, request_id, end_reason
   FROM ended
 ), {FENCE_ON_POSTGRES.format(server="$7", epochs="$8", new="$9")}
-SELECT cache_fence.epoch, EXISTS (SELECT FROM fenced) AS fenced, ARRAY(SELECT id FROM ended) AS ended FROM cache_fence
+SELECT epoch, {DIFFERS_ON_POSTGRES.format(server="$7", epochs="$8")} AS fenced, ARRAY(SELECT id FROM ended) AS ended
+FROM cache_fence
 """  # noqa: S608  # only names of parameters are put in
