@@ -74,12 +74,7 @@ class Ending:
     ) -> int:
         """Ends the live sessions of a user but some; how many were live.
 
-        Args:
-            user_id: the user.
-            reason: why the sessions end.
-            by: the actor.
-            but: the sessions that go on.
-            also: the change of the user's row, where there is one: a sign-in waits for that lock.
+        `also` changes the user's row, where it has to change: a sign-in waits for that lock.
 
         Raises:
             TemporarilyUnavailable: as `end`.
@@ -124,10 +119,10 @@ class Ending:
 
         Args:
             ids: the sessions that are going to end, as far as is known before the transaction.
-            reason: why they end.
+            reason: why they end, unless a deadline came first.
             which: the condition that the statement goes by. Several rows are locked in the order of their ids.
             by: the actor.
-            also: another change in the same transaction.
+            also: another change in the same transaction, which runs first.
 
         Raises:
             TemporarilyUnavailable: as `end`.
