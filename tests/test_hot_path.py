@@ -240,7 +240,7 @@ async def test_a_bug_that_is_planted_in_one_door_is_found(
 
 @pytest.fixture
 async def both(database_url: str) -> AsyncIterator[tuple[Keyturn, httpx2.AsyncClient, httpx2.AsyncClient]]:
-    """One application as it is served, and without its direct endpoints."""
+    """One application as it is served, and without its fast door."""
     app = create_app(settings_of(database_url, None))
     roundabout = Edge(partial(FastAPI.__call__, app))
     async with (
