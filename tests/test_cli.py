@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from unittest import mock
@@ -93,7 +94,7 @@ class Command:
                 return await act(keyturn)
 
         with ThreadPoolExecutor(1) as thread:
-            return thread.submit(asyncio.run, run()).result()  # type: ignore[arg-type]
+            return thread.submit(asyncio.run, run()).result()
 
     def login(self, email: str, password: str = PASSWORD) -> Tokens:
         async def act(keyturn: Keyturn) -> Tokens:
@@ -408,7 +409,7 @@ def test_the_doctor_counts_the_stored_hashes_that_are_not_computed(keyturn: Comm
     for user_id, stored in zip(
         made[1:], ("", "$2b$12$x", f"$argon2id$v=19$m=4194304,t=1,p=1${'A' * 22}${'A' * 43}"), strict=True
     ):
-        keyturn.inside(lambda k, user_id=user_id, stored=stored: store(k, user_id, stored))
+        keyturn.inside(partial(store, user_id=user_id, stored=stored))
     found = keyturn("doctor", "--json")
     assert found.code == 1
     advice = findings(found)["stored password hashes"]

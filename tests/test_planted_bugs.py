@@ -16,6 +16,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import false, select, update
 
+from app.actors import SERVICE, Actor
 from app.revocation.revocations import Revocations
 from app.sessions import rotation as sessions
 from app.sessions.rotation import Sessions, State, Verdict
@@ -73,8 +74,8 @@ def in_judgement(patch: Patch, change: Callable[..., Any]) -> None:
 def the_window_slides_on_a_retry(patch: Patch) -> None:
     real = Sessions.refresh
 
-    async def refresh(self: Sessions, presented: str) -> Any:
-        tokens = await real(self, presented)
+    async def refresh(self: Sessions, presented: str, *, by: Actor) -> Any:
+        tokens = await real(self, presented, by=by)
         async with self._db.begin() as tx:
             moved = update(Session).where(Session.id == tokens.session_id).values(rotated_at=self._db.now())
             await tx.execute(moved.execution_options(synchronize_session=False))
@@ -206,7 +207,7 @@ def the_sessions_of_a_retired_refresh_key_live_on(patch: Patch) -> None:
 @bug
 def a_token_under_a_retired_key_ends_a_session_that_moved_on(patch: Patch) -> None:
     async def over(self: Sessions, session_id: UUID) -> Any:
-        await self.end({session_id}, "revoked_by_admin")
+        await self.end({session_id}, "revoked_by_admin", by=SERVICE)
         return await self.find(session_id)
 
     patch.setattr(Sessions, "_over_under_retired_key", over)
