@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta, tzinfo
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from unittest import mock
@@ -96,7 +97,7 @@ class Command:
                 return await act(keyturn)
 
         with ThreadPoolExecutor(1) as thread:
-            return thread.submit(asyncio.run, run()).result()  # type: ignore[arg-type]
+            return thread.submit(asyncio.run, run()).result()
 
     def login(self, email: str, password: str = PASSWORD) -> Tokens:
         async def act(keyturn: Keyturn) -> Tokens:
@@ -460,7 +461,8 @@ def test_events_are_listed_of_one_user_of_one_session_and_page_by_page(keyturn: 
     of_session = keyturn.ok("events", "list", "--json", "--session", str(SESSION)).json
     assert of_session == [event for event in listed if event["session_id"] == str(SESSION)]
     assert len(of_session) == 2
-    pages, last = [], []
+    pages: list[Any] = []
+    last: list[str] = []
     while len(pages) < len(listed):
         pages += keyturn.ok("events", "list", "--json", "--limit", "2", *last).json
         last = ["--before", pages[-1]["id"]]
@@ -519,7 +521,7 @@ def test_the_doctor_counts_the_stored_hashes_that_are_not_computed(keyturn: Comm
     for user_id, stored in zip(
         made[1:], ("", "$2b$12$x", f"$argon2id$v=19$m=4194304,t=1,p=1${'A' * 22}${'A' * 43}"), strict=True
     ):
-        keyturn.inside(lambda k, user_id=user_id, stored=stored: store(k, user_id, stored))
+        keyturn.inside(partial(store, user_id=user_id, stored=stored))
     found = keyturn("doctor", "--json")
     assert found.code == 1
     advice = findings(found)["stored password hashes"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -174,7 +175,7 @@ def test_one_core_is_left_to_the_event_loops(cores: float, workers: int, slots: 
 @pytest.mark.parametrize("one", ["8192", "65536", "131072"])
 @pytest.mark.parametrize("asked", [{}, {"hashing_slots": "64"}, {"hashing_queue": "10000"}])
 def test_all_processes_with_all_that_they_hash_and_hold_fit_into_the_memory(
-    workers: int, mib: int, one: str, asked: dict[str, str]
+    workers: int, mib: int, one: str, asked: dict[str, Any]
 ) -> None:
     found = room(mib=mib, argon2_memory=one, workers=str(workers), **asked)
     if found.missing:

@@ -121,8 +121,8 @@ def test_a_command_that_is_asked_for_help_or_that_there_is_not_runs_nothing_and_
         shown = dev(checkout, *words)
         assert (shown.returncode, shown.stderr) == (0, "")
         assert "dev.py check" in shown.stdout
-    for words in (("fly",), ("--serve",), ("check", "--fix"), ("lock", "--upgrades")):
-        wrong = dev(checkout, *words)
+    for unknown in (("fly",), ("--serve",), ("check", "--fix"), ("lock", "--upgrades")):
+        wrong = dev(checkout, *unknown)
         assert (wrong.returncode, wrong.stdout) == (2, "")
         assert "no such" in wrong.stderr
         assert "dev.py check" in wrong.stderr

@@ -243,7 +243,7 @@ async def test_every_refusal_names_the_session_that_it_is_about(
     await about(keyturn.ending.logout(None, reused.refresh_token, "all", by=SERVICE), reused.session_id, InvalidGrant)
     await keyturn.ending.logout(None, over.refresh_token, "this", by=SERVICE)
     for reach in ("others", "all"):
-        await about(keyturn.ending.logout(None, over.refresh_token, reach, by=SERVICE), over.session_id, InvalidGrant)  # type: ignore[arg-type]  # a literal each
+        await about(keyturn.ending.logout(None, over.refresh_token, reach, by=SERVICE), over.session_id, InvalidGrant)
     await about(keyturn.rotation.refresh(over.refresh_token, by=SERVICE), over.session_id, InvalidGrant)
     for ask in (keyturn.reading.verify, keyturn.reading.authorise):
         await about(ask(over.access_token), over.session_id, InvalidToken)

@@ -276,7 +276,7 @@ async def test_the_direct_endpoints_answer_each_request_as_fastapi_does(
         {"refresh_token": over.refresh_token},
         {"refresh_token": older.refresh_token},  # reuse, then a session that is over
         {"refresh_token": unused.refresh_token[:-1] + "_"},
-        *({"refresh_token": junk} for junk in ("", "x", "x" * 1024, "x" * 1025, "ktr_" + "A" * 84, "ktr_é", 1, None, [])),
+        *({"refresh_token": junk} for junk in list[Any](("", "x", "x" * 1024, "x" * 1025, "ktr_" + "A" * 84, "ktr_é", 1, None, []))),
         {"refresh_token": live.refresh_token, "scope": "this"},
         {"refresh_token": live.refresh_token, "x": 1},
         {"scope": "this"}, {"scope": "x"}, {}, [], "x", 1, None, {"": ""},

@@ -44,7 +44,7 @@ def test_the_second_ending_comes_when_no_sign_in_under_the_key_can_be_answered_a
 async def test_a_retired_refresh_key_has_no_live_session_on_return(open_keyturn: Opener) -> None:
     async with open_keyturn() as one:
         proof = await a_user(one)
-        tokens = [await one.sessions.start(proof, by=SERVICE) for _ in range(3)]
+        tokens = [await one.starting.start(proof, by=SERVICE) for _ in range(3)]
         new = await one.key_changes.generate("refresh", by=SERVICE)
         assert new.kid == "refresh-2"
         assert [key["status"] for key in new.keys] == ["signs", "published"]
@@ -57,7 +57,7 @@ async def test_a_retired_refresh_key_has_no_live_session_on_return(open_keyturn:
         assert {key["kid"]: key["status"] for key in done.keys} == {"refresh-1": "retired", "refresh-2": "signs"}
         assert [(early.kid, early.ended) for early in begun] == [("refresh-1", None)]
         for each in tokens:
-            assert (await one.sessions.find(each.session_id)).ended_at is not None
+            assert (await one.reading.find(each.session_id)).ended_at is not None
 
 
 async def test_a_session_that_another_instance_began_under_the_key_meanwhile_is_ended_too(
@@ -66,15 +66,15 @@ async def test_a_session_that_another_instance_began_under_the_key_meanwhile_is_
     monkeypatch.setattr(key_changes, "LAST_SIGN_IN", timedelta(seconds=1.5))
     async with open_keyturn() as one, open_keyturn() as late:
         proof = await a_user(one)
-        await one.sessions.start(proof, by=SERVICE)
+        await one.starting.start(proof, by=SERVICE)
         await published(one, (await one.key_changes.generate("refresh", by=SERVICE)).kid)
         monkeypatch.setattr(late.keys, "load", nothing)  # as one that has yet to read the table
         began: list[Any] = []
 
         async def sign_in() -> None:
-            began.append(await late.sessions.start(proof, by=SERVICE))
+            began.append(await late.starting.start(proof, by=SERVICE))
 
-        real, times = one.sessions.end_under, 0
+        real, times = one.ending.end_under, 0
 
         async def end_under(number: int, **more: Any) -> int:
             nonlocal times
@@ -84,31 +84,31 @@ async def test_a_session_that_another_instance_began_under_the_key_meanwhile_is_
                 await sign_in()
             return count
 
-        monkeypatch.setattr(one.sessions, "end_under", end_under)
+        monkeypatch.setattr(one.ending, "end_under", end_under)
         done = await one.key_changes.retire("refresh-1", by=SERVICE)
         assert (done.ended, done.ended_later) == (1, 1)
         assert began[0].refresh_token[4:6] == "AQ"  # under the first key
-        assert (await one.sessions.find(began[0].session_id)).ended_at is not None
+        assert (await one.reading.find(began[0].session_id)).ended_at is not None
 
 
 @pytest.mark.usefixtures("_at_once")
 async def test_a_retirement_that_broke_off_goes_on_when_it_is_called_again(open_keyturn: Opener) -> None:
     async with open_keyturn() as one:
-        tokens = await one.sessions.start(await a_user(one), by=SERVICE)
+        tokens = await one.starting.start(await a_user(one), by=SERVICE)
         await published(one, (await one.key_changes.generate("refresh", by=SERVICE)).kid)
         await one.keys.retire("refresh-1", by=SERVICE)  # and there it broke off
-        assert (await one.sessions.find(tokens.session_id)).ended_at is None
+        assert (await one.reading.find(tokens.session_id)).ended_at is None
         done = await one.key_changes.retire("refresh-1", by=SERVICE)
         assert done.retired_before is not None
         assert (done.signed, done.ended, done.ended_later) == (False, 1, 0)
-        assert (await one.sessions.find(tokens.session_id)).ended_at is not None
+        assert (await one.reading.find(tokens.session_id)).ended_at is not None
 
 
 @pytest.mark.usefixtures("_at_once")
 async def test_replacing_the_keys_ends_every_session(open_keyturn: Opener) -> None:
     async with open_keyturn() as one:
         proof = await a_user(one)
-        tokens = [await one.sessions.start(proof, by=SERVICE) for _ in range(2)]
+        tokens = [await one.starting.start(proof, by=SERVICE) for _ in range(2)]
         done = await one.key_changes.replace(by=SERVICE)
         assert (done.ended, done.refresh_kid) == (2, "refresh-2")
         signs = {key["kid"] for key in done.keys if key["status"] == "signs"}
@@ -116,19 +116,19 @@ async def test_replacing_the_keys_ends_every_session(open_keyturn: Opener) -> No
         await until(lambda: one.keys.retired(1), READ_BY_ALL.total_seconds())
         for each in tokens:
             with pytest.raises(InvalidGrant):
-                await one.sessions.refresh(each.refresh_token, by=SERVICE)
+                await one.rotation.refresh(each.refresh_token, by=SERVICE)
 
 
 async def test_retiring_an_access_key_does_not_wait_and_ends_no_session(open_keyturn: Opener) -> None:
     async with open_keyturn() as one:
-        tokens = await one.sessions.start(await a_user(one), by=SERVICE)
+        tokens = await one.starting.start(await a_user(one), by=SERVICE)
         old = one.keys.signing_access.kid
         await published(one, (await one.key_changes.generate("access", by=SERVICE)).kid)
         began = time.monotonic()
         done = await one.key_changes.retire(old, by=SERVICE)
         assert time.monotonic() - began < LAST_SIGN_IN.total_seconds() - 1
         assert (done.use, done.ended, done.ended_later) == ("access", None, None)
-        assert (await one.sessions.find(tokens.session_id)).over() is None
+        assert (await one.reading.find(tokens.session_id)).over() is None
 
 
 async def test_what_does_not_go_together_is_refused(open_keyturn: Opener) -> None:

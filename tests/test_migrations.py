@@ -42,7 +42,7 @@ def command(*words: str, before: tuple[str, ...] = (), **environment: str) -> su
 
 def alembic(*words: str, **environment: str) -> str:
     """Its standard output; it must succeed within 30 s."""
-    with command(*words, **environment) as process:
+    with command(*words, before=(), **environment) as process:
         out, err = process.communicate(timeout=30)
     assert process.returncode == 0, err
     return out
@@ -163,7 +163,7 @@ def test_a_url_that_can_not_work_is_told_in_one_line(url: str, saying: str, offl
 
 def refused(url: str, *offline: str, **environment: str) -> str:
     """What `alembic` says, beside where it migrates; nothing of the password."""
-    with command("upgrade", "head", *offline, KEYTURN_DATABASE_URL=url, **environment) as process:
+    with command("upgrade", "head", *offline, KEYTURN_DATABASE_URL=url, before=(), **environment) as process:
         out, err = process.communicate(timeout=30)
     assert process.returncode == 1, (out, err)
     assert out == ""

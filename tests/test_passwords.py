@@ -99,18 +99,15 @@ STRANGE = [
 async def test_a_password_is_kept_as_it_was_sent(passwords: Passwords, password: str) -> None:
     hashed = await passwords.hash(acceptable(password))
     assert await passwords.verify(hashed, password.encode())
-    changed = (
-        {
-            *(unicodedata.normalize(form, password) for form in ("NFC", "NFD", "NFKC", "NFKD")),  # type: ignore[arg-type]
-            password.strip(),
-            password.lower(),
-            password[:-1],
-            password + " ",
-            password.replace("\r\n", "\n"),
-            password.replace("\u200b", ""),
-        }
-        - {password}
-    )
+    changed = {
+        *(unicodedata.normalize(form, password) for form in ("NFC", "NFD", "NFKC", "NFKD")),
+        password.strip(),
+        password.lower(),
+        password[:-1],
+        password + " ",
+        password.replace("\r\n", "\n"),
+        password.replace("\u200b", ""),
+    } - {password}
     for other in changed:
         assert not await passwords.verify(hashed, other.encode()), repr(other)
 
@@ -560,12 +557,12 @@ def no_more_addresses(service: Service, but: int) -> Iterator[None]:
     import resource
 
     taken = int(Path(f"/proc/{service.pid}/statm").read_text().split()[0]) * resource.getpagesize()
-    before = resource.prlimit(service.pid, resource.RLIMIT_AS)  # type: ignore[attr-defined]  # Linux's
-    resource.prlimit(service.pid, resource.RLIMIT_AS, (taken + but, before[1]))  # type: ignore[attr-defined]
+    before = resource.prlimit(service.pid, resource.RLIMIT_AS)
+    resource.prlimit(service.pid, resource.RLIMIT_AS, (taken + but, before[1]))
     try:
         yield
     finally:
-        resource.prlimit(service.pid, resource.RLIMIT_AS, before)  # type: ignore[attr-defined]
+        resource.prlimit(service.pid, resource.RLIMIT_AS, before)
 
 
 def post(service: Service, path: str, password: str, email: str = "ada@example.com") -> tuple[int, dict[str, Any], Any]:

@@ -22,7 +22,7 @@ from app.sessions import ending, marking, rotation, upkeep
 from app.sessions.answers import Answers
 from app.sessions.ending import Ending
 from app.sessions.rotation import Rotation
-from app.sessions.rows import SessionRow, Verdict
+from app.sessions.rows import SessionRow, Verdict, judge
 from app.storage.tables import Session
 from app.tokens import key_table, keys
 from app.tokens.keys import Keys
@@ -69,7 +69,7 @@ def ends_all_of_the_user(patch: Patch, reason: str) -> None:
 
 def in_judgement(patch: Patch, change: Callable[..., Any]) -> None:
     """Changes the verdict on a token that did not rotate."""
-    real = rotation.judge
+    real = judge
     patch.setattr(rotation, "judge", lambda *seen: change(real(*seen), *seen))
 
 
@@ -89,7 +89,7 @@ def the_window_slides_on_a_retry(patch: Patch) -> None:
 
 @bug
 def the_window_never_closes(patch: Patch) -> None:
-    real = rotation.judge
+    real = judge
     patch.setattr(rotation, "judge", lambda row, *rest: real(replace(row, retry_window=timedelta(days=99)), *rest))
 
 

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,7 @@ class World:
         for tokens in await self.sessions(1):
             assert (await self.logout(self.here, tokens)).status_code == 204
         for service in (self.here, self.there, self.brief):
-            await eventually(lambda service=service: self._is_complete(service))
+            await eventually(partial(self._is_complete, service))
 
     async def _is_complete(self, service: Service) -> bool:
         return (await self.client.get(f"{service.url}/readyz")).json()["cache"] == "complete"
@@ -207,7 +208,8 @@ async def world(servers: tuple[Postgres, Redis], tmp_path_factory: pytest.TempPa
             world.serve(links[1]),
             world.serve(links[1], KEYTURN_VERIFY_WITHOUT_DATABASE=str(int(WITHOUT_DATABASE))),
         )
-        stack.callback(lambda: [service.close() for service in (world.here, world.there, world.brief)])
+        for service in (world.here, world.there, world.brief):
+            stack.callback(service.close)
         yield world
 
 
@@ -358,7 +360,8 @@ async def flushed_during_rebuilds(world: World, flow: Traffic) -> None:
             while not await redis.exists(NONCE):
                 await asyncio.sleep(0.001)
             # What came of the rebuild meanwhile is seen in the same moment as the flush.
-            hit, _ = await redis.pipeline(transaction=True).exists(NONCE).flushall().execute()
+            together: Any = redis.pipeline(transaction=True)
+            hit, _ = await together.exists(NONCE).flushall().execute()
             hits += hit
 
 

@@ -25,7 +25,7 @@ The model is kept small by these reductions, and nothing is lost by them (the pr
 from collections import deque
 from collections.abc import Iterator
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -133,7 +133,7 @@ def start(scenario: Scenario, without: str) -> State:
     return State(fence, fence, servers, logouts, rebuilds)
 
 
-def put(items: tuple, index: int, item: object) -> tuple:
+def put(items: tuple[Any, ...], index: int, item: object) -> Any:
     return (*items[:index], item, *items[index + 1 :])
 
 
@@ -341,12 +341,12 @@ def explore(scenario: Scenario, without: str = "") -> Exploration:
         for name in [name for name, holds in witnesses.items() if holds(state)]:
             del witnesses[name]
         if state.returned and accepts(state, without):
-            return Exploration(len(came), run_to(state, came), WITNESSES.keys() - witnesses)
+            return Exploration(len(came), run_to(state, came), frozenset(WITNESSES.keys() - witnesses))
         for what, after in steps(state, scenario, without):
             if after not in came:
                 came[after] = what, state
                 queue.append(after)
-    return Exploration(len(came), None, WITNESSES.keys() - witnesses)
+    return Exploration(len(came), None, frozenset(WITNESSES.keys() - witnesses))
 
 
 def run_to(state: State, came: dict[State, tuple[str, State] | None]) -> list[str]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from hashlib import sha256
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 import jwt
@@ -333,7 +333,7 @@ class Machine(RuleBasedStateMachine):
         self.world = world
         # Every rule may come in every example. Hypothesis would leave some out of each, and so few examples would not
         # reach every transition.
-        self._rules_strategy.enabled_rules_strategy = just(SimpleNamespace(is_enabled=lambda _: True))
+        self._rules_strategy.enabled_rules_strategy = just(cast("Any", SimpleNamespace(is_enabled=lambda _: True)))
         self.model = Model()
         self.proofs: list[tuple[User, int, Authenticated]] = []
         self.steps = 0
@@ -845,7 +845,7 @@ REASONS: set[Reason] = {
 def drive(world: World, *, examples: int, steps: int = 25) -> None:
     """Lets Hypothesis take the steps: the same ones in each run, so that what was reached stays reached."""
     run_state_machine_as_test(
-        lambda: Machine(world),
+        cast("Any", lambda: Machine(world)),
         settings=settings(
             derandomize=True,
             database=None,

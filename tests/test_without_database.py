@@ -81,7 +81,7 @@ async def test_it_answers_also_where_the_evidence_is_no_longer_fresh(
             # The database is asked first, and does not answer.
             pair.there.revocations.fence._failed_began = monotonic() - 1.1
             assert not pair.there.revocations.fence.database_is_away()
-            await pair.there.sessions.verify(tokens.access_token)
+            await pair.there.reading.verify(tokens.access_token)
 
 
 async def test_an_old_reading_alone_is_no_evidence_and_the_database_is_asked(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -229,7 +229,7 @@ class Wrong:
         return (await self._redis("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")).url()
 
 
-SAID = {
+SAID: dict[Any, str] = {
     Wrong.wrong_password: "refuses user or password",
     Wrong.no_password: "wants a password",
     Wrong.no_info: "no right to the command info",
@@ -270,7 +270,7 @@ async def wrong(postgres: Postgres, tmp_path: Path) -> AsyncIterator[Wrong]:
 
 @pytest.mark.parametrize("which", SAID, ids=lambda which: which.__name__)
 async def test_the_doctor_and_the_log_say_what_is_wrong_with_redis(
-    open_keyturn: Opener, wrong: Wrong, which: Callable[[Wrong], Awaitable[str]]
+    open_keyturn: Opener, wrong: Wrong, which: Callable[[Wrong], Coroutine[Any, Any, str]]
 ) -> None:
     async with open_keyturn(redis_url=await which(wrong)) as keyturn:
         noted: list[str] = []
