@@ -68,12 +68,15 @@ _COVERAGE = "COVERAGE_PROCESS_CONFIG"
 
 
 def _measure_children() -> None:
-    """Hand the variable on to each process that a test starts with an environment of its own."""
+    """Hand the variable on to each process that a test starts with an environment of its own.
+
+    An environment without PATH is left as it is: such a process becomes a user who may not write the measured data.
+    """
     popen = subprocess.Popen.__init__
 
     @functools.wraps(popen)
     def measured(self: Any, *arguments: Any, **options: Any) -> None:
-        if options.get("env") is not None:
+        if "PATH" in (options.get("env") or {}):
             options["env"] = {_COVERAGE: os.environ[_COVERAGE], **options["env"]}
         popen(self, *arguments, **options)
 

@@ -65,6 +65,18 @@ def test_dev_py_installs_what_the_lock_names_and_runs_in_it_from_any_directory(c
     assert tested.stdout.strip().endswith(f", '-n', '0'] {checkout / '.venv'}")
 
 
+@pytest.mark.parametrize(("failing", "code"), [("none", 0), ("run", 1), ("report", 1)])
+def test_the_coverage_is_reported_even_if_a_test_failed_and_either_failure_is_told(
+    checkout: Path, failing: str, code: int
+) -> None:
+    (checkout / "coverage").mkdir()
+    steps = f"import sys; print(sys.argv[1], sys.argv[-1]); sys.exit(sys.argv[1] == {failing!r})"
+    (checkout / "coverage" / "__main__.py").write_text(steps)
+    done = dev(checkout, "coverage", "-x", links=checkout.parent)
+    assert done.stdout.split("\n")[:-1] == ["erase erase", "run -x", "combine --quiet", "report report"], done.stderr
+    assert done.returncode == code
+
+
 def test_an_installation_that_broke_off_is_repeated(checkout: Path) -> None:
     failed = dev(checkout, "serve")
     assert failed.returncode != 0
