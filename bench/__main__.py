@@ -1,7 +1,7 @@
-"""Runs scenarios and writes what they found.
+"""Runs scenarios, prints their findings and writes those of a full run.
 
-A full run replaces its scenarios' part of results.json, from which RESULTS.md and the plots are written. A quick
-run is no measure of anything but itself, and is only printed.
+A full run replaces its scenarios' part of results.json and writes RESULTS.md and the plots from that file. A quick
+run is too short to be compared with another run: the benchmark prints its findings and writes nothing.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--before", type=Path, help="another checkout: measure this one against it, and nothing else")
     given = parser.parse_args()
     quick, some = given.quick, bool(given.scenario)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # SystemExit, so that `with` ends the servers
     try:
         compiled("driver")
     except NoCompilerError as why:
