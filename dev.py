@@ -82,7 +82,7 @@ def _uv_install(folder: Path, *wanted: str) -> bool:
 
 
 def _wanted() -> str | None:
-    """The stamp of a finished .venv: the digest of the lock and its Python's version. None if its Python does not run."""
+    """The stamp of a finished .venv: a digest of the lock and of Python's version. None if that Python does not run."""
     asked = [_python(VENV), "-c", "import sys; print(sys.version, end='')"]
     with contextlib.suppress(OSError):
         version = subprocess.run(asked, check=False, capture_output=True).stdout

@@ -247,8 +247,8 @@ class Pgbench:
 
     def run(self, load: Load) -> Run:
         """Runs as many clients as the load has connections, at the rate of the load if it has one."""
-        # The duration that pgbench is given includes the time to connect, which its rate leaves out. The time to
-        # connect differs from run to run. So a first short run measures it, and twice that time is added to each duration.
+        # The duration given to pgbench includes the time to connect, which its rate leaves out. The time to connect
+        # differs from run to run. So a first short run measures it, and each duration is made longer by twice as much.
         said = self._pgbench(load, "-t", "1")
         connecting = _number(r"initial connection time = ([\d.]+) ms", said) / 1000
         if load.warm:
