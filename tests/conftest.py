@@ -229,6 +229,5 @@ async def time_passes(keyturn: Keyturn, how_much: timedelta) -> None:
     )
     async with keyturn.db.begin() as tx:
         await tx.execute(text(f"UPDATE sessions SET {moves}"), {"shift": shift})
-        await tx.execute(
-            text(f"UPDATE keys SET {moves.partition(',')[0]}"), {"shift": shift}
-        )  # keys are older than their sessions
+        # The keys' `created_at` moves as well, so that the keys stay older than their sessions.
+        await tx.execute(text(f"UPDATE keys SET {moves.partition(',')[0]}"), {"shift": shift})

@@ -1,6 +1,6 @@
 """The secrets that no log of the service may hold.
 
-conftest.py searches all logs of a run for them, and test_secrets.py tests that the search finds them.
+conftest.py searches all logs of a run for them. test_secrets.py tests that the search finds them.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ class Ward:
             time.sleep(0.005)
 
     def family(self) -> set[int]:
-        """The process, its process group and all descendants, because each backend of PostgreSQL leads its own group."""
+        """The process, its process group and all descendants. (Each backend of PostgreSQL leads its own group.)"""
         if not self.process:
             return set()
         family = {self.process.pid} if self.process.poll() is None else set()
@@ -149,7 +149,7 @@ def main(user: str) -> None:
 
 
 class Sentinel:
-    """The part that runs in the owner. The sentinel starts and signals one process at a time, and cleans up at the end."""
+    """The part that runs in the owner. The sentinel starts one process at a time, and cleans up at the end."""
 
     def __init__(self, user: int | None = None) -> None:
         self._lock = threading.Lock()
@@ -199,7 +199,7 @@ class Sentinel:
         self._ask("kill")
 
     def wait(self, seconds: float, until: Callable[[], bool] = lambda: False) -> int | None:
-        """Waits until the process has ended (returns its exit code) or `until` holds (returns None). Raises TimeoutError."""
+        """Waits until the process ends (returns its exit code) or `until` holds (returns None). Raises TimeoutError."""
         deadline = time.monotonic() + seconds
         while True:
             if (code := self.exit_code()) is not None:

@@ -41,7 +41,7 @@ class NotStartedError(Exception):
 
 
 # The order is random, because other test runs take ports too. Each process of one run (pytest-xdist) has ports of its
-# own, so that no other process gets a port before the server that got it first listens on it.
+# own. So no second process gets a port while the server that has it does not listen yet.
 _WORKER, _WORKERS = os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:], os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
 _PORTS = range(20000 + int(_WORKER), 32000, int(_WORKERS))
 _ports = itertools.cycle(random.sample(_PORTS, len(_PORTS)))
@@ -114,7 +114,7 @@ class Server:
         self.close()
 
     def step(self, seconds: int) -> None:
-        """Sets the server's clock to these seconds ahead of the machine's (or behind it). Needs a start with `steps`."""
+        """Sets the server's clock these seconds ahead of the machine's (or behind). Needs a start with `steps`."""
         self._clock.write_text(f"{seconds:+d}s")
         self._clock.chmod(0o644)
 

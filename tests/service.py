@@ -73,7 +73,7 @@ class Service:
         return self.log.read_text(errors="replace")
 
     def terminate(self, timeout: float = GRACE) -> int:
-        """Sends SIGTERM and returns the exit code. Raises TimeoutError if the service still runs after `timeout` seconds."""
+        """Sends SIGTERM and returns the exit code. Raises TimeoutError if that takes more than `timeout` seconds."""
         self._sentinel.signal(signal.SIGTERM)
         code = self._sentinel.wait(timeout)
         assert code is not None
@@ -113,9 +113,7 @@ class Service:
             raise NotStartedError(f"exit code {code}\n{self.text()}")
 
     def _ready(self) -> bool:
-        connection = http.client.HTTPConnection(
-            "127.0.0.1", self.port, timeout=1
-        )  # http.client ignores the environment's proxies
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=1)  # no proxy of the environment
         with closing(connection), suppress(OSError, http.client.HTTPException):
             connection.request("GET", "/readyz")
             return connection.getresponse().status == http.client.OK

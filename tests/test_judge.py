@@ -1,4 +1,4 @@
-"""The pure part of the row machine, at its exact boundaries."""
+"""`judge` and the other pure functions about a session, at their exact limits."""
 
 from __future__ import annotations
 
