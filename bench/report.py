@@ -7,7 +7,7 @@ from typing import Any, Literal
 from bench.contenders import Run
 
 DISTURBED = 0.1
-"""Share of the machine's CPU time from which other processes disturb a run.
+"""If other processes take more than this share of the machine's CPU time, a run counts as disturbed.
 
 In a quiet run the harness itself and the kernel take 0.01 to 0.03.
 """

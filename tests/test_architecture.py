@@ -37,7 +37,7 @@ def modules() -> tuple[str, ...]:
 def imports(module: str) -> set[str]:
     """The modules of app/ that a module of app/ imports.
 
-    If the import names a package, which passes on names of its files, the package itself is listed.
+    If the import names a package (whose `__init__` passes on names of its files), the package itself is listed.
     """
     found = graph().find_modules_directly_imported_by(f"app.{module}")
     return {name.removeprefix("app.") for name in found if name.startswith("app.")}
@@ -62,7 +62,7 @@ def ground() -> frozenset[str]:
 
 
 def arrows(between: dict[str, set[str]]) -> Iterator[tuple[str, str]]:
-    """The arrows of a drawing, without those that follow from a longer way."""
+    """The arrows of a drawing, without each arrow that a longer path of arrows implies."""
     kept = {a: set(to) for a, to in between.items()}
     for a in sorted(between):
         for b in sorted(between[a]):

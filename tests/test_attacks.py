@@ -202,7 +202,8 @@ async def test_a_network_that_loses_one_packet_in_ten_ends_no_session_and_revive
                     *(asyncio.to_thread(serve, url, logs, redis_url=redis_url, registration="true") for _ in range(2))
                 )
             ]
-            # SIGKILL, because a service that ends in good order still uses the proxies. Their loop waits for its end.
+            # SIGKILL, because a service that ends in good order still talks to Postgres and Redis. This event loop runs
+            # the proxies to them, and is blocked until the service has ended.
             for service in services:
                 stack.callback(service.kill)
             await until(lambda: all_ready(services))

@@ -61,7 +61,7 @@ async def url(postgres: Postgres, redis: Redis) -> AsyncIterator[str]:
 
 
 @pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_haste(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redis_server, "ACKNOWLEDGE_LIMIT", timedelta(seconds=5))
 
 
@@ -195,9 +195,10 @@ async def test_a_step_of_redis_clock_loses_no_revocation(keyturn: Keyturn, redis
 
 
 async def test_a_step_of_redis_clock_that_nobody_notices_takes_no_key(keyturn: Keyturn, url: str, redis: Redis) -> None:
-    """Redis drops an expired key only when it looks at the key.
+    """During the step, Redis drops each expired key that it looks at.
 
-    During the step no process reads the marker. So the marker survives, and the revocations must survive with it.
+    No process reads the marker meanwhile, so the marker comes back with the clock. Redis must not have dropped a
+    revocation either.
     """
     ended = await a_session(keyturn)
     async with instance(url, redis.url()) as other, redis_asyncio.Redis.from_url(redis.url()) as client:

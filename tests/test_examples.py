@@ -64,7 +64,7 @@ def login(service: Service, session: requests.Session) -> Login:
     return tokens
 
 
-# -- the client in JavaScript, whose attempts come to an end
+# -- the client in JavaScript
 
 
 def run(service: Service, tokens: dict[str, Any], script: str) -> dict[str, Any]:

@@ -258,6 +258,7 @@ async def both(database_url: str) -> AsyncIterator[tuple[Keyturn, httpx2.AsyncCl
 
 
 def compared(answer: httpx2.Response) -> tuple[int, bytes, list[tuple[str, str]]]:
+    """The parts of an answer that must be equal through both doors."""
     fields = [
         (name, value) for name, value in answer.headers.multi_items() if name not in {"x-request-id", "retry-after"}
     ]

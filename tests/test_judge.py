@@ -1,4 +1,4 @@
-"""`judge` and the other pure functions about a session, at their exact limits."""
+"""Pure functions at their exact limits: `judge`, deadlines, durations on the wire, the cost of a stored hash."""
 
 from __future__ import annotations
 
