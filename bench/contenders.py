@@ -95,7 +95,7 @@ class Keyturn:
         return replace(run, void=before.fault(Books.read(self.where), result) or run.void)
 
     def ask(self, load: Load) -> tuple[Result, Run]:
-        """Runs any load and leaves the file of tokens as it is."""
+        """Runs any load as it is, without a look into the table of sessions."""
         return measured(self._processes, load, self.service.port)
 
 

@@ -330,8 +330,8 @@ def table(stage: Stage) -> Findings:
 def delay(stage: Stage) -> Findings:
     """Measures refresh with milliseconds added to every round trip to PostgreSQL.
 
-    Beside it, pgbench runs the same statement for one session at a time. It has as many connections as Keyturn's
-    hot path.
+    Beside it, pgbench runs the same statement for one session at a time. pgbench has as many connections as
+    Keyturn's hot path.
     """
     found = Findings()
     delays = (0, 1, 5, 20)

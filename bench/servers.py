@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-import asyncpg  # type: ignore[import-untyped]  # it has none
+import asyncpg  # type: ignore[import-untyped]  # asyncpg has no types
 
 from app.settings import Settings, read
 from app.storage.migrating import migrate

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import asyncpg  # type: ignore[import-untyped]  # it has none
+import asyncpg  # type: ignore[import-untyped]  # asyncpg has no types
 from sqlalchemy import insert
 
 from app.keyturn import Keyturn, opened, running
