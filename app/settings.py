@@ -169,7 +169,7 @@ class Settings(Place):
 
     @property
     def production(self) -> bool:
-        """Whether a Postgres is named. If so, a start makes no secret, tables or user by itself."""
+        """Whether a Postgres is named. If so, a start makes no master secret, table or user by itself."""
         return self.postgres is not None
 
     @property

@@ -84,7 +84,7 @@ async def _replace(keyturn: Keyturn, _arguments: argparse.Namespace) -> None:
 
 
 def _signing(keys: Sequence[Row], use: str, now: str = "") -> str:
-    """Names the key of a use that signs now, and those that will sign, each with its moment."""
+    """Names the key of a use that signs now, and the keys that will sign, each with the moment when it begins."""
     keys = [key for key in keys if key["use"] == use]
     named = {key["kid"]: f"{key['kid']} ({key['algorithm']})" for key in keys}
     lines = [f"{named[key['kid']]} signs {use} tokens now{now}" for key in keys if key["status"] == "signs"]
