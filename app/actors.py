@@ -27,4 +27,4 @@ class Actor:
 
 
 SERVICE = Actor("service")
-"""Keyturn itself, without a caller: for example, the first start of a process makes the keys."""
+"""Keyturn itself, without a caller: for example, a first start that makes the keys."""

@@ -36,11 +36,11 @@ class Refusal(Exception):
     """A request that is refused.
 
     Args:
-        cause: why, in words for the log; never a secret, never shown to the client.
+        cause: the cause in words for the log; never a secret, never shown to the client.
         reason: why the session or token is over; only for the holder of a genuine token.
-        description: the public sentence, where the class's own is too general; never made of input values.
+        description: the public sentence, if the class's own is too general; never made of input values.
         retry_after: how long a client should wait before it tries again; rendered in whole seconds, rounded up.
-        challenge: the ``WWW-Authenticate`` value of a 401, where the class's own does not fit.
+        challenge: the ``WWW-Authenticate`` value of a 401, if the class's own does not fit.
         session_id: the session of the refusal, for the log; only if a genuine token or the database names it.
         user_id: the user of the refusal, likewise; never shown to the client.
     """
@@ -73,7 +73,7 @@ class Refusal(Exception):
     def about(self, session_id: UUID | None, user_id: UUID | None = None) -> Self:
         """A copy of the refusal with session and user, unless it names them already.
 
-        A copy, because one outage is raised in every request that waited for the same statement.
+        The refusal itself stays as it is, because each request that waited for one statement gets the same outage.
         """
         named = copy.copy(self)
         named.session_id = self.session_id or session_id
@@ -81,7 +81,7 @@ class Refusal(Exception):
         return named
 
     def body(self) -> dict[str, str]:
-        """The JSON members of RFC 6749 section 5.2, plus ``reason`` where there is one."""
+        """The JSON members of RFC 6749 section 5.2, plus ``reason`` if there is one."""
         members = {"error": self.error, "error_description": self.description}
         if self.reason is not None:
             members["reason"] = self.reason

@@ -121,7 +121,7 @@ class _Application(FastAPI):
     def _prefix(self, scope: Scope) -> None:
         """Adds the root path to the path if a proxy has stripped it, so that all code after this finds it there.
 
-        The root path may equal the beginning of an endpoint's path (``/auth``). So it counts as stripped unless the
+        The root path may equal the beginning of an endpoint's path (``/auth``). So it counts as present only if the
         rest of the path begins like an endpoint's path.
         """
         path: str = scope["path"]

@@ -159,7 +159,7 @@ async def _redis(keyturn: Keyturn) -> AsyncIterator[Finding]:
             elif server.evicts:
                 advice = "set maxmemory-policy noeviction: what may evict keys is never believed, the database answers"
             elif server.identity is None:
-                advice = "Redis tells no run_id and master_replid in INFO, so it is never believed: a proxy?"
+                advice = "Redis gives no run_id and master_replid in INFO, so it is never believed: is it a proxy?"
             elif revocations.fence.names_another(server):
                 advice = "REDIS_URL leads to another Redis, or another database of it, than the instances use"
             elif cache == "not complete":

@@ -32,7 +32,7 @@ def add_to(words: Words) -> None:
     verb = add_verb(verbs, "retire", _retire, "refuse a key's tokens, end a refresh key's sessions", reading=False)
     verb.add_argument("kid")
     verb = add_verb(verbs, "replace", _replace, "where the master secret leaked or is lost: new keys", reading=False)
-    verb.add_argument("--sign-everyone-out", action="store_true", required=True, help="must be given: it does")
+    verb.add_argument("--sign-everyone-out", action="store_true", required=True, help="must be given, as this happens")
     verb.set_defaults(run=on_parts(_replace, load=False))
 
 

@@ -18,7 +18,7 @@ _LONGEST_EMAIL = 32
 
 
 def show(what: Row | Sequence[Row], arguments: argparse.Namespace) -> None:
-    """Prints one row or several, as JSON where `--json` asks for it.
+    """Prints one row or several, as JSON if `--json` was given.
 
     A table has a line for each of several rows. One row alone has a line for each of its members.
     """

@@ -1,4 +1,4 @@
-"""Checks: whether the session of an access token has ended, by Redis where it may be believed, else by the database."""
+"""Checks: whether the session of an access token has ended. Redis answers if it may be believed, else the database."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Checks:
         """Asks nothing yet.
 
         Args:
-            db: the database, which decides where Redis can't be believed.
+            db: the database, which decides if Redis can't be believed.
             fence: the readings of the fence.
             redis: the Redis of this process.
             without_database: how long Redis alone may answer when the database is away.
@@ -55,7 +55,7 @@ class Checks:
         self._these = select(Session.id, Session.end_reason).where(db.among(Session.id))
 
     async def check(self, session_id: UUID, issued_at: int) -> None:
-        """Returns if the session of a rightly signed, unexpired access token has not ended.
+        """Returns if the session of an access token, whose signature and ``exp`` are valid, has not ended.
 
         Args:
             session_id: the token's session.

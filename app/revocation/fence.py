@@ -83,7 +83,7 @@ class FenceReader:
         self.stepped_from = _LONG_AGO
         """The latest moment that the database's clock showed before it went back."""
         self._disbelieved = ""  # an epoch
-        self._database_answered = True  # without a database, a start ends in another error
+        self._database_answered = True  # a start without a database fails by itself
 
     # -- reading
 

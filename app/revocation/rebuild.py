@@ -92,7 +92,7 @@ class Rebuild:
                 await self._fence.read()
             if not self._fence.names(server, marker):
                 # If the fence was read before the marker, a rebuild that another process has just ended looks like a
-                # fault. Two processes would rebuild in turns. So read the fence again.
+                # fault. Then two processes would rebuild in turns. So read the fence again.
                 await self._fence.read()
             fence = self._fence.last
             if fence is None or monotonic() - fence.began > VOUCHES_FOR.total_seconds():

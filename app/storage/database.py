@@ -1,6 +1,6 @@
 """The database: engines, transactions and its clock.
 
-PostgreSQL and SQLite behind the same three functions: `begin` (a transaction that writes), `fetch` (one statement that
+PostgreSQL and SQLite have the same three functions: `begin` (a transaction that writes), `fetch` (one statement that
 writes, committed by itself) and `look` (statements that read, on the primary).
 """
 
@@ -108,9 +108,9 @@ class Database:
     def incarnation(self, *, writing: bool = False) -> ColumnElement[str]:
         """The incarnation of the database. A fence counts only in the incarnation in which its row was written.
 
-        The value changes whenever the database returns to an older state. (1) To restore files, Postgres must be
-        started anew. (2) A standby that takes over was started at another time. (3) To load a dump, another
-        transaction writes the row or the table of sessions. Every role may read these values. On SQLite it is "".
+        The value changes whenever the database returns to an older state. (1) If files are restored, Postgres has to be
+        started anew. (2) A standby that takes over was started at another time. (3) If a dump is loaded, another
+        transaction writes the row or makes the table of sessions. Every role may read these. On SQLite the value is "".
 
         Args:
             writing: whether the statement writes the row; else it reads the row.
@@ -189,7 +189,7 @@ class Database:
             return cast("Sequence[Any]", rows)
 
     def _is_fresh(self, held: _Held) -> bool:
-        """Whether a held connection may be used without a test whether its server still answers."""
+        """Whether a held connection may be used without first asking its server for an answer."""
         return (
             held.losses == self._losses.count
             and monotonic() - held.used < RESTED.total_seconds()

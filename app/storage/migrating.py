@@ -43,7 +43,7 @@ _SHORT_WAIT = _limit(LOCK_LIMIT)
 
 
 def migrate(place: Place) -> None:
-    """Brings a database to this release's schema. Blocks; not for the event loop.
+    """Brings a database to this release's schema. Blocks the thread, so do not call it on the event loop.
 
     Raises:
         ConfigurationError: the database can't be written, is none, refuses Keyturn, or another migration is running.

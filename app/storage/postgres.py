@@ -1,6 +1,6 @@
 """Connections to Postgres: to which of its servers, with which settings, and how a dead one is noticed.
 
-A connection leads straight to the server, or through PgBouncer in transaction mode. Behind PgBouncer, each transaction
+A connection goes straight to the server, or through PgBouncer in transaction mode. Behind PgBouncer, each transaction
 may be on another connection of the server, so three rules hold. (1) No statement stays prepared for a later use. (2)
 The name of a prepared statement is unique. (3) Each transaction makes its settings, as PgBouncer refuses most start
 parameters.

@@ -33,7 +33,7 @@ def alembic_config() -> Config:
 
 
 _OLDEST = 14
-"""The oldest release of Postgres that will do: from it on, a server says in its greeting whether it is a standby."""
+"""The oldest release of Postgres that Keyturn supports: its greeting says whether the server is a standby."""
 
 _RIGHTS = {
     "alembic_version": "SELECT",

@@ -32,10 +32,10 @@ def sqlite_engine(url: str, *, size: int, writes: bool) -> AsyncEngine:
 
 
 def configure_sqlite(engine: Engine, *, writes: bool) -> None:
-    """Sets WAL, a full sync at each commit (guarantee 3) and foreign keys. Transactions take the write lock first.
+    """Sets WAL, a full sync at each commit (guarantee 3) and foreign keys.
 
-    If a deferred transaction reads first and writes later, it fails at once on a stale snapshot, or loses the update.
-    BEGIN IMMEDIATE waits for the lock instead.
+    If `writes`, each transaction takes the write lock when it begins. For if a deferred transaction reads first and
+    writes later, it fails at once on a stale snapshot, or loses the update. BEGIN IMMEDIATE waits for the lock instead.
 
     A file that does not exist yet is made for its owner alone. SQLite gives its -wal and -shm the same mode.
     """

@@ -90,8 +90,8 @@ _LONGEST_STORED = 255
 def cost_of(stored: str) -> Cost | str:
     """The cost of a stored hash, or why it is never computed: in words that repeat nothing of the hash.
 
-    The bounds are those of the settings, so each hash that Keyturn ever made stays valid. Keyturn has made no costlier
-    hash, and an attacker might have stored one so that Keyturn computes it.
+    The bounds are those of the settings, so each hash that Keyturn ever made stays valid. Keyturn never made a
+    costlier hash. To compute one that an attacker has stored would be the attack.
     """
     found = _STORED.fullmatch(stored) if len(stored) <= _LONGEST_STORED else None
     if found is None or not all(map(_is_base64, found.groups()[4:])):

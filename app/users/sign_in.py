@@ -68,7 +68,7 @@ class SignIn:
         return Authenticated(row.id, hashed)
 
     async def is_right(self, user: Any, password: bytes) -> bool:
-        """Whether it is the user's password. No user is False after the same work. Logs a hash that is not computed."""
+        """Whether it is the user's password: for None, False after the same work. Logs a hash that is not computed."""
         hashed = user.password_hash if user is not None else None
         if hashed is not None and (obstacle := self._passwords.obstacle(hashed)):
             _log.error("stored_hash_not_computed", user_id=str(user.id), cause=obstacle)
