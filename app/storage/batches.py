@@ -61,9 +61,9 @@ class Batch(Generic[K, V]):
             self._timer = loop.call_later(TIME_LIMIT.total_seconds(), self._give_up)
         if self._running < self._in_flight:
             self._running += 1
-            # In a context of its own: a run serves many items, so its log lines must not name the one that began it.
+            # In a context of its own: a run logs about all items that it serves, and not about the one that started it.
             keep(asyncio.create_task(self._work(), context=contextvars.Context()))
-        # Each caller has its own future, so that the cancellation of a caller does not reach the run.
+        # The future is this caller's alone, so that its cancellation does not reach the run.
         return await future
 
     async def _work(self) -> None:

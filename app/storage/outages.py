@@ -36,7 +36,7 @@ _NOT_AUTHORISED = "28"
 
 @contextmanager
 def outage() -> Iterator[None]:
-    """Turns an error that is an outage into a refusal. A defect passes unchanged.
+    """Tells an outage from a defect.
 
     Raises:
         Contention: a serialisation failure or a deadlock.
@@ -61,7 +61,7 @@ def outage() -> Iterator[None]:
     except (OSError, TimeoutError, MemoryError) as e:
         raise TemporarilyUnavailable(f"database: {type(e).__name__}") from e
     except RuntimeError as e:
-        # The look-up of a host name, and the opening of a SQLite file, each need a thread.
+        # A name is looked up, and a file of SQLite's is opened, in a thread.
         if "start new thread" not in str(e):
             raise
         raise TemporarilyUnavailable(f"database: {e}") from e
