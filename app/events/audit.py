@@ -21,7 +21,7 @@ from ..storage.tables import Event as Row
 from ..storage.tables import uuid7
 from ..storage.tasks import own_task
 
-What = Literal[
+EventKind = Literal[
     "user_created",
     "user_disabled",
     "user_enabled",
@@ -40,7 +40,7 @@ What = Literal[
 class Event:
     """One event: its kind, the user or session that it is about, and the reason. `record` adds actor and moment."""
 
-    what: What
+    what: EventKind
     user_id: UUID | None = None
     session_id: UUID | None = None
     client_id: str | None = None
