@@ -91,6 +91,8 @@ def _wanted() -> str | None:
 
 
 def _prepare() -> None:
+    if VENV.is_symlink():
+        sys.exit(f"{VENV} is a link, and an installation would empty the folder that it leads to. Remove the link.")
     stamp = VENV / "keyturn.stamp"
     with LOCK.open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # a second call waits here, and then finds the stamp

@@ -155,7 +155,8 @@ class Settings(Place):
         Field(description="Path prefix of Keyturn at your proxy, as `/keyturn`, whether or not the proxy strips it."),
     ] = ""
     trusted_proxies: Annotated[
-        str, Field(description="Addresses or networks, comma-separated, whose X-Forwarded-For counts (log only).")
+        str,
+        Field(description="Addresses or networks, comma-separated, whose X-Forwarded-For counts (in log and events)."),
     ] = ""
     database_pool: Annotated[
         int, Field(ge=2, le=200, description="Postgres connections of one process, beside two that watch the fence.")

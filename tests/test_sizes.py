@@ -4,11 +4,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST = 300
-"""Lines. docs/decisions.md names each longer file, with the reason."""
+"""Lines. Decision 50 in docs/decisions.md names each longer file, with the reason."""
 
 
 def test_a_file_of_the_product_has_at_most_300_lines_or_a_reason() -> None:
-    decisions = (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8")
+    decisions = (
+        (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8").partition("## 50.")[2].partition("## 51.")[0]
+    )
+    assert decisions
     files = {path: path.read_text(encoding="utf-8").count("\n") for path in (ROOT / "app").rglob("*.py")}
     assert len(files) > 20
     too_long = {

@@ -57,7 +57,6 @@ class Revocations:
 
         `report(event, level=…, detail=…)` is called once for each change that an operator should know.
         """
-        self._db = db
         self._report = report
         self.redis = RedisServer(settings.redis)
         self.fence = FenceReader(db, report)
