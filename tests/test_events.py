@@ -272,3 +272,10 @@ async def test_events_outlive_the_sessions_and_users_that_they_are_about(keyturn
         lost = {"id": uuid7(), "at": keyturn.db.clock(), "event": "session_ended", "actor": "service"}
         await tx.execute(insert(Event), [lost | {"user_id": uuid7(), "session_id": uuid7()}])
     assert len(await events_of(keyturn)) == 1
+
+
+async def test_the_events_of_one_transaction_keep_their_order(keyturn: Keyturn) -> None:
+    for _ in range(10):
+        await keyturn.keys.replace(by=SERVICE)
+        listed = [event["event"] for event in await keyturn.events.list(limit=4)]
+        assert listed == ["key_generated", "key_generated", "key_retired", "key_retired"]

@@ -215,7 +215,7 @@ def the_sessions_of_a_retired_refresh_key_live_on(patch: Patch) -> None:
 
 @bug
 def a_token_under_a_retired_key_ends_a_session_that_moved_on(patch: Patch) -> None:
-    async def over(self: Ending, session_id: UUID) -> Any:
+    async def over(self: Ending, session_id: UUID, **_: Any) -> Any:
         await self.end({session_id}, "revoked_by_admin", by=SERVICE)
         return await self._lookup.row(session_id)
 

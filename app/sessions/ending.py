@@ -7,6 +7,7 @@ the order of its steps.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 from uuid import UUID
 
@@ -180,7 +181,7 @@ class Ending:
         ended = await self._end(ids, "revoked_by_admin", and_(locked(Session.id.in_(ids), which), which), by=by)
         return rows[-1].id, lived(ended)
 
-    async def over_under_retired_key(self, session_id: UUID) -> SessionRow:
+    async def over_under_retired_key(self, session_id: UUID, *, by: Actor) -> SessionRow:
         """The session of a token whose key is retired. The session is over.
 
         A holder of that key could have made the token, so the token ends nothing but what retiring the key ends.
@@ -190,7 +191,9 @@ class Ending:
         """
         row = await self._lookup.row(session_id)
         if row is not None and not row.over() and self._keys.retired(row.key_number):
-            await self.end({session_id}, "revoked_by_admin", by=SERVICE)  # `end_under` has yet to come here
+            # `end_under` has yet to come here. Keyturn ends the session, in the request of whoever presented the token.
+            service = replace(SERVICE, address=by.address, request_id=by.request_id)
+            await self.end({session_id}, "revoked_by_admin", by=service)
             row = await self._lookup.row(session_id)
         if row is None or not row.over():
             raise InvalidGrant("retired refresh key", session_id=session_id, user_id=row.user_id if row else None)
@@ -211,7 +214,7 @@ class Ending:
             InvalidToken, InvalidGrant: none of the tokens is ours, or it can't end other sessions.
             TemporarilyUnavailable: the database is away; nothing was ended.
         """
-        presented = await self._presented(access_token, refresh_token)
+        presented = await self._presented(access_token, refresh_token, by)
         if reach == "this":
             for session_id in presented:
                 try:
@@ -286,7 +289,9 @@ class Ending:
                 raise InvalidGrant("an old token can't end other sessions", session_id=row.id, user_id=row.user_id)
         return row
 
-    async def _presented(self, access_token: str | None, refresh_token: str | None) -> dict[UUID, RefreshToken | None]:
+    async def _presented(
+        self, access_token: str | None, refresh_token: str | None, by: Actor
+    ) -> dict[UUID, RefreshToken | None]:
         """The sessions of the tokens, with the refresh token where one was presented."""
         sessions: dict[UUID, RefreshToken | None] = {}
         refusal: InvalidToken | InvalidGrant = NoToken("no token")
@@ -300,7 +305,7 @@ class Ending:
             try:
                 presented = self._keys.verify_refresh_token(refresh_token)
                 if self._keys.retired(presented.key.number):
-                    await self.over_under_retired_key(presented.session_id)
+                    await self.over_under_retired_key(presented.session_id, by=by)
                 sessions[presented.session_id] = presented
             except InvalidGrant as e:
                 refusal = e

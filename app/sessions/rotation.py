@@ -67,7 +67,7 @@ class Rotation:
     async def _not_rotated(self, presented: RefreshToken, by: Actor) -> Tokens:
         """The answer to a token that was not the newest of a live session, or whose session was locked."""
         if self._keys.retired(presented.key.number):
-            over = await self._ending.over_under_retired_key(presented.session_id)
+            over = await self._ending.over_under_retired_key(presented.session_id, by=by)
             raise InvalidGrant("retired refresh key", reason=over.over(), user_id=over.user_id)
         for wait in (*_WAITS, None):
             # A later statement of its own: the first one's snapshot may show the row as it was before a rotation by
