@@ -93,8 +93,8 @@ def lived(ended: Sequence[Any]) -> int:
     return sum(row.end_reason not in TIMEOUTS for row in ended)
 
 
-# The same rules as `ends`, for a batch in which each session has an actor of its own. SKIP LOCKED, LATERAL and LIMIT are
-# there for the same reasons as in a rotation.
+# The same rules as `ends`, for a batch in which each session has an actor of its own. SKIP LOCKED, LATERAL and LIMIT as
+# in a rotation.
 _LOG_OUT = f"""
 WITH batch AS (
   SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[])
