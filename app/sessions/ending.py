@@ -299,7 +299,7 @@ class Ending:
         if refresh_token is not None:
             try:
                 presented = self._keys.verify_refresh_token(refresh_token)
-                if self._keys.retired(presented.key.number):
+                if presented.key.retired:
                     await self.over_under_retired_key(presented.session_id)
                 sessions[presented.session_id] = presented
             except InvalidGrant as e:

@@ -56,7 +56,7 @@ class Rotation:
         """
         presented = self._keys.verify_refresh_token(text)
         try:
-            if not self._keys.retired(presented.key.number):
+            if not presented.key.retired:
                 rotated = await self._rotations(presented)
                 if rotated is not None:
                     return self._answers.tokens(*rotated, rotated[0].rotated_at)
