@@ -30,6 +30,9 @@ ACKNOWLEDGE_LIMIT = timedelta(milliseconds=250)
 MARKER = "{keyturn}:complete"
 """Holds the epoch of a keyspace that has every key. The braces put all keys into one slot of a cluster."""
 
+REVOKED = "{keyturn}:revoked:"
+"""With the id of a session behind it: the key that says that the session ended."""
+
 NONCE = "{keyturn}:rebuild"
 """Holds the epoch of a rebuild under way."""
 
@@ -46,7 +49,7 @@ def whole_seconds(duration: timedelta) -> str:
 
 def key_name(session_id: UUID) -> str:
     """The key of a session that ended."""
-    return f"{{keyturn}}:revoked:{session_id}"
+    return f"{REVOKED}{session_id}"
 
 
 def packed(command: Command) -> bytes:
