@@ -289,7 +289,7 @@ class Ending:
     async def _presented(self, access_token: str | None, refresh_token: str | None) -> dict[UUID, RefreshToken | None]:
         """The sessions of the tokens, with the refresh token where one was presented."""
         sessions: dict[UUID, RefreshToken | None] = {}
-        refusal: InvalidToken | InvalidGrant = NoToken("no token")
+        refusal: InvalidToken | InvalidGrant | None = None
         if access_token is not None:
             try:
                 token = self._access_tokens.verify(access_token, self._db.clock(), expired_too=True)
@@ -305,5 +305,5 @@ class Ending:
             except InvalidGrant as e:
                 refusal = e
         if not sessions:
-            raise refusal
+            raise refusal or NoToken("no token")
         return sessions
