@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Kind = Literal["user", "administrator", "client", "command", "upstream", "service", "anonymous"]
 """What kind of actor.
@@ -13,8 +12,7 @@ Kind = Literal["user", "administrator", "client", "command", "upstream", "servic
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Actor:
+class Actor(NamedTuple):
     """The one who acts, from where, and in which request."""
 
     kind: Kind
