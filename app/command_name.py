@@ -1,4 +1,4 @@
-"""How an operator calls the `keyturn` command again, for messages that advise it."""
+"""The words with which an operator calls the `keyturn` command, for messages that advise a command."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _CHECKOUT = _PACKAGE.parent
 
 
 def called() -> str:
-    """The words before the noun: `keyturn`, or how the caller of this process reached it without a path to that."""
+    """The words before the noun: `keyturn` if the shell finds it, else the way in which this process was called."""
     found = shutil.which("keyturn")
     if Path(sys.argv[0]).name == "keyturn":
         return "keyturn" if found else sys.argv[0]

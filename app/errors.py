@@ -1,10 +1,10 @@
 """The refusals: one class for each error code of the standards, in CamelCase.
 
-Raise them with a private cause for the log: ``raise InvalidGrant("tag does not match")``. What the client
-reads is fixed here (``error`` and ``error_description``), so that no input and no secret can come back in an
-answer. ``reason`` is public too and is given only to the holder of a genuine token (guarantee 9).
+Raise a refusal with a private cause for the log: ``raise InvalidGrant("tag does not match")``. The client reads only
+``error`` and ``error_description``, whose texts are fixed in the code. So no answer repeats an input or a secret.
+``reason`` is public too, and only the holder of a genuine token gets it (guarantee 9).
 
-The codes are those of RFC 6749 section 5.2, RFC 6750 section 3.1 and, where these have none, a word of the
+The codes are those of RFC 6749 section 5.2 and RFC 6750 section 3.1. If these have none, the code is a word of the
 same style.
 """
 
@@ -29,20 +29,20 @@ Reason = Literal[
     "token_expired",
     "token_revoked",
 ]
-"""Why a session ended, or why an access token is over."""
+"""The reason why a session ended, or why an access token is over."""
 
 
 class Refusal(Exception):
     """A request that is refused.
 
     Args:
-        cause: why, in words for the log; never a secret, never shown to the client.
+        cause: the cause in words for the log; never a secret, never shown to the client.
         reason: why the session or token is over; only for the holder of a genuine token.
-        description: the public sentence, where the class's own is too general; never made of input values.
-        retry_after: when to come again; rendered as whole seconds, rounded up.
-        challenge: the ``WWW-Authenticate`` value of a 401, where the class's own does not fit.
-        session_id: the session that it is about, for the log; only where a genuine token or the database names it.
-        user_id: the user that it is about, likewise; never shown to the client.
+        description: the public sentence, if the class's own is too general; never made of input values.
+        retry_after: how long a client should wait before it tries again; rendered in whole seconds, rounded up.
+        challenge: the ``WWW-Authenticate`` value of a 401, if the class's own does not fit.
+        session_id: the session of the refusal, for the log; only if a genuine token or the database names it.
+        user_id: the user of the refusal, likewise; never shown to the client.
     """
 
     status: ClassVar[int]
@@ -71,9 +71,9 @@ class Refusal(Exception):
         self.user_id = user_id
 
     def about(self, session_id: UUID | None, user_id: UUID | None = None) -> Self:
-        """The same refusal with session and user, where it does not name them yet.
+        """A copy of the refusal with session and user, unless it names them already.
 
-        A copy, because one outage is raised to all requests that waited for the same statement.
+        The refusal itself stays as it is, because each request that waited for one statement gets the same outage.
         """
         named = copy.copy(self)
         named.session_id = self.session_id or session_id
@@ -81,14 +81,14 @@ class Refusal(Exception):
         return named
 
     def body(self) -> dict[str, str]:
-        """The JSON members of RFC 6749 section 5.2, plus ``reason`` where there is one."""
+        """The JSON members of RFC 6749 section 5.2, plus ``reason`` if there is one."""
         members = {"error": self.error, "error_description": self.description}
         if self.reason is not None:
             members["reason"] = self.reason
         return members
 
     def headers(self) -> dict[str, str]:
-        """Header fields of the answer: never cached, challenge on 401 (RFC 9110 section 11.6.1), Retry-After."""
+        """The header fields of the answer: no caching, a 401's challenge (RFC 9110 section 11.6.1), Retry-After."""
         fields = {"cache-control": "no-store"}
         if self.challenge is not None:
             fields["www-authenticate"] = self.challenge
@@ -98,7 +98,7 @@ class Refusal(Exception):
 
 
 class InvalidRequest(Refusal):
-    """The request is malformed or lacks something."""
+    """The request is malformed or lacks a field."""
 
     status = 400
     error = "invalid_request"
@@ -134,7 +134,7 @@ class HeaderFieldsTooLarge(InvalidRequest):
 
 
 class InvalidGrant(Refusal):
-    """A credential that buys tokens is refused: RFC 6749 section 5.2. 401, as the JSON API's word for it."""
+    """A credential that is exchanged for tokens is refused (RFC 6749 section 5.2). The JSON API answers 401."""
 
     status = 401
     error = "invalid_grant"
@@ -143,7 +143,7 @@ class InvalidGrant(Refusal):
 
 
 class InvalidToken(Refusal):
-    """An access token is refused: RFC 6750 section 3.1."""
+    """An access token is refused (RFC 6750 section 3.1)."""
 
     status = 401
     error = "invalid_token"
@@ -152,14 +152,14 @@ class InvalidToken(Refusal):
 
 
 class NoToken(InvalidToken):
-    """No credential was sent at all: the challenge is bare (RFC 6750 section 3.1)."""
+    """The request has no credential, so the challenge has no error code (RFC 6750 section 3.1)."""
 
     sentence = "An access token is required."
     standard_challenge = "Bearer"
 
 
 class AccessDenied(Refusal):
-    """The caller is known and may not do this."""
+    """The caller is known, and may not do this."""
 
     status = 403
     error = "access_denied"
@@ -167,7 +167,7 @@ class AccessDenied(Refusal):
 
 
 class InsufficientScope(Refusal):
-    """The token is good and does not cover this: RFC 6750 section 3.1."""
+    """The access token is valid, and does not allow this (RFC 6750 section 3.1)."""
 
     status = 403
     error = "insufficient_scope"
@@ -176,7 +176,7 @@ class InsufficientScope(Refusal):
 
 
 class NotFound(Refusal):
-    """There is no such thing, or it is someone else's: the two look the same."""
+    """The thing does not exist, or it belongs to another user. The answer does not tell which."""
 
     status = 404
     error = "not_found"
@@ -184,7 +184,7 @@ class NotFound(Refusal):
 
 
 class MethodNotAllowed(Refusal):
-    """The path exists, the method does not."""
+    """The path exists, but has no such method."""
 
     status = 405
     error = "invalid_request"
@@ -208,7 +208,7 @@ class SlowDown(Refusal):
 
 
 class TemporarilyUnavailable(Refusal):
-    """Something that Keyturn needs is away or full. Never a verdict on a token (guarantee 8)."""
+    """A part that Keyturn needs is away or full. This refusal says nothing about a token (guarantee 8)."""
 
     status = 503
     error = "temporarily_unavailable"
@@ -219,11 +219,11 @@ class TemporarilyUnavailable(Refusal):
 
 
 class Contention(TemporarilyUnavailable):
-    """Another transaction was in the way (SQLSTATE class 40): nothing was done, and it may go well at once."""
+    """Postgres rolled a transaction back because of another one (SQLSTATE class 40). A retry may succeed at once."""
 
 
 class ServerError(Refusal):
-    """A defect of ours: the answer has an id to look up in the log, and nothing else."""
+    """A defect of Keyturn. The answer has only a request id, under which the log has more."""
 
     status = 500
     error = "server_error"
@@ -231,7 +231,7 @@ class ServerError(Refusal):
 
 
 def refusal_of(error: Exception) -> Refusal:
-    """The refusal for an exception that is none. Short memory is an outage, all else a defect."""
+    """The refusal that answers any other exception: an outage if memory is short, else a defect."""
     return TemporarilyUnavailable("no memory") if isinstance(error, MemoryError) else ServerError("exception")
 
 

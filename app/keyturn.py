@@ -57,7 +57,7 @@ class Keyturn:
 
 @asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
-    """The parts, with nothing running behind them yet; closed at the end of the block.
+    """Makes the parts, without background tasks, and closes them at the end of the block.
 
     Raises:
         ConfigurationError: the master secret is missing or weak.

@@ -1,8 +1,8 @@
 """The log: one JSON object a line on stderr, and no secret in it.
 
-``configure`` once at start; ``get_logger().info("event", name=value)`` everywhere. What other libraries say through
-``logging`` comes out in the same form. Values are escaped by JSON, so no input makes a second line. Everything passes
-``redact`` before it is written: a last line of defence behind the rule that a secret is never given to the log.
+Call ``configure`` once at start, and ``get_logger().info("event", name=value)`` everywhere. Records that libraries
+give to ``logging`` get the same form. JSON escapes every value, so no input can begin a second line. No code gives a
+secret to the log. In case one does, every line passes ``redact`` before it is written.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ import structlog
 REDACTED = "[redacted]"
 
 request_in_hand: ContextVar[tuple[str, str | None]] = ContextVar("request_in_hand", default=("", None))
-"""The request's id and its client's address. Both stand on all further lines of the task that sets
-them, and of those that it starts."""
-_MAX_CLIENT = 64  # characters; what a trusted proxy says of a client may be anything
+"""The request's id and its client's address, for all further lines of the task that sets them and of the tasks that it
+starts."""
+_MAX_CLIENT = 64  # characters: a trusted proxy may name any text as the client's address
 
 _SECRET_NAME = re.compile(r"(?:^|[_-])(?:passwords?|secrets?|tokens?|authorization|cookies?)$", re.IGNORECASE)
 
-# Our refresh tokens and any JWT, wherever they stand. Only their own characters are matched, so a finished JSON line
-# stays JSON when they are cut out of it. A JWT whose signature was cut off is still one that says too much.
+# Our refresh tokens and any JWT, anywhere in a text. The pattern matches only the characters of a token, so a finished
+# JSON line stays JSON when a token is cut out. A JWT without its signature matches too, because its claims are private.
 _TOKEN = re.compile(r"ktr_[A-Za-z0-9_-]{20,}|eyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]{5,}(?:\.[A-Za-z0-9_-]*)*")
-_SEVERAL_WORDS = re.compile(r"[\s:=,]")  # without one of these, none of the following is there
+_SEVERAL_WORDS = re.compile(r"[\s:=,]")  # a text without any of these matches none of the patterns below
 _IN_TEXT = (
-    # A header field as text or as a pair of a repr; its value may hold spaces and "=", so the rest of the line goes.
+    # A header field, as text or as a pair in a repr. Its value may hold spaces and "=", so the rest of the line is cut.
     re.compile(r"""((?:authorization|cookie)["']?\s*[:=,]\s*)b?["']?[^"'\r\n]+["']?""", re.IGNORECASE),
     # A member or an argument: password=…, "client_secret": "…", password='…'.
     re.compile(
@@ -45,20 +45,20 @@ _IN_TEXT = (
         re.IGNORECASE,
     ),
     re.compile(r"(\b(?:bearer|basic|dpop)\s+)[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE),
-    # Postgres tells the row that failed a constraint, with all its values.
+    # Postgres quotes the row that failed a constraint, with all its values.
     re.compile(r"(\bDETAIL:)[^\r\n]*"),
     re.compile(r"(-----BEGIN [A-Z ]*PRIVATE KEY-----).+?(?:-----END|\Z)", re.DOTALL),
 )
 
 
 def redact(value: Any) -> Any:
-    """The value as it may be logged: what looks like a secret, or is named like one, becomes ``[redacted]``."""
+    """The value as it may be logged: a part that looks like a secret, or has a secret's name, is ``[redacted]``."""
     match value:
         case str():
             return _redact_text(value)
         case None | bool() | int() | float():
             return value
-        case dict() | Mapping():  # first the one that needs no look at abstract classes: it is on every request's way
+        case dict() | Mapping():  # dict first: every request comes here, and the check of an abstract class is slow
             return {
                 _redact_text(str(name)): REDACTED if _names_a_secret(name) else redact(member)
                 for name, member in value.items()
@@ -67,7 +67,7 @@ def redact(value: Any) -> Any:
             return [redact(name), REDACTED]  # a header field as ASGI has it
         case list() | tuple() | set() | frozenset():
             return [redact(member) for member in value]
-        case _:  # also what JSON has no form for: its repr is looked through like any text
+        case _:  # any other type becomes its repr, which is searched like any text
             return _redact_text(repr(value))
 
 
@@ -86,13 +86,13 @@ def _redact_text(text: str) -> str:
 
 
 def redact_tokens(text: str) -> str:
-    """The text without refresh tokens and JWTs. Cheap where there are none."""
+    """The text without refresh tokens and JWTs. Fast if there are none."""
     return _TOKEN.sub(REDACTED, text) if "ktr_" in text or "eyJ" in text else text
 
 
 def write(line: str) -> None:
     """Writes finished lines. A log that can't be written (closed, disk full) never stops the service."""
-    if _waiting:  # they came before
+    if _waiting:  # these are older
         line = "\n".join((*_waiting, line))
         _waiting.clear()
     try:
@@ -115,7 +115,7 @@ def info_soon(start: str) -> None:
 
 
 def flush() -> None:
-    """Writes what waits to be written."""
+    """Writes the lines that `info_soon` has taken."""
     if _waiting:
         write(_waiting.pop())
 
@@ -160,14 +160,14 @@ def configure(level: str = "info") -> None:
 def logging_config(level: str = "info") -> dict[str, Any]:
     """``logging``'s configuration, to give to ``uvicorn.Config(log_config=…)`` as well.
 
-    Libraries speak from WARNING on: below, SQLAlchemy would write parameters and asyncio its internals. uvicorn's
-    access lines are off (they hold query strings); ours are written by ``app.http.access_line``.
+    Records of libraries below WARNING are dropped: in these, SQLAlchemy would write parameters and asyncio its
+    internals. uvicorn's access lines are off, because they hold query strings; ``app.http.access_line`` writes ours.
     """
     least = max(logging.WARNING, logging.getLevelNamesMapping()[level.upper()])
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        # By name, because uvicorn hands the configuration to its worker processes. The level goes along for that too.
+        # uvicorn sends the configuration to its worker processes: so the handler is a name, and the level a parameter.
         "handlers": {"keyturn": {"()": f"{__name__}.Handler", "least": level}},
         "root": {"handlers": ["keyturn"], "level": least},
         "loggers": {
@@ -179,24 +179,24 @@ def logging_config(level: str = "info") -> dict[str, Any]:
 
 
 class Handler(logging.Handler):
-    """Takes ``logging``'s records into the one form. ``least`` is the level from which anything is logged."""
+    """Writes ``logging``'s records in the form of this log. ``least`` is the lowest level that is logged."""
 
     def __init__(self, least: str = "info") -> None:
         super().__init__()
         _configure_structlog(least)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Writes the record as a line. Never ``handleError``: that prints the arguments as they are."""
+        """Writes the record as a line. Never calls ``handleError``, which prints the arguments unredacted."""
         try:
             event = record.getMessage().strip()
-        except Exception:  # noqa: BLE001  # whatever a library's arguments raise when they are formatted
+        except Exception:  # noqa: BLE001  # an argument may raise any error when it is formatted
             event = "a log line could not be formatted"
         level = min(max(record.levelno // 10 * 10, logging.DEBUG), logging.CRITICAL)
         structlog.get_logger().log(level, event, logger=record.name, exc_info=record.exc_info)
 
 
 class _Stderr:
-    """structlog's output. Looks stderr up at each line, as it may be replaced."""
+    """structlog's output. Looks stderr up for each line, because a caller may replace it."""
 
     def msg(self, line: str) -> None:
         write(line)
@@ -238,5 +238,5 @@ def _configure_structlog(level: str) -> None:
 
 atexit.register(flush)
 least = logging.INFO
-"""The level from which lines are written."""
-_configure_structlog("info")  # so that nothing is ever written unredacted, configured or not
+"""The lowest level that is logged."""
+_configure_structlog("info")  # so that lines before the first `configure` are redacted too

@@ -24,7 +24,7 @@ from .settings import Settings, read
 
 _ENDPOINTS = (*login.ENDPOINTS, *tokens.ENDPOINTS, *sessions.ENDPOINTS, *well_known.ENDPOINTS, *health.ENDPOINTS)
 _FIRST_SEGMENTS = frozenset(path.split("/")[1] for path in ("/openapi.json", *(each.path for each in _ENDPOINTS)))
-"""With which all paths of ours begin."""
+"""The first segments of all paths that Keyturn serves."""
 
 _DESCRIPTION = """
 A self-hosted token service. Durations (`…_in`) are whole seconds, moments (`…_at`) RFC 3339 in UTC.
@@ -43,7 +43,7 @@ _TAGS = [
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The application. Without settings it reads them, so that ``uvicorn --factory app.main:create_app`` works.
+    """Makes the application. Reads the settings if none are given, for ``uvicorn --factory app.main:create_app``.
 
     Raises:
         ConfigurationError: the settings can't work.
@@ -66,13 +66,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         openapi_tags=_TAGS,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         lifespan=lifespan,
-        docs_url=None,  # the reference page that FastAPI brings loads its scripts from elsewhere
+        docs_url=None,  # FastAPI's reference page loads its scripts from another host
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name,
         telemetry={"logs": False},
         redirect_slashes=False,
     )
-    # The server's own option adds it to every path, and FastAPI warns about its constructor's, which does just this.
+    # Not by an option: uvicorn's adds the prefix to every path, and FastAPI warns about its own, which only does this.
     app.root_path = settings.root_path
     app.doors.add_to(app.router)
     app.exception_handler(Refusal)(_refused)
@@ -90,8 +90,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 def served() -> FastAPI:
     """`create_app` for a process that does nothing else, as `keyturn serve` starts it.
 
-    What was made by now stays to the end, so the garbage collector need not look at it again and again: without this,
-    each of its full rounds keeps every request waiting for tens of milliseconds.
+    All objects that exist now live as long as the process, so the garbage collector may skip them. Otherwise, each of
+    its full rounds would keep every request waiting for tens of milliseconds.
     """
     app = create_app()
     gc.collect()
@@ -102,8 +102,8 @@ def served() -> FastAPI:
 class _Application(FastAPI):
     """FastAPI behind the edge and the fast door.
 
-    They stand before its whole stack and not among its middleware, because the look-ups of telemetry and the work of
-    the outer layers would cost each refresh a tenth of its time.
+    The two stand before FastAPI's whole stack and not among its middleware. There, the look-ups of telemetry and the
+    outer layers would cost each refresh a tenth of its time.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -119,10 +119,10 @@ class _Application(FastAPI):
         await self._front(scope, receive, send)
 
     def _prefix(self, scope: Scope) -> None:
-        """Puts the prefix before the path where a proxy has stripped it: from here on it is always there.
+        """Adds the root path to the path if a proxy has stripped it, so that all code after this finds it there.
 
-        The prefix may itself be the beginning of a path of ours (``/auth``). So it has been stripped unless the rest
-        begins like a path of ours.
+        The root path may equal the beginning of an endpoint's path (``/auth``). So it counts as present only if the
+        rest of the path begins like an endpoint's path.
         """
         path: str = scope["path"]
         prefix = self.root_path + "/"
@@ -140,13 +140,13 @@ def release() -> str:
 
 
 def _refused(request: Request, refusal: Refusal) -> Response:
-    """The one shape. What is private (the cause) goes to the access line of the log."""
+    """Renders a refusal, and notes it for the access line of the log, which has the private cause too."""
     OurRequest.of(request.scope).refusal = refusal
     return response(render(refusal))
 
 
 def _starlette_refused(request: Request, error: HTTPException) -> Response:
-    """Starlette's own refusals: no such path, no such method, a body that could not be read."""
+    """Renders Starlette's own refusals: no such path, no such method, a body that could not be read."""
     refusal: Refusal
     match error.status_code:
         case 404:
@@ -162,5 +162,5 @@ def _starlette_refused(request: Request, error: HTTPException) -> Response:
 
 
 def _defect(request: Request, error: Exception) -> Response:
-    """The one shape for a defect; Starlette then raises it again, and the edge logs it."""
+    """Renders a defect. Starlette then raises the exception again, and the edge logs it."""
     return _refused(request, refusal_of(error))

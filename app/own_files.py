@@ -1,4 +1,4 @@
-"""Files and folders that hold secrets: whose they are, and who else may read them."""
+"""Files and folders that hold secrets: their owner, and the modes that let no other user in."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .errors import ConfigurationError
 
 
 def shown(path: Path) -> str:
-    """A path in one line of ASCII, whatever its name holds."""
+    """A path as one line of ASCII: all other characters are escaped."""
     return ascii(str(path))[1:-1]
 
 
@@ -17,7 +17,7 @@ def make_data_dir(path: Path) -> None:
     """Makes the folder of the embedded default, for its owner alone.
 
     Raises:
-        ConfigurationError: it can't be made, others may enter it, or it is another user's.
+        ConfigurationError: the folder can't be made, other users may enter it, or it belongs to another user.
     """
     name = f"KEYTURN_DATA_DIR: {shown(path.absolute())}"
     try:
@@ -29,13 +29,14 @@ def make_data_dir(path: Path) -> None:
 
 
 def mode_if_ours(path: Path, name: str) -> int:
-    """The mode of a file or folder, unless we are root and it is another user's.
+    """The mode of a file or folder. A process of root may not use one that belongs to another user.
 
-    A mode does not keep a file's owner out, and root alone is let into another user's file in spite of its mode.
+    No mode keeps the owner out, and root alone may open another user's file whatever its mode. So a file that seems
+    private could still be read by that other user.
 
     Raises:
-        ConfigurationError: it is another user's. The line begins with `name`.
-        OSError: there is none.
+        ConfigurationError: this process is root's, and the file is another user's. The message begins with `name`.
+        OSError: there is no such file or folder.
     """
     found = path.stat()
     if os.name == "posix" and os.geteuid() == 0 != found.st_uid:

@@ -48,14 +48,14 @@ class Place(BaseModel):
 
     @property
     def postgres(self) -> PostgresURL | None:
-        """Where the Postgres is; None where the database is SQLite."""
+        """Where the Postgres is; None if the database is SQLite."""
         if self.database_url is None or (url := self.database_url.get_secret_value()).startswith("sqlite"):
             return None
         return PostgresURL.parse(url)
 
     @property
     def where(self) -> str:
-        """The database in one line to the operator: no password and no option."""
+        """The database in one line for an operator, without password and options."""
         return str(self.postgres or self.sqlalchemy_url)
 
     @property

@@ -18,7 +18,7 @@ class Policy:
     absolute_lifetime: timedelta
     """How long a session lives in any case."""
     retry_window: timedelta
-    """How long after a rotation the token that it replaced still gets the same answer."""
+    """How long after a rotation the refresh token that was replaced still gets the same answer."""
     access_lifetime: timedelta
     """How long an access token lives."""
 

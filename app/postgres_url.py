@@ -1,7 +1,7 @@
 """The URL of a Postgres, read as libpq reads it (its documentation, "Connection URIs"), and what its environment adds.
 
-The driver reads less than libpq does, and passes over in silence what it does not know. So URL and variables are read
-here, and what would have no effect is refused by name.
+The driver reads less than libpq does, and silently ignores the rest. So Keyturn reads URL and variables itself, and
+refuses by name each part that would have no effect.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ONCE = {"sslmode", "options", "target_session_attrs", "prepared_statement_cache
 _OPTIONS = ", ".join(sorted({"host", "port", *_ONCE}))
 
 _NOT_READ = ("PGSERVICE", "PGHOSTADDR", "PGREQUIREAUTH", "PGREQUIREPEER", "PGREQUIRESSL", "PGSSLCRLDIR")
-"""libpq reads these, and neither the driver nor Keyturn does; each says where, how or as whom to connect."""
+"""libpq reads these variables; driver and Keyturn do not. Each says where, how or as which user to connect."""
 _NOT_MET = ("PGCHANNELBINDING", "PGGSSENCMODE")
 """As above, where the value is ``require``."""
 
@@ -30,10 +30,10 @@ _READ = (
     *("PGHOST", "PGPORT", "PGUSER", "PGPASSWORD", "PGPASSFILE", "PGDATABASE", "PGOPTIONS", "PGTARGETSESSIONATTRS"),
     *("PGSSLMODE", *_FILES.values()),
 )
-"""Some of them the driver reads, as they are: so what nobody sees in them is refused and not trimmed."""
+"""The driver reads some of these itself, untrimmed. So invisible characters in them are refused and not trimmed."""
 
 HIDDEN = re.compile("%(?:[01][0-9a-f]|7f)", re.IGNORECASE)
-"""An ASCII control character, escaped: an editor's line end, and no part of a name or password."""
+"""An escaped ASCII control character. Mostly an editor's line end; none belongs into a name or password."""
 
 _PORT = 5432
 
@@ -47,7 +47,7 @@ _HOST = re.compile(r"\[(?P<v6>[0-9A-Fa-f:.%a-z]+)\](?::(?P<v6port>[^:]*))?|(?P<h
 
 @dataclass(frozen=True, slots=True, repr=False)
 class PostgresURL:
-    """Where a Postgres is and who connects. For each None the driver's default holds."""
+    """Where a Postgres is, and as which user to connect. If a field is None, the driver's default holds."""
 
     addresses: tuple[tuple[str | None, int], ...]
     """Host (or folder of a Unix socket) and port of each server, one of which is the primary."""
@@ -57,7 +57,7 @@ class PostgresURL:
     tls: Mapping[str, str]
     """``sslmode``, ``sslrootcert`` and so on, by libpq's names."""
     attribute: str | None
-    """``read-write``: a primary where ``default_transaction_read_only`` is on will not do either."""
+    """``read-write`` refuses also a primary whose ``default_transaction_read_only`` is on."""
     search_path: str | None
     prepared_statement_cache_size: int | None
 
@@ -66,7 +66,7 @@ class PostgresURL:
         """Reads a URL.
 
         Raises:
-            ValueError: it is none, or asks for what has no effect here. The message repeats no value.
+            ValueError: the text is no such URL, or a part of it would have no effect. The message repeats no value.
         """
         found = _URL.fullmatch(text)
         if not found or re.search(r"[\0-\x20\x7f]", text[: text.find("?")] if "?" in text else text):
@@ -99,7 +99,7 @@ class PostgresURL:
         )
 
     def within(self, environ: Mapping[str, str]) -> Self:
-        """With what libpq's variables say where the URL says nothing.
+        """This URL, completed by libpq's variables.
 
         Raises:
             ValueError: one of them is malformed, or would have no effect. The message names it and repeats no value.
@@ -128,7 +128,7 @@ class PostgresURL:
         return found
 
     def __str__(self) -> str:
-        """Where it leads, for a line to the operator: no password and no option."""
+        """The URL as an operator may see it, without password and options."""
         where = ",".join(
             f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.addresses if host
         )
@@ -139,7 +139,7 @@ class PostgresURL:
 
 def _check_name() -> None:
     try:
-        getpass.getuser()  # the driver's last choice
+        getpass.getuser()  # the driver falls back on this name
     except (KeyError, OSError, ImportError):  # a user id without an entry in passwd
         raise ValueError("KEYTURN_DATABASE_URL: must name a user; this process's has no name") from None
 
@@ -203,7 +203,7 @@ def _search_path(options: str) -> str:
 
     Other settings are Keyturn's own, or belong to the role: ``ALTER ROLE … SET``.
     """
-    # As Postgres splits them: at blanks, where a backslash does not stand before (pg_split_opts).
+    # Postgres splits options at each blank that no backslash precedes (pg_split_opts).
     words = [re.sub(r"\\(.)", r"\1", word) for word in re.findall(r"(?:\\.|[^\s\\])+", options)]
     found = re.fullmatch(r"(?:-c\n?|--)search[_-]path=([^\0-\x1f\\']+)", "\n".join(words))
     if not found:

@@ -1,12 +1,12 @@
-"""Every knob of Keyturn: its type, unit, default and check, read once at start.
+"""All settings of Keyturn: type, unit, default and check of each. A process reads them once, at its start.
 
-Of the sources the first that names a setting wins: environment (``KEYTURN_…``), ``.env`` in the working folder, the
+The first source that names a setting wins: environment (``KEYTURN_…``), ``.env`` in the working folder, the
 TOML file given with ``--config`` (or ``KEYTURN_CONFIG``), the default. A value may come from a file instead:
 ``KEYTURN_SECRET_FILE=/run/…``. Durations are whole seconds outside, ``timedelta`` inside.
 
-A value loses the ASCII blanks and line ends around it, whatever its source. Other characters that nobody sees are
-refused. So is an empty value where empty is not the default: a variable that a template left empty must not turn a
-Postgres into a SQLite.
+ASCII blanks and line ends around a value are dropped, whatever its source. Other invisible characters are refused. An
+empty value is refused too, unless empty is the default: if a template leaves the URL of the database empty, Keyturn
+must not start with SQLite instead.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ from .settings_values import (
 )
 
 LONGEST_ACCESS_TOKEN = timedelta(hours=1)
-"""No setting makes a longer access token, and none is accepted. Revocations are remembered for this long whatever
-the setting says, so that instances with different settings (a rolling change) can't forget each other's."""
+"""No setting allows a longer access token, and no verifier accepts one. Revocations are kept for this long, whatever
+the setting. So during a rolling change, no instance forgets a revocation while another one's tokens are still valid."""
 
 LEEWAY = timedelta(seconds=5)
 """Clock tolerance at ``exp`` and ``nbf`` (RFC 7519 section 4.1.4: "a few minutes" at most; a few seconds suffice
 here, because every instance reads the database's clock)."""
 
 DEFAULT_ISSUER = "http://127.0.0.1:8000"
-"""Of the embedded default, whatever HOST and PORT: tokens outlive a change of either."""
+"""The issuer of the embedded default. HOST and PORT are no part of it, so tokens stay valid when either changes."""
 
 Algorithm = Literal["HS256", "ES256", "RS256", "EdDSA"]
-"""How access tokens are signed (RFC 7518 section 3.1, RFC 8037 section 3.1)."""
+"""The algorithms that sign access tokens (RFC 7518 section 3.1, RFC 8037 section 3.1)."""
 
 MOST_ARGON2_MEMORY, MOST_ARGON2_PASSES, MOST_ARGON2_LANES = 1024 * 1024, 64, 16
-"""Bounds of the settings (memory in KiB), and of a stored hash that is computed, so that none outlives its settings."""
+"""Upper bounds (memory in KiB) of the settings and of stored hashes, so that each hash stays valid when they change."""
 
 
 Seconds = Annotated[timedelta, BeforeValidator(whole_seconds)]
@@ -169,7 +169,7 @@ class Settings(Place):
 
     @property
     def production(self) -> bool:
-        """Whether a Postgres is named: then nothing is invented silently."""
+        """Whether a Postgres is named. If so, a start makes no master secret, table or user by itself."""
         return self.postgres is not None
 
     @property
@@ -184,13 +184,13 @@ class Settings(Place):
 
     @property
     def redis(self) -> str | None:
-        """Redis's URL, or None where the database answers always."""
+        """Redis's URL, or None if the database answers always."""
         url = self.redis_url.get_secret_value() if self.redis_url else None
         return None if url == "none" else url
 
     @property
     def secret_path(self) -> Path:
-        """Where the embedded default keeps the master secret that it made."""
+        """The file in which the embedded default keeps the master secret that it made."""
         return self.data_dir / "secret"
 
     @model_validator(mode="after")
@@ -285,13 +285,13 @@ def _in_words(error: ErrorDetails) -> str:
 
 
 def accepts(name: str) -> str:
-    """The values that a setting accepts, in words; empty where only its description can say it."""
+    """The values that a setting accepts, in words; empty if only the setting's description tells them."""
     field = Settings.model_fields[name]
     if field.annotation is bool:
         return "true or false"
     if get_origin(field.annotation) is Literal:
         return " or ".join(map(str, get_args(field.annotation)))
-    # Each bound is a metadatum of its own, with the one attribute.
+    # Pydantic keeps each bound in an object of its own, as the attribute ``ge`` or ``le``.
     least, most = (next((getattr(m, b) for m in field.metadata if hasattr(m, b)), None) for b in ("ge", "le"))
     if isinstance(least, timedelta) and isinstance(most, timedelta):
         second = timedelta(seconds=1)
@@ -304,10 +304,12 @@ _SAMPLES = {"secret", "changeme", "change-me", "password", "keyturn", "example",
 
 
 def place_of_migrations() -> Place:
-    """Where a migration's database is, which needs no other setting; makes the folder of the embedded default.
+    """Reads where the database of a migration is, and makes the folder of the embedded default.
+
+    No other setting is read, so the operator who migrates need not have the master secret.
 
     Raises:
-        WrongSettings: as `read`. Nothing else is looked at: who migrates need not hold the master secret.
+        WrongSettings: as `read`.
         ConfigurationError: the folder can't be made or used.
     """
     try:

@@ -1,4 +1,4 @@
-"""Where settings come from: environment, ``.env``, a TOML file, and files that hold one value (``…_FILE``)."""
+"""The sources of settings: environment, ``.env``, a TOML file, and files that hold one value (``…_FILE``)."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from .own_files import mode_if_ours, shown
 from .settings_values import given
 
 PREFIX = "KEYTURN_"
-"""Of all variables. In files the names stand without it."""
+"""The beginning of every variable. The names in a TOML file have no prefix."""
 
 
 def sources(
     environ: Mapping[str, str], config: Path | None, names: Collection[str], only: Collection[str] | None = None
 ) -> dict[str, Any]:
-    """The values that the sources give, of all settings or only of some; files named for others are not opened.
+    """The values that the sources have, of all settings or of some. Files named for other settings are not opened.
 
     Args:
         environ: the environment's variables.
         config: the TOML file of the command line.
-        names: of all settings there are.
-        only: the names of those that are wanted; None for all.
+        names: the names of all settings.
+        only: the names of the settings to read; None for all.
 
     Raises:
         ConfigurationError: a source can't be read, or has a name that no setting can have.
@@ -54,7 +54,7 @@ def _dotenv() -> dict[str, str | None]:
     try:
         text = Path(".env").read_text(encoding="utf-8-sig")
         if "\0" in text:  # UTF-16, as some editors write it
-            raise ValueError  # noqa: TRY301  # as what is not UTF-8
+            raise ValueError  # noqa: TRY301  # handled as any text that is not UTF-8
     except FileNotFoundError:
         return {}
     except (OSError, ValueError):
@@ -64,7 +64,7 @@ def _dotenv() -> dict[str, str | None]:
         if binding.error and PREFIX in binding.original.string.upper():
             raise ConfigurationError(f".env: line {binding.original.line} is not NAME=VALUE")
         if binding.key is not None:
-            found[binding.key] = binding.value  # as it stands: a password may hold a "${"
+            found[binding.key] = binding.value  # not expanded: a password may hold a "${"
     return found
 
 
@@ -81,7 +81,7 @@ def _toml(config: Path, names: Collection[str]) -> dict[str, Any]:
     return found
 
 
-# A variable is taken for ours where its name begins with KEYTURN_, in any case and behind any sign.
+# A variable counts as a setting if its name begins with KEYTURN_, in upper or lower case and after any sign.
 _OURS = re.compile(r"\W*keyturn[\W_]", re.IGNORECASE)
 
 
@@ -109,7 +109,7 @@ def _without_service_links(values: dict[str, Any]) -> dict[str, Any]:
     if links:
         names = [f"{PREFIX}{name.upper()}" for name in sorted(links)]
         sys.stderr.write(f"keyturn: ignored, as Kubernetes makes them for a Service: {', '.join(names)}\n")
-        for name in names:  # neither a second reading nor a worker process says it again
+        for name in names:  # so that no second reading and no worker process repeats the line
             os.environ.pop(name, None)
     return {name: value for name, value in values.items() if name not in links}
 
@@ -122,7 +122,7 @@ def _path(value: object, name: str) -> Path:
 
 
 def _from_files(values: dict[str, Any], only: Collection[str] | None) -> dict[str, Any]:
-    """Replaces each ``x_file`` by ``x`` with the file's content: a secret need not stand in the environment."""
+    """Replaces each ``x_file`` by ``x`` and the file's content, so that no secret need stand in the environment."""
     if only is not None:
         values = {name: value for name, value in values.items() if name.removesuffix("_file") in only}
     for name in [n for n in values if n.endswith("_file")]:

@@ -1,4 +1,4 @@
-"""The forms of settings' values: text, durations, URLs, paths. Each message says what the form is and no value."""
+"""The forms of settings' values: text, durations, URLs, paths. Each message states the form and repeats no value."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from .postgres_url import HIDDEN, PostgresURL
 
-# The options that an operator may give in the URL of Redis: the pattern of each value, and its words. The driver takes
-# each parameter of its own from the URL, also in the place of Keyturn's (see `revocations`).
+# The options that an operator may give in the URL of Redis: the pattern of each value, and its description. No others,
+# because the driver reads any of its parameters from the URL, even those that Keyturn sets (see `redis_server`).
 _REDIS_OPTIONS = {
     "db": ("[0-9]{1,5}", "a whole number"),
     "ssl_ca_certs": (".+", "a file"),
@@ -43,7 +43,7 @@ def seen(text: str) -> str:
     """The text without the blanks around it.
 
     Raises:
-        ValueError: there is another character that nobody sees, or that is none (bytes that are not UTF-8).
+        ValueError: the text holds another invisible character, or bytes that are not UTF-8.
     """
     text = text.strip(_BLANKS)
     if not text.isprintable():
@@ -52,7 +52,7 @@ def seen(text: str) -> str:
 
 
 def given(text: str) -> str:
-    """As `seen`, of text that must not be empty."""
+    """As `seen`, for text that must not be empty."""
     if not (text := seen(text)):
         raise ValueError("must not be empty")
     return text
@@ -62,7 +62,7 @@ def checked_url(value: object) -> object:
     """A URL as it was given.
 
     Raises:
-        ValueError: it is none, or parsers of URLs would disagree on its host.
+        ValueError: it is no URL, or parsers of URLs would disagree on its host.
     """
     if isinstance(value, str):
         try:
@@ -70,7 +70,7 @@ def checked_url(value: object) -> object:
             parts.port  # noqa: B018  # the property checks it
             # Parsers differ here: some take the characters after the first @ of a password for the host.
             stray = parts.netloc.count("@") > 1 or "@" in parts.path
-        except ValueError:  # whose message repeats a part of the value, maybe of the password
+        except ValueError:  # its message may repeat a part of the password
             stray = True
         if HIDDEN.search(value):
             raise ValueError("holds an escaped character that can't be seen")
@@ -83,7 +83,7 @@ def checked_database_url(value: object) -> object:
     """The URL of a Postgres or of a SQLite file, as it was given.
 
     Raises:
-        ValueError: it is neither, or asks for what has no effect here.
+        ValueError: it is neither, or a part of it would have no effect.
     """
     if not isinstance(value, str) or value.startswith("sqlite+aiosqlite://"):
         return checked_url(value)
@@ -97,7 +97,7 @@ def checked_root_path(value: object) -> object:
     """A path without the slash at its end.
 
     Raises:
-        ValueError: it is none, or a proxy could be led past `verify` by it.
+        ValueError: it is no path, or it is the path of `verify` or below it, where proxies append clients' paths.
     """
     if isinstance(value, str):
         value = value.removesuffix("/")
@@ -121,6 +121,6 @@ def redis_rules(url: str) -> Iterator[tuple[bool, str]]:
     )
     for name, (pattern, words) in allowed.items():
         values = options.get(name)
-        # The driver takes one of two values, and 0 for a database that is no number.
+        # The driver would take one of two values without a word, and 0 for a database that is no number.
         bad = values is not None and (len(values) > 1 or not re.fullmatch(pattern, values[0]))
         yield bad, f"KEYTURN_REDIS_URL: {name} must be {words}, and said once"

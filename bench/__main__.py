@@ -1,7 +1,7 @@
-"""Runs scenarios and writes what they found.
+"""Runs scenarios, prints their findings and writes those of a full run.
 
-A full run replaces its scenarios' part of results.json, from which RESULTS.md and the plots are written. A quick
-run is no measure of anything but itself, and is only printed.
+A full run replaces its scenarios' part of results.json and writes RESULTS.md and the plots from that file. A quick
+run is too short to be compared with another run: the benchmark prints its findings and writes nothing.
 """
 
 import argparse
@@ -22,15 +22,15 @@ from bench.servers import stage
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench", description="Measures Keyturn against its rivals.")
     parser.add_argument("scenario", nargs="*", choices=[*SCENARIOS, []], metavar="scenario", help=", ".join(SCENARIOS))
-    parser.add_argument("--quick", action="store_true", help="all scenarios in under two minutes; nothing is written")
+    parser.add_argument("--quick", action="store_true", help="run all scenarios in under two minutes and write nothing")
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--seconds", type=float, help="of each run, after the warm-up")
+    parser.add_argument("--seconds", type=float, help="duration of each run after its warm-up")
     parser.add_argument("--sessions", type=int, help="in the large table (5,000,000)")
-    parser.add_argument("--refreshes", type=int, help="of the memory scenario (2,000,000)")
+    parser.add_argument("--refreshes", type=int, help="of the scenario endurance (2,000,000)")
     parser.add_argument("--before", type=Path, help="another checkout: measure this one against it, and nothing else")
     given = parser.parse_args()
     quick, some = given.quick, bool(given.scenario)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # SystemExit, so that `with` ends the servers
     try:
         compiled("driver")
     except NoCompilerError as why:

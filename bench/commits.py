@@ -1,4 +1,4 @@
-"""Two checkouts of Keyturn against each other in one run: what a change costs, or gains."""
+"""Measures two checkouts of Keyturn against each other in one run, to see the cost or the gain of a change."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +11,11 @@ from bench.servers import Stage
 from tests.service import ROOT
 
 LEAST = 0.97
-"""Share of the former rate that a change must keep."""
+"""Share of the former rate that a change must at least keep."""
 
 
 def commits(stage: Stage, before: Path) -> Findings:
-    """Refresh, verify and logout of this checkout against the one in the folder `before`, round by round."""
+    """Measures refresh, verify and logout of this checkout and of the one in the folder `before`, in turns."""
     found = Findings()
     sides = {"this checkout": ROOT, "the checkout before": before.resolve()}
     refresh = Load("/auth/refresh", seconds=stage.seconds, warm=stage.warm)

@@ -1,4 +1,4 @@
-"""Who is measured: Keyturn in some set-up, a rival, or pgbench. Each runs a load and says whether the run counts."""
+"""The contenders: Keyturn in some set-up, a rival, or pgbench. Each runs a load and says whether the run counts."""
 
 import os
 import re
@@ -27,17 +27,17 @@ __all__ = ["Contender", "Keyturn", "LeftOut", "Pgbench", "Run", "keyturn", "keyt
 
 @dataclass(frozen=True)
 class Run:
-    """What one run measured. Rate in requests a second, latencies and CPU in microseconds."""
+    """The figures of one run: the rate in requests a second, latencies and CPU time in microseconds."""
 
     rate: float
     latency: dict[str, float]
-    cpu: dict[str, float]  # by process, a request
-    others: float  # share of the machine's time that went to processes which have no part in it
-    void: str | None
+    cpu: dict[str, float]  # CPU time for each request, by process
+    others: float  # share of the machine's CPU time that went to processes outside the run
+    void: str | None  # why the run does not count, or None
 
 
 class Contender(Protocol):
-    """Runs loads, one after the other."""
+    """A program that runs one load after the other."""
 
     name: str
 
@@ -45,7 +45,7 @@ class Contender(Protocol):
 
 
 class Meter:
-    """CPU of some processes (and all that came from them), and of the rest of the machine, from its making on."""
+    """CPU time since the meter was made: of some processes with their descendants, and of the rest of the machine."""
 
     def __init__(self, processes: dict[str, int]) -> None:
         self._processes = processes
@@ -53,7 +53,10 @@ class Meter:
         self._before = {name: cpu_seconds(pid) for name, pid in processes.items()}
 
     def read(self, requests: int, driver: float) -> tuple[dict[str, float], float]:
-        """Microseconds a request by process, with the driver, which took so many seconds; the share of the others."""
+        """Returns the microseconds for each request by process, and the other processes' share of the machine.
+
+        `driver` is the CPU time of the driver in seconds, which is not among the metered processes.
+        """
         spent = {name: cpu_seconds(pid) - self._before[name] for name, pid in self._processes.items()}
         spent["driver"] = driver
         (busy, had), (was_busy, had_had) = machine_seconds(), self._machine
@@ -62,7 +65,7 @@ class Meter:
 
 
 def measured(processes: dict[str, int], load: Load, port: int) -> tuple[Result, Run]:
-    """A run of the driver; it is void where there were other answers than expected."""
+    """Runs the driver. The run is void if the service gave another answer than the load expects."""
     meter = Meter(processes)
     result = drive(load, port)
     cpu, others = meter.read(result.issued, result.cpu_seconds)
@@ -70,7 +73,7 @@ def measured(processes: dict[str, int], load: Load, port: int) -> tuple[Result, 
 
 
 class Keyturn:
-    """`keyturn serve` on a database with sessions, whose newest tokens stand in a file."""
+    """`keyturn serve` on a database with sessions. A file holds the newest token of each session."""
 
     def __init__(
         self, name: str, where: Database | Path, tokens: Path, service: Service, processes: dict[str, int]
@@ -82,18 +85,22 @@ class Keyturn:
         self._processes = processes | {"service": service.pid}
 
     def run(self, load: Load) -> Run:
-        """A refresh load: chains, or draws of all sessions; the file of tokens goes on from run to run."""
+        """Runs a load of refreshes. The driver writes the new tokens to the file, from which the next run takes them.
+
+        The load either follows the chain of each session or draws sessions at random.
+        """
         load = replace(load, body=REFRESH, tokens=self.tokens, use=load.use or "chain", out=self.tokens)
         before = Books.read(self.where)
         result, run = self.ask(load)
         return replace(run, void=before.fault(Books.read(self.where), result) or run.void)
 
     def ask(self, load: Load) -> tuple[Result, Run]:
-        """Any load."""
+        """Runs any load as it is, without a look into the table of sessions."""
         return measured(self._processes, load, self.service.port)
 
 
-# Run in the other checkout, by its own code. Its access tokens are issued as far ahead as this one's (see AHEAD).
+# The other checkout runs this script with its own code. If that code has no AHEAD (see bench/sessions.py), the script
+# issues its access tokens as far ahead as this checkout does. So both services start under the same conditions.
 _SEED = """
 import sys
 from datetime import timedelta
@@ -119,16 +126,16 @@ def keyturn(
     delay: float | None = None,
     checkout: Path = ROOT,
 ) -> Keyturn:
-    """On a PostgreSQL database of its own, as in production.
+    """Starts Keyturn on a PostgreSQL database of its own, set up as in production.
 
     Args:
-        stage: where it runs.
-        name: for the tables.
-        sessions: how many it has.
-        workers: server processes.
-        access: whether the file of tokens has access tokens.
-        delay: milliseconds that each round trip to PostgreSQL takes longer; None: there is no proxy in between.
-        checkout: whose code is run. Another checkout makes its own schema and its own sessions.
+        stage: the stage that the service runs on.
+        name: the contender's name in the report.
+        sessions: how many sessions the database has; None: as many as the stage's small table.
+        workers: how many processes serve.
+        access: whether the file of tokens holds access tokens instead of refresh tokens.
+        delay: milliseconds added to each round trip to PostgreSQL; None: no proxy lies in between.
+        checkout: the folder of the code that runs. Another checkout makes its own schema and its own sessions.
     """
     code = {"PYTHONPATH": str(checkout)}
     database = stage.database("keyturn", migrated=checkout == ROOT)
@@ -149,7 +156,7 @@ def keyturn(
 
 
 def keyturn_on_sqlite(stage: Stage) -> Keyturn:
-    """The embedded default, as `keyturn serve` makes it without any setting."""
+    """Starts Keyturn on SQLite, the default of `keyturn serve` without any setting."""
     folder = stage.folder / "sqlite"
     environment = {"KEYTURN_DATA_DIR": str(folder)}
     settings = read(environment)
@@ -180,7 +187,7 @@ class _Rival:
 
 
 def rival(stage: Stage, name: str, title: str, workers: int = 1) -> Contender:
-    """A rival that is up until the stage is closed. Raises LeftOut, with the reason."""
+    """Starts a rival, which runs until the stage is closed. Raises LeftOut, with the reason, if it cannot run here."""
     redis_url = stage.redis_url()
     started = start_rival(
         name, port=free_port(), postgres_url=stage.postgres.url(), redis_url=redis_url, workers=workers
@@ -188,9 +195,11 @@ def rival(stage: Stage, name: str, title: str, workers: int = 1) -> Contender:
     return _Rival(title, stage.stack.enter_context(started), stage)
 
 
-# What the service sends for one session, for one session: by primary key, the digest compared and changed, the same
-# deadlines, the same columns back. All rows have one digest and keep it, so that no client has to remember any; the
-# ids end in ten decimal digits, which are all that pgbench can vary. A cast would look like a variable.
+# The statement is the service's own for one session, so that pgbench makes PostgreSQL do the same work. Both find the
+# row by its primary key, compare and set the digest, compute the same deadlines and return the same columns.
+# - All rows have one digest and keep it, so that no client of pgbench has to remember a digest.
+# - The ids end in ten decimal digits, because pgbench can vary only a number.
+# - The statement says CAST, because pgbench reads `::name` as a variable.
 _ID = "ffffffff-ffff-7fff-8fff-ff"
 _DIGEST = "ab" * 32
 _SCRIPT = rf"""\set n random(1000000000, 1000000000 + :rows - 1)
@@ -211,12 +220,12 @@ RETURNING s.token_digest, s.id, s.user_id, s.role, s.client_id, s.generation, s.
 
 
 class Pgbench:
-    """pgbench with the UPDATE of one refresh on the same table."""
+    """pgbench, which runs the UPDATE of one refresh on the same table."""
 
     name = "pgbench"
 
     def __init__(self, stage: Stage, *, delay: float | None = None) -> None:
-        """`delay`: milliseconds that each round trip takes longer; None: there is no proxy in between."""
+        """`delay`: milliseconds added to each round trip to PostgreSQL; None: no proxy lies in between."""
         self._stage = stage
         self._sessions = stage.small
         self._database = stage.database("pgbench")
@@ -237,8 +246,9 @@ class Pgbench:
         )
 
     def run(self, load: Load) -> Run:
-        """As many clients as the load has connections; at its rate, if it has one."""
-        # Its duration holds the time that it takes to connect, which its rate leaves out and which is never the same.
+        """Runs as many clients as the load has connections, at the rate of the load if it has one."""
+        # The duration given to pgbench includes the time to connect, which its rate leaves out. The time to connect
+        # differs from run to run. So a first short run measures it, and each duration is made longer by twice as much.
         said = self._pgbench(load, "-t", "1")
         connecting = _number(r"initial connection time = ([\d.]+) ms", said) / 1000
         if load.warm:
@@ -249,7 +259,7 @@ class Pgbench:
             rate = ["-R", f"{load.rate:.0f}", "--log", "--log-prefix", f"{folder}/log"] if load.rate else []
             said = self._pgbench(load, "-T", _whole(2 * connecting + load.seconds), *rate)
             done = int(_number(r"actually processed: (\d+)", said))
-            if not done:  # 256 connections on a machine that others use
+            if not done:  # seen with 256 connections on a busy machine
                 return Run(0, {}, {}, 0, "no transaction was done by the time that all were connected")
             cpu, others = meter.read(done, _children() - spent)
             latency = _percentiles(Path(folder)) or {"mean": _number(r"latency average = ([\d.]+)", said) * 1000}
@@ -271,13 +281,16 @@ class Pgbench:
 
 
 def _children() -> float:
-    """CPU seconds of the processes that this one started and that have ended."""
+    """CPU seconds of all ended child processes of this process."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
 def _percentiles(folder: Path) -> dict[str, float]:
-    """Of pgbench's log of transactions: at a rate its latencies count from the scheduled start too."""
+    """Percentiles in microseconds from pgbench's log, or none where there is no log.
+
+    At a given rate, pgbench counts a latency from the scheduled start, as the driver does.
+    """
     latencies = sorted(
         int(line.split()[2]) for log in folder.iterdir() for line in log.read_text(encoding="ascii").splitlines()
     )
@@ -297,5 +310,5 @@ def _whole(seconds: float) -> str:
 def _number(pattern: str, text: str) -> float:
     found = re.search(pattern, text)
     if found is None:
-        raise RuntimeError(f"pgbench said something new: {text}")
+        raise RuntimeError(f"cannot read the output of pgbench: {text}")
     return float(found[1])

@@ -1,4 +1,4 @@
-"""The load driver (driver.c): what to send, and what it measured."""
+"""The load driver (driver.c): its options and its results."""
 
 import json
 import subprocess
@@ -13,14 +13,14 @@ REFRESH = '{"refresh_token": "%s"}'
 
 @dataclass(frozen=True)
 class Load:
-    """One run of the driver; the fields are its options (see the head of driver.c)."""
+    """One run of the driver. The fields are the driver's options (see the head of driver.c)."""
 
     path: str
     method: Literal["GET", "POST"] = "POST"
     connections: int = 32
     seconds: float = 5
     warm: float = 1
-    rate: float = 0  # requests a second; 0: closed loop
+    rate: float = 0  # requests a second (open loop); 0: closed loop
     count: int = 0
     body: str = ""
     type: str = "application/json"
@@ -28,11 +28,11 @@ class Load:
     use: Literal["chain", "draw", "cycle", "once", "list"] | None = None
     out: Path | None = None
     bearer: bool = False
-    field: str = ""  # one header field more
+    field: str = ""  # an additional header field
     expect: int = 200
 
     def command(self, port: int) -> list[str]:
-        """Its command line."""
+        """The command line of the driver for this load on a port of 127.0.0.1."""
         given = {name: value for name, value in vars(self).items() if name != "path" and value not in {None, ""}}
         words = [
             word
@@ -44,23 +44,23 @@ class Load:
 
 @dataclass(frozen=True)
 class Result:
-    """What the driver measured. Latencies in microseconds, rate in acknowledged requests a second."""
+    """The figures of the driver: latencies in microseconds, the rate in acknowledged requests a second."""
 
     seconds: float
     rate: float
     acknowledged: int  # within the measured seconds
-    total: int  # acknowledged, with the warm-up
+    total: int  # acknowledged, including the warm-up
     issued: int
     errors: int
     unanswered: int
-    unsent: int  # due in an open loop, and never sent
+    unsent: int  # due in an open loop but never sent
     statuses: dict[str, int]
     latency: dict[str, float]
     cpu_seconds: float
     cpu_us: float
 
     def fault(self, expect: int = 200) -> str | None:
-        """Why the run is void whatever the database says, or None."""
+        """The reason why the run is void by its answers alone, or None. `Books` adds the reasons of the database."""
         others = {status: n for status, n in self.statuses.items() if status != str(expect)}
         if others or self.errors:
             return f"answers other than {expect}: {others}, errors: {self.errors}"
@@ -68,13 +68,13 @@ class Result:
 
 
 class Driving:
-    """A driver that runs while something else goes on."""
+    """A driver that runs in the background."""
 
     def __init__(self, load: Load, port: int) -> None:
         self._process = subprocess.Popen(load.command(port), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def result(self) -> Result:
-        """Waits for its end. Raises RuntimeError if it failed."""
+        """Waits until the driver ends. Raises RuntimeError if the driver failed."""
         out, err = self._process.communicate()
         if self._process.returncode:
             raise RuntimeError(err.strip() or f"driver: exit code {self._process.returncode}")
@@ -82,13 +82,13 @@ class Driving:
         return Result(**fields)
 
     def close(self) -> None:
-        """Ends it."""
+        """Kills the driver."""
         self._process.kill()
         self._process.communicate()
 
 
 def drive(load: Load, port: int) -> Result:
-    """Runs the driver against a port of 127.0.0.1. Raises RuntimeError if it failed."""
+    """Runs the driver against a port of 127.0.0.1. Raises RuntimeError if the driver failed."""
     driving = Driving(load, port)
     try:
         return driving.result()

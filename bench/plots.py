@@ -1,4 +1,4 @@
-"""Line plots as SVG, without a library: a few lines of few points, each named where it ends."""
+"""Plots as SVG, without a library: a few curves of few points, with the name of each curve at its last point."""
 
 import math
 import re
@@ -10,7 +10,7 @@ WIDTH, HEIGHT = 720, 380
 LEFT, RIGHT, TOP, BOTTOM = 70, 130, 40, 40
 COLOURS = ("#0b6e4f", "#c1440e", "#3066be", "#8f2d84", "#a17c00", "#555555")
 FEW = 12
-"""So many points stand side by side at equal distances, as 1, 2, 4 … 256 should; more lie where their value is."""
+"""Up to this many points are drawn at equal distances, which suits 1, 2, 4 … 256. More points are drawn to scale."""
 
 
 def file_name(plot: str) -> str:
@@ -18,7 +18,7 @@ def file_name(plot: str) -> str:
 
 
 def svg(plot: str, curves: list[Curve]) -> str:
-    """One plot. From zero, or logarithmic where the values lie too far apart for that."""
+    """Draws one plot. The axis of values begins at zero, or is logarithmic if the largest is 30 times the least."""
     xs = sorted({x for curve in curves for x, _ in curve.points})
     ys = [y for curve in curves for _, y in curve.points]
     logarithmic = min(ys) > 0 and max(ys) / min(ys) > 30
@@ -48,7 +48,7 @@ def svg(plot: str, curves: list[Curve]) -> str:
         f'<text x="{across(x):.1f}" y="{HEIGHT - 16}" text-anchor="middle">{_short(x)}</text>'
         for x in (xs if few else [xs[0], xs[-1]])
     ]
-    # Names that would lie on each other move apart, downwards.
+    # If two names would overlap, the lower one moves down.
     below = 0.0
     order = sorted(range(len(curves)), key=lambda i: up(curves[i].points[-1][1]))
     for i in order:
@@ -64,7 +64,7 @@ def svg(plot: str, curves: list[Curve]) -> str:
 
 
 def _steps(most: float) -> list[float]:
-    """From zero to above `most`, in four to six steps of 1, 2 or 5 times a power of ten."""
+    """Marks from zero to above `most`, in steps of 1, 2 or 5 times a power of ten."""
     rough = (most or 1) / 5
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * n for n in (1, 2, 5, 10) if power * n >= rough)

@@ -11,13 +11,13 @@ HERE = Path(__file__).parent
 
 
 class NoCompilerError(Exception):
-    """There is neither a C compiler nor a way to get one."""
+    """The machine has no C compiler, and none could be installed."""
 
 
 def compiled(name: str) -> Path:
-    """The program `name`.c of this folder; kept in the virtual environment until its source changes.
+    """Compiles `name`.c of this folder, and keeps the program in the virtual environment until its source changes.
 
-    Raises NoCompilerError, or CalledProcessError if the compiler does not like it.
+    Raises NoCompilerError, or CalledProcessError if the source does not compile.
     """
     source = HERE / f"{name}.c"
     digest = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
@@ -27,7 +27,7 @@ def compiled(name: str) -> Path:
         with tempfile.TemporaryDirectory(dir=program.parent) as folder:
             made = Path(folder) / name
             subprocess.run([*_compiler(folder), "-O2", "-std=c11", "-o", made, source, "-lm"], check=True)
-            made.rename(program)  # whole or not at all, whoever else compiles it at the same moment
+            made.rename(program)  # atomic, so another process that compiles it at the same moment does no harm
     return program
 
 

@@ -7,21 +7,24 @@ from typing import Any, Literal
 from bench.contenders import Run
 
 DISTURBED = 0.1
-"""Share of the machine; what the harness itself and the kernel take beside a run is 0.01 to 0.03."""
+"""If other processes take more than this share of the machine's CPU time, a run counts as disturbed.
+
+In a quiet run the harness itself and the kernel take 0.01 to 0.03.
+"""
 
 
 @dataclass
 class Row:
-    """One line of the table of targets: a ratio (or size) in each round, and what it should be."""
+    """One row of the table of targets: a ratio (or a size) in each round, and its targets."""
 
     work: str
     against: str
-    least: float | None  # None: it is a stretch alone
+    least: float | None  # None: the row has a stretch target alone
     stretch: float | None
     rounds: list[float]
     better: Literal["higher", "lower"] = "higher"
     unit: str = "x"
-    void: list[str] = field(default_factory=list)  # why runs did not count
+    void: list[str] = field(default_factory=list)  # the reasons of the runs that do not count
 
     @property
     def verdict(self) -> str:
@@ -49,7 +52,7 @@ class Row:
 
 @dataclass
 class Figures:
-    """The figures of one contender under one load, a list for the rounds."""
+    """The runs of one contender under one load, one for each round."""
 
     name: str
     load: str
@@ -79,7 +82,7 @@ class Figures:
 
 @dataclass
 class Curve:
-    """A line of a plot."""
+    """One curve of a plot."""
 
     plot: str
     name: str
@@ -88,7 +91,7 @@ class Curve:
 
 @dataclass
 class Findings:
-    """All that one scenario found."""
+    """All findings of one scenario."""
 
     rows: list[Row] = field(default_factory=list)
     figures: list[Figures] = field(default_factory=list)
@@ -117,7 +120,7 @@ class Findings:
 
 
 def ratios(ours: list[Run], theirs: list[Run]) -> list[float]:
-    """Of the rates, round by round; rounds in which one of the two is void are left out."""
+    """Ratios of the rates, round by round, without the rounds in which one of the two runs is void."""
     return [a.rate / b.rate for a, b in zip(ours, theirs, strict=True) if not a.void and not b.void and b.rate]
 
 
@@ -134,7 +137,7 @@ FIGURES += ["service µs", "Postgres µs", "Redis µs", "driver µs", "all µs",
 
 
 def table(head: list[str], lines: list[list[str]]) -> str:
-    """A Markdown table that reads well as text too."""
+    """A Markdown table whose columns are aligned, so that it can be read as plain text."""
     widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
 
     def row(cells: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""The files that full runs leave: results.json, and RESULTS.md with its plots, which are written from it."""
+"""The files that full runs write: results.json, and RESULTS.md with its plots, which are made from results.json."""
 
 import json
 import os
@@ -30,7 +30,10 @@ request, by process."""
 
 
 def keep(stage: Stage, name: str, findings: Findings, seconds: float) -> None:
-    """Replaces a scenario's part of the results, and writes them anew."""
+    """Replaces a scenario's part of results.json, and writes RESULTS.md and the plots again.
+
+    `seconds` is how long the scenario took.
+    """
     kept: dict[str, Any] = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else {}
     kept[name] = {
         "measured_at": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -47,8 +50,8 @@ def keep(stage: Stage, name: str, findings: Findings, seconds: float) -> None:
 
 
 def write(kept: dict[str, Any]) -> None:
-    """RESULTS.md and the plots."""
-    from bench.scenarios import SCENARIOS  # noqa: PLC0415  # they need not know where their findings go
+    """Writes RESULTS.md and the plots."""
+    from bench.scenarios import SCENARIOS  # noqa: PLC0415  # at the top, the import would be a circle
 
     there = {name: Findings.from_json(kept[name]["findings"]) for name in SCENARIOS if name in kept}
     rows = [row.cells() for findings in there.values() for row in findings.rows]

@@ -1,4 +1,4 @@
-"""The scenarios: each measures one row of the table of targets (two or three that share their runs)."""
+"""The scenarios. Each measures one row of the table of targets, or two or three rows that share their runs."""
 
 import json
 import random
@@ -25,7 +25,7 @@ from tests.servers import free_port
 from tests.service import ROOT
 
 Entry = tuple[Contender, str, Load]
-"""Who runs what, and how the load is called."""
+"""A contender, the title of its load, and the load."""
 
 
 def _refresh(stage: Stage, **options: object) -> Load:
@@ -33,7 +33,7 @@ def _refresh(stage: Stage, **options: object) -> Load:
 
 
 def measure(stage: Stage, found: Findings, entries: Sequence[Entry], *, checkpoint: bool = True) -> list[list[Run]]:
-    """The runs of each entry: A B C, A B C, so that what disturbs the machine disturbs all."""
+    """Runs the entries in turns (A B C, A B C), so that a disturbance of the machine hits all of them."""
     figures = [Figures(contender.name, title, []) for contender, title, _ in entries]
     for _ in range(stage.rounds):
         for (contender, _, load), mine in zip(entries, figures, strict=True):
@@ -53,14 +53,14 @@ def row(
     ours: list[Run],
     theirs: list[Run],
 ) -> None:
-    """A row of the ratios of two rates."""
+    """Adds a row with the ratios of two rates."""
     void = [run.void for run in [*ours, *theirs] if run.void]
-    rounds = ratios(ours, theirs) if theirs else []  # whom this machine can not run
+    rounds = ratios(ours, theirs) if theirs else []  # empty if the rival cannot run here
     found.rows.append(Row(work, against, least, stretch, rounds, void=void))
 
 
 def _rivals(stage: Stage, found: Findings, names: dict[str, str], workers: int = 1) -> list[Contender]:
-    """Those that can run here; a note for each other."""
+    """Starts the rivals that can run on this machine, and adds a note for each other rival."""
     there: list[Contender] = []
     for name, title in names.items():
         try:
@@ -71,7 +71,7 @@ def _rivals(stage: Stage, found: Findings, names: dict[str, str], workers: int =
 
 
 def refresh(stage: Stage) -> Findings:
-    """One process, 32 connections."""
+    """Measures refresh with one process and 32 connections."""
     found = Findings()
     title = "refresh, 1 process, 32 connections"
     contenders: list[Contender] = [keyturn(stage), Pgbench(stage)]
@@ -86,7 +86,7 @@ def refresh(stage: Stage) -> Findings:
 
 
 def workers(stage: Stage) -> Findings:
-    """Two processes, 128 connections, against pgbench at 32."""
+    """Measures refresh with two processes and 128 connections, against pgbench with 32 clients."""
     found = Findings()
     title = "refresh, 2 processes, 128 connections"
     ours, theirs = measure(
@@ -102,7 +102,7 @@ def workers(stage: Stage) -> Findings:
 
 
 def latency(stage: Stage) -> Findings:
-    """p99 at half of the highest rate, in an open loop."""
+    """Measures the p99 of refresh at half of the highest rate, in an open loop."""
     found = Findings()
     us, them = keyturn(stage), Pgbench(stage)
     peaks = measure(
@@ -137,7 +137,7 @@ def latency(stage: Stage) -> Findings:
 
 
 def verify(stage: Stage) -> Findings:
-    """GET /auth/verify, Redis asked."""
+    """Measures GET /auth/verify, for which the service asks Redis."""
     found = Findings()
     title = "GET /auth/verify, 32 connections"
     us = keyturn(stage, access=True, sessions=10_000)
@@ -158,11 +158,11 @@ def verify(stage: Stage) -> Findings:
 
 
 SLOW = "Cookie: a=b"
-"""A header field that the fast door leaves to FastAPI's; to the endpoints it means nothing."""
+"""A header field that means nothing to the endpoints, but makes the fast door pass the request on to FastAPI's."""
 
 
 def doors(stage: Stage) -> Findings:
-    """The same refresh and the same verify through the fast door and through FastAPI's."""
+    """Measures the same refresh and the same verify through the fast door and through FastAPI's door."""
     found = Findings()
     refreshing, verifying = keyturn(stage), keyturn(stage, access=True, sessions=10_000)
     load = Load("/auth/verify", method="GET", seconds=stage.seconds, warm=stage.warm)
@@ -180,19 +180,19 @@ def doors(stage: Stage) -> Findings:
 
 
 class Asking:
-    """Keyturn under one load that is no refresh."""
+    """Keyturn under one load of its own, which is no refresh."""
 
     def __init__(self, keyturn: Keyturn, load: Load) -> None:
         self.name = keyturn.name
         self._keyturn = keyturn
         self._load = load
 
-    def run(self, load: Load) -> Run:  # noqa: ARG002  # it has its own
+    def run(self, load: Load) -> Run:  # noqa: ARG002  # it runs its own load
         return self._keyturn.ask(self._load)[1]
 
 
 def logout(stage: Stage) -> Findings:
-    """Acknowledged by Redis and committed, against refresh."""
+    """Measures logout against refresh. A logout is acknowledged by Redis and committed before its answer."""
     found = Findings()
     title = "logout, 1 process, 32 connections"
     ours, theirs = measure(
@@ -208,12 +208,12 @@ def logout(stage: Stage) -> Findings:
 
 
 class LoggingOut:
-    """Each run ends sessions of its own, each once."""
+    """Keyturn under logouts. Each run takes sessions that no other run has, and ends each of them once."""
 
     def __init__(self, stage: Stage, *, checkout: Path = ROOT, name: str = "Keyturn") -> None:
         self.name = name
         self._stage = stage
-        self._most = ceil(20_000 * (stage.seconds + stage.warm))  # more than it could end
+        self._most = ceil(20_000 * (stage.seconds + stage.warm))  # more sessions than a run can end
         self._keyturn = keyturn(stage, sessions=self._most * stage.rounds, checkout=checkout)
         self._tokens = self._keyturn.tokens.open(encoding="ascii")
         stage.stack.callback(self._tokens.close)
@@ -229,7 +229,7 @@ class LoggingOut:
 
 
 def storm(stage: Stage) -> Findings:
-    """Refresh while logins with Argon2 at its production cost fill all slots and the queue before them."""
+    """Measures refresh while logins, with Argon2 at its production cost, fill all slots and the queue for them."""
     found = Findings()
     us = keyturn(stage)
     slots = max(1, (cpu_count() or 1) - 1)
@@ -249,7 +249,7 @@ def storm(stage: Stage) -> Findings:
 
 
 def junk(stage: Stage) -> Findings:
-    """Clients that refresh now and then, while ten times as many tokens arrive that are not quite ours."""
+    """Measures 500 refreshes a second while ten times as many forged refresh tokens arrive."""
     found = Findings()
     us = keyturn(stage)
     spoilt = stage.folder / "junk.tokens"
@@ -270,20 +270,20 @@ def junk(stage: Stage) -> Findings:
 
 
 def _spoilt(token: str) -> str:
-    """Another character in its middle: the form is right, and only the tag is not."""
+    """Changes one character in the middle of a token, so that its form stays right and only its tag is wrong."""
     middle = len(token) // 2
     return f"{token[:middle]}{'A' if token[middle] != 'A' else 'B'}{token[middle + 1 :]}"
 
 
 def _tail(work: str, against: str, most: float, ours: list[Run], theirs: list[Run]) -> Row:
-    """A row of the ratios of two p99."""
+    """A row with the ratios of two p99 latencies."""
     both = list(zip(ours, theirs, strict=True))
     rounds = [a.latency["p99"] / b.latency["p99"] for a, b in both if not a.void and not b.void]
     return Row(work, against, most, None, rounds, "lower", void=[run.void for pair in both for run in pair if run.void])
 
 
 class _Beside:
-    """Keyturn's refresh, with another load under way."""
+    """Keyturn's refresh while another load runs."""
 
     def __init__(self, keyturn: Keyturn, other: Load, what: str, found: Findings) -> None:
         self.name = keyturn.name
@@ -302,21 +302,21 @@ class _Beside:
         finally:
             driving.close()
         self._found.notes.append(f"{self._what} meanwhile: {result.rate:,.1f} a second, answers {result.statuses}")
-        # A login that found the queue full was refused as it should be.
+        # A 503 is right for a login that finds the queue full.
         wrong = result.statuses.keys() - {str(other.expect), "503"} or not result.acknowledged
         return replace(run, void=run.void or (f"{self._what} answered {result.statuses}" if wrong else None))
 
 
 def table(stage: Stage) -> Findings:
-    """Sessions drawn uniformly from a large table and from a small one."""
+    """Measures refreshes of sessions that are drawn uniformly from a large table and from a small one."""
     found = Findings()
     sizes = [stage.small, *([stage.sessions // 10] if not stage.quick else []), stage.sessions]
     load = _refresh(stage, use="draw")
     entries: list[Entry] = []
     for size in sizes:
         contender = keyturn(stage, sessions=size)
-        # The first change of a page after a checkpoint writes the whole page to the log. A table in use pays that
-        # over minutes; so each page is changed before anything counts.
+        # After a checkpoint, the first change of a page makes Postgres write the whole page to its log. A table in use
+        # spreads that cost over minutes. So these refreshes change each page before a run counts.
         if not stage.quick:
             contender.run(replace(load, connections=128, seconds=600, warm=0, count=size // 8))
         entries.append((contender, f"refresh, {size:,} sessions drawn uniformly", load))
@@ -328,9 +328,10 @@ def table(stage: Stage) -> Findings:
 
 
 def delay(stage: Stage) -> Findings:
-    """Milliseconds added to every round trip to PostgreSQL; beside it the same statement, one session at a time.
+    """Measures refresh with milliseconds added to every round trip to PostgreSQL.
 
-    pgbench has as many connections for that as Keyturn's hot path has.
+    Beside it, pgbench runs the same statement for one session at a time. pgbench has as many connections as
+    Keyturn's hot path.
     """
     found = Findings()
     delays = (0, 1, 5, 20)
@@ -351,7 +352,7 @@ def delay(stage: Stage) -> Findings:
 
 
 def sqlite(stage: Stage) -> Findings:
-    """The embedded default (WAL, synchronous=FULL) against PostgreSQL."""
+    """Measures refresh on SQLite, the default (WAL, synchronous=FULL), against PostgreSQL."""
     found = Findings()
     title = "refresh, 1 process, 32 connections"
     ours, theirs = measure(
@@ -364,17 +365,18 @@ def sqlite(stage: Stage) -> Findings:
 
 
 def endurance(stage: Stage) -> Findings:
-    """A hundred refreshes of each session (quick: ten): bytes of the table, memory of the process."""
+    """Refreshes each session a hundred times (quick: ten), and measures the table and the memory of the process."""
     found = Findings()
     each = 10 if stage.quick else 100
     sessions = stage.refreshes // each
     us = keyturn(stage, sessions=sessions)
     assert isinstance(us.where, Database)
-    # Sessions that began together lie on one page; they do not come back together, in one batch, for ever.
+    # Sessions that were created together lie on one page. Their clients do not stay together in one batch for ever, so
+    # the order is random.
     shuffled = us.tokens.read_text(encoding="ascii").splitlines(keepends=True)
     random.shuffle(shuffled)
     us.tokens.write_text("".join(shuffled), encoding="ascii")
-    samples: list[tuple[float, float, float]] = []  # refreshes a session, bytes a session, MiB of the process
+    samples: list[tuple[float, float, float]] = []  # refreshes and bytes for each session, MiB of the process
     over = threading.Event()
 
     def sample(database: Database) -> None:
@@ -428,7 +430,7 @@ def endurance(stage: Stage) -> Findings:
 
 
 def start(stage: Stage) -> Findings:
-    """The second `keyturn serve` until it is ready, against two imports."""
+    """Measures how long the second `keyturn serve` takes until it is ready, against the imports of two libraries."""
     folder = stage.folder / "start"
     found = Findings()
     _until_ready(folder)
@@ -468,7 +470,7 @@ def _until_ready(folder: Path) -> float:
 
 
 def connections(stage: Stage) -> Findings:
-    """Throughput from 1 to 256 connections, each for half as long as elsewhere."""
+    """Measures the rate with 1 to 256 connections, each for half the duration of the other scenarios."""
     found = Findings()
     contenders: list[Contender] = [keyturn(stage), Pgbench(stage)]
     contenders += _rivals(stage, found, {"fastapi": "empty FastAPI", "textbook": "textbook"})

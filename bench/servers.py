@@ -1,4 +1,4 @@
-"""The servers of a run, as in production: PostgreSQL with fsync, Valkey, `keyturn serve`; and what CPU they took."""
+"""The servers of a run, as in production (PostgreSQL with fsync, Valkey, `keyturn serve`), and their CPU time."""
 
 import asyncio
 import base64
@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-import asyncpg  # type: ignore[import-untyped]  # it has none
+import asyncpg  # type: ignore[import-untyped]  # asyncpg has no types
 
 from app.settings import Settings, read
 from app.storage.migrating import migrate
@@ -28,7 +28,7 @@ class Database:
 
     postgres: Postgres
     name: str
-    port: int | None = None  # of whoever stands in front of it
+    port: int | None = None  # of the proxy in front of PostgreSQL; None: there is no proxy
 
     @property
     def url(self) -> str:
@@ -39,7 +39,7 @@ class Database:
         return Database(self.postgres, self.name, port)
 
     def use(self, act: Callable[[Any], Awaitable[T]], **settings: str) -> T:
-        """What `act` gives on a connection with these server settings."""
+        """Runs `act` on a connection with these server settings (and no proxy between), and returns its result."""
 
         async def run() -> T:
             dsn = f"postgresql://postgres@127.0.0.1:{self.postgres.port}/{self.name}"
@@ -64,25 +64,25 @@ class Database:
 
 @dataclass
 class Stage:
-    """Where the run takes place, and how long it is."""
+    """The servers, folders and durations of a run."""
 
     quick: bool
     rounds: int
     seconds: float
     warm: float
-    small: int  # sessions in the table, wherever its size is not the question
-    sessions: int  # in the large table
-    refreshes: int  # of the memory row
+    small: int  # sessions in the table of most scenarios
+    sessions: int  # sessions in the large table
+    refreshes: int  # of the scenario `endurance`
     postgres: Postgres
     redis: Redis
     folder: Path  # for tokens
-    logs: Path  # in memory: what the service logs must not compete with the database for the disk
+    logs: Path  # in memory, so that the logs do not compete with PostgreSQL for the disk
     secret: Path  # the file of the master secret
     stack: ExitStack
     names: dict[str, int] = field(default_factory=dict)
 
     def database(self, name: str, *, migrated: bool = True) -> Database:
-        """A fresh database, empty or at the newest schema."""
+        """Creates a database, empty or at the newest schema."""
         template = Database(self.postgres, "template_keyturn")
         if not self.names.get("database"):
             asyncio.run(self.postgres.create_database(template.name))
@@ -92,11 +92,11 @@ class Stage:
         return database
 
     def redis_url(self) -> str:
-        """A logical database of Valkey that no other service of this run has."""
+        """The URL of a logical database of Valkey that no other service of this run uses."""
         return self.redis.url(self._next("redis"))
 
     def settings(self, database: Database, redis_url: str = "none") -> Settings:
-        """As the service reads them, for what is seeded in its place."""
+        """The settings as the service reads them, for the code that seeds its database."""
         return read(self.environment(database.url, redis_url))
 
     def environment(self, database_url: str, redis_url: str) -> dict[str, str]:
@@ -108,13 +108,13 @@ class Stage:
         }
 
     def serve(self, environment: Mapping[str, str], workers: int = 1) -> Service:
-        """`keyturn serve`."""
+        """Starts `keyturn serve`, which ends with the stage."""
         more = {"KEYTURN_WORKERS": str(workers)}
         return self.stack.enter_context(Service.start({**environment, **more}, logs=self.logs))
 
     @contextmanager
     def part(self) -> "Iterator[Stage]":
-        """For one scenario: what it starts ends with it, and what it writes goes."""
+        """A stage for one scenario. At the end of the block, its services end and its files are removed."""
         with (
             TemporaryDirectory(dir=self.folder) as folder,
             TemporaryDirectory(dir=self.logs) as logs,
@@ -123,11 +123,11 @@ class Stage:
             yield replace(self, folder=Path(folder), logs=Path(logs), stack=stack)
 
     def checkpoint(self) -> None:
-        """So that no run pays for the pages that another changed."""
+        """Writes all changed pages to disk, so that no run pays for the pages that another run changed."""
         Database(self.postgres, "postgres").execute("CHECKPOINT")
 
     def delayed(self, database: Database, milliseconds: float) -> Database:
-        """The same database, each round trip to which takes that much longer."""
+        """The same database through a proxy that adds these milliseconds to each round trip."""
         port = free_port()
         proxy = self.stack.enter_context(closing(Sentinel()))
         proxy.run([compiled("delay"), str(port), str(self.postgres.port), str(round(milliseconds * 1000))])
@@ -141,13 +141,13 @@ class Stage:
 
 
 def stage(stack: ExitStack, **options: Any) -> Stage:
-    """Starts PostgreSQL and Valkey, which end with the stack."""
+    """Starts PostgreSQL and Valkey, which end with `stack`."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
     postgres = Postgres.start(
         durable=True,
         settings={
             "shared_buffers": f"{min(memory // 4, 4096)}MB",
-            "max_wal_size": "8GB",  # no checkpoint within a run, for whoever it would have hit
+            "max_wal_size": "8GB",  # so that no checkpoint falls into one run and disturbs it alone
             "checkpoint_timeout": "1h",
             "max_connections": "400",
         },
@@ -172,7 +172,7 @@ def stage(stack: ExitStack, **options: Any) -> Stage:
 
 
 def family(pid: int) -> set[int]:
-    """A process and all that came from it."""
+    """The ids of a process and of its descendants."""
     found, table = {pid}, processes()
     while fresh := {child for child, parent, _ in table if parent in found} - found:
         found |= fresh
@@ -180,7 +180,7 @@ def family(pid: int) -> set[int]:
 
 
 def machine_seconds() -> tuple[float, float]:
-    """CPU that the whole machine spent, and that it had to spend, since it was started."""
+    """Seconds of CPU time since the machine started: those that were used, and all that the cores offered."""
     words = Path("/proc/stat").read_text(encoding="utf-8").split("\n", 1)[0].split()[1:9]
     ticks = [int(word) for word in words]  # user nice system idle iowait irq softirq steal
     per_second = os.sysconf("SC_CLK_TCK")
@@ -188,18 +188,18 @@ def machine_seconds() -> tuple[float, float]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU of a process and all that came from it, with those that have ended."""
+    """Seconds of CPU time of a process and its descendants, including the ended ones that were waited for."""
     ticks = 0
     for member in family(pid):
         try:
             fields = Path(f"/proc/{member}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        except OSError:  # it ended this moment, and its parent has its time
+        except OSError:  # the process has just ended, and its time is counted for its parent
             continue
-        ticks += sum(int(word) for word in fields[11:15])  # utime, stime, and of the children that were waited for
+        ticks += sum(int(word) for word in fields[11:15])  # utime, stime, cutime, cstime
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def resident_mib(pids: Iterable[int]) -> float:
-    """Resident memory."""
+    """Resident memory of these processes in MiB."""
     pages = sum(int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1]) for pid in pids)
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20

@@ -1,4 +1,4 @@
-"""Sessions that are seeded into the database, with genuine tokens; and the proof that none was lost or ended."""
+"""Seeds sessions with genuine tokens into the database, and proves after a run that none was lost or ended."""
 
 import asyncio
 import sqlite3
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import asyncpg  # type: ignore[import-untyped]  # it has none
+import asyncpg  # type: ignore[import-untyped]  # asyncpg has no types
 from sqlalchemy import insert
 
 from app.keyturn import Keyturn, opened, running
@@ -27,10 +27,10 @@ USERS = 1000
 _CHUNK = 20_000
 
 AHEAD = timedelta(seconds=60)
-"""How far ahead of their session access tokens are issued.
+"""How far in the future the access tokens are issued.
 
-Of a token from before Redis was filled, plus the leeway, the database is asked once. These are issued after the service
-that is started next has filled it.
+If a token was issued before Redis was filled (plus a leeway), the service asks the database about it once. The service
+starts after the seeding and fills Redis then. These tokens count as issued after that, so that only Redis is asked.
 """
 
 
@@ -41,10 +41,11 @@ def email(number: int) -> str:
 def seed(
     settings: Settings, count: int, tokens: Path, *, database: Database | None = None, access: bool = False
 ) -> None:
-    """Adds sessions to an empty or seeded database; `tokens` gets one refresh (or access) token a line.
+    """Adds sessions to an empty or seeded database, and writes one refresh (or access) token a line to `tokens`.
 
-    As what a login leaves: issued under the service's own keys, spread over a thousand users with a password of
-    production cost. Without `database` (SQLite) through SQLAlchemy, else by COPY.
+    The sessions are as a login makes them: under the service's own keys, and of a thousand users. The hash of the
+    users' password has its production cost. Without `database` (on SQLite) SQLAlchemy inserts the rows, otherwise
+    PostgreSQL's COPY.
     """
     asyncio.run(_seed(settings, count, tokens, database, access=access))
 
@@ -122,7 +123,7 @@ def _access(signing: AccessTokens, row: dict[str, Any]) -> str:
 
 
 class _Insert:
-    """Into SQLite, through SQLAlchemy, which knows how moments are written there."""
+    """Inserts rows into SQLite through SQLAlchemy, which knows how the tables store moments there."""
 
     def __init__(self, keyturn: Keyturn) -> None:
         self._db = keyturn.db
@@ -137,7 +138,7 @@ class _Insert:
 
 
 class _Copy:
-    """Into PostgreSQL, with the triggers of the foreign keys off: millions of rows in a minute or two."""
+    """Copies rows into PostgreSQL with the triggers of the foreign keys off, millions of rows in a minute or two."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -161,14 +162,14 @@ class _Copy:
 
 @dataclass(frozen=True)
 class Books:
-    """What the table says of all that ever happened to its sessions."""
+    """The sums over the table of sessions: how often they were refreshed, and how many ended."""
 
     generations: int
     ended: int
 
     @classmethod
     def read(cls, where: Database | Path) -> "Books":
-        """Of a PostgreSQL database or a file of SQLite."""
+        """Reads the sums from a PostgreSQL database or from a file of SQLite."""
         query = "SELECT coalesce(sum(generation), 0) AS n, count(ended_at) AS ended FROM sessions"
         if isinstance(where, Database):
             generations, ended = where.row(query)
@@ -178,9 +179,10 @@ class Books:
         return cls(int(generations), int(ended))
 
     def fault(self, after: "Books", result: Result) -> str | None:
-        """Why the run between is void: what was acknowledged is not what the table holds, or a session ended.
+        """The reason why the run between two readings is void, or None.
 
-        What was sent and not answered (a connection broke) may have been done or not.
+        The run is void if the table does not hold what the service acknowledged, or if a session ended. If a connection
+        broke before the answer, the service may have done the refresh or not: both are right.
         """
         done = after.generations - self.generations
         if not result.total <= done <= result.total + result.unanswered:

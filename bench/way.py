@@ -1,11 +1,11 @@
 """Counts the files of app/ on the way of a request, and the hand-overs between them.
 
-    .venv/bin/python -m bench.way 2>/dev/null           a table; the service's log goes to stderr
-    .venv/bin/python -m bench.way --list 2>/dev/null    the hand-overs as well, in their order
+    .venv/bin/python -m bench.way 2>/dev/null           prints a table; the service logs to stderr
+    .venv/bin/python -m bench.way --list 2>/dev/null    prints the hand-overs as well, in order
 
-A hand-over is a call from a function in one file of app/ to a function in another. Where a library stands between the
-two (FastAPI, uvicorn), the nearest function of app/ below it is the caller. A function counts once in a request,
-whoever calls it again and however often it is resumed; reading a property counts as reading an attribute.
+A hand-over is a call from a function in one file of app/ to a function in another file. If a library (FastAPI,
+uvicorn) stands between the two, the nearest function of app/ below it is the caller. A function counts once in a
+request, even if it is called or resumed again. The reading of a property is no call.
 """
 
 from __future__ import annotations
@@ -42,29 +42,29 @@ from tests.service import ROOT
 APP = f"{ROOT / 'app'}/"
 EMAIL = "ada@example.com"
 TRIES = 5
-"""How often each request is counted; the smallest count is taken."""
+"""How often each request is recorded; the smallest count is taken."""
 
 _background: ContextVar[bool] = ContextVar("background", default=False)
-"""True in the tasks that the application starts with itself, such as the one that watches Redis."""
+"""True in the tasks that the application starts at its own start, such as the one that watches Redis."""
 
 
 @dataclass
 class Way:
-    """What one request passed."""
+    """The way of one request: the files it passed and the hand-overs between them."""
 
     files: list[str] = field(default_factory=list)
     hand_overs: list[tuple[str, str]] = field(default_factory=list)
 
 
 class Recorder:
-    """A profile function (sys.setprofile) that notes the calls within app/ while it is on."""
+    """A profile function (sys.setprofile) that records the calls within app/ while it is on."""
 
     def __init__(self) -> None:
         self.on = False
         self._begin()
 
     def _begin(self) -> None:
-        self._seen: dict[FrameType, None] = {}  # kept, so that no other frame gets the identity of one
+        self._seen: dict[FrameType, None] = {}  # holds the frames, so that no id is used again
         self.way = Way()
 
     def __call__(self, frame: FrameType, event: str, _argument: Any) -> None:
@@ -82,11 +82,11 @@ class Recorder:
                 self.way.hand_overs.append((_name(caller), name))
 
     async def record(self, act: Callable[[], Awaitable[None]]) -> Way:
-        """What was called while `act` was under way, and until the loop had nothing left to do for it."""
+        """Records the calls while `act` runs, and for 5 ms more."""
         self._begin()
         self.on = True
         await act()
-        await asyncio.sleep(0.005)  # the line in the log comes after the answer
+        await asyncio.sleep(0.005)  # the access line is written after the answer
         self.on = False
         return self.way
 
@@ -109,7 +109,7 @@ def _name(frame: FrameType) -> str:
 
 
 class Client:
-    """One connection that is kept, and what a client keeps."""
+    """A client with one connection, and the tokens that it holds."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -117,7 +117,7 @@ class Client:
         self.tokens: dict[str, Any] = {}
 
     async def ask(self, method: str, path: str, body: dict[str, str] | None = None, bearer: str = "") -> dict[str, Any]:
-        """The answer's JSON; raises RuntimeError where it is no success."""
+        """Returns the answer's JSON. Raises RuntimeError if the status is no success."""
         content = json.dumps(body).encode() if body else b""
         head = [f"{method} {path} HTTP/1.1", "Host: x"]
         head += ["Content-Type: application/json", f"Content-Length: {len(content)}"] if body else []
@@ -144,7 +144,7 @@ class Client:
 
 
 async def ways(settings: Settings) -> dict[str, Way]:
-    """The ways of a refresh, a logout, a verification and a login, over the wire, on these servers."""
+    """Starts the application with these settings, and records the ways of login, refresh, verify and logout."""
     app = create_app(settings)
 
     async def marked(scope: Scope, receive: Receive, send: Send) -> None:
@@ -165,12 +165,12 @@ async def ways(settings: Settings) -> dict[str, Way]:
         proxy_headers=False,
     )
     server = uvicorn.Server(config)
-    threading.setprofile(recorder)  # the threads that hash passwords are still to come
+    threading.setprofile(recorder)  # before the threads start that hash passwords
     serving = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.01)
     await app.state.keyturn.users.create(EMAIL, PASSWORD, "user", by=SERVICE)
-    await asyncio.sleep(6)  # until Redis is filled and vouches for the tokens issued after it
+    await asyncio.sleep(6)  # until Redis is filled, so that it answers for the tokens issued from now on
     client = Client(*await asyncio.open_connection("127.0.0.1", port))
     found: dict[str, list[Way]] = {"refresh": [], "logout": [], "verify": [], "login": []}
     sys.setprofile(recorder)
@@ -180,13 +180,13 @@ async def ways(settings: Settings) -> dict[str, Way]:
     sys.setprofile(None)
     server.should_exit = True
     await serving
-    # The first round finds caches empty.
+    # The first round is left out, because it finds the caches empty.
     return {name: min(some[1:], key=lambda way: len(way.hand_overs)) for name, some in found.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.way", description=__doc__.splitlines()[0])
-    parser.add_argument("--list", action="store_true", help="the hand-overs too, in their order")
+    parser.add_argument("--list", action="store_true", help="print the hand-overs too, in order")
     given = parser.parse_args()
     with Postgres.start() as postgres, Redis.start() as redis, TemporaryDirectory() as folder:
         secret = Path(folder) / "secret"

@@ -1,6 +1,6 @@
-"""Alembic reads this file; all that it does is in the package's `storage.migrating`.
+"""Alembic runs this file. The package's `storage.migrating` does all the work.
 
-The package is `keyturn` where it is installed, with this folder inside, and `app` beside this folder in a checkout.
+The package is `keyturn` where it is installed, with this folder inside. In a checkout it is `app`, beside this folder.
 """
 
 from importlib import import_module

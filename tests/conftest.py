@@ -1,7 +1,7 @@
-"""Real servers, one of each for a whole process of tests; a database of its own for each test.
+"""Starts one real server of each kind for a whole process of tests, and makes a database for each test.
 
-`python3 dev.py test` spreads the files over several processes (pytest-xdist), each with servers, folders and ports of
-its own.
+`python3 dev.py test` spreads the files over several processes (pytest-xdist). Each process has its own servers, folders
+and ports.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from app.storage.migrating import migrate
 from tests.servers import Postgres, Redis
 
 SECRET = "x3pQkq0q4v0Tn5oHn1o9R2m8mWb7s3eJf6dKz1uYc5g="
-"""The master secret of all tests. Random, so that it passes for one; worth nothing."""
+"""The master secret of all tests. Its bytes are random, so that the settings accept them. Nothing else uses it."""
 
 CHEAP = {"argon2_memory": "8", "argon2_passes": "1", "argon2_lanes": "1"}
 PASSWORD = "correct horse battery staple"
@@ -45,10 +45,10 @@ LONGEST = (
     "test_revocations",
     "test_revocation_model",
 )
-"""Begun first, so that no process is left alone with one of them in the end."""
+"""These files begin first, so that no process is still busy with a long file while all others have ended."""
 
 
-# Tests share the cores: how long an example takes says nothing of what is tested.
+# No deadline, because the processes of tests share the cores: a slow example shows no fault of the tested code.
 hypothesis.settings.register_profile(
     "keyturn", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
 )
@@ -56,7 +56,7 @@ hypothesis.settings.load_profile("keyturn")
 
 
 def pytest_configure() -> None:
-    # The tests decide what the service sees of the environment.
+    # The settings of the environment must not reach the tests, which make settings of their own.
     for name in [n for n in os.environ if n.startswith("KEYTURN_")]:
         del os.environ[name]
     if _COVERAGE in os.environ:
@@ -64,28 +64,31 @@ def pytest_configure() -> None:
 
 
 _COVERAGE = "COVERAGE_PROCESS_CONFIG"
-"""Set by `coverage run`; the processes that have it are measured."""
+"""The variable that `coverage run` sets. Coverage measures each Python process that has it."""
 
 
 def _measure_children() -> None:
-    """Hand the variable on to each process that a test starts with an environment of its own."""
+    """Hand the variable on to each process that a test starts with an environment of its own.
+
+    An environment without PATH is left as it is: such a process becomes a user who may not write the measured data.
+    """
     popen = subprocess.Popen.__init__
 
     @functools.wraps(popen)
     def measured(self: Any, *arguments: Any, **options: Any) -> None:
-        if options.get("env") is not None:
+        if "PATH" in (options.get("env") or {}):
             options["env"] = {_COVERAGE: os.environ[_COVERAGE], **options["env"]}
         popen(self, *arguments, **options)
 
-    subprocess.Popen.__init__ = measured  # type: ignore[method-assign]  # for measuring only
+    subprocess.Popen.__init__ = measured  # type: ignore[method-assign]  # only while coverage is measured
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """How many processes `-n auto` means: more than cores, as many a test waits for what the clock brings."""
+    """How many processes `-n auto` means: more than there are cores, because many tests only wait for time to pass."""
     one_file = len(config.args) == 1 and ".py" in config.args[0]
     if one_file or os.environ.keys() & {"TEST_DATABASE_URL", "TEST_REDIS_URL"}:
-        return 0  # this process alone; on the servers that the environment names tests take turns
+        return 0  # no further process: tests on a server that the environment names run one after the other
     return min(2 * (os.cpu_count() or 1), 8)
 
 
@@ -96,9 +99,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_log_of_the_run_has_a_secret(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Made first, so taken down last: searches the logs of all services that this process of tests has started.
+    """Searches the logs of all services that this process of tests started, and all refusals that its clients got.
 
-    And what its clients were refused with.
+    Pytest makes this fixture first and so takes it down last, after all services have ended.
     """
     from tests.leaks import leaks, service_logs
     from tests.refusals import recorded
@@ -127,19 +130,19 @@ def redis() -> Iterator[Redis]:
 
 @pytest.fixture(scope="session")
 def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where services write their logs."""
+    """The folder for the logs of services."""
     return tmp_path_factory.mktemp("logs")
 
 
 def sync(coroutine: Coroutine[Any, Any, Any]) -> None:
-    """Runs a coroutine on a loop of its own, for fixtures that are not on the tests' loop."""
+    """Runs a coroutine on an event loop of its own, for fixtures that do not run on the loop of the tests."""
     with ThreadPoolExecutor(1) as thread:
         thread.submit(asyncio.run, coroutine).result()
 
 
 @pytest.fixture(scope="session")
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SQLite database at the newest schema, to be copied."""
+    """A SQLite database at the newest schema, which the tests copy."""
     path = tmp_path_factory.mktemp("template") / "keyturn.db"
     migrate(settings_of(f"sqlite+aiosqlite:///{path}", None))
     return path
@@ -147,7 +150,7 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def template(postgres: Postgres) -> str:
-    """A Postgres database at the newest schema, to be copied."""
+    """A Postgres database at the newest schema, which the tests copy."""
     name = f"template_{secrets.token_hex(4)}"
     sync(postgres.create_database(name))
     migrate(settings_of(postgres.url(name), None))
@@ -155,7 +158,7 @@ def template(postgres: Postgres) -> str:
 
 
 def settings_of(database_url: str, redis_url: str | None, **more: Any) -> Settings:
-    """Settings for tests, read as the service reads them."""
+    """Settings for tests, checked as the service checks its own. `more` overrides them by name."""
     values = {
         "database_url": database_url,
         "redis_url": redis_url or "none",
@@ -169,13 +172,13 @@ def settings_of(database_url: str, redis_url: str | None, **more: Any) -> Settin
 
 @pytest.fixture(params=["postgres", "sqlite"])
 def engine(request: pytest.FixtureRequest) -> str:
-    """Each test that uses it runs on both databases."""
+    """The kind of database. A test that uses this fixture runs on both kinds."""
     return str(request.param)
 
 
 @pytest.fixture
 def database_url(engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A fresh database at the newest schema."""
+    """The URL of a new database at the newest schema."""
     if engine == "sqlite":
         shutil.copy(request.getfixturevalue("sqlite_template"), tmp_path / "keyturn.db")
         yield f"sqlite+aiosqlite:///{tmp_path / 'keyturn.db'}"
@@ -192,7 +195,7 @@ Opener = Callable[..., AbstractAsyncContextManager[Keyturn]]
 
 @pytest.fixture
 def open_keyturn(database_url: str) -> Opener:
-    """Opens a Keyturn on the test's database; several are several instances."""
+    """Opens a Keyturn on the test's database. Each call makes a further instance."""
 
     @asynccontextmanager
     async def opener(*, redis_url: str | None = None, **settings: Any) -> AsyncIterator[Keyturn]:
@@ -204,21 +207,21 @@ def open_keyturn(database_url: str) -> Opener:
 
 @pytest.fixture
 async def keyturn(open_keyturn: Opener) -> AsyncIterator[Keyturn]:
-    """One instance, without Redis."""
+    """One instance of Keyturn, without Redis."""
     async with open_keyturn() as keyturn:
         yield keyturn
 
 
 async def a_user(keyturn: Keyturn, email: str = "ada@example.com", role: str = "user") -> Authenticated:
-    """A user who has just proved the password."""
+    """A new user who has just proved the password."""
     await keyturn.users.create(email, PASSWORD, role, by=SERVICE)
     return await keyturn.sign_in.authenticate(email, PASSWORD)
 
 
 async def time_passes(keyturn: Keyturn, how_much: timedelta) -> None:
-    """Lets the sessions grow older: the clock is the database's, so their moments move and the clock stays.
+    """Makes all sessions and keys older. Keyturn reads the database's clock, which stays, so the rows' moments move.
 
-    Only whole seconds, so that what is derived from a moment's seconds stays the same but for the shift.
+    `how_much` must be whole seconds. Then a value derived from the seconds of a moment shifts by the same amount.
     """
     columns = ("created_at", "rotated_at", "idle_expires_at", "absolute_expires_at", "ended_at")
     shift: Any = how_much
@@ -229,4 +232,5 @@ async def time_passes(keyturn: Keyturn, how_much: timedelta) -> None:
     )
     async with keyturn.db.begin() as tx:
         await tx.execute(text(f"UPDATE sessions SET {moves}"), {"shift": shift})
-        await tx.execute(text(f"UPDATE keys SET {moves.partition(',')[0]}"), {"shift": shift})  # they were made before
+        # The keys' `created_at` moves as well, so that the keys stay older than their sessions.
+        await tx.execute(text(f"UPDATE keys SET {moves.partition(',')[0]}"), {"shift": shift})

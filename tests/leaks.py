@@ -1,4 +1,7 @@
-"""Secrets that no log of the service may hold: conftest searches all logs of a run for them; test_secrets tests that."""
+"""The secrets that no log of the service may hold.
+
+conftest.py searches all logs of a run for them. test_secrets.py tests that the search finds them.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,12 @@ SECRETS = {
 
 
 def service_logs(folder: Path) -> list[Path]:
-    """The logs that tests.service.Service has written below the folder."""
+    """The logs that tests.service.Service wrote below the folder."""
     return sorted(folder.rglob("service-*.log"))
 
 
 def leaks(folder: Path) -> Iterator[str]:
-    """Which secrets stand where in the services' logs; never the secret itself."""
+    """Names each secret in the services' logs with its file and line, but does not repeat the secret."""
     for log in service_logs(folder):
         with log.open(errors="replace") as lines:
             for number, line in enumerate(lines, 1):

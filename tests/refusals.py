@@ -1,4 +1,4 @@
-"""Records what clients of the tests were answered with a status of 400 or more, for the search at the end of a run."""
+"""Records the answers with a status of 400 or more to the tests' clients, for the search at the end of a run."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 import httpx2
 import pytest
 
-# As they are before any recording, so that a recording within another takes its place.
+# The functions before any recording. If one recording runs within another, it replaces the outer one for that time.
 _send, _send_async = httpx2.Client.send, httpx2.AsyncClient.send
 
 
 @contextmanager
 def recorded(folder: Path) -> Iterator[None]:
-    """While the block runs, each refusal's header fields and body go to a file that the search takes for a log."""
+    """While the block runs, writes each refusal's header fields and body to a file that the search reads as a log."""
     with (folder / "service-refusals.log").open("a") as log, pytest.MonkeyPatch.context() as patch:
 
         def record(answer: httpx2.Response) -> None:

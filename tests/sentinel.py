@@ -1,8 +1,8 @@
-"""A child process that outlives whoever started it by exactly the time it takes to clean up.
+"""A child process that ends a server and removes its files, even if the test run itself is killed.
 
-`kill -9` of the test run gives it no chance to stop its servers. So each server belongs to a sentinel: a small process
-that starts it, signals it on request, and reads its own stdin. The end of stdin means that the owner is gone, however
-it went: then the sentinel ends the server, every process that came from it, and their folder.
+After `kill -9` a test run cannot stop its servers. So each server has a sentinel: a small process that starts the
+server, signals it on request, and reads its own stdin. When stdin ends, the owner is gone for whatever reason. Then the
+sentinel ends the server with all its descendants and removes their folder.
 """
 
 import atexit
@@ -21,11 +21,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-GRACE = 10.0  # seconds that a process has to follow a signal
+GRACE = 10.0  # seconds that a process has to end after a signal
 
 
 class Ward:
-    """The sentinel's side: one process at a time and its descendants, in one folder."""
+    """The part that runs in the sentinel. One process at a time, with its descendants, runs in one folder."""
 
     def __init__(self, user: int | None) -> None:
         self.user = user
@@ -59,7 +59,7 @@ class Ward:
             self.process.send_signal(number)
 
     def pause(self) -> set[int]:
-        # A stopped process starts no child: repeating until no new one appears stops them all.
+        # A stopped process starts no child. So all are stopped once a search finds no new one.
         stopped: set[int] = set()
         while fresh := self.family() - stopped:
             send(signal.SIGSTOP, fresh)
@@ -74,7 +74,7 @@ class Ward:
         send(signal.SIGKILL, family)
         if self.process:
             self.exit_code = self.process.wait()
-            self.process = None  # its id may be another's from now on
+            self.process = None  # from now on, the system may give its id to another process
         deadline = time.monotonic() + GRACE
         while family & {pid for pid, _, _ in processes()}:
             if time.monotonic() > deadline:
@@ -82,7 +82,7 @@ class Ward:
             time.sleep(0.005)
 
     def family(self) -> set[int]:
-        """The process, its process group and all descendants (PostgreSQL's backends each lead a group of their own)."""
+        """The process, its process group and all descendants. (Each backend of PostgreSQL leads its own group.)"""
         if not self.process:
             return set()
         family = {self.process.pid} if self.process.poll() is None else set()
@@ -104,7 +104,7 @@ class Ward:
 
 
 def identity(user: int | None) -> dict[str, Any]:
-    """The arguments with which subprocess starts a process as that user, with no right of root's left."""
+    """The arguments that make subprocess start a process as that user, with none of root's rights."""
     return {} if user is None else {"user": user, "group": pwd.getpwuid(user).pw_gid, "extra_groups": []}
 
 
@@ -114,9 +114,9 @@ def processes() -> list[tuple[int, int, int]]:
     if not Path("/proc/self/stat").exists():
         table = subprocess.run(["ps", "-axo", "pid=,ppid=,pgid=,stat="], check=True, capture_output=True, text=True)
         rows = [line.split() for line in table.stdout.splitlines()]
-    else:  # a slim image has no ps
+    else:  # Linux, where a slim image has no ps
         for stat in Path("/proc").glob("[0-9]*/stat"):
-            with suppress(OSError):  # it ended meanwhile
+            with suppress(OSError):  # the process has ended meanwhile
                 state, parent, group, *_ = stat.read_text(errors="replace").rpartition(")")[2].split()
                 rows.append([stat.parent.name, parent, group, state])
     return [(int(pid), int(parent), int(group)) for pid, parent, group, state in rows if state[0] not in "ZX"]
@@ -149,17 +149,17 @@ def main(user: str) -> None:
 
 
 class Sentinel:
-    """The owner's side: one process at a time, started, signalled and in the end cleaned up after by its sentinel."""
+    """The part that runs in the owner. The sentinel starts one process at a time, and cleans up at the end."""
 
     def __init__(self, user: int | None = None) -> None:
         self._lock = threading.Lock()
-        # -I -S: it starts fast, and no module of the checkout can stand in for one of the standard library.
+        # -I -S: Python starts fast, and no module of the checkout can replace one of the standard library.
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", __file__, "" if user is None else str(user)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            start_new_session=True,  # Ctrl-C at the terminal is the owner's affair
+            start_new_session=True,  # so that Ctrl-C at the terminal reaches the owner alone
         )
         atexit.register(self.close)
         self.folder = Path(self._answer())
@@ -171,7 +171,7 @@ class Sentinel:
         log: Path | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> int:
-        """Start a process in the folder, its stdout and stderr going to `log`, and return its id."""
+        """Starts a process in the folder with its stdout and stderr in `log`, and returns its id."""
         words, variables = [str(word) for word in command], None if environment is None else dict(environment)
         return int(self._ask("run", words, variables, str(log or self.log)))
 
@@ -180,7 +180,7 @@ class Sentinel:
         return self.folder / "log"
 
     def exit_code(self) -> int | None:
-        """The exit code (negative: the signal that ended it), or None while it runs."""
+        """The exit code (negative: the signal that ended the process), or None while the process runs."""
         code: int | None = self._ask("poll")
         return code
 
@@ -188,18 +188,18 @@ class Sentinel:
         self._ask("signal", number)
 
     def pause(self) -> None:
-        """SIGSTOP to the process and all that came from it."""
+        """Sends SIGSTOP to the process and its descendants."""
         self._ask("pause")
 
     def resume(self) -> None:
         self._ask("resume")
 
     def kill(self) -> None:
-        """SIGKILL to the process and all that came from it; returns when they are gone."""
+        """Sends SIGKILL to the process and its descendants, and returns when they are gone."""
         self._ask("kill")
 
     def wait(self, seconds: float, until: Callable[[], bool] = lambda: False) -> int | None:
-        """Wait until the process has ended (its exit code) or the condition holds (None). Raises TimeoutError."""
+        """Waits until the process ends (returns its exit code) or `until` holds (returns None). Raises TimeoutError."""
         deadline = time.monotonic() + seconds
         while True:
             if (code := self.exit_code()) is not None:
@@ -211,7 +211,7 @@ class Sentinel:
             time.sleep(0.02)
 
     def close(self) -> None:
-        """End the process, remove the folder and wait for both."""
+        """Makes the sentinel end the process and remove the folder, and waits until that is done."""
         atexit.unregister(self.close)
         with self._lock:
             if self._process.returncode is None:

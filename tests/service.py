@@ -1,4 +1,4 @@
-"""The product as its users run it: a process of its own, reached over HTTP."""
+"""Starts the product as its operators run it: in a process of its own, reached over HTTP."""
 
 import http.client
 import os
@@ -14,13 +14,14 @@ from tests.sentinel import GRACE, Sentinel
 from tests.servers import NotStartedError, on_free_port
 
 ROOT = Path(__file__).resolve().parent.parent
-START = 20.0  # seconds until /readyz must have answered 200
+START = 20.0  # seconds within which /readyz must answer 200
 
 
 class Service:
-    """`python -m app serve`, started with exactly the environment given (and PATH, HOME and PYTHONPATH).
+    """`python -m app serve`, with exactly the given environment (and PATH, HOME, PYTHONPATH and coverage's variable).
 
-    It works in an empty folder of its own, so that no `.env` of the developer's reaches it and what it writes goes too.
+    The service runs in an empty folder of its own. So no `.env` of the developer reaches it, and its files are removed
+    with the folder.
     """
 
     port: int
@@ -39,9 +40,9 @@ class Service:
         port: int | None = None,
         command: Sequence[str] = (sys.executable, "-m", "app", "serve"),
     ) -> Self:
-        """Start it and wait until it is ready; its stdout and stderr go to a new file in the folder `logs`.
+        """Starts a service and waits until it is ready. Its stdout and stderr go to a new file in the folder `logs`.
 
-        Raises NotStartedError, with its log, if it exits or 20 seconds pass.
+        Raises NotStartedError, with that log, if the service ends or is not ready after 20 seconds.
         """
         service = cls(Sentinel())
         basis = {name: os.environ[name] for name in ("PATH", "HOME", "COVERAGE_PROCESS_CONFIG") if name in os.environ}
@@ -68,18 +69,18 @@ class Service:
         return f"http://127.0.0.1:{self.port}"
 
     def text(self) -> str:
-        """All that it wrote to stdout and stderr."""
+        """The service's stdout and stderr so far."""
         return self.log.read_text(errors="replace")
 
     def terminate(self, timeout: float = GRACE) -> int:
-        """SIGTERM; returns the exit code. Raises TimeoutError (seconds)."""
+        """Sends SIGTERM and returns the exit code. Raises TimeoutError if that takes more than `timeout` seconds."""
         self._sentinel.signal(signal.SIGTERM)
         code = self._sentinel.wait(timeout)
         assert code is not None
         return code
 
     def kill(self) -> None:
-        """SIGKILL to it and all that came from it; returns when they are gone."""
+        """Sends SIGKILL to the service and its descendants, and returns when they are gone."""
         self._sentinel.kill()
 
     def pause(self) -> None:
@@ -89,11 +90,11 @@ class Service:
         self._sentinel.resume()
 
     def exit_code(self) -> int | None:
-        """The exit code (negative: the signal that ended it), or None while it runs."""
+        """The exit code (negative: the signal that ended the service), or None while it runs."""
         return self._sentinel.exit_code()
 
     def close(self) -> None:
-        """End it if it still runs. The log stays."""
+        """Ends the service if it still runs. The log stays."""
         self._sentinel.close()
 
     def __enter__(self) -> Self:
@@ -112,7 +113,7 @@ class Service:
             raise NotStartedError(f"exit code {code}\n{self.text()}")
 
     def _ready(self) -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=1)  # knows no proxy
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=1)  # no proxy of the environment
         with closing(connection), suppress(OSError, http.client.HTTPException):
             connection.request("GET", "/readyz")
             return connection.getresponse().status == http.client.OK

@@ -1,4 +1,4 @@
-"""Access tokens: what is not exactly ours is refused, before any I/O."""
+"""Access tokens: every token that is not exactly Keyturn's is refused, before any I/O."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SESSION, USER = UUID("019cb0a0-6c1f-7d3e-9c52-3b1f6de0a7c4"), UUID("019cb0a0-55a
 
 
 class Ring(Keys):
-    """A key set that was read from nowhere."""
+    """A key set in memory, without a database."""
 
     def __init__(self, *keys: AccessKey) -> None:
         self._set = KeySet({key.kid: key for key in keys}, {}, {}, {})
@@ -88,7 +88,7 @@ def b64(raw: bytes) -> str:
 
 
 def forged(claims: Any = GOOD, header: Any = None, *, secret: bytes = HS256.signing, raw: bytes | None = None) -> str:
-    """Rightly signed by whoever holds the HS256 key, with any header and claims."""
+    """A token with any header and claims, and with a right signature under the HS256 key (or under `secret`)."""
     head = {"alg": "HS256", "typ": "at+jwt", "kid": HS256.kid} if header is None else header
     head_raw = head if isinstance(head, bytes) else json.dumps(head).encode()
     signing_input = f"{b64(head_raw)}.{b64(raw if raw is not None else json.dumps(claims).encode())}"
@@ -110,7 +110,7 @@ def test_what_is_signed_is_verified(algorithm: Algorithm) -> None:
     assert verified == AccessToken(str(USER), SESSION, "user", "app", False, GOOD)
 
 
-@pytest.mark.filterwarnings("ignore:EdDSA is deprecated via RFC 9864")  # what it says is true and not our matter
+@pytest.mark.filterwarnings("ignore:EdDSA is deprecated via RFC 9864")  # Keyturn keeps the name
 @pytest.mark.parametrize("algorithm", KEYS)
 def test_another_implementation_reads_the_same_token(algorithm: Algorithm) -> None:
     both = tokens(KEYS[algorithm])
@@ -240,7 +240,7 @@ def test_the_longest_names_and_the_largest_key_fit_into_a_cookie() -> None:
     assert len(token) < 2048
 
 
-def test_an_audience_list_that_holds_ours_is_good_and_is_told_as_ours() -> None:
+def test_an_audience_list_that_holds_ours_is_good_and_is_reported_as_ours() -> None:
     verified = tokens().verify(forged(GOOD | {"aud": ["https://other.example.com", "https://api.example.com"]}), NOW)
     assert verified.claims["aud"] == "https://api.example.com"
 
@@ -283,7 +283,7 @@ def test_the_moments_of_a_token_are_in_order() -> None:
         {"exp": 0},
     ):
         assert refused(forged(GOOD | moments)).endswith("or never" if "nbf" in moments else "or not at all")
-        with pytest.raises(InvalidToken):  # not for a logout either, which takes expired ones
+        with pytest.raises(InvalidToken):  # a logout refuses it too, although it accepts expired tokens
             tokens().verify(forged(GOOD | moments), NOW + timedelta(days=1), expired_too=True)
     for moments in ({"iat": exp - 1}, {"nbf": 0}, {"nbf": seconds + 5}, {"iat": exp - 3600}):
         tokens().verify(forged(GOOD | moments), NOW)
@@ -338,7 +338,7 @@ def test_a_claim_that_stands_twice_is_refused() -> None:
 def test_a_token_has_one_spelling() -> None:
     token = signed(tokens())
     head, body, signature = token.split(".")
-    # 32 bytes of signature leave two spare bits in the last character: three other spellings say the same bytes.
+    # A signature of 32 bytes leaves two bits of the last character unused. So three other spellings decode to it.
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
     last = alphabet.index(signature[-1])
     for spare in range(1, 4):
@@ -439,7 +439,7 @@ def test_what_is_signed_is_what_pyjwt_would_have_made_of_the_same_claims(
         "role": role,
     }
     expected = jwt.encode(claims, key.signing, algorithm=algorithm, headers={"typ": "at+jwt", "kid": key.kid})
-    if algorithm == "ES256":  # its signatures hold a random number
+    if algorithm == "ES256":  # an ES256 signature contains a random number
         assert text.rpartition(".")[0] == expected.rpartition(".")[0]
         unasked = {"verify_aud": False, "verify_iat": False, "verify_exp": False}
         jwt.decode(text, key.verifying, algorithms=[algorithm], options=cast("Any", unasked))
@@ -474,10 +474,10 @@ def test_whatever_is_accepted_pyjwt_accepts_too_and_reads_the_same(
         issuer=GOOD["iss"],
         options={
             "require": ["iss", "aud", "sub", "exp", "iat", "jti"],
-            "verify_exp": False,  # the moments are compared with the database's clock, which PyJWT does not know
+            "verify_exp": False,  # PyJWT would compare the moments with this machine's clock instead of `NOW`
             "verify_iat": False,
             "verify_nbf": False,
         },
     )
-    # Of a list of audiences Keyturn tells the one that is its own.
+    # If the claim lists several audiences, Keyturn reports its own alone.
     assert ours.claims == theirs | {"aud": GOOD["aud"]}

@@ -1,4 +1,4 @@
-"""Where the service listens: the same for one worker and for several, and told in a URL that works."""
+"""The addresses that the service listens on: the same for one worker and several, and printed as a URL that works."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ with_ipv6 = pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv6
 
 @contextmanager
 def serving(folder: Path, host: str, port: int, workers: int) -> Iterator[str]:
-    """The service; its greeting."""
+    """Runs the service, and gives its greeting."""
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "KEYTURN_DATA_DIR": str(folder / "data")}
     environment |= {f"KEYTURN_{name.upper()}": value for name, value in CHEAP.items()}
     environment |= {"KEYTURN_HOST": host, "KEYTURN_PORT": str(port), "KEYTURN_WORKERS": str(workers)}
@@ -92,7 +92,7 @@ def test_one_worker_and_two_listen_on_the_same_addresses_and_the_greeting_names_
         assert "Access tokens name http://127.0.0.1:8000 as issuer; KEYTURN_ISSUER changes it." in greeting
 
 
-def test_a_port_that_the_system_chooses_is_told(tmp_path: Path) -> None:
+def test_a_port_that_the_system_chooses_is_in_the_greeting(tmp_path: Path) -> None:
     with serving(tmp_path, "localhost", 0, 2) as greeting:
         found = re.search(r"^Keyturn on (\S+), ", greeting)
         assert found
@@ -120,7 +120,7 @@ def test_a_name_stands_for_all_its_addresses_at_one_port(monkeypatch: pytest.Mon
     found = [
         (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", 0, 0, 0)),
         (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0)),
-        (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", 0)),  # not of this machine (RFC 5737)
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", 0)),  # an address of no machine (RFC 5737)
     ]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
     sockets = listen("keyturn.internal", 0)

@@ -1,4 +1,4 @@
-"""The HTTP interface: each endpoint's answers, status and header fields, on both databases."""
+"""The HTTP interface: the answers, statuses and header fields of each endpoint, on both databases."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Api:
-    """The application in this process, with its edge, and the parts behind it."""
+    """The application with its edge, run in this process, and the parts behind it."""
 
     client: httpx2.AsyncClient
     keyturn: Keyturn
@@ -53,13 +53,13 @@ class Api:
         return body
 
     async def is_live(self, tokens: Json) -> bool:
-        """Whether a session's access token is accepted; verify and me must agree."""
+        """Whether the session's access token is accepted. Asserts that verify and me agree."""
         statuses = {(await self.get(path, tokens["access_token"])).status_code for path in ("/auth/verify", "/auth/me")}
         assert statuses in ({200}, {401})
         return statuses == {200}
 
     def minted(self, tokens: Json, **claims: Any) -> str:
-        """A token as a resource server could make it: it shares the HS256 key."""
+        """An access token as a resource server could make it, because it holds the same HS256 key."""
         key = self.keyturn.keys.signing_access
         genuine = jwt.decode(tokens["access_token"], options={"verify_signature": False})
         headers = {"typ": MEDIA_TYPE, "kid": key.kid}
@@ -86,7 +86,7 @@ def serve(database_url: str) -> Serve:
 
 @pytest.fixture
 async def api(database_url: str) -> AsyncIterator[Api]:
-    """One instance with Ada, a user."""
+    """One instance with one user, Ada."""
     async with serving(database_url) as api:
         await api.keyturn.users.create(ADA, PASSWORD, by=SERVICE)
         yield api
@@ -99,7 +99,7 @@ def authorization(bearer: str | None) -> dict[str, str]:
 def refused(
     answer: httpx2.Response, status: int, error: str, *, reason: str | None = None, challenge: str | None = None
 ) -> None:
-    """The one shape of a refusal, and its header fields."""
+    """Asserts that the answer is a refusal of this error, with the shape and header fields that all refusals have."""
     body = answer.json()
     assert (answer.status_code, body["error"], body.get("reason")) == (status, error, reason), answer.text
     assert body.keys() - {"reason"} == {"error", "error_description"}
@@ -113,7 +113,7 @@ BARE, INVALID = "Bearer", 'Bearer error="invalid_token"'
 
 
 async def dump(keyturn: Keyturn) -> str:
-    """Every row of every table that a request may change."""
+    """The text of all rows of the tables that a request may change."""
     async with keyturn.db.look() as connection:
         return repr(
             [
@@ -143,7 +143,7 @@ async def test_registration_makes_a_user_and_gives_no_tokens(serve: Serve) -> No
         moment = datetime.fromisoformat(body["created_at"])
         assert moment.utcoffset() == timedelta(0)
         assert abs(moment - datetime.now(UTC)) < timedelta(minutes=1)
-        # The same account, however it is spelt.
+        # The letter case of an e-mail address makes no difference.
         refused(await api.post("/auth/register", {"email": "ADA@example.com", "password": PASSWORD}), 409, "conflict")
         await api.login("aDa@EXAMPLE.com")
 
@@ -188,7 +188,7 @@ async def test_login_answers_with_the_documented_fields(api: Api) -> None:
     assert claims["sid"] == body["session_id"]
 
 
-async def test_the_refresh_lifetime_that_is_told_never_passes_the_session_s(serve: Serve) -> None:
+async def test_the_refresh_lifetime_in_an_answer_never_passes_the_session_s(serve: Serve) -> None:
     async with serve(refresh_token_lifetime="3600", session_lifetime="3600") as api:
         await api.keyturn.users.create(ADA, PASSWORD, by=SERVICE)
         tokens = await api.login()
@@ -250,7 +250,7 @@ async def test_a_password_is_taken_as_it_was_sent(serve: Serve) -> None:
 async def test_a_full_hashing_queue_is_answered_at_once_and_drains(serve: Serve) -> None:
     async with serve(hashing_slots="1", hashing_queue="0") as api:
         await api.keyturn.users.create(ADA, PASSWORD, by=SERVICE)
-        await api.login()  # the decoy is hashed, and there is room
+        await api.login()  # the first login has also hashed the decoy password
         api.keyturn.passwords._busy += 1
         answer = await api.post("/auth/login", {"email": ADA, "password": PASSWORD})
         refused(answer, 503, "temporarily_unavailable")
@@ -351,7 +351,7 @@ async def test_with_no_connection_free_a_change_is_answered_503_and_junk_is_junk
         assert (await api.post("/auth/logout", {"refresh_token": tokens["refresh_token"]})).status_code == 204
 
 
-async def test_a_refresh_that_found_no_connection_is_told_to_come_back_well_within_the_window(serve: Serve) -> None:
+async def test_a_refresh_that_found_no_connection_may_come_back_well_within_the_window(serve: Serve) -> None:
     async with serve(database_pool="2", retry_window="30") as api:
         await api.keyturn.users.create(ADA, PASSWORD, by=SERVICE)
         tokens = await api.login()
@@ -471,7 +471,7 @@ async def test_no_verification_that_begins_after_the_logout_was_answered_succeed
     async def read() -> None:
         while True:
             after = answered.is_set()
-            await asyncio.sleep(0)  # a refusal from memory suspends nothing here, where no socket lies between
+            await asyncio.sleep(0)  # lets the logout go on: without a socket, a refusal from memory never suspends
             status = (await api.get("/auth/verify", tokens["access_token"])).status_code
             if after:
                 late.append(status)
@@ -612,9 +612,9 @@ async def test_an_access_token_is_read_from_the_header_alone_and_is_in_no_log(
     for answer in answers:
         refused(answer, 401, "invalid_token", challenge=BARE)
     await api.client.get(f"/{token}", headers={"Authorization": f"Bearer {token}"})
-    await asyncio.sleep(0)  # the lines of one turn of the loop are written at its end
+    await asyncio.sleep(0)  # the log is written at the end of a turn of the loop
     log = capsys.readouterr().err
-    assert log.count('"event": "request"') == 7  # the login is one
+    assert log.count('"event": "request"') == 7  # six requests here and the login
     assert token not in log
     assert token.split(".")[2] not in log
 
@@ -721,7 +721,7 @@ async def test_verify_asks_for_a_role_and_for_scopes(api: Api) -> None:
         ("role=user&scope=read", scoped, 200),
         ("role=admin&scope=read", scoped, 403),
     ):
-        before = query.replace("&", ";")  # what a proxy appends comes behind it
+        before = query.replace("&", ";")  # the demand comes before the path that a proxy appends
         for target in (f"?{query}", f";{before}", f";{before}/", f";{before}/orders;role=x?role=x&scope=x"):
             answer = await api.get(f"/auth/verify{target}", token)
             assert answer.status_code == status, target
@@ -753,7 +753,7 @@ async def test_identity_headers_come_from_the_token_alone(api: Api) -> None:
     assert {n: v for n, v in answer.headers.multi_items() if n.startswith("x-auth-")} == {
         "x-auth-subject": claims["sub"],
         "x-auth-role": "user",
-        "x-auth-scope": "",  # and not missing: a proxy would let the client's own pass
+        "x-auth-scope": "",  # empty but present, or a proxy would pass on the client's own field
         "x-auth-session": tokens["session_id"],
     }
     scoped = await api.get("/auth/verify", api.minted(tokens, scope="read write"))
@@ -781,7 +781,7 @@ async def test_no_claim_can_make_a_header_of_its_own(api: Api) -> None:
             assert "set-cookie" not in answer.headers
             assert all(v.isascii() and v.isprintable() for _, v in answer.headers.multi_items()), (claim, value)
             assert answer.headers["x-auth-role"] == ("" if claim == "role" else "user")
-            # White space separates scopes; elsewhere the value is left out, and the header field stays.
+            # Only white space gives scopes, which it separates. For every other value the header field is empty.
             assert answer.headers[header] == "" or claim == "scope"
 
 
@@ -908,7 +908,7 @@ async def test_health_is_alive_and_readiness_names_each_part(api: Api) -> None:
 async def test_without_its_database_it_is_alive_and_not_ready(api: Api) -> None:
     revocations = api.keyturn.revocations
     async with AsyncExitStack() as held:
-        for _ in range(2 if api.keyturn.db.is_postgres else 1):  # all that the heartbeat has
+        for _ in range(2 if api.keyturn.db.is_postgres else 1):  # all connections of the pool that reads the fence
             await held.enter_async_context(api.keyturn.db.watch_connection())
         assert revocations.fence.last is not None
         revocations.fence.last = replace(revocations.fence.last, began=monotonic() - 3)
@@ -921,8 +921,8 @@ async def test_without_its_database_it_is_alive_and_not_ready(api: Api) -> None:
 
 
 async def test_who_asks_for_readiness_without_pause_starves_nothing(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.revocation.fence.READ_LIMIT", timedelta(seconds=5))  # not this machine's slowness
-    # Twenty in one turn of the loop: the reading needs several turns, and its time is not to go into ours.
+    monkeypatch.setattr("app.revocation.fence.READ_LIMIT", timedelta(seconds=5))  # for a slow machine
+    # Twenty requests take one turn of the loop. The reading of the fence needs several, and must still end in time.
     for _ in range(50):
         answers = await asyncio.gather(*(api.get("/readyz") for _ in range(20)))
         assert {answer.status_code for answer in answers} == {200}
@@ -952,7 +952,7 @@ async def test_published_keys_verify_tokens_and_are_public_halves(serve: Serve, 
 
 async def test_every_endpoint_names_its_methods_when_it_is_asked_with_another(api: Api) -> None:
     allowed = dict.fromkeys(POSTS, "POST") | dict.fromkeys(GETS, "GET, HEAD")
-    del allowed["/auth/verify"]  # it is answered to any
+    del allowed["/auth/verify"]  # answers any method
     for path, methods in allowed.items():
         for method in (*EVERY_METHOD, *OTHER_METHODS):
             if method in methods.split(", "):
@@ -1025,7 +1025,7 @@ async def test_below_a_prefix_everything_answers_whether_or_not_the_proxy_strips
     "prefix",
     ["/auth", "/a", "/auth/", "/auth/auth", "/auth/me", "/auth/verifying", "/healthz", "/.well-known", "/x/auth"],
 )
-async def test_a_prefix_that_looks_like_a_path_of_ours_is_told_from_it(serve: Serve, prefix: str) -> None:
+async def test_a_prefix_that_looks_like_a_path_of_ours_is_not_taken_for_it(serve: Serve, prefix: str) -> None:
     async with serve(root_path=prefix) as api:
         await api.keyturn.users.create(ADA, PASSWORD, by=SERVICE)
         headers = authorization((await api.login())["access_token"])
@@ -1045,7 +1045,7 @@ async def test_a_prefix_that_looks_like_a_path_of_ours_is_told_from_it(serve: Se
                 assert (await api.client.get(before + path)).status_code == 405
             assert (await api.client.get(f"{before}/auth/verify;role=admin/x", headers=headers)).status_code == 403
             for path in ("/nope", "/verify", "/auth/verifyx", "/authauth/me", f"{prefix}x/auth/me", "/uth/me", "/me"):
-                if before + path not in GETS:  # below /auth, /auth/me is as good as /auth/auth/me
+                if before + path not in GETS:  # with the prefix /auth, /auth/me means /auth/auth/me
                     refused(await api.client.get(before + path, headers=headers), 404, "not_found")
 
 

@@ -1,4 +1,7 @@
-"""The drawings and tables of docs/architecture.md are made from the source: `python -m tests.test_architecture`."""
+"""Makes the drawings and tables of docs/architecture.md from the source.
+
+`python -m tests.test_architecture` writes them into the page, and the tests compare the page with the source.
+"""
 
 from __future__ import annotations
 
@@ -25,26 +28,29 @@ def graph() -> grimp.ImportGraph:
 
 @cache
 def modules() -> tuple[str, ...]:
-    """Every module of ours that holds code, as `sessions.rotation`."""
+    """The names of all modules of app/ except `__init__`, written as `sessions.rotation`."""
     found = (ROOT / "app").rglob("*.py")
     names = (".".join(path.relative_to(ROOT / "app").with_suffix("").parts) for path in found)
     return tuple(sorted(name for name in names if not name.endswith("__init__")))
 
 
 def imports(module: str) -> set[str]:
-    """The modules of ours that a module of ours imports. A package that gives the names of its files on stands for itself."""
+    """The modules of app/ that a module of app/ imports.
+
+    If the import names a package (whose `__init__` passes on names of its files), the package itself is listed.
+    """
     found = graph().find_modules_directly_imported_by(f"app.{module}")
     return {name.removeprefix("app.") for name in found if name.startswith("app.")}
 
 
 def room(module: str) -> str:
-    """The folder that a module is in, or the module itself where it is in none."""
+    """The folder of a module, or the module itself if it lies directly in app/."""
     return module.partition(".")[0]
 
 
 @cache
 def ground() -> frozenset[str]:
-    """The files in no room that import no room."""
+    """The files that lie directly in app/ and import no room, not even through another such file."""
     rooms = {room(module) for module in modules() if "." in module}
     single = {module for module in modules() if "." not in module}
     while above := {
@@ -56,7 +62,7 @@ def ground() -> frozenset[str]:
 
 
 def arrows(between: dict[str, set[str]]) -> Iterator[tuple[str, str]]:
-    """Without those that a longer way stands for."""
+    """The arrows of a drawing, without each arrow that a longer path of arrows implies."""
     kept = {a: set(to) for a, to in between.items()}
     for a in sorted(between):
         for b in sorted(between[a]):
@@ -146,13 +152,13 @@ def place(part: str) -> re.Pattern[str]:
 def test_the_page_shows_the_source_as_it_is(part: str) -> None:
     found = place(part).search(PAGE.read_text(encoding="utf-8"))
     assert found is not None
-    assert found.group() == PARTS[part](), "python -m tests.test_architecture writes it anew"
+    assert found.group() == PARTS[part](), "python -m tests.test_architecture writes it again"
 
 
 def test_a_drawing_leaves_out_only_what_a_longer_way_says() -> None:
     assert list(arrows({"a": {"b", "c"}, "b": {"c"}, "c": set()})) == [("a", "b"), ("b", "c")]
     assert list(arrows({"a": {"b", "c"}, "b": set(), "c": set()})) == [("a", "b"), ("a", "c")]
-    assert ("b", "a") in arrows({"a": {"b"}, "b": {"a"}}), "a circle stays one"
+    assert ("b", "a") in arrows({"a": {"b"}, "b": {"a"}}), "a circle stays a circle"
 
 
 def test_every_file_says_what_it_is_in_one_sentence() -> None:
@@ -164,6 +170,6 @@ def test_every_file_says_what_it_is_in_one_sentence() -> None:
 if __name__ == "__main__":
     text = PAGE.read_text(encoding="utf-8")
     for name, made in PARTS.items():
-        text = place(name).sub(lambda _, made=made: made(), text)  # type: ignore[misc]  # the default binds this round's
+        text = place(name).sub(lambda _, made=made: made(), text)  # type: ignore[misc]  # keeps this round's value
     PAGE.write_text(text, encoding="utf-8")
     sys.exit(0)

@@ -1,8 +1,10 @@
-"""Attacks and faults that stand nowhere else: a network that loses packets, a schema that changes under traffic,
-clients that only send, clocks that step, claims that someone who shares the key made up.
+"""Attacks and faults that no other file tests, against real processes on a real PostgreSQL and Valkey.
 
-Real processes on a real PostgreSQL and Valkey. TCP never hands a loss on: what a program sees of it is data that comes
-later, each time a packet is sent again, or a connection that breaks. The proxy here does just that.
+They are: a network that loses packets, a schema that changes under traffic, and clients that only send. Further:
+clocks that step, and claims invented by a holder of the shared key.
+
+TCP hides the loss of a packet from programs. A program sees only that data comes later, because TCP sent the packet
+again, or that the connection breaks. The proxy in this file makes just these two effects.
 """
 
 from __future__ import annotations
@@ -44,11 +46,11 @@ from tests.test_revocations import KEYS, MARKER, Pair, a_session, cache, keep_co
 
 __all__ = ["cache", "pair"]  # fixtures
 
-LOST = 0.1  # of all packets
-SENT_AGAIN = 0.2  # seconds until TCP sends a packet again (Linux: TCP_RTO_MIN); it doubles each time
-GIVEN_UP = 4  # losses of one packet after which the connection breaks
-BREAKS = 0.005  # of all packets take their connection with them
-LOCK_TIMEOUT = 2.0  # seconds, for migrations and for the service's statements alike
+LOST = 0.1  # share of all packets that are lost
+SENT_AGAIN = 0.2  # seconds until TCP sends a packet again (TCP_RTO_MIN of Linux), doubled each time
+GIVEN_UP = 4  # how often one packet is lost before the connection breaks
+BREAKS = 0.005  # share of all packets at which the connection breaks
+LOCK_TIMEOUT = 2.0  # seconds, in migrations and in the service
 
 
 class Lossy:
@@ -73,7 +75,7 @@ class Lossy:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # A task of its own: the one that asyncio would make logs its cancellation as an error.
+        # A plain function that makes the task, because asyncio's own task would log its cancellation as an error.
         task = asyncio.create_task(self._connect(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -104,7 +106,7 @@ class Lossy:
             each.transport.abort()
 
     async def _arrives(self) -> bool:
-        """Whether the next packet ever does; returns when it has. Those behind it wait: TCP keeps the order."""
+        """Returns True once the next packet has arrived, or False if it breaks the connection. Later packets wait."""
         self.seen["packets"] += 1
         wait = SENT_AGAIN
         for _ in range(GIVEN_UP):
@@ -132,10 +134,10 @@ def engine() -> str:
 
 @dataclass
 class Refreshing:
-    """A client that refreshes again and again, and on a 503 comes again with the token that it has."""
+    """A client that refreshes again and again. After a 503 it presents the same token again."""
 
     token: str
-    pause: float = 0.05  # seconds, on average: the clients and the service share a machine
+    pause: float = 0.05  # seconds on average, so that the clients leave the service some CPU time
     rotations: int = 0
     said: Counter[str] = field(default_factory=Counter)
     longest: float = 0.0
@@ -148,7 +150,7 @@ class Refreshing:
         if answer.status_code == 200:
             self.token, self.rotations = answer.json()["refresh_token"], self.rotations + 1
             return True
-        # An outage is not a verdict.
+        # An outage is not a verdict (guarantee 8): a refresh is never refused while a server is away.
         assert (answer.status_code, answer.json()["error"]) == (503, "temporarily_unavailable"), answer.text
         assert 1 <= int(answer.headers["retry-after"]) <= 10
         return False
@@ -160,7 +162,10 @@ class Refreshing:
 
 
 async def all_live(client: httpx2.AsyncClient, service: Service, clients: list[Refreshing]) -> None:
-    """Nothing was lost: the token that each has is its session's newest, or the one that a lost answer replaced."""
+    """Asserts that each client can go on with the token that it holds.
+
+    The client holds the newest token of its session, or the one before it if the last answer was lost.
+    """
     assert all(await asyncio.gather(*(each.refresh(client, service) for each in clients)))
 
 
@@ -173,7 +178,7 @@ async def sessions(client: httpx2.AsyncClient, service: Service, count: int) -> 
     email = f"{secrets.token_hex(6)}@example.com"
     await a_registered_user(client, service, email)
     answers = []
-    for some in range(0, count, 20):  # fewer than may wait for their hash
+    for some in range(0, count, 20):  # fewer than the queue for hashes holds
         answers += await asyncio.gather(*(login(client, service, email) for _ in range(min(20, count - some))))
     assert {answer.status_code for answer in answers} == {200}
     return [answer.json() for answer in answers]
@@ -197,9 +202,9 @@ async def test_a_network_that_loses_one_packet_in_ten_ends_no_session_and_revive
                     *(asyncio.to_thread(serve, url, logs, redis_url=redis_url, registration="true") for _ in range(2))
                 )
             ]
-            for (
-                service
-            ) in services:  # to end in good order it would talk to the proxies of this loop, which waits for it
+            # SIGKILL, because a service that ends in good order still talks to Postgres and Redis. This event loop runs
+            # the proxies to them, and is blocked until the service has ended.
+            for service in services:
                 stack.callback(service.kill)
             await until(lambda: all_ready(services))
             here, there = services
@@ -239,7 +244,7 @@ async def test_a_network_that_loses_one_packet_in_ten_ends_no_session_and_revive
             assert to_postgres.seen["packets lost"] > 10 < to_redis.seen["packets lost"]
             assert said["ended session verified: 401"] > 0 < said["live session verified: 200"]
 
-            # Nobody restarts anything.
+            # The services recover without a restart.
             to_postgres.loses = to_redis.loses = False
             await until(lambda: all_answer(client, services))
             await all_live(client, there, clients)
@@ -254,7 +259,10 @@ async def test_a_network_that_loses_one_packet_in_ten_ends_no_session_and_revive
 
 
 async def all_answer(client: httpx2.AsyncClient, services: list[Service]) -> bool:
-    """With or without Redis, which a rebuild that was cut off leaves incomplete for up to 15 seconds more."""
+    """Whether all services are ready.
+
+    Redis may still be incomplete: a rebuild that was cut off leaves it so for up to 15 seconds more.
+    """
     return {(await client.get(f"{service.url}/readyz")).status_code for service in services} == {200}
 
 
@@ -273,14 +281,14 @@ from alembic import op
 
 def upgrade() -> None:
     op.add_column("sessions", sa.Column("note", sa.String(64)))
-    # Changes the type of what prepared statements return.
+    # Prepared statements return a column of another type from now on.
     op.alter_column("sessions", "client_id", type_=sa.String(128))
 """
 
 
 @pytest.fixture
 def upgrade(tmp_path: Path, database_url: str) -> Callable[[], tuple[int, str]]:
-    """Runs the real `alembic` with the real environment and one migration more; its exit code and what it said."""
+    """Runs `alembic` with the real environment and one additional migration. Returns its exit code and its stderr."""
     shutil.copytree(ROOT / "migrations", tmp_path / "migrations", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "migrations" / "versions" / "next.py").write_text(NEXT)
     ini = tmp_path / "alembic.ini"
@@ -298,7 +306,7 @@ def upgrade(tmp_path: Path, database_url: str) -> Callable[[], tuple[int, str]]:
 
 @asynccontextmanager
 async def a_hundred(client: httpx2.AsyncClient, service: Service, clients: list[Refreshing]) -> AsyncIterator[None]:
-    """They refresh while the block runs; then each of them once more."""
+    """All clients refresh while the block runs, and each of them once more afterwards."""
     stop = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         for each in clients:
@@ -317,7 +325,7 @@ async def test_while_a_migration_runs_no_refresh_of_a_hundred_clients_waits_long
         with await asyncio.to_thread(serve, database_url, logs, registration="true") as service:
             clients = [Refreshing(tokens["refresh_token"], 0.25) for tokens in await sessions(client, service, 100)]
 
-            # Behind a reader who takes his time (a backup) the migration waits, and everyone else behind it.
+            # The migration waits for the lock of a slow reader (a backup), and all refreshes wait for the migration.
             reader = await asyncpg.connect(database_url.replace("+asyncpg", ""))
             async with a_hundred(client, service, clients), reader.transaction():
                 await reader.fetch("SELECT count(*) FROM sessions")
@@ -390,7 +398,7 @@ def test_beside_more_connections_than_files_may_be_open_a_newcomer_is_answered_a
         if status == 503:
             assert (answer.json()["error"], answer.headers["retry-after"]) == ("temporarily_unavailable", "1")
             assert answer.headers["connection"] == "close"
-            for client in clients[:8]:  # they leave
+            for client in clients[:8]:  # these clients leave
                 client.close()
             sleep(0.2)
             assert httpx2.get(f"{service.url}/healthz").status_code == 200
@@ -425,7 +433,7 @@ def test_a_start_raises_the_limit_of_open_files_as_far_as_it_may(tmp_path: Path,
 async def test_a_redis_whose_clock_steps_ahead_is_not_believed(pair: Pair, cache: redis_asyncio.Redis) -> None:
     tokens = await a_session(pair.here)
     await logout(pair.here, tokens)
-    # What a step of 4000 s does to its keys, of which each expires by its clock: those with too little left go.
+    # A step of Redis's clock by 4000 s shortens the life of each key by as much. Keys with less life left are gone.
     for name in await cache.keys("*"):
         if (left := await cache.pttl(name)) >= 0:
             await cache.pexpire(name, left - 4_000_000)
@@ -475,7 +483,7 @@ async def test_a_minted_token_of_another_subject_ends_no_other_session(keyturn: 
 async def test_a_marker_that_is_rubbish_is_replaced_by_a_rebuild(pair: Pair, cache: redis_asyncio.Redis) -> None:
     await cache.set(MARKER, b"\xff\xfe")
     tokens = await a_session(pair.here)
-    await pair.there.reading.verify(tokens.access_token)  # the database answers
+    await pair.there.reading.verify(tokens.access_token)  # without a marker that is right, the database answers
     await keep_complete(pair.here)
     await read(pair.there)
     assert await pair.there.revocations.ping() == "complete"

@@ -1,4 +1,4 @@
-"""Items that arrive together go together, in order, and each gets its own answer (app/storage/batches.py)."""
+"""Items that arrive together go in one run, in order, and each gets its own answer (app/storage/batches.py)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from app.storage.batches import Batch
 
 
 class Runs:
-    """Answers each item with ten times itself, an exception with itself; a run waits while the gate is closed."""
+    """Runs that answer a number with its tenfold and an exception with itself. A run waits while the gate is closed."""
 
     def __init__(self) -> None:
         self.items: list[list[Any]] = []
@@ -134,7 +134,7 @@ async def test_an_outage_is_everybodys_and_nothing_is_repeated(runs: Runs) -> No
     assert runs.items == [[0], ["bad", 1, 2]]
 
 
-async def test_who_waited_too_long_in_the_queue_is_told_so_and_is_not_run(runs: Runs) -> None:
+async def test_an_item_that_waited_too_long_in_the_queue_is_refused_and_is_not_run(runs: Runs) -> None:
     batch = Batch(runs, queue_limit=timedelta(milliseconds=40))
     runs.gate.clear()
     early = await begin(batch, 0) + await begin(batch, 1, 2)
@@ -142,7 +142,7 @@ async def test_who_waited_too_long_in_the_queue_is_told_so_and_is_not_run(runs: 
     late = await begin(batch, 3)
     runs.gate.set()
     first, *waited = await outcome(*early)
-    assert first == 0  # its run had begun
+    assert first == 0  # the run of this item had begun
     assert [type(w) for w in waited] == [TemporarilyUnavailable] * 2
     assert await outcome(*late) == [30]
     assert runs.items == [[0], [3]]
@@ -156,11 +156,11 @@ async def test_who_goes_away_takes_nobody_with_him(runs: Runs) -> None:
     tasks[1].cancel()
     runs.gate.set()
     assert await outcome(tasks[2]) == [20]
-    assert runs.items == [[0], [2]]  # what had not begun is not run for nobody
+    assert runs.items == [[0], [2]]  # the item of a cancelled task is left out of the next run
     runs.gate.clear()
     tasks = await begin(batch, 4, 5, 6)
     assert runs.items[2:] == [[4, 5, 6]]
-    tasks[1].cancel()  # its run is under way
+    tasks[1].cancel()  # the run of this item is under way
     await tick()
     runs.gate.set()
     assert await outcome(tasks[0], tasks[2]) == [40, 60]
@@ -180,7 +180,7 @@ async def test_nobody_waits_longer_than_the_time_limit_counted_from_his_own_comi
         return loop.time() - began
 
     for _ in range(2):
-        assert await batch(0) == 0  # starts the timer, and needs it no more
+        assert await batch(0) == 0  # starts the timer, and ends before the time limit
         await asyncio.sleep(0.04)
         runs.gate.clear()
         tasks = [asyncio.create_task(waits(1))]
@@ -189,7 +189,7 @@ async def test_nobody_waits_longer_than_the_time_limit_counted_from_his_own_comi
         waited = await outcome(*tasks)
         assert all(w >= limit - 0.001 for w in waited), waited
         assert batch._timer is None
-        # The run goes on, its answer is late and nobody's; whoever comes now gets his own.
+        # The run goes on, and no task waits for its late answer. A new item must get its own answer, not that one.
         late = await begin(batch, 4)
         runs.gate.set()
         assert await outcome(*late) == [40]

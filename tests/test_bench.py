@@ -1,4 +1,4 @@
-"""What the benchmark measures is what there is: its driver counts right, and a run that went wrong says so."""
+"""The benchmark measures what really happened: its driver counts right, and a run that went wrong is void."""
 
 import asyncio
 import sqlite3
@@ -19,7 +19,7 @@ from bench.sessions import Books
 from tests.servers import free_port
 
 Answer = Callable[[str], Awaitable[tuple[int, str]]]
-"""Status and next token for the token that was presented."""
+"""Gives the status and the next token for the presented token."""
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def programs() -> None:
 
 @asynccontextmanager
 async def answering(answer: Answer) -> AsyncIterator[int]:
-    """A server of the least HTTP that there is; its port."""
+    """Runs a server of minimal HTTP, and gives its port."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with closing(writer):
@@ -140,7 +140,8 @@ async def test_in_an_open_loop_a_late_answer_counts_from_when_its_request_was_du
     async with answering(stall) as port:
         wanted = load(written(tmp_path, 4), connections=4, use="list", rate=200, seconds=1, warm=0.1, out=None)
         open_loop = await asyncio.to_thread(drive, wanted, port)
-    # Two fifths were due while the server stood still. A driver that counts from the sending sees four late answers.
+    # Two fifths of the requests were due while the server did not answer. If the driver counted from the sending, only
+    # four answers (one on each connection) would be late.
     assert open_loop.latency["p50"] < open_loop.latency["p90"]
     assert open_loop.latency["p90"] > 150_000
     assert open_loop.issued > 100

@@ -1,4 +1,4 @@
-"""The `keyturn` command: its output, its exit codes, and where a password may come from."""
+"""The `keyturn` command: its output, its exit codes, and how it reads passwords."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ROOT = Path(__file__).parent.parent
 _T = TypeVar("_T")
 
 on_sqlite = pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
-"""For what is the command's own business and not the database's."""
+"""For tests of the command itself, in which the kind of database makes no difference."""
 
 
 class Done(NamedTuple):
@@ -56,7 +56,7 @@ class Done(NamedTuple):
 
 
 class Command:
-    """`keyturn` on one database."""
+    """The `keyturn` command on one database, run in this process."""
 
     def __init__(self, environment: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
         self.environment = environment
@@ -64,7 +64,7 @@ class Command:
 
     def __call__(self, *words: str, stdin: bytes = b"") -> Done:
         with (
-            mock.patch.dict(os.environ, self.environment),  # and back: `main` adds to it
+            mock.patch.dict(os.environ, self.environment),  # and restores it, because `main` adds to it
             mock.patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), "utf-8")),
         ):
             try:
@@ -76,21 +76,21 @@ class Command:
         return Done(code, out, err)
 
     def ok(self, *words: str, stdin: bytes = b"") -> Done:
-        """It must do it. Beside the output it may have told the operator something more."""
+        """Asserts that the command succeeds. Its stderr may hold advice, but no error."""
         done = self(*words, stdin=stdin)
         assert done.code == 0
         assert "keyturn: " not in done.err
         return done
 
     def refused(self, code: int, *words: str, stdin: bytes = b"") -> str:
-        """It must leave with this code, print nothing and say why in one line."""
+        """Asserts that the command exits with this code, prints nothing and gives the reason in one line of stderr."""
         done = self(*words, stdin=stdin)
         assert (done.code, done.out) == (code, "")
         assert re.fullmatch(r"keyturn: [^\n]+\n", done.err) or code == 2
         return done.err
 
     def inside(self, act: Callable[[Keyturn], Awaitable[_T]]) -> _T:
-        """Does on the same database what the command can't."""
+        """Runs `act` on the same database, for changes that the command cannot make."""
 
         async def run() -> _T:
             async with opened(read(self.environment)) as keyturn, running(keyturn):
@@ -141,10 +141,10 @@ def test_users_are_made_listed_and_changed(keyturn: Command) -> None:
     assert table[0].split() == ["id", "email", "role", "status", "created_at"]
     assert [line.split()[1] for line in table[1:]] == ["ada@example.com", "bob@example.com"]
 
-    told = keyturn.ok("users", "set-role", "ADA@example.com", "auditor").out
-    assert told.startswith("ada@example.com has the role auditor (before: user)\naccess tokens say user until ")
-    told = keyturn.ok("users", "set-role", "ADA@example.com", "auditor").out
-    assert told == "ada@example.com had the role auditor already\n"
+    output = keyturn.ok("users", "set-role", "ADA@example.com", "auditor").out
+    assert output.startswith("ada@example.com has the role auditor (before: user)\naccess tokens say user until ")
+    output = keyturn.ok("users", "set-role", "ADA@example.com", "auditor").out
+    assert output == "ada@example.com had the role auditor already\n"
     session = keyturn.login("ada@example.com")
     assert keyturn.ok("users", "disable", ada).out == "ada@example.com is disabled; 1 session ended\n"
     assert keyturn.ok("users", "disable", ada).out == "ada@example.com was disabled already; 0 sessions ended\n"
@@ -257,7 +257,7 @@ def test_no_password_goes_on_the_command_line(words: tuple[str, ...], capsys: py
         ("serve", "--port", "http"),
     ],
 )
-def test_wrong_use_is_told_with_code_2(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_use_is_refused_with_code_2(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     done = Command({}, capsys)(*words)
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith("usage: keyturn")
@@ -284,7 +284,7 @@ def test_sessions_are_listed_shown_and_ended(keyturn: Command) -> None:
     assert table[1].split()[:3] == [ids[2], "bob@example.com", "live"]
     assert max(map(len, table)) <= 120
 
-    # What is there is ended all the same.
+    # If one of the ids is unknown, the command still ends the other sessions.
     unknown = str(uuid7())
     partly = keyturn("sessions", "end", ids[0], unknown, ids[2])
     assert (partly.code, partly.out) == (1, "2 sessions ended\n")
@@ -337,7 +337,7 @@ def test_retiring_a_refresh_key_ends_the_sessions_under_it_and_says_how_many(
     assert [line.partition(" ended")[0] for line in done[2:]] == ["2 sessions", "0 sessions more"]
     for session in sessions:
         assert keyturn.ok("sessions", "show", str(session), "--json").json["status"] == "revoked_by_admin"
-    # A command that broke off is called again.
+    # An operator may call the command again after it broke off.
     again = keyturn.ok("keys", "retire", "refresh-1").out.splitlines()
     assert again[0].startswith("refresh-1 was retired already, at ")
     assert again[2].startswith("0 sessions ended")
@@ -345,7 +345,7 @@ def test_retiring_a_refresh_key_ends_the_sessions_under_it_and_says_how_many(
 
 def test_keys_are_made_listed_and_retired(keyturn: Command) -> None:
     user(keyturn)
-    keyturn.login("ada@example.com")  # as a service would: it makes the first keys
+    keyturn.login("ada@example.com")  # makes the first keys, as a service does
     first = {key["use"]: key for key in keyturn.ok("keys", "list", "--json").json}
     assert {key["status"] for key in first.values()} == {"signs"}
     assert not {"sealed", "secret"} & set(first["access"])
@@ -358,9 +358,9 @@ def test_keys_are_made_listed_and_retired(keyturn: Command) -> None:
     assert [listed[kid]["status"] for kid in made] == ["published"] * 3
     assert [listed[kid]["algorithm"] for kid in made] == ["HS256", "EdDSA", "HMAC-SHA256"]
     assert made[1] in keyturn.ok("keys", "list").out
-    told = keyturn.ok("keys", "retire", made[0]).out.splitlines()
-    assert told[0] == f"{made[0]} is retired; within 2 s its tokens are refused everywhere"
-    assert told[1].startswith(
+    output = keyturn.ok("keys", "retire", made[0]).out.splitlines()
+    assert output[0] == f"{made[0]} is retired; within 2 s its tokens are refused everywhere"
+    assert output[1].startswith(
         f"{first['access']['kid']} (HS256) signs access tokens now; {made[1]} (EdDSA) is published"
     )
     assert {k["kid"]: k["status"] for k in keyturn.ok("keys", "list", "--json").json}[made[0]] == "retired"
@@ -403,7 +403,7 @@ def test_gc_deletes_what_is_long_over_and_nothing_else(keyturn: Command) -> None
 
 
 async def record_some(keyturn: Keyturn) -> None:
-    """Five events on two users and a key, an hour between each and the next."""
+    """Records five events about two users and a key, one in each hour."""
     ada, bob = [await keyturn.users.find(name) for name in ("ada@example.com", "bob@example.com")]
     begun = datetime(2026, 11, 27, 8, 0, 0, 250_000, UTC)
     itself = Actor("user", str(ada.id), "192.0.2.7", "request-1")
@@ -418,7 +418,7 @@ async def record_some(keyturn: Keyturn) -> None:
     for hours, (who, event) in enumerate(acts):
         async with keyturn.db.begin() as tx:
             await record(tx, begun + timedelta(hours=hours), who, [event])
-        await asyncio.sleep(0.002)  # ids are ordered by the millisecond
+        await asyncio.sleep(0.002)  # ids are in order only from one millisecond to the next
 
 
 SESSION = UUID("0193b0a0-0000-7000-8000-00000000000a")
@@ -504,7 +504,7 @@ def test_the_actor_of_a_command_is_the_systems_user_who_gave_it(monkeypatch: pyt
     assert by() == Actor("command", "a" * 64)
 
     def nameless() -> str:
-        raise KeyError("uid not found")  # as Python 3.11 does in a container without a name for its user
+        raise KeyError("uid not found")  # so does Python 3.11 if the system has no name for the user, as in a container
 
     monkeypatch.setattr("getpass.getuser", nameless)
     assert by() == Actor("command", None)
@@ -591,7 +591,7 @@ def test_the_doctor_says_which_part_of_a_set_up_is_no_good(keyturn: Command) -> 
         assert done.code == 1
         assert advice in findings(done)["set-up"]
         assert "hunter2" not in done.out
-    # Another master secret than the one that the keys were sealed under.
+    # The keys were sealed under another master secret than this one.
     keyturn.environment = good
     keyturn.inside(lambda k: k.keys.load())
     keyturn.environment = good | {"KEYTURN_SECRET": "b" + SECRET[1:]}
@@ -664,7 +664,7 @@ def test_a_command_is_named_as_it_can_be_called(monkeypatch: pytest.MonkeyPatch,
         monkeypatch.setattr(sys, "argv", [started])
         monkeypatch.setattr(sys, "prefix", prefix)
         assert called() == name
-    # As in the image: the command is there, and started the module.
+    # In the image, `keyturn` is on PATH and starts the module.
     (tmp_path / "keyturn").write_text("#!/bin/sh\n")
     (tmp_path / "keyturn").chmod(0o755)
     assert called() == "keyturn"
@@ -691,9 +691,9 @@ def test_the_doctor_sees_that_tokens_are_still_signed_by_another_algorithm(keytu
 
     keyturn.inside(a_minute_passes)
     assert findings(keyturn("doctor", "--json"))[f"access tokens signed with EdDSA (key {new})"] == ""
-    # The older one signs again, and the command says so.
-    told = keyturn.ok("keys", "retire", new).out.splitlines()
-    assert told[1] == f"{old} (HS256) signs access tokens now (until now: the retired key)"
+    # The older key signs again, and the command says so.
+    output = keyturn.ok("keys", "retire", new).out.splitlines()
+    assert output[1] == f"{old} (HS256) signs access tokens now (until now: the retired key)"
     assert findings(keyturn("doctor", "--json"))[f"access tokens signed with HS256 (key {old})"] == advice
 
 
@@ -726,7 +726,7 @@ EVERY_VERB = [
 
 @pytest.fixture
 def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """`keyturn` on a Postgres that nobody runs."""
+    """The `keyturn` command with the URL of a Postgres that does not run."""
     monkeypatch.chdir(tmp_path)
     settings = {
         "database_url": f"postgresql://keyturn:hunter2@127.0.0.1:{free_port()}/keyturn",
@@ -739,20 +739,20 @@ def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize("words", [*EVERY_VERB, ("serve",)])
-def test_a_database_that_is_away_is_told_with_code_3(away: Command, words: tuple[str, ...]) -> None:
+def test_a_database_that_is_away_is_reported_with_code_3(away: Command, words: tuple[str, ...]) -> None:
     line = away.refused(3, *words)
     assert line.startswith("keyturn: not available: the database can't be reached")
     assert "hunter2" not in line
 
 
-def test_the_doctor_tells_that_the_database_is_away(away: Command) -> None:
+def test_the_doctor_says_that_the_database_is_away(away: Command) -> None:
     done = away("doctor", "--json")
     assert done.code == 3
     assert "can't be reached" in findings(done)["database"]
 
 
 @pytest.mark.parametrize("words", [*EVERY_VERB, ("serve",)])
-def test_settings_that_can_not_work_are_told_with_code_2(away: Command, words: tuple[str, ...]) -> None:
+def test_settings_that_can_not_work_are_refused_with_code_2(away: Command, words: tuple[str, ...]) -> None:
     del away.environment["KEYTURN_ISSUER"]
     assert "KEYTURN_ISSUER must be set" in away.refused(2, *words)
     away.environment["KEYTURN_NONSENSE"] = "hunter2"
@@ -796,15 +796,15 @@ def test_a_config_file_is_named_on_the_command_line(
     assert "none.toml can't be read" in Command({}, capsys).refused(2, "users", "list", "--config", "none.toml")
 
 
-def test_the_release_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_release_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.fullmatch(r"keyturn \d\S*\n", Command({}, capsys).ok("--version").out)
 
 
 def test_an_unknown_option_is_named_and_an_unknown_word_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    told = Command({}, capsys).refused(2, "users", "create", "ada@example.com", "--pass-word=hunter2", "hunter2")
-    assert "there is no --pass-word; 1 word too many" in told
-    assert told.startswith("usage: keyturn users create")
-    assert "hunter2" not in told
+    output = Command({}, capsys).refused(2, "users", "create", "ada@example.com", "--pass-word=hunter2", "hunter2")
+    assert "there is no --pass-word; 1 word too many" in output
+    assert output.startswith("usage: keyturn users create")
+    assert "hunter2" not in output
     assert "2 words too many" in Command({}, capsys).refused(2, "users", "list", "--hunter2", "x1")
 
 
@@ -817,9 +817,9 @@ def test_a_lost_master_secret_is_answered_by_new_keys_and_no_session_stays_live(
     keyturn.environment["KEYTURN_SECRET"] = "b" + SECRET[1:]
     assert "keys replace" in keyturn.refused(1, "sessions", "list")
     assert "--sign-everyone-out" in keyturn.refused(2, "keys", "replace")
-    told = keyturn.ok("keys", "replace", "--sign-everyone-out").out
-    assert "refresh-2 (HMAC-SHA256) signs refresh tokens now" in told
-    assert "2 sessions ended; everyone has to sign in again" in told
+    output = keyturn.ok("keys", "replace", "--sign-everyone-out").out
+    assert "refresh-2 (HMAC-SHA256) signs refresh tokens now" in output
+    assert "2 sessions ended; everyone has to sign in again" in output
     assert keyturn.ok("sessions", "list", "--live", "--json").json == []
     new = str(keyturn.login("ada@example.com").session_id)
     listed = {s["id"]: s["status"] for s in keyturn.ok("sessions", "list", "--json").json}
@@ -835,7 +835,7 @@ def test_a_session_under_no_key_that_could_open_its_token_is_not_live(keyturn: C
             await tx.execute(text("DELETE FROM keys"))
 
     keyturn.inside(all_keys_are_deleted)
-    new = str(keyturn.login("ada@example.com").session_id)  # under a new key, which has the number of the old one
+    new = str(keyturn.login("ada@example.com").session_id)  # the new key has the same number as the deleted one
     assert [s["id"] for s in keyturn.ok("sessions", "list", "--live", "--json").json] == [new]
     assert keyturn.ok("sessions", "show", old, "--json").json["status"] == "revoked_by_admin"
 
@@ -871,7 +871,7 @@ def test_at_a_terminal_the_password_is_asked_for_twice_and_not_shown(keyturn: Co
                 if shown.count(b": ") > prompts and shown.endswith(b": ") and prompts < len(typed):
                     os.write(terminal, typed[prompts].encode())
                     prompts += 1
-        except OSError:  # the other end is closed
+        except OSError:  # the process has closed its end
             pass
         finally:
             os.close(terminal)
@@ -889,7 +889,7 @@ def test_at_a_terminal_the_password_is_asked_for_twice_and_not_shown(keyturn: Co
 
 @on_sqlite
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_an_output_that_can_not_be_written_is_told_in_one_line(keyturn: Command, tmp_path: Path) -> None:
+def test_an_output_that_can_not_be_written_is_reported_in_one_line(keyturn: Command, tmp_path: Path) -> None:
     user(keyturn)
     keyturn.login("ada@example.com")
 
@@ -911,7 +911,7 @@ def test_an_output_that_can_not_be_written_is_told_in_one_line(keyturn: Command,
     try:
         for words in (("users", "list"), ("sessions", "list", "--json"), ("keys", "list"), ("doctor",), ("openapi",)):
             assert to(full, *words) == (1, b"keyturn: the output can't be written (No space left on device)\n"), words
-        # Whoever closes a pipe, as `head` does, has seen enough.
+        # A reader that closes the pipe, as `head` does, wants no more output. So the command reports no error.
         for words in (("users", "list"), ("openapi",)):
             assert to(nobody_reads, *words) == (1, b""), words
     finally:

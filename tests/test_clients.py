@@ -1,4 +1,4 @@
-"""Clients that others wrote, with the settings that they come with: each signs in, refreshes, verifies and logs out."""
+"""HTTP clients by others, with their default settings: each signs in, refreshes, verifies and logs out."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 def program(name: str) -> str:
-    """Where the program is; without it, the test is skipped."""
+    """The path of a program. If the program is not installed, the test is skipped."""
     found = shutil.which(name)
     if found is None:
         pytest.skip(f"{name} is not installed")
@@ -46,7 +46,7 @@ def run(*command: str, text: str = "") -> str:
 
 def test_java_s_client_that_offers_http_2_keeps_a_session(service: Service) -> None:
     java = program("java")
-    program("javac")  # a runtime alone does not compile
+    program("javac")  # `java` needs the compiler to run a source file
     turn = ["refresh 200", "verify 200", "verify 200", "me 200"]
     printed = run(java, str(HERE / "Client.java"), service.url, EMAIL, PASSWORD).splitlines()
     assert printed == ["login 200", *turn * 3, "logout 204", "verify 401"]
@@ -59,8 +59,10 @@ def test_curl_that_offers_http_2_keeps_a_session(service: Service) -> None:
 
     def call(path: str, *arguments: str, body: dict[str, str] | None = None) -> tuple[str, Any]:
         sent = ("-H", "Content-Type: application/json", "-d", json.dumps(body)) if body else ()
-        told = run(curl, "-s", "--http2", "-w", "\n%{http_code} %{http_version}", *arguments, *sent, service.url + path)
-        answer, _, status = told.rpartition("\n")
+        output = run(
+            curl, "-s", "--http2", "-w", "\n%{http_code} %{http_version}", *arguments, *sent, service.url + path
+        )
+        answer, _, status = output.rpartition("\n")
         return status, json.loads(answer) if answer else None
 
     status, tokens = call("/auth/login", body={"email": EMAIL, "password": PASSWORD})

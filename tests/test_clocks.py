@@ -1,6 +1,6 @@
-"""Clocks that step while sessions end: Postgres's, Redis's, an instance's, or those of the whole machine.
+"""Clocks that step while sessions end: that of Postgres, of Redis, of an instance, or of the whole machine.
 
-The servers run under libfaketime, which gives them another clock at any moment and leaves the monotonic one alone.
+The servers run under libfaketime, which can step their clock at any moment and does not change the monotonic clock.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def redis() -> Iterator[Redis]:
 
 @pytest.fixture
 async def url(postgres: Postgres, redis: Redis) -> AsyncIterator[str]:
-    """A database at the newest schema, right clocks and an empty Redis; they are right again afterwards."""
+    """The URL of a new database, with an empty Redis and right clocks. Sets the clocks right again afterwards."""
     name = f"clocks_{uuid4().hex[:12]}"
     await postgres.create_database(name)
     await asyncio.to_thread(migrate, settings_of(postgres.url(name), None))
@@ -75,7 +75,7 @@ async def keyturn(url: str, redis: Redis) -> AsyncIterator[Keyturn]:
 
 
 async def complete(keyturn: Keyturn) -> None:
-    """As the watch does it, until Redis is believed."""
+    """Reads and rebuilds, as the watch does, until this instance believes Redis."""
     async with asyncio.timeout(20):
         while await keyturn.revocations.ping() != "complete":
             await keep_complete(keyturn)
@@ -91,7 +91,10 @@ async def flush(redis: Redis) -> None:
 
 
 async def never_accepted(keyturn: Keyturn, tokens: Tokens, reason: Reason = "logout") -> None:
-    """Whatever the process remembers; and as unexpired as a clock makes the token."""
+    """Asserts that the token is refused, even if the process remembers no ended session.
+
+    A clock that is ahead may let the token expire, which is a refusal too.
+    """
     keyturn.revocations.checks._ended.clear()
     with pytest.raises(InvalidToken) as caught:
         await keyturn.reading.verify(tokens.access_token)
@@ -102,7 +105,7 @@ async def never_accepted(keyturn: Keyturn, tokens: Tokens, reason: Reason = "log
 async def test_a_rebuild_while_the_databases_clock_is_wrong_loses_no_revocation(
     keyturn: Keyturn, url: str, postgres: Postgres, redis: Redis, step: int
 ) -> None:
-    """Neither for the process that saw the step nor for one that is started afterwards."""
+    """The revocation holds in the process that saw the step and in a process that starts afterwards."""
     ended, live = await a_session(keyturn), await a_session(keyturn)
     await keyturn.ending.logout(None, ended.refresh_token, "this", by=SERVICE)
     postgres.step(step)
@@ -144,7 +147,7 @@ async def test_a_logout_while_the_databases_clock_is_wrong_holds_when_it_is_righ
             await never_accepted(keyturn, tokens)
 
 
-async def time_of_the_keys_is_over(redis: Redis) -> None:
+async def expire_revocations(redis: Redis) -> None:
     async with redis_asyncio.Redis.from_url(redis.url()) as client:
         for name in await client.keys("{keyturn}:revoked:*"):
             await client.delete(name)
@@ -153,13 +156,16 @@ async def time_of_the_keys_is_over(redis: Redis) -> None:
 async def test_a_token_that_lives_again_when_the_databases_clock_goes_back_is_still_refused(
     keyturn: Keyturn, url: str, postgres: Postgres, redis: Redis
 ) -> None:
-    """Its key had its time. So has that of a token from while the clock was ahead, when the clock comes there again."""
+    """The revocation in Redis has expired by then, and another rule must refuse the token.
+
+    The same holds for a token that was issued while the clock was ahead, when the clock reaches that moment again.
+    """
     old = await a_session(keyturn)
     await keyturn.ending.logout(None, old.refresh_token, "this", by=SERVICE)
     postgres.step(HOUR + 60)
     await keyturn.revocations.fence.read()
     from_ahead = await a_session(keyturn)
-    await time_of_the_keys_is_over(redis)
+    await expire_revocations(redis)
     assert await keyturn.revocations.ping() == "complete"
     postgres.step(0)
     await keyturn.revocations.fence.read()
@@ -167,11 +173,11 @@ async def test_a_token_that_lives_again_when_the_databases_clock_goes_back_is_st
     await keyturn.ending.logout(None, from_ahead.refresh_token, "this", by=SERVICE)
     await complete(keyturn)
     await never_accepted(keyturn, old)
-    await time_of_the_keys_is_over(redis)
+    await expire_revocations(redis)
     postgres.step(HOUR + 60)
     await keyturn.revocations.fence.read()
     await never_accepted(keyturn, from_ahead)
-    async with instance(url, redis.url(), access_token_lifetime=3600) as newcomer:  # which saw no step
+    async with instance(url, redis.url(), access_token_lifetime=3600) as newcomer:  # an instance that saw no step
         assert await newcomer.revocations.ping() == "complete"
         await never_accepted(newcomer, from_ahead)
 
@@ -189,11 +195,15 @@ async def test_a_step_of_redis_clock_loses_no_revocation(keyturn: Keyturn, redis
 
 
 async def test_a_step_of_redis_clock_that_nobody_notices_takes_no_key(keyturn: Keyturn, url: str, redis: Redis) -> None:
-    """Redis drops the keys that it looks at meanwhile. Nobody looks at the marker, which comes back with the clock."""
+    """During the step, Redis drops each expired key that it looks at.
+
+    No process reads the marker meanwhile, so the marker comes back with the clock. Redis must not have dropped a
+    revocation either.
+    """
     ended = await a_session(keyturn)
     async with instance(url, redis.url()) as other, redis_asyncio.Redis.from_url(redis.url()) as client:
         await complete(other)
-        await other.reading.verify(ended.access_token)  # so that it knows the session, and asks Redis alone from now on
+        await other.reading.verify(ended.access_token)  # from now on, it asks Redis alone about the session
         await keyturn.ending.logout(None, ended.refresh_token, "this", by=SERVICE)
         redis.step(HOUR + 400)
         assert await client.exists(f"{{keyturn}}:revoked:{ended.session_id}")
@@ -202,7 +212,7 @@ async def test_a_step_of_redis_clock_that_nobody_notices_takes_no_key(keyturn: K
 
 
 async def test_many_small_steps_of_redis_clock_lose_no_revocation_either(keyturn: Keyturn, redis: Redis) -> None:
-    """Each is too small to take the marker away, which is renewed between them."""
+    """Each step is too small to let the marker expire, and the watch renews the marker between the steps."""
     ended = await a_session(keyturn)
     await keyturn.ending.logout(None, ended.refresh_token, "this", by=SERVICE)
     for n in range(1, 90):

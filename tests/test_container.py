@@ -1,4 +1,4 @@
-"""A process takes its container's cores and memory for its own, and not its machine's."""
+"""A process goes by the cores and the memory of its container, and not by those of the machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NONE_V1 = "9223372036854771712"
 
 
 def tree(root: Path, groups: str, files: dict[str, str]) -> Path:
-    """A `/proc` and `/sys` of a process in these control groups, on a machine of 64 GiB."""
+    """Writes `/proc` and `/sys` as a process in these control groups sees them, on a machine of 64 GiB."""
     all_files = {"proc/self/cgroup": groups, "proc/meminfo": f"MemTotal:  {MACHINE // 1024} kB\nMemFree: 1 kB\n"}
     for name, text in {**all_files, **{f"sys/fs/cgroup/{name}": text for name, text in files.items()}}.items():
         file = root / name
@@ -47,9 +47,9 @@ def many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
             "0::/pod/app",
             {"pod/app/cpu.max": "150000 100000", "pod/app/memory.max": "536870912", "pod/app/pids.max": "100"},
         ),
-        # The path is the machine's, and the container has only its own group mounted.
+        # The path is the one on the machine, but the container has only its own group mounted.
         ("0::/docker/4f", {"cpu.max": "150000 100000", "memory.max": "536870912", "pids.max": "100"}),
-        # Each limit at another height: the smallest counts.
+        # Each limit stands at another level of the tree, and the smallest one counts.
         (
             "0::/a/b/c",
             {
@@ -126,7 +126,7 @@ def test_without_proc_nothing_is_known_and_nothing_fails(tmp_path: Path) -> None
     assert container(tmp_path).memory is None
 
 
-# -- what follows
+# -- slots and memory for hashes
 
 
 def room(
@@ -201,7 +201,7 @@ def test_a_container_of_512_mib_on_32_cores_hashes_five_at_a_time() -> None:
     ],
 )
 def test_a_limit_below_one_hash_is_named_and_stops_the_start(limits: dict[str, float], named: str) -> None:
-    found = room(**limits)  # type: ignore[arg-type]  # mypy does not look into tests
+    found = room(**limits)  # type: ignore[arg-type]  # mypy cannot match each name with its type
     assert "one password hash takes 64 MiB" in found.advice
     assert named in found.advice
     assert (found.slots, found.slots_of(65536)) == (1, 0)
@@ -211,7 +211,7 @@ def test_a_limit_below_one_hash_is_named_and_stops_the_start(limits: dict[str, f
 
 @pytest.mark.parametrize("limits", [{"mib": 144}, {"mib": 512}, {"addresses": 64}, {}])
 def test_where_one_hash_fits_the_start_goes_on(limits: dict[str, float]) -> None:
-    found = room(**limits)  # type: ignore[arg-type]
+    found = room(**limits)  # type: ignore[arg-type]  # mypy cannot match each name with its type
     found.require_one()
     assert found.slots_of(65536) == 1
 
@@ -225,7 +225,7 @@ def test_more_slots_or_waiting_ones_than_fit_are_cut_down_and_named() -> None:
 
 
 def test_threads_bound_the_slots_too() -> None:
-    assert room(threads=100).slots == 10  # half of them, and five for each hash
+    assert room(threads=100).slots == 10  # half of the threads, and five for each hash
     assert room(threads=100, argon2_lanes="16").slots == 2
     assert room(threads=4).slots == 1
 

@@ -1,6 +1,6 @@
-"""kill -9, outages, a read-only database, TERM: what was acknowledged stays, what is away says so and comes back.
+"""kill -9, outages, a read-only database and TERM. Acknowledged refreshes stay, and the service recovers by itself.
 
-On a PostgreSQL of its own, at its default durability.
+While the database is away, the service answers 503. PostgreSQL runs with its default durability.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tests.test_races import a_client, at, connected, login, logins, refresh, se
 
 @pytest.fixture(scope="module")
 def durable() -> Iterator[Postgres]:
-    """A PostgreSQL that survives kill -9, and gets it."""
+    """A PostgreSQL with its default durability, which these tests kill with SIGKILL."""
     with Postgres.start(durable=True) as server:
         if not server.ours:
             pytest.skip("TEST_DATABASE_URL names the server, and tests kill only their own")
@@ -47,7 +47,7 @@ def url(durable: Postgres) -> str:
 
 
 class Restarted:
-    """The service, which may become another process on the same port."""
+    """The service, which `again` replaces by a new process on the same port."""
 
     def __init__(self, url: str, logs: Path) -> None:
         self._url, self._logs = url, logs
@@ -76,10 +76,10 @@ def service(restarted: Restarted) -> Service:
 
 @dataclass
 class Holder:
-    """A client that refreshes without pause, and keeps a token only once it has the whole answer."""
+    """A client that refreshes without pause, and takes over a token only from a whole answer."""
 
     session_id: UUID
-    held: list[str]  # all that it was given, the newest last
+    held: list[str]  # all tokens that the client got, the newest last
     outcomes: list[int | None] = field(default_factory=list)  # statuses; None: no answer came
 
     @classmethod
@@ -107,7 +107,7 @@ class Holder:
 
 @asynccontextmanager
 async def storm(holders: list[Holder], service: Service) -> AsyncIterator[None]:
-    """All refresh while the block runs."""
+    """All holders refresh while the block runs."""
     over = asyncio.Event()
 
     async def go_on(client: httpx2.AsyncClient, holder: Holder) -> None:
@@ -124,7 +124,7 @@ async def storm(holders: list[Holder], service: Service) -> AsyncIterator[None]:
 
 
 async def check(url: str, holders: list[Holder]) -> int:
-    """The rows hold what was acknowledged, or its successor; how many hold the successor."""
+    """Asserts that each row holds the acknowledged token or its successor. Returns how many hold the successor."""
     async with connected(url) as connection:
         found = {row.id: row for row in await connection.execute(text("SELECT * FROM sessions"))}
     for holder in holders:
@@ -141,7 +141,7 @@ def digest(token: str) -> bytes:
 
 
 async def all_work(holders: list[Holder], service: Service) -> None:
-    """Each newest token gets its successor, and the one before gets the same: there is one live token."""
+    """Asserts that each newest token gets a successor, and that the token before gets the same successor."""
     async with a_client() as client:
 
         async def works(holder: Holder) -> None:
@@ -155,7 +155,7 @@ async def all_work(holders: list[Holder], service: Service) -> None:
 
             async def again() -> bool:
                 answer = await refresh(client, service, holder.held[-2])
-                if answer.status_code == 503:  # a connection from before the last kill
+                if answer.status_code == 503:  # the service still had a connection from before the last kill
                     return False
                 assert (answer.status_code, answer.json().get("refresh_token")) == (200, holder.held[-1])
                 return True
@@ -188,11 +188,11 @@ async def test_what_was_acknowledged_survives_kill_9_of_service_and_postgres_in_
     print(dict(seen))
     assert seen["acknowledged"] > 20 * 20
     assert seen["committed and not acknowledged"] > 0, "no kill fell between a commit and its answer"
-    # The chain has one end: a token from before the newest two opens nothing and ends the session.
+    # Each chain has one end. So a token before the newest two is refused and ends the session.
     async with a_client() as client:
         for holder in holders:
             answer = await refresh(client, restarted.now, holder.held[-3])
-            if answer.status_code == 503:  # a connection from before the last kill
+            if answer.status_code == 503:  # the service still had a connection from before the last kill
                 answer = await refresh(client, restarted.now, holder.held[-3])
             assert (answer.status_code, answer.json()["reason"]) == (401, "reuse_detected")
 
@@ -208,14 +208,14 @@ def away(answer: httpx2.Response) -> None:
 
 @dataclass
 class Cast:
-    """A user with sessions, one for each thing that is tried."""
+    """A user with two sessions, one to refresh and one to log out."""
 
     email: str
     refreshing: Tokens
     leaving: Tokens
 
     async def all_away(self, client: httpx2.AsyncClient, service: Service) -> None:
-        """Whatever needs the database says so; what is junk without it is still called junk."""
+        """Asserts that every request that needs the database gets 503, and that junk still gets 401."""
         bearer = {"authorization": f"Bearer {self.refreshing.access_token}"}
         refreshes = [refresh(client, service, self.refreshing.refresh_token) for _ in range(10)]
         answers = await asyncio.gather(
@@ -232,15 +232,15 @@ class Cast:
         async def not_ready() -> bool:
             return (await client.get(f"{service.url}/readyz")).status_code == 503
 
-        await until(not_ready, 2)  # it is told what the process knows: half a second old, or a time limit older
+        await until(not_ready, 2)  # the fence is read every half second, and a reading may take its whole time limit
 
     async def all_back(self, client: httpx2.AsyncClient, service: Service) -> None:
-        """Without a restart, with the tokens from before."""
+        """Asserts that the service works again, without a restart and with the tokens from before the outage."""
 
         async def ready() -> bool:
             return (await refresh(client, service, self.refreshing.refresh_token)).status_code == 200
 
-        async def open_again() -> bool:  # each connection of the other pool that is no good any more may cost one 503
+        async def open_again() -> bool:  # each dead connection of the other pool may cost one 503
             return (await login(client, service, self.email)).status_code == 200
 
         await until(ready)
@@ -293,7 +293,7 @@ async def test_a_read_only_database_is_503_and_no_success_is_claimed(
 
     async with a_client(6) as client:
         await read_only("on")
-        async with connected(durable.url()) as connection:  # a failover cuts the connections
+        async with connected(durable.url()) as connection:  # as a failover does
             await connection.execute(
                 text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'keyturn'")
             )
@@ -308,7 +308,7 @@ async def test_a_read_only_database_is_503_and_no_success_is_claimed(
             ids = {"ids": [cast.refreshing.session_id, cast.leaving.session_id]}
             query = text("SELECT generation, ended_at FROM sessions WHERE id = ANY(:ids)")
             assert {tuple(row) for row in await connection.execute(query, ids)} == {(0, None)}
-        # The address leads to the new primary now; nobody cuts the connections to the old one.
+        # The address leads to the new primary now, while the connections to the old one stay open.
         await read_only("off")
         await cast.all_back(client, service)
 
@@ -326,7 +326,7 @@ async def test_a_service_that_gets_term_in_a_storm_answers_what_is_in_flight_and
         await asyncio.sleep(0.2)
         await connection.execute(text("BEGIN"))
         await connection.execute(text("LOCK TABLE sessions"))
-        await asyncio.sleep(0.4)  # by now the service has read a request of each, and can answer none
+        await asyncio.sleep(0.4)  # by now the service has read a request of each holder and can answer none
         before = [len(holder.outcomes) for holder in holders]
         end: asyncio.Task[Any] = asyncio.create_task(asyncio.to_thread(service.terminate))
         await asyncio.sleep(0.2)
@@ -336,5 +336,5 @@ async def test_a_service_that_gets_term_in_a_storm_answers_what_is_in_flight_and
     assert [holder.outcomes[n] for holder, n in zip(holders, before, strict=True)] == [200] * 20
     assert exit_code == 0
     restarted.again()
-    assert await check(url, holders) == 0  # not one answer was lost
+    assert await check(url, holders) == 0  # no answer was lost
     await all_work(holders, restarted.now)

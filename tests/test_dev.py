@@ -1,4 +1,4 @@
-"""`dev.py` in a checkout of its own, with a small package and a small lock, so that nothing is fetched."""
+"""`dev.py` in a small checkout, whose lock names one small package, so that no test needs a network."""
 
 import hashlib
 import os
@@ -11,13 +11,13 @@ import pytest
 
 from tests.service import ROOT
 
-HOST = os.path.realpath(sys.executable)  # not the virtual environment's: the one that runs dev.py first
+HOST = os.path.realpath(sys.executable)  # the system's Python, which runs dev.py first
 APP = "import sys, thing; print(sys.argv[1:], sys.prefix)"
 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A checkout whose path has a space; its lock wants the wheel `thing`, which is not there yet."""
+    """A checkout whose path has a space. Its lock names the wheel `thing`, which is not installed yet."""
     if all(subprocess.run([HOST, "-c", f"import {m}"], check=False).returncode for m in ("pip", "ensurepip")):
         pytest.skip("this Python has neither pip nor ensurepip, so that only uv can install")
     folder = tmp_path / "a checkout"
@@ -42,7 +42,7 @@ def thing(path: Path, text: str = "") -> Path:
 
 
 def dev(checkout: Path, *arguments: str, links: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run dev.py by the host's Python, without uv, from another directory; packages come from the folder `links`."""
+    """Runs dev.py with the host's Python, without uv, from another directory. Packages come from the folder `links`."""
     environment = {
         "PATH": "/nowhere",
         "HOME": str(checkout),
@@ -60,9 +60,21 @@ def test_dev_py_installs_what_the_lock_names_and_runs_in_it_from_any_directory(c
     second = dev(checkout, "serve", "--port", "1")
     assert second.stdout.strip() == f"['serve', '--port', '1'] {checkout / '.venv'}"
     assert "Installing" not in second.stderr
-    tested = dev(checkout, "test", "-n", "0")  # the last counts
+    tested = dev(checkout, "test", "-n", "0")  # pytest goes by the last `-n`
     assert tested.stdout.startswith("['-n', 'auto', ")
     assert tested.stdout.strip().endswith(f", '-n', '0'] {checkout / '.venv'}")
+
+
+@pytest.mark.parametrize(("failing", "code"), [("none", 0), ("run", 0), ("report", 1)])
+def test_the_coverage_is_reported_even_if_a_test_failed_and_its_share_alone_decides(
+    checkout: Path, failing: str, code: int
+) -> None:
+    (checkout / "coverage").mkdir()
+    steps = f"import sys; print(sys.argv[1], sys.argv[-1]); sys.exit(sys.argv[1] == {failing!r})"
+    (checkout / "coverage" / "__main__.py").write_text(steps)
+    done = dev(checkout, "coverage", "-x", links=checkout.parent)
+    assert done.stdout.split("\n")[:-1] == ["erase erase", "run -x", "combine --quiet", "report report"], done.stderr
+    assert done.returncode == code
 
 
 def test_an_installation_that_broke_off_is_repeated(checkout: Path) -> None:
@@ -79,12 +91,12 @@ def test_an_environment_made_by_another_python_is_kept_and_one_that_changed_its_
     python = checkout / ".venv" / "bin" / "python"
     real = os.path.realpath(python)
     for version, installs in (("3.99 of the next year", True), ("", True)):
-        # An interpreter that was replaced underneath: its packages lie in a folder that this one does not look into.
+        # The interpreter of .venv was replaced by another version, which does not look into the folder of the packages.
         python.unlink()
         python.write_text(f'#!/bin/sh\ncase "$2" in *version*) printf "{version}";; *) exec {real} "$@";; esac\n')
         python.chmod(0o755)
         assert ("Installing" in dev(checkout, "keyturn", links=checkout.parent).stderr) is installs
-    # Whoever calls, the environment is asked for its own version.
+    # The version in the stamp is that of the Python in .venv, not of the Python that runs dev.py.
     script = f"import sys; sys.version = 'another'; sys.argv = ['dev.py', 'keyturn']; __file__ = {str(checkout / 'dev.py')!r}; exec(open(__file__).read())"
     called = subprocess.run([HOST, "-c", script], check=False, capture_output=True, text=True)
     assert called.stdout.startswith("[]"), called.stderr

@@ -1,4 +1,4 @@
-"""The edge over real sockets: what is tried on the wire, what is refused and how, and what the log says of it."""
+"""The edge over real sockets: attacks on the wire, their refusals, and their lines in the log."""
 
 import asyncio
 import contextlib
@@ -45,10 +45,10 @@ JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_X
 PASSWORD = "correct horse battery staple"
 
 
-# -- the server: a tiny application behind Edge, in a process of its own
+# -- the server: a small application behind Edge, in a process of its own
 
 
-LARGE = 32 * 1024 * 1024  # bytes: more than the buffers of both sides
+LARGE = 32 * 1024 * 1024  # bytes, more than the buffers of both sides hold
 
 
 class ShortLimits(KeyturnHttpProtocol):
@@ -145,7 +145,7 @@ class Answer:
 
 @dataclass
 class Exchange:
-    """All that came back on one connection; ``closed`` says whether the server ended it."""
+    """All bytes and answers that came back on one connection, and whether the server closed it."""
 
     raw: bytes
     closed: bool
@@ -179,7 +179,7 @@ class Server:
         return connection
 
     def read(self, connection: socket.socket, answers: int | None = None, *, head: bool = False) -> Exchange:
-        """Reads that many answers, or until the server closes."""
+        """Reads this many answers, or until the server closes the connection."""
         raw = b""
         while (
             answers is None
@@ -193,7 +193,7 @@ class Server:
         return Exchange(raw, closed=False)
 
     def send(self, *parts: bytes, answers: int | None = None, pause: float = 0.0) -> Exchange:
-        """Sends the parts on one connection."""
+        """Sends the parts on a new connection, with a pause (in seconds) after each, and reads the answers."""
         with self.connect() as connection:
             for part in parts:
                 connection.sendall(part)
@@ -205,11 +205,11 @@ class Server:
         return self.send(request("POST", path, *fields, body=body), answers=1).answers[0]
 
     def lines(self, having: str = "") -> list[dict[str, Any]]:
-        """The log, or the lines of it with this text. Every line is one JSON object."""
+        """All lines of the log, or those with this text. Each line is one JSON object."""
         return [json.loads(line) for line in self.stderr.read_text().splitlines() if having in line]
 
     def lines_of(self, answer: Answer) -> list[dict[str, Any]]:
-        """The lines of a request; the access line is written just after the answer."""
+        """The lines of one request. Waits for its access line, which the server writes just after the answer."""
         for _ in range(500):
             found = self.lines(answer.headers["x-request-id"])
             if any(line["event"] == "request" for line in found):
@@ -257,7 +257,7 @@ def _server(request) -> Iterator[Server]:
 
 @pytest.fixture
 def server(_server) -> Iterator[Server]:
-    """The server; whatever a test did to it, the next honest request is served."""
+    """The server. Asserts after each test that the server still serves an honest request."""
     yield _server
     answer = _server.post(b'{"honest": true}')
     assert (answer.status, answer.json["json"]) == (200, {"honest": True})
@@ -328,7 +328,7 @@ def test_a_body_that_comes_in_small_pieces_in_time_is_served(server):
 )
 def test_the_media_type_is_read_as_rfc_9110_writes_it(server, content_type):
     body = '{"a": "é"}'.encode()
-    if not content_type.isascii():  # of what Keyturn reads, all is text
+    if not content_type.isascii():  # Keyturn reads fields as UTF-8, and request() encodes as Latin-1
         content_type = content_type.encode().decode("latin-1")
     assert server.post(body, f"Content-Type: {content_type}").json["json"] == {"a": "é"}
 
@@ -383,7 +383,7 @@ def test_white_space_around_a_value_is_no_part_of_it(server):
 
 @pytest.mark.parametrize("blank", [b"\r\n", b"\r\n\r\n", b"\n"])
 def test_empty_lines_before_a_request_are_ignored(server, blank):
-    """RFC 9112 section 2.2: an old client sends one after its body."""
+    """RFC 9112 section 2.2: an old client sends an empty line after its body."""
     posted = request("POST", "/", "Content-Type: application/json", body=b"{}")
     odd = request("FOO", "/")
     exchange = server.send(blank + posted + blank + GET, blank, odd, blank, answers=3, pause=0.02)
@@ -442,7 +442,7 @@ def test_verify_is_answered_from_the_head_and_a_connection_on_which_a_body_may_s
     for path in ("/auth/verify", "/auth/verify/", "/auth/verify/x?y", "/auth/verify;role=admin/x"):
         for method in ("GET", "HEAD", "POST", "PUT"):
             exchange = server.send(request(method, path, *announced))
-            assert (exchange.statuses, exchange.closed) == ([200], True)  # and not 408
+            assert (exchange.statuses, exchange.closed) == ([200], True)  # and not 408, although the body never comes
             assert exchange.answers[0].headers["connection"] == "close"
 
 
@@ -502,7 +502,7 @@ def test_a_proxy_demands_in_the_query_of_verify_itself_or_before_what_it_appends
         assert (answer.status, answer.json["path"], answer.json["query"]) == (200, "/auth/verify", query)
     for target in ("?role=%", "?role=%00", "?role=%ff", ";role=%ff/x", ";role=%00/"):
         assert_refused(server.send(request("GET", "/auth/verify" + target), answers=1).answers[0], 400)
-    # A demand that is mistyped is no demand that is left out: the application has no such path.
+    # A mistyped demand must not count as no demand: the application gets a path that it does not have.
     for target in (";rolle=admin", ";ROLE=admin/x", ";admin", ";/x", ";role=x;", "x", "%3Brole=admin"):
         answer = server.send(request("GET", "/auth/verify" + target), answers=1).answers[0]
         assert answer.json["path"] != "/auth/verify"
@@ -517,9 +517,9 @@ def test_a_body_of_64_kib_is_read_and_one_byte_more_is_413(server):
     assert server.send(chunked(whole), answers=1).answers[0].json["length"] == 64 * 1024
     for wire in (
         request("POST", "/", "Content-Type: application/json", body=whole + b" "),
-        request("POST", "/", "Content-Length: 65537"),  # before a byte of it
+        request("POST", "/", "Content-Length: 65537"),  # refused before the first byte of the body
         request("POST", "/", "Content-Length: 18446744073709551615"),
-        chunked(whole, b" ", end=b""),  # without waiting for the end
+        chunked(whole, b" ", end=b""),  # refused before the end of the body
         chunked(*[b"x" * 1000] * 1000),
     ):
         exchange = server.send(wire)
@@ -530,7 +530,7 @@ def test_a_body_of_64_kib_is_read_and_one_byte_more_is_413(server):
 def test_a_refusal_is_seen_by_a_client_that_sends_all_first_and_reads_then(server):
     with server.connect() as connection:
         connection.sendall(request("POST", "/", "Content-Length: 20000000"))
-        for _ in range(200):  # more than the kernel's buffers hold: it is read and thrown away
+        for _ in range(200):  # more than the kernel's buffers hold, so that the server must read and discard it
             connection.sendall(b"x" * 100_000)
         assert_refused(server.read(connection).answers[0], 413)
 
@@ -675,7 +675,7 @@ def test_json_at_the_limits_is_read(body, value):
 
 
 def bounded(value: object, depth: int = 0) -> bool:
-    """Whether a value is within the limits of parse_json."""
+    """Whether a value is nested no deeper than parse_json allows."""
     match value:
         case dict() | list():
             members = value.values() if isinstance(value, dict) else value
@@ -764,7 +764,7 @@ def test_header_fields_that_are_malformed_doubled_or_too_many_are_refused(server
 
 
 def test_bytes_of_any_charset_in_a_field_that_is_not_read_are_served(server):
-    """RFC 9110 section 5.5: opaque. An application's old cookie must not lock its user out."""
+    """RFC 9110 section 5.5: opaque bytes are allowed. An application's old cookie must not lock its user out."""
     for name in ("Cookie", "User-Agent", "Referer", "X-Name", "X-Request-Id", "Accept-Language", "Via"):
         for value in ("caf\xe9=1", "\xff", "\xc3", "\xed\xa0\x80", "\x80\x81"):
             assert server.send(request("GET", "/", f"{name}: {value}"), answers=1).statuses == [200], (name, value)
@@ -812,7 +812,10 @@ def test_a_path_beyond_8_kib_is_414(server):
 
 
 def test_a_fragment_in_a_target_is_400_wherever_it_stands(server):
-    """RFC 9112 section 3.2: none goes over the wire, so who cuts it off reads another target than the one before."""
+    """RFC 9112 section 3.2: no fragment goes over the wire.
+
+    If one program cuts the fragment off and another does not, they read two different targets.
+    """
     for target in (
         "/#",
         "/#a",
@@ -830,7 +833,10 @@ def test_a_fragment_in_a_target_is_400_wherever_it_stands(server):
 
 
 def test_a_character_that_no_target_has_is_400_but_for_what_a_proxy_appends(server):
-    """RFC 3986 section 2. Browsers send some as they are, and an application behind a proxy gets them."""
+    """RFC 3986 section 2. Browsers send some of these characters as they are.
+
+    An application behind a proxy may accept them, so Keyturn must not refuse them in the part that the proxy appends.
+    """
     for character in '"<>\\^`{|}[]':
         for target in (f"/a{character}b", f"/?a{character}", f"/?{character}=b", f"http://keyturn/{character}"):
             exchange = server.send(request("GET", target) + GET, answers=2)
@@ -857,7 +863,7 @@ def test_a_character_that_no_target_has_is_400_but_for_what_a_proxy_appends(serv
     ],
 )
 def test_a_target_in_absolute_form_is_served_as_its_path(server, target, path):
-    """RFC 9112 section 3.2.2."""
+    """RFC 9112 section 3.2.2: a server must accept the absolute form."""
     assert server.send(request("GET", target), answers=1).answers[0].json["path"] == path
 
 
@@ -882,7 +888,7 @@ METHODS = [
 
 @pytest.mark.parametrize("method", METHODS)
 def test_any_method_of_http_s_grammar_reaches_the_application(server, method):
-    """RFC 9110 section 9.1."""
+    """RFC 9110 section 9.1: a method is any token, and its case matters."""
     body = b"GET /smuggled HTTP/1.1\r\n\r\n"
     plain, posted, pieces = (
         request(
@@ -1037,7 +1043,7 @@ def test_chunk_framing_without_end_is_413(server, framing):
 
 
 def test_an_offer_of_another_protocol_is_ignored_and_its_body_read(server):
-    """RFC 9110 section 7.8. Java's client offers HTTP/2 with every request, and announces a body with a GET."""
+    """RFC 9110 section 7.8. Java's client offers HTTP/2 with each request, and sends a Content-Length with a GET."""
     fields = ["Content-Type: application/json", *UPGRADE]
     posted = request("POST", "/", *fields, body=b'{"a": 1}')
     in_chunks = request("POST", "/", *fields, CHUNKED) + b'4\r\n{"a"\r\n4\r\n: 1}\r\n0\r\nX: y\r\n\r\n'
@@ -1112,7 +1118,7 @@ def test_a_body_behind_an_offer_has_the_limits_of_any(server):
 
 
 def test_only_a_client_of_http_1_1_is_invited_to_send_its_body(server):
-    """RFC 9110 section 10.1.1."""
+    """RFC 9110 section 10.1.1: a client of HTTP/1.0 gets no 100 (Continue)."""
     wire = request("POST", "/", "Content-Type: application/json", "Expect: 100-continue", "Content-Length: 2")
     with server.connect() as connection:
         connection.sendall(wire.replace(b"/1.1", b"/1.0"))
@@ -1195,7 +1201,7 @@ def test_a_connection_that_never_asks_anything_is_closed_without_an_answer(serve
     with server.connect() as idle, server.connect() as blank:
         with contextlib.suppress(OSError):
             for _ in range(12):
-                blank.sendall(b"\r\n")  # blank lines are no request either (RFC 9112 section 2.2)
+                blank.sendall(b"\r\n")  # a blank line is no request (RFC 9112 section 2.2)
                 time.sleep(0.06)
         assert server.read(idle).raw == b""
         assert server.read(blank).raw == b""
@@ -1230,7 +1236,7 @@ def test_after_an_answer_a_connection_may_idle_but_not_begin_and_stop(server):
         for connection in (half, blank):
             connection.sendall(GET)
             assert server.read(connection, 1).statuses == [200]
-        time.sleep(0.8)  # longer than a head may take: idling is uvicorn's keep-alive limit
+        time.sleep(0.8)  # longer than the limit for a head, which does not count an idle connection
         half.sendall(GET)
         assert server.read(half, 1).statuses == [200]
         with server.connect() as piped, server.connect() as slow:
@@ -1310,7 +1316,7 @@ def test_a_client_that_resets_its_connection_makes_no_error_in_the_log(server):
         thread.start()
     for thread in threads:
         thread.join()
-    time.sleep(1)  # longer than the head's and the body's time
+    time.sleep(1)  # longer than the time limits of head and body
     assert server.lines('"level": "error"')[before:] == []
     assert not server.lines("raised exception")
 
@@ -1325,7 +1331,7 @@ def test_a_token_in_the_path_is_not_logged_however_often_it_was_encoded(server):
             path = "".join(f"%{byte:02x}" if byte != ord("/") else "/" for byte in path.encode())
         answer = server.send(request("GET", path), answers=1).answers[0]
         (line,) = server.lines_of(answer)
-        assert line["path"].removesuffix("%") == "/[redacted]"  # it was cut
+        assert line["path"].removesuffix("%") == "/[redacted]"  # the path was cut
 
 
 def test_a_refusal_below_is_rendered_in_the_one_shape_with_its_cause_in_the_log_only(server):
@@ -1461,12 +1467,12 @@ async def test_a_websocket_is_refused_by_closing():
     async def send(message):
         sent.append(message)
 
-    await Edge(application)({"type": "websocket", "path": "/", "headers": []}, None, send)  # type: ignore[arg-type]  # nothing is to be received
+    await Edge(application)({"type": "websocket", "path": "/", "headers": []}, None, send)  # type: ignore[arg-type]  # nothing is received
     assert [message["type"] for message in sent] == ["websocket.close"]
 
 
 async def in_process(*headers: tuple[bytes, bytes]) -> int:
-    """The status of a request under a server that checks less than ours."""
+    """The status of a request that reaches the edge without the checks of our protocol."""
     sent = []
 
     async def send(message):
@@ -1559,7 +1565,7 @@ def test_a_secret_in_an_exception_of_a_library_is_not_written(monkeypatch, capsy
             int(f"password={SECRET}")
         except ValueError as error:
             raised = (type(error), error, error.__traceback__)
-            hidden = SECRET  # noqa: F841  # a local variable, which no traceback may show
+            hidden = SECRET  # noqa: F841  # a local variable, which a traceback must not show
             record = logging.LogRecord(
                 "asyncio", logging.ERROR, "x", 1, "%s and " + TOKEN, ("never retrieved",), raised
             )
@@ -1630,16 +1636,16 @@ async def test_under_another_uvicorn_the_fast_wire_is_off_and_requests_are_answe
     capsys.readouterr()
     assert not fast_wire.usable("0.55.0")
     assert not fast_wire.usable("0.55.0")
-    (line,) = capsys.readouterr().err.splitlines()  # one, however often it is asked
+    (line,) = capsys.readouterr().err.splitlines()  # one line, although it was asked twice
     assert (json.loads(line)["event"], json.loads(line)["uvicorn"]) == ("fast_wire_off", "0.55.0")
 
     seen = []
 
-    async def telling(scope, receive, send):
+    async def noting(scope, receive, send):
         seen.append(Request.of(scope).wire)
         await application(scope, receive, send)
 
-    config = uvicorn.Config(Edge(telling), http=KeyturnHttpProtocol, log_config=None, lifespan="off")
+    config = uvicorn.Config(Edge(noting), http=KeyturnHttpProtocol, log_config=None, lifespan="off")
     config.load()
 
     def protocol():

@@ -21,15 +21,15 @@ from tests.conftest import PASSWORD, a_user, time_passes
 ROOT = Actor("administrator", "root", "192.0.2.7", "request-7")
 
 
-async def told(keyturn: Keyturn) -> list[dict[str, Any]]:
-    """All events but those of keys, the oldest first."""
+async def events_of(keyturn: Keyturn) -> list[dict[str, Any]]:
+    """All events except those of keys, the oldest first."""
     found = [dict(row) for row in await keyturn.events.list(limit=1000)]
     return [row for row in reversed(found) if not row["event"].startswith("key_")]
 
 
 async def since(keyturn: Keyturn, before: list[dict[str, Any]]) -> list[dict[str, Any]]:
     known = {row["id"] for row in before}
-    return [row for row in await told(keyturn) if row["id"] not in known]
+    return [row for row in await events_of(keyturn) if row["id"] not in known]
 
 
 async def test_every_change_of_a_user_leaves_one_event_that_says_who_did_it_and_from_where(keyturn: Keyturn) -> None:
@@ -42,7 +42,7 @@ async def test_every_change_of_a_user_leaves_one_event_that_says_who_did_it_and_
     await keyturn.users.change_password(tokens.session_id, user.id, "a new password", PASSWORD, by=herself)
     await keyturn.users.disable(user.id, by=ROOT)
     await keyturn.users.enable(user.id, by=ROOT)
-    events = await told(keyturn)
+    events = await events_of(keyturn)
     assert [(e["event"], e["actor"], e["session_id"], e["reason"], e["detail"]) for e in events] == [
         ("user_created", "administrator", None, None, None),
         ("role_changed", "administrator", None, None, "editor"),
@@ -64,7 +64,7 @@ async def test_what_changes_nothing_or_is_refused_leaves_no_event(keyturn: Keytu
     proof = await a_user(keyturn, "root@example.com", "admin")
     ended = await keyturn.starting.start(proof, by=SERVICE)
     await keyturn.ending.end({ended.session_id}, "revoked_by_admin", by=ROOT)
-    before = await told(keyturn)
+    before = await events_of(keyturn)
     await keyturn.users.set_role(proof.user_id, "admin", by=ROOT)
     await keyturn.users.enable(proof.user_id, by=ROOT)
     await keyturn.ending.end({ended.session_id}, "revoked_by_admin", by=ROOT)
@@ -87,7 +87,7 @@ async def test_what_changes_nothing_or_is_refused_leaves_no_event(keyturn: Keytu
 
 async def test_a_refresh_and_a_retry_leave_no_event(keyturn: Keyturn) -> None:
     tokens = await keyturn.starting.start(await a_user(keyturn), by=SERVICE)
-    before = await told(keyturn)
+    before = await events_of(keyturn)
     for _ in range(2):
         await keyturn.rotation.refresh(tokens.refresh_token, by=SERVICE)
     assert await since(keyturn, before) == []
@@ -126,7 +126,7 @@ async def test_a_session_that_ends_on_whatever_path_leaves_one_event_with_its_re
     }
     for path, end in paths.items():
         tokens = await keyturn.starting.start(user, by=SERVICE)
-        before = await told(keyturn)
+        before = await events_of(keyturn)
         await end(tokens)
         events = await since(keyturn, before)
         [event] = [e for e in events if e["session_id"] == tokens.session_id]
@@ -142,7 +142,7 @@ async def test_a_key_that_was_retired_ends_a_session_with_an_event_though_no_wal
     await keyturn.keys.load()
     with pytest.raises(InvalidGrant):
         await keyturn.rotation.refresh(tokens.refresh_token, by=ROOT)
-    event = (await told(keyturn))[-1]
+    event = (await events_of(keyturn))[-1]
     assert (event["event"], event["reason"], event["actor"]) == ("session_ended", "revoked_by_admin", "service")
     assert event["session_id"] == tokens.session_id
 
@@ -164,7 +164,7 @@ async def test_logouts_that_come_together_keep_each_its_own_actor(keyturn: Keytu
     outs = [keyturn.ending.logout(t.access_token, None, "this", by=a) for t, a in zip(tokens, by, strict=True)]
     await asyncio.gather(*outs, keyturn.ending.logout(tokens[0].access_token, None, "this", by=ROOT))
     assert sizes == [10]
-    ended = {e["session_id"]: e for e in await told(keyturn) if e["event"] == "session_ended"}
+    ended = {e["session_id"]: e for e in await events_of(keyturn) if e["event"] == "session_ended"}
     assert len(ended) == 9
     for i, (t, a) in enumerate(zip(tokens[1:], by[1:], strict=True), 1):
         event = ended[t.session_id]
@@ -179,7 +179,7 @@ async def test_an_event_that_can_not_be_written_takes_its_change_with_it(
 ) -> None:
     user = await a_user(keyturn)
     tokens = await keyturn.starting.start(user, by=SERVICE)
-    before = await told(keyturn)
+    before = await events_of(keyturn)
     taken = before[-1]["id"]
     for where in ("app.events.audit.uuid7", "app.sessions.marking.uuid7"):
         monkeypatch.setattr(where, lambda: taken)
@@ -202,8 +202,8 @@ async def test_gc_leaves_one_event_with_the_count_for_each_transaction_that_dele
     for _ in range(5):
         await keyturn.starting.start(user, by=SERVICE)
     await time_passes(keyturn, timedelta(days=60))
-    await keyturn.starting.start(user, by=SERVICE)  # lives, in a range of its own in the end
-    before = await told(keyturn)
+    await keyturn.starting.start(user, by=SERVICE)  # a live session, which stays behind in a range of ids of its own
+    before = await events_of(keyturn)
     assert await keyturn.upkeep.gc(by=ROOT, most=3) == 5
     assert await keyturn.upkeep.gc(by=ROOT, most=3) == 0
     events = await since(keyturn, before)
@@ -249,7 +249,7 @@ async def test_every_refusal_names_the_session_that_it_is_about(
         await about(ask(over.access_token), over.session_id, InvalidToken)
     second = await keyturn.rotation.refresh(branch.refresh_token, by=SERVICE)
     forged = keyturn.keys.verify_refresh_token(second.refresh_token)
-    forged = forged.successor(forged.key)  # of a generation that the row never saw
+    forged = forged.successor(forged.key)  # a generation that the row never reached
     await about(keyturn.rotation.refresh(forged.text, by=SERVICE), branch.session_id, InvalidGrant)
 
     async def away(*_: object, **__: object) -> Any:
@@ -271,4 +271,4 @@ async def test_events_outlive_the_sessions_and_users_that_they_are_about(keyturn
     async with keyturn.db.begin() as tx:
         lost = {"id": uuid7(), "at": keyturn.db.clock(), "event": "session_ended", "actor": "service"}
         await tx.execute(insert(Event), [lost | {"user_id": uuid7(), "session_id": uuid7()}])
-    assert len(await told(keyturn)) == 1
+    assert len(await events_of(keyturn)) == 1

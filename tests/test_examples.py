@@ -1,4 +1,4 @@
-"""The examples do what they say, against a real service: the client that ends, the recipe that verifies by itself."""
+"""The examples against a real service: the client in JavaScript, and the README's recipe that verifies a token."""
 
 from __future__ import annotations
 
@@ -64,11 +64,15 @@ def login(service: Service, session: requests.Session) -> Login:
     return tokens
 
 
-# -- the client that ends
+# -- the client in JavaScript
 
 
 def run(service: Service, tokens: dict[str, Any], script: str) -> dict[str, Any]:
-    """What the script returns, run by Node with a `client` of the tokens, and an `api` that refuses `tokens` or all."""
+    """Runs a script with Node and returns its result, with the calls of `api` and the changes of the tokens.
+
+    The script has a `client` with these tokens and the URL of an `api`. Unless the script changes `accepts`, the `api`
+    refuses the access token that `client` begins with.
+    """
     if shutil.which("node") is None:
         pytest.skip("node is not installed")
     prologue = f"""
@@ -161,12 +165,12 @@ def test_while_keyturn_is_away_the_tokens_are_kept(service: Service, login: Logi
 
 @pytest.fixture
 def verified(service: Service, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, Any]]:
-    """The recipe as it stands in the README, but for the names and the address."""
+    """The function of the README's recipe, with the issuer and the address of this service."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     [recipe] = [block for block in blocks if "PyJWKClient" in block]
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     names: dict[str, Any] = {}
-    exec(recipe.replace("https://auth.example.com", DEFAULT_ISSUER), names)  # our own README
+    exec(recipe.replace("https://auth.example.com", DEFAULT_ISSUER), names)  # the code is our own README's
     names["keys"] = jwt.PyJWKClient(f"{service.url}/.well-known/jwks.json")
     function: Callable[[str], dict[str, Any]] = names["verified"]
     return function
@@ -188,7 +192,7 @@ def test_the_recipe_accepts_a_fresh_token_though_the_clocks_differ(
 
 @asynccontextmanager
 async def signing_key(environment: dict[str, str]) -> AsyncIterator[AccessKey]:
-    """The service's own key, for tokens that the service would never make."""
+    """The service's own signing key, for tokens that the service would never make."""
     async with opened(read(environment)) as keyturn:
         await keyturn.keys.load()
         yield keyturn.keys.signing_access

@@ -1,4 +1,4 @@
-"""No space left under the SQLite file of a running service."""
+"""The SQLite file of a running service when the disk is full."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def engine() -> str:
 
 
 async def limit_pages(keyturn: Keyturn, pages: int) -> None:
-    """What the file may grow to, for the one connection that writes: SQLite's own SQLITE_FULL beyond."""
+    """Limits the size of the file, so that SQLite itself reports SQLITE_FULL to the one connection that writes."""
     async with keyturn.db.begin() as connection:
         await connection.execute(text(f"PRAGMA max_page_count = {pages}"))
 
@@ -26,7 +26,7 @@ async def limit_pages(keyturn: Keyturn, pages: int) -> None:
 async def test_a_full_disk_is_503_and_nothing_is_lost_once_there_is_space(keyturn: Keyturn) -> None:
     proof = await a_user(keyturn)
     kept = [await keyturn.starting.start(proof, by=SERVICE)]
-    await limit_pages(keyturn, 1)  # SQLite takes what is there as the least
+    await limit_pages(keyturn, 1)  # SQLite takes the present size instead, which is the least
     full = None
     for _ in range(200):
         try:
@@ -36,7 +36,7 @@ async def test_a_full_disk_is_503_and_nothing_is_lost_once_there_is_space(keytur
             break
     assert full is not None
     assert "SQLITE_FULL" in full.cause
-    # What needs no new page goes on, and what was acknowledged is there.
+    # A refresh needs no new page and still works, and no acknowledged session is lost.
     kept = [await keyturn.rotation.refresh(tokens.refresh_token, by=SERVICE) for tokens in kept]
     await limit_pages(keyturn, 1_000_000)
     last: Tokens = await keyturn.starting.start(proof, by=SERVICE)

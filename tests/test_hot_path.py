@@ -1,4 +1,4 @@
-"""The hot path: both doors give the same answers; a batch of refreshes loses nothing and no one."""
+"""The hot path: both doors give the same answers, and a batch of refreshes loses no rotation and no answer."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ from tests.conftest import a_user, settings_of, time_passes
 Outcome = tuple[Granted, RefreshToken] | None
 
 
-# Header fields that mean something to some service, or will to this one. None of them may take the fast door.
+# Header fields that mean something to some service, now or later. A request with one of them must not take the fast
+# door.
 MEANINGFUL = [
     ("Cookie", "a=b"), ("Cookie", "__Host-session=x; csrf=y"), ("Origin", "https://evil.example"), ("Origin", "null"),
     ("Sec-Fetch-Site", "cross-site"), ("Sec-Fetch-Mode", "navigate"), ("Sec-Fetch-Dest", "document"),
@@ -61,7 +62,12 @@ MEANINGFUL = [
 
 @dataclass
 class EachDoor:
-    """One application: as it is served, with FastAPI's door alone, and with no list of plain fields at the fast one."""
+    """One application with three clients, which must all get the same answers.
+
+    1. The first reaches it as it is served.
+    2. The second passes through FastAPI's door alone.
+    3. The third passes through a fast door that takes requests with any header fields.
+    """
 
     keyturn: Keyturn
     doors: Doors[Keyturn]
@@ -76,13 +82,13 @@ class EachDoor:
         for line in lines:
             assert line.pop("timestamp")
             line.pop("duration_ms", None)
-        return told(answer), lines
+        return compared(answer), lines
 
     async def differences(self, requests: Iterable[tuple[str, str, dict[str, Any]]]) -> list[object]:
-        """The requests to which one door gave another answer, or another line in the log, than the others."""
+        """Returns the requests for which the doors differ in the answer or in the lines of the log."""
         found: list[object] = []
         for request in requests:
-            for _ in range(3):  # between two of them, a second of a lifetime may have passed
+            for _ in range(3):  # repeated, because a lifetime in an answer may lose a second between two clients
                 answers = [await self._ask(client, *request) for client in self.clients]
                 if answers == answers[:1] * len(answers):
                     break
@@ -91,7 +97,7 @@ class EachDoor:
         return found
 
     async def requests(self, *fields: tuple[str, str]) -> list[tuple[str, str, dict[str, Any]]]:
-        """Requests with these header fields to each endpoint that has a fast door. Sent again, they are answered alike."""
+        """Requests with these fields to each endpoint with a fast door. A repeated request gets the same answer."""
         proof = await a_user(self.keyturn, "each@door.example")
         live, over, gone = [await self.keyturn.starting.start(proof, by=SERVICE) for _ in range(3)]
         await self.keyturn.ending.logout(None, over.refresh_token, "this", by=SERVICE)
@@ -115,7 +121,7 @@ class EachDoor:
 @pytest.fixture
 async def each_door(database_url: str, capsys: pytest.CaptureFixture[str]) -> AsyncIterator[EachDoor]:
     app = create_app(settings_of(database_url, None))
-    doors: Doors[Keyturn] = app.doors  # type: ignore[attr-defined]  # of our own subclass
+    doors: Doors[Keyturn] = app.doors  # type: ignore[attr-defined]  # `doors` is an attribute of our own subclass
     behind = partial(FastAPI.__call__, app)
 
     def without_a_list(request: Request) -> Awaitable[Answer] | None:
@@ -158,7 +164,7 @@ async def test_only_requests_whose_fields_are_all_plain_take_the_fast_door(each_
         request.read_head(scope)
         answering = each_door.doors.fast(request)
         if answering is not None:
-            answering.close()  # type: ignore[attr-defined]  # a coroutine that is not wanted
+            answering.close()  # type: ignore[attr-defined]  # a coroutine that must not run
         return answering is not None
 
     assert all(taken((name.decode(), "x")) for name in PLAIN_FIELDS)
@@ -166,7 +172,7 @@ async def test_only_requests_whose_fields_are_all_plain_take_the_fast_door(each_
 
 
 def _refuse_an_origin(doors: Doors[Keyturn], patch: pytest.MonkeyPatch) -> None:
-    """The fast door alone looks at Origin."""
+    """Plants a bug: the fast door alone looks at Origin."""
     verify = doors._fast["GET", "/auth/verify"]
 
     async def refusing(parts: Keyturn, request: Request) -> Answer:
@@ -178,7 +184,7 @@ def _refuse_an_origin(doors: Doors[Keyturn], patch: pytest.MonkeyPatch) -> None:
 
 
 def _forget_the_session(doors: Doors[Keyturn], patch: pytest.MonkeyPatch) -> None:
-    """The fast door alone leaves the session out of the log."""
+    """Plants a bug: the fast door alone leaves the session out of the log."""
     refresh = doors._fast["POST", "/auth/refresh"]
 
     async def forgetting(parts: Keyturn, request: Request) -> Answer:
@@ -190,7 +196,7 @@ def _forget_the_session(doors: Doors[Keyturn], patch: pytest.MonkeyPatch) -> Non
 
 
 def _override_the_method(_doors: Doors[Keyturn], patch: pytest.MonkeyPatch) -> None:
-    """FastAPI's door alone obeys X-HTTP-Method-Override."""
+    """Plants a bug: FastAPI's door alone obeys X-HTTP-Method-Override."""
     served = FastAPI.__call__
 
     async def overriding(app: FastAPI, scope: Any, receive: Any, send: Any) -> None:
@@ -201,7 +207,7 @@ def _override_the_method(_doors: Doors[Keyturn], patch: pytest.MonkeyPatch) -> N
 
 
 def _add_a_field(doors: Doors[Keyturn], patch: pytest.MonkeyPatch) -> None:
-    """The fast door alone adds a field to an answer."""
+    """Plants a bug: the fast door alone adds a field to an answer."""
     logout = doors._fast["POST", "/auth/logout"]
 
     async def adding(parts: Keyturn, request: Request) -> Answer:
@@ -231,7 +237,7 @@ async def test_a_bug_that_is_planted_in_one_door_is_found(
     requests = await each_door.requests(field)
     assert await each_door.differences(requests) == []
     plant(each_door.doors, monkeypatch)
-    for client in each_door.clients[1:]:  # they hold what the bug may replace
+    for client in each_door.clients[1:]:  # these two hold the function that a bug may replace
         edge: Edge = client._transport.app  # type: ignore[attr-defined]  # an ASGITransport
         app = each_door.clients[0]._transport.app  # type: ignore[attr-defined]
         monkeypatch.setattr(edge, "_app", partial(FastAPI.__call__, app))
@@ -240,18 +246,19 @@ async def test_a_bug_that_is_planted_in_one_door_is_found(
 
 @pytest.fixture
 async def both(database_url: str) -> AsyncIterator[tuple[Keyturn, httpx2.AsyncClient, httpx2.AsyncClient]]:
-    """One application as it is served, and without its fast door."""
+    """The parts of one application, and two clients: as it is served, and through FastAPI's door alone."""
     app = create_app(settings_of(database_url, None))
-    roundabout = Edge(partial(FastAPI.__call__, app))
+    slow = Edge(partial(FastAPI.__call__, app))
     async with (
         app.router.lifespan_context(app),
         httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="https://x") as direct,
-        httpx2.AsyncClient(transport=httpx2.ASGITransport(roundabout), base_url="https://x") as through,
+        httpx2.AsyncClient(transport=httpx2.ASGITransport(slow), base_url="https://x") as through,
     ):
         yield app.state.keyturn, direct, through
 
 
-def told(answer: httpx2.Response) -> tuple[int, bytes, list[tuple[str, str]]]:
+def compared(answer: httpx2.Response) -> tuple[int, bytes, list[tuple[str, str]]]:
+    """The parts of an answer that must be equal through both doors."""
     fields = [
         (name, value) for name, value in answer.headers.multi_items() if name not in {"x-request-id", "retry-after"}
     ]
@@ -274,7 +281,7 @@ async def test_the_direct_endpoints_answer_each_request_as_fastapi_does(
     bodies: list[Any] = [
         {"refresh_token": live.refresh_token},  # a retry
         {"refresh_token": over.refresh_token},
-        {"refresh_token": older.refresh_token},  # reuse, then a session that is over
+        {"refresh_token": older.refresh_token},  # first a reuse, then a session that is over
         {"refresh_token": unused.refresh_token[:-1] + "_"},
         *({"refresh_token": junk} for junk in list[Any](("", "x", "x" * 1024, "x" * 1025, "ktr_" + "A" * 84, "ktr_é", 1, None, []))),
         {"refresh_token": live.refresh_token, "scope": "this"},
@@ -310,9 +317,10 @@ async def test_the_direct_endpoints_answer_each_request_as_fastapi_does(
     ]
     statuses: set[int] = set()
     for method, path, more in requests:
-        # Each twice: what the first one changes (a reuse ends its session) is the same for the second one of both.
-        first = [told(await client.request(method, path, **more)) for client in (direct, through)]
-        second = [told(await client.request(method, path, **more)) for client in (through, direct)]
+        # Each request is sent twice through each door. The first round may change something (a reuse ends its session).
+        # The second round then finds the same state through both doors.
+        first = [compared(await client.request(method, path, **more)) for client in (direct, through)]
+        second = [compared(await client.request(method, path, **more)) for client in (through, direct)]
         assert second[0] == second[1], (method, path, more)
         assert first[0] == first[1], (method, path, more)
         statuses.add(first[0][0])
@@ -320,7 +328,7 @@ async def test_the_direct_endpoints_answer_each_request_as_fastapi_does(
 
 
 class Recorded:
-    """How many refreshes each statement was for."""
+    """Records how many refreshes each statement carries."""
 
     def __init__(self, keyturn: Keyturn) -> None:
         self.sizes: list[int] = []
@@ -373,9 +381,8 @@ async def test_sign_ins_that_wait_for_connections_keep_no_refresh_waiting(keytur
         logins = [asyncio.ensure_future(keyturn.sign_in.authenticate("ada@example.com", "x")) for _ in range(20)]
         for _ in range(20):
             used, tokens = tokens, await asyncio.wait_for(keyturn.rotation.refresh(tokens.refresh_token, by=SERVICE), 1)
-            retried = await asyncio.wait_for(
-                keyturn.rotation.refresh(used.refresh_token, by=SERVICE), 1
-            )  # reads besides
+            # A retry, which needs a further statement that reads.
+            retried = await asyncio.wait_for(keyturn.rotation.refresh(used.refresh_token, by=SERVICE), 1)
             assert retried.refresh_token == tokens.refresh_token
         refused = await asyncio.gather(*logins, return_exceptions=True)
     assert {type(each) for each in refused} == {TemporarilyUnavailable}
@@ -390,7 +397,7 @@ async def test_a_batch_that_met_another_transaction_is_run_again_one_by_one(
     monkeypatch.setattr(
         rotation,
         "_POSTGRES",
-        # As a deadlock or a server that is set to a stricter isolation would answer a batch, and it alone.
+        # Fails a statement for several sessions, as a deadlock or a stricter isolation level of the server would.
         rotation._POSTGRES.replace(
             "WITH batch AS (", "WITH met AS (SELECT serialization_failure(cardinality($1::uuid[]))), batch AS (", 1
         ).replace("FROM hit WHERE", "FROM hit, met WHERE", 1),
@@ -431,7 +438,7 @@ async def test_every_outcome_in_one_batch(keyturn: Keyturn) -> None:
     answers = await asyncio.gather(
         *(keyturn.rotation.refresh(t, by=SERVICE) for t in (*texts, unknown)), return_exceptions=True
     )
-    assert recorded.sizes == [9]  # and none of them had to be sent again by itself
+    assert recorded.sizes == [9]  # and no refresh was sent again by itself
 
     def pair(answer: Tokens | BaseException) -> tuple[str, str]:
         assert isinstance(answer, Tokens), answer
@@ -460,15 +467,15 @@ async def test_clients_that_leave_in_mid_batch_take_nobodys_answer_with_them(key
     answers = await asyncio.gather(*refreshes, return_exceptions=True)
     assert recorded.sizes == [100]
     assert all(isinstance(answer, asyncio.CancelledError) for answer in answers[::2])
-    # Whoever left comes back with the same token, and gets the answer that was on its way.
+    # A client that left comes back with the same token, and gets the answer that it missed.
     again = await asyncio.gather(*(keyturn.rotation.refresh(t.refresh_token, by=SERVICE) for t in tokens))
     assert [a.refresh_token for a in answers[1::2] if isinstance(a, Tokens)] == [a.refresh_token for a in again[1::2]]
     for t in tokens:
         assert (await keyturn.reading.find(t.session_id)).generation == 1
 
 
-class Line:
-    """A TCP line to Postgres whose answers can be held back, or cut off once they have been sent."""
+class Proxy:
+    """A TCP proxy in front of Postgres, which can hold Postgres's answers back or break the connection instead."""
 
     def __init__(self) -> None:
         self.through = asyncio.Event()
@@ -478,7 +485,7 @@ class Line:
 
     @asynccontextmanager
     async def open(self, database_url: str) -> AsyncIterator[str]:
-        """The database's URL by way of this line."""
+        """Runs the proxy, and gives the URL of the database through it."""
         url = make_url(database_url)
         tasks: set[asyncio.Task[None]] = set()
 
@@ -525,24 +532,24 @@ async def test_a_statement_that_postgres_committed_and_whose_answer_never_came_i
 ) -> None:
     proof = await a_user(keyturn)
     tokens = [await keyturn.starting.start(proof, by=SERVICE) for _ in range(20)]
-    line = Line()
-    async with line.open(database_url) as url, opened(settings_of(url, None)) as far:
+    proxy = Proxy()
+    async with proxy.open(database_url) as url, opened(settings_of(url, None)) as far:
         await far.keys.load()
         warm = await keyturn.starting.start(proof, by=SERVICE)
-        await far.rotation.refresh(warm.refresh_token, by=SERVICE)  # the statement is prepared on the connection
-        line.cuts = cut
-        line.through.clear()
+        await far.rotation.refresh(warm.refresh_token, by=SERVICE)  # prepares the statement on the connection
+        proxy.cuts = cut
+        proxy.through.clear()
         began = asyncio.get_running_loop().time()
         answers = await asyncio.gather(
             *(far.rotation.refresh(t.refresh_token, by=SERVICE) for t in tokens), return_exceptions=True
         )
         took = asyncio.get_running_loop().time() - began
-        assert line.held.is_set()
+        assert proxy.held.is_set()
         assert all(isinstance(answer, TemporarilyUnavailable) for answer in answers)
         if not cut:
             assert took < TIME_LIMIT.total_seconds() + 2
-        assert [(await keyturn.reading.find(t.session_id)).generation for t in tokens] == [1] * 20  # it was committed
-        line.through.set()
+        assert [(await keyturn.reading.find(t.session_id)).generation for t in tokens] == [1] * 20  # committed
+        proxy.through.set()
         first = await asyncio.gather(*(keyturn.rotation.refresh(t.refresh_token, by=SERVICE) for t in tokens))
         second = await asyncio.gather(*(far.rotation.refresh(t.refresh_token, by=SERVICE) for t in tokens))
     assert [(a.access_token, a.refresh_token) for a in first] == [(a.access_token, a.refresh_token) for a in second]
@@ -574,7 +581,7 @@ async def test_what_a_request_made_goes_with_it_and_is_no_work_for_the_garbage_c
                 answers.append(await client.post("/auth/logout", json={"refresh_token": ended.refresh_token}))
                 return [answer.status_code for answer in answers]
 
-            await each_once()  # what is made once, and kept
+            await each_once()  # makes all objects that are made once and kept
             gc.collect()
             gc.disable()
             try:

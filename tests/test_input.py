@@ -1,4 +1,4 @@
-"""Hostile input at every endpoint: refused in the one shape, nothing echoed, nothing changed."""
+"""Hostile input at every endpoint: refused with the usual shape, not echoed, and without any change."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.conftest import PASSWORD
 from tests.test_api import ADA, EVERY_METHOD, GETS, POSTS, Api, Json, authorization, dump, serving
 
 MARK = "hOsTiLe"
-"""Stands in every hostile value, and in no answer."""
+"""A text that stands in hostile values and must stand in no answer."""
 
 TOKEN = "ktr_" + "x" * 84
 BODIES: dict[str, Json] = {
@@ -35,14 +35,14 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 @pytest.fixture
 async def api(database_url: str) -> AsyncIterator[Api]:
-    """One instance with Ada, a user; anyone may register."""
+    """One instance with one user, Ada, and with open registration."""
     async with serving(database_url, registration="true") as api:
         await api.keyturn.users.create(ADA, PASSWORD, by=SERVICE)
         yield api
 
 
 class Hostile:
-    """Sends what must be refused, and holds every answer to the rules."""
+    """Sends requests that must be refused, and checks each answer."""
 
     def __init__(self, api: Api, bearer: str) -> None:
         self.api = api
@@ -56,7 +56,7 @@ class Hostile:
         headers: dict[str, str] | None = None,
         method: str = "POST",
     ) -> Json:
-        """Returns the refusal's body. The bearer token is good, so that it is never the reason."""
+        """Sends a request with a good bearer token, asserts that it is refused, and returns the refusal's body."""
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         fields = {"Content-Type": "application/json"} | authorization(self.bearer) | (headers or {})
         answer = await self.api.client.request(method, path, content=content, headers=fields)
@@ -77,7 +77,7 @@ class Hostile:
 
 @pytest.fixture
 async def hostile(api: Api) -> AsyncIterator[Hostile]:
-    """Fails if anything that was sent changed a row."""
+    """A sender of hostile requests. Asserts afterwards that none of them changed a row."""
     bearer = (await api.login())["access_token"]
     before = await dump(api.keyturn)
     yield Hostile(api, bearer)
@@ -102,7 +102,7 @@ async def test_a_body_that_is_no_object_is_refused(hostile: Hostile) -> None:
         ):
             refusal = await hostile.sends(path, body)
             assert refusal["error"] == "invalid_request"
-        if path != "/auth/logout":  # where the bearer token alone is enough
+        if path != "/auth/logout":  # at /auth/logout, the bearer token alone is enough
             for nothing in (b"", b"{}", b"null"):
                 await hostile.sends(path, nothing)
 
@@ -205,9 +205,9 @@ async def test_nul_and_control_characters_in_a_field_change_nothing(hostile: Hos
         for field in good:
             for value in (f"{MARK}\0", "\0", f"\0{MARK}", f"{MARK}\x1b[2J", f"{MARK}\r\n{MARK}", f"{MARK}\u2028"):
                 if field in {"password", "new_password"} and "\0" not in value:
-                    continue  # a password may have any other character
+                    continue  # a password may hold any character but NUL
                 if (path, field) == ("/auth/logout", "refresh_token"):
-                    continue  # the good bearer token decides
+                    continue  # the good bearer token beside it decides
                 await hostile.sends(path, good | {field: value}, (400, 401))
 
 
@@ -216,7 +216,7 @@ async def test_what_is_too_large_is_refused(hostile: Hostile) -> None:
         field = next(iter(good))
         for size, statuses in ((1025, (400,)), (10_000, (400,)), (65_000, (400,)), (65_537, (413,)), (1 << 20, (413,))):
             await hostile.sends(path, good | {field: MARK + "x" * (size - len(MARK))}, statuses)
-        # One byte beyond, and exactly at the limit: padded with white space it is the same JSON.
+        # White space behind the JSON changes only its size: exactly the limit, and one byte more.
         await hostile.sends(path, json.dumps(good | {MARK: 1}).encode().ljust(65_536), (400,))
         await hostile.sends(path, json.dumps(good).encode().ljust(65_537), (413,))
 
@@ -387,14 +387,14 @@ async def test_odd_but_well_formed_targets_never_make_an_error_of_ours(hostile: 
 
 async def test_a_character_that_no_target_has_is_refused(hostile: Hostile) -> None:
     for path in (*GETS, *POSTS):
-        if path != "/auth/verify":  # where proxies append what browsers send
+        if path != "/auth/verify":  # below it, a proxy appends the target that a browser sent
             for character in b'"<>\\^`{|}[] \x7f':
                 for target in (b"/%c", b"?%c", b"?a=%cb"):
                     await _raw(hostile, "GET", path.encode() + target % character, (400,))
 
 
 async def _raw(hostile: Hostile, method: str, target: bytes, statuses: Iterable[int]) -> None:
-    """Sends a target as it stands: a client would mend it first."""
+    """Sends a target as it stands, without a client that would encode it first."""
     path, _, query = target.partition(b"?")
     messages: list[dict[str, Any]] = []
 
@@ -435,7 +435,7 @@ async def test_broken_header_fields_are_refused(hostile: Hostile) -> None:
             [(b"Host", b"exa mple.com")],
             [(b"Content-Type", b"application/json"), (b"Content-Type", b"text/plain")],
         ):
-            # The media type of a client's body is nothing to verify: a proxy asks it about the request's head.
+            # /auth/verify ignores the media type. A proxy passes on the client's request without its body.
             status = 401 if (path, headers[0][0]) == ("/auth/verify", b"Content-Type") else 400
             answer = await hostile.api.client.get(path, headers=headers)
             Hostile.holds(answer, (status,), f"{path} {headers}")

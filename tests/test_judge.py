@@ -1,4 +1,4 @@
-"""The pure part of the row machine, at its exact boundaries."""
+"""Pure functions at their exact limits: `judge`, deadlines, durations on the wire, the cost of a stored hash."""
 
 from __future__ import annotations
 

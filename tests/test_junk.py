@@ -1,4 +1,4 @@
-"""What we did not issue costs nothing and says nothing: no statement, no command, one answer (guarantee 4)."""
+"""A token that Keyturn did not issue causes no statement and no command, and gets one answer (guarantee 4)."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from tests.servers import NotOursError, Postgres, Redis
 from tests.service import Service
 from tests.test_races import all_ready, at, logins, rows, serve, until
 
-# What a service asks without being asked: fence, pulse and marker twice a second, all keys once in some minutes.
-HEARTBEAT_STATEMENTS = ("FROM cache_fence", "FROM keys")
-HEARTBEAT_COMMANDS = {"getex", "time", "get", "info", "hello", "select", "client|setinfo"}
+# A service sends these without any request: it reads the fence, the pulse and the marker twice a second, and all keys
+# once in some minutes.
+PERIODIC_STATEMENTS = ("FROM cache_fence", "FROM keys")
+PERIODIC_COMMANDS = {"getex", "time", "get", "info", "hello", "select", "client|setinfo"}
 
 
 @dataclass(frozen=True)
 class Counted:
-    """The service on servers that say what reached them."""
+    """The service on servers that record all statements and commands."""
 
     service: Service
     postgres: Postgres
@@ -36,19 +37,19 @@ class Counted:
     database_url: str
 
     def statements(self) -> list[str]:
-        """All SQL that came, but for the heartbeat."""
+        """All SQL statements that reached Postgres, without the periodic ones."""
         entries = self.postgres._log().replace("\n\t", " ").splitlines()
         found = [entry for entry in entries if "LOG:  execute" in entry or "LOG:  statement" in entry]
-        # A connection that has rested is asked with an empty SELECT; whoever took it then sends a statement of its own.
+        # The pool tests an idle connection with an empty SELECT. The task that takes the connection then sends its own.
         found = [entry for entry in found if not entry.endswith("statement: SELECT")]
-        return [entry for entry in found if not any(known in entry for known in HEARTBEAT_STATEMENTS)]
+        return [entry for entry in found if not any(known in entry for known in PERIODIC_STATEMENTS)]
 
     def commands(self) -> dict[str, int]:
-        """The Redis commands that came, but for the heartbeat."""
+        """The commands that reached Redis with their counts, without the periodic ones."""
         with redis_client.Redis.from_url(self.redis.url()) as client:
             stats = client.info("commandstats")
         names = {name.removeprefix("cmdstat_"): entry["calls"] for name, entry in stats.items()}
-        return {name: calls for name, calls in names.items() if name not in HEARTBEAT_COMMANDS}
+        return {name: calls for name, calls in names.items() if name not in PERIODIC_COMMANDS}
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +69,12 @@ def counted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Counted]:
             yield Counted(service, postgres, redis, url)
 
 
-# -- a client that keeps every byte
+# -- a client that compares every byte
 
 
 @dataclass(frozen=True)
 class Request:
-    """A token, and where and how it is presented."""
+    """A request that presents a token, as a bearer token or in the body."""
 
     method: str
     path: str
@@ -91,7 +92,7 @@ class Request:
 
 
 Answer = tuple[int, tuple[str, ...], bytes]
-"""Status, header fields as they came but for date and request id, body."""
+"""Status, all header fields except date and request id, and body."""
 
 
 def at_refresh(token: str) -> Request:
@@ -115,7 +116,7 @@ def at_logout_as_bearer(token: str) -> Request:
 
 
 async def ask_all(service: Service, requests: list[Request]) -> list[Answer]:
-    """Asks over eight connections; the answers in order."""
+    """Sends the requests over eight connections, and returns their answers in order."""
     answers: dict[int, Answer] = {}
     queue = iter(enumerate(requests))
 
@@ -256,7 +257,7 @@ async def test_ten_thousand_junk_tokens_reach_neither_database_nor_redis_and_get
         assert any(field.lower().startswith("www-authenticate: bearer") for field in fields)
         print(kind, status, body.decode())
 
-    # The count sees one genuine token among junk, at the database and at Redis.
+    # Proof that the count works: it sees one genuine token among junk, at Postgres and at Redis.
     async with at(counted.database_url) as keyturn:
         [planted] = await logins(keyturn, 1)
     crowd = junk[:100]
@@ -279,7 +280,7 @@ async def test_a_refresh_token_with_any_single_bit_flipped_is_refused(
     raw = raw_refresh(token)
     bent = [spelled(flipped(raw, bit)) for bit in range(len(raw) * 8)]
     letters = token.encode()
-    # The highest bit of a byte would make it another character than ASCII's, which JSON carries as well.
+    # The highest bit makes a character that is not ASCII, which JSON can carry too.
     bent += [flipped(letters, bit).decode("latin-1") for bit in range(len(letters) * 8)]
     assert token not in bent
     statements = counted.statements()
@@ -315,7 +316,7 @@ async def test_the_service_logs_no_token_good_or_bad(counted: Counted, pair: tup
     await ask_all(counted.service, [at_logout(t) for t in refreshes] + [at_me(t) for t in accesses])
     await ask_all(counted.service, [at_me(mine.access_token), at_refresh(mine.refresh_token)])
     log = ""
-    for _ in range(100):  # a line is written after its answer was sent
+    for _ in range(100):  # the service writes an access line after its answer
         log = counted.service.text()[start:]
         if log.count('"event": "request"') >= 202:
             break

@@ -1,4 +1,4 @@
-"""Changes of the keys with all that follows from them, and how soon other processes go by them."""
+"""Changes of keys with all their consequences, and how soon other processes go by them."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ async def test_a_session_that_another_instance_began_under_the_key_meanwhile_is_
         proof = await a_user(one)
         await one.starting.start(proof, by=SERVICE)
         await published(one, (await one.key_changes.generate("refresh", by=SERVICE)).kid)
-        monkeypatch.setattr(late.keys, "load", nothing)  # as one that has yet to read the table
+        monkeypatch.setattr(late.keys, "load", nothing)  # as in a process that has not read the table again
         began: list[Any] = []
 
         async def sign_in() -> None:
@@ -87,7 +87,7 @@ async def test_a_session_that_another_instance_began_under_the_key_meanwhile_is_
         monkeypatch.setattr(one.ending, "end_under", end_under)
         done = await one.key_changes.retire("refresh-1", by=SERVICE)
         assert (done.ended, done.ended_later) == (1, 1)
-        assert began[0].refresh_token[4:6] == "AQ"  # under the first key
+        assert began[0].refresh_token[4:6] == "AQ"  # key number 1
         assert (await one.reading.find(began[0].session_id)).ended_at is not None
 
 
@@ -96,7 +96,7 @@ async def test_a_retirement_that_broke_off_goes_on_when_it_is_called_again(open_
     async with open_keyturn() as one:
         tokens = await one.starting.start(await a_user(one), by=SERVICE)
         await published(one, (await one.key_changes.generate("refresh", by=SERVICE)).kid)
-        await one.keys.retire("refresh-1", by=SERVICE)  # and there it broke off
+        await one.keys.retire("refresh-1", by=SERVICE)  # a first call breaks off after this step
         assert (await one.reading.find(tokens.session_id)).ended_at is None
         done = await one.key_changes.retire("refresh-1", by=SERVICE)
         assert done.retired_before is not None
@@ -138,7 +138,7 @@ async def test_what_does_not_go_together_is_refused(open_keyturn: Opener) -> Non
             ("refresh", "ES256", None), ("refresh", None, 2048), ("access", None, 2048), ("access", "ES256", 3072),
         ):  # fmt: skip
             with pytest.raises(InvalidRequest):
-                await one.key_changes.generate(use, algorithm, bits, by=SERVICE)  # type: ignore[arg-type]  # literals
+                await one.key_changes.generate(use, algorithm, bits, by=SERVICE)  # type: ignore[arg-type]  # strings
         with pytest.raises(NotFound):
             await one.key_changes.retire("no-such-key", by=SERVICE)
         assert len(await one.keys.list()) == before
@@ -209,7 +209,7 @@ def test_a_running_process_goes_by_a_change_of_the_command_line_within_two_secon
         assert status(old) in {200, 204}
         new = keyturn("keys", "generate", "access")
         within_two_seconds(lambda: new in published_kids())
-        assert kid(login()) == kid(old)  # published, and not yet signing
+        assert kid(login()) == kid(old)  # published, but not signing yet
         sync(a_minute_passes())
         within_two_seconds(lambda: kid(login()) == new)
         later = login()

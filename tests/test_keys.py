@@ -1,4 +1,4 @@
-"""The key set: sealed at rest, published before it signs, retired for good."""
+"""The key set: sealed in the database, published before it signs, retired for good."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def change(keyturn: Keyturn, kid: str, **values: Any) -> None:
 
 
 async def published(keyturn: Keyturn, kid: str) -> None:
-    """Lets the time pass until a key signs: its moments move, the clock stays."""
+    """Moves the moments of a key into the past until it signs. The clock stays as it is."""
     [key] = [key for key in await rows(keyturn) if key.kid == kid]
     await change(keyturn, kid, created_at=key.created_at - PUBLISHED_FOR, signs_from=key.signs_from - PUBLISHED_FOR)
 
@@ -74,7 +74,7 @@ async def test_a_row_holds_no_key_in_the_clear(keyturn: Keyturn) -> None:
     for key in keyturn.keys._set.access.values():
         assert secret_of(key) not in everything
     assert b"PRIVATE" not in everything
-    # Not one nonce twice under the one sealing key.
+    # The sealing key may never seal two rows with the same nonce.
     nonces = [key.sealed[:12] for key in await rows(keyturn)]
     assert len(set(nonces)) == len(nonces) == 6
 
@@ -160,9 +160,8 @@ async def test_a_new_key_is_published_a_minute_before_it_signs(open_keyturn: Ope
         assert (await status(other))[kid] == "published"
         for keyturn in (maker, other):
             await keyturn.keys.load()
-            # Known everywhere, so that it verifies ...
+            # Every process knows the key, so tokens under it verify. No process signs with it yet.
             assert keyturn.keys.access(kid) or keyturn.keys.refresh(number)
-            # ... and signs nowhere.
             assert (keyturn.keys.signing_access, keyturn.keys.signing_refresh) == old
         await published(maker, kid)
         for keyturn in (maker, other):
@@ -188,7 +187,7 @@ async def test_tokens_of_a_key_that_no_longer_signs_still_verify(keyturn: Keytur
     assert (await keyturn.reading.verify(tokens.access_token)).session_id == tokens.session_id
     after = await keyturn.rotation.refresh(tokens.refresh_token, by=SERVICE)
     assert keyturn.keys.verify_refresh_token(after.refresh_token).session_id == tokens.session_id
-    assert after.refresh_token[4:6] != tokens.refresh_token[4:6]  # its first byte is the key's number
+    assert after.refresh_token[4:6] != tokens.refresh_token[4:6]  # the first byte after `ktr_` is the key's number
 
 
 @pytest.mark.parametrize("use", ["access", "refresh"])
@@ -198,7 +197,7 @@ async def test_the_only_key_that_can_sign_is_not_retired(keyturn: Keyturn, use: 
         await keyturn.keys.retire(only, by=SERVICE)
     assert f"the only {use} key that can sign" in caught.value.description
     new = await keyturn.keys.generate(use, by=SERVICE)
-    # One that is only published can't take its place yet.
+    # A key that is only published can't replace the only key that signs.
     with pytest.raises(Conflict):
         await keyturn.keys.retire(only, by=SERVICE)
     await published(keyturn, new)
@@ -206,7 +205,7 @@ async def test_the_only_key_that_can_sign_is_not_retired(keyturn: Keyturn, use: 
     assert (await status(keyturn))[only] == "retired"
     with pytest.raises(Conflict):
         await keyturn.keys.retire(new, by=SERVICE)
-    await keyturn.keys.retire(only, by=SERVICE)  # said again, it changes nothing
+    await keyturn.keys.retire(only, by=SERVICE)  # a repeated retirement changes nothing
     with pytest.raises(NotFound):
         await keyturn.keys.retire("no-such-key", by=SERVICE)
 
@@ -286,7 +285,7 @@ async def test_a_token_under_a_retired_key_ends_no_session_that_goes_on_under_an
     third = await keyturn.rotation.refresh(second.refresh_token, by=SERVICE)
     await keyturn.keys.retire("refresh-1", by=SERVICE)
     await keyturn.keys.load()
-    # Whoever took the key could have made these: they are no proof of reuse, and no word for a logout.
+    # A thief of the key could have made these tokens. Therefore they prove no reuse and can't log anybody out.
     for tokens in (first, second):
         await refused_as(keyturn, tokens.refresh_token, None)
         for scope in ("this", "all"):
@@ -305,12 +304,13 @@ async def test_a_retirement_that_broke_off_leaves_nothing_that_can_be_refreshed_
         await published(one, await one.keys.generate("refresh", by=SERVICE))
         assert await one.keys.retire("refresh-1", by=SERVICE) == 1
         await one.keys.load()
-        # It broke off after the first range. Who comes now is refused, told why, and ended.
+        # The command stopped after its first range of sessions. A client of a later range is refused with the reason,
+        # and its session ends.
         assert (await one.ending._end_range(UUID(int=0), Session.key_number == 1, 2, SERVICE))[1] == 2
         await refused_as(one, sessions[2].refresh_token, "revoked_by_admin")
         with pytest.raises(InvalidToken):
             await one.reading.verify(sessions[2].access_token)
-        # An instance that has yet to read the table signs in under the old key.
+        # A process that has not yet read the table still signs in under the old key.
         unread = await late.starting.start(proof, by=SERVICE)
         assert late.keys.verify_refresh_token(unread.refresh_token).key.number == 1
         assert await one.keys.retire("refresh-1", by=SERVICE) == 1
@@ -319,7 +319,7 @@ async def test_a_retirement_that_broke_off_leaves_nothing_that_can_be_refreshed_
 
 
 async def of_a_later_release(keyturn: Keyturn, kid: str, **what: Any) -> None:
-    """A key that signs already, of a use or an algorithm that this release's schema and code do not know."""
+    """Inserts a key that signs already, of a use or an algorithm that this release's schema and code do not know."""
     number = what.get("number")
     associated = _associated(kid, what["use"], what["algorithm"], number)
     sealed = keyturn.keys._sealing.seal(os.urandom(32), associated)
@@ -342,7 +342,7 @@ async def test_keys_that_only_a_later_release_knows_are_listed_and_left_alone(op
         assert keyturn.keys._set == before
         kept = {"c1": "unknown", "a1": "unknown", "r1": "unknown"}
         assert {kid: said for kid, said in (await status(keyturn)).items() if kid in kept} == kept
-        # What this release can't sign with takes no place of what it can.
+        # A key with which this release can't sign replaces no key with which it can.
         signing = [kid for kid, said in (await status(keyturn)).items() if said == "signs"]
         assert len(signing) == 2
         for kid in signing:
@@ -365,16 +365,17 @@ async def test_a_token_of_an_unknown_refresh_key_is_junk(keyturn: Keyturn) -> No
     new = other.refresh(number)
     assert new is not None
     token = issue(new, uuid7()).text
-    # `keyturn` has not read the table since: for up to half a minute that is nothing new.
+    # `keyturn` has not read the table since then. For half a minute, it takes an unknown key for a forgery.
     for age in (timedelta(0), UNREAD_LIMIT - timedelta(seconds=1)):
         keyturn.keys._read_at = monotonic() - age.total_seconds()
         with pytest.raises(InvalidGrant, match="unknown refresh key"):
             keyturn.keys.verify_refresh_token(token)
-    # Then nobody can say any more: an outage is not a verdict.
+    # After half a minute, an unknown key may be a new one. The process can't decide, so the answer is 503 and not a
+    # refusal.
     keyturn.keys._read_at = monotonic() - UNREAD_LIMIT.total_seconds() - 1
     with pytest.raises(TemporarilyUnavailable):
         keyturn.keys.verify_refresh_token(token)
-    # What is junk under a key that is known stays junk.
+    # A forged token under a known key is refused all the same.
     with pytest.raises(InvalidGrant):
         keyturn.keys.verify_refresh_token("ktr_AQ" + "A" * 82)
     await keyturn.keys.load()
@@ -389,7 +390,7 @@ async def until(seen: Callable[[], bool], seconds: float = 30) -> None:
 
 @asynccontextmanager
 async def away() -> AsyncIterator[AsyncConnection]:
-    """A database that does not answer, as the reading of the fence meets it."""
+    """A connection to the database that fails, as an outage looks to the reading of the fence."""
     raise TemporarilyUnavailable("away")
     yield
 
@@ -397,7 +398,7 @@ async def away() -> AsyncIterator[AsyncConnection]:
 async def test_when_the_database_is_back_the_keys_are_read_at_once(open_keyturn: Opener) -> None:
     async with open_keyturn() as one, open_keyturn() as two:
         await until(two.revocations.fence.database_answers)
-        beat, two.db.watch_connection = two.db.watch_connection, away  # type: ignore[method-assign]  # as an outage looks to the reading
+        working, two.db.watch_connection = two.db.watch_connection, away  # type: ignore[method-assign]  # an outage
         await until(lambda: not two.revocations.fence.database_answers())
         await one.keys.generate("refresh", by=SERVICE)
         await one.keys.load()
@@ -409,7 +410,7 @@ async def test_when_the_database_is_back_the_keys_are_read_at_once(open_keyturn:
         two.keys._read_at = monotonic() - UNREAD_LIMIT.total_seconds() - 1
         with pytest.raises(TemporarilyUnavailable):
             two.keys.verify_refresh_token(token)
-        two.db.watch_connection = beat  # type: ignore[method-assign]  # as above
+        two.db.watch_connection = working  # type: ignore[method-assign]  # the outage is over
         await until(lambda: 2 in two.keys._set.refresh, READ_BY_ALL.total_seconds())
         assert two.keys.verify_refresh_token(token).text == token
 
@@ -449,11 +450,11 @@ async def test_every_change_of_the_keys_gives_them_a_new_version_and_what_is_ref
         with pytest.raises((NotFound, Conflict)):
             await keyturn.keys.retire(refused, by=SERVICE)
     assert not await keyturn.keys.make_first(by=SERVICE)
-    assert (await version(keyturn))[0] == before + 1  # the one of `replace`
+    assert (await version(keyturn))[0] == before + 1  # the increment by `replace`
 
 
 class Followed(Keys):
-    """Counts the loads of the table, and holds them back where it is told to."""
+    """Counts the loads of the table, and delays them while `go_on` is cleared."""
 
     def __init__(self, keyturn: Keyturn) -> None:
         super().__init__(keyturn.db, master_secret(SECRET), "HS256")
@@ -481,7 +482,7 @@ async def test_the_table_is_read_where_its_version_changed_and_only_then(keyturn
     await keyturn.keys.generate("refresh", by=SERVICE)
     newer, now = await version(keyturn)
     keys.go_on.clear()
-    for _ in range(3):  # one at a time
+    for _ in range(3):  # the process starts one load at a time
         keys.follow(newer, now=now, began=monotonic())
         await asyncio.sleep(0.01)
     assert keys.loads == 2
@@ -490,7 +491,7 @@ async def test_the_table_is_read_where_its_version_changed_and_only_then(keyturn
     keys.follow(newer, now=now, began=monotonic())
     await asyncio.sleep(0.01)
     assert keys.loads == 2
-    # Also a version that is lower than the one before: the database of a backup.
+    # A version that is lower than the last one is followed too: the database came from a backup.
     keys.follow(known, now=now, began=monotonic())
     await until(lambda: keys.loads == 3, 5)
 
@@ -510,7 +511,7 @@ async def test_a_load_that_failed_is_tried_again_at_the_next_reading_and_told_on
         await until(lambda: keys.loads == 2 + n and keys._loading is not None and keys._loading.done(), 5)  # noqa: B023  # called at once
     assert lines == [("keys_not_read", "ConfigurationError")]
     assert keys.refresh(1) is not None
-    # All that time the newest keys were not read: an unknown one may be a new one.
+    # The process could not read the newest keys all that time, so an unknown key may be a new one.
     keys._read_at = monotonic() - UNREAD_LIMIT.total_seconds() - 1
     keys.follow(newer, now=now, began=monotonic())
     with pytest.raises(TemporarilyUnavailable):
@@ -531,7 +532,7 @@ async def test_an_equal_version_proves_the_keys_fresh_and_an_old_reading_proves_
     keys.follow(known, now=now, began=began - 1)
     assert keys.refresh(9) is None
     assert keys._read_at == began - 1
-    keys.follow(known, now=now, began=began - 20)  # came late
+    keys.follow(known, now=now, began=began - 20)  # an older reading that arrived late
     assert keys._read_at == began - 1
 
 
@@ -577,13 +578,13 @@ async def test_a_change_of_the_keys_leaves_an_event_that_names_key_and_actor(key
     ada = Actor("command", "ada", request_id="r1")
     kid = await keyturn.keys.generate("refresh", by=ada)
     await keyturn.keys.retire(kid, by=ada)
-    await keyturn.keys.retire(kid, by=ada)  # said again, it changes nothing
+    await keyturn.keys.retire(kid, by=ada)  # a repeated retirement changes nothing
     with pytest.raises(Conflict):
         await keyturn.keys.retire("refresh-1", by=ada)
     assert (await key_events(keyturn))[2:] == [("key_generated", "command", kid), ("key_retired", "command", kid)]
     access, refresh, _ = await keyturn.keys.replace(by=ada)
-    told = (await key_events(keyturn))[4:]
-    assert sorted(told) == sorted(
+    recorded = (await key_events(keyturn))[4:]
+    assert sorted(recorded) == sorted(
         [("key_retired", "command", kid) for kid in first]
         + [("key_generated", "command", kid) for kid in (access, refresh)]
     )
@@ -611,7 +612,7 @@ async def test_the_published_keys_are_public_ones(keyturn: Keyturn) -> None:
     published = {jwk["kid"]: jwk for jwk in keyturn.keys.jwks()["keys"]}
     assert set(published) == {kids["ES256"], kids["RS256"], kids["EdDSA"]}
     assert {jwk["kty"] for jwk in published.values()} == {"EC", "RSA", "OKP"}
-    # RFC 7518 section 6: the private members of every kind.
+    # RFC 7518 section 6 names these private members of all kinds of keys.
     private = {"d", "p", "q", "dp", "dq", "qi", "oth", "k"}
     assert all(not private & set(jwk) for jwk in published.values())
     assert published[kids["ES256"]]["alg"] == "ES256"
@@ -645,7 +646,7 @@ async def test_an_rsa_key_has_the_size_that_was_asked_for(keyturn: Keyturn, bits
     await keyturn.keys.load()
     [jwk] = keyturn.keys.jwks()["keys"]
     assert len(jwt.utils.base64url_decode(jwk["n"])) * 8 == bits
-    assert jwk["e"] == "AQAB"  # 65537: some verifiers take no other exponent
+    assert jwk["e"] == "AQAB"  # 65537: some verifiers accept no other exponent
     tokens = await keyturn.starting.start(await a_user(keyturn), by=SERVICE)
     assert jwt.get_unverified_header(tokens.access_token)["kid"] == kid
 
@@ -678,7 +679,7 @@ async def test_numbers_of_refresh_keys_are_never_given_twice_and_end_at_254(keyt
     with pytest.raises(Conflict, match="254 refresh keys"):
         await keyturn.keys.generate("refresh", by=SERVICE)
     assert await keyturn.keys.generate("access", by=SERVICE)
-    # A retired row that can't be unsealed does not stop a start.
+    # A retired row that can't be unsealed does not prevent a start.
     await keyturn.keys.load()
     assert sorted(keyturn.keys._set.refresh) == [1, 254]
     async with keyturn.db.begin() as tx:

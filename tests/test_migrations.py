@@ -1,4 +1,4 @@
-"""Migrations as an operator runs them: the real `alembic`, told the database's URL and nothing else."""
+"""Migrations as an operator runs them: the real `alembic`, which gets the database's URL and nothing else."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def command(*words: str, before: tuple[str, ...] = (), **environment: str) -> su
 
 
 def alembic(*words: str, **environment: str) -> str:
-    """Its standard output; it must succeed within 30 s."""
+    """Runs `alembic`, which must succeed within 30 s, and returns its standard output."""
     with command(*words, before=(), **environment) as process:
         out, err = process.communicate(timeout=30)
     assert process.returncode == 0, err
@@ -62,7 +62,7 @@ def empty(engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterat
 
 
 def ask(url: str, statement: str) -> list[tuple[Any, ...]]:
-    """Runs SQL past Keyturn's own code, a script too where there are no rows to give."""
+    """Runs SQL without Keyturn's code. On SQLite, a script of several statements gives no rows."""
     if url.startswith("sqlite"):
         with closing(sqlite3.connect(url.removeprefix("sqlite+aiosqlite:///"))) as connection:
             if statement.count(";") > 1:
@@ -117,7 +117,8 @@ def test_check_finds_a_planted_drift(database_url: str) -> None:
 def test_the_offline_sql_makes_the_same_schema(empty: str) -> None:
     script = alembic("upgrade", "head", "--sql", KEYTURN_DATABASE_URL=empty)
     if empty.startswith("postgresql"):
-        # As online: one at a time, none that waits long for a lock, and all of it for one transaction only.
+        # The script has the same locks as a migration online: one migration at a time, short waits, limits for this
+        # transaction only.
         assert [line for line in script.splitlines() if line][:4] == [
             "BEGIN;",
             "SET LOCAL lock_timeout = '20000ms';",
@@ -162,7 +163,7 @@ def test_a_url_that_can_not_work_is_told_in_one_line(url: str, saying: str, offl
 
 
 def refused(url: str, *offline: str, **environment: str) -> str:
-    """What `alembic` says, beside where it migrates; nothing of the password."""
+    """Runs `alembic`, which must fail with one line; returns that line, which must not hold the password."""
     with command("upgrade", "head", *offline, KEYTURN_DATABASE_URL=url, before=(), **environment) as process:
         out, err = process.communicate(timeout=30)
     assert process.returncode == 1, (out, err)
@@ -220,7 +221,7 @@ def test_two_migrations_at_once_both_succeed(empty: str) -> None:
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
 async def test_a_migration_does_not_wait_long_for_a_lock(database_url: str) -> None:
-    # Whatever waits for an exclusive lock makes all who come after it wait too.
+    # A migration that waits for an exclusive lock blocks every later reader of the table, so the wait must be short.
     reader = await asyncpg.connect(database_url.replace("+asyncpg", ""))
     async with reader.transaction():
         await reader.fetch("SELECT * FROM users")
@@ -229,7 +230,7 @@ async def test_a_migration_does_not_wait_long_for_a_lock(database_url: str) -> N
         assert process.returncode != 0
         assert "canceling statement due to lock timeout" in err
         assert err.splitlines()[-1].startswith("keyturn: a table stayed locked: try again")
-    # Nothing is half done, and the lock of whoever migrates went with the connection.
+    # The migration left nothing half done. Postgres released its advisory lock with its connection.
     assert await asyncio.to_thread(tables, database_url) == TABLES
     assert await reader.fetchval("SELECT version_num FROM alembic_version") == "0001"
     held = (
@@ -240,7 +241,7 @@ async def test_a_migration_does_not_wait_long_for_a_lock(database_url: str) -> N
 
 
 async def hold_the_lock(url: str) -> asyncpg.Connection:
-    """As a release before this one left it behind on a pooled connection."""
+    """Holds the migration lock for the whole connection, as an earlier release did on a pooled connection."""
     connection = await asyncpg.connect(url.replace("+asyncpg", ""), server_settings={"application_name": "left over"})
     await connection.execute(f"SELECT pg_advisory_lock({LOCK})")
     return connection
@@ -296,7 +297,10 @@ def upgrade() -> None:
 
 @pytest.fixture
 def steps(tmp_path: Path, empty: str) -> Callable[..., subprocess.Popen[str]]:
-    """Runs `alembic` with two migrations more, the last of which does something else too; the process."""
+    """Gives a function that starts `alembic` with two more migrations and returns the process.
+
+    The last of the two also runs a Python statement that the test chooses.
+    """
     folder = tmp_path / "steps"
     shutil.copytree(ROOT / "migrations", folder / "migrations", ignore=shutil.ignore_patterns("__pycache__"))
     ini = folder / "alembic.ini"

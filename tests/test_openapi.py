@@ -1,4 +1,4 @@
-"""The OpenAPI document: what stands in the repository is what the service gives, and clients can be made from it."""
+"""The OpenAPI document in the repository is the one that the service gives, and clients can be made from it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def operations(document: Json) -> Iterator[tuple[str, Json]]:
 
 
 def test_the_document_in_the_repository_is_the_one_that_the_command_prints(tmp_path: Path) -> None:
-    # Somewhere else, and with the settings of nobody: neither is in the document.
+    # The command runs in another folder and without settings. Neither may change the document.
     printed = subprocess.run(
         [sys.executable, "-m", "app", "openapi"],
         cwd=tmp_path,
@@ -89,7 +89,7 @@ def test_every_refusal_is_documented_in_the_one_shape(document: Json) -> None:
         refused = {status for status in responses if not status.startswith("2")}
         assert refused == REFUSALS[name] | EDGE | body, name
         for status in refused:
-            # Readiness is an answer also where it says no.
+            # A 503 of /readyz has the same body as a 200, and not the body of an error.
             expected = {"$ref": "#/components/schemas/Readiness"} if (name, status) == ("readyz", "503") else ERROR
             assert responses[status]["content"] == {"application/json": {"schema": expected}}, (name, status)
         for answer in responses.values():
@@ -123,7 +123,7 @@ def test_bodies_are_objects_by_name_that_take_no_unknown_field(document: Json) -
         assert body["content"].keys() == {"application/json"}
         schema = body["content"]["application/json"]["schema"]
         if name == "logout":
-            # The body may be left out, and some clients send `null` then.
+            # A client may leave the body out, and some clients send `null` instead.
             assert "required" not in body
             schema, nothing = schema["anyOf"]
             assert nothing == {"type": "null"}
@@ -143,7 +143,7 @@ def test_a_field_that_may_be_left_out_has_no_default_that_typescript_would_ask_f
 
 def test_no_format_makes_a_client_hide_or_refuse_what_it_has_to_send(document: Json) -> None:
     formats = set(re.findall(r'"format": "([^"]+)"', json.dumps(document)))
-    assert formats == {"uuid", "date-time", "int64"}  # all in answers
+    assert formats == {"uuid", "date-time", "int64"}  # the answers alone have formats
     for name in ("Registration", "Login", "Refresh", "Logout", "PasswordChange"):
         assert "format" not in json.dumps(document["components"]["schemas"][name])
 
@@ -224,8 +224,9 @@ def test_the_bearer_token_is_asked_for_where_one_is_needed(document: Json) -> No
     asked = {name: operation.get("security") for name, operation in operations(document)}
     needed: list[Json] = [{"bearer": []}]
     assert {name for name, security in asked.items() if security == needed} == {"me", "password", "verify"}
-    assert asked.pop("logout") == [{"bearer": []}, {}]  # it may stand beside the refresh token, or not
-    # The others say that they need none: silence is taken for a mistake, or for "as everywhere".
+    assert asked.pop("logout") == [{"bearer": []}, {}]  # optional, because the refresh token is enough
+    # The others say explicitly that they need no token. Without that, a reader takes a missing field for a mistake or
+    # for the document's default.
     assert {name for name, security in asked.items() if security == []} == REFUSALS.keys() - {
         "me", "password", "verify", "logout"
     }  # fmt: skip
@@ -292,7 +293,8 @@ def test_a_logout_that_says_something_else_is_refused_and_ends_nothing(
 
 
 POSITIVE, NEGATIVE = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
-TAKING = {"register", "login", "refresh", "logout", "password", "verify"}  # the others have no input to get wrong
+# The other operations have no input that can be wrong.
+TAKING = {"register", "login", "refresh", "logout", "password", "verify"}
 
 
 @pytest.mark.parametrize(
@@ -310,7 +312,7 @@ def test_a_random_client_gets_only_documented_answers(
         if o.definition.raw["operationId"] == name
     )
     statuses: set[int] = set()
-    # A schema can't say "8 to 1024 bytes" or "no NUL"; and verify passes over a query that a proxy appended.
+    # A schema can't say "8 to 1024 bytes" or "no NUL". And verify ignores a query, because a proxy may append one.
     excluded: list[Any] = [positive_data_acceptance, *([negative_data_rejection] if name == "verify" else [])]
 
     @settings(max_examples=30, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))

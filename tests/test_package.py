@@ -1,4 +1,4 @@
-"""What `pip install .` puts into an environment, and that it works there without the checkout."""
+"""The wheel that `pip install .` installs holds all of the service, and works without the checkout."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment with the wheel, and beside it what it depends on; no network is needed."""
+    """An environment with the wheel and, through a path, the packages that it depends on. No network is needed."""
     folder = tmp_path_factory.mktemp("package")
     source, environment = folder / "source", folder / "environment"
     source.mkdir()
@@ -37,7 +37,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert built.returncode == 0, built.stderr
     venv.create(environment, symlinks=True)
     [packages] = environment.glob("lib/python*/site-packages")
-    # As an installer does it: a wheel is a zip file of what belongs into site-packages, and the scripts.
+    # Unpack the wheel as an installer does: a zip file of the contents of site-packages, and the scripts.
     [wheel] = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(packages)
@@ -56,7 +56,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _with_setuptools() -> str:
-    """A Python that has the build backend: this one, or the one that TEST_BUILD_PYTHON names."""
+    """A Python that has the build backend: the running one, or the one that TEST_BUILD_PYTHON names."""
     for python in filter(None, (os.environ.get("TEST_BUILD_PYTHON"), sys.executable)):
         found = "import setuptools; raise SystemExit(int(setuptools.__version__.split('.')[0]) < 80)"
         if subprocess.run([python, "-c", found], check=False, capture_output=True).returncode == 0:

@@ -1,4 +1,4 @@
-"""Passwords: taken as they come, hashed a few at a time, and no answer says whether there is such a user."""
+"""Passwords are taken unchanged and hashed a few at a time. No answer says whether a user exists."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ NO_LIMITS = Container(cores=Limit(8, "the test"), memory=None, address_space=Non
 
 
 def hashing(found: Container = NO_LIMITS, **more: str) -> Passwords:
-    """Passwords of these settings, in a container of the test's."""
+    """Makes Passwords with these settings, in a container that the test chooses."""
     return Passwords(settings(**more), HashingRoom.of(settings(**more), found))
 
 
@@ -165,13 +165,13 @@ async def test_beyond_slots_and_queue_it_is_503_at_once() -> None:
     assert [isinstance(answer, str) for answer in answers] == [True] * 3 + [False] * 3
     assert len(full) == 3
     assert all(e.status == 503 and e.retry_after == timedelta(seconds=2) for e in full)
-    # Room again as soon as they are done.
+    # The queue has room again as soon as the hashes are done.
     assert await passwords.hash(b"a good password")
 
 
 @asynccontextmanager
 async def occupied(passwords: Passwords) -> AsyncIterator[None]:
-    """Its one slot is taken while the block runs."""
+    """Occupies the one hashing slot while the block runs."""
     done = threading.Event()
     taken = asyncio.ensure_future(passwords._run(8, done.wait))
     await asyncio.sleep(0)
@@ -237,7 +237,7 @@ async def test_who_goes_away_holds_his_place_until_his_hash_is_done() -> None:
         await gone
     with pytest.raises(TemporarilyUnavailable):
         await passwords.hash(b"a good password")
-    for _ in range(3000):  # a hash runs only where nobody else wants the core
+    for _ in range(3000):  # with its low priority, a hash runs only on an idle core
         await asyncio.sleep(0.01)
         if not passwords._busy:
             break
@@ -245,7 +245,7 @@ async def test_who_goes_away_holds_his_place_until_his_hash_is_done() -> None:
 
 
 class Counted:
-    """Counts what argon2 is asked to compute; it computes as ever."""
+    """Counts the calls of argon2, and computes them as usual."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[tuple[str, int, int, int]] = []
@@ -331,7 +331,8 @@ async def test_all_that_a_wrong_password_costs_takes_one_place_in_the_queue(monk
     passwords = hashing(hashing_slots="1", hashing_queue="0")
     for memory in (16, 32):
         passwords.learn(PasswordHasher(time_cost=1, memory_cost=memory, parallelism=1).hash(b"a good password"))
-    passwords.learn("$argon2id$v=19$m=4194304,t=1,p=1$c2FsdHNhbHRzYWx0c2FsdA$aGFzaGhhc2hoYXNoaGFzaA")  # never computed
+    # These parameters are above the limit, so such a hash is never computed.
+    passwords.learn("$argon2id$v=19$m=4194304,t=1,p=1$c2FsdHNhbHRzYWx0c2FsdA$aGFzaGhhc2hoYXNoaGFzaA")
     counted = Counted(monkeypatch)
     wrong = asyncio.ensure_future(passwords.verify(None, b"a good password"))
     await asyncio.sleep(0)
@@ -350,7 +351,10 @@ async def test_the_first_unknown_user_of_a_process_costs_the_same_too(
 
 
 async def test_nobodys_hash_is_a_hash_like_any_other(passwords: Passwords) -> None:
-    """One that argon2 can not read would be refused at once, and an unknown user would be told by the clock."""
+    """The decoy of an unknown user is a hash that argon2 can read and compute.
+
+    Otherwise argon2 would fail at once, and the time of the answer would reveal that the user does not exist.
+    """
     [decoy] = passwords._decoys.values()
     assert extract_parameters(decoy) == extract_parameters(passwords._hasher.hash(b"a good password"))
     with pytest.raises(VerifyMismatchError):
@@ -415,7 +419,7 @@ def test_the_proof_of_a_password_does_not_show_its_hash() -> None:
     assert "argon2" not in repr(Authenticated(user_id=None, password_hash="$argon2id$secret"))  # type: ignore[arg-type]
 
 
-# -- a verdict, or none
+# -- a verdict, or 503
 
 
 PARTS = ("$argon2id", "$argon2i", "$argon2d", "$argon2", "$v=19", "$v=16", "$v=18", "$m=8,t=1,p=1", "$m=16,t=2,p=2", "$m=8,t=1,p=2",
@@ -500,7 +504,7 @@ async def test_a_hash_for_which_there_is_no_memory_is_503_and_no_decoy(capsys: p
 
 
 async def test_what_is_wrong_never_costs_much_more_than_today(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One user of long ago must not make each wrong password take a minute."""
+    """One user's expensive hash from long ago must not make each wrong password take a minute."""
     passwords = hashing()
     for memory, passes in ((1048576, 64), (1048576, 5), (1048576, 3), (16, 1), (1048576, 2)):
         assert passwords.learn(
@@ -540,7 +544,7 @@ async def test_without_a_thread_for_it_a_hash_is_503_and_the_next_is_as_ever(
     hashed = await passwords.hash(b"a good password")
     with monkeypatch.context() as without:
         without.setattr(threading.Thread, "start", start)
-        for _ in range(100):  # more than slots and queue: nothing may be kept of those that failed
+        for _ in range(100):  # more than slots and queue together, so that a place that is not freed is noticed
             with pytest.raises(TemporarilyUnavailable, match="can't start new thread"):
                 await passwords.verify(hashed, b"a good password")
             with pytest.raises(TemporarilyUnavailable, match="can't start new thread"):
@@ -553,7 +557,7 @@ async def test_without_a_thread_for_it_a_hash_is_503_and_the_next_is_as_ever(
 
 @contextmanager
 def no_more_addresses(service: Service, but: int) -> Iterator[None]:
-    """While the block runs, the service may map this many bytes more than it has."""
+    """Lets the service map at most `but` more bytes of memory while the block runs."""
     import resource
 
     taken = int(Path(f"/proc/{service.pid}/statm").read_text().split()[0]) * resource.getpagesize()
@@ -590,7 +594,8 @@ def test_without_memory_no_password_is_called_wrong_and_nothing_is_a_defect(
 ) -> None:
     environment = {"KEYTURN_REGISTRATION": "true", **{f"KEYTURN_{name}": value for name, value in argon2.items()}}
     with Service.start({**environment, "KEYTURN_DATA_DIR": str(tmp_path / "data")}, logs=tmp_path) as service:
-        if "ARGON2_LANES" not in argon2:  # else the stacks of its threads would be kept for the next
+        # With several lanes, this hash would leave stacks of threads in memory for the next.
+        if "ARGON2_LANES" not in argon2:
             assert post(service, "register", PASSWORD)[0] == 201
         with no_more_addresses(service, room):
             for path, password in (("login", PASSWORD), ("login", "wrong password"), ("register", PASSWORD)):
@@ -646,7 +651,8 @@ def test_a_start_and_the_doctor_name_a_limit_below_one_hash_in_one_line(tmp_path
     code, said = limited(900, *serve)
     assert code == 1
     assert re.fullmatch(r"keyturn: one password hash takes 1,024 MiB, and RLIMIT_AS leaves \d+ MiB for it: .*\n", said)
-    # Here one could fit, and then does not: the first administrator is not made, and the next start makes it.
+    # At the start one hash seems to fit, and then memory is too short. No administrator is made; the next start makes
+    # one.
     code, said = limited(1280, *serve)
     assert code == 3
     assert re.fullmatch(r"keyturn: not available: no hash could be computed: .*\n", said)

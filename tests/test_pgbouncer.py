@@ -1,4 +1,4 @@
-"""Behind PgBouncer in transaction mode, where every transaction may be on another server connection."""
+"""Behind PgBouncer in transaction mode, each transaction may run on another server connection."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no pgbouncer on PATH (n
 
 @pytest.fixture
 def pooled_url(postgres: Postgres, template: str, tmp_path: Path) -> Iterator[str]:
-    """A fresh database, reached through PgBouncer, which has four server connections for all who come."""
+    """A fresh database, reached through a PgBouncer that has four server connections for all clients."""
     name = f"pooled_{os.urandom(4).hex()}"
     sync(postgres.create_database(name, template=template))
     given = make_url(postgres.url())
@@ -80,7 +80,8 @@ Opener = Callable[[], AbstractAsyncContextManager[Keyturn]]
 async def test_two_instances_sign_in_refresh_verify_and_log_out_through_pgbouncer(opener: Opener) -> None:
     async with opener() as here, opener() as there:
         proof = await a_user(here)
-        turnstile = asyncio.Semaphore(4)  # who waits two seconds for a connection, on a slow machine, is sent away
+        # Four at once: on a slow machine, a task that waits two seconds for a connection is refused.
+        turnstile = asyncio.Semaphore(4)
 
         async def chain() -> None:
             async with turnstile:
@@ -93,7 +94,7 @@ async def test_two_instances_sign_in_refresh_verify_and_log_out_through_pgbounce
             with pytest.raises(InvalidToken):
                 await there.reading.verify(tokens.access_token)
 
-        await asyncio.gather(*(chain() for _ in range(48)))  # 1,920 refreshes
+        await asyncio.gather(*(chain() for _ in range(48)))  # 48 chains of 40 refreshes
         state = [(s.generation, s.end_reason) for s in await here.reading.list(user_id=None, limit=100, live=False)]
         assert state == [(40, "logout")] * 48
 
@@ -169,13 +170,13 @@ async def test_migrations_through_the_pooler_leave_nothing_behind_on_its_connect
     seen: set[int] = set()
     connections = [await asyncpg.connect(plain, statement_cache_size=0) for _ in range(4)]
     try:
-        for connection in connections:  # each holds a server connection for its transaction
+        for connection in connections:  # each open transaction occupies one server connection
             await connection.execute("BEGIN")
             seen.add(await connection.fetchval("SELECT pg_backend_pid()"))
             assert await connection.fetchval("SHOW lock_timeout") == "0"
             assert await connection.fetchval("SELECT count(*) FROM pg_prepared_statements WHERE name != ''") == 0
             assert await connection.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
-            # Nothing that a session set for itself; what the pooler keeps in step with its client is no business of ours.
+            # Keyturn leaves no setting behind on a server connection. PgBouncer itself manages the settings in `kept`.
             changed = await connection.fetch("SELECT name, setting FROM pg_settings WHERE source = 'session'")
             kept = {"application_name", "client_encoding", "DateStyle", "TimeZone", "standard_conforming_strings"}
             assert [row["name"] for row in changed if row["name"] not in kept] == []

@@ -1,6 +1,6 @@
 """Bugs planted in the service: the state machine of test_state_machine must find each of them.
 
-A test that can't fail proves nothing. These show that its model, its steps and its comparisons see what matters.
+A test that can't fail proves nothing. These tests show that its model, steps and comparisons notice each bug.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def bug(plant: Callable[[Patch], None]) -> Callable[[Patch], None]:
 
 
 def in_rotation(patch: Patch, right: str, wrong: str) -> None:
-    """Changes the statement that rotates."""
+    """Changes the SQL statement that rotates."""
     real = rotation._rotate_sqlite
     assert right in real(1)
 
@@ -282,7 +282,7 @@ def gc_forgets_too_early(patch: Patch) -> None:
 
 @pytest.fixture
 def engine() -> str:
-    """SQLite alone: what is tested here is the test."""
+    """SQLite is enough, because these tests examine the state machine and not the database."""
     return "sqlite"
 
 

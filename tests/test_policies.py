@@ -1,4 +1,4 @@
-"""The policy of a session stands on its row: shortened by the policy in force, never lengthened."""
+"""The policy of a session stands in its row. The policy in force can shorten its durations, and lengthens none."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ async def test_two_clients_with_different_lifetimes_that_refresh_in_one_batch_ea
     (access, idle, absolute), (bank_access, bank_idle, bank_absolute) = map(lifetimes, refreshed)
     assert (access, idle) == (120, 3000)
     assert 8390 <= int(str(absolute)) <= 8400
-    # The absolute deadline, 900 seconds ahead, is nearer than the idle one.
+    # At the bank, the absolute deadline is 900 seconds ahead and nearer than the idle deadline.
     assert bank_access == 45
     assert bank_idle == bank_absolute
     assert 890 <= int(str(bank_idle)) <= 900
     tokens = [await keyturn.reading.verify(each.access_token) for each in refreshed]
     assert [(t.client_id, t.claims["exp"] - t.claims["iat"]) for t in tokens] == [("shop", 120), ("bank", 45)]
-    # A window of zero is strict single use; the other client's retry gets the same answer.
+    # A retry window of zero means strict single use. The shop's retry gets the same answer again.
     again = await keyturn.rotation.refresh(shop.refresh_token, by=SERVICE)
     assert (again.access_token, again.refresh_token) == (refreshed[0].access_token, refreshed[0].refresh_token)
     with pytest.raises(InvalidGrant) as caught:

@@ -1,4 +1,4 @@
-"""Connections to Postgres: hosts, roles of servers, silent deaths, defaults that others set, rights, a schema of one's own."""
+"""Connections to Postgres: hosts, roles of servers, silent failures, defaults, rights and schemas."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ on_postgres = pytest.mark.parametrize("engine", ["postgres"], indirect=True)
 
 
 async def execute(url: str, *statements: str) -> Any:
-    """Past Keyturn's own code; the value of the last."""
+    """Runs statements without Keyturn's code, and returns the value of the last."""
     connection = await asyncpg.connect(url.replace("+asyncpg", ""))
     try:
         for statement in statements:
@@ -101,7 +101,7 @@ async def test_a_switch_over_with_both_servers_alive_is_followed_and_told_once_e
                 await asyncio.to_thread(first.restart)
                 await ready(client, service, 200)
                 assert [await sign_in(client, service) for _ in range(8)] == [200] * 8
-                # A machine that is gone without a word leaves time for the other.
+                # If the first host does not answer at all, the process still has time to try the second.
                 first.pause()
                 try:
                     url = f"postgresql://postgres@127.0.0.1:{first.port},127.0.0.1:{second.port}/keyturn"
@@ -137,7 +137,7 @@ async def test_a_list_as_libpq_writes_it_leads_to_the_primary_and_a_standby_alon
 async def test_of_two_primaries_the_one_that_takes_writes_is_used(
     pair: tuple[Postgres, Postgres], postgres: Postgres
 ) -> None:
-    """As after a switch-over by hand, where the former primary was only locked."""
+    """Two primaries exist after a manual switch-over in which the former one was only made read-only."""
     await postgres.create_database("keyturn")
     try:
         await postgres._execute("ALTER DATABASE keyturn SET default_transaction_read_only = on")
@@ -149,11 +149,11 @@ async def test_of_two_primaries_the_one_that_takes_writes_is_used(
         await postgres.drop_database("keyturn")
 
 
-# -- deaths in silence
+# -- silent failures
 
 
 class Forgetful:
-    """A balancer that forgets each connection at once when told to, and tells nobody."""
+    """A load balancer that, on demand, drops its state of each connection and informs neither end."""
 
     def __init__(self) -> None:
         self.made = 0
@@ -212,7 +212,7 @@ async def test_connections_that_were_forgotten_on_the_way_cost_no_request(databa
         )
         await keyturn.starting.start(proof, by=SERVICE)
         assert asyncio.get_running_loop().time() - began < 4
-        # And those that are warm are not asked.
+        # The process does not check the warm connections again, so it opens no new one.
         made = balancer.made
         for _ in range(5):
             renewed = await keyturn.rotation.refresh(renewed.refresh_token, by=SERVICE)
@@ -245,7 +245,7 @@ async def test_idle_connections_are_kept_alive_below_the_patience_of_a_nat(keytu
         assert found.getsockopt(socket.IPPROTO_TCP, getattr(socket, "TCP_KEEPIDLE", 0) or socket.TCP_KEEPALIVE) <= 200  # type: ignore[attr-defined]  # macOS has it
 
 
-# -- defaults of a role and a database
+# -- defaults of roles and databases
 
 DEFAULTS = {
     "TimeZone": "Europe/Berlin",
@@ -274,7 +274,7 @@ async def test_defaults_that_a_database_brings_change_no_answer_and_no_deadline(
     newer = (
         {"transaction_timeout": "100ms"} if await execute(database_url, "SHOW server_version_num") >= "170000" else {}
     )
-    # On one connection: these hold for those that are opened later, and 10 ms are not enough on a busy machine.
+    # Use one connection: the defaults hold for later connections, and 10 ms are too short on a busy machine.
     changes = (f"ALTER DATABASE \"{name}\" SET {setting} = '{value}'" for setting, value in (DEFAULTS | newer).items())
     await execute(database_url, *changes)
     async with open_keyturn() as keyturn:
@@ -282,7 +282,7 @@ async def test_defaults_that_a_database_brings_change_no_answer_and_no_deadline(
         await asyncio.sleep(0.3)
         tokens = await keyturn.rotation.refresh(tokens.refresh_token, by=SERVICE)
         await keyturn.reading.verify(tokens.access_token)
-        # The clocks in Berlin go forward on 29 March 2026.
+        # In Berlin, summer time begins on 29 March 2026.
         rows = await keyturn.db.fetch(
             "SELECT extract(epoch FROM timestamptz '2026-03-25 12:00Z' + $1::interval - timestamptz '2026-03-25 12:00Z')"
             "::int AS seconds",
@@ -318,7 +318,7 @@ async def test_a_stronger_promise_than_ours_stays_as_the_operator_has_it(
 
 @pytest.fixture
 def user(database_url: str) -> Iterator[str]:
-    """A role that owns nothing and may connect."""
+    """A role that may connect and owns nothing."""
     name = f"service_{secrets.token_hex(4)}"
     sync(execute(database_url, f"CREATE ROLE {name} LOGIN PASSWORD 'hunter2'"))
     yield name
@@ -422,7 +422,7 @@ async def test_a_database_that_is_locked_against_writes_is_named(database_url: s
             pytest.fail("it started")
 
 
-# -- a schema of one's own
+# -- a schema of its own
 
 
 @pytest.mark.parametrize("by", ["url", "PGOPTIONS", "role"])

@@ -1,4 +1,4 @@
-"""The URL of a Postgres and libpq's variables: what counts, and what is refused because it would have no effect."""
+"""The URL of a Postgres and libpq's variables: which count, and which are refused because they would have no effect."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Behind real proxies with the recipes of deploy/: who is passed on to the application, as whom, and what else is said.
+"""The recipes of deploy/ in real proxies: which requests reach the application, as which user, with which fields.
 
-Each recipe is taken as it is published; only hosts and ports are put in.
+Each recipe is used as published. The tests replace only hosts and ports.
 """
 
 from __future__ import annotations
@@ -42,24 +42,24 @@ IDENTITY = ("x-auth-subject", "x-auth-role", "x-auth-scope", "x-auth-session")
 MIB = 1024 * 1024
 
 
-# -- the parts: an application, a line to Keyturn, a proxy between
+# -- the parts: an application, a link to Keyturn, a proxy between
 
 
 class Application(http.server.BaseHTTPRequestHandler):
-    """Says what it was asked, to any method."""
+    """Answers any method with a description of the request that arrived."""
 
     protocol_version = "HTTP/1.1"
 
     def answer(self) -> None:
         body = self.body()
-        told = {
+        description = {
             "method": self.command,
             "target": self.path,
             "fields": [(name.lower(), value) for name, value in self.headers.items()],
             "length": len(body),
             "digest": hashlib.sha256(body).hexdigest(),
         }
-        text = json.dumps(told).encode()
+        text = json.dumps(description).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
@@ -87,19 +87,22 @@ class Application(http.server.BaseHTTPRequestHandler):
 
 @contextmanager
 def application() -> Iterator[int]:
-    """An application; yields its port."""
+    """Runs an application, and yields its port."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Application) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server.server_port
         server.shutdown()
 
 
-class Line:
-    """A TCP line that counts its connections. It leads to one Keyturn or to another, to silence, or is cut."""
+class Link:
+    """A TCP relay between a proxy and Keyturn that counts its connections.
+
+    The relay can lead to one Keyturn or to another, accept and stay silent, or listen to nobody.
+    """
 
     def __init__(self) -> None:
         self.port = free_port()
-        self.to: int | None = None  # None: nothing ever answers
+        self.to: int | None = None  # None: accepts connections and never answers
         self.connections = 0
         self._loop = asyncio.new_event_loop()
         self._server: asyncio.Server | None = None
@@ -108,13 +111,13 @@ class Line:
         self._thread.start()
 
     def lead(self, to: int | None) -> None:
-        """New connections lead there; those that are open are cut."""
+        """Leads new connections to that port, and breaks the open ones."""
         self.cut()
         self.to = to
         self._run(self._listen())
 
     def cut(self) -> None:
-        """Nobody listens any more, as after the end of a process."""
+        """Stops listening, as after the end of a process."""
         self._run(self._close())
 
     def close(self) -> None:
@@ -135,7 +138,7 @@ class Line:
             self._server = None
         for writer in tuple(self._writers):
             writer.transport.abort()
-        while len(asyncio.all_tasks()) > 1:  # those that served them
+        while len(asyncio.all_tasks()) > 1:  # the tasks that served the connections
             await asyncio.sleep(0.01)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -175,14 +178,14 @@ class Answer:
 
     @property
     def asked(self) -> dict[str, Any]:
-        """What the application was asked."""
+        """The request that reached the application."""
         assert self.status == HTTPStatus.OK, (self.status, self.text)
-        told: dict[str, Any] = json.loads(self.text)
-        return told
+        description: dict[str, Any] = json.loads(self.text)
+        return description
 
     @property
     def identity(self) -> dict[str, str]:
-        """The fields that an application might take for an identity, whatever their spelling; empty ones left out."""
+        """The fields that the application might take for an identity, in any spelling. Empty fields are left out."""
         spelled = [(name.replace("_", "-"), value) for name, value in self.asked["fields"]]
         found = [(name, value) for name, value in spelled if name.startswith("x-auth") and value]
         assert len(found) == len(dict(found)), found
@@ -195,7 +198,7 @@ class Proxy:
 
     name: str
     port: int
-    line: Line
+    link: Link
 
     def ask(
         self,
@@ -206,7 +209,7 @@ class Proxy:
         *,
         token: str | None = None,
     ) -> Answer:
-        """A request as a client sends it: a body of several parts is chunked."""
+        """Sends a request as a client does. A body of several parts is sent in chunks."""
         with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)) as connection:
             connection.putrequest(method, target, skip_accept_encoding=True)
             for name, value in fields if token is None else (*fields, ("Authorization", f"Bearer {token}")):
@@ -223,7 +226,7 @@ class Proxy:
 
 
 def program(name: str) -> str | None:
-    """The proxy's program: on PATH, beside this Python, or in the wheel that brings it."""
+    """The path of the proxy's program: on PATH, beside this Python, or in its wheel."""
     wheel = find_spec(name)
     for folder in (None, "/usr/sbin", str(Path(sys.executable).parent)):
         if wheel is None and (found := shutil.which(name, path=folder)):
@@ -263,7 +266,7 @@ RECIPES: dict[str, tuple[str, Callable[[str, Path], list[str]], str]] = {
 
 
 def with_ports(recipe: str, *, listen: int, keyturn: int, app: int) -> str:
-    """The recipe with the hosts and ports of this test, in each of the forms in which they stand there."""
+    """Replaces the hosts and ports of the recipe, in each form in which the recipe writes them."""
     for host, port, there in (("keyturn", 8000, keyturn), ("app", 3000, app)):
         recipe = re.sub(rf"\b{host}:{port}\b", f"127.0.0.1:{there}", recipe)
         recipe = recipe.replace(f"address: {host}, port_value: {port}", f"address: 127.0.0.1, port_value: {there}")
@@ -271,15 +274,15 @@ def with_ports(recipe: str, *, listen: int, keyturn: int, app: int) -> str:
 
 
 @contextmanager
-def running(name: str, recipe: str, folder: Path, line: Line, app: int) -> Iterator[Proxy]:
-    """A proxy of that name with a recipe, ready."""
+def running(name: str, recipe: str, folder: Path, link: Link, app: int) -> Iterator[Proxy]:
+    """Runs the named proxy with a recipe, and yields it when it is ready."""
     _, command, where = RECIPES[name]
     found = program(name)
     if found is None:
         pytest.skip(f"no {name} on PATH ({where})")
     folder.mkdir()
     port = free_port()
-    arguments = command(with_ports(recipe, listen=port, keyturn=line.port, app=app), folder)
+    arguments = command(with_ports(recipe, listen=port, keyturn=link.port, app=app), folder)
     sentinel = Sentinel()
     try:
         log = folder / "log"
@@ -293,14 +296,14 @@ def running(name: str, recipe: str, folder: Path, line: Line, app: int) -> Itera
             return False
 
         assert sentinel.wait(20, listens) is None, log.read_text()
-        yield Proxy(name, port, line)
+        yield Proxy(name, port, link)
     finally:
         sentinel.close()
 
 
 @dataclass
 class Stage:
-    """Keyturn, a second one whose stores are away, an application, and tokens."""
+    """Keyturn, a second Keyturn whose stores are away, an application, and tokens."""
 
     keyturn: Service
     outage: Service
@@ -324,7 +327,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres, template
         stack.callback(lambda: sync(postgres.drop_database(database)))
         keyturn = stack.enter_context(serve(postgres.url(database), folder))
 
-        # Its stores go away for good once it runs.
+        # The second Keyturn's stores are stopped for good once it runs.
         own_postgres, own_redis = Postgres.start(), Redis.start()
         stack.callback(own_postgres.close)
         stack.callback(own_redis.close)
@@ -363,32 +366,32 @@ def stage(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres, template
 
 
 @pytest.fixture(scope="module")
-def line() -> Iterator[Line]:
-    with closing(Line()) as line:
-        yield line
+def link() -> Iterator[Link]:
+    with closing(Link()) as link:
+        yield link
 
 
 @pytest.fixture(scope="module", params=RECIPES)
 def proxy(
-    request: pytest.FixtureRequest, stage: Stage, line: Line, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, stage: Stage, link: Link, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Proxy]:
-    line.lead(stage.keyturn.port)
+    link.lead(stage.keyturn.port)
     recipe = (DEPLOY / RECIPES[request.param][0]).read_text(encoding="utf-8")
-    with running(request.param, recipe, tmp_path_factory.mktemp("proxy") / request.param, line, stage.app) as proxy:
+    with running(request.param, recipe, tmp_path_factory.mktemp("proxy") / request.param, link, stage.app) as proxy:
         yield proxy
 
 
 @pytest.fixture(autouse=True)
 def back(request: pytest.FixtureRequest) -> Iterator[None]:
-    """After each test the line leads to the Keyturn that lives."""
+    """After each test, lets the link lead to the working Keyturn again."""
     yield
     if "proxy" in request.fixturenames:
         proxy, stage = request.getfixturevalue("proxy"), request.getfixturevalue("stage")
-        if proxy.line.to != stage.keyturn.port or proxy.line._server is None:
-            proxy.line.lead(stage.keyturn.port)
+        if proxy.link.to != stage.keyturn.port or proxy.link._server is None:
+            proxy.link.lead(stage.keyturn.port)
 
 
-# -- what passes
+# -- requests that pass
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
@@ -443,7 +446,8 @@ def test_a_client_s_own_identity_is_never_passed_on(proxy: Proxy, stage: Stage) 
 
 
 def test_path_and_query_of_a_client_decide_nothing_however_odd_and_long(proxy: Proxy, stage: Stage) -> None:
-    longest = {"nginx": 7_000, "caddy": 15_000}.get(proxy.name, 50_000)  # bytes: what it takes without more settings
+    # Bytes that the proxy accepts without further settings.
+    longest = {"nginx": 7_000, "caddy": 15_000}.get(proxy.name, 50_000)
     for target in (
         "/?role=editor",
         "/;role=editor/x?role=editor&role=admin&scope=a&max_age=0&refresh=true",
@@ -457,7 +461,7 @@ def test_path_and_query_of_a_client_decide_nothing_however_odd_and_long(proxy: P
         assert proxy.ask("GET", target, token=stage.access_token).identity == stage.claims, target[:80]
         assert proxy.ask("GET", target).status == HTTPStatus.UNAUTHORIZED, target[:80]
     for target in ("/%00", "/%zz", "/%", "/a%0ab", "/../..", "/%2e%2e/x", "/x\\y", '/"<>^`{|}'):
-        # The proxy may have its own word on these; if it passes them on, then as who it was.
+        # The proxy may refuse these targets itself. If it passes one on, the identity must be right.
         answer = proxy.ask("GET", target, token=stage.access_token)
         assert answer.status == HTTPStatus.BAD_REQUEST or answer.identity == stage.claims, target
         assert proxy.ask("GET", target).status in {HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED}, target
@@ -481,12 +485,12 @@ DEMANDS = {
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_demand_of_the_proxys_is_403_for_the_others_and_no_client_can_change_it(
-    stage: Stage, line: Line, tmp_path: Path, name: str
+    stage: Stage, link: Link, tmp_path: Path, name: str
 ) -> None:
-    line.lead(stage.keyturn.port)
+    link.lead(stage.keyturn.port)
     recipe = (DEPLOY / RECIPES[name][0]).read_text(encoding="utf-8")
     assert DEMANDS[name][0] in recipe
-    with running(name, recipe.replace(*DEMANDS[name]), tmp_path / name, line, stage.app) as proxy:
+    with running(name, recipe.replace(*DEMANDS[name]), tmp_path / name, link, stage.app) as proxy:
         for target in (
             "/orders",
             "/orders?role=user",
@@ -500,21 +504,21 @@ def test_a_demand_of_the_proxys_is_403_for_the_others_and_no_client_can_change_i
             assert answer.fields["www-authenticate"] == 'Bearer error="insufficient_scope"'
 
 
-# -- what is away
+# -- parts that are away
 
 
 def unavailable(answer: Answer) -> None:
     assert answer.status == HTTPStatus.SERVICE_UNAVAILABLE, answer
-    assert 1 <= int(answer.fields["retry-after"]) <= 5  # seconds
+    assert 1 <= int(answer.fields["retry-after"]) <= 5
     assert "www-authenticate" not in answer.fields
 
 
 def test_while_both_stores_are_away_the_client_gets_503_and_is_not_signed_out(proxy: Proxy, stage: Stage) -> None:
-    proxy.line.lead(stage.outage.port)
+    proxy.link.lead(stage.outage.port)
     for method in ("GET", "POST", "DELETE"):
         unavailable(proxy.ask(method, body=b"x" * 70_000 if method == "POST" else b"", token=stage.outage_token))
     assert proxy.ask(token="junk").status == HTTPStatus.UNAUTHORIZED
-    proxy.line.lead(stage.keyturn.port)
+    proxy.link.lead(stage.keyturn.port)
     assert proxy.ask(token=stage.access_token).identity == stage.claims
 
 
@@ -524,20 +528,20 @@ def test_while_keyturn_does_not_answer_the_client_gets_503_and_is_not_signed_out
 ) -> None:
     assert proxy.ask(token=stage.access_token).identity == stage.claims
     if how == "dead":
-        proxy.line.cut()
+        proxy.link.cut()
     else:
-        proxy.line.lead(None)
+        proxy.link.lead(None)
     for method in ("GET", "POST") if how == "dead" else ("GET",):
         unavailable(proxy.ask(method, body=b"x" * 70_000 if method == "POST" else b"", token=stage.access_token))
     if how == "dead":
         unavailable(
             proxy.ask("POST", "/auth/refresh", [("Content-Type", "application/json")], b'{"refresh_token": "x"}')
         )
-    proxy.line.lead(stage.keyturn.port)
+    proxy.link.lead(stage.keyturn.port)
     assert proxy.ask(token=stage.access_token).identity == stage.claims
 
 
-# -- what else passes through
+# -- other requests and fields
 
 
 def test_a_preflight_is_the_applications_and_no_other_request_without_a_token_is(proxy: Proxy, stage: Stage) -> None:
@@ -569,13 +573,13 @@ def test_signing_in_and_refreshing_pass_through_to_keyturn(proxy: Proxy, stage: 
 
 def test_connections_to_keyturn_are_kept_open(proxy: Proxy, stage: Stage) -> None:
     proxy.ask(token=stage.access_token)
-    before = proxy.line.connections
+    before = proxy.link.connections
     for token, status in ((stage.access_token, HTTPStatus.OK), ("junk", HTTPStatus.UNAUTHORIZED)):
         for method in ("GET", "POST", "PUT", "HEAD"):
             for _ in range(10):
                 body = b"x" * 1000 if method in {"POST", "PUT"} else b""
                 assert proxy.ask(method, body=body, token=token).status == status
-    assert proxy.line.connections - before <= 4
+    assert proxy.link.connections - before <= 4
 
 
 # -- without a recipe
@@ -599,10 +603,10 @@ server {
 
 
 def test_nginx_with_nothing_but_auth_request_lets_bodies_of_any_kind_pass(
-    stage: Stage, line: Line, tmp_path: Path
+    stage: Stage, link: Link, tmp_path: Path
 ) -> None:
-    line.lead(stage.keyturn.port)
-    with running("nginx", PLAIN_NGINX, tmp_path / "nginx", line, stage.app) as proxy:
+    link.lead(stage.keyturn.port)
+    with running("nginx", PLAIN_NGINX, tmp_path / "nginx", link, stage.app) as proxy:
         for body in (b"{}", b"x" * 70_000, secrets.token_bytes(MIB), [b"abc"] * 3, [b"x" * 65_536] * 4):
             for method in ("POST", "PUT"):
                 fields = [

@@ -1,4 +1,4 @@
-"""Many at once, answers lost, callers gone: one session stays one session. On both databases."""
+"""Parallel requests, lost answers and cancelled callers: one session stays one session. On both databases."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ T = TypeVar("T")
 
 on_postgres = pytest.mark.parametrize("engine", ["postgres"])
 
-# -- what these tests stand on, here and in test_crashes and test_junk
+# -- helpers of these tests, of test_crashes and of test_junk
 
 
 def serve(database_url: str, logs: Path, *, port: int | None = None, **settings: Any) -> Service:
-    """Starts the service on that database, without Redis unless told."""
+    """Starts the service on that database. Without `redis_url`, it runs without Redis."""
     values = {
         "database_url": database_url,
         "redis_url": "none",
@@ -60,7 +60,7 @@ def serve(database_url: str, logs: Path, *, port: int | None = None, **settings:
 
 @dataclass(frozen=True)
 class Stage:
-    """A database with the services on it."""
+    """A database and the services that run on it."""
 
     database_url: str
     services: list[Service]
@@ -71,7 +71,7 @@ class Stage:
 
 @pytest.fixture(scope="module", params=["postgres", "sqlite"])
 def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """Two services on one Postgres, with Redis; one on SQLite, without."""
+    """Two services on one Postgres, with Redis; or one service on SQLite, without Redis."""
     folder = tmp_path_factory.mktemp("stage")
     with ExitStack() as stack:
         if request.param == "postgres":
@@ -97,7 +97,7 @@ async def all_ready(services: list[Service]) -> bool:
 
 
 async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 10) -> None:
-    """Waits until the condition holds; fails if it still does not after so long."""
+    """Waits until the condition holds, and fails after that many seconds."""
     deadline = monotonic() + seconds
     while not await condition():
         assert monotonic() < deadline, f"not within {seconds} s"
@@ -122,7 +122,7 @@ async def login(client: httpx2.AsyncClient, service: Service, email: str) -> htt
 
 @asynccontextmanager
 async def at(database_url: str) -> AsyncIterator[Keyturn]:
-    """An instance in this process, for preparing and looking."""
+    """Opens an instance in this process, to prepare and inspect the database."""
     async with opened(settings_of(database_url, None)) as keyturn, running(keyturn):
         yield keyturn
 
@@ -133,7 +133,7 @@ async def someone(keyturn: Keyturn) -> tuple[str, Authenticated]:
 
 
 async def logins(keyturn: Keyturn, number: int) -> list[Tokens]:
-    """So many sessions (a multiple of 4, or 1) of one new user."""
+    """Starts that many sessions (a multiple of 4, or 1) of one new user."""
     _, proof = await someone(keyturn)
     abreast = 4 if number > 1 else 1
 
@@ -150,7 +150,7 @@ async def rows(keyturn: Keyturn, ids: set[UUID]) -> dict[UUID, Any]:
 
 
 async def attempt(call: Awaitable[T]) -> T | Reason | None:
-    """What it gives, or the reason for which it is refused."""
+    """The result of the call, or the reason for which it was refused."""
     try:
         return await call
     except (InvalidGrant, InvalidToken) as refusal:
@@ -159,7 +159,7 @@ async def attempt(call: Awaitable[T]) -> T | Reason | None:
 
 @asynccontextmanager
 async def connected(database_url: str) -> AsyncIterator[AsyncConnection]:
-    """A connection of an onlooker."""
+    """A connection for observation, outside of Keyturn."""
     engine = create_async_engine(database_url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
     async with engine.connect() as connection:
         yield connection
@@ -195,7 +195,7 @@ async def nothing_is_open(database_url: str) -> bool:
 
 
 def served(service: Service, path: str) -> int:
-    """How often the service says that it answered 200 there."""
+    """The number of requests to that path that the service has logged with status 200."""
     lines = [json.loads(line) for line in service.text().splitlines() if f'"{path}"' in line]
     return sum(line["path"] == path and line["status"] == 200 for line in lines)
 
@@ -210,7 +210,7 @@ async def test_a_hundred_parallel_refreshes_with_one_token_are_one_rotation(stag
             before = {service: served(service, "/auth/refresh") for service in stage.services}
 
             async def all_logged(before: dict[Service, int] = before, count: int = 100) -> bool:
-                """A request is logged after its answer."""
+                """The service logs a request after its answer, so the log has to be awaited."""
                 return sum(served(s, "/auth/refresh") - b for s, b in before.items()) >= count
 
             turns = itertools.islice(itertools.cycle(stage.services), 100)
@@ -239,7 +239,10 @@ Ask = Callable[[str], Coroutine[Any, Any, tuple[str, str]]]
 
 
 async def careless(token: str, rotations: int, instances: list[Ask], dice: random.Random, seen: Counter[str]) -> str:
-    """A client that loses 30 % of the answers, and a twin that holds the same token; the newest token."""
+    """Refreshes as a client that loses 30 % of the answers, with a twin that holds the same token.
+
+    Returns the newest token.
+    """
     for _ in range(rotations):
         answers = []
         if dice.random() < 0.3:
@@ -254,7 +257,7 @@ async def careless(token: str, rotations: int, instances: list[Ask], dice: rando
 
 
 def patient(keyturn: Keyturn, seen: Counter[str]) -> Ask:
-    """Asks in this process, and again where a full queue says so."""
+    """Refreshes in this process, and repeats the request while the queue for a connection is full."""
 
     async def ask(token: str) -> tuple[str, str]:
         for _ in range(20):
@@ -269,7 +272,7 @@ def patient(keyturn: Keyturn, seen: Counter[str]) -> Ask:
 
 
 async def intact(keyturn: Keyturn, first: list[Tokens], newest: list[str], generation: int) -> None:
-    """Each session is one row at that generation, and its newest token works."""
+    """Checks that each session is one row at that generation, and that its newest token works."""
     async with keyturn.db.look() as connection:
         user_id = (await keyturn.reading.find(first[0].session_id)).user_id
         statement = select(Session.id).where(Session.user_id == user_id)
@@ -309,7 +312,7 @@ async def test_answers_lost_on_the_way_lose_no_session(stage: Stage) -> None:
         def over_http(service: Service) -> Ask:
             async def ask(token: str) -> tuple[str, str]:
                 if dice.random() < 0.3:
-                    # Hangs up, before, while or after the service answers.
+                    # The client hangs up before, while or after the service answers.
                     request = asyncio.create_task(refresh(client, service, token))
                     await asyncio.wait({request}, timeout=dice.uniform(0, 0.04))
                     seen["cut off"] += request.cancel()
@@ -378,7 +381,7 @@ async def test_calls_cancelled_at_random_points_leave_nothing_behind(
 
     async def quiet() -> bool:
         engines = {keyturn.db._engine, keyturn.db._writer, keyturn.db._reader}
-        held = len(keyturn.db._held) if keyturn.db.is_postgres else 0  # between statements, and idle
+        held = len(keyturn.db._held) if keyturn.db.is_postgres else 0  # idle between statements
         return sum(engine.pool.checkedout() for engine in engines) == held  # type: ignore[attr-defined]  # a queue pool
 
     await until(quiet)
@@ -387,7 +390,7 @@ async def test_calls_cancelled_at_random_points_leave_nothing_behind(
         outcome = await attempt(keyturn.rotation.refresh(token, by=SERVICE))
         assert isinstance(outcome, Tokens) or (outcome == "logout" and session_id in ended)
     states = await rows(keyturn, ended)
-    for session_id in ended:  # a logout that was cut off can be done again
+    for session_id in ended:  # a logout that was cancelled can be repeated
         await keyturn.ending.logout(None, held[session_id], "this", by=SERVICE)
     assert {row.end_reason for row in states.values()} <= {None, "logout"}
     assert {row.end_reason for row in (await rows(keyturn, ended)).values()} == {"logout"}
@@ -429,7 +432,7 @@ async def test_clients_that_hang_up_at_random_points_leave_nothing_behind(stage:
             assert '"exception"' not in service.text()
 
 
-# -- ends that race
+# -- endings that race
 
 
 async def test_a_login_beside_a_logout_of_all_is_ended_or_starts_after_it(open_keyturn: Opener) -> None:
@@ -521,7 +524,7 @@ async def test_no_verification_that_began_after_the_logouts_answer_accepts_the_t
                     await asyncio.sleep(0.05)
                 assert not refused
                 body = {"refresh_token": tokens.refresh_token}
-                # A client of its own: in the readers' it would queue for a connection.
+                # The logout has a client of its own: in the readers' client it would wait for a free connection.
                 async with a_client() as other:
                     answer = await other.post(f"{stage.services[0].url}/auth/logout", json=body)
                 answered = monotonic()
@@ -533,7 +536,7 @@ async def test_no_verification_that_began_after_the_logouts_answer_accepts_the_t
             assert max(accepted) < answered
 
 
-# -- the table
+# -- the table's size
 
 
 @on_postgres
@@ -549,18 +552,18 @@ async def test_refreshes_are_hot_updates_and_the_table_stays_flat(open_keyturn: 
 
         for _ in range(4):
             order = dice.sample([*held] * 2, 4000) + dice.sample([*held], 1000)
-            # Each session belongs to one client, so that every refresh is a rotation.
+            # Each session is refreshed by one task only, so every refresh is a rotation.
             await asyncio.gather(*(client([i for i in order if i.int % 50 == n]) for n in range(50)))
             await onlooker.execute(text("VACUUM sessions"))
             sizes.append(await onlooker.scalar(text("SELECT pg_relation_size('sessions')")) or 0)
-    # Each of its connections has reported what it did by the time it is closed.
+    # Postgres counts the updates of a connection at the latest when the connection closes.
     query = text("SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'sessions'")
     async with connected(database_url) as onlooker:
 
-        async def all_told() -> bool:
+        async def all_reported() -> bool:
             return int((await onlooker.execute(query)).one().n_tup_upd) >= 20_000
 
-        await until(all_told)
+        await until(all_reported)
         updates, hot = (await onlooker.execute(query)).one()
     print(f"updates {updates}, HOT {hot} ({hot / updates:.2%}), bytes after each 5,000: {sizes}")
     assert updates == 20_000

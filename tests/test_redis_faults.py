@@ -1,11 +1,13 @@
 """The promise of a logout, kept by real processes while Redis, PostgreSQL or one of them fails.
 
-Two processes of the service on one PostgreSQL and one Redis, each with a link of its own to Redis that a test can cut
-or lead elsewhere. Sessions end at `here` without pause while something goes wrong; `there` is asked about them without
-pause. Not one access token may be accepted by a verification that began after its logout had returned.
+Two processes of the service, `here` and `there`, share one PostgreSQL and one Redis. Each reaches Redis through a link
+of its own. A test can cut a link or lead it to another server. While something goes wrong, sessions end at `here`
+without pause, and `there` is asked about them without pause. No verification that began after the logout had returned
+may accept an access token of that session.
 
-What `there` has once refused it remembers, so each session is first asked about at a moment of its own: before its
-logout, at its return, or up to some seconds later. `pytest -rP` prints how many logouts and verifications there were.
+A process remembers each session that it has once refused. Therefore `there` is first asked about each session at
+another moment: before its logout, at its return, or up to some seconds later. `pytest -rP` prints the numbers of
+logouts and verifications.
 """
 
 from __future__ import annotations
@@ -36,8 +38,8 @@ from tests.service import Service
 EMAIL = "ada@example.com"
 MARKER = "{keyturn}:complete"
 NONCE = "{keyturn}:rebuild"
-PATIENCE = 30.0  # seconds for what must come in the end
-WITHOUT_DATABASE = 3.0  # seconds of KEYTURN_VERIFY_WITHOUT_DATABASE, of `brief`
+PATIENCE = 30.0  # seconds within which a condition must come true
+WITHOUT_DATABASE = 3.0  # seconds; KEYTURN_VERIFY_WITHOUT_DATABASE of the third process, `brief`
 
 
 class Link:
@@ -59,15 +61,15 @@ class Link:
         await asyncio.gather(*self._tasks)
 
     def cut(self) -> None:
-        """Connections break, new ones are closed at once."""
+        """Breaks the open connections, and closes each new one at once."""
         self._to("closed")
 
     def swallow(self) -> None:
-        """Whatever is sent from now on, in either direction, never arrives, and nobody is told."""
+        """Loses all bytes that either side sends from now on. The connections stay open, so neither side notices."""
         self._state = "silent"
 
     def mend(self, target: int | None = None) -> None:
-        """New connections reach the target again; the old ones break."""
+        """Leads new connections to the target again, or to another one, and breaks the old ones."""
         self._target = target or self._target
         self._to("open")
 
@@ -112,7 +114,7 @@ class Link:
 
 @dataclass
 class World:
-    """What the tests of this module share."""
+    """The servers, processes and links that the tests of this module share."""
 
     postgres: Postgres
     redis: Redis
@@ -131,12 +133,12 @@ class World:
         return await asyncio.to_thread(Service.start, environment, logs=self.logs, port=port)
 
     async def sessions(self, count: int) -> list[dict[str, Any]]:
-        """The token answers of that many logins, made by an instance that goes away."""
+        """Logs in that many times through an instance that is closed afterwards, and returns the answers."""
         url = self.environment["KEYTURN_DATABASE_URL"]
         async with opened(settings_of(url, None)) as keyturn:
             await keyturn.keys.make_first(by=SERVICE)
             await keyturn.keys.load()
-            with suppress(Exception):  # it is there from the second time on
+            with suppress(Exception):  # from the second call on, the user exists
                 await keyturn.users.create(EMAIL, PASSWORD, "user", by=SERVICE)
             proof = await keyturn.sign_in.authenticate(EMAIL, PASSWORD)
             return [dict((await keyturn.starting.start(proof, by=SERVICE)).body()) for _ in range(count)]
@@ -151,8 +153,9 @@ class World:
         return await self.post(service, "logout", refresh_token=tokens["refresh_token"])
 
     async def complete(self) -> None:
-        """Both processes believe the one Redis."""
-        # A server that the fence does not name has to wait for ten seconds; a logout ends that, as it can't tell it.
+        """Waits until all three processes believe the one Redis."""
+        # Normally a process waits ten seconds before it claims a server that the fence does not name. A logout at such
+        # a server fences, and a fence without a server can be claimed at once.
         for tokens in await self.sessions(1):
             assert (await self.logout(self.here, tokens)).status_code == 204
         for service in (self.here, self.there, self.brief):
@@ -162,7 +165,7 @@ class World:
         return (await self.client.get(f"{service.url}/readyz")).json()["cache"] == "complete"
 
     async def new_redis(self, *settings: str) -> Redis:
-        """A further server; gone at the end of the module."""
+        """Starts one more server, which is stopped at the end of the module."""
         return self.stack.enter_context(await asyncio.to_thread(Redis.start, settings=list(settings)))
 
     def command(self, server: Redis) -> redis_asyncio.Redis:
@@ -214,7 +217,7 @@ async def world(servers: tuple[Postgres, Redis], tmp_path_factory: pytest.TempPa
 
 
 class Traffic:
-    """Logouts at `here` and what `there` says of them; logins, refreshes and live sessions beside them."""
+    """Logouts at `here`, and the verdicts of `there` on them; beside them logins, refreshes and live sessions."""
 
     def __init__(self, world: World, tokens: list[dict[str, Any]]) -> None:
         self.world = world
@@ -227,17 +230,17 @@ class Traffic:
         self._logouts: list[asyncio.Task[None]] = []
         self._over = False
         self.unanswered: list[int] = []
-        self.said = Counter[str]()
+        self.counts = Counter[str]()
         self.accepted: list[str] = []
 
-    # Each says at the end what it did in `said`.
+    # Each task below counts its answers in `counts`.
 
     async def ask(self, n: int) -> None:
         """Asks `there` about a session that is ending or has ended."""
         began = time.monotonic()
         status = (await self.world.verify(self.world.there, self._tokens[n]["access_token"])).status_code
         after = self._returned.get(n, float("inf")) <= began
-        self.said[f"verified {'after' if after else 'before'} the return: {status}"] += 1
+        self.counts[f"verified {'after' if after else 'before'} the return: {status}"] += 1
         if status == 401:
             self._open.discard(n)
         elif after and status == 200:
@@ -253,7 +256,7 @@ class Traffic:
             if not due or random.random() < 0.2:
                 live = random.choice(self._live)["access_token"]
                 status = (await self.world.verify(self.world.there, live)).status_code
-                self.said[f"live session verified: {status}"] += 1
+                self.counts[f"live session verified: {status}"] += 1
 
     async def refresh_and_login(self) -> None:
         while not self._over:
@@ -261,18 +264,18 @@ class Traffic:
             try:
                 token = self._refreshed["refresh_token"]
                 answer = await self.world.post(service, "refresh", refresh_token=token)
-                self.said[f"refresh: {answer.status_code}"] += 1
+                self.counts[f"refresh: {answer.status_code}"] += 1
                 if answer.status_code == 200:
                     self._refreshed = answer.json()
                 answer = await self.world.post(service, "login", email=EMAIL, password=PASSWORD)
-                self.said[f"login: {answer.status_code}"] += 1
+                self.counts[f"login: {answer.status_code}"] += 1
             except httpx2.TransportError:
                 assert service is not self.world.there
-                self.said["here did not answer"] += 1
+                self.counts["here did not answer"] += 1
             await asyncio.sleep(0.05)
 
     async def logouts(self, count: int, seconds: float) -> None:
-        """Starts logouts, spread over that time; does not wait for their ends."""
+        """Starts that many logouts within that time, and does not wait for their answers."""
         for _ in range(count):
             self._logouts.append(asyncio.create_task(self._logout()))
             await asyncio.sleep(seconds / count)
@@ -280,16 +283,17 @@ class Traffic:
     async def _logout(self) -> None:
         n = len(self._tokens)
         self._tokens.append(self._fresh.pop())
-        # Half of them first when the logout has returned, or some time later.
+        # `there` is asked about half of the sessions before the logout returns. About the others, it is first asked at
+        # the return or up to three seconds later.
         self._first_asked[n] = 0 if random.random() < 0.5 else float("inf")
         self._open.add(n)
         try:
             answer = await self.world.logout(self.world.here, self._tokens[n])
         except httpx2.TransportError:
-            self.said["logout: no answer"] += 1
+            self.counts["logout: no answer"] += 1
             self.unanswered.append(n)
             return
-        self.said[f"logout: {answer.status_code}"] += 1
+        self.counts[f"logout: {answer.status_code}"] += 1
         if answer.status_code == 204:
             now = self._returned[n] = time.monotonic()
             self._first_asked[n] = min(self._first_asked[n], now + random.choice([0, random.uniform(0, 3)]))
@@ -311,7 +315,7 @@ class Traffic:
         await asyncio.gather(*self._logouts)
 
     async def end(self) -> None:
-        """Every session that was logged out is refused, each of the others lives."""
+        """Checks that each session that was logged out is refused."""
         await self.returned()
         self._over = True
         for n in sorted(self._open & self._returned.keys()):
@@ -321,7 +325,7 @@ class Traffic:
 
 @asynccontextmanager
 async def traffic(world: World, sessions: int) -> AsyncIterator[Traffic]:
-    """Traffic while the block runs, from a complete Redis on; then the promise is looked at."""
+    """Runs traffic while the block runs, beginning with a complete Redis. Then checks the promise."""
     await world.complete()
     flow = Traffic(world, await world.sessions(sessions + 5))
     tasks = [asyncio.create_task(flow.ask_without_pause()) for _ in range(2)]
@@ -332,13 +336,13 @@ async def traffic(world: World, sessions: int) -> AsyncIterator[Traffic]:
     finally:
         flow._over = True
         await asyncio.gather(*tasks)
-    print(*(f"{count:6} {what}" for what, count in sorted(flow.said.items())), sep="\n")
+    print(*(f"{count:6} {what}" for what, count in sorted(flow.counts.items())), sep="\n")
     print(f"{len(flow.accepted):6} accepted after the return", *flow.accepted)
     assert flow.accepted == []
-    assert {what for what in flow.said if what.startswith("live")} == {"live session verified: 200"}
-    assert flow.said["live session verified: 200"] > 20
+    assert {what for what in flow.counts if what.startswith("live")} == {"live session verified: 200"}
+    assert flow.counts["live session verified: 200"] > 20
     for what in ("refresh", "login"):
-        assert {said for said in flow.said if said.startswith(what)} == {f"{what}: 200"}
+        assert {answer for answer in flow.counts if answer.startswith(what)} == {f"{what}: 200"}
 
 
 async def flushed(world: World, flow: Traffic) -> None:
@@ -350,7 +354,7 @@ async def flushed(world: World, flow: Traffic) -> None:
 
 
 async def flushed_during_rebuilds(world: World, flow: Traffic) -> None:
-    """Each flush falls between a rebuild's nonce and its marker."""
+    """Flushes Redis between a rebuild's nonce and its marker, six times."""
     async with world.command(world.redis) as redis, asyncio.timeout(PATIENCE):
         await redis.flushall()
         hits = logged_out = 0
@@ -359,14 +363,15 @@ async def flushed_during_rebuilds(world: World, flow: Traffic) -> None:
             logged_out += 4
             while not await redis.exists(NONCE):
                 await asyncio.sleep(0.001)
-            # What came of the rebuild meanwhile is seen in the same moment as the flush.
+            # One transaction of Redis checks for the nonce and flushes, so that no step of the rebuild falls between
+            # the two.
             together: Any = redis.pipeline(transaction=True)
             hit, _ = await together.exists(NONCE).flushall().execute()
             hits += hit
 
 
 async def swapped(world: World, flow: Traffic) -> None:
-    """SWAPDB around logouts, and at any moment of a rebuild; what is in the other database is from before."""
+    """SWAPDB before and after logouts, and at any moment of a rebuild. The other database holds older keys."""
     async with world.command(world.redis) as redis:
         for seconds in (0.4, 0.05, 0.2, 0.05, 0.6, 0.1):
             await flow.logouts(4, 0.2)
@@ -416,7 +421,7 @@ async def cut_off_from_the_process_that_logs_out(world: World, flow: Traffic) ->
 
 
 async def evicting(world: World, flow: Traffic) -> None:
-    """Keys may go, and go, the marker among them or not: what may evict is not believed either way."""
+    """Redis may evict keys, and does. With or without its marker, a server that may evict is not believed."""
     async with world.command(world.redis) as redis:
         await flow.logouts(12, 0.4)
         await flow.returned()
@@ -433,7 +438,7 @@ async def evicting(world: World, flow: Traffic) -> None:
 
 
 async def a_replica(world: World) -> Redis:
-    """A replica of Redis that has its data."""
+    """Starts a replica of Redis, and waits until it has the data."""
     replica = await world.new_redis("--replicaof", "127.0.0.1", str(world.redis.port))
     async with world.command(replica) as redis:
 
@@ -454,7 +459,7 @@ async def promoted_without_the_last_writes(world: World, flow: Traffic) -> None:
         link.mend(replica.port)
         await flow.logouts(6, 0.2)
     await flow.logouts(6, 0.4)
-    # Restarted, it would be a replica again: the next test gets a server of its own.
+    # After a restart this server would be a replica again, so the next test gets a new server.
     world.redis.close()
     world.redis = await world.new_redis()
     for link in (world.there_link, world.here_link):
@@ -462,7 +467,7 @@ async def promoted_without_the_last_writes(world: World, flow: Traffic) -> None:
 
 
 async def seen_as_two_servers(world: World, flow: Traffic) -> None:
-    """A split brain: who logs out writes to one, who verifies reads from the other, which has the same marker."""
+    """A split brain with the same marker on both servers: logouts write to one, verifications read from the other."""
     replica = await a_replica(world)
     world.there_link.mend(replica.port)
     await flow.logouts(12, 0.5)
@@ -474,7 +479,7 @@ async def seen_as_two_servers(world: World, flow: Traffic) -> None:
 
 
 async def demoted(world: World, flow: Traffic) -> None:
-    """The old master, told to follow the new one, loses its last writes and keeps its processes' connections."""
+    """The old master, now a replica of the new one, loses its last writes and keeps its clients' connections."""
     replica = await a_replica(world)
     async with world.command(replica) as new, world.command(world.redis) as old:
         await new.execute_command("REPLICAOF", "NO", "ONE")
@@ -508,7 +513,7 @@ async def test_no_token_is_accepted_after_its_logout_returned_while_redis_is(
 ) -> None:
     async with traffic(world, 50) as flow:
         await fault(world, flow)
-    assert flow.said["logout: 204"] >= 24
+    assert flow.counts["logout: 204"] >= 24
     assert not flow.unanswered
 
 
@@ -521,7 +526,8 @@ async def test_no_token_is_accepted_after_its_logout_returned_when_the_process_i
             await flow.logouts(2, 0.1)
             if not with_redis:
                 world.here_link.cut()
-            # A logout that fences spends most of its time in the wait; one that does not, little anywhere.
+            # A logout that fences spends most of its time in the wait, where the kill is likely to hit it. A logout
+            # that does not fence has no long step.
             await asyncio.gather(
                 flow.logouts(25, 0.4),
                 _after(random.uniform(0.1, 0.5) if with_redis else random.uniform(0.3, 1.5), world.here.kill),
@@ -532,7 +538,7 @@ async def test_no_token_is_accepted_after_its_logout_returned_when_the_process_i
             world.here = await heir
         assert flow.unanswered
         await flow.again()
-    assert flow.said["logout: 204"]
+    assert flow.counts["logout: 204"]
 
 
 async def _after(seconds: float, do: Callable[[], object]) -> None:
@@ -544,7 +550,7 @@ async def _after(seconds: float, do: Callable[[], object]) -> None:
 
 
 class Outage:
-    """What each kind of request gets from a process."""
+    """The answers of a process to each kind of request while the database is away."""
 
     def __init__(self, world: World, tokens: list[dict[str, Any]]) -> None:
         self.world = world
@@ -564,7 +570,7 @@ class Outage:
         assert (await world.post(service, "refresh", refresh_token="ktr_" + "x" * 84)).status_code == 401
 
     async def nothing_is_decided(self, service: Service, *requests: str) -> None:
-        """Each of these gets 503 with Retry-After."""
+        """Checks that each of these requests gets 503 with Retry-After."""
         world = self.world
         ask: dict[str, Callable[[], Awaitable[httpx2.Response]]] = {
             "refresh": lambda: world.post(service, "refresh", refresh_token=self.live["refresh_token"]),
@@ -579,7 +585,7 @@ class Outage:
             assert answer.json()["error"] == "temporarily_unavailable"
 
     async def everything_works(self, service: Service) -> None:
-        """Without a restart, and with the same refresh token."""
+        """Checks that the process serves each request again, without a restart and with the same refresh token."""
         world = self.world
 
         async def refreshes() -> bool:
@@ -625,7 +631,7 @@ async def test_without_the_database_redis_answers_for_the_time_that_is_set_and_n
 ) -> None:
     live = outage.live["access_token"]
     await world.complete()
-    await asyncio.sleep(1.5)  # /readyz tells what the process knew half a second ago; now it holds
+    await asyncio.sleep(1.5)  # /readyz shows a state that is up to half a second old, so look again later
     await world.complete()
 
     accepted: list[float] = []
@@ -646,7 +652,8 @@ async def test_without_the_database_redis_answers_for_the_time_that_is_set_and_n
         others = asyncio.create_task(outage.nothing_is_decided(world.brief, "refresh", "login", "logout", "ended"))
         limit = WITHOUT_DATABASE + VOUCHES_FOR.total_seconds()
         asked = []
-        # Not each after the one before, which waits for the database where the evidence of the outage is late.
+        # Send the requests side by side. One that waits for the database, because the evidence of the outage is too
+        # old, must not delay the next.
         while time.monotonic() - began < limit + 0.2:
             asked.append(asyncio.create_task(ask()))
             await asyncio.sleep(0.02)
@@ -654,7 +661,8 @@ async def test_without_the_database_redis_answers_for_the_time_that_is_set_and_n
         print(f"{dict(statuses)}, accepted for {max(accepted):.1f} s without the database")
         assert statuses.keys() == {200, 503}
         assert limit - 2 <= max(accepted) <= limit
-        # A process with the default, a minute, goes on; but not with a session that has its key in Redis.
+        # `there` has the default of a minute, so it goes on. But it does not decide about a session that has its key in
+        # Redis.
         await eventually(there_goes_on)
         await asyncio.gather(
             others,

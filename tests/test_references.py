@@ -1,7 +1,7 @@
-"""Whatever a comment, a docstring or a page of the documentation refers to is in this repository.
+"""Every reference in a comment, a docstring or a page of the documentation leads to something in this repository.
 
-Checked are files and folders, tests, numbered guarantees and decisions, names of our own code, headings that are quoted,
-and links. Standards are elsewhere: "RFC 6749 section 5.2" is for the reader to look up.
+The tests check files and folders, tests, numbered guarantees and decisions, names of Keyturn's code, quoted headings,
+and links. Standards are not in the repository, so references such as "RFC 6749 section 5.2" are left to the reader.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ FOLDERS = "app|tests|docs|bench|migrations|deploy|examples|openapi"
 
 @dataclass(frozen=True)
 class Place:
-    """A sentence that may refer to something, and where it stands."""
+    """A text that may refer to something, and its place in the repository."""
 
     path: Path
     line: int
@@ -53,12 +53,12 @@ class Place:
         return f"{self.path.relative_to(ROOT)}:{self.line}"
 
 
-# -- what there is
+# -- the possible targets
 
 
 @cache
 def files() -> frozenset[str]:
-    """The repository's files, from its root; and its folders, with a slash at the end."""
+    """The repository's files and folders, relative to its root. A folder's name ends with a slash."""
     names: set[str] = set()
     for folder, inner, found in os.walk(ROOT):
         inner[:] = [name for name in inner if name not in MADE and not name.endswith(".egg-info")]
@@ -92,7 +92,7 @@ def module_of(path: Path) -> str:
 
 
 def docstrings(module: ast.AST) -> Iterator[ast.Constant]:
-    """Strings that stand alone: docstrings of modules, classes, functions, and those below a constant or a field."""
+    """Strings that stand alone: docstrings of modules, classes and functions, and those below a constant or a field."""
     for node in ast.walk(module):
         match node:
             case ast.Expr(value=ast.Constant(value=str()) as constant):
@@ -101,7 +101,7 @@ def docstrings(module: ast.AST) -> Iterator[ast.Constant]:
 
 @cache
 def definitions() -> dict[str, set[str]]:
-    """Each module and each class of ours, by its full and by its short name, with the names that are defined in it."""
+    """The names that each module and each class of Keyturn defines, under its full and its shorter names."""
     found: dict[str, set[str]] = {}
 
     def add(name: str, inner: set[str]) -> None:
@@ -151,11 +151,11 @@ def definitions_of_base(name: str) -> Iterator[str]:
 
 @cache
 def words() -> frozenset[str]:
-    """Every word that code says: identifiers, and the words within strings that are no docstrings."""
+    """All words of the code: identifiers, and the words of strings that are no docstrings."""
     found: set[str] = set(dir(builtins))
     for path in code():
         if path == Path(__file__):
-            continue  # it says what is nowhere
+            continue  # this file names things that do not exist
         module = tree(path)
         documentation = {id(constant) for constant in docstrings(module)}
         for node in ast.walk(module):
@@ -186,7 +186,7 @@ def headings(path: Path) -> tuple[str, ...]:
 
 
 def anchors(path: Path) -> set[str]:
-    """As GitHub makes them."""
+    """The anchors of a page's headings, made by GitHub's rule."""
     plain = (re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings(path))
     return set(plain)
 
@@ -196,13 +196,13 @@ def numbered(name: str) -> frozenset[str]:
     return frozenset(n for h in headings(ROOT / "docs" / name) for n in re.findall(r"^(\d+)\. ", h))
 
 
-# -- what is referred to
+# -- the references
 
 TICKED = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 PATH = re.compile(
     rf"(?<![\w/.:~…-])((?:(?:{FOLDERS})/(?:[\w./*-]*\w/?)?|(?:[\w-]+/)*[\w*-]+\.(?:{ENDINGS})\b)(?:::\w+)?)(?![\w])"
 )
-"""A file, from the root, from the page that names it or from `app`; a folder; a test in a file."""
+"""A file (relative to the root, to the page that names it, or to `app`), a folder, or a test in a file."""
 GUARANTEE = re.compile(r"\b[Gg]uarantees? (\d+)((?:, \d+)*(?:,? (?:and|to) \d+)?)")
 DECISION = re.compile(r"\b[Dd]ecisions? (\d+)((?:, \d+)*(?:,? (?:and|to) \d+)?)")
 SECTION = re.compile(r"(?<!\w)(?:[Ss]ections? |§ ?)(\d+)")
@@ -211,13 +211,13 @@ QUOTED = re.compile(r"\b(README|[a-z]+\.md|see),? (?:section )?\"([^\"]+)\"")
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 ELSEWHERE = re.compile(r"/work/|/tmp/lead|\b(?:house|design)\.md\b|\bthe design\b|\b[Aa]ttack #?\d|\b[Ii]ssues? #?\d")
 TESTS_OWN = "test_it.py", "test_them.py"
-"""Names that tests write into a folder of their own."""
+"""Files that tests write into a folder of their own."""
 FOR_OPERATORS = "README.md", "docs/clients.md", "docs/scaling.md", "SECURITY.md", "bench/README.md", "bench/RESULTS.md"
-"""Pages that name what belongs to others: a column of Postgres, a class of a generated client."""
+"""Pages that also name things of other products: a column of Postgres, a class of a generated client."""
 
 
 def broken(place: Place, imported: frozenset[str] = frozenset()) -> Iterator[str]:
-    """The references of a place that lead nowhere."""
+    """The problem of each reference of a place that leads nowhere."""
     text = place.text
     for name in PATH.findall(text):
         if problem := no_file(name, place.path):
@@ -262,7 +262,7 @@ def no_file(name: str, at: Path) -> str:
 
 
 def no_name(name: str, imported: frozenset[str]) -> str:
-    """Whether a name in backticks is one of ours that is not there."""
+    """The problem of a name in backticks that looks like one of Keyturn's and does not exist; else ""."""
     if re.fullmatch(r"_?[A-Za-z]\w*_\w*|_[a-z]\w*|[A-Z][a-z]+(?:[A-Z][a-z]+)*", name):  # a_name, _name, AName, Name
         return "" if name in words() or name.removeprefix("KEYTURN_").lower() in words() else f"no code says {name}"
     if not re.fullmatch(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+", name) or name.rpartition(".")[2] in ENDINGS.split("|"):
@@ -284,11 +284,14 @@ def no_name(name: str, imported: frozenset[str]) -> str:
     return "" if first.islower() and last in words() else f"nobody knows {first}"
 
 
-# -- where it is referred to from
+# -- the texts that may refer to something
 
 
 def comments(path: Path) -> Iterator[Place]:
-    """Comments, those on neighbouring lines as one; and docstrings. Blanks and line ends become one blank."""
+    """The comments and docstrings of a file. Comments on consecutive lines are one text.
+
+    White space becomes a single blank.
+    """
     source = path.read_text(encoding="utf-8")
     block: list[str] = []
     began = last = 0
@@ -307,7 +310,7 @@ def comments(path: Path) -> Iterator[Place]:
 
 
 def paragraphs(path: Path) -> Iterator[Place]:
-    """A page's paragraphs, without its blocks of code."""
+    """The paragraphs of a page, without its blocks of code."""
     text = path.read_text(encoding="utf-8")
     text = re.sub(r"^```.*?^```", lambda found: "\n" * found.group().count("\n"), text, flags=re.MULTILINE | re.DOTALL)
     line = 1
@@ -330,7 +333,7 @@ def no_target(place: Place) -> Iterator[str]:
 
 
 def foreign(path: Path) -> frozenset[str]:
-    """The names that a file has from elsewhere."""
+    """The names that a file imports from other packages."""
     return frozenset(
         (alias.asname or alias.name).partition(".")[0]
         for node in ast.walk(tree(path))

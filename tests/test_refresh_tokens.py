@@ -1,4 +1,4 @@
-"""The format: exact, keyed, derived."""
+"""The format of refresh tokens: exact, keyed, derived."""
 
 from __future__ import annotations
 
@@ -121,7 +121,10 @@ def test_no_secret_is_in_a_repr() -> None:
 
 
 def test_the_derivation_is_the_same_in_every_release() -> None:
-    """A known answer: tokens of one release must work in the next, and retries be answered across both."""
+    """A key and a token with known derivations.
+
+    Tokens of one release must work in the next, and each of the two must answer the other's retries.
+    """
     key = RefreshKey.derive(7, bytes(range(32)))
     token = RefreshToken(key, UUID("018f0000-0000-7000-8000-000000000001"), 41, bytes(range(100, 132)))
     assert token.text == "ktr_BwGPAAAAAHAAgAAAAAAAAAEAAAApZGVmZ2hpamtsbW5vcHFyc3R1dnd4eXp7fH1-f4CBgoM2k8XDfUA48ChQ"
@@ -129,7 +132,7 @@ def test_the_derivation_is_the_same_in_every_release() -> None:
     assert token.successor(key).text == (
         "ktr_BwGPAAAAAHAAgAAAAAAAAAEAAAAq2ocelxB840IJ2B92JguEM2autNoI7S7OZqdlyr2dB5OkNp_nvqCQFkrV"
     )
-    # The same by the standards' own means: RFC 5869, RFC 2104.
+    # Compute the same values with the constructions of the standards alone: RFC 5869 (HKDF) and RFC 2104 (HMAC).
     for label, derived in ((b"successor", key.next_key), (b"tag", key.tag_key)):
         pseudorandom = hmac.digest(bytes(32), bytes(range(32)), "sha256")
         assert derived == hmac.digest(pseudorandom, b"keyturn refresh token " + label + b"\x01", "sha256")

@@ -1,4 +1,4 @@
-"""No refusal holds a secret: what clients were answered in a whole run is searched when it ends (conftest)."""
+"""No refusal holds a secret. When a test run ends, conftest.py searches all answers that clients got."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.service import ROOT
 
 
 class Echo(BaseHTTPRequestHandler):
-    """Answers with the status that the path names, and says what it was asked with."""
+    """Answers with the status in the path, and repeats the body of the request."""
 
     def do_POST(self) -> None:
         said = self.rfile.read(int(self.headers["content-length"]))
@@ -51,7 +51,8 @@ async def test_a_secret_in_a_refusal_would_be_found(tmp_path: Path) -> None:
             ]
         finally:
             server.shutdown()
-            (tmp_path / "service-refusals.log").unlink()  # nothing planted is left for the search of the whole run
+            # The search at the end of this run must not find the planted secrets.
+            (tmp_path / "service-refusals.log").unlink()
 
 
 def test_a_run_in_which_a_refusal_held_a_secret_fails() -> None:
@@ -66,7 +67,7 @@ async def test_it():
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://x") as client:
         assert (await client.get("/")).status_code == 401
 """
-    with TemporaryDirectory() as folder:  # not in this run's folder, which is searched too
+    with TemporaryDirectory() as folder:  # a folder outside of this run's, because this run's is searched too
         (Path(folder) / "test_leaky.py").write_text(test)
         command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-o", "asyncio_mode=auto", "-rE"]
         run = subprocess.run(

@@ -1,4 +1,4 @@
-"""The log names the session and the user of each refusal that is about one, and reuse has a line of its own."""
+"""The log names the session and the user of each refusal that is about one. A reuse has an event of its own."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Json = dict[str, Any]
 
 @dataclass
 class Seen:
-    """A service on SQLite, one user's client, and the service's log."""
+    """A service on SQLite, the client of one user, and the service's log."""
 
     service: Service
     environment: dict[str, str]
@@ -61,7 +61,7 @@ class Seen:
         return [line for line in lines if line["event"] == event and request_id in line.get("request_id", "")]
 
     def line(self, answer: httpx2.Response) -> Json:
-        """The request's one line, which comes just after the answer."""
+        """The log line of the request. The service writes it just after its answer, so this waits for it."""
         give_up = monotonic() + 10
         while not (found := self.lines("request", answer.headers["x-request-id"])):
             assert monotonic() < give_up
@@ -69,7 +69,10 @@ class Seen:
         return found[0]
 
     def named(self, answer: httpx2.Response, status: int, reason: str | None, session_id: str | None) -> None:
-        """The request was refused so, and its line names the session and the user; the answer names neither."""
+        """Checks that the request was refused with this status and reason.
+
+        The log line must name the session and the user, and the answer must name neither.
+        """
         line = self.line(answer)
         assert (answer.status_code, line["status"], line.get("reason")) == (status, status, reason), line
         assert (line.get("session_id"), line["user_id"]) == (session_id, self.user_id), line
@@ -98,7 +101,7 @@ def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def hexed(session_id: str) -> str:
-    """As SQLite has it."""
+    """The id as SQLite stores it."""
     return UUID(session_id).hex
 
 
@@ -149,11 +152,11 @@ def test_a_token_that_covers_too_little_or_has_expired_names_session_and_user(se
     expired = asyncio.run(made(UUID(sid), timedelta(hours=1)))
     for path in ("/auth/verify", "/auth/verify/x", "/auth/me"):
         seen.named(seen.verify(expired, path), 401, "token_expired", sid)
-    # Another branch of the session's chain: it opens nothing and ends nothing.
+    # A token of another branch of the session's chain opens nothing and ends nothing.
     rotated = seen.rotated(tokens)
     seen.named(seen.refresh(expired["refresh_token"]), 401, None, sid)
     assert seen.verify(rotated).status_code == 200
-    # A session that gc has deleted: the token still says which it was.
+    # gc has deleted this session. The token still names it.
     gone = uuid7()
     unknown = asyncio.run(made(gone, timedelta(0)))
     for path in ("/auth/verify", "/auth/me"):
@@ -173,7 +176,7 @@ def test_a_refused_sign_in_names_the_user_where_there_is_one_and_never_the_addre
     seen.change("UPDATE users SET disabled_at = NULL WHERE id = ?", hexed(seen.user_id))
     seen.named(disabled, 401, None, None)
     assert seen.line(disabled)["cause"] == "user is disabled"
-    # The three are one to the client.
+    # To the client, the three refusals are identical.
     assert wrong.content == nobody.content == disabled.content
     assert "my-real-passphrase" not in seen.service.text()
     tokens = seen.login()
@@ -187,8 +190,8 @@ def test_reuse_is_one_warning_with_all_that_an_operator_asks_for(seen: Seen) -> 
     newest = seen.rotated(seen.rotated(first))
     sid = first["session_id"]
     before = len(seen.lines("reuse_detected"))
-    told = seen.refresh(first["refresh_token"])
-    seen.named(told, 401, "reuse_detected", sid)
+    answer = seen.refresh(first["refresh_token"])
+    seen.named(answer, 401, "reuse_detected", sid)
     [warning] = seen.lines("reuse_detected")[before:]
     assert warning.pop("timestamp")
     assert warning.pop("rotated_seconds_ago") < 60
@@ -200,13 +203,13 @@ def test_reuse_is_one_warning_with_all_that_an_operator_asks_for(seen: Seen) -> 
         "presented_generation": 0,
         "current_generation": 2,
         "client": "127.0.0.1",
-        "request_id": told.headers["x-request-id"],
+        "request_id": answer.headers["x-request-id"],
     }
-    # Later presentations are refused with the reason and are no news.
+    # Later uses of the tokens are refused with the same reason and log no event of reuse.
     for token in (first, newest, first):
         seen.named(seen.refresh(token["refresh_token"]), 401, "reuse_detected", sid)
     assert len(seen.lines("reuse_detected")) == before + 1
-    # A retry that came after the window is one generation behind; the line says since when.
+    # A retry after the window is one generation behind. The event says when the token was replaced.
     lost = seen.login()
     seen.rotated(lost)
     seen.change("UPDATE sessions SET rotated_at = rotated_at - 3600000000 WHERE id = ?", hexed(lost["session_id"]))
@@ -228,7 +231,7 @@ def test_reuse_is_logged_where_only_warnings_are(seen: Seen) -> None:
 def test_junk_and_requests_that_succeed_name_no_one_new(seen: Seen) -> None:
     tokens = seen.login()
     forged = tokens["refresh_token"][:-1] + ("A" if tokens["refresh_token"][-1] != "A" else "B")
-    line = seen.line(seen.refresh(forged))  # whatever it says of a session is a stranger's word
+    line = seen.line(seen.refresh(forged))  # the session id in a forged token proves nothing
     assert not {"session_id", "user_id"} & line.keys()
     tampered = {"access_token": tokens["access_token"][:-4] + "AAAA"}
     assert not {"session_id", "user_id"} & seen.line(seen.verify(tampered)).keys()

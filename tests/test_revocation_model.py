@@ -1,25 +1,35 @@
-"""The revocation scheme of `app/revocation/revocations.py` as an explicit-state model: every interleaving, within stated bounds.
+"""A model of the revocation scheme of `app/revocation/`, explored state by state in every interleaving.
 
-The promise: a verify that begins after a logout has returned never accepts an access token of that session. The model
-has one session; the database's fence; two places that clients may reach at the same time; logouts, rebuilds, a
-verifier, and faults. The fence names an epoch and the one Redis server whose silence is believed. The places are two Redis
-servers (split brain), or two databases of one server, which SWAPDB exchanges and which have one identity: no process
-knows which of them it reaches. The stated exception, VERIFY_WITHOUT_DATABASE, is left out.
+The promise: a verify that begins after a logout has returned never accepts an access token of that session.
 
-The model is kept small by these reductions, and nothing is lost by them (the proof itself: docs/revocation.md):
-- A process that dies takes no further step. Every prefix of a run is explored, so every death is; only a death inside a
-  transaction has an effect, the rollback, and is a step.
-- A verify is a property of a state, no step: its MGET is atomic, and it accepts if its process's reading of the fence
-  vouches for what a server holds. Values of the fence never recur, so the order of MGET and reading is no matter.
-- Time passes only in the wait before a return. An expired reading accepts nothing, so to let it live longer elsewhere
-  only adds behaviour. Once a logout has returned no reading expires: a verify that began then may still hold it.
-  `return` stands as well for "that time is over, and the writer is dead": what is shown is that the commit is enough.
-- A rebuild overwrites another's nonce: one that had expired. Single flight spares work, safety does not rest on it.
-  Nor does a rebuild look whom it talks to after its claim: the nonce and the verifier do.
-- A SET that was not acknowledged was applied or not. Applied later, it adds a key; a key only asks the database.
-- A fenced row is never read by the verifier: such a reading accepts nothing, the older one instead of it may.
+The model has one session; the database's fence; two places that clients may reach at the same time; logouts, rebuilds,
+a verifier, and faults. The fence names an epoch and the one Redis server whose silence is believed. There are two cases
+of places:
+1. The places are two Redis servers (split brain).
+2. The places are two databases of one server. SWAPDB exchanges them, and both have the server's identity. Therefore no
+   process knows which of them it reaches.
 
-`pytest -rP` prints the numbers of states, and the shortest counterexample for each safeguard taken out.
+The model leaves out the stated exception, VERIFY_WITHOUT_DATABASE.
+
+These reductions keep the model small. None of them hides a failure (docs/revocation.md has the proof itself):
+1. The death of a process is no step. A dead process takes no further step, and every prefix of a run is explored. Only
+   a death inside a transaction has an effect, the rollback, and that is a step.
+2. A verify is a property of a state, and no step. Its MGET is atomic. A verify accepts if its process's reading of the
+   fence vouches for the content of a server. Values of the fence never recur, so the order of MGET and reading does not
+   matter.
+3. Time passes only in the wait before a return. An expired reading accepts nothing, so readings that live longer
+   elsewhere only add behaviour. Once a logout has returned, no reading expires, because a verify that begins just then
+   may hold it longer. The step `return` also stands for a writer that died while that time passed. So the model shows
+   that the commit alone is enough.
+4. A rebuild may overwrite another rebuild's nonce, which stands for a nonce that had expired. One rebuild at a time
+   saves work; safety does not depend on it.
+5. After its claim, a rebuild does not check which server it reaches. The nonce and the verifier do that.
+6. A SET that was not acknowledged was applied or not. If Redis applies it later, it adds a key, and a key only makes
+   the verifier ask the database.
+7. The verifier never reads a fenced row. Such a reading accepts nothing, while the older reading that the verifier
+   keeps may accept, so the model allows more.
+
+`pytest -rP` prints the numbers of states, and the shortest counterexample without each safeguard.
 """
 
 from collections import deque
@@ -31,64 +41,65 @@ import pytest
 
 
 class Fence(NamedTuple):
-    """The database row, and a process's reading of it. `change` numbers the row's versions."""
+    """The database's row, or a process's reading of it. `change` is the version of the row."""
 
     epoch: int = 0
-    server: int | None = None  # an identity
+    server: int | None = None  # the identity of the trusted server; None if there is none
     change: int = 0
 
 
 class Redis(NamedTuple):
-    """A server. 0 is no marker, no nonce. `identity` is what the fence names, new with each start of the process.
+    """A server. The marker or nonce 0 means that there is none. The fence names a server by its `identity`.
 
-    The identity has to be new as well when a server takes over another's data: a demoted master loses keys in the resync and
-    keeps its run id, its connections and the marker. Its `master_replid` changes with every demotion and promotion.
+    Each start of the server's process makes a new identity. A server that takes over another's data needs a new one
+    too: a demoted master loses keys in the resync, and keeps its run id, its connections and the marker. Its
+    `master_replid` changes with every demotion and promotion.
     """
 
     identity: int
     revoked: bool = False
     marker: int = 0
     nonce: int = 0
-    evicts: bool = False  # what it says of itself: that it may take keys away, and has
+    evicts: bool = False  # whether the server's settings let it evict keys, and it has evicted some
 
 
 class Logout(NamedTuple):
     step: str
-    epochs: tuple[int, ...] = ()  # marker and nonce where it set its key, in the same step
-    server: int | None = None  # the identity at the other end when it sent the SET
+    epochs: tuple[int, ...] = ()  # marker and nonce that it read in the same step as it set its key
+    server: int | None = None  # the identity of the server that the process reached with its SET
     acknowledged: bool = False
-    pending: Fence | None = None  # written, not committed
-    seen: int = 0  # the change that every reading must have seen before it returns
+    pending: Fence | None = None  # written and not yet committed
+    seen: int = 0  # the logout returns when every reading has seen this change
 
 
 class Rebuild(NamedTuple):
     step: str
-    at: int = 0  # its place, X or Y
-    server: int | None = None  # the identity of that server when it connected
+    at: int = 0  # the place that it fills, X or Y
+    server: int | None = None  # the identity of that server when the rebuild connected
     epoch: int = 0
 
 
 class State(NamedTuple):
     fence: Fence
-    reading: Fence  # the verifier's
+    reading: Fence  # the reading of the verifier
     redis: tuple[Redis, ...]
     logouts: tuple[Logout, ...]
     rebuilds: tuple[Rebuild, ...]
-    ended: bool = False  # in the database
+    ended: bool = False  # whether the session has ended in the database
     returned: bool = False
-    copy: Redis | None = None  # an old snapshot, or what a replica has
+    copy: Redis | None = None  # an old snapshot, or the data of a replica
     faults: int = 0
 
 
 class Scenario(NamedTuple):
-    """The start of a run, and how much may happen in it."""
+    """The start of a run, and the numbers of logouts, rebuilds and faults in it."""
 
     trusted: bool  # whether X is believed at the start
     logouts: int
     rebuilds: int
     faults: int
     one_server: bool = False  # X and Y are databases of one server
-    left_nonce: bool = False  # of a rebuild that died, in Y
+    left_nonce: bool = False  # whether Y holds the nonce of a rebuild that died
 
     def __str__(self):
         start = "trusted" if self.trusted else "untrusted"
@@ -99,9 +110,9 @@ class Scenario(NamedTuple):
 Step = tuple[str, State]
 X, Y = 0, 1
 NAME = "XY"
-NEW = 100  # the epochs of rebuilds are counted from here on: they are made before the claim
+NEW = 100  # rebuilds number their epochs from here on, because they make them before the claim
 
-# Each name says what holds with the safeguard; a model is run `without` one of them, or "".
+# Each name says what the safeguard guarantees. A model runs `without` one of them, or with all of them ("").
 SET_FIRST = "the SET comes before the commit"
 LOST_SET = "a SET that was not acknowledged fences"
 EPOCH_IN_TRANSACTION = "the transaction compares the epoch"
@@ -162,11 +173,12 @@ def logout_steps(s: State, i: int, without: str) -> Iterator[Step]:
             for at, redis in enumerate(s.redis):
                 lost = w._replace(server=redis.identity)
                 if without == EPOCH_OF_KEYSPACE:
-                    lost = lost._replace(epochs=(s.fence.epoch,))  # its process has just read it
+                    # The epoch that the process has just read in the fence.
+                    lost = lost._replace(epochs=(s.fence.epoch,))
                 elif without != SAME_STEP:
                     lost = lost._replace(epochs=(redis.marker, redis.nonce))
                 sure = lost._replace(acknowledged=True)
-                if without == SET_FIRST:  # its writer may be dead by the time
+                if without == SET_FIRST:  # the writer may be dead by the time of the SET
                     yield go(f"puts off its SET on {NAME[at]}", sure)
                     continue
                 applied = on(s, at, revoked=True)
@@ -182,7 +194,7 @@ def logout_steps(s: State, i: int, without: str) -> Iterator[Step]:
             change = s.fence.change + 1
             if not doubt or s.fence.server is None:
                 yield go("ends the session", Logout("", seen=s.fence.change if without != WAIT_FOR_OTHERS else 0))
-            elif not any(other.pending for other in s.logouts):  # else the row is locked
+            elif not any(other.pending for other in s.logouts):  # otherwise the row is locked
                 yield go("ends the session and fences", Logout("", pending=Fence(change, None, change), seen=change))
         case "commit":
             then = Logout("done") if s.returned else w._replace(pending=None)
@@ -249,7 +261,7 @@ def fault_steps(s: State, most: int, without: str, *, one_server: bool) -> Itera
     if s.faults == most:
         return
     faults = s.faults + 1
-    new = faults + Y  # an identity that never was
+    new = faults + Y  # an identity that no server has had
     if one_server:
         yield "X and Y change places", s._replace(faults=faults, redis=s.redis[::-1])
         yield "X and Y restart empty", s._replace(faults=faults, redis=(Redis(new), Redis(new)))
@@ -258,7 +270,7 @@ def fault_steps(s: State, most: int, without: str, *, one_server: bool) -> Itera
         return
     copy = s.copy if faults < most else None
     for at, redis in enumerate(s.redis):
-        if s.copy is None and (redis.marker or redis.nonce):  # else it is as good as empty
+        if s.copy is None and (redis.marker or redis.nonce):  # a server without marker and nonce is as good as empty
             yield f"{NAME[at]} is copied", s._replace(copy=redis._replace(identity=-1))
         then = {"is flushed": Redis(redis.identity, evicts=redis.evicts), "restarts empty": Redis(new)}
         if redis.revoked:
@@ -274,7 +286,7 @@ def steps(s: State, scenario: Scenario, without: str) -> Iterator[Step]:
     for i, w in enumerate(s.logouts):
         yield from logout_steps(s, i, without)
         if w.step == logout_order(without)[0]:
-            break  # they are alike: the first starts first
+            break  # logouts are alike, so the first one starts first
     for i, r in enumerate(s.rebuilds):
         yield from rebuild_steps(s, i, without)
         if r.step == rebuild_order(without)[0]:
@@ -305,7 +317,7 @@ class Exploration(NamedTuple):
     witnessed: frozenset[str]
 
 
-# States that have to be reached, or the promise would be kept by a model in which nothing happens.
+# The exploration must reach these states. Otherwise a model in which nothing happens would keep the promise too.
 WITNESSES = {
     "a trusted server's silence lets the token through": lambda s: accepts(s) and not s.ended,
     "it still does after the commit, before the return": lambda s: accepts(s) and s.ended,
@@ -331,7 +343,7 @@ WITNESSES = {
 
 @cache
 def explore(scenario: Scenario, without: str = "") -> Exploration:
-    """All reachable states, breadth first, up to the first that breaks the promise."""
+    """Explores all reachable states, breadth first, and stops at the first that breaks the promise."""
     first = start(scenario, without)
     came: dict[State, tuple[str, State] | None] = {first: None}
     queue = deque([first])
@@ -371,7 +383,7 @@ SCENARIOS = [
     Scenario(trusted=False, logouts=1, rebuilds=2, faults=1, one_server=True),
 ]
 
-# Where each safeguard is missed first: the least that has to happen besides one logout from a trusted start.
+# The smallest scenario in which the lack of each safeguard breaks the promise, beside one logout from a trusted start.
 NOTHING, FAULT, REBUILD = Scenario(True, 1, 0, 0), Scenario(True, 1, 0, 1), Scenario(True, 1, 1, 0)
 FAULT_AND_REBUILD = Scenario(True, 1, 1, 1)
 DATABASES, NONCE_LEFT = Scenario(True, 1, 0, 0, one_server=True), Scenario(True, 1, 0, 0, True, True)

@@ -1,7 +1,7 @@
 """Ended sessions between two instances of Keyturn, on one PostgreSQL and a real Redis, in one process.
 
-The instances stand still: the fence is read, and Redis made complete, only where a test says so. What happens when
-servers and processes fail under traffic is in tests/test_redis_faults.py.
+The instances do nothing by themselves: they read the fence and make Redis complete only where a test says so. The tests
+of servers and processes that fail under traffic are in tests/test_redis_faults.py.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def own_redis() -> Iterator[Redis]:
 
 @pytest.fixture
 async def cache(own_redis: Redis) -> AsyncIterator[redis_asyncio.Redis]:
-    """Looks into Redis past Keyturn. Empty at first."""
+    """A client that inspects Redis without Keyturn. The database is empty at first."""
     async with redis_asyncio.Redis.from_url(own_redis.url(9), decode_responses=True) as client:
         await client.flushdb()
         yield client
@@ -77,13 +77,13 @@ async def cache(own_redis: Redis) -> AsyncIterator[redis_asyncio.Redis]:
 
 @pytest.fixture(autouse=True)
 def no_haste(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Redis that is well answers in time, however slow this machine is; `monkeypatch.undo()` takes that back."""
+    """Gives Redis five seconds to answer, because the machine may be slow. `monkeypatch.undo()` restores the limit."""
     monkeypatch.setattr(redis_server, "ACKNOWLEDGE_LIMIT", timedelta(seconds=5))
 
 
 @asynccontextmanager
 async def instance(database_url: str, redis_url: str | None, **settings: Any) -> AsyncIterator[Keyturn]:
-    """A Keyturn that does nothing by itself."""
+    """Opens a Keyturn that does nothing by itself."""
     async with opened(settings_of(database_url, redis_url, **settings)) as keyturn:
         await keyturn.keys.make_first(by=SERVICE)
         await keyturn.keys.load()
@@ -92,13 +92,13 @@ async def instance(database_url: str, redis_url: str | None, **settings: Any) ->
 
 
 class Pair:
-    """Two instances; `here` is where sessions end, `there` is asked."""
+    """Two instances. Sessions end at `here`, and tests ask `there` about them."""
 
     def __init__(self, here: Keyturn, there: Keyturn) -> None:
         self.here, self.there = here, there
 
-    async def settle(self) -> None:
-        """Redis is complete, both know it, and no older reading vouches any more."""
+    async def until_complete(self) -> None:
+        """Waits until both instances know that Redis is complete, and until no older reading vouches."""
 
         async def complete() -> bool:
             await keep_complete(self.here)
@@ -120,7 +120,7 @@ async def pair(database_url: str, own_redis: Redis, cache: object) -> AsyncItera
         instance(database_url, own_redis.url(9)) as there,
     ):
         pair = Pair(here, there)
-        await pair.settle()
+        await pair.until_complete()
         yield pair
 
 
@@ -130,20 +130,20 @@ async def read(*keyturns: Keyturn) -> None:
 
 
 async def keep_complete(keyturn: Keyturn) -> None:
-    """What the instance does twice a second."""
+    """Does the work that a running instance does twice a second."""
     await keyturn.revocations.fence.read()
     await keyturn.revocations.rebuild.keep_complete()
-    await keyturn.revocations.rebuild.keep_complete()  # the first may only have dropped old connections
+    await keyturn.revocations.rebuild.keep_complete()  # the first call may only drop old connections
 
 
 def report_to(keyturn: Keyturn, report: Callable[..., object]) -> None:
-    """Takes what an instance has to say to its operator."""
+    """Lets `report` receive the events that an instance reports to its operator."""
     revocations = keyturn.revocations
     revocations._report = revocations.fence._report = revocations.rebuild._report = report
 
 
 async def long_since_claimed(keyturn: Keyturn) -> None:
-    """The fence was claimed before any token that may be asked about was issued."""
+    """Dates the fence's claim back, so that it is older than every token that a test asks about."""
     async with keyturn.db.begin() as tx:
         now = (await tx.execute(select(keyturn.db.now()))).scalar_one()
         values = {"vouches_from": now - REMEMBERED_FOR, "incarnation": keyturn.db.incarnation(writing=True)}
@@ -171,7 +171,7 @@ async def fence_of(keyturn: Keyturn) -> tuple[str, str | None]:
 
 
 class Clock:
-    """The clock of this process, standing still."""
+    """A stopped clock in place of this process's monotonic clock."""
 
     now = 1000.0
 
@@ -189,7 +189,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 async def unconnected() -> AsyncIterator[Revocations]:
-    """It may answer for a minute without the database, and has reached neither server yet."""
+    """Revocations that may answer for a minute without the database, and that have reached neither server yet."""
     settings = settings_of("postgresql://nobody@127.0.0.1:1/none", "redis://127.0.0.1:1", verify_without_database=60)
     db = Database(settings)
     yield Revocations(db, settings, lambda *_, **__: None)
@@ -198,7 +198,7 @@ async def unconnected() -> AsyncIterator[Revocations]:
 
 @contextmanager
 def statements(*keyturns: Keyturn) -> Iterator[list[str]]:
-    """What the instances send to the database."""
+    """Collects the statements that the instances send to the database."""
     sent: list[str] = []
 
     def listen(_connection: object, _cursor: object, statement: str, *_: object) -> None:
@@ -226,20 +226,21 @@ async def test_where_redis_is_believed_a_verification_makes_no_database_statemen
     await read(pair.there)
     fence = pair.there.revocations.fence.last
     assert fence is not None
-    pair.there.revocations.fence.last = replace(fence, began=fence.began + 60)  # however slow this machine is
+    # So that the reading vouches on a slow machine too.
+    pair.there.revocations.fence.last = replace(fence, began=fence.began + 60)
     with statements(pair.there) as sent:
         for _ in range(50):
             for token in tokens:
                 assert (await pair.there.reading.verify(token.access_token)).session_id == token.session_id
         assert sent == []
-        pair.there.revocations.fence.last = None  # the planted statement
+        pair.there.revocations.fence.last = None  # a missing reading makes the process ask the database
         await pair.there.reading.verify(tokens[0].access_token)
         assert len(sent) == 1
         assert "FROM sessions" in sent[0]
 
 
 async def asks(keyturn: Keyturn, tokens: Tokens) -> int:
-    """Statements that one verification of a live session makes."""
+    """The number of statements that one verification of a live session sends."""
     with statements(keyturn) as sent:
         await keyturn.reading.verify(tokens.access_token)
     return len(sent)
@@ -264,7 +265,7 @@ async def test_a_fence_that_names_another_epoch_or_server_sends_the_question_to_
     await read(pair.there)
     async with pair.here.db.begin() as tx:
         await tx.execute(update(CacheFence).values({column: "another"}))
-    assert await asks(pair.there, tokens) == 0  # it has not read it
+    assert await asks(pair.there, tokens) == 0  # the process has not yet read the new fence
     await read(pair.there)
     assert await asks(pair.there, tokens) == 1
 
@@ -292,11 +293,12 @@ async def test_a_reading_that_comes_late_never_replaces_one_that_began_after_it(
         clock.now += 5
         await mine.fence._take(clock.now - 5.1)
         assert mine.fence.last == first
-        await mine.fence._take(clock.now - 3)  # of the same epoch, which has been known since before
+        await mine.fence._take(clock.now - 3)  # the epoch is the same, so `known_since` stays
         assert mine.fence.last == replace(first, began=clock.now - 3)
         async with keyturn.db.begin() as tx:
             await tx.execute(update(CacheFence).values(epoch="1" * 32, server="another"))
-        await mine.fence._take(clock.now - 1)  # known since it came, not since it was asked for
+        # `known_since` counts from the arrival of the reading, not from its request.
+        await mine.fence._take(clock.now - 1)
         assert mine.fence.last == Fence("1" * 32, "another", clock.now - 1, clock.now, since)
 
 
@@ -315,7 +317,7 @@ async def test_the_databases_clock_is_learned_from_a_reading_that_was_not_late(
     assert ahead() > hour / 2
     await pair.here.revocations.fence._take(clock.now - limit)
     assert ahead() < hour / 2
-    # Half of the time that it took to come is what it has been on its way.
+    # The process assumes that the answer was under way for half of the round trip.
     monkeypatch.setattr("app.revocation.fence.READ_LIMIT", hour)
     await pair.here.revocations.fence._take(clock.now - 600)
     assert timedelta(minutes=4) < ahead() < timedelta(minutes=6)
@@ -341,7 +343,7 @@ async def test_one_statement_reads_fence_and_pulse_and_each_newer_reading_is_han
         await reader.read()
         assert readings[1].keys_version == first.keys_version + 1
         assert readings[1].began > first.began
-        await reader._take(first.began)  # late: a newer one is known
+        await reader._take(first.began)  # a late reading, older than the known one, is dropped
         assert len(readings) == 2
 
         def away(*_: object) -> None:
@@ -377,7 +379,7 @@ async def test_a_postgres_that_is_read_only_is_none_that_was_read(pair: Pair) ->
     assert there.fence.last == fence
     assert not there.fence.database_answers()
     await becomes("off")
-    for _ in range(3):  # the connections that found it read-only are not used again
+    for _ in range(3):  # each try discards a connection that found the server read-only
         await read(pair.there)
     assert there.fence.database_answers()
 
@@ -396,7 +398,7 @@ async def test_what_has_ended_is_remembered_and_asks_nobody_again(pair: Pair, ow
     with statements(pair.there) as sent:
         await refused(pair.there, tokens)
         assert len(sent) == 1
-        await pair.there.revocations.redis._pool.disconnect()  # type: ignore[union-attr]  # there is one
+        await pair.there.revocations.redis._pool.disconnect()  # type: ignore[union-attr]  # Redis is configured
         for _ in range(20):
             await refused(pair.there, tokens)
         assert len(sent) == 1
@@ -436,7 +438,7 @@ def test_silence_is_believed_only_of_the_server_and_epoch_of_a_reading_that_vouc
 ) -> None:
     now, second = clock.now, VOUCHES_FOR
     marker = b"e" * 32
-    assert not unconnected.fence.believes(SERVER, marker, now, second)  # nothing was read yet
+    assert not unconnected.fence.believes(SERVER, marker, now, second)  # no reading yet
     fence = Fence(marker.decode(), SERVER.identity, now - second.total_seconds(), 0)
     unconnected.fence.last = fence
     assert unconnected.fence.believes(SERVER, marker, now, second)
@@ -454,7 +456,8 @@ def test_silence_is_believed_only_of_the_server_and_epoch_of_a_reading_that_vouc
         assert not unconnected.fence.believes(other, marker, now, second)
     unconnected.fence.last = replace(fence, server=None)
     assert not unconnected.fence.believes(SERVER, marker, now, second)
-    assert not unconnected.fence.believes(replace(SERVER, run_id=""), marker, now, second)  # whose identity is None too
+    # A fence without a server must not match a server without an identity.
+    assert not unconnected.fence.believes(replace(SERVER, run_id=""), marker, now, second)
 
 
 def test_a_minute_without_the_database_is_counted_from_the_last_moment_that_vouched(
@@ -474,9 +477,9 @@ def test_a_minute_without_the_database_is_counted_from_the_last_moment_that_vouc
     ("read", "failed", "away"),
     [
         (3.0, 1.0, True),
-        (3.0, 1.001, False),  # this process may have been suspended since
+        (3.0, 1.001, False),  # an old failure proves nothing, because this process may have been suspended since
         (60.0, 40.0, False),
-        (0.5, 0.6, False),  # it has answered since
+        (0.5, 0.6, False),  # the database has answered since the failure
         (None, 0.5, False),
     ],
 )
@@ -513,7 +516,7 @@ def test_the_database_answers_if_it_was_read_in_the_last_two_seconds_and_no_late
         ("maxmemory:0\r\nmaxmemory_policy:allkeys-lru\r\n", False),
         ("maxmemory:1048576\r\nmaxmemory_policy:noeviction\r\n", False),
         ("maxmemory:1048576\r\nmaxmemory_policy:volatile-ttl\r\n", True),
-        ("used_memory:1\r\n", True),  # what does not say that it keeps everything may not
+        ("used_memory:1\r\n", True),  # if a server does not say that it keeps all keys, it may evict
         ("", True),
     ],
 )
@@ -549,7 +552,7 @@ async def test_a_logout_sets_a_key_that_lives_as_long_as_its_tokens_could_be_acc
 
 
 async def test_a_logout_waits_only_while_an_older_reading_may_vouch(pair: Pair) -> None:
-    """An upper bound of a second on the best of five says that none waited, not how fast it is."""
+    """An upper bound of a second on the best of five shows that one did not wait. Its speed is not the question."""
     elapsed = []
     for _ in range(5):
         tokens = await a_session(pair.here)
@@ -558,7 +561,7 @@ async def test_a_logout_waits_only_while_an_older_reading_may_vouch(pair: Pair) 
         await logout(pair.here, tokens)
         elapsed.append(time.monotonic() - began)
     assert min(elapsed) < 1.0
-    # A young epoch, even if this process was not the one that wrote it.
+    # If the epoch is young, a logout waits, even if another process wrote the epoch.
     async with pair.there.db.begin() as tx:
         await tx.execute(update(CacheFence).values(epoch="0" * 32, server=None))
     tokens = await a_session(pair.here)
@@ -574,7 +577,7 @@ async def test_a_logout_that_redis_does_not_acknowledge_fences_and_waits(
     monkeypatch.undo()
     with Redis.start() as server:
         async with instance(database_url, server.url()) as here, instance(database_url, server.url()) as there:
-            await Pair(here, there).settle()
+            await Pair(here, there).until_complete()
             tokens = await a_session(here)
             epoch, named = await fence_of(here)
             assert named
@@ -589,10 +592,10 @@ async def test_a_logout_that_redis_does_not_acknowledge_fences_and_waits(
             assert after != epoch
             assert named is None
             await refused(there, tokens)
-            # Nobody else needs to fence again, and a second logout changes nothing.
+            # Another process need not fence again. A second logout changes nothing.
             await logout(there, tokens)
             assert await fence_of(here) == (after, None)
-            await Pair(here, there).settle()
+            await Pair(here, there).until_complete()
             await refused(there, tokens)
 
 
@@ -620,7 +623,7 @@ async def test_a_session_that_was_not_published_but_ended_fences(pair: Pair) -> 
 
 @contextmanager
 def before_commit(keyturn: Keyturn, do: Callable[[], Coroutine[Any, Any, object]]) -> Iterator[None]:
-    """Lets something happen when a transaction has done all but commit."""
+    """Runs `do` once, when a transaction has done all but commit."""
     engine = keyturn.db._engine.sync_engine
 
     def commit(_: object) -> None:
@@ -636,7 +639,7 @@ def before_commit(keyturn: Keyturn, do: Callable[[], Coroutine[Any, Any, object]
 async def test_a_rebuild_waits_for_the_logouts_that_may_not_see_its_claim(
     pair: Pair, cache: redis_asyncio.Redis
 ) -> None:
-    """A logout that saw the fence unchanged has not committed when Redis loses its key: the rebuild must see it."""
+    """Redis loses its keys before a logout that saw the unchanged fence commits. The rebuild must see that logout."""
     tokens = await a_session(pair.here)
     rebuilding: list[asyncio.Task[None]] = []
 
@@ -648,7 +651,7 @@ async def test_a_rebuild_waits_for_the_logouts_that_may_not_see_its_claim(
     with before_commit(pair.here, rebuild):
         await logout(pair.here, tokens)
     await rebuilding[0]
-    await pair.settle()
+    await pair.until_complete()
     await refused(pair.there, tokens)
     assert await cache.exists(f"{KEYS}{tokens.session_id}")
 
@@ -745,7 +748,8 @@ async def test_a_rebuild_sets_what_ended_within_a_day_more_than_is_needed_and_ea
     assert await cache.get(MARKER) == claimed
     assert MARKER_LIVES.total_seconds() - 20 < await cache.ttl(MARKER) <= MARKER_LIVES.total_seconds()
     await read(pair.here)
-    assert [await asks(pair.here, live) for _ in range(3)] == [1, 0, 0]  # it is older than the claim
+    # The token is older than the claim, so the database is asked once.
+    assert [await asks(pair.here, live) for _ in range(3)] == [1, 0, 0]
     await refused(pair.there, now)
 
 
@@ -755,7 +759,7 @@ async def test_a_rebuild_in_several_steps_sets_each_key_once(
     tokens = [await a_session(pair.here) for _ in range(5)]
     for each in tokens:
         await logout(pair.here, each)
-    async with pair.here.db.begin() as tx:  # as where one statement ends many
+    async with pair.here.db.begin() as tx:  # one statement ends many sessions at the same moment
         await tx.execute(update(Session).values(ended_at=pair.here.db.now()))
     await cache.flushdb()
     monkeypatch.setattr("app.revocation.rebuild.CHUNK", 2)
@@ -792,16 +796,16 @@ async def test_who_has_not_read_the_fence_lately_and_can_not_now_rebuilds_nothin
 
 
 async def test_an_operator_is_told_once_of_each_change(pair: Pair, cache: redis_asyncio.Redis) -> None:
-    told: list[str] = []
+    reported: list[str] = []
     here = pair.here.revocations
-    report_to(pair.here, lambda event, **_: told.append(event))
+    report_to(pair.here, lambda event, **_: reported.append(event))
 
     async def seen(state: str, *events: str) -> None:
         for _ in range(2):
             await keep_complete(pair.here)
             assert here.rebuild.cache == state
-            assert told == list(events)
-        told.clear()
+            assert reported == list(events)
+        reported.clear()
 
     await seen("complete")
     await cache.flushdb()
@@ -829,7 +833,7 @@ async def test_an_operator_is_told_once_of_each_change(pair: Pair, cache: redis_
         server, replies = await command(commands, limit=limit)
         return replace(server, run_id="0" * 40), replies
 
-    here.redis.send = nameless  # type: ignore[method-assign]  # as a proxy before several servers answers
+    here.redis.send = nameless  # type: ignore[method-assign]  # a proxy before several servers hides their run ids
     await seen("not complete", "redis_not_trusted")
     here.redis.send = command  # type: ignore[method-assign]  # as above
     pool, here.redis._pool = here.redis._pool, redis_server.pool(f"redis://127.0.0.1:{free_port()}")
@@ -843,9 +847,9 @@ async def test_an_operator_is_told_once_of_each_change(pair: Pair, cache: redis_
 async def test_a_rebuild_that_the_database_breaks_off_is_not_called_an_outage_of_redis(
     pair: Pair, cache: redis_asyncio.Redis
 ) -> None:
-    told: list[str] = []
+    reported: list[str] = []
     here = pair.here.revocations
-    report_to(pair.here, lambda event, **_: told.append(event))
+    report_to(pair.here, lambda event, **_: reported.append(event))
     await cache.flushdb()
 
     async def away() -> None:
@@ -853,7 +857,7 @@ async def test_a_rebuild_that_the_database_breaks_off_is_not_called_an_outage_of
 
     between(pair.here, "_claim", away)
     await here.rebuild.keep_complete()
-    assert told == ["redis_not_filled"]
+    assert reported == ["redis_not_filled"]
     assert here.rebuild.cache == "not complete"
 
 
@@ -869,7 +873,7 @@ async def test_of_two_instances_one_rebuilds(pair: Pair, cache: redis_asyncio.Re
 
 
 def between(keyturn: Keyturn, step: str, do: Callable[[], Any]) -> None:
-    """Lets something happen once, just before a step of the rebuild."""
+    """Runs `do` once, just before a step of the rebuild."""
     part = keyturn.revocations.redis if step == "send_to" else keyturn.revocations.rebuild
     original = getattr(part, step)
 
@@ -886,7 +890,7 @@ async def test_a_flush_during_a_rebuild_leaves_no_marker(pair: Pair, cache: redi
     tokens = await a_session(pair.here)
     await logout(pair.here, tokens)
     await cache.flushdb()
-    if step == "send_to":  # the keys are set one by one through the same door as nonce and marker
+    if step == "send_to":  # the keys go through `send_to` as nonce and marker do, so wait for the snapshot first
         between(pair.there, "_ended_lately", lambda: _noop(between(pair.there, "send_to", cache.flushdb)))  # type: ignore[func-returns-value]  # `_noop` takes what it does not use
     else:
         between(pair.there, step, cache.flushdb)
@@ -933,7 +937,7 @@ async def test_a_second_server_takes_the_fence_only_when_the_first_was_named_for
             await keep_complete(apart)
             assert (await fence_of(apart))[1] != before[1]
             assert [await asks(apart, tokens) for _ in range(2)] == [1, 0]
-            # The first is not believed any more, and what ends there is refused here.
+            # The first server is not believed any more. A session that ends there is refused here.
             await read(pair.there)
             assert await asks(pair.there, tokens) == 1
             await logout(pair.here, tokens)
@@ -948,7 +952,7 @@ async def test_a_second_server_takes_the_fence_only_when_the_first_was_named_for
 async def test_a_logout_by_way_of_another_database_of_the_same_server_fences(
     pair: Pair, database_url: str, own_redis: Redis, cache: redis_asyncio.Redis, number: int
 ) -> None:
-    """Also where that number holds what the fence names by the time that it is asked."""
+    """A logout fences also if its database has the number that the fence names, but SWAPDB exchanged the contents."""
     tokens = await a_session(pair.here)
     async with instance(database_url, own_redis.url(number)) as apart:
         if number == 9:
@@ -1026,7 +1030,7 @@ async def test_a_rebuild_whose_keys_went_to_another_keyspace_leaves_no_marker(
             if away:
                 await swap()
 
-    pair.there.revocations.redis.send_to = filling  # type: ignore[method-assign]  # the keys alone go elsewhere
+    pair.there.revocations.redis.send_to = filling  # type: ignore[method-assign]  # only the keys go to another database
     await pair.there.revocations.rebuild.keep_complete()
     assert await cache.get(MARKER) is None
     assert ended_lately == pair.there.revocations.rebuild._ended_lately
@@ -1061,7 +1065,7 @@ async def test_two_processes_with_different_numbers_do_not_take_the_fence_from_e
 
 
 async def lost(keyturn: Keyturn, tokens: Tokens) -> None:
-    """The database never saw that session."""
+    """Checks that the token is refused as one of a session that the database does not know."""
     with pytest.raises(InvalidToken) as caught:
         await keyturn.reading.verify(tokens.access_token)
     assert caught.value.reason is None
@@ -1070,9 +1074,9 @@ async def lost(keyturn: Keyturn, tokens: Tokens) -> None:
 @pytest.mark.parametrize(
     "restore",
     [
-        # As a dump is loaded: the rows are written anew.
+        # A restored dump writes the row of the fence anew.
         "CREATE TABLE kept AS TABLE cache_fence; DELETE FROM cache_fence; INSERT INTO cache_fence SELECT * FROM kept",
-        # The sessions alone.
+        # Only the sessions are restored.
         "TRUNCATE sessions",
     ],
 )
@@ -1131,12 +1135,15 @@ STEPS_OF_A_FENCE = [*STEPS, "in the wait"]
 
 
 def die_on_request() -> None:
-    """The program of a process that starts a logout for each line of its input and has each killed at its step."""
+    """The program of a process that reads a logout from each line of its input.
+
+    For each logout, the program starts a child that is killed at the given step, and prints the child's exit code.
+    """
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:
             asyncio.run(_die(*json.loads(line)))
-            os._exit(0)  # it was not killed
+            os._exit(0)  # reached only if the child was not killed
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 
 
@@ -1164,7 +1171,7 @@ async def _die(step: str, database_url: str, redis_url: str, refresh_token: str)
             if step == f"statement {count}":
                 die()
 
-        publishing.publish = published  # type: ignore[method-assign]  # to die before or after it
+        publishing.publish = published  # type: ignore[method-assign]  # to die before or after the SET
         event.listen(engine, "before_cursor_execute", statement)
         if step == "before COMMIT":
             event.listen(engine, "commit", die)
@@ -1188,7 +1195,7 @@ async def test_a_process_killed_between_two_steps_of_a_logout_leaves_nothing_tha
     unreachable = f"redis://127.0.0.1:{free_port()}/9"
     for redis_url, steps in ((own_redis.url(9), STEPS), (unreachable, STEPS_OF_A_FENCE)):
         for step in steps:
-            await pair.settle()
+            await pair.until_complete()
             tokens = await a_session(pair.here)
             await read(pair.there)
             process.stdin.write(json.dumps([step, database_url, redis_url, tokens.refresh_token]).encode() + b"\n")
@@ -1201,7 +1208,7 @@ async def test_a_process_killed_between_two_steps_of_a_logout_leaves_nothing_tha
             await logout(pair.here, tokens)
             pair.there.revocations.checks._ended.clear()
             await refused(pair.there, tokens)
-            await pair.settle()
+            await pair.until_complete()
             pair.there.revocations.checks._ended.clear()
             await refused(pair.there, tokens)
     process.stdin.close()
@@ -1218,7 +1225,7 @@ async def test_a_logout_whose_fence_another_transaction_overtakes_waits_until_no
         async with cut_off.db.begin() as tx:
             await tx.execute(text("UPDATE cache_fence SET epoch = md5(epoch), server = NULL"))
             ending = asyncio.create_task(logout(cut_off, tokens))
-            # The statement of the logout has read the fence as it was, and waits for this transaction.
+            # The logout's statement has read the old fence, and waits for this transaction.
             async with asyncio.timeout(5):
                 waits = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
                 while not await tx.scalar(waits):
@@ -1229,7 +1236,7 @@ async def test_a_logout_whose_fence_another_transaction_overtakes_waits_until_no
     await refused(pair.there, tokens)
 
 
-# -- a Redis that is not what it was
+# -- a Redis whose data or role has changed
 
 
 async def test_a_redis_that_may_evict_is_never_believed(database_url: str) -> None:
@@ -1256,15 +1263,15 @@ async def test_a_redis_that_begins_to_evict_is_not_believed_from_then_on(databas
             instance(database_url, server.url()) as there,
             redis_asyncio.Redis.from_url(server.url()) as client,
         ):
-            await Pair(here, there).settle()
+            await Pair(here, there).until_complete()
             tokens = await a_session(here)
             await there.reading.verify(tokens.access_token)
             await logout(here, tokens)
-            await client.persist(MARKER)  # so that it is what stays
+            await client.persist(MARKER)  # without an expiry, so that Redis can't evict the marker
             await client.set("filler", "x" * 2_000_000)
             await client.config_set("maxmemory-policy", "volatile-ttl")
             await client.config_set("maxmemory", "1mb")
-            with pytest.raises(OutOfMemoryError):  # all that may go is gone
+            with pytest.raises(OutOfMemoryError):  # Redis has evicted every key that it may
                 await client.set("filler", "x")
             assert await client.get(f"{KEYS}{tokens.session_id}") is None
             assert await client.get(MARKER)
@@ -1278,7 +1285,7 @@ async def wait_for(condition: Callable[[], Any]) -> None:
 
 
 async def test_a_master_that_was_demoted_and_took_over_anothers_data_is_not_believed(database_url: str) -> None:
-    """It keeps its run id, its connections and a marker of the right epoch, and has lost the key."""
+    """The demoted master keeps its run id, its connections and a marker of the right epoch, but not the key."""
     async with AsyncExitStack() as stack:
         first = stack.enter_context(Redis.start())
         second = stack.enter_context(Redis.start(settings=["--replicaof", "127.0.0.1", str(first.port)]))
@@ -1286,10 +1293,10 @@ async def test_a_master_that_was_demoted_and_took_over_anothers_data_is_not_beli
         there = await stack.enter_async_context(instance(database_url, first.url()))
         old = await stack.enter_async_context(redis_asyncio.Redis.from_url(first.url()))
         new = await stack.enter_async_context(redis_asyncio.Redis.from_url(second.url()))
-        await Pair(here, there).settle()
+        await Pair(here, there).until_complete()
         ended, live = await a_session(here), await a_session(here)
         for tokens in (ended, live):
-            await there.reading.verify(tokens.access_token)  # so that it has its connection
+            await there.reading.verify(tokens.access_token)  # opens the connection of `there`
 
         async def has_the_marker() -> bool:
             return bool(await new.get(MARKER))
@@ -1308,14 +1315,15 @@ async def test_a_master_that_was_demoted_and_took_over_anothers_data_is_not_beli
         await read(there)
         await refused(there, ended)
         assert await asks(there, live) == 1
-        # Promoted again it is a third server by its identity, and becomes complete.
+        # Promoted again, the old master has a third identity, and becomes complete.
         await old.execute_command("REPLICAOF", "NO", "ONE")
         async with here.db.begin() as tx:
             await tx.execute(text(f"UPDATE cache_fence SET changed_at = changed_at - interval '{CLAIM_AFTER}'"))
         await keep_complete(here)
         await keep_complete(there)
         assert [await asks(there, live) for _ in range(2)] == [1, 0]
-        # Connections are older than that, and a logout over one of them has no need to fence.
+        # `here` opened its connections before that. The server that the fence now names acknowledges a logout over one
+        # of them, so the logout does not fence.
         before = await fence_of(here)
         await logout(here, live)
         assert await fence_of(here) == before
@@ -1325,22 +1333,23 @@ async def test_a_master_that_was_demoted_and_took_over_anothers_data_is_not_beli
 async def test_an_answer_that_comes_late_is_never_taken_for_another_questions(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Redis stands still at every kind of moment; what it says afterwards must belong to what was asked."""
+    """Redis stops at every kind of moment. Its later answers must not be taken for answers to newer questions."""
     monkeypatch.undo()
     with Redis.start() as server:
         async with instance(database_url, server.url()) as here, instance(database_url, server.url()) as there:
-            await Pair(here, there).settle()
+            await Pair(here, there).until_complete()
             ended = [await a_session(here) for _ in range(4)]
             live = [await a_session(here) for _ in range(4)]
             await asyncio.gather(*(logout(here, tokens) for tokens in ended))
             for round_ in range(6):
                 await read(there)
                 there.revocations.checks._ended.clear()
-                if round_ % 2:  # connections are made while it stands still
-                    await there.revocations.redis._pool.disconnect()  # type: ignore[union-attr]  # there is one
+                if round_ % 2:  # makes the process open connections while Redis is stopped
+                    await there.revocations.redis._pool.disconnect()  # type: ignore[union-attr]  # Redis is configured
                 server.pause()
                 standing = asyncio.create_task(
-                    asyncio.wait_for(_all(there, live + ended), timeout=5)  # each falls back to the database
+                    # Each verification falls back to the database.
+                    asyncio.wait_for(_all(there, live + ended), timeout=5)
                 )
                 await asyncio.sleep(0.02 + 0.08 * round_)
                 server.resume()
@@ -1386,7 +1395,7 @@ async def test_without_the_database_redis_answers_for_the_time_that_is_set(
             with pytest.raises(TemporarilyUnavailable):
                 await there.reading.verify(tokens.access_token)
 
-        for age in (0.0, 1.5, 3.5):  # as long as it vouches, and three seconds longer
+        for age in (0.0, 1.5, 3.5):  # seconds: while the reading vouches, and for three seconds more
             there.revocations.fence.last = replace(fence, began=time.monotonic() - age)
             await read(there)
             await there.reading.verify(live.access_token)
@@ -1419,7 +1428,8 @@ async def test_where_the_database_is_known_to_be_away_nobody_waits_for_it(
         asked = 0
         await there.reading.verify(live.access_token)
         assert asked == 0
-        # Evidence that is no longer fresh: it is asked, and only when it does not answer Redis does.
+        # The evidence of the outage is older than a second, so the process asks the database first. Redis decides only
+        # because the database fails.
         revocations.fence._failed_began = time.monotonic() - 1.5
         await there.reading.verify(live.access_token)
         assert asked == 1
@@ -1439,7 +1449,7 @@ async def test_without_database_and_redis_nothing_is_decided(database_url: str) 
                 await keyturn.reading.verify(tokens.access_token)
 
 
-# -- a process that is up
+# -- a process that runs
 
 
 async def test_an_instance_rebuilds_once_at_a_time_and_holds_nothing_that_is_over(

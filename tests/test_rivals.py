@@ -1,4 +1,4 @@
-"""The rivals of the benchmark do what they are measured for, and say when a run was void."""
+"""The rivals of the benchmark do the work that is measured, and report a run that is void."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Json = dict[str, Any]
 
 
 def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Runs it on a loop of its own: the tests here are not on one."""
+    """Runs the coroutine on an event loop of its own, because the tests of this file are not on one."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, coroutine).result()
 
@@ -84,7 +84,7 @@ def is_live(client: httpx2.Client, tokens: Json) -> bool:
 
 
 def present(rival: Rival, token: str) -> httpx2.Response:
-    """The request as a load driver sends it."""
+    """Sends the request as a load driver does."""
     media_type, body = rival.body(token)
     return httpx2.request(rival.method, rival.url + rival.path, content=body, headers={"Content-Type": media_type})
 
@@ -137,7 +137,6 @@ def test_refresh_rotates_within_the_session_and_the_old_token_is_refused(client:
     assert is_live(client, second)
     third = refresh(client, second["refresh_token"]).json()
     refused(refresh(client, first["refresh_token"]))
-    # Reuse ends the session.
     refused(refresh(client, third["refresh_token"]))
 
 
@@ -176,7 +175,7 @@ def test_a_missing_or_forged_access_token_is_refused(client: httpx2.Client) -> N
     assert is_live(client, tokens)
 
 
-# -- a run that lost something is void
+# -- a run that lost rotations is void
 
 
 @pytest.mark.parametrize("name", ["textbook", "oidc"])
@@ -197,11 +196,11 @@ def test_chains_are_followed_and_the_database_is_asked_whether_it_agrees(
     rival.settle = 0
     assert "6 rotations" in (rival.check(7, 3) or "")
     assert "6 rotations" in (rival.check(3, 2) or "")
-    # The same token again is reuse to both, which ends the whole chain.
+    # Both rivals take the second use of a token for reuse, which ends the whole chain.
     assert present(rival, chains[0][0]).status_code in {400, 401}
     assert present(rival, chains[0][-1]).status_code in {400, 401}
     assert "cut" in (rival.check(6, 3) or "")
-    # Another run begins anew.
+    # New chains start a new run, with nothing left of the void one.
     rival.chains(2)
     assert rival.check(0, 0) is None
 

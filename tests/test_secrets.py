@@ -1,4 +1,4 @@
-"""Nothing secret is in a log of the service; the logs of a whole run are searched when it ends (conftest)."""
+"""No log of the service holds a secret. When a test run ends, conftest.py searches the logs of all its services."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ def test_each_kind_of_secret_would_be_found(tmp_path: Path) -> None:
     nested.mkdir(parents=True)
     log = nested / "service-1-x.log"
     log.write_text("".join(f'{{"event": "request", "path": "{secret}"}}\n' for secret in planted))
-    (tmp_path / "other.log").write_text(PASSWORD)  # not a service's
+    (tmp_path / "other.log").write_text(PASSWORD)  # the log of another program, which is not searched
     assert list(leaks(tmp_path)) == [
         f"{name} in a/test0/service-1-x.log, line {n}" for n, name in enumerate(SECRETS, 1)
     ]
-    # Other text is not taken for a secret; and nothing planted is left for the search of the whole run.
+    # Other text must not be taken for a secret. This also removes the planted secrets before the search at the end of
+    # this run.
     log.write_text('{"event": "request", "path": "/auth/login", "request_id": "0123456789abcdef"}\n' * 3)
     assert list(leaks(tmp_path)) == []
 
@@ -70,7 +71,7 @@ def test_requests_full_of_secrets_leave_none_in_a_service_s_log(tmp_path: Path, 
 
 def test_a_run_whose_services_logged_a_secret_fails_in_whichever_process_it_was() -> None:
     text = "def test_it(tmp_path):\n    (tmp_path / 'service-1-x.log').write_text({!r})\n"
-    with TemporaryDirectory() as folder:  # not in this run's folder, which is searched too
+    with TemporaryDirectory() as folder:  # a folder outside of this run's, because this run's is searched too
         (Path(folder) / "test_quiet.py").write_text(text.format('{"event": "request"}'))
         (Path(folder) / "test_leaky.py").write_text(text.format(PASSWORD))
         command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-n", "2", "--dist", "loadfile", "-rE"]

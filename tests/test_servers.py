@@ -1,4 +1,4 @@
-"""The promises of the tests' own servers: every test about faults leans on them."""
+"""The tests' own servers do as they promise. Every test about faults relies on that."""
 
 import asyncio
 import json
@@ -81,7 +81,7 @@ def valkey() -> Iterator[Redis]:
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """A folder that `nobody`, as whom PostgreSQL runs where the tests are root, can enter too."""
+    """A folder that the user `nobody` can enter. If the tests run as root, PostgreSQL runs as `nobody`."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)
     yield folder
@@ -112,7 +112,7 @@ def running() -> set[int]:
 
 
 def creators_of_shared_memory(default: int = 0) -> set[int]:
-    """Who made the System V segments of this machine, where the kernel tells."""
+    """The process ids of the creators of all System V segments, or only `default` if the kernel lists none."""
     table = Path("/proc/sysvipc/shm")
     return {int(row.split()[4]) for row in table.read_text().splitlines()[1:]} if table.exists() else {default}
 

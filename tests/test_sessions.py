@@ -36,7 +36,7 @@ async def a_session(keyturn: Keyturn, email: str = "ada@example.com") -> Tokens:
 
 
 async def disable(keyturn: Keyturn, user_id: UUID) -> None:
-    """Again, where it waited too long for a connection: this machine may be slow."""
+    """Disables the user. On a slow machine a try may wait too long for a connection, so this repeats it."""
     while True:
         with suppress(TemporarilyUnavailable):
             await keyturn.users.disable(user_id, by=SERVICE)
@@ -98,14 +98,15 @@ async def test_a_refresh_rotates(keyturn: Keyturn) -> None:
 async def test_a_retry_within_the_window_gets_the_same_pair(keyturn: Keyturn) -> None:
     first = await a_session(keyturn)
     second = await keyturn.rotation.refresh(first.refresh_token, by=SERVICE)
-    for passed in (0, 30, 20):  # a slow machine may take seconds for the rest; test_judge has the exact moments
+    # Seconds, far from the window's end for a slow machine; test_judge has the exact moments.
+    for passed in (0, 30, 20):
         await time_passes(keyturn, passed * SECOND)
         again = await keyturn.rotation.refresh(first.refresh_token, by=SERVICE)
         assert again.refresh_token == second.refresh_token
         if passed == 0:
             assert again.access_token == second.access_token
         assert (await row(keyturn, first)).generation == 1
-    # expires_in counts from the rotation, 50 s ago.
+    # The rotation was 50 s ago, and expires_in counts from there.
     assert 840 <= int(again.body()["expires_in"]) <= 850
     await keyturn.rotation.refresh(second.refresh_token, by=SERVICE)
 
@@ -235,7 +236,7 @@ async def test_idle_and_absolute_deadlines(open_keyturn: Opener) -> None:
         idle = await keyturn.rotation.refresh(idle.refresh_token, by=SERVICE)
         assert idle.body()["refresh_expires_in"] == 1000
         await time_passes(keyturn, 990 * SECOND)
-        # The absolute deadline stays where it was, and caps the idle one.
+        # The absolute deadline does not move, and it limits the idle deadline.
         idle = await keyturn.rotation.refresh(idle.refresh_token, by=SERVICE)
         assert 505 <= int(idle.body()["refresh_expires_in"]) <= 520
         assert idle.body()["refresh_expires_in"] == idle.body()["session_expires_in"] == idle.body()["expires_in"]
@@ -259,8 +260,9 @@ async def test_what_is_ended_after_its_deadline_keeps_the_deadline_as_its_reason
         )
         await time_passes(keyturn, 1001 * SECOND)
         live = await keyturn.starting.start(proof, by=SERVICE)
-        # To log out of what is over is fine, and from then on its tokens are refused whatever their own time says.
-        await keyturn.reading.verify(idle.access_token)  # the row grew older, the token did not
+        # A logout of a session that is over succeeds. From then on its access tokens are refused, although they have
+        # not expired.
+        await keyturn.reading.verify(idle.access_token)  # time passed for the row and not for the token
         assert await keyturn.ending.logout(None, idle.refresh_token, "this", by=SERVICE) == {idle.session_id}
         await rejected(keyturn, idle.access_token, "idle_timeout")
         assert await keyturn.ending.end({also_idle.session_id}, "revoked_by_admin", by=SERVICE) == 0
@@ -445,7 +447,7 @@ async def test_a_password_change_ends_every_other_session(keyturn: Keyturn) -> N
     await keyturn.reading.verify((await keyturn.rotation.refresh(mine.refresh_token, by=SERVICE)).access_token)
     with pytest.raises(InvalidGrant):
         await keyturn.sign_in.authenticate("ada@example.com", PASSWORD)
-    # The proof of the old password is worth nothing any more, though it was right when it was given.
+    # The old password was right when it was proved. After the change, the proof is worthless.
     with pytest.raises(InvalidGrant):
         await keyturn.starting.start(proof, by=SERVICE)
 
@@ -533,11 +535,11 @@ async def test_keys_rotate_without_signing_anyone_out(keyturn: Keyturn, open_key
     tokens = await keyturn.rotation.refresh(tokens.refresh_token, by=SERVICE)
     assert keyturn.keys.verify_refresh_token(tokens.refresh_token).key.number == 1
     async with keyturn.db.begin() as tx:
-        # A minute passes for the keys.
+        # Make the keys a minute older, so that the new ones sign.
         minute = "CAST('61 seconds' AS interval)" if keyturn.db.is_postgres else "61000000"
         await tx.execute(text(f"UPDATE keys SET signs_from = signs_from - {minute}"))
     await keyturn.keys.load()
-    # A retry keeps the key that the row names; only a rotation takes the new one.
+    # A retry uses the key number of the row. Only a rotation changes to the new key.
     assert (await keyturn.rotation.refresh(retried.refresh_token, by=SERVICE)).refresh_token == tokens.refresh_token
     newer = await keyturn.rotation.refresh(tokens.refresh_token, by=SERVICE)
     assert keyturn.keys.verify_refresh_token(newer.refresh_token).key.number == 2
@@ -566,9 +568,9 @@ async def test_gc_deletes_what_has_long_been_over_and_nothing_live(keyturn: Keyt
     await refused(keyturn, ended[0].refresh_token, None)
     await refused(keyturn, lately.refresh_token, "logout")
     await time_passes(keyturn, timedelta(days=7))
-    # The one that was ended a week ago, and the one that fell idle a month ago.
+    # One session was ended a week ago, the other reached its idle deadline a month ago.
     assert await keyturn.upkeep.gc(kept_for=timedelta(days=7), by=SERVICE) == 2
-    # What a rebuild of the cache may still need stays whatever is asked.
+    # The command keeps each session that a rebuild of Redis may still need, even for `kept_for` zero.
     assert await keyturn.upkeep.gc(kept_for=timedelta(0), by=SERVICE) == 0
     await time_passes(keyturn, timedelta(hours=26))
     assert await keyturn.upkeep.gc(kept_for=timedelta(0), by=SERVICE) == 1

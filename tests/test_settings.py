@@ -1,4 +1,4 @@
-"""What a set-up may be, and that a refused one is told in one line that repeats no value."""
+"""The settings that are accepted, and the error for each other: one line that repeats no value."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from app.settings import Settings, read
 from app.tokens.master_secret import master_secret
 from tests.conftest import SECRET
 
-DICE = random.Random(12)  # names of tests are the same in each process that runs some of them
+DICE = random.Random(12)  # a fixed seed, because each process that runs tests must give them the same names
 PRODUCTION = {
     "KEYTURN_DATABASE_URL": "postgresql://keyturn:hunter2@db.example/keyturn",
     "KEYTURN_REDIS_URL": "none",
@@ -41,7 +41,7 @@ def refused(environ: dict[str, str], *, naming: str, hiding: str = "", config: P
     assert naming in line
     assert "\n" not in line
     assert not hiding or hiding not in line
-    # Not in a traceback either: the validation error, which knows all values, is not shown with it.
+    # The traceback must not show the value either, so the validation error, which holds all values, is not its cause.
     assert not hiding or hiding not in "".join(traceback.format_exception(caught.value))
     return line
 
@@ -133,7 +133,7 @@ def test_settings_that_contradict_each_other_are_refused(settings: dict[str, str
 
 
 def assert_full_names(line: str) -> None:
-    """Each setting that a message names is named as its variable is, so that it can be copied."""
+    """Checks that a message names each setting by its variable, so that the operator can copy the name."""
     for name in sorted(re.findall(r"\w+", line)):
         plain = name.removeprefix("KEYTURN_").removesuffix("_FILE").lower()
         assert name.startswith("KEYTURN_") or not name.isupper() or plain not in Settings.model_fields, line
@@ -263,7 +263,7 @@ async def test_options_of_a_redis_url_that_are_accepted_reach_the_driver(url: st
     assert accepted == url
     pool = redis_server.pool(url)
     assert options.items() <= pool.connection_kwargs.items()
-    pool.make_connection()  # where the driver says what it does not know
+    pool.make_connection()  # a wrong URL fails only here, when the driver makes a connection
 
 
 @pytest.mark.parametrize(
@@ -406,7 +406,7 @@ def test_a_value_loses_the_blanks_around_it_whatever_its_source(tmp_path: Path, 
                 assert getattr(read({**basis, f"KEYTURN_{name}_FILE": path}), name.lower()) == expected
             config.write_text(f"{name.lower()} = {json.dumps(value)}\n")
             assert getattr(read({**basis, "KEYTURN_CONFIG": f"{config}{blank}"}), name.lower()) == expected
-    # As editors write them: a byte order mark, line ends of Windows, quotes, `export`.
+    # Accept files as editors write them: a byte order mark, line ends of Windows, quotes, `export`.
     file.write_bytes(b"\xef\xbb\xbf" + VALUES[name].encode() + b"\r\n")
     assert getattr(read({**basis, f"KEYTURN_{name}_FILE": str(file)}), name.lower()) == expected
     config.write_bytes(b"\xef\xbb\xbf" + f"{name.lower()} = {json.dumps(VALUES[name])}\r\n".encode())
@@ -501,7 +501,7 @@ def test_a_data_dir_that_would_be_another_folder_is_refused(folder: str) -> None
 
 
 def links(name: str, port: int = 8000, protocol: str = "tcp", address: str = "10.0.0.1") -> dict[str, str]:
-    """What Kubernetes gives every container for one Service."""
+    """The environment variables that Kubernetes gives every container for one Service."""
     host = f"[{address}]" if ":" in address else address
     return {
         f"{name}_SERVICE_HOST": address,
@@ -531,7 +531,7 @@ def test_service_links_of_kubernetes_are_ignored_in_one_line(service: str, capsy
     assert line.startswith("keyturn: ignored, as Kubernetes makes them for a Service: KEYTURN_")
     assert line.count("\n") == 1
     assert all(name in line for name in SERVICES[service])
-    for name, value in SERVICES[service].items():  # each by itself too
+    for name, value in SERVICES[service].items():  # each variable alone is ignored too
         assert read({name: value, "KEYTURN_WORKERS": "2"}).workers == 2
 
 
@@ -582,7 +582,7 @@ def test_a_setting_comes_from_the_first_source_that_names_it(tmp_path: Path) -> 
     settings = read(environ, port=1004)
     assert (settings.port, settings.host, settings.workers, settings.log_level) == (1004, "10.0.0.3", 4, "error")
     assert settings.access_token_lifetime == timedelta(seconds=900)
-    # A `.env` may name the file too.
+    # A `.env` may also name the configuration file.
     (tmp_path / ".env").write_text(f"KEYTURN_CONFIG={config}\n")
     assert read({}).port == 1001
 
@@ -668,7 +668,7 @@ def b64(raw: bytes) -> str:
         "Your-Secret-" + SECRET[:-1],
         "KEYTURN" + SECRET[:-1],
         SECRET[:-1] + "Insecure",
-        # passphrases: encoded, or of base64's letters
+        # passphrases, encoded or made of base64's letters
         b64(b"correct horse battery staple and four more words"),
         b64(b"correct horse battery staple and four more words\n"),
         b"correct horse battery staple and four more words".hex(),

@@ -1,4 +1,4 @@
-"""The first start and every later one: what is made, what is found again, and what stops a start with one line."""
+"""The first start and every later one: the things that are made, those that are found, and the errors that stop it."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def embedded(folder: Path, **more: str) -> Settings:
 
 
 async def prepared(settings: Settings) -> None:
-    """In a thread: migrations run on an event loop of their own."""
+    """Prepares the first start in a thread, because migrations run on an event loop of their own."""
     await asyncio.to_thread(prepare, settings)
 
 
 @asynccontextmanager
 async def started(settings: Settings) -> AsyncIterator[tuple[Keyturn, str | None]]:
-    """As `keyturn serve` starts."""
+    """Starts as `keyturn serve` does."""
     await prepared(settings)
     async with opened(settings) as keyturn, running(keyturn):
         yield keyturn, await first_administrator(keyturn.db, keyturn.users)
@@ -155,7 +155,7 @@ def serving(folder: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
 def test_two_first_starts_at_once_make_one_of_everything(tmp_path: Path) -> None:
     folder, logs = tmp_path / "data", [tmp_path / "one.log", tmp_path / "two.log"]
     with serving(folder, logs[0]) as one, serving(folder, logs[1]) as two:
-        until = time.monotonic() + 60  # two first starts share what cores there are
+        until = time.monotonic() + 60  # two first starts share the machine's cores
         while not all("Uvicorn running" in log.read_text() for log in logs) and time.monotonic() < until:
             assert one.poll() is two.poll() is None, "".join(log.read_text() for log in logs)
             time.sleep(0.1)
@@ -180,7 +180,7 @@ def test_two_first_starts_at_once_make_one_of_everything(tmp_path: Path) -> None
 
 
 def refused(settings: Settings, saying: str) -> str:
-    """Makes nothing and says why, in a line that repeats no secret."""
+    """Checks that a start fails with this error, in one line, and returns the text of the error."""
 
     def start() -> None:
         prepare(settings)
@@ -270,7 +270,7 @@ def test_a_secret_file_that_is_a_folder_stops_the_start(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_stops_the_first_start_and_leaves_no_half_secret(tmp_path: Path) -> None:
-    # A file size limit of zero is what a full disk looks like to a write.
+    # With a file size limit of zero, a write fails as on a full disk.
     program = """
 import resource, signal, sys
 from app.errors import ConfigurationError
@@ -353,7 +353,7 @@ async def test_one_flipped_bit_of_a_sealed_key_stops_the_start(
         async with keyturn.db.begin() as tx:
             await tx.execute(update(Key).where(Key.kid == kid).values(sealed=sealed))
     async with open_keyturn():
-        pass  # with the bytes as they were, it starts
+        pass  # with the original bytes, the service starts
 
 
 async def versioned(keyturn: Keyturn, version: str | None) -> None:
@@ -402,7 +402,7 @@ async def test_a_database_that_does_not_let_us_in_is_not_called_empty(postgres: 
     await stopped(settings_of(postgres.url("no_such_database"), None), r"^there is no such database: ")
     url = postgres.url("postgres")
     named = url.replace("postgres@", "no_such_role@")
-    if named != url:  # a server that the environment names spells its user as it likes
+    if named != url:  # a server named by the environment may have another user in its URL
         await stopped(settings_of(named, None), r"^the database does not let us in \(SQLSTATE 28000\): ")
 
 
@@ -484,7 +484,8 @@ def test_the_image_runs_under_a_number_and_any_other_number_can_write_into_its_v
 @as_root
 @pytest.mark.parametrize("words", [("serve",), ("doctor",), ("migrate",), ("users", "list")])
 def test_a_user_id_without_a_name_starts_or_is_told_in_one_line(tmp_path: Path, words: tuple[str, ...]) -> None:
-    # The interpreter may lie where only root can read it, so it drops its rights when all is imported.
+    # Only root may be able to read the interpreter's files. So the program imports everything before it drops its
+    # rights.
     program = """
 import os, sys
 import app.commands.command, app.main, app.http.protocol, asyncpg, uvloop, httptools, uvicorn.loops.uvloop, encodings.idna, encodings.ascii
@@ -505,7 +506,7 @@ sys.exit(app.commands.command.main(sys.argv[1:]))
             timeout=60,
         )
 
-    folder = Path(tempfile.mkdtemp(dir="/tmp"))  # pytest's own are closed to others
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))  # pytest's own folders are closed to other users
     try:
         folder.chmod(0o1777)
         production = {"REDIS_URL": "none", "SECRET": SECRET, "ISSUER": "https://auth.example.com"}

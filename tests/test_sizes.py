@@ -1,10 +1,10 @@
-"""How long a file of app/ may be."""
+"""The limit for the lengths of the files of app/."""
 
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST = 300
-"""Lines. A longer file is named, with the reason, in docs/decisions.md."""
+"""Lines. docs/decisions.md names each longer file, with the reason."""
 
 
 def test_a_file_of_the_product_has_at_most_300_lines_or_a_reason() -> None:

@@ -1,8 +1,8 @@
 """The session state machine against a model of it: Hypothesis drives both, step by step, on both databases.
 
-The model is written from the table in app/sessions/rotation.py, and shares no code with the service. It counts whole seconds and generations
-and knows no digests and no SQL. Two instances take turns. After each step every answer, every row and every access
-token that was ever issued must be as the model says.
+The model is written from the table in app/sessions/rotation.py, and shares no code with the service. The model counts
+whole seconds and generations; it has no digests and no SQL. Two instances take turns. After each step, every answer,
+every row and every issued access token must be as the model says.
 
 `pytest -rP` prints how often each transition and each reason was reached.
 """
@@ -46,15 +46,15 @@ from tests.conftest import settings_of, time_passes
 
 T = TypeVar("T")
 
-# Seconds. The first four are settings; the others are constants of the code.
+# Seconds. The first four are settings. The others are constants of the code.
 WINDOW, ACCESS, IDLE, ABSOLUTE = 60, 300, 1000, 1200
 LEEWAY = 5
 REMEMBERED = 3600 + LEEWAY + 60 + 86400
 WEEK, MONTH = 7 * 86400, 30 * 86400
 
 MARGIN = 25
-"""The model's clock stands still within a step and the real one does not: the model keeps so far away from the moments
-before a deadline. An example that takes longer, on a machine that stood still, is dropped."""
+"""Seconds. The real clock runs on while the model's stands still. Therefore the model keeps at least this far away from
+the moments before a deadline. If an example takes longer, on a machine that stood still, Hypothesis drops it."""
 
 
 # -- the model
@@ -150,7 +150,7 @@ class Model:
         return [s for s in self.sessions if not s.gone and s.over(self.now) is None]
 
     def refresh(self, s: SignIn, generation: int) -> str | Refused:
-        """What presenting this generation does: "rotate", "retry", or a refusal."""
+        """The result of a refresh with this generation's token: "rotate", "retry", or a refusal."""
         retired = s.chain[generation].key.retired
         over = self.over_under_retired_key(s) if retired else s.over(self.now)
         if s.gone or over or retired:
@@ -159,14 +159,18 @@ class Model:
             return "rotate"
         if generation == s.generation - 1:
             if s.chain[-1].key.retired:
-                return Refused(InvalidGrant)  # nobody can derive the answer again, and nobody stole anything
+                return Refused(InvalidGrant)  # no process can derive the answer again, and nobody stole anything
             if self.now - s.rotated < WINDOW:
                 return "retry"
         self.end([s], "reuse_detected")
         return Refused(InvalidGrant, "reuse_detected")
 
     def over_under_retired_key(self, s: SignIn) -> Reason | None:
-        """Such a token ends its session if that is still under a retired key, and opens and ends nothing else."""
+        """The reason for which the session is over, when a refresh token under a retired key is presented.
+
+        If the session's newest token is under a retired key too, the session ends. Otherwise such a token changes
+        nothing.
+        """
         if s.gone:
             return None
         if s.chain[-1].key.retired and not s.over(self.now):
@@ -177,7 +181,10 @@ class Model:
         return self.end([s for s in self.sessions if s.chain[-1].key is key], "revoked_by_admin")
 
     def end(self, sessions: list[SignIn], reason: Reason) -> int:
-        """Ends those that nobody has ended before; how many lived. One whose time is up keeps that for its reason."""
+        """Ends the sessions that have not been ended, and returns the number of those that were live.
+
+        A session whose deadline has passed keeps the timeout as its reason.
+        """
         ending = [s for s in sessions if not s.ended and not s.gone]
         lived = [s for s in ending if not s.over(self.now)]
         for s in ending:
@@ -189,7 +196,7 @@ class Model:
         return self.end([s for s in self.sessions if s.user is user and s is not but], reason)
 
     def logout(self, access: Access | None, refresh: tuple[SignIn, int] | None, scope: str) -> Refused | None:
-        """A token of two sessions only with the scope "this"."""
+        """A logout. Tokens of two sessions are allowed only with the scope "this"."""
         presented: dict[SignIn, int | None] = {}
         refused = Refused(InvalidToken)
         if access and not access.key.retired:
@@ -241,19 +248,22 @@ class Model:
         return len(long_over)
 
     def boundaries(self) -> list[int]:
-        """The moments at which something changes by itself."""
+        """The moments at which something changes without a request."""
         found: set[int] = set()
         for s in self.sessions:
             found |= {access.expires_at + LEEWAY for access in s.access}
             if not s.ended:
-                # The last: which of two deadlines a rotation is going to meet first.
+                # After the last of these moments, a rotation would meet the absolute deadline before the idle one.
                 found |= {s.rotated + WINDOW, s.deadline[0], s.absolute, s.absolute - IDLE}
             if not s.gone:
                 found |= {s.over_since() + kept + 1 for kept in (REMEMBERED, WEEK, MONTH)}
         return sorted(found)
 
     def later(self, seconds: int) -> int:
-        """Lets at least so many seconds pass, and more where it would stand just before a boundary; how many."""
+        """Lets at least that many seconds pass, and returns the number.
+
+        If the end falls just before a boundary, the time goes on to the boundary, because the real clock runs on.
+        """
         before = self.now
         self.now += seconds
         for boundary in self.boundaries():
@@ -262,7 +272,7 @@ class Model:
         return self.now - before
 
 
-# -- the real thing
+# -- the real service
 
 
 class World:
@@ -300,7 +310,7 @@ def a_world(database_url: str) -> Iterator[World]:
     lifetimes = {"retry_window": WINDOW, "access_token_lifetime": ACCESS}
     deadlines = {"refresh_token_lifetime": IDLE, "session_lifetime": ABSOLUTE}
     configured = settings_of(database_url, None, **lifetimes, **deadlines)
-    # A loop factory, so that pytest's own event loop stays the current one.
+    # With a loop factory, the runner leaves pytest's own event loop the current one.
     with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
         stack = AsyncExitStack()
         try:
@@ -313,9 +323,9 @@ def a_world(database_url: str) -> Iterator[World]:
 
 
 async def ahead(keyturn: Keyturn, seconds: int, asked: Coroutine[Any, Any, T]) -> T:
-    """Asks with the process's clock ahead: what an access token says of time can't be made older afterwards."""
+    """Runs `asked` with the process's clock ahead. The times in an access token can't be made older afterwards."""
     clock = type(keyturn.db).clock
-    keyturn.db.clock = lambda: clock(keyturn.db) + timedelta(seconds=seconds)  # type: ignore[method-assign]  # as said
+    keyturn.db.clock = lambda: clock(keyturn.db) + timedelta(seconds=seconds)  # type: ignore[method-assign]  # the clock ahead
     try:
         return await asked
     finally:
@@ -331,8 +341,8 @@ class Machine(RuleBasedStateMachine):
     def __init__(self, world: World) -> None:
         super().__init__()
         self.world = world
-        # Every rule may come in every example. Hypothesis would leave some out of each, and so few examples would not
-        # reach every transition.
+        # Enable every rule in every example. By default, Hypothesis leaves some rules out of each example, and so few
+        # examples would not reach every transition.
         self._rules_strategy.enabled_rules_strategy = just(cast("Any", SimpleNamespace(is_enabled=lambda _: True)))
         self.model = Model()
         self.proofs: list[tuple[User, int, Authenticated]] = []
@@ -346,7 +356,7 @@ class Machine(RuleBasedStateMachine):
             self.model.users.append(User(email, real.id, role))
         self.began = time.monotonic()
 
-    # -- asking
+    # -- questions to the service
 
     @property
     def keyturn(self) -> Keyturn:
@@ -379,17 +389,18 @@ class Machine(RuleBasedStateMachine):
             self.reach(f"reason: {expected.reason}")
 
     def close_to(self, actual: float, expected: float) -> bool:
-        """Whether a duration that shrinks is the model's, in whole seconds."""
+        """Whether a remaining time, in seconds, is the model's, less the drift."""
         return expected - self.drift - 1 < actual <= expected
 
     def must_be_newest(self, tokens: object, s: SignIn) -> None:
-        """The answer is the session's newest pair, and says how long each part lives."""
+        """Checks that the answer is the session's newest pair, and that it says how long each part lives."""
         assert isinstance(tokens, Tokens), tokens
         assert (tokens.session_id, tokens.refresh_token) == (s.id, s.chain[-1].text)
         key, now = self.model.signing("access"), self.model.now
         expires_at = min(s.rotated + ACCESS, s.absolute)
         new = Access(s, tokens.access_token, key, s.generation, s.role, now, expires_at)
-        # Moments move in the rows as time passes and stay in the tokens: so the same token only at the same moment.
+        # As time passes, the test moves the moments in the rows; those in tokens stay. So a retry gets the identical
+        # token only at the same moment.
         same = [a for a in s.access if replace(a, text=new.text) == new] or [
             a for a in s.access if (a.key, a.generation, a.role, a.signed_at) == (key, new.generation, new.role, now)
         ]
@@ -405,7 +416,7 @@ class Machine(RuleBasedStateMachine):
         assert self.close_to(int(body["session_expires_in"]), s.absolute - now)
 
     def pick(self, which: int) -> SignIn:
-        """A session: a live one if there is any, or (odd numbers) any."""
+        """A session. For an even number a live one, which is made if there is none. For an odd number any."""
         live = self.model.live()
         if which % 2 == 0 and not live:
             live = [self.sign_in(next(u for u in self.model.users if not u.disabled))]
@@ -466,7 +477,7 @@ class Machine(RuleBasedStateMachine):
                 try:
                     return await keyturn.rotation.refresh(s.chain[generation].text, by=SERVICE)
                 except TemporarilyUnavailable:
-                    assert times > 1  # whoever found the row locked comes again
+                    assert times > 1  # the row was locked, so the client tries again
                 except Refusal as refusal:
                     return refusal
 
@@ -527,10 +538,10 @@ class Machine(RuleBasedStateMachine):
 
     @rule(which=WHICH, step=sampled_from([-1, 0, 1]))
     def a_token_of_another_branch(self, which: int, step: int) -> None:
-        """Rightly made, and not of this row's history: what a database from a backup is shown."""
+        """Presents an authentic token that is not in this row's history, as happens after a restore from a backup."""
         s = self.pick(which)
         if step < 0:
-            self.present(s, s.generation)  # so that there is a successor, within its window, if it is a live session
+            self.present(s, s.generation)  # if the session is live, this makes a successor within its window
         newest = s.chain[-1]
         if newest.key.retired or s.generation + step < 0:
             return
@@ -551,10 +562,10 @@ class Machine(RuleBasedStateMachine):
     def logout(self, which: int, back: int, tokens: str, scope: str) -> None:
         s = self.pick(which)
         if scope == "all" and s.ended and s.ended[0] == "logout_all":
-            return  # a logout of all said again is no transition
+            return  # a repeated logout of all sessions is no transition
         if back < 2 and s in self.model.live():
-            self.sign_in(s.user)  # so that there is another session to end or to spare,
-            self.present(s, s.generation)  # and a fresh access token
+            self.sign_in(s.user)  # another session, which the logout ends or spares
+            self.present(s, s.generation)  # a fresh access token
         access = s.access[max(0, len(s.access) - 1 - back)] if tokens in {"access", "both", "access and junk"} else None
         refresh = (s, max(0, s.generation - back)) if tokens in {"refresh", "both", "junk and refresh"} else None
         self.log_out(access, refresh, scope, junk="junk" in tokens)
@@ -572,11 +583,11 @@ class Machine(RuleBasedStateMachine):
             refresh[0].chain[refresh[1]].text if refresh else "junk" if junk else None,
         )
         older = self.model.now - access.signed_at if access else 0
-        asked = self.keyturn.ending.logout(*texts, scope, by=SERVICE)  # type: ignore[arg-type]  # a literal each
+        asked = self.keyturn.ending.logout(*texts, scope, by=SERVICE)  # type: ignore[arg-type]  # both are literals
         answer = self.ask(ahead(self.keyturn, older, asked))
         expected = self.model.logout(access, refresh, scope)
         if isinstance(expected, Refused):
-            error = InvalidGrant if junk and not refresh else expected.error  # the refresh token is looked at last
+            error = InvalidGrant if junk and not refresh else expected.error  # the refresh token is checked last
             self.must_refuse(answer, replace(expected, error=error) if expected.reason is None else expected)
             self.reach("logout refused")
         else:
@@ -589,7 +600,7 @@ class Machine(RuleBasedStateMachine):
     def change_password(self, which: int, right: int) -> None:
         s = self.pick(which)
         if s.gone or (not s.ended and s.over(self.model.now)):
-            return  # such a session is refused before its user is asked for a password
+            return  # the session is refused before the password is checked
         who = s.user
         current = f"password {who.password}" if right else "another password"
         asked = self.keyturn.users.change_password(s.id, who.id, current, f"password {who.password + 1}", by=SERVICE)
@@ -667,7 +678,7 @@ class Machine(RuleBasedStateMachine):
             case "rotate":
                 self.generate(use)
                 s = self.pick(which * 2)
-                self.present(s, s.generation)  # while the new key is published, the old one signs
+                self.present(s, s.generation)  # until the new key signs, tokens are under the old one
                 self.a_minute_passes()
             case "retire":
                 if not self.retire(use, which):
@@ -695,7 +706,7 @@ class Machine(RuleBasedStateMachine):
         key = there[which % len(there)]
         if use == "refresh" and (under := [s for s in self.model.live() if s.chain[-1].key is key]):
             self.sign_in(under[0].user)
-            self.present(under[0], under[0].generation)  # where a newer key signs, this one moves to it
+            self.present(under[0], under[0].generation)  # if a newer key signs, this session moves to it
         answer = self.ask(self.keyturn.keys.retire(key.kid, by=SERVICE))
         self.run(self.world.load())
         if not any(other.ready for other in there if other is not key):
@@ -709,7 +720,7 @@ class Machine(RuleBasedStateMachine):
             return True
         assert isinstance(answer, int)
         under = [s for s in self.model.live() if s.chain[-1].key is key]
-        if under and which % 2:  # before the command has come to it
+        if under and which % 2:  # the client comes before the command reaches its session
             self.present(under[0], under[0].generation)
         assert self.ask(self.keyturn.ending.end_under(answer, most=2, by=SERVICE)) == self.model.retire(key)
         for s in under[:2]:
@@ -763,7 +774,7 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def rows_and_tokens_are_as_the_model_says(self) -> None:
-        self.steps += 1  # what one instance did is looked at on the other
+        self.steps += 1  # the other instance checks the work of the first
         self.ask(self.compare_rows())
         self.ask(self.compare_access_tokens("verify", [s.access[-1] for s in self.model.sessions if s.access]))
 
@@ -843,7 +854,7 @@ REASONS: set[Reason] = {
 
 
 def drive(world: World, *, examples: int, steps: int = 25) -> None:
-    """Lets Hypothesis take the steps: the same ones in each run, so that what was reached stays reached."""
+    """Lets Hypothesis take the steps. They are the same in each run, so each run reaches the same transitions."""
     run_state_machine_as_test(
         cast("Any", lambda: Machine(world)),
         settings=settings(

@@ -1,6 +1,6 @@
-"""With the database away: how long, and on what evidence, Redis answers alone.
+"""While the database is away, Redis answers alone: for how long, and on what evidence.
 
-The database is away for one instance because others hold all of its connections; Postgres itself is well.
+The database is away for one instance because others hold all of its connections. Postgres itself works.
 """
 
 from __future__ import annotations
@@ -40,17 +40,20 @@ async def two(database_url: str, redis: Redis, seconds: int = 60) -> AsyncIterat
         instance(database_url, redis.url(9), database_pool=2, verify_without_database=seconds) as there,
     ):
         pair = Pair(here, there)
-        await pair.settle()
+        await pair.until_complete()
         yield pair
 
 
 @asynccontextmanager
 async def away(keyturn: Keyturn, since: float = 2) -> AsyncIterator[None]:
-    """The instance gets no connection, has just found that out, and last read the fence `since` seconds ago."""
+    """Takes all connections of the instance, which notices at once that it gets none.
+
+    The instance's last reading of the fence is `since` seconds old.
+    """
     revocations = keyturn.revocations
     async with AsyncExitStack() as held:
-        for door in (keyturn.db.look, keyturn.db.watch_connection, keyturn.db.watch_connection):
-            await held.enter_async_context(door())
+        for connection in (keyturn.db.look, keyturn.db.watch_connection, keyturn.db.watch_connection):
+            await held.enter_async_context(connection())
         assert revocations.fence.last is not None
         revocations.fence.last = replace(revocations.fence.last, began=monotonic() - since)
         await revocations.fence.read()
@@ -78,7 +81,7 @@ async def test_it_answers_also_where_the_evidence_is_no_longer_fresh(
     async with two(database_url, own_redis) as pair:
         tokens = await a_session(pair.here)
         async with away(pair.there):
-            # The database is asked first, and does not answer.
+            # The evidence is older than a second, so the process asks the database first and gets no answer.
             pair.there.revocations.fence._failed_began = monotonic() - 1.1
             assert not pair.there.revocations.fence.database_is_away()
             await pair.there.reading.verify(tokens.access_token)

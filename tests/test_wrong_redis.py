@@ -1,6 +1,6 @@
-"""What answers at Redis's address is not the Redis that was meant, or refuses what Keyturn asks of it.
+"""The server at Redis's address is not the intended Redis, or refuses the commands that Keyturn sends.
 
-The database answers in its place; the doctor and the log say what is wrong, and no secret.
+The database answers in its place. The doctor and the log say what is wrong, and reveal no secret.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def engine() -> str:
 
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[Redis]:
-    """A Redis that wants a password."""
+    """A Redis that demands a password."""
     with Redis.start() as server:
         with redis_sync.Redis.from_url(server.url()) as client:
             client.config_set("requirepass", PASSWORD_OF_REDIS)
@@ -71,16 +71,16 @@ async def test_a_redis_that_is_none_costs_a_moment_and_decides_nothing(
             with pytest.raises(InvalidToken) as caught:
                 await keyturn.reading.verify(token)
             assert caught.value.reason == "logout"
-        await asyncio.sleep(1.2)  # two more looks of the watch
+        await asyncio.sleep(1.2)  # enough for two more tries of the watch loop
         assert await keyturn.revocations.ping() == keyturn.revocations.rebuild.cache == "away"
-        assert noted in ([], ["warning redis_away"])  # noticed once, whatever the number of tries
+        assert noted in ([], ["warning redis_away"])  # the process notes the outage once, after any number of tries
 
 
-# -- what the operator is told
+# -- messages to the operator
 
 
 def self_signed(folder: Path) -> Path:
-    """A file with a certificate for localhost that nobody vouches for, and its key."""
+    """Writes a file with a self-signed certificate for localhost and its key."""
     key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
     now = datetime.now(UTC)
     builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=1))
@@ -93,7 +93,7 @@ def self_signed(folder: Path) -> Path:
 
 
 class Wrong:
-    """Servers that are wrong in one way each; a method gives the URL of one."""
+    """Servers that are wrong in one way each. Each method gives the URL of one."""
 
     def __init__(self, stack: ExitStack, loop: AsyncExitStack, postgres: Postgres, folder: Path) -> None:
         self._stack, self._loop, self._postgres, self._folder = stack, loop, postgres, folder

@@ -1,1 +1,1 @@
-"""The `keyturn` command, one file a noun. `command` puts them together."""
+"""The `keyturn` command: one file for each noun. `command` puts them together."""

@@ -32,7 +32,8 @@ def on_parts(act: Act, *, load: bool = True) -> Callable[[argparse.Namespace], N
 
     Args:
         act: what the command does.
-        load: whether the key set is read before. An act that replaces all keys may be unable to open the old ones.
+        load: whether to load the key set first. Not for an act that replaces all keys: the process may be unable to
+            open the old ones.
     """
 
     async def run(arguments: argparse.Namespace) -> None:
@@ -48,9 +49,9 @@ def on_parts(act: Act, *, load: bool = True) -> Callable[[argparse.Namespace], N
 
 
 def by() -> Actor:
-    """The actor of every command: the operating system's user who gave it, as LOGNAME or the user database name it.
+    """The actor of every command: the user of the operating system, by the name in LOGNAME or the user database.
 
-    An event keeps 64 characters of the name. The name is None where a container has none for its user.
+    An event keeps 64 characters of the name. In a container whose user has no name, the actor has no id.
     """
     with suppress(OSError, KeyError, ImportError):
         return Actor("command", getpass.getuser()[:64])

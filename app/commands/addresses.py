@@ -15,7 +15,7 @@ _NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
 def listen(host: str, port: int) -> list[socket.socket]:
-    """A socket for each address that HOST stands for, bound and not yet listening. Port 0: one free port for all.
+    """A socket for each address that HOST stands for, bound and not yet listening. Port 0 is one free port for all.
 
     Raises:
         ConfigurationError: HOST is no address of this machine, or PORT is taken.
@@ -33,7 +33,7 @@ def listen(host: str, port: int) -> list[socket.socket]:
                 except OSError as e:
                     if e.errno not in _NOT_HERE:
                         raise
-                    failed = e  # a machine without IPv6 may still call itself by an IPv6 address
+                    failed = e  # without IPv6, a machine's own name may still stand for an IPv6 address
         if not sockets:
             raise failed or OSError(errno.EADDRNOTAVAIL, "no address")
     except (OSError, UnicodeError) as e:
@@ -61,7 +61,7 @@ def _bound(family: int, kind: int, protocol: int, address: tuple[str | int, ...]
 
 
 def url(host: str, port: int) -> str:
-    """The URL under which a client on this machine reaches the service."""
+    """The URL at which a client on this machine reaches the service."""
     return f"http://{written('127.0.0.1' if host in {'0.0.0.0', '::'} else host)}:{port}"  # noqa: S104  # as above
 
 

@@ -21,18 +21,19 @@ class Words(Protocol):
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes no option for another, and repeats only names: any other word may be a password or a token."""
+    """Accepts no abbreviated option. Its messages repeat only names: any other word may be a password or a token."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
-        # The option may stand before and after the verb. A default would let the verb's parser undo the noun's.
+        # The option may stand before or after the verb. A default of the verb's parser would overwrite the option that
+        # the noun's parser has read.
         self.add_argument(
             "--config", metavar="FILE", type=Path, default=argparse.SUPPRESS, help="TOML file with settings"
         )
         self.set_defaults(parser=self)
 
     def error(self, message: str) -> NoReturn:
-        """Ends the process with code 2. argparse's message may quote a word: only a name is left in it."""
+        """Ends the process with code 2. If argparse's message quotes a word that is no name, the word is cut out."""
         message = re.sub(
             r"(?s)(invalid (?:choice|\w+ value)): (.*?)(?= \(choose from [^()]*\)$|$)",
             lambda found: f"{found[1]}{_name(found[2].strip(chr(39)))}",
@@ -41,7 +42,7 @@ class Parser(argparse.ArgumentParser):
         super().error(re.sub(r"(?s)(ignored explicit argument).*", r"\1", message))
 
     def refuse(self, unknown: Sequence[str]) -> NoReturn:
-        """Names the options that this command does not have, and counts the other words that are too many."""
+        """Ends the process with code 2. Names the unknown options, and counts the other words that are too many."""
         options = [word.partition("=")[0] for word in unknown if word.startswith("-")]
         names = [option for option in options if _PLAIN.fullmatch(option)]
         others = len(unknown) - len(names)

@@ -16,11 +16,11 @@ from . import doctor, events, keys, migrate, openapi, serve, sessions, upkeep, u
 from .arguments import Parser
 
 _NOUNS = (serve, migrate, doctor, openapi, upkeep, users, sessions, keys, events)
-"""In the order in which the help names them. Each file adds its own words."""
+"""The nouns, in the order of the help. Each file adds its own words."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; its exit code."""
+    """Runs one command, and returns its exit code."""
     arguments, unknown = _parser().parse_known_args(argv)
     if unknown:
         arguments.parser.refuse(unknown)
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as e:
         if e.errno not in {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}:
             raise
-        # Python keeps the output that it could not write, and would try once more at the end of the process.
+        # Python keeps the output that it could not write, and would try again when the process ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1 if e.errno == errno.EPIPE else _fail(1, f"the output can't be written ({e.strerror})")
     return code

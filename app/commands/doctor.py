@@ -1,7 +1,7 @@
-"""`keyturn doctor`: asks for everything that a start or a request needs, and says what to do where it is missing.
+"""`keyturn doctor`: checks everything that a start or a request needs, and advises the operator if a part is missing.
 
-Each examination is a function that yields findings. A finding without advice is good news. Where an examination opens
-something, it raises the error that a start would raise, so the doctor and the start agree.
+Each examination is a function that yields findings. A finding without advice means that the part is in order. An
+examination raises the error that a start would raise, so the doctor and the start agree.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from ..users.administrators import administrators
 from .addresses import listen
 from .arguments import Words
 
-_CONNECTIONS = 1000  # a process serves thousands of requests a second, and most proxies keep a connection for each
+_CONNECTIONS = 1000  # a process serves thousands of requests a second; most proxies need a connection for each
 
 
 class Finding(NamedTuple):
-    """One thing that the doctor looked at. `advice` says how to mend it, and is empty where nothing is wrong."""
+    """One part that the doctor looked at. `advice` says how to mend it, and is empty if nothing is wrong."""
 
     check: str
     advice: str = ""
 
     @property
     def away(self) -> bool:
-        """Whether something that Keyturn needs can't be reached."""
+        """Whether a server that Keyturn needs can't be reached."""
         return self.advice.startswith("away")
 
 
@@ -77,7 +77,7 @@ async def examine() -> list[Finding]:
 
 
 async def _address(keyturn: Keyturn) -> AsyncIterator[Finding]:
-    for each in listen(keyturn.settings.host, 0):  # a port of its own: the service may be running
+    for each in listen(keyturn.settings.host, 0):  # any free port: the service may be running on its own
         each.close()
     yield Finding("address")
 
@@ -109,7 +109,7 @@ async def _keys(keyturn: Keyturn) -> AsyncIterator[Finding]:
     signing = {key["use"] for key in keys if key["status"] == "signs"}
     yield Finding("keys", "" if signing == {"access", "refresh"} else f"run {called()} serve once to make them")
     for use in ("access", "refresh"):
-        # The one that signs, and those that are published and sign within a minute, in their order.
+        # First the key that signs, then the published keys, in the order in which they will sign.
         these = [key for key in keys if key["use"] == use and key["status"] in {"signs", "published"}]
         these.sort(key=lambda key: (key["status"] == "published", key["signs_from"]))
         signers = [
@@ -159,7 +159,7 @@ async def _redis(keyturn: Keyturn) -> AsyncIterator[Finding]:
             elif server.evicts:
                 advice = "set maxmemory-policy noeviction: what may evict keys is never believed, the database answers"
             elif server.identity is None:
-                advice = "Redis tells no run_id and master_replid in INFO, so it is never believed: a proxy?"
+                advice = "Redis gives no run_id and master_replid in INFO, so it is never believed: is it a proxy?"
             elif revocations.fence.names_another(server):
                 advice = "REDIS_URL leads to another Redis, or another database of it, than the instances use"
             elif cache == "not complete":

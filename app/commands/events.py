@@ -51,7 +51,7 @@ def _in_short(event: Row, emails: Mapping[UUID, str]) -> Row:
 
 
 def _actor(event: Row, emails: Mapping[UUID, str]) -> str:
-    """The kind of the actor, and its name: of a user the address, unless the event is on the same user."""
+    """The kind of the actor, and its name: for a user, the e-mail address, unless the event is on the same user."""
     user_id = _acting_user(event)
     if user_id is None:
         return f"{event['actor']} {event['actor_id'] or ''}".rstrip()
@@ -66,5 +66,5 @@ def _acting_user(event: Row) -> UUID | None:
 
 
 def _user(user_id: UUID | None, emails: Mapping[UUID, str]) -> str:
-    """A user as a table shows one: by address, or by id where no user has the id any more."""
+    """A user as a table shows one: the e-mail address, or the id if no user has this id any more."""
     return "" if user_id is None else shortened(emails.get(user_id, str(user_id)))

@@ -1,4 +1,4 @@
-"""The first start of the embedded default: folder, master secret and database are made."""
+"""The first start of the embedded default makes its folder, master secret and database."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..tokens.master_secret import make_secret
 
 
 def prepare(settings: Settings) -> None:
-    """Makes what the embedded default needs before a process can open it. Blocks.
+    """Makes folder, master secret and tables of the embedded default, if they are missing. Blocks the thread.
 
     Raises:
         ConfigurationError: the folder can't be made or used.

@@ -32,7 +32,7 @@ def add_to(words: Words) -> None:
     verb = add_verb(verbs, "retire", _retire, "refuse a key's tokens, end a refresh key's sessions", reading=False)
     verb.add_argument("kid")
     verb = add_verb(verbs, "replace", _replace, "where the master secret leaked or is lost: new keys", reading=False)
-    verb.add_argument("--sign-everyone-out", action="store_true", required=True, help="must be given: it does")
+    verb.add_argument("--sign-everyone-out", action="store_true", required=True, help="must be given, as this happens")
     verb.set_defaults(run=on_parts(_replace, load=False))
 
 
@@ -84,7 +84,7 @@ async def _replace(keyturn: Keyturn, _arguments: argparse.Namespace) -> None:
 
 
 def _signing(keys: Sequence[Row], use: str, now: str = "") -> str:
-    """Names the key of a use that signs now, and those that will sign, each with its moment."""
+    """Names the key of a use that signs now, and the keys that will sign, each with the moment when it begins."""
     keys = [key for key in keys if key["use"] == use]
     named = {key["kid"]: f"{key['kid']} ({key['algorithm']})" for key in keys}
     lines = [f"{named[key['kid']]} signs {use} tokens now{now}" for key in keys if key["status"] == "signs"]

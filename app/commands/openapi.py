@@ -1,4 +1,4 @@
-"""`keyturn openapi`: prints the OpenAPI document. It needs no set-up."""
+"""`keyturn openapi`: prints the OpenAPI document, without any set-up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Printed rows: as a table for people, as JSON for programs; and lines beside them on stderr."""
+"""Prints rows, as a table for people or as JSON for programs, and notes for the operator on stderr."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LONGEST_EMAIL = 32
 
 
 def show(what: Row | Sequence[Row], arguments: argparse.Namespace) -> None:
-    """Prints one row or several, as JSON where `--json` asks for it.
+    """Prints one row or several, as JSON if `--json` was given.
 
     A table has a line for each of several rows. One row alone has a line for each of its members.
     """
@@ -39,13 +39,13 @@ def show(what: Row | Sequence[Row], arguments: argparse.Namespace) -> None:
 
 
 def more(ids: Sequence[UUID], limit: int, option: str) -> None:
-    """Says how to read on after the last of these ids, where the limit was reached."""
+    """Says how to list the rows after the last of these ids, if the limit was reached."""
     if ids and len(ids) == limit:
         note(f"there may be more: {option} {ids[-1]}, or a higher --limit")
 
 
 def note(line: str) -> None:
-    """Tells the operator something on stderr: a program may read the output."""
+    """Prints a line for the operator on stderr, because a program may read the output."""
     sys.stdout.flush()
     print(line, file=sys.stderr)
 
@@ -53,7 +53,7 @@ def note(line: str) -> None:
 def moment(value: Any) -> str:
     """A value as a table shows it: a moment to the second, nothing for None.
 
-    A character that a terminal could obey becomes a question mark: a client has chosen some of the values.
+    Clients choose some of the values. So a character that can't be printed, which a terminal might obey, becomes "?".
     """
     if isinstance(value, datetime):
         value = value.replace(microsecond=0)

@@ -32,8 +32,8 @@ def add_to(words: Words) -> None:
 def _serve(_arguments: argparse.Namespace) -> int:
     settings = read()
     open_files.raise_limit()
-    # Bind before anything is made or printed, so that an address that is taken stops the start. uvicorn would bind
-    # later, and with several workers in another way than with one.
+    # Bind before anything is made or printed, so that a taken address stops the start. For uvicorn would bind later,
+    # and with several workers in another way than with one.
     sockets = listen(settings.host, settings.port)
     try:
         return _serve_on(sockets, settings)
@@ -43,7 +43,7 @@ def _serve(_arguments: argparse.Namespace) -> int:
 
 
 def _serve_on(sockets: list[socket.socket], settings: Settings) -> int:
-    import uvicorn  # noqa: PLC0415  # 30 ms that no other command needs
+    import uvicorn  # noqa: PLC0415  # takes 30 ms, and no other command needs it
     from uvicorn.supervisors import Multiprocess  # noqa: PLC0415  # as above
 
     from ..http.protocol import KeyturnHttpProtocol  # noqa: PLC0415  # as above
@@ -54,7 +54,7 @@ def _serve_on(sockets: list[socket.socket], settings: Settings) -> int:
     if not settings.production:
         print(_greeting(settings, url(settings.host, port) + settings.root_path, password), flush=True)
     log.configure(settings.log_level)
-    # uvicorn raises the signal that ended it once more when all is closed: an end in good order is no failure.
+    # When all is closed, uvicorn raises the signal that ended it again. An orderly end must not look like a failure.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     config = uvicorn.Config(
         f"{__package__.partition('.')[0]}.main:served",
@@ -84,10 +84,10 @@ def _serve_on(sockets: list[socket.socket], settings: Settings) -> int:
 
 
 async def _check(settings: Settings) -> str | None:
-    """Opens everything once, so that a fault stops the start with one line and not with a worker's traceback.
+    """Opens all parts once, so that a fault stops the start with one line and not with the traceback of a worker.
 
     Returns:
-        The first administrator's password, where the embedded default has made one.
+        The first administrator's password, if this start of the embedded default has made one.
     """
     async with opened(settings) as keyturn, running(keyturn):
         return None if settings.production else await first_administrator(keyturn.db, keyturn.users)

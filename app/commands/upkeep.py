@@ -34,4 +34,4 @@ async def _gc(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
         f"{count_of_sessions(deleted)} deleted; kept: those that live, and those that were over for less than {period}"
     )
     if kept > wanted:
-        print(f"{period} is the least: while an access token of theirs could live, Redis may have to be told of them")
+        print(f"{period} is the least: while their access tokens could be valid, a rebuild of Redis needs them")

@@ -105,8 +105,8 @@ async def found(keyturn: Keyturn, named: str) -> User:
     """The user of an id or e-mail address.
 
     Raises:
-        NotFound: there is none. The word is repeated only where it has the form of an id or an address: another word
-            may be a password.
+        NotFound: there is none. The message repeats the word only if it has the form of an id or an address, as any
+            other word may be a password.
     """
     try:
         return await keyturn.users.find(named)

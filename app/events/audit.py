@@ -1,7 +1,7 @@
-"""The events: written in the transaction of the change that they tell of, and read by operators.
+"""Events: each is written in the transaction of the change that it describes. Operators read them.
 
-An event is there if and only if its change is. A refresh writes none, so that storage does not grow with the number
-of refreshes (guarantee 5).
+So an event exists if and only if its change was committed. A refresh writes none, so that storage does not grow with
+the number of refreshes (guarantee 5).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..storage.tables import Event as Row
 from ..storage.tables import uuid7
 from ..storage.tasks import own_task
 
-What = Literal[
+EventKind = Literal[
     "user_created",
     "user_disabled",
     "user_enabled",
@@ -33,21 +33,21 @@ What = Literal[
     "key_generated",
     "key_retired",
 ]
-"""What happened."""
+"""The kinds of events."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What happened, on whom, and why. Who did it and when is added by `record`."""
+    """One event: its kind, the user or session that it is about, and the reason. `record` adds actor and moment."""
 
-    what: What
+    what: EventKind
     user_id: UUID | None = None
     session_id: UUID | None = None
     client_id: str | None = None
     reason: str | None = None
     """Why a session ended."""
     detail: str | None = None
-    """The id of a key, a new role, or how many sessions were deleted."""
+    """The id of a key, a new role, or the number of sessions that were deleted."""
 
 
 async def record(tx: AsyncConnection, now: datetime, by: Actor, events: Iterable[Event]) -> None:
@@ -56,8 +56,8 @@ async def record(tx: AsyncConnection, now: datetime, by: Actor, events: Iterable
     Args:
         tx: the transaction of the change.
         now: the database's clock, as a statement of that transaction read it.
-        by: the actor. One who is a user without an id is the user that an event is about.
-        events: what happened.
+        by: the actor. An actor of the kind `user` without an id is the user that the event is about.
+        events: the events of the transaction.
     """
     await record_each(tx, now, ((by, event) for event in events))
 
@@ -95,7 +95,7 @@ class Events:
     async def list(
         self, *, limit: int, before: UUID | None = None, user_id: UUID | None = None, session_id: UUID | None = None
     ) -> Sequence[Any]:
-        """Events, the newest first, `limit` at most, those before an id.
+        """Events, the newest first: `limit` at most, those before the id `before`, of a user or session if given.
 
         Raises:
             TemporarilyUnavailable: the database is away.

@@ -1,4 +1,4 @@
-"""Checks: whether the session of an access token has ended, by Redis where it may be believed, else by the database."""
+"""Checks: whether the session of an access token has ended. Redis answers if it may be believed, else the database."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _MOST_SEEN = 100_000
 _FORGET_AT_ONCE = 1000
 
 _Answer = tuple[bool, tuple[Server, bytes | None] | None]
-"""Whether the token is accepted; else, if Redis has no key, the server that was silent and its marker."""
+"""Whether the token is accepted. If not, and Redis has no key: the server without the key, and its marker."""
 
 _ACCEPTED: _Answer = (True, None)
 _KEY_THERE: _Answer = (False, None)
 _NONE_SEEN: Mapping[UUID, float] = {}
 
-# The marker, and how many of the keys are there, in one step: mostly none is, and then that is one number to read.
+# The marker and the number of keys that exist, in one step. Mostly none exists, so the process reads one number.
 _ANY = "return {redis.call('GET', KEYS[1]), redis.call('EXISTS', unpack(KEYS, 2))}"
 
 
@@ -40,7 +40,7 @@ class Checks:
         """Asks nothing yet.
 
         Args:
-            db: the database, which has the truth.
+            db: the database, which decides if Redis can't be believed.
             fence: the readings of the fence.
             redis: the Redis of this process.
             without_database: how long Redis alone may answer when the database is away.
@@ -55,7 +55,7 @@ class Checks:
         self._these = select(Session.id, Session.end_reason).where(db.among(Session.id))
 
     async def check(self, session_id: UUID, issued_at: int) -> None:
-        """Returns if the session of a rightly signed, unexpired access token has not ended.
+        """Returns if the session of an access token, whose signature and ``exp`` are valid, has not ended.
 
         Args:
             session_id: the token's session.
@@ -81,8 +81,8 @@ class Checks:
         try:
             reason = await self._lookups(session_id)
         except TemporarilyUnavailable:
-            # Guarantee 8: refuse rather than let through, except where Redis was complete when the database was
-            # last seen (README, "Guarantees when things fail", names the one case that this lets through).
+            # Guarantee 8: refuse, unless Redis was complete when this process last saw the database. One case is let
+            # through wrongly (README, "Guarantees when things fail").
             if silence is not None and self._believes_without_database(*silence):
                 return
             raise
@@ -95,7 +95,7 @@ class Checks:
         )
 
     async def _look_up(self, ids: Sequence[UUID]) -> Sequence[Reason | Exception | None]:
-        """What the database says of sessions: the reason of an ended one, None for a live one."""
+        """Asks the database about sessions: the reason of an ended one, None for a live one."""
         fence, until = self._fence.last, monotonic() + REMEMBERED_FOR.total_seconds()
         async with self._db.look() as connection:
             rows = await connection.execute(self._these, {"ids": list(set(ids))})
@@ -104,8 +104,8 @@ class Checks:
             if reason is not None:
                 self.remember(session_id, reason)
             elif fence is not None and fence.server is not None:
-                # Live after the claim of this epoch: a transaction that ends it from now on publishes it under the
-                # epoch.
+                # The session was live after the claim of this epoch. So a transaction that ends the session from now on
+                # publishes its key under the epoch.
                 fence.seen.pop(session_id, None)
                 fence.seen[session_id] = until
                 if len(fence.seen) > _MOST_SEEN:
@@ -113,11 +113,11 @@ class Checks:
         return [found[i] if i in found else InvalidToken("no such session") for i in ids]
 
     def remember(self, session_id: UUID, reason: Reason) -> None:
-        """Remembers an ended session while its tokens could live. An ended session never comes back to life."""
+        """Remembers an ended session while its tokens could be valid. An ended session never becomes live again."""
         self._ended[session_id] = (reason, monotonic() + REMEMBERED_FOR.total_seconds())
 
     def forget_what_is_over(self) -> None:
-        """Drops the oldest memories that no longer count, a bounded number a call. The oldest stand first."""
+        """Forgets sessions whose time is over, a bounded number in each call. The oldest stand first."""
         now = monotonic()
         for session_id, (_, until) in list(islice(self._ended.items(), _FORGET_AT_ONCE)):
             if until < now:
@@ -129,10 +129,10 @@ class Checks:
                     del seen[session_id]
 
     async def _ask_redis(self, questions: Sequence[tuple[UUID, int]]) -> Sequence[_Answer]:
-        """The answers of Redis to sessions and the moments at which their tokens were issued.
+        """The answers of Redis to pairs of a session and the moment when its token was issued.
 
-        Belief is judged once for all of them, after Redis answered. Each verification began before that moment, so a
-        logout that returned before the verification began also returned before that moment.
+        This judges once for all pairs, after Redis answered, whether Redis may be believed. Each verification began
+        before that moment. So a logout that returned before the verification began also returned before that moment.
         """
         names = [f"{REVOKED}{session_id}" for session_id, _ in questions]
         keys: Sequence[object] = ()
@@ -145,7 +145,7 @@ class Checks:
         else:
             vouches_from, seen = fence.vouches_from, fence.seen
         doubted: _Answer = (False, (server, marker))
-        # The database knew a session in `seen` as live, so lately that an end since then has its key in Redis.
+        # The database showed each session in `seen` as live, so lately that a later end has its key in Redis.
         answers = [
             _ACCEPTED if issued_at >= vouches_from or seen.get(session_id, 0.0) > now else doubted
             for session_id, issued_at in questions

@@ -26,7 +26,7 @@ from .lifetimes import LONGEST_STEP, STEP, VOUCHES_FOR
 from .redis_server import Server
 
 NEVER_CLAIMED = "none"
-"""The epoch that the first migration writes: no server was ever believed, so there is nothing to wait for."""
+"""The epoch that the first migration writes. No process ever believed a server, so no ending needs to wait."""
 
 READ_LIMIT = timedelta(milliseconds=400)
 """How long the database may take to answer a reading. A later answer still counts, from when the reading began."""
@@ -37,33 +37,33 @@ _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """A reading of the fence. On the monotonic clock: when it began, and when its epoch was first received."""
+    """A reading of the fence, with the moments (monotonic clock) when it began and when its epoch first arrived."""
 
     epoch: str
     server: str | None
-    """None as well where this process does not believe the epoch."""
+    """The server that may be believed. None if there is none, or if this process does not believe the epoch."""
     began: float
     known_since: float
     vouches_from: int = 0
-    """Seconds since 1970: a token issued earlier may be of a session that the database never saw."""
+    """Seconds since 1970. If a token was issued earlier, the database may never have seen its session."""
     seen: dict[UUID, float] = field(default_factory=dict, compare=False, repr=False)
-    """Sessions that the database knew as live under this epoch, and until when that counts (monotonic clock). All
-    readings of one epoch share it."""
+    """Sessions that the database showed as live under this epoch, and until when that counts (monotonic clock). All
+    readings of one epoch share the dictionary."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the rest of the process may learn from a reading of the fence: the same statement read the pulse."""
+    """A reading as other parts of the process get it. One statement reads the fence and the pulse."""
 
     began: float
     """When the reading began, in seconds of the monotonic clock."""
     now: datetime
     """The database's clock at the reading."""
     keys_version: int
-    """The version number of the keys: another number than before means that the keys have changed."""
+    """The version number of the keys. If it differs from the one before, the keys have changed."""
 
 
-def _to_nobody(_: Reading) -> None:
+def _ignore(_: Reading) -> None:
     pass
 
 
@@ -75,15 +75,15 @@ class FenceReader:
         self._db = db
         self._report = report
         self.last: Fence | None = None
-        self.on_reading: Callable[[Reading], object] = _to_nobody
-        """Called with each reading that is newer than the last. Not called where a reading fails."""
+        self.on_reading: Callable[[Reading], object] = _ignore
+        """Called with each reading that is newer than the last. Not called if a reading fails."""
         self._failed_began = float("-inf")
         self._opened = datetime.now(UTC)
         self._latest = _LONG_AGO  # the latest moment that the database's clock showed
         self.stepped_from = _LONG_AGO
         """The latest moment that the database's clock showed before it went back."""
         self._disbelieved = ""  # an epoch
-        self._database_answered = True  # a start without a database ends in an error of its own
+        self._database_answered = True  # a start without a database fails by itself
 
     # -- reading
 
@@ -92,7 +92,7 @@ class FenceReader:
         began = monotonic()
         reading = asyncio.create_task(self._take(began))
         keep(reading)
-        # If this process stood still, the answer is here after the grace: then it is no evidence of an outage.
+        # If this process was suspended, the answer arrives within the grace, so the delay is no evidence of an outage.
         for patience in (READ_LIMIT.total_seconds(), _GRACE):
             await asyncio.wait({reading}, timeout=patience)
         if not reading.done() or reading.exception() is not None:
@@ -112,7 +112,7 @@ class FenceReader:
                         self._db.now().label("now"),
                         self._db.read_only().label("read_only"),
                         Pulse.keys.label("keys_version"),
-                    ).where(Pulse.id == CacheFence.id)  # each table has its one row under 1
+                    ).where(Pulse.id == CacheFence.id)  # the only row of each table is 1
                 )
             ).one()
             if row.read_only == "on":
@@ -128,7 +128,7 @@ class FenceReader:
             if before is not None and before.epoch == row.epoch:
                 self.last = Fence(row.epoch, server, began, before.known_since, vouches_from, before.seen)
             else:
-                # A look-up that is under way adds to `seen` of the epoch before.
+                # With a new `seen`: a look-up that is under way adds to the one of the epoch before.
                 self.last = Fence(row.epoch, server, began, monotonic(), vouches_from)
             self.on_reading(Reading(began, row.now, row.keys_version))
 
@@ -141,13 +141,13 @@ class FenceReader:
         self._latest = max(self._latest, now)
 
     def _vouches_from(self, row: Any) -> int:
-        # The process that opens a SQLite file can't tell whether the file was restored before.
+        # A process can't tell whether its SQLite file was restored before it opened the file.
         moments = [row.vouches_from, self.stepped_from, *([] if self._db.is_postgres else [self._opened])]
         latest: datetime = min(max(moments), row.now + LONGEST_STEP) + LEEWAY
         return math.ceil(latest.timestamp())
 
     def _note_database(self, reading: asyncio.Task[None]) -> None:
-        """One line when the database goes away and one when it is back, at the moments at which /readyz changes."""
+        """Reports when the database goes away and when it is back: at the same moments, /readyz changes."""
         answers = self.database_answers()
         if answers == self._database_answered:
             return
@@ -160,15 +160,15 @@ class FenceReader:
         cause = "no answer in time" if error is None else cause
         self._report("database_away", level="warning", detail=f"the database does not answer ({cause})")
 
-    # -- what the last reading is good for
+    # -- the uses of the last reading
 
     def believes(self, server: Server, marker: bytes | None, now: float, age: timedelta) -> bool:
-        """Whether the silence of a Redis counts.
+        """Whether a server of Redis may be believed when it has no key for a session.
 
         Args:
-            server: the server that was silent.
-            marker: the marker that it held in the same step.
-            now: on the monotonic clock.
+            server: the server without the key.
+            marker: the marker that the server held in the same step.
+            now: seconds of the monotonic clock.
             age: how long ago the last reading of the fence may have begun.
         """
         fence = self.last
@@ -180,7 +180,7 @@ class FenceReader:
         )
 
     def names(self, server: Server, marker: bytes | None) -> bool:
-        """Whether server and marker are those of the fence, however old the last reading is."""
+        """Whether the last reading of the fence, however old, names this server and this marker."""
         fence, identity = self.last, server.identity
         return fence is not None and identity == fence.server is not None and marker == fence.epoch.encode()
 
@@ -196,8 +196,8 @@ class FenceReader:
     def database_is_away(self) -> bool:
         """Whether an attempt to read the fence that began within the last second has failed.
 
-        A reading that is merely old is no proof: this process may have been suspended. Evidence as fresh as a
-        reading that vouches has the same bound.
+        An old reading alone is no proof, because this process may have been suspended. The failed attempt counts as
+        long as a reading does (`VOUCHES_FOR`).
         """
         fence = self.last
         return (
@@ -207,7 +207,7 @@ class FenceReader:
         )
 
     def database_answers(self) -> bool:
-        """Whether the fence was read lately. Without I/O, so that no caller can starve the reading itself."""
+        """Whether the fence was read lately. This needs no I/O, so that no caller can starve the reading itself."""
         fence = self.last
         return (
             fence is not None

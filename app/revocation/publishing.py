@@ -1,14 +1,14 @@
-"""Publishing: how a transaction that ends sessions tells every verifier before anyone is answered.
+"""Publishing: how a transaction that ends sessions reaches every verifier before its client is answered.
 
 A function that ends sessions goes through five steps, in this order:
 
 1. `publish` sets a key for each session in Redis, and notes the server and the epochs that it saw there.
-2. `hold`, the first statement of the transaction: the advisory lock in share mode. A claim of the fence takes the lock
-   alone. So the claim either committed before, and step 4 sees it, or the rebuild after it sees these endings.
+2. `hold`, the first statement of the transaction, takes the advisory lock in share mode. A claim of the fence takes it
+   alone. So either the claim committed before, and step 4 sees the claim; or its rebuild sees these endings.
 3. The statements that end the sessions.
-4. `compare`, a statement that begins after `hold` has returned: compares the fence with step 1. If they differ, the
-   transaction fences: it gives the fence a new epoch and no server, and nobody believes Redis until it was rebuilt.
-5. After the commit, `Settling.settled` waits until no reading of the fence from before it counts any more.
+4. `compare`, a statement that begins after `hold` has returned, compares the fence with step 1. If they differ, the
+   transaction fences: it gives the fence a new epoch and no server. Then no process believes Redis until its rebuild.
+5. After the commit, `Settling.settled` waits until no reading of the fence from before the commit counts any more.
 
 docs/revocation.md has the proof.
 """
@@ -37,16 +37,16 @@ _SHARE_LOCK = select(func.pg_advisory_xact_lock_shared(ENDINGS))
 _FENCE = select(CacheFence.epoch, CacheFence.server)
 
 DIFFERS_ON_POSTGRES = "server IS NOT NULL AND (server = {server}::text AND epoch = ANY ({epochs}::text[])) IS NOT TRUE"
-"""The condition of `Publishing.compare` in SQL, where a statement ends only sessions that were published."""
+"""The condition of `Publishing.compare` in SQL, for a statement that ends only sessions that were published."""
 
 FENCE_ON_POSTGRES = f"""fenced AS (
   UPDATE cache_fence SET epoch = {{new}}, server = NULL, changed_at = statement_timestamp() WHERE {DIFFERS_ON_POSTGRES}
 )"""  # noqa: S608  # only a condition of our own is put in
 """`Publishing.compare` as a part of a statement.
 
-A statement reads one snapshot, so the order of its parts does not matter: the snapshot is from after `hold`. If another
-transaction fences meanwhile, the UPDATE waits for it and then changes nothing: the other fence does as well. The answer
-has to wait all the same, so the condition and not the count of changed rows says whether this ending fences.
+A statement reads one snapshot, from after `hold`, so the order of its parts does not matter. If another transaction
+fences meanwhile, the UPDATE waits for it and then changes nothing, because the other new epoch will do. The answer must
+wait in that case too. So the condition, and not the count of changed rows, says whether this ending fences.
 """
 
 _LIVES = whole_seconds(KEY_LIVES)
@@ -65,12 +65,12 @@ class Published:
     server: str | None
     """The identity of the server that acknowledged every key. None: no server did."""
     epochs: frozenset[str]
-    """The epochs that stood beside every key: as the marker, or as the nonce of a rebuild."""
+    """The epochs that were in Redis when each key was set: as the marker, or as the nonce of a rebuild."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settling:
-    """A transaction that ended sessions. Call `settled` after its commit, before anyone is answered."""
+    """A transaction that ended sessions. Call `settled` after its commit, before the client is answered."""
 
     epoch: str
     """The epoch that `compare` found."""
@@ -80,10 +80,10 @@ class Settling:
     """Gives the last reading of the fence."""
 
     def at(self) -> float:
-        """When no process goes by an older fence any more, on the monotonic clock. Call it after the commit."""
+        """The moment (monotonic clock) when no process relies on an older fence any more. Call it after the commit."""
         if not self.fenced and self.epoch == NEVER_CLAIMED:
             return float("-inf")
-        # An epoch that another transaction wrote may be so young that readings from before it still count.
+        # Another transaction may have written the epoch so lately that readings from before it still count.
         known = self.known()
         if not self.fenced and known is not None and known.epoch == self.epoch:
             return known.known_since + SETTLES_IN.total_seconds()
@@ -100,7 +100,7 @@ def new_epoch() -> str:
 
 
 async def past(moment: float) -> None:
-    """Returns at that moment of the monotonic clock, or at once if it is past."""
+    """Returns at a moment (seconds of the monotonic clock), or at once if that is past."""
     if (wait := moment - monotonic()) > 0:
         await asyncio.sleep(wait)
 
@@ -114,7 +114,7 @@ class Publishing:
         self._redis = redis
 
     async def publish(self, ids: Iterable[UUID]) -> Published:
-        """Sets the keys of these sessions in Redis. Raises nothing: `compare` sees to what was not acknowledged."""
+        """Sets the keys of these sessions in Redis. Raises nothing: if a key was not acknowledged, `compare` fences."""
         sessions = frozenset(ids)
         if not self._redis.is_configured:
             return Published(sessions, None, frozenset())
@@ -131,12 +131,12 @@ class Publishing:
         return Published(sessions, server.identity, frozenset.intersection(*seen) if seen else frozenset())
 
     async def hold(self, tx: AsyncConnection) -> None:
-        """Takes the lock that a claim of the fence waits for. SQLite has one writer at a time, which is that lock."""
+        """Takes the lock that a claim of the fence waits for. SQLite needs none, as it has one writer at a time."""
         if self._db.is_postgres:
             await tx.execute(_SHARE_LOCK)
 
     async def compare(self, tx: AsyncConnection, published: Published, ended: Collection[UUID]) -> Settling:
-        """Compares the fence with what `publish` saw, and fences if they differ. The last statement of a transaction.
+        """Compares the fence with the outcome of `publish`, and fences if they differ. A transaction's last statement.
 
         Args:
             tx: the transaction, which began with `hold`.
@@ -153,9 +153,9 @@ class Publishing:
         return self.settling(fence.epoch, fenced=fences)
 
     async def read_fence(self) -> None:
-        """Reads the fence once. A command that ends many sessions has no other reading of it."""
+        """Reads the fence once. The process of a command that ends many sessions has no loop that reads it."""
         await self._fence.read()
 
     def settling(self, epoch: str, *, fenced: bool) -> Settling:
-        """The outcome of a comparison that a statement made by itself."""
+        """The outcome of a comparison that another statement made (see `FENCE_ON_POSTGRES`)."""
         return Settling(epoch, fenced, lambda: self._fence.last)

@@ -1,8 +1,9 @@
-"""The rebuild: makes Redis complete where its marker is not the fence's epoch, and says what stands in the way.
+"""The rebuild makes Redis complete if the marker is not the fence's epoch. If it can't, it reports the reason.
 
 1. The rebuild makes a new epoch, and puts it into the keyspace as the nonce.
-2. It claims the fence: this epoch, this server. The claim waits for every transaction that ends sessions.
-3. It reads which sessions ended lately and sets their keys.
+2. A transaction claims the fence for this epoch and this server. The claim waits for every transaction that ends
+   sessions.
+3. The rebuild reads which sessions ended lately, and sets their keys.
 4. A script turns the nonce into the marker.
 
 Each step on Redis does nothing unless the nonce is still there. The proof stands in docs/revocation.md.
@@ -31,11 +32,11 @@ from .redis_server import CHUNK, MARKER, NONCE, Command, RedisAwayError, RedisSe
 CacheState = Literal["complete", "not complete", "away", "none"]
 
 CLAIM_AFTER = timedelta(seconds=10)
-"""A server that the fence does not name is made the one only after this time, so that processes that see two
-servers (a split brain) don't take the fence from each other without pause."""
+"""How long a claim of the fence is safe from a process that sees another server. Where two servers are in use (a split
+brain), processes would otherwise take the fence from each other without pause."""
 
 _NONCE_LIVES = "15"
-"""Seconds after which another process may try, when the one that rebuilds has died."""
+"""The nonce's time to live, in seconds. If the process that rebuilds dies, another one may rebuild after this."""
 
 _FILL_LIMIT = timedelta(seconds=2)
 
@@ -43,7 +44,7 @@ _BEGIN = """
 if (redis.call('GET', KEYS[2]) or '') ~= ARGV[2] then return false end
 return redis.call('SET', KEYS[1], ARGV[1], 'NX', 'EX', ARGV[3])
 """
-# Each key's life in seconds; the nonce's own is the second argument.
+# From the third argument on: each key's time to live in seconds. The second argument is the nonce's.
 _FILL = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('EXPIRE', KEYS[1], ARGV[2])
@@ -68,18 +69,18 @@ class Rebuild:
         self._fence = fence
         self._redis = redis
         self._report = report
-        self._redis_ahead: tuple[str, float] | None = None  # of the monotonic clock, in seconds, and on which server
+        self._redis_ahead: tuple[str, float] | None = None  # a server, and the seconds its clock leads `monotonic`
         self._noted = "", ""
         self.cache: CacheState = "not complete" if redis.is_configured else "none"
-        """The state of Redis when `keep_complete` last looked."""
+        """The state of Redis as `keep_complete` last found it."""
 
     async def keep_complete(self) -> None:
-        """Renews the marker, and rebuilds where the marker is not the fence's. Raises nothing."""
+        """Renews the marker, and rebuilds if the marker is not the fence's epoch. Raises nothing."""
         try:
             renew = ("GETEX", MARKER, "EX", whole_seconds(MARKER_LIVES))
             server, (marker, time) = await self._redis.send([renew, ("TIME",)])
             if server.evicts:
-                # Keys may go at any moment, and may have gone: the marker must not outlive this.
+                # Redis may drop keys at any moment, and may have done so. So delete the marker.
                 await self._redis.send([("DEL", MARKER)])
                 self._note("not complete", "redis_may_evict", "Redis may evict keys: set maxmemory-policy noeviction")
                 return
@@ -90,8 +91,8 @@ class Rebuild:
                 self._fence.disbelieve()
                 await self._fence.read()
             if not self._fence.names(server, marker):
-                # A fence read before the marker was would make the rebuild that another process just ended look like
-                # a fault, and so would this one look to that process.
+                # If the fence was read before the marker, a rebuild that another process has just ended looks like a
+                # fault. Then two processes would rebuild in turns. So read the fence again.
                 await self._fence.read()
             fence = self._fence.last
             if fence is None or monotonic() - fence.began > VOUCHES_FOR.total_seconds():
@@ -107,7 +108,7 @@ class Rebuild:
             self._note("not complete", "redis_not_filled", f"the database went away while Redis was filled ({e.cause})")
 
     def _ran_ahead(self, identity: str, time: int) -> bool:
-        """Whether Redis's clock is further ahead than it was, so that keys may have gone before their time."""
+        """Whether Redis's clock has stepped ahead, so that keys may have expired too early."""
         ahead = time - monotonic()
         known = self._redis_ahead
         before = known[1] if known is not None and known[0] == identity else ahead
@@ -116,7 +117,7 @@ class Rebuild:
         return ran
 
     async def _rebuild(self, server: Server, marker: bytes) -> None:
-        """Makes Redis complete. Of several processes one does it, unless the marker is another by now than was seen.
+        """Makes Redis complete. Only one of several processes does so, and none if the marker has changed meanwhile.
 
         Raises:
             TemporarilyUnavailable: Redis or the database went away half-way; the marker was not set.
@@ -145,7 +146,7 @@ class Rebuild:
                 await tx.execute(select(func.pg_advisory_xact_lock(ENDINGS)))
             columns = CacheFence.server, CacheFence.changed_at, CacheFence.vouches_from
             fence = (await tx.execute(select(*columns, self._db.now().label("now")))).one()
-            # A change in the future is one from before the clock went back.
+            # A `changed_at` in the future is from before the database's clock went back, and must not delay a claim.
             if fence.server not in {None, identity} and timedelta(0) <= fence.now - fence.changed_at < CLAIM_AFTER:
                 return False
             latest = min(max(fence.vouches_from, self._fence.stepped_from), fence.now + LONGEST_STEP)
@@ -172,10 +173,10 @@ class Rebuild:
         return bool(await self._on(server, finish))
 
     async def _ended_lately(self, after: tuple[datetime, UUID] | None) -> Sequence[Any]:
-        """The next sessions that ended within the look-back, in the order of their ends.
+        """The next sessions that ended within `LOOK_BACK`, in the order of their ends.
 
-        Every session that the rebuild has to find is committed before the claim. So the statements after the claim
-        need no common snapshot.
+        Each ending that the rebuild has to find was committed before the claim. So the statements after the claim need
+        no common snapshot.
         """
         async with self._db.look() as connection:
             if after is None:
@@ -192,7 +193,8 @@ class Rebuild:
 
     @staticmethod
     def _life(row: Any) -> str:
-        # In full, because only a clock says how long ago the session ended. Longer, where it ended later than now.
+        # The whole `KEY_LIVES`, because only a clock, which may have stepped, tells how long ago the session ended. If
+        # the session ended later than now, the key lives longer by the difference.
         return whole_seconds(max(timedelta(0), row.ended_at - row.now) + KEY_LIVES)
 
     async def _on(self, server: Server, command: Command) -> Any:

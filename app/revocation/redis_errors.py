@@ -1,4 +1,4 @@
-"""Why Redis did not do as it was told, in words for an operator. None are Redis's own: those may hold a secret."""
+"""Why a command to Redis failed, in words for an operator. Redis's own words are left out: they may hold a secret."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ _SAID = {
 
 
 def cause(error: BaseException, *, connected: bool, tls: bool) -> str:
-    """What to say after "Redis".
+    """The cause of an error, in words that follow the word "Redis".
 
     Args:
-        error: what the driver raised.
-        connected: whether the connection was made and greeted when it happened.
-        tls: whether TLS is spoken.
+        error: the error that the driver raised.
+        connected: whether the connection was complete, with its first commands, before the error.
+        tls: whether the connection uses TLS.
     """
     if isinstance(error, RuntimeError | MemoryError):
         return "was not asked: this process has no thread or memory left"
@@ -87,7 +87,7 @@ def _lost(error: BaseException, *, connected: bool, tls: bool) -> str:  # noqa: 
         return "does not speak TLS here: look at rediss:// and the port"
     for e in chain:
         if isinstance(e, OSError) and e.errno is not None and not isinstance(e, TimeoutError):
-            known = e.errno > 0  # the resolver's are not
+            known = e.errno > 0  # the numbers of the resolver are negative
             return f"can't be reached ({os.strerror(e.errno) if known else 'no such host'})"
     if any("timeout" in type(e).__name__.lower() for e in chain):
         plain = ", and no TLS: is it a plain port (redis://)?" if tls and not connected else ""

@@ -1,8 +1,7 @@
 """Redis: the connections of this process, the names of its keys, and the server that answers at the other end.
 
-No other file sends a command to Redis for revocations. Every answer comes with the server's description of itself,
-given after the answer over the same connection: identities never recur, so the server that has this identity now had
-it while it answered.
+No other file sends a command to Redis for revocations. After each answer, the server describes itself over the same
+connection. No identity ever returns, so a server that has an identity after the answer had it before, too.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ ACKNOWLEDGE_LIMIT = timedelta(milliseconds=250)
 """How long Redis may take to answer, unless a caller gives it longer."""
 
 MARKER = "{keyturn}:complete"
-"""Holds the epoch of a keyspace that has every key. The braces put all keys into one slot of a cluster."""
+"""The key that holds the epoch of a complete keyspace. The braces put all keys into one slot of a cluster."""
 
 REVOKED = "{keyturn}:revoked:"
 """With the id of a session behind it: the key that says that the session ended."""
 
 NONCE = "{keyturn}:rebuild"
-"""Holds the epoch of a rebuild under way."""
+"""The key that holds the epoch of a rebuild under way."""
 
 CHUNK = 1000
 """How many keys one command sets at most, so that Redis serves others in between."""
@@ -53,7 +52,7 @@ def key_name(session_id: UUID) -> str:
 
 
 def packed(command: Command) -> bytes:
-    """A command as it goes over the wire (RESP). The driver's own way costs a check of many keys half of its time."""
+    """A command as it goes over the wire (RESP). With the driver's function, checks take twice as long."""
     parts = [b"*%d\r\n" % len(command)]
     for word in command:
         raw = word.encode() if isinstance(word, str) else word
@@ -66,7 +65,7 @@ _DESCRIBE_YOURSELF = packed(("INFO", "replication")) + packed(("INFO", "memory")
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A Redis server as it described itself. `identity` is None where the server tells none."""
+    """A Redis server as it described itself."""
 
     run_id: str
     replication_id: str
@@ -75,10 +74,10 @@ class Server:
 
     @property
     def identity(self) -> str | None:
-        """The name of this server in the fence.
+        """The name of this server in the fence. None if the server does not tell its ids.
 
-        The number of the database is no proof (SWAPDB exchanges two of them). The number keeps processes with two
-        different ones from taking the fence from each other without pause.
+        The number of the database proves nothing, because SWAPDB exchanges two databases. With the number, processes
+        that use different databases don't take the fence from each other without pause.
         """
         if not self.run_id.strip("0") or not self.replication_id:
             return None
@@ -86,11 +85,11 @@ class Server:
 
 
 class RedisAwayError(TemporarilyUnavailable):
-    """Redis is away, slow, refuses a command, is another than it was, or is no Redis. Not: the database is away."""
+    """Redis is away, slow or no Redis, refuses a command, or is another server now. Not raised for the database."""
 
 
 class RedisRefusedError(RedisAwayError):
-    """Redis answered, and its answer was no."""
+    """Redis answered with an error."""
 
 
 class RedisServer:
@@ -106,7 +105,7 @@ class RedisServer:
         return self._pool is not None
 
     async def send(self, commands: Sequence[Command], *, limit: timedelta | None = None) -> tuple[Server, list[Any]]:
-        """Sends commands over one connection; the server as it described itself after them, and their replies.
+        """Sends commands over one connection. Returns the server as it described itself afterwards, and the replies.
 
         Args:
             commands: one round trip for all of them.
@@ -128,7 +127,7 @@ class RedisServer:
                 run_id: str = connection.keyturn_run_id  # set by _greet
                 database = int(connection.db or 0)
         except (RedisError, OSError, TimeoutError, ValueError, MemoryError, RuntimeError) as e:
-            # RuntimeError: the system gives no thread to look up a name with.
+            # RuntimeError: the system gives no thread for the look-up of a host name.
             if connection is not None:
                 # Replies may still be on their way. No other caller may read them.
                 with suppress(RedisError, OSError):
@@ -143,10 +142,10 @@ class RedisServer:
     async def send_to(
         self, server: Server, commands: Sequence[Command], *, limit: timedelta | None = None
     ) -> list[Any]:
-        """As `send`, for commands whose replies count only if this very server gave them.
+        """As `send`, for commands whose replies count only if this server gave them.
 
         Raises:
-            RedisAwayError: as `send`, or another server answered, or this one with another description.
+            RedisAwayError: as `send`; also if another server answered, or this one described itself in another way.
         """
         answered_by, replies = await self.send(commands, limit=limit)
         if answered_by != server:
@@ -157,7 +156,7 @@ class RedisServer:
         """The commands of `_TRIALS` that Redis refuses, each with the reason. No trial leaves a key for over a second.
 
         Raises:
-            TemporarilyUnavailable: Redis is not reached, or answers too late.
+            TemporarilyUnavailable: Redis can't be reached, or answers too late.
         """
         refused: dict[str, list[str]] = {}
         await self.send([])
@@ -187,11 +186,11 @@ _TRIALS: tuple[Command, ...] = (
     ("DEL", key_name(UUID(int=0))),
     ("EVAL", "return 1", "0"),
 )
-"""Every command that is sent to Redis, also by the scripts; INFO and SELECT go with each connection."""
+"""Every command that Keyturn or its scripts send, but INFO and SELECT, without which no connection is made."""
 
 
 def pool(url: str) -> redis_asyncio.ConnectionPool:
-    """The connections. Their limits are short and they retry nothing: each outage has the database as its answer."""
+    """The pool of connections. Limits are short and nothing is retried, because the database answers in an outage."""
     return redis_asyncio.BlockingConnectionPool.from_url(
         url,
         max_connections=8,
@@ -205,7 +204,7 @@ def pool(url: str) -> redis_asyncio.ConnectionPool:
 
 
 async def _greet(connection: AbstractConnection) -> None:
-    """Runs when a connection is made: the process found here answers everything that this connection asks later."""
+    """Notes the run id when a connection is made. The same process of Redis gives every answer on this connection."""
     await connection.on_connect()
     await connection.send_command("INFO", "server")
     connection.keyturn_run_id = field(await connection.read_response(), "run_id")  # type: ignore[attr-defined]  # read in `send`

@@ -1,29 +1,29 @@
 """Revocation: how the end of a session reaches every verifier, and when Redis may be believed.
 
-The database is the truth. Redis holds a key for each session that ended lately. A key there means only "ask the
-database". Its *absence* may be believed only under proof: a flush, a restart from an old snapshot, a promotion with
-lost writes, an eviction or a writer's partition each lose keys and leave Redis looking whole.
+The database decides. Redis holds a key for each session that ended lately. A key means only "ask the database". Its
+*absence* may be believed only with a proof. For Redis may lose keys and still look complete: by a flush, a restart from
+an old snapshot, a promotion with lost writes, an eviction or a writer's partition.
 
 The fence, one row of the database, names the one Redis server that may be believed and an epoch. A server's identity
 is its run id (new with each start of the process) and its replication id (new with each change of role). An epoch is
 random and stands in one keyspace alone: first as the nonce of the rebuild, then as the marker.
 
-1. A verifier (`checks`) believes silence only if its reading of the fence began at most `VOUCHES_FOR` ago, the server
-   on this very connection is the one that the fence names, the marker read in the same step is the fence's epoch, that
-   server can't evict keys, and the session is known to the database: the token was issued after the claim, or the
-   database told this process so under this epoch, at most `REMEMBERED_FOR` ago.
+1. A verifier (`checks`) believes the absence of a key only under five conditions. (a) Its reading of the fence began at
+   most `VOUCHES_FOR` ago. (b) The server on this connection is the one that the fence names. (c) The marker, read in
+   the same step, is the fence's epoch. (d) That server can't evict keys. (e) The database knows the session: the token
+   was issued after the claim, or this process saw the session live under this epoch at most `REMEMBERED_FOR` ago.
 2. An ending (`publishing`) sets the key first and reads marker and nonce in the same step, then commits. Its
-   transaction compares the fence with what it saw, and gives the fence a new epoch and no server where they differ.
-   The answer waits until no reading from before that epoch counts.
-3. A rebuild (`rebuild`) puts a new epoch into the keyspace as the nonce, claims the fence, sets the keys of all
-   sessions that ended lately, and turns the nonce into the marker if the nonce is still there.
-4. A database that was restored, or a standby that took over, is another incarnation: its fence names no server until
-   it is claimed anew (`Database.incarnation`).
-5. If the database's clock goes back, or Redis's clock runs ahead, the process that sees it no longer believes the epoch
-   of that moment, so that Redis is rebuilt (`fence`, `rebuild`).
+   transaction compares the fence with these. If they differ, it gives the fence a new epoch and no server. The answer
+   waits until no reading from before that epoch counts.
+3. A rebuild (`rebuild`) puts a new epoch into the keyspace as the nonce, and claims the fence. Then it sets the keys of
+   all sessions that ended lately. If the nonce is still there, the rebuild turns it into the marker.
+4. A database that was restored, or a standby that took over, is another incarnation (`Database.incarnation`). Its fence
+   names no server until a rebuild claims it anew.
+5. If the database's clock goes back, or Redis's clock steps ahead, the process that notices no longer believes the
+   epoch of that moment. So Redis is rebuilt (`fence`, `rebuild`).
 
-docs/revocation.md has the proof. tests/test_revocation_model.py explores the interleavings; if any one of these
-safeguards is left out, it finds a revoked token accepted.
+docs/revocation.md has the proof. tests/test_revocation_model.py explores the interleavings. If any one of these
+safeguards is left out, the test finds a revoked token that is accepted.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ READ_EVERY = timedelta(milliseconds=500)
 
 
 class Revocations:
-    """The parts that know of ended sessions, and the loop that keeps them up to date."""
+    """The parts that deal with ended sessions, and the loop that keeps them up to date."""
 
     def __init__(self, db: Database, settings: Settings, report: Callable[..., object]) -> None:
         """Opens nothing yet.
 
-        `report(event, level=…, detail=…)` gets what an operator should know, once for each change.
+        `report(event, level=…, detail=…)` is called once for each change that an operator should know.
         """
         self._db = db
         self._report = report
@@ -70,10 +70,10 @@ class Revocations:
     # -- the loop
 
     async def watch(self) -> None:
-        """Reads the fence twice a second, and rebuilds Redis where it is not to be believed. Never returns.
+        """Reads the fence twice a second, and rebuilds Redis if Redis may not be believed. Never returns.
 
-        A reading does not wait for the one before: where the database accepts and never answers, each attempt is
-        evidence of its own.
+        A reading does not wait for the one before. If the database accepts connections and never answers, each attempt
+        is evidence of its own.
         """
         rebuild: asyncio.Task[None] | None = None
         if self.redis.is_configured:
@@ -86,7 +86,7 @@ class Revocations:
             await asyncio.sleep(READ_EVERY.total_seconds())
 
     async def _report_refusals(self) -> None:
-        # A command that this loop does not send itself would be refused to a logout, which would fence each time.
+        # If Redis refuses a command that this loop does not send, each logout meets the refusal, and fences each time.
         with suppress(TemporarilyUnavailable):
             for refusal in await self.redis.refusals():
                 self._report("redis_refuses", level="warning", detail=refusal)
@@ -100,7 +100,7 @@ class Revocations:
     # -- health and the end
 
     async def ping(self) -> CacheState:
-        """The state of Redis now, by one question to it."""
+        """The state of Redis now. Asks Redis once."""
         if not self.redis.is_configured:
             return "none"
         try:
@@ -110,7 +110,7 @@ class Revocations:
         return "complete" if self.fence.believes(server, marker, monotonic(), VOUCHES_FOR) else "not complete"
 
     async def close(self) -> None:
-        """Lets a reading or rebuild under way end (it would open again what is closed), then closes the connections."""
+        """Waits for a reading or rebuild under way, which would open a connection again, and closes the connections."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=TIME_LIMIT.total_seconds())
         await self.redis.close()

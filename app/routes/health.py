@@ -1,4 +1,4 @@
-"""/healthz and /readyz, for those who watch the process."""
+"""/healthz and /readyz, for programs that watch the process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Health(BaseModel):
 
 
 class Readiness(BaseModel):
-    """Each part by name. Without its cache Keyturn is ready, with the database answering in its place."""
+    """The state of each part. If Redis is away, Keyturn is still ready: the database answers in its place."""
 
     status: Annotated[ReadyState, word("The whole.", *get_args(ReadyState))]
     database: Annotated[Literal["ok", "away"], word("Postgres, or the file of SQLite.", "ok", "away")]
@@ -31,13 +31,13 @@ class Readiness(BaseModel):
 
 
 async def healthz(_keyturn: Keyturn, _request: Request) -> Answer:
-    """Alive."""
+    """Say that the process is alive."""
     return of_model(Health(status="ok"))
 
 
 async def readyz(keyturn: Keyturn, _request: Request) -> Answer:
-    """May take traffic."""
-    # Only what the process knows anyway: a client that asks this without pause takes nothing from other clients.
+    """Say whether the process may take traffic."""
+    # Answer from memory, so that a client that asks without pause takes nothing from other clients.
     cache = keyturn.revocations.rebuild.cache
     if not keyturn.revocations.fence.database_answers():
         readiness = Readiness(status="not ready", database="away", cache=cache)

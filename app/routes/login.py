@@ -27,14 +27,14 @@ class Login(RequestBody):
 
 
 class PasswordChange(RequestBody):
-    """The password as it is and as it shall be."""
+    """The current password and the new one."""
 
     current_password: Password
     new_password: Password
 
 
 async def register(keyturn: Keyturn, request: Request) -> Answer:
-    """Make an account, where the operator lets anyone do so. No tokens: log in next."""
+    """Make an account, if the operator allows it. The answer has no tokens: log in next."""
     body = request.content(Registration)
     if not keyturn.settings.registration:
         raise AccessDenied("registration is off", description="Registration is off.")
@@ -43,7 +43,7 @@ async def register(keyturn: Keyturn, request: Request) -> Answer:
 
 
 async def login(keyturn: Keyturn, request: Request) -> Answer:
-    """Start a session with e-mail and password."""
+    """Start a session with e-mail address and password."""
     body = request.content(Login)
     proof = await keyturn.sign_in.authenticate(body.email, body.password)
     tokens = await keyturn.starting.start(proof, by=request.by("user", proof.user_id))

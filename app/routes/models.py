@@ -1,4 +1,4 @@
-"""The bodies of requests and answers that several endpoints have."""
+"""The bodies of requests and answers that several endpoints share."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ..tokens.refresh_tokens import PATTERN
 
 
 class RequestBody(BaseModel):
-    """A request: unknown fields are refused, and nothing of it can come back in an error or a repr."""
+    """The body of a request. Unknown fields are refused. No error and no repr repeats a part of it."""
 
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
 
-# Requests have no `format`. With `email`, generated clients refuse `admin@localhost`. With `password`, they send
-# asterisks.
+# The fields of requests have no `format`. With `email`, generated clients refuse `admin@localhost`. With `password`,
+# they send asterisks.
 Email = Annotated[str, Field(max_length=1024, examples=["ada@example.com"])]
 Password = Annotated[
     str,
@@ -29,7 +29,7 @@ Password = Annotated[
         examples=["correct horse battery staple"],
     ),
 ]
-# Ours have 88 characters.
+# Our refresh tokens have 88 characters.
 RefreshToken = Annotated[
     str,
     Field(

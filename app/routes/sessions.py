@@ -16,7 +16,7 @@ from .models import UserAnswer
 
 
 class SessionAnswer(BaseModel):
-    """The session of the token that was sent."""
+    """The session of the access token."""
 
     id: UUID
     client_id: str
@@ -34,7 +34,7 @@ class MeAnswer(BaseModel):
 
 
 async def me(keyturn: Keyturn, request: Request) -> Answer:
-    """Who is signed in."""
+    """Get the user and the session of an access token."""
     session = await keyturn.reading.authorise(request.access_token())
     request.session_id = session.id
     user = await keyturn.users.find(session.user_id)

@@ -32,10 +32,10 @@ class Refresh(RequestBody):
 
 
 class Logout(RequestBody):
-    """Whom to sign out. A bearer token may stand in the header beside it or alone."""
+    """The sessions to end. A bearer token may stand in the header, with this body or alone."""
 
     refresh_token: Annotated[RefreshToken | None, Field(repr=False)] = None
-    # No default for the document: TypeScript's clients would have to send a field that has one.
+    # The document names no default: if it did, generated TypeScript clients would have to send the field.
     scope: Annotated[
         Reach | None,
         Field(
@@ -65,15 +65,15 @@ class Claims(BaseModel):
 async def refresh(keyturn: Keyturn, request: Request) -> Answer:
     """Get the next access and refresh token (RFC 6749 section 6).
 
-    Safe to repeat: within the retry window, and until its successor is used, the same refresh token gets the same
-    answer. One that was replaced earlier ends its session.
+    A retry is safe: within the retry window, and until its successor is used, the same refresh token gets the same
+    answer. A refresh token that is sent again later ends its session.
     """
     refresh_token = request.content(Refresh).refresh_token
     try:
         tokens = await keyturn.rotation.refresh(refresh_token, by=request.by())
     except TemporarilyUnavailable as e:
-        # At most a sixth of the window, so that a client that obeys is back before its retry would be reuse. Spread,
-        # so that clients that were turned away together do not come back together.
+        # At most a sixth of the retry window, so that a client that obeys retries before its token counts as reused.
+        # At random, so that clients that were refused at the same time do not retry at the same time.
         most = max(1.0, keyturn.settings.retry_window.total_seconds() / 6)
         after = timedelta(seconds=int(random.uniform(1, most)))  # noqa: S311  # jitter
         raise TemporarilyUnavailable(e.cause, retry_after=after).about(e.session_id, e.user_id) from None
@@ -84,8 +84,8 @@ async def refresh(keyturn: Keyturn, request: Request) -> Answer:
 async def logout(keyturn: Keyturn, request: Request) -> Answer:
     """End the session of the refresh token, of the bearer token, or of both.
 
-    When this answers, no access token of the session is accepted any more. Safe to repeat; an expired access token
-    will do.
+    After the answer, no access token of the session is accepted any more. A repeated logout is safe. An expired access
+    token is enough.
     """
     bearer = request.bearer()
     body = request.content_or_default(Logout)
@@ -96,25 +96,25 @@ async def logout(keyturn: Keyturn, request: Request) -> Answer:
 
 
 async def verify(keyturn: Keyturn, request: Request) -> Answer:
-    """Whether an access token is good now: for resource servers and for proxies that ask before they pass a request on.
+    """Verify an access token: for resource servers, and for proxies that ask before they pass a request on.
 
-    Answers with the claims, and with `X-Auth-Subject`, `X-Auth-Role`, `X-Auth-Scope` and `X-Auth-Session` for the proxy
-    to hand on: always all four, empty where the token has nothing. `role` and `scope` ask for more: 403 where the token
-    does not cover it.
+    The answer has the claims, and four header fields that the proxy may pass on: `X-Auth-Subject`, `X-Auth-Role`,
+    `X-Auth-Scope` and `X-Auth-Session`. Each field is always present, and is empty if the token has no such claim. With
+    `role` and `scope`, a token that does not have them is answered 403.
 
-    Any method and any path below is answered in the same way. What a proxy appends decides nothing: path and query
-    below, and the body, are not looked at. A proxy that appends demands with `/auth/verify;role=admin;scope=read`.
+    Every method, and every path below this one, gets the same answer. The path and query that a proxy appends, and the
+    body, are ignored. A proxy that appends a path asks for role and scope with `/auth/verify;role=admin;scope=read`.
     """
     verified = await keyturn.reading.verify(request.access_token())
     request.session_id = verified.claims["sid"]
     try:
         claims = to_json(verified.claims, inf_nan_mode="null")
     except ValueError:
-        # Rightly signed, by someone who shares the key: lone surrogates, or nesting without end.
+        # The signature is right, but another holder of the key wrote lone surrogates or endless nesting.
         raise InvalidToken("claims that can't be written as JSON") from None
     scope = verified.claims.get("scope")
     granted = scope.split() if isinstance(scope, str) else []
-    # Each demand must hold, so that none widens another one.
+    # Each `role` and each `scope` must hold, so that a second value never allows more than the first.
     if any(wanted != verified.role for wanted in request.values("role")):
         raise InsufficientScope("another role", user_id=verified.user_id)
     if not set(" ".join(request.values("scope")).split()) <= set(granted):
@@ -125,8 +125,8 @@ async def verify(keyturn: Keyturn, request: Request) -> Answer:
 def _identity(token: AccessToken, scopes: list[str]) -> list[tuple[bytes, bytes]]:
     """The header fields for a proxy, from the verified token alone.
 
-    Always all four: where one is missing, a proxy lets the client's own field of that name pass. A value that is not
-    printable ASCII is left empty, so that no second field can be smuggled in.
+    Always all four: if one were missing, a proxy would let the client's own field of that name pass. A value that is
+    not printable ASCII is left empty, so that no client can smuggle in a second field.
     """
     values = (
         (b"x-auth-subject", token.subject),

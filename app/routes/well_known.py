@@ -37,7 +37,7 @@ class KeySetAnswer(BaseModel):
 
 
 async def jwks(keyturn: Keyturn, _request: Request) -> Answer:
-    """The public keys of access tokens. A new key stands here a minute before it signs."""
+    """Get the public keys of access tokens. A new key is published here a minute before it signs."""
     key_set = KeySetAnswer.model_validate(keyturn.keys.jwks())
     return of_model(key_set, [(b"cache-control", b"public, max-age=30")], exclude_none=True)
 

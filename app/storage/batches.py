@@ -1,6 +1,6 @@
 """Natural batching: items that arrive while one run is under way go together in the next.
 
-No item waits for company. An idle service runs each one at once and alone; under load the batches grow by themselves.
+No item waits for others to arrive. An idle process runs each item at once and alone; under load the batches grow.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ V = TypeVar("V")
 
 
 class Batch(Generic[K, V]):
-    """Calls `run` with the items that came together; it gives one answer for each, in their order.
+    """Calls `run` with the items that came together. `run` returns one answer for each, in their order.
 
-    An answer that is an exception is raised for that item alone. Where `run` itself fails and there were several
-    items, each is run again by itself, so that one bad item never fails the others; `run` must therefore be safe to
-    repeat. The runs are tasks of their own: a caller may be cancelled, the statement under way may not.
+    An answer that is an exception is raised for that item alone. If `run` itself raises a contention or a defect, each
+    item is run again alone, so that one bad item never fails the others. So `run` must be safe to repeat. Each run is
+    a task of its own: a caller may be cancelled, a statement under way may not.
 
-    Up to `in_flight` runs are under way: with two, one that is stuck does not stop all that comes after it.
+    Up to `in_flight` runs are under way. With two, a run that is stuck does not stop the items that come after it.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Batch(Generic[K, V]):
         """The answer for one item.
 
         Raises:
-            TemporarilyUnavailable: it waited too long before its run began, or its run takes too long.
+            TemporarilyUnavailable: the item waited too long before its run began, or the run takes too long.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[V] = loop.create_future()
@@ -94,7 +94,7 @@ class Batch(Generic[K, V]):
     async def _answer(self, items: list[K], futures: list[asyncio.Future[V]]) -> None:
         try:
             answered = list(zip(futures, await self._run(items), strict=True))
-        except Exception as e:  # noqa: BLE001  # any error belongs to the callers
+        except Exception as e:  # noqa: BLE001  # the callers get every error
             if len(items) > 1 and (isinstance(e, Contention) or not isinstance(e, TemporarilyUnavailable)):
                 for item, future in zip(items, futures, strict=True):
                     await self._answer([item], [future])
@@ -109,7 +109,7 @@ class Batch(Generic[K, V]):
                 future.set_result(answer)
 
     def _give_up(self) -> None:
-        """Answers callers that have waited for `TIME_LIMIT`. One timer for all, as one for each costs much more."""
+        """Gives up for callers that have waited for `TIME_LIMIT`. One timer for each caller would cost much more."""
         loop = asyncio.get_running_loop()
         limit = TIME_LIMIT.total_seconds()
         while self._unanswered:

@@ -1,4 +1,4 @@
-"""The condition of the database, for an operator who asks. No request needs to know it."""
+"""The condition of the database, for an operator. No request reads it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .database import Database
 
 
 async def schema_in_use(db: Database) -> str:
-    """The schema of Postgres in which Keyturn's tables are looked for first.
+    """The schema in which Postgres looks for Keyturn's tables first.
 
     Raises:
         TemporarilyUnavailable: the database is away.
@@ -20,9 +20,9 @@ async def schema_in_use(db: Database) -> str:
 
 
 async def enforces_foreign_keys(db: Database) -> bool:
-    """Whether this connection's Postgres runs the triggers that hold foreign keys.
+    """Whether Postgres runs the triggers that enforce foreign keys.
 
-    A superuser can switch them off for a role or a database (session_replication_role), which no migration sees.
+    A superuser can switch them off for a role or a database (session_replication_role). A migration does not notice.
 
     Raises:
         TemporarilyUnavailable: the database is away.
@@ -32,7 +32,7 @@ async def enforces_foreign_keys(db: Database) -> bool:
 
 
 async def clock_skew(db: Database) -> timedelta:
-    """How far this machine's clock is from the database's, forward or back.
+    """The difference between this machine's clock and the database's, never negative.
 
     Raises:
         TemporarilyUnavailable: the database is away.

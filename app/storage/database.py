@@ -1,6 +1,6 @@
 """The database: engines, transactions and its clock.
 
-PostgreSQL and SQLite behind the same three functions: `begin` (a transaction that writes), `fetch` (one statement that
+PostgreSQL and SQLite have the same three functions: `begin` (a transaction that writes), `fetch` (one statement that
 writes, committed by itself) and `look` (statements that read, on the primary).
 """
 
@@ -45,22 +45,22 @@ class _Held:
     connection: AsyncConnection
     driver: Any
     losses: int | None
-    """How many losses this process had noted when it was made."""
+    """The process's number of losses (see `Losses`) when the connection was made."""
     used: float
-    """When it was last used, by `monotonic`."""
+    """When the connection was last used, by `monotonic`."""
 
 
 class Database:
-    """Engines of one process, separate for the hot path so that logins can't starve refreshes."""
+    """The engines of one process. The hot path has its own, so that logins can't starve refreshes."""
 
     def __init__(self, settings: Settings) -> None:
         """Opens nothing yet; the first use connects."""
         self.is_postgres = settings.postgres is not None
         self._zero: datetime | None = None  # the database's clock at the zero of `monotonic`
-        # Connections that stay out of the pool between statements: to take one costs as much as to send a statement.
+        # Connections that stay out of the pool between statements: taking one out costs as much as a statement.
         self._held: list[_Held] = []
-        self._most_held = 0  # on SQLite, whose one connection that writes is for all
-        self._wrapped = ""  # the beginning of the transaction around a statement of `fetch`, behind a pooler
+        self._most_held = 0  # on SQLite, where all callers share the one connection that writes
+        self._wrapped = ""  # behind a pooler: how the transaction of a statement of `fetch` begins
         self._losses = Losses()
         if settings.postgres is not None:
             self._pooled = settings.pgbouncer
@@ -72,7 +72,7 @@ class Database:
             self._engine = self._servers.engine(settings.database_pool - hot, wait=QUEUE_LIMIT)
             self._writer = self._reader = self._autocommitting(self._servers.engine(hot, wait=QUEUE_LIMIT / 2))
             self._other_reader = self._autocommitting(self._engine)
-            # The watch has connections of its own, so that it never takes our own queue for an outage of the database.
+            # The fence is read on connections of its own, so that a full pool never looks like an outage.
             self._watch_engine = self._autocommitting(self._servers.engine(2, wait=QUEUE_LIMIT))
             for engine in (self._engine, self._writer, self._watch_engine):
                 self._losses.watch(engine)
@@ -83,37 +83,37 @@ class Database:
             self._watch_engine = sqlite_engine(url, size=1, writes=False)
 
     def _autocommitting(self, engine: AsyncEngine) -> AsyncEngine:
-        """Lets a statement cost one round trip. Behind a pooler, only a transaction keeps its messages together."""
+        """Makes a statement cost one round trip. Behind a pooler, only a transaction keeps its messages together."""
         return engine if self._pooled else engine.execution_options(isolation_level="AUTOCOMMIT")
 
     def now(self) -> ColumnElement[datetime]:
         """The database's clock inside a statement: one reading for the whole of it.
 
         Postgres: ``statement_timestamp()`` (``now()`` is when the transaction began, ``clock_timestamp()`` differs
-        within a statement). SQLite is this machine's file, so its clock is this process's.
+        within a statement). SQLite is a file on this machine, so its clock is this machine's.
         """
         if self.is_postgres:
             return func.statement_timestamp(type_=Moment())
         return bindparam("now", callable_=lambda: datetime.now(UTC), type_=Moment(), unique=True)
 
     def among(self, column: InstrumentedAttribute[_T]) -> ColumnElement[bool]:
-        """Whether a column's value is one of the parameter ``ids``, a list: one statement whatever their number.
+        """Whether a column's value is in the list ``ids``, a parameter. The statement is the same for every length.
 
-        With a placeholder for each value, each number of them would be compiled and prepared by itself.
+        With a placeholder for each value, the statement would be compiled and prepared for every length.
         """
         if self.is_postgres:
             return column == any_(bindparam("ids", type_=ARRAY(column.type)))
         return column.in_(bindparam("ids", expanding=True))
 
     def incarnation(self, *, writing: bool = False) -> ColumnElement[str]:
-        """Which life of the database a statement on the fence runs in, and that the fence's row was written in it.
+        """The incarnation of the database. A fence counts only in the incarnation in which its row was written.
 
-        The value differs after each way back to an older state. (1) Files that are put back need a new start of
-        Postgres. (2) A standby that takes over was started at another time. (3) A dump that is loaded writes the row,
-        or the table of the sessions, in another transaction. Each role may ask for all of it. On SQLite it is "".
+        The value changes whenever the database returns to an older state. (1) If files are restored, Postgres has to be
+        started anew. (2) A standby that takes over was started at another time. (3) If a dump is loaded, another
+        transaction writes the row or makes the table of sessions. Every role may read these. On SQLite the value is "".
 
         Args:
-            writing: for the statement that writes the row; else for one that reads it.
+            writing: whether the statement writes the row; else it reads the row.
         """
         if not self.is_postgres:
             return literal("")
@@ -125,18 +125,18 @@ class Database:
         )
 
     def read_only(self) -> ColumnElement[str]:
-        """Says "on" where a statement runs on a server that is not the primary (any more)."""
+        """The text "on" if the statement runs on a server that is no primary, or no longer one."""
         return func.current_setting("transaction_read_only") if self.is_postgres else literal("off")
 
     def clock(self) -> datetime:
-        """The database's clock as this process last saw it, for what is decided without a statement.
+        """The database's clock as this process estimates it, for decisions without a statement.
 
-        Once the database was asked, this machine's clock has no part in it, so that a step of it refuses no token.
+        After the first reading, this machine's clock has no part in it. So a step of that clock refuses no token.
         """
         return datetime.now(UTC) if self._zero is None else self._zero + timedelta(seconds=monotonic())
 
     def observe(self, now: datetime, elapsed: timedelta) -> None:
-        """Learns what the database's clock says, from a reading that took `elapsed` to come."""
+        """Corrects the estimate of the database's clock by a reading that took `elapsed`."""
         if self.is_postgres:
             self._zero = now + elapsed / 2 - timedelta(seconds=monotonic())
 
@@ -155,13 +155,13 @@ class Database:
             raise
 
     async def fetch(self, statement: str, *parameters: Any) -> Sequence[Any]:
-        """One statement that writes and is its own transaction, by the driver itself; parameters and rows are its own.
+        """Runs one statement that writes, as its own transaction. Parameters and rows are the driver's.
 
-        The rotation goes this way: compiled and fetched by SQLAlchemy, its statement would cost each refresh of a batch
-        of eight some 70 microseconds more.
+        The rotation uses this. Through SQLAlchemy, its statement would cost each refresh some 70 microseconds more (in
+        a batch of eight).
 
         Raises:
-            TemporarilyUnavailable: the database is away; it is not known whether the statement was committed.
+            TemporarilyUnavailable: the database is away; the statement may have been committed or not.
         """
         try:
             held = self._held.pop() if self._held else None
@@ -175,10 +175,10 @@ class Database:
                 elif self.is_postgres:
                     rows = await held.driver.fetch(statement, *parameters)
                 else:
-                    # Alone it is its own transaction, and takes the write lock before it reads.
+                    # A single statement is its own transaction, and takes the write lock before it reads.
                     rows = await held.driver.execute_fetchall(statement, parameters)
             except Exception as e:
-                # SQLAlchemy did not see the error, so the state of the connection is not known.
+                # SQLAlchemy did not see the error, so the state of the connection is unknown.
                 lost = self.is_postgres and is_lost(e)
                 if lost:
                     self._losses.note(held.losses)
@@ -195,7 +195,7 @@ class Database:
             raise
 
     def _is_fresh(self, held: _Held) -> bool:
-        """Whether a connection that is held may be used without a question to the server."""
+        """Whether a held connection may be used without first asking its server for an answer."""
         return (
             held.losses == self._losses.count
             and monotonic() - held.used < RESTED.total_seconds()
@@ -203,7 +203,7 @@ class Database:
         )
 
     async def _replaced(self, held: _Held | None) -> _Held:
-        """The first of the connections that are held which still answers, beginning with this one; else a new one."""
+        """The first held connection whose server still answers, beginning with this one; else a new connection."""
         while held is not None:
             may_live = held.losses == self._losses.count and not held.driver.is_closed()
             if may_live and await self._losses.answers(held.driver, held.losses):
@@ -216,7 +216,7 @@ class Database:
         return _Held(connection, driver, count_of(connection.sync_connection), monotonic())
 
     async def discard(self, connection: AsyncConnection) -> None:
-        """Gives up a connection to a server that is no primary any more, and with it all that were made before."""
+        """Drops a connection to a server that is no longer the primary, and all connections made before now."""
         self._losses.note(count_of(connection.sync_connection))
         await connection.invalidate()
 
@@ -225,7 +225,7 @@ class Database:
         """A connection for statements that only read, each with a snapshot of its own.
 
         Args:
-            hot_path: whether it may be one of those that refreshes and verifications wait for.
+            hot_path: whether to take one of the connections that refreshes and verifications wait for.
 
         Raises:
             TemporarilyUnavailable: the database is away.
@@ -239,7 +239,7 @@ class Database:
 
     @asynccontextmanager
     async def watch_connection(self) -> AsyncIterator[AsyncConnection]:
-        """As `look`, for the reading of the fence alone, which must not queue behind anything.
+        """As `look`, for the reading of the fence alone, which must not wait for other statements.
 
         Raises:
             TemporarilyUnavailable: the database is away.
@@ -266,6 +266,6 @@ def _refuse(error: Exception) -> None:
 
 
 async def _drop(connection: AsyncConnection) -> None:
-    """Closes a connection of the pool, which makes another in its place."""
+    """Closes a connection. Its pool makes another in its place."""
     await connection.invalidate()
     await connection.close()

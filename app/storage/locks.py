@@ -1,6 +1,6 @@
 """Locks: how long a transaction waits for one, and the numbers of Postgres's advisory locks.
 
-All programs that use one database share the numbers.
+All programs that use the same database share these numbers.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ LOCK_LIMIT = timedelta(seconds=2)
 """How long a transaction waits for any lock, on both databases."""
 
 MIGRATIONS: Final = 0x6B657900
-"""Held exclusively by the transaction of a migration, so that one runs at a time."""
+"""The transaction of a migration holds this lock alone, so that one migration runs at a time."""
 
 KEYS: Final = 0x6B657901
-"""Held exclusively by each transaction that changes the keys, so that two first starts make one set of them."""
+"""Each transaction that changes the keys holds this lock alone, so that two first starts make one set of keys."""
 
 ENDINGS: Final = 0x6B657902
-"""Shared by the transactions that end sessions; exclusive while a process claims the fence for a Redis server. So the
-snapshot that a claim rests on has either all of an ending or none of it, and the ending then reads the new fence."""
+"""Transactions that end sessions share this lock. One that claims the fence for a Redis server holds it alone.
+
+So each ending falls into one of two cases. (1) It commits before the claim, and the rebuild after the claim sees all of
+it. (2) It takes the lock after the claim, and reads the new fence.
+"""

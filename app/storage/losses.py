@@ -1,7 +1,7 @@
-"""Lost connections: where a process loses one, it does not use those again that it made before.
+"""Lost connections: if a process loses one, it no longer uses the connections that it made before.
 
-A server that dies, or is no primary any more, takes all its connections along. Without this each of them would cost a
-request its 503 before the process finds out.
+If a server dies or is no longer the primary, all connections to it are useless. Without this file, each of them would
+cost one request a 503 before the process noticed.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from .postgres import answers
 
 RESTED = timedelta(seconds=2)
-"""After so long without use a connection is asked before it is used. A balancer, a firewall or a NAT may have forgotten
-it, and tells nobody: the statement that finds out would cost a user the request."""
+"""A connection that was idle for this long is tested before it is used. A load balancer, firewall or NAT may have
+dropped it without notice, and then the next statement on it would fail a request."""
 
 
 class Losses:
-    """The number of times that this process lost its connections. Each connection carries the number at its making."""
+    """Counts how often this process lost its connections. Each connection keeps the count at which it was made."""
 
     def __init__(self) -> None:
         self.count = 0
 
     def note(self, count: int | None) -> None:
-        """Notes the loss of a connection that was made at this number. One from before tells nothing of later ones."""
+        """Notes the loss of a connection that was made at this count. An older count tells nothing of later ones."""
         if count == self.count:
             self.count += 1
 
     async def answers(self, driver: Any, count: int | None) -> bool:
-        """Whether the server answers on a connection; one that died in silence counts as lost."""
+        """Whether the server answers on a connection. If not, the connection counts as lost."""
         if await answers(driver):
             return True
         self.note(count)
         return False
 
     def watch(self, engine: AsyncEngine) -> None:
-        """Makes the pool of an engine replace a connection when it is taken, if it is dead or from before a loss."""
+        """Makes an engine's pool replace a connection that it gives out, if it is dead or from before a loss."""
 
         @event.listens_for(engine.sync_engine, "connect")
         def made(_connection: object, record: ConnectionPoolEntry) -> None:
@@ -65,7 +65,7 @@ class Losses:
                 )
             ):
                 return
-            driver.terminate()  # without the two seconds that a farewell to a dead server takes
+            driver.terminate()  # an orderly end would wait two seconds for a dead server
             raise DisconnectionError("dead, or from before a loss")  # the pool makes another in its place
 
         @event.listens_for(engine.sync_engine, "handle_error")
@@ -75,7 +75,7 @@ class Losses:
 
 
 def count_of(connection: Connection | None) -> int | None:
-    """The number of losses at which a connection was made; None where it is gone."""
+    """The number of losses at which a connection was made; None if the connection is gone."""
     if connection is None or connection.invalidated:
         return None
     found: int | None = connection.info.get("losses")

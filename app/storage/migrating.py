@@ -38,16 +38,16 @@ def _limit(wait: timedelta) -> str:
     return f"SET LOCAL lock_timeout = '{wait // timedelta(milliseconds=1)}ms'"
 
 
-# Clients queue up behind a statement that waits for a lock on a table, so none waits long.
+# Clients queue up behind a statement that waits for a lock on a table, so no statement waits long.
 _SHORT_WAIT = _limit(LOCK_LIMIT)
 
 
 def migrate(place: Place) -> None:
-    """Brings a database to this release's schema. Blocks; not for the event loop.
+    """Brings a database to this release's schema. Blocks the thread, so do not call it on the event loop.
 
     Raises:
-        ConfigurationError: it can't be written, is no database, does not let us in, or another migration goes on.
-        TemporarilyUnavailable: it can't be reached, is read-only, or a table stayed locked.
+        ConfigurationError: the database can't be written, is none, refuses Keyturn, or another migration is running.
+        TemporarilyUnavailable: the database can't be reached, is read-only, or a table stayed locked.
     """
     config = alembic_config()
     config.attributes["place"] = place
@@ -59,14 +59,14 @@ def migrate(place: Place) -> None:
 
 
 def run() -> None:
-    """Does with the database that the settings name whatever Alembic was called for.
+    """Carries out Alembic's command on the database that the settings name.
 
     Raises:
         ConfigurationError: another migration holds the lock.
-        SystemExit: something is wrong, and Alembic's own command is running.
+        SystemExit: there was an error, and Alembic's own command is running.
     """
     if place := context.config.attributes.get("place"):
-        _online(place)  # called by `migrate`, which says what is wrong
+        _online(place)  # called by `migrate`, which explains errors
     else:
         _as_alembics_command()
 
@@ -76,7 +76,7 @@ _CHANGES = {"upgrade", "downgrade", "stamp"}
 
 
 def _as_alembics_command() -> None:
-    """For `alembic`: an error of the set-up is one line, and no traceback that might show a part of a secret."""
+    """Runs `alembic`. An error of the set-up is one line, because a traceback might show a part of a secret."""
     end_at_sigterm()
     try:
         place = place_of_migrations()
@@ -116,15 +116,15 @@ def _in_words(error: TemporarilyUnavailable | DBAPIError, place: Place) -> Confi
 
 
 def say(place: Place, *, changes: bool = True) -> None:
-    """Names the database: a job that lost its KEYTURN_DATABASE_URL must be seen to migrate the embedded default."""
+    """Names the database. If a job has lost its KEYTURN_DATABASE_URL, an operator sees which database it migrates."""
     print(f"keyturn: {'migrating' if changes else 'the database is'} {place.where}", file=sys.stderr)
 
 
 def end_at_sigterm() -> None:
-    """Ends this process at SIGTERM with code 143, also where it is the first of its container.
+    """Ends this process at SIGTERM with code 143, even if it is the first process of its container.
 
-    The kernel gives that one no signal that it has no handler for. The exception leaves the transaction, so Postgres
-    is told to give its statement up.
+    The kernel gives that process only signals for which it has a handler. The exception leaves the transaction, so the
+    driver asks Postgres to cancel the statement.
     """
 
     def end(*_: object) -> None:
@@ -162,7 +162,7 @@ def _online(place: Place) -> None:
     if place.postgres is not None:
         asyncio.run(_on_postgres(place.postgres))
         return
-    # aiosqlite's thread may report to the event loop after that is closed; nothing else runs here that would wait.
+    # Not aiosqlite: its thread may call the event loop after that is closed. No other task runs, so this may block.
     engine = create_engine(make_url(place.sqlalchemy_url).set(drivername="sqlite"), poolclass=pool.NullPool)
     configure_sqlite(engine, writes=True)
     with engine.connect() as connection:
@@ -171,14 +171,14 @@ def _online(place: Place) -> None:
 
 async def _on_postgres(url: PostgresURL) -> None:
     engine = Postgres(url, pooled=True).migrating()
-    # In each transaction: Alembic ends one and begins another where a migration asks for an `autocommit_block`.
+    # In each transaction: if a migration asks for an `autocommit_block`, Alembic ends one and begins another.
     event.listen(engine.sync_engine, "begin", _one_at_a_time)
     async with engine.connect() as connection:
         await connection.run_sync(_run)
 
 
 def _one_at_a_time(connection: Connection) -> None:
-    """Takes the lock for the transaction. The second to come waits, and then finds nothing to do."""
+    """Takes the lock for the transaction. A second migration waits, and then finds nothing to do."""
     if not connection.exec_driver_sql(_TAKE_LOCK.replace("pg_advisory", "pg_try_advisory")).scalar():
         other = connection.execute(_HOLDER).scalar() or "which has just ended"
         print(f"keyturn: waiting up to {_WAIT_FOR_ANOTHER.seconds} s for another migration: {other}", file=sys.stderr)
@@ -192,7 +192,7 @@ def _one_at_a_time(connection: Connection) -> None:
     connection.exec_driver_sql(_SHORT_WAIT)
 
 
-# A release before this one took the lock for its session, and a pooler kept that.
+# The text says how to end the holder, because a pooler may keep a connection whose session holds the lock.
 _HOLDER = text("""
     SELECT 'Postgres process ' || pid || coalesce(' (' || nullif(application_name, '') || ')', '') || coalesce(
         ', ' || state || ' since ' || to_char(state_change AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'), '')
@@ -205,6 +205,6 @@ _HOLDER = text("""
 
 
 async def migrating(connection: AsyncConnection) -> str | None:
-    """The one who holds the lock of migrations on a Postgres, in words; None where nobody does."""
+    """The holder of the lock of migrations on a Postgres, in words; None if there is none."""
     found: str | None = await connection.scalar(_HOLDER)
     return found

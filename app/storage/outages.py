@@ -1,6 +1,6 @@
 """Errors of the database: which are an outage, which a contention, which a defect. SQLSTATEs are read only here.
 
-Their classes are in PostgreSQL's documentation, appendix A.
+PostgreSQL's documentation, appendix A, lists their classes.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from ..errors import Contention, TemporarilyUnavailable
 
 READ_ONLY = "25006"
-"""A statement that writes, on a server that takes no writes."""
+"""The SQLSTATE of a statement that writes, on a server that takes no writes."""
 
 LOCK_NOT_AVAILABLE = "55P03"
 
 _CONTENTION = "40"  # a serialisation failure or a deadlock
 
-# Classes that say "not now" and nothing about the request: connection, read-only after a failover, password or
-# database changed, resources, lock time-out, operator intervention, system.
+# Classes that say nothing about the request, which may succeed later: connection, read-only after a failover, password
+# or database changed, resources, lock time-out, operator intervention, system.
 _OUTAGES = ("08", READ_ONLY, "28", "3D", "53", "55", "57", "58")
 
-# An operator took something away while we run: a right, a table (amid a restore), a schema. Postgres's message names
-# it, and no value. For resources (53) the message names the one that is short.
+# An operator removed something while Keyturn runs: a right, a table (during a restore), a schema. Postgres's message
+# names it, and repeats no value. For resources (53) the message names the one that is short.
 _NAMED = ("42501", "42P01", "3F", "53")
 
 _NO_DATABASE = "3D000"
@@ -90,7 +90,7 @@ def is_lost(error: Exception) -> bool:
 
 
 def not_let_in(error: TemporarilyUnavailable | DBAPIError) -> str | None:
-    """A line to the operator where Postgres refused us by its own rules; None where it is away."""
+    """A line for the operator if Postgres refused Keyturn by its own rules; None if Postgres is away."""
     refused = error if isinstance(error, DBAPIError) else error.__cause__
     state = sqlstate(refused)
     if state == _NO_DATABASE:

@@ -1,8 +1,9 @@
-"""Connections to Postgres: to which of its servers, with which settings, and how their death is noticed.
+"""Connections to Postgres: to which of its servers, with which settings, and how a dead one is noticed.
 
-Straight to the server, or through PgBouncer in transaction mode. Behind that, each transaction may be on another server
-connection: no statement can be prepared for later, its name must be nobody else's, and settings can be made for the
-transaction only (it refuses most start parameters).
+A connection goes straight to the server, or through PgBouncer in transaction mode. Behind PgBouncer, each transaction
+may be on another connection of the server, so three rules hold. (1) No statement stays prepared for a later use. (2)
+The name of a prepared statement is unique. (3) Each transaction makes its settings, as PgBouncer refuses most start
+parameters.
 """
 
 from __future__ import annotations
@@ -28,31 +29,31 @@ from .outages import READ_ONLY, sqlstate
 
 STATEMENT_LIMIT = timedelta(seconds=4)
 DRIVER_LIMIT = timedelta(seconds=6)
-"""The driver gives a silent server up later than the server would give the statement up, so that the outcome of a
-statement is known wherever it can be."""
+"""The driver waits longer for a statement than the server lets it run (`STATEMENT_LIMIT`). So the process learns the
+outcome of a statement unless the server is silent."""
 
 _CONNECT_LIMIT = timedelta(seconds=2)
 _HOST_LIMIT = timedelta(seconds=1)
-"""How long one of several servers may take, so that a machine that vanished leaves time for the next."""
+"""How long the connection to one of several servers may take, so that a dead machine leaves time for the next."""
 _ANSWER_LIMIT = timedelta(seconds=1)
 
 _KEEP_ALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
 """Seconds of silence before the first probe (Linux, macOS), between probes, and their number. Load balancers and NAT
-forget a connection after some 240 to 350 silent seconds."""
+drop a connection after some 240 to 350 seconds of silence."""
 
 _SETTINGS = {
     "statement_timeout": f"{STATEMENT_LIMIT // timedelta(milliseconds=1)}ms",
     "lock_timeout": f"{LOCK_LIMIT // timedelta(milliseconds=1)}ms",
     "idle_in_transaction_session_timeout": f"{DRIVER_LIMIT // timedelta(milliseconds=1)}ms",
     "jit": "off",
-    # The driver sends seven days as seven calendar days, which are 167 or 169 hours where clocks change.
+    # The driver sends seven days as calendar days. With summer time, these may be 167 or 169 hours.
     "TimeZone": "UTC",
     # A policy of row-level security could hide a session. With this, Postgres refuses the statement instead.
     "row_security": "off",
 }
 
 
-# A migration takes the time that the tables need, whatever limits role or database set for requests.
+# A migration takes as long as the tables need, even if role or database set limits for requests.
 _WITHOUT_LIMITS = {"statement_timeout": "0", "idle_in_transaction_session_timeout": "0"}
 
 
@@ -62,20 +63,20 @@ def _without_transaction_limit(local: str) -> str:
 
 
 def _set_config(*, local: bool, search_path: str | None) -> str:
-    """The statement that makes the settings which can't be start parameters; behind a pooler, all of them.
+    """The statement that makes the settings that can't be start parameters; behind a pooler, all settings.
 
-    Defaults of a role or a database are overridden only where they break a promise. A stronger ``synchronous_commit``,
-    or ``default_transaction_read_only``, stays as the operator has it.
+    A default of a role or a database is overridden only if it would break a guarantee. A stronger
+    ``synchronous_commit``, or ``default_transaction_read_only``, stays as the operator has it.
     """
     flag = "true" if local else "false"
     settings = {**_SETTINGS, **({"search_path": search_path} if search_path else {})} if local else {}
     calls = [f"set_config('{name}', '{value}', {flag})" for name, value in settings.items()]
-    # A pool takes care of its idle connections itself; a transaction's length is bounded by those of its statements.
+    # Keyturn's pool tests its idle connections itself, and the limits of statements bound each transaction.
     for name, since in (("idle_session_timeout", 14), ("transaction_timeout", 17)):
-        if not (local and name == "idle_session_timeout"):  # the pooler's connection is not ours
+        if not (local and name == "idle_session_timeout"):  # the connection is the pooler's
             version = f"current_setting('server_version_num')::int >= {since}0000"
             calls.append(f"CASE WHEN {version} THEN set_config('{name}', '0', {flag}) END")
-    # So an acknowledged refresh survives a crash (guarantee 3). "local", "remote_write", "remote_apply" suffice for it.
+    # An acknowledged refresh must survive a crash (guarantee 3). "local", "remote_write" and "remote_apply" suffice.
     calls.append(
         f"CASE current_setting('synchronous_commit') WHEN 'off' THEN set_config('synchronous_commit', 'on', {flag}) END"
     )
@@ -89,21 +90,21 @@ class Postgres:
         """Connects to nothing yet.
 
         Raises:
-            WrongSettings: a variable of libpq's asks for what has no effect here.
+            WrongSettings: one of libpq's variables is malformed or would have no effect.
         """
         try:
             self._url = url.within(os.environ)
         except ValueError as e:
             raise WrongSettings(str(e)) from None
         self.search_path = self._url.search_path
-        """The search path of the URL or of libpq's variable; None where role and database decide."""
+        """The search path of the URL or of libpq's variable; None if role and database decide."""
         self._pooled = pooled
         self._primary = self._url.addresses[0]
         self.set_local = _set_config(local=True, search_path=self.search_path)
         """The statement with which each transaction begins behind a pooler."""
 
     def engine(self, size: int, *, wait: timedelta) -> AsyncEngine:
-        """An engine with a pool of that many connections; a request waits `wait` for one of them."""
+        """An engine with a pool of `size` connections. A request waits at most `wait` for one of them."""
         engine = create_async_engine(
             "postgresql+asyncpg://",
             pool_size=size,
@@ -122,10 +123,10 @@ class Postgres:
     def migrating(self) -> AsyncEngine:
         """An engine for migrations, with one connection at a time and none of the limits of a request.
 
-        Its settings are each transaction's, so that a pooler may stand between without being named.
+        Each transaction makes its own settings, so this works behind a pooler that no setting names.
         """
         connect = partial(self._connect, name="keyturn migrate", limit=None)
-        # With the empty name no statement stays prepared on the server connection that the pooler gives to others.
+        # With the empty name, no statement stays prepared on a connection that the pooler gives to other clients.
         arguments = self._arguments() | {"async_creator_fn": connect, "prepared_statement_name_func": str}
         engine = create_async_engine("postgresql+asyncpg://", poolclass=pool.NullPool, connect_args=arguments)
         settings = {"TimeZone": "UTC", "row_security": "off", **_WITHOUT_LIMITS}
@@ -147,19 +148,19 @@ class Postgres:
         return arguments
 
     async def _connect(self, *, name: str = "keyturn", limit: timedelta | None = DRIVER_LIMIT) -> Any:
-        """A connection to the primary. The server that was it last is tried first.
+        """A connection to the primary. The server that was the primary last is tried first.
 
         Args:
-            name: by which Postgres shows it to an operator.
+            name: the name by which Postgres shows the connection to an operator.
             limit: how long the driver waits for a statement.
 
         Raises:
-            TemporarilyUnavailable: there are servers, and none of them is a primary.
-            OSError: none can be reached; a PostgresError of the driver: none lets us in.
+            TemporarilyUnavailable: servers can be reached, and none of them is a primary.
+            OSError: no server can be reached. If none lets Keyturn in, a PostgresError of the driver.
         """
         several = len(self._url.addresses) > 1
         if several and self._url.attribute != "read-write":
-            # Of two primaries the one that takes writes: after a switch-over by hand, the former one is often locked.
+            # Prefer a primary that takes writes: after a switch-over by hand, the former one is often set read-only.
             with suppress(OSError, asyncpg.PostgresError, TemporarilyUnavailable):
                 return await self._connect_to(name, limit, writable=True)
         return await self._connect_to(name, limit, writable=self._url.attribute == "read-write")
@@ -187,7 +188,7 @@ class Postgres:
     async def _open(
         self, host: str | None, port: int, name: str, limit: timedelta | None, *, writable: bool
     ) -> Any | None:
-        """A connection to one server, or None where that is no primary."""
+        """A connection to one server, or None if that is no primary."""
         own: dict[str, Any] = {"statement_cache_size": 0} if self._pooled else {}
         settings = {"application_name": name}
         if not self._pooled:
@@ -221,14 +222,14 @@ class Postgres:
 
     async def _is_primary(self, connection: Any, *, writable: bool) -> bool:
         if self._pooled:
-            # Asked, as a pooler repeats what some server once said of itself; in a transaction, so that one server
-            # gets all messages of the statement.
+            # Ask the server, because a pooler repeats an old greeting, maybe of another server. Ask in a transaction,
+            # so that all messages of the statement reach the same server.
             async with connection.transaction():
                 standby, read_only = await connection.fetchrow(
                     "SELECT pg_is_in_recovery(), current_setting('default_transaction_read_only') = 'on'"
                 )
         else:
-            greeting = connection.get_settings()  # from PostgreSQL 14 on each server tells these two
+            greeting = connection.get_settings()  # PostgreSQL 14 and later report these two
             standby = getattr(greeting, "in_hot_standby", "off") == "on"
             read_only = getattr(greeting, "default_transaction_read_only", "off") == "on"
         return not standby and not (read_only and writable)
@@ -244,7 +245,7 @@ def _keep_alive(connection: Any) -> None:
 
 
 async def answers(connection: Any) -> bool:
-    """Whether the server still answers on a connection of the driver; one that is dead is dropped without ceremony."""
+    """Whether the server still answers on a connection of the driver. If not, the connection is dropped at once."""
     if connection.is_closed():
         return False
     with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
@@ -255,6 +256,6 @@ async def answers(connection: Any) -> bool:
 
 
 def _leave_a_read_only_server(context: ExceptionContext) -> None:
-    # After a failover the connections to what was the primary live on, and none of them ever writes again.
+    # After a failover, the connections to the former primary stay open, and none of them can ever write again.
     if sqlstate(context.original_exception) == READ_ONLY:
         context.is_disconnect = True

@@ -1,6 +1,6 @@
-"""The schema that a service needs: version, tables and rights, asked for before the first request.
+"""The schema that the service needs: version, tables and rights, checked before the first request.
 
-With a Postgres nothing is invented: where something is missing, the start stops with one line that says what to do.
+Keyturn changes no Postgres at its start. If something is missing, the start stops with one line that says what to do.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def alembic_config() -> Config:
 
 
 _OLDEST = 14
-"""Of Postgres: from this release on a server says in its greeting whether it is a standby."""
+"""The oldest release of Postgres that Keyturn supports: its greeting says whether the server is a standby."""
 
 _RIGHTS = {
     "alembic_version": "SELECT",
@@ -44,7 +44,7 @@ _RIGHTS = {
     "pulse": "SELECT, UPDATE",
     "events": "SELECT, INSERT",
 }
-"""The rights on each table that a service needs. The README has them as GRANT statements."""
+"""The rights on each table that the service needs. The README has them as GRANT statements."""
 
 _SERVER = text("""
 SELECT current_setting('server_version_num')::int / 10000 AS version, current_setting('server_encoding') AS encoding,
@@ -69,11 +69,12 @@ ORDER BY t.nth, v.mth
 
 
 async def _check_server(connection: AsyncConnection) -> None:
-    """Asks Postgres for all that the service will need of it, before a request finds out.
+    """Checks everything that the service needs of Postgres, before a request would fail.
 
     Raises:
-        TemporarilyUnavailable: it takes no writes.
-        ConfigurationError: it is too old, has another encoding, or this user lacks a right.
+        TemporarilyUnavailable: Postgres takes no writes.
+        ConfigurationError: Postgres is too old, the encoding is wrong, the search path misses the tables, or this user
+            lacks a right.
     """
     server = (await connection.execute(_SERVER)).one()
     if server.version < _OLDEST:
@@ -92,7 +93,7 @@ async def _check_server(connection: AsyncConnection) -> None:
         )
     found = await connection.scalars(_MISSING, {"names": list(_RIGHTS), "verbs": list(_RIGHTS.values())})
     missing = found.all()
-    if missing and f"the table {next(iter(_RIGHTS))}" not in missing:  # else nothing was migrated
+    if missing and f"the table {next(iter(_RIGHTS))}" not in missing:  # without it nothing was migrated
         raise ConfigurationError(
             f"the database user {server.me} lacks {', '.join(missing)}: see GRANT in the README, Production"
         )
@@ -101,13 +102,13 @@ async def _check_server(connection: AsyncConnection) -> None:
 
 
 async def check_schema(db: Database) -> None:
-    """Compares the schema with this release's, and looks whether Postgres lets us do what a request needs.
+    """Compares the schema with this release's, and checks that Postgres allows everything that a request needs.
 
-    A schema that is ahead is fine: migrations expand before they contract, so that two releases can share one.
+    A newer schema is fine: migrations add first and remove in a later release, so that two releases can share one.
 
     Raises:
         TemporarilyUnavailable: the database can't be reached, or takes no writes.
-        ConfigurationError: it does not let us in, a right is missing, or its schema is behind.
+        ConfigurationError: the database refuses Keyturn, a right is missing, or the schema is behind.
     """
     scripts = ScriptDirectory.from_config(alembic_config())
     head = scripts.get_current_head()

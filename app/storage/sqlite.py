@@ -18,7 +18,7 @@ from .tasks import QUEUE_LIMIT
 
 
 def sqlite_engine(url: str, *, size: int, writes: bool) -> AsyncEngine:
-    """An engine with a pool of that many connections, whose transactions write or only read."""
+    """An engine with a pool of `size` connections, whose transactions write or only read."""
     engine = create_async_engine(
         url,
         pool_size=size,
@@ -32,20 +32,20 @@ def sqlite_engine(url: str, *, size: int, writes: bool) -> AsyncEngine:
 
 
 def configure_sqlite(engine: Engine, *, writes: bool) -> None:
-    """WAL, a full sync at each commit (guarantee 3), foreign keys; transactions take the write lock when they begin.
+    """Sets WAL, a full sync at each commit (guarantee 3) and foreign keys.
 
-    A deferred transaction that reads first and writes later fails at once on a stale snapshot, or loses the update.
-    BEGIN IMMEDIATE waits for the lock instead.
+    If `writes`, each transaction takes the write lock when it begins. For if a deferred transaction reads first and
+    writes later, it fails at once on a stale snapshot, or loses the update. BEGIN IMMEDIATE waits for the lock instead.
 
-    A file that is not there yet is made for its owner alone; SQLite gives its -wal and -shm the same mode.
+    A file that does not exist yet is made for its owner alone. SQLite gives its -wal and -shm the same mode.
     """
 
     @event.listens_for(engine, "do_connect")
     def make_private(_dialect: object, _record: object, arguments: Sequence[str], _options: object) -> None:
         if (path := arguments[0]) != ":memory:":
-            with suppress(OSError):  # the driver says what is wrong with the file
-                # Only a file that is not there is opened here. If a process closes any descriptor of a file, it gives
-                # up all its locks on that file (POSIX, fcntl), also those of SQLite's other connections.
+            with suppress(OSError):  # the driver reports what is wrong with the file
+                # Open only a file that does not exist yet. If a process closes any descriptor of a file, it loses all
+                # its locks on the file, even those of SQLite's other connections (POSIX, fcntl).
                 with suppress(FileExistsError):
                     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
                 mode_if_ours(Path(path), f"the database in {path} ")
@@ -67,8 +67,8 @@ def configure_sqlite(engine: Engine, *, writes: bool) -> None:
 
 
 def _to_wal(cursor: Any) -> None:
-    # WAL is a property of the file, so this changes something once in the file's life. For that change SQLite does not
-    # wait for its lock as it waits for all others, and without the loop the second of two first starts would fail.
+    # WAL is a property of the file, so this changes something only once. For this change, unlike others, SQLite does
+    # not wait for its lock. So without the loop, the second of two first starts would fail.
     until = time.monotonic() + LOCK_LIMIT.total_seconds()
     while True:
         try:

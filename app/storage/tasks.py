@@ -11,10 +11,10 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from ..errors import TemporarilyUnavailable
 
 TIME_LIMIT = timedelta(seconds=5)
-"""How long a request waits for its transaction before it answers 503. The transaction is left to end."""
+"""How long a request waits for its transaction before it is answered 503. The transaction goes on."""
 
 QUEUE_LIMIT = timedelta(seconds=2)
-"""How long anything waits before any SQL was sent: on the hot path half of it for its batch, half for a connection."""
+"""How long a caller waits until its SQL is sent. On the hot path: half for its batch, half for a connection."""
 
 _P = ParamSpec("_P")
 _Self = TypeVar("_Self")
@@ -29,8 +29,8 @@ def own_task(
 ) -> Callable[Concatenate[_Self, _P], Coroutine[Any, Any, _Result]]:
     """Runs a function that holds a transaction in a task of its own, which no cancellation reaches.
 
-    A driver call that is cancelled half-way leaves an open lock (SQLite) or a commit that nobody knows of (Postgres).
-    So the caller may go away, or give up after `TIME_LIMIT`; the transaction ends either way.
+    If a call of the driver is cancelled half-way, it leaves an open lock (SQLite) or an unknown commit (Postgres). So
+    the caller may be cancelled, or give up after `TIME_LIMIT`, and the transaction still comes to its end.
 
     Raises:
         TemporarilyUnavailable: the function took longer than `TIME_LIMIT`.
@@ -46,7 +46,7 @@ def own_task(
 
 
 def keep(task: asyncio.Future[Any]) -> None:
-    """Holds a task until it is done (the event loop alone would not) and lets `finish` wait for it."""
+    """Keeps a reference to a task until it is done, as the event loop does not, and lets `finish` wait for it."""
     if isinstance(task, asyncio.Task):
         under_way.add(task)
     task.add_done_callback(_done)
@@ -55,7 +55,7 @@ def keep(task: asyncio.Future[Any]) -> None:
 def _done(task: asyncio.Future[Any]) -> None:
     under_way.discard(task)
     if not task.cancelled():
-        task.exception()  # asyncio warns of an error that nobody asked for, and its caller may have gone away
+        task.exception()  # else asyncio warns of an unread error, if the caller has left
 
 
 async def wait_in_time(task: asyncio.Future[_Result]) -> _Result:

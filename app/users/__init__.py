@@ -1,1 +1,1 @@
-"""Users, and how one proves to be one."""
+"""Users, their passwords, and sign-in."""

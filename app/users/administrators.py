@@ -1,4 +1,4 @@
-"""The administrators, as an operator looks at them: whether there are any, and whether one has the first password."""
+"""The administrators, for an operator: how many there are, and whether one still has the initial password."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ..storage.tables import User
 
 
 class Administrators(NamedTuple):
-    """What `keyturn doctor` says of the administrators. A disabled one does not count."""
+    """The administrators that are enabled, as `keyturn doctor` needs them."""
 
     enabled: int
-    """How many there are."""
+    """The number of enabled administrators."""
     with_initial_password: str | None
-    """The address of a user whose password is still the one that a first start has made and printed."""
+    """The e-mail address of an enabled user who still has the password that a first start printed; else None."""
 
 
 async def administrators(db: Database) -> Administrators:

@@ -1,7 +1,8 @@
-"""The room that a process has: cores, memory and threads, by its control groups (Linux), its limits and the machine.
+"""The cores, memory and threads that a process may use, by its control groups (Linux), its limits and the machine.
 
-A container sees its machine's cores and memory, and is stopped or killed at its own. So the files of the control groups
-are read, of version 1 and 2, of the process's own group and of each one above it that is mounted: the smallest counts.
+A process in a container sees the machine's cores and memory, but Linux stops or kills it at the container's limits. So
+this file reads the control groups, of version 1 and 2: the process's own and each one above it that is mounted. The
+smallest limit counts.
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ if sys.platform != "win32":
     import resource
 
 _MOUNTED = ("sys/fs/cgroup", "sys/fs/cgroup/unified")
-"""Where version 2 is mounted: alone, or beside version 1, whose controllers have a folder each in the first."""
+"""The folders where version 2 is mounted: the first one alone, the second one beside version 1.
+
+Version 1 has a folder for each controller inside the first one.
+"""
 
 _MEMORY = ("memory.max", "memory.high", "memory.limit_in_bytes")
-"""A group that is killed at the first crawls at the second. The third is version 1's."""
+"""Linux kills a group at the first limit, and slows it down at the second. The third is the limit of version 1."""
 
 
 class Limit(NamedTuple):
-    """How much there is, and the file or name that says so."""
+    """An amount, and the file or name that sets it."""
 
     amount: float
     source: str
@@ -33,16 +37,16 @@ class Limit(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """The room of this process. None: nothing is known to limit it."""
+    """The limits of this process. None means that no limit is known."""
 
     cores: Limit
-    """Of all processes of the container together; 0.5 is half the time of one."""
+    """For all processes of the container together; 0.5 is half of the time of one core."""
     memory: Limit | None
-    """Bytes, of all processes of the container together."""
+    """Bytes, for all processes of the container together."""
     address_space: Limit | None
     """Bytes that this process may still map."""
     threads: Limit | None
-    """Of all processes of the container together."""
+    """For all processes of the container together."""
 
 
 def container(root: Path = Path("/")) -> Container:
@@ -57,10 +61,10 @@ def container(root: Path = Path("/")) -> Container:
 
 
 def _groups(root: Path) -> Iterator[Path]:
-    """The folders of each control group that holds this process, and of those above it.
+    """The folders of each control group of this process, and of the groups above it.
 
-    Inside a container the path may be the machine's, and only the group itself be mounted. Then the path's folder is
-    not there, and the mounted one is read.
+    Inside a container, the path may be the machine's while only the group itself is mounted. Then the path's folder
+    does not exist, and the folder of the mount is read.
     """
     for line in _read(root / "proc/self/cgroup").splitlines():
         controllers, _, path = line.partition(":")[2].partition(":")
@@ -79,7 +83,7 @@ def _quotas(groups: Iterable[Path]) -> Iterator[Limit]:
             source = group / "cpu.cfs_quota_us"
             quota, period = _read(source), _read(group / "cpu.cfs_period_us")
         with suppress(ValueError, ZeroDivisionError):  # "max", or nothing
-            if int(quota) > 0:  # -1 is none
+            if int(quota) > 0:  # -1 means no limit
                 yield Limit(int(quota) / int(period), str(source))
 
 
@@ -105,7 +109,7 @@ def _machines(root: Path) -> Iterator[Limit]:
 def _address_space() -> Iterator[Limit]:
     if sys.platform != "linux":
         return
-    # proc(5): all pages that are mapped come first, those of data and stack sixth.
+    # proc(5): the first number counts all mapped pages, the sixth counts those of data and stack.
     pages = _read(Path("/proc/self/statm")).split() or ["0"] * 6
     for name, limit, taken in (
         ("RLIMIT_AS", resource.RLIMIT_AS, pages[0]),
@@ -117,7 +121,7 @@ def _address_space() -> Iterator[Limit]:
 
 
 def _threads() -> Iterator[Limit]:
-    if sys.platform == "linux" and os.geteuid() != 0:  # it does not hold for root
+    if sys.platform == "linux" and os.geteuid() != 0:  # the limit does not hold for root
         most = resource.getrlimit(resource.RLIMIT_NPROC)[0]
         if most != resource.RLIM_INFINITY:
             yield Limit(most, "RLIMIT_NPROC")

@@ -8,18 +8,18 @@ from email_validator import SPECIAL_USE_DOMAIN_NAMES, EmailNotValidError, valida
 
 from ..errors import InvalidRequest
 
-# The library's documented way to allow domains that the Internet doesn't know, such as corp.local: a self-hosted
-# service has users there.
+# The library's documented way to allow domains that the Internet does not know. Users of a self-hosted service may have
+# addresses there, as in corp.local.
 SPECIAL_USE_DOMAIN_NAMES.clear()
 
 
 def normalised(email: str) -> str:
-    """The one spelling of an e-mail address: lower case, NFC, domain in its ASCII-compatible reading.
+    """The one spelling of an e-mail address: lower case, NFC, the domain in Unicode.
 
-    ASCII white space around it is left out: telephones' keyboards add a blank, which the user does not see.
+    ASCII white space around the address is dropped: keyboards of telephones add a blank that the user does not see.
 
     Raises:
-        InvalidRequest: it is no address that mail could reach (quotes, comments, an IP domain, over 254 characters).
+        InvalidRequest: mail can't reach such an address (quotes, comments, an IP domain, over 254 characters).
     """
     email = email.strip(string.whitespace)
     try:

@@ -16,7 +16,14 @@ ADMINISTRATOR = "admin@localhost"
 
 
 async def first_administrator(db: Database, users: Users) -> str | None:
-    """Makes the first administrator where there are no users; the initial password, which nothing keeps."""
+    """Makes the first administrator if there are no users.
+
+    Returns:
+        The initial password, of which only the hash is kept. None if there were users.
+
+    Raises:
+        TemporarilyUnavailable: the database is away, or no hash can be computed.
+    """
     async with db.look() as connection:
         if await connection.scalar(select(func.count()).select_from(User)):
             return None

@@ -1,7 +1,7 @@
-"""How many password hashes one process computes at a time, and how many may wait: what fits into its container.
+"""How many password hashes one process computes at a time, and how many may wait, so that all fit into its container.
 
-A hash takes all of its memory at once. A container that goes beyond its limit is killed, with every request that is
-under way, and anyone can send wrong passwords. So no hash begins that does not fit.
+A hash takes all of its memory at once, and anyone can send wrong passwords. If a container exceeds its limit, Linux
+kills it with every request that is under way. So no hash begins that does not fit.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ BEFORE_REQUESTS = 80 * MIB
 """Bytes that one process takes before its first request (measured)."""
 
 FOR_REQUESTS = 64 * MIB
-"""Bytes that one process keeps for connections and requests. 1,500 logins that wait took 60 MiB."""
+"""Bytes that one process keeps for connections and requests. Measured: 1,500 waiting logins took 60 MiB."""
 
 WAITS_IN = MIB // 16
-"""Bytes for each login that waits. Measured: 40 KiB."""
+"""Bytes that count for each login that waits. Measured: 40 KiB."""
 
 
 @dataclass(frozen=True, slots=True)
 class HashingRoom:
-    """How much one process may hash at a time, and why."""
+    """How many hashes one process may compute at a time, and why."""
 
     slots: int
     queue: int
     memory: int | None
-    """KiB for all hashes that run at the same time. None: nothing is known to limit it."""
+    """KiB for all hashes that run at the same time. None means that no limit is known."""
     missing: str
-    """Why not one hash of today's parameters fits, and what to do; empty where it does."""
+    """Why no hash with the parameters in force fits, and what to do; empty if one fits."""
     advice: str
-    """The change that is needed; empty where nothing is wrong."""
+    """The change that an operator should make; empty if nothing is wrong."""
     words: str
-    """The limits that were found, and their consequence."""
+    """The numbers of hashes and the limits that were found, in words for an operator."""
 
     @classmethod
     def of(cls, settings: Settings, found: Container) -> Self:
-        """The room that settings and container leave."""
+        """The room for hashes that settings and container leave."""
         one, processes = settings.argon2_memory * 1024, settings.workers + (settings.workers > 1)  # and their parent
         memory: int | None = None
         # One core is left to the event loops: two slots on two cores halved the rate of refreshes.
@@ -59,7 +59,7 @@ class HashingRoom:
             left.append(found.address_space)
         if left:
             most, source = min(left)
-            # Several must leave room for requests. A single one is tried where it fits at all.
+            # Several hashes at a time must leave memory for requests. A single one runs if it fits at all.
             memory = max(0, int(most) - FOR_REQUESTS, min(int(most), one))
             slots = max(1, min(slots, memory // one))
             queue = max(0, min(queue, (int(most) - slots * one) // WAITS_IN))
@@ -80,16 +80,16 @@ class HashingRoom:
         )
 
     def require_one(self) -> None:
-        """Checks that one hash fits.
+        """Checks that at least one hash fits.
 
         Raises:
-            ConfigurationError: not one fits, so nobody could sign in.
+            ConfigurationError: none fits, so nobody could sign in.
         """
         if self.missing:
             raise ConfigurationError(self.missing)
 
     def slots_of(self, memory: int) -> int:
-        """How many slots a hash of this memory (KiB) takes, so that all that run together fit; 0: it never fits."""
+        """How many slots a hash of this memory (KiB) takes, so that all running hashes fit; 0 if it never fits."""
         if self.memory is None:
             return 1
         return 0 if memory > self.memory else min(self.slots, -(-memory * self.slots // self.memory))

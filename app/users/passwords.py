@@ -1,7 +1,7 @@
 """Passwords: Argon2id (RFC 9106) off the event loop, as many at a time as the container has room for.
 
-A hash takes 64 MiB and tens of milliseconds of a core by design. So only a few run at a time, some may wait, and
-whatever comes beyond is told to come again: a storm of logins can't exhaust memory or starve refreshes.
+By design, a hash takes 64 MiB and tens of milliseconds of a core. So only a few run at a time and some may wait; all
+others are answered 503 with Retry-After. Then a flood of logins can't exhaust memory or starve refreshes.
 """
 
 from __future__ import annotations
@@ -28,18 +28,21 @@ from ..settings import MOST_ARGON2_LANES, MOST_ARGON2_MEMORY, MOST_ARGON2_PASSES
 from .hashing_room import HashingRoom
 
 SHORTEST, LONGEST = 8, 1024
-"""UTF-8 bytes of a password. Nothing is cut, trimmed or normalised: it is compared as it was sent."""
+"""Bounds of a password in UTF-8 bytes. A password is compared as it was sent: never cut, trimmed or normalised."""
 
 WAITS_FOR = timedelta(seconds=5)
-"""How long a hash may wait for its turn: whoever asked has hardly the patience for more."""
+"""How long a hash may wait for its turn. Few clients wait longer for an answer."""
 
 TAKES_AT_MOST = timedelta(seconds=30)
-"""How long one is waited for that has begun: it runs only where nobody else wants the core."""
+"""How long a caller waits for a hash that has begun. The hash runs only while no other thread wants the core."""
 
 _COME_AGAIN = timedelta(seconds=2)
 
 _DECOYS_WORK = 4 * 1024 * 1024
-"""KiB times passes that all decoys together may take, or four times a hash of today: about two seconds of a core."""
+"""The most work (KiB times passes) of all decoys together, or four hashes with today's parameters if that is more.
+
+The work takes about two seconds of a core.
+"""
 
 _T = TypeVar("_T")
 _log = get_logger()
@@ -49,7 +52,7 @@ def acceptable(password: str) -> bytes:
     """A new password's bytes.
 
     Raises:
-        InvalidRequest: it is shorter or longer than allowed, or has a NUL.
+        InvalidRequest: the password is shorter or longer than allowed, or has a NUL.
     """
     raw = password.encode()
     if not SHORTEST <= len(raw) <= LONGEST or 0 in raw:
@@ -61,7 +64,7 @@ def acceptable(password: str) -> bytes:
 
 
 class Cost(NamedTuple):
-    """The cost of a hash, which decides how long it takes: its PHC string's beginning, and the numbers in it."""
+    """The cost of a hash, which decides how long it takes: the beginning of its PHC string, and the numbers there."""
 
     parameters: str
     memory: int
@@ -74,7 +77,7 @@ class Cost(NamedTuple):
         return self.memory * self.passes
 
 
-# As Argon2's own reading has it: one spelling of each number, and no version but 1.0 (0x10) and 1.3 (0x13, the newest).
+# Only forms that Argon2 accepts: one spelling of each number, and the versions 1.0 (0x10) and 1.3 (0x13, the newest).
 _NUMBER = "([1-9][0-9]{0,9})"
 _STORED = re.compile(
     rf"(\$argon2(?:id|i|d)(?:\$v=(?:16|19))?\$m={_NUMBER},t={_NUMBER},p={_NUMBER})"
@@ -85,10 +88,10 @@ _LONGEST_STORED = 255
 
 
 def cost_of(stored: str) -> Cost | str:
-    """The cost of a stored hash, or why it is never computed: in words, without anything of the hash.
+    """The cost of a stored hash, or why it is never computed: in words that repeat nothing of the hash.
 
-    The bounds are what the settings may ever be: whatever they were, the hashes of that time stay good. More was not
-    made by Keyturn, and to compute it would be the attack.
+    The bounds are those of the settings, so each hash that Keyturn ever made stays valid. Keyturn never made a
+    costlier hash. To compute one that an attacker has stored would be the attack.
     """
     found = _STORED.fullmatch(stored) if len(stored) <= _LONGEST_STORED else None
     if found is None or not all(map(_is_base64, found.groups()[4:])):
@@ -102,7 +105,7 @@ def cost_of(stored: str) -> Cost | str:
 
 
 def _is_base64(text: str) -> bool:
-    """Whether it has Argon2's one spelling: no padding, spare bits zero."""
+    """Whether the text is base64 in the one spelling of Argon2: no padding, spare bits zero."""
     try:
         return _unpadded(base64.b64decode(text + "=" * (-len(text) % 4), validate=True)) == text
     except binascii.Error:
@@ -113,16 +116,16 @@ def _unpadded(raw: bytes) -> str:
     return base64.b64encode(raw).rstrip(b"=").decode()
 
 
-def _nobodys(cost: Cost) -> str:
-    """A hash of this cost, and nobody's: its hash part is random."""
+def _decoy(cost: Cost) -> str:
+    """A hash of this cost that no known password matches: its hash part is random."""
     return f"{cost.parameters}${_unpadded(os.urandom(16))}${_unpadded(os.urandom(32))}"
 
 
 def _stand_back() -> None:
-    """Lets the event loop go first: a storm of sign-ins must not slow the refreshes of those who are signed in.
+    """Gives the event loop the core first, so that a flood of sign-ins does not slow refreshes down.
 
-    On Linux a thread has a policy of its own, and the threads that it starts (Argon2's lanes) take it over; elsewhere
-    it would be the whole process's, so nothing is done.
+    On Linux each thread has its own scheduling policy, and the threads that it starts (Argon2's lanes) inherit it.
+    Elsewhere the policy would hold for the whole process, so nothing is done.
     """
     if sys.platform == "linux":
         with suppress(OSError):
@@ -130,7 +133,7 @@ def _stand_back() -> None:
 
 
 class Passwords:
-    """Hashes and verifies, a few at a time."""
+    """Hashes and verifies passwords, a few at a time."""
 
     def __init__(self, settings: Settings, room: HashingRoom) -> None:
         """Computes nothing yet."""
@@ -146,39 +149,37 @@ class Passwords:
         self._slots = asyncio.Semaphore(room.slots)
         self._turn = asyncio.Lock()
         self._busy = 0
-        # One for each cost that a user's hash has, today's first: a wrong password costs all of them (see `verify`).
-        self._decoys = {self._today: _nobodys(self._today)}
+        # One decoy for each cost that users' hashes have, today's first. A wrong password costs all (see `verify`).
+        self._decoys = {self._today: _decoy(self._today)}
 
     def admit(self) -> None:
-        """Before anything is looked up for a hash that could not begin.
+        """Checks that one more hash may wait. Callers ask before they look anything up for it.
 
         Raises:
             TemporarilyUnavailable: too many wait already.
         """
         if self._busy >= self.room.slots + self.room.queue:
-            # At once, and not after a wait: the queue is as long as it may be.
             raise TemporarilyUnavailable("the hashing queue is full", retry_after=_COME_AGAIN)
 
     async def hash(self, password: bytes) -> str:
         """The PHC string of a new password.
 
         Raises:
-            TemporarilyUnavailable: too many wait already, it waited too long, or memory or threads are short.
+            TemporarilyUnavailable: too many hashes wait, this one waited too long, or memory or threads are short.
         """
         return await self._run(self._today.memory, lambda: self._hasher.hash(password))
 
     async def verify(self, hashed: str | None, password: bytes) -> bool:
-        """Whether a password is the one that was hashed. None (no such user) costs the same and is never right.
+        """Whether a password is the one that was hashed. No hash (no such user) takes as long and is never right.
 
-        A stored hash that is never computed (see `cost_of`) is a wrong password, not an error. One for which there is
-        no memory here is not: it may be right.
-
-        While some hashes are of other parameters than today's, whatever is wrong costs one hash of each, in one slot
-        and one after another: with a single one, its time would tell a user from a stranger.
+        1. If the stored hash is never computed (see `cost_of`), the password counts as wrong.
+        2. If the stored hash needs more memory than there is, this raises, because the password may be right.
+        3. If the users' hashes have several costs, a wrong password costs one hash of each, one after another.
+           Otherwise its time would tell a user from a stranger.
 
         Raises:
-            TemporarilyUnavailable: too many wait already, it waited too long, or memory or threads are short. Nothing
-                is known of the password then.
+            TemporarilyUnavailable: too many hashes wait, this one waited too long, or memory or threads are short. The
+                password may be right or wrong then.
         """
         cost = self.learn(hashed)
         decoys = [decoy for other, decoy in self._decoys.items() if other != cost]
@@ -198,10 +199,10 @@ class Passwords:
             raise
 
     def learn(self, hashed: str | None) -> Cost | None:
-        """The cost of a stored hash, kept for what is wrong from now on; None if it is never computed.
+        """The cost of a stored hash, or None if it is never computed. From now on, a wrong password costs it too.
 
-        A few hashes of very high parameters must not make every wrong password as slow, or need memory that is not
-        there. So their cost is not kept: the time of a wrong password can tell these users from strangers.
+        A few hashes with very high parameters must not slow down every wrong password, or need memory that is not
+        there. So their cost is not kept, and the time of a wrong password can tell these users from strangers.
         """
         cost = cost_of(hashed) if hashed is not None else None
         if not isinstance(cost, Cost):
@@ -212,36 +213,36 @@ class Passwords:
             and all_work <= max(_DECOYS_WORK, 4 * self._today.work)
             and self.room.slots_of(cost.memory)
         ):
-            self._decoys[cost] = _nobodys(cost)
+            self._decoys[cost] = _decoy(cost)
         return cost
 
     def obstacle(self, hashed: str) -> str:
-        """Why a stored hash is not computed here, in words without anything of it; empty if it is."""
+        """Why this process does not compute a stored hash, in words that repeat nothing of it; empty if it does."""
         cost = cost_of(hashed)
         if isinstance(cost, str):
             return cost
         return "" if self.room.slots_of(cost.memory) else "it needs more memory than there is here"
 
     def outdated(self, hashed: str) -> bool:
-        """Whether a hash was made with other parameters than today's (then hash the password again)."""
+        """Whether a hash was made with other parameters than today's. If so, the password should be hashed again."""
         return self._hasher.check_needs_rehash(hashed)
 
     def _matches(self, hashed: str, password: bytes) -> bool:
-        """Whether it is the password. Any error but a mismatch says nothing of the password, and is raised."""
+        """Whether the password matches. Any error but a mismatch says nothing about the password, and is raised."""
         try:
             return self._hasher.verify(hashed, password)
         except VerifyMismatchError:
             return False
 
     async def _run(self, memory: int, function: Callable[[], _T]) -> _T:
-        """Computes in a thread of its own what takes this much memory (KiB), when its turn has come."""
+        """Waits for its turn, and runs a function that takes this much memory (KiB) in a thread of its own."""
         slots = self.room.slots_of(memory)
         if not slots:
             raise _Failed(f"a hash of {memory} KiB has no room in {self.room.memory} KiB")
         self.admit()
         self._busy += 1
         try:
-            # A client that goes away while it waits is dropped here, and costs no hash.
+            # If a client leaves while it waits here, its hash is not computed.
             async with asyncio.timeout(WAITS_FOR.total_seconds()):
                 await self._take(slots)
         except BaseException as e:
@@ -255,7 +256,7 @@ class Passwords:
             self._give_back(slots)
             raise _Failed(f"{type(e).__name__}: {e}") from None
         future.add_done_callback(lambda _: self._give_back(slots))
-        # A client that goes away leaves its hash running: a thread can't be stopped, and its slots count until it ends.
+        # If a client leaves now, its hash goes on: a thread can't be stopped, and its slots count until it ends.
         try:
             async with asyncio.timeout(TAKES_AT_MOST.total_seconds()):
                 return await asyncio.shield(future)
@@ -265,7 +266,7 @@ class Passwords:
             raise _Failed(f"{type(e).__name__}: {e}") from None
 
     async def _take(self, slots: int) -> None:
-        """Takes slots in the order of arrival: one who needs several gets them, however many come who need one."""
+        """Takes slots in the order of arrival, so that a hash that needs several is not overtaken by smaller ones."""
         taken = 0
         try:
             async with self._turn:
@@ -284,16 +285,16 @@ class Passwords:
 
 
 class _Failed(TemporarilyUnavailable):
-    """Memory or threads are short: a matter for the operator, while a full queue passes by itself."""
+    """Memory or threads are short. The operator has to act, while a full queue passes by itself."""
 
     def __init__(self, cause: str) -> None:
         super().__init__(f"no hash could be computed: {cause}", retry_after=_COME_AGAIN)
 
 
 def _in_a_thread(function: Callable[[], _T]) -> asyncio.Future[_T]:
-    """Runs a function in a new thread: a pool keeps work that it found no thread for, and breaks with its first thread.
+    """Runs a function in a new thread, whose start takes a thousandth of a hash's time.
 
-    To start one takes a thousandth of a hash's time.
+    A pool of threads would not do: it keeps work for which it got no thread, and breaks if its first thread fails.
 
     Raises:
         RuntimeError: the system gives no more threads.

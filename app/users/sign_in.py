@@ -1,4 +1,4 @@
-"""Sign-in: whether an e-mail and a password are a user's, and the upkeep of the stored hash."""
+"""Sign-in: checks e-mail address and password, and renews the stored hash if its parameters are old."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .emails import normalised
 from .passwords import LONGEST, Passwords
 
 _PAGE = 5_000
-"""Users whose hashes are read at once."""
+"""The number of users whose hashes one statement reads."""
 
 _log = get_logger()
 
 
 class SignIn:
-    """Proves that someone is a user."""
+    """Checks e-mail addresses and passwords."""
 
     def __init__(self, db: Database, passwords: Passwords) -> None:
         self._db = db
@@ -31,13 +31,14 @@ class SignIn:
         self._know_the_oldest = False
 
     async def authenticate(self, email: str, password: str) -> Authenticated:
-        """Proof that these are a user's e-mail and password.
+        """Proof that the e-mail address and the password are an enabled user's.
 
-        Unknown, disabled and wrong password say the same, after the same work.
+        Unknown user, disabled user and wrong password get the same answer after the same work.
 
         Raises:
-            InvalidGrant: they are not.
-            TemporarilyUnavailable: the database is away or too many hashes wait.
+            InvalidRequest: the address or the password is malformed.
+            InvalidGrant: they are not an enabled user's.
+            TemporarilyUnavailable: the database is away, or the hash can't be computed now.
         """
         address = normalised(email)
         self._passwords.admit()
@@ -49,7 +50,7 @@ class SignIn:
         found = await self._stored(address)
         row = None if found is None or found.disabled_at is not None else found
         if not await self.is_right(row, raw) or row is None:
-            # The log tells them apart, the answer does not. The address is in neither: people type passwords there.
+            # Only the log tells the causes apart. Log and answer don't have the address: users type passwords there.
             cause = "wrong password" if row else "user is disabled" if found else "unknown user"
             raise InvalidGrant(cause, description="E-mail or password is wrong.", user_id=found.id if found else None)
         hashed = row.password_hash
@@ -61,20 +62,20 @@ class SignIn:
                 _log.warning("hash_not_renewed", user_id=str(row.id), cause=e.cause)
                 return Authenticated(row.id, hashed)
             if not await self._replace(row.id, hashed, fresh):
-                # Changed meanwhile: by another sign-in that did the same, or really.
+                # The hash changed meanwhile: another sign-in renewed it, or the password is another one now.
                 return await self.authenticate(email, password)
             hashed = fresh
         return Authenticated(row.id, hashed)
 
     async def is_right(self, user: Any, password: bytes) -> bool:
-        """Whether it is the user's password; False after the same work for None. Logs a hash that is not computed."""
+        """Whether it is the user's password: for None, False after the same work. Logs a hash that is not computed."""
         hashed = user.password_hash if user is not None else None
         if hashed is not None and (obstacle := self._passwords.obstacle(hashed)):
             _log.error("stored_hash_not_computed", user_id=str(user.id), cause=obstacle)
         return await self._passwords.verify(hashed, password)
 
     async def not_computed(self) -> tuple[int, UUID | None]:
-        """How many users have a stored hash that is not computed, and the oldest of them. Reads all of them."""
+        """How many users have a stored hash that is not computed, and the oldest of these users. Reads every user."""
         count, oldest, last = 0, None, UUID(int=0)
         while page := await self._hashes_after(last):
             found = [user_id for user_id, hashed in page if self._passwords.obstacle(hashed)]
@@ -91,8 +92,8 @@ class SignIn:
 
     @own_task
     async def _learn_the_oldest(self) -> None:
-        # What a wrong password costs is to be right from a process's first one on. Whose hashes are the oldest still
-        # have them of whatever ARGON2_* was before; ids are in the order of age.
+        # The first wrong password in a process must take as long as any later one. The oldest users' hashes have the
+        # costs of earlier ARGON2_* settings, and ids are in the order of age.
         async with self._db.look(hot_path=False) as connection:
             for hashed in await connection.scalars(select(User.password_hash).order_by(User.id).limit(100)):
                 self._passwords.learn(hashed)
@@ -108,7 +109,7 @@ class SignIn:
 
     @own_task
     async def _replace(self, user_id: UUID, old: str, new: str) -> bool:
-        """Puts today's hash of the same password in the place of an old one, unless someone else was faster."""
+        """Replaces an old hash by today's of the same password, unless the stored hash has changed meanwhile."""
         async with self._db.begin() as tx:
             replaced = await tx.scalar(
                 update(User)

@@ -1,4 +1,4 @@
-"""Users: who may sign in, with which role. What changes a user changes the user's sessions in the same transaction."""
+"""Users, who may sign in, and their roles. A transaction that changes a user changes the user's sessions too."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Users:
     """The users in the database."""
 
     def __init__(self, db: Database, passwords: Passwords, sign_in: SignIn, ending: Ending) -> None:
-        """Needs `ending` because to disable a user is to end sessions."""
+        """Needs `ending`, because a user who is disabled, or gets a new password, loses sessions."""
         self._db = db
         self._passwords = passwords
         self._sign_in = sign_in
@@ -45,7 +45,7 @@ class Users:
 
     @own_task
     async def emails(self, user_ids: Collection[UUID]) -> dict[UUID, str]:
-        """The addresses of these users."""
+        """The e-mail addresses of these users, by id. An id that no user has is left out."""
         async with self._db.look(hot_path=False) as connection:
             found = await connection.execute(select(User.id, User.email).where(User.id.in_(user_ids)))
             return {row.id: row.email for row in found}
@@ -56,9 +56,10 @@ class Users:
         Raises:
             InvalidRequest: address, password or role is malformed.
             Conflict: there is a user of this address.
+            TemporarilyUnavailable: the database is away, or the hash can't be computed now.
         """
         address, name = normalised(email), _role(role)
-        # Hashed before anything is looked up: an address that exists takes the same time.
+        # Hash before any look-up, so that an address that exists takes as long as a new one.
         hashed = await self._passwords.hash(acceptable(password))
         return await self._insert(address, hashed, name, initial, by=by)
 
@@ -86,10 +87,10 @@ class Users:
         return User(**user)
 
     async def find(self, user: str | UUID) -> User:
-        """The user of this id or e-mail.
+        """The user of this id or e-mail address.
 
         Raises:
-            NotFound: there is none.
+            NotFound: there is no such user.
         """
         try:
             condition = User.id == (user if isinstance(user, UUID) else UUID(user))
@@ -104,7 +105,7 @@ class Users:
         return found[0]
 
     async def list(self, *, limit: int, after: UUID | None = None) -> builtins.list[User]:
-        """Users by age, `limit` at most, those after an id."""
+        """Users in the order of age: `limit` at most, those after the id `after`."""
         query = select(User.__table__).order_by(User.id).limit(limit)
         return await self._read(query.where(User.id > after) if after else query)
 
@@ -115,16 +116,17 @@ class Users:
 
     @own_task
     async def set_role(self, user_id: UUID, role: str, *, by: Actor) -> None:
-        """Changes the role, of the user and of the live sessions at once: the next refresh has it.
+        """Changes the role of a user and of the user's live sessions, so that their next refresh has the new role.
 
         Raises:
+            InvalidRequest: the role is malformed.
             NotFound: there is no such user.
-            Conflict: it would leave no administrator.
+            Conflict: no enabled administrator would be left.
         """
         name = _role(role)
         async with self._db.begin() as tx:
             await self._not_the_last_administrator(tx, user_id, unless=name == "admin")
-            before = await self._held(tx, user_id)
+            before = await self._locked(tx, user_id)
             if before.role == name:
                 return
             await tx.execute(update(User).where(User.id == user_id).values(role=name))
@@ -134,16 +136,16 @@ class Users:
             )
 
     async def disable(self, user_id: UUID, *, by: Actor) -> int:
-        """Disables a user and ends all sessions; how many.
+        """Disables a user and ends all the user's sessions. Returns how many.
 
         Raises:
             NotFound: there is no such user.
-            Conflict: it is the last administrator.
+            Conflict: the user is the last enabled administrator.
         """
 
         async def change(tx: AsyncConnection) -> None:
             await self._not_the_last_administrator(tx, user_id, unless=False)
-            before = await self._held(tx, user_id)
+            before = await self._locked(tx, user_id)
             if before.disabled_at is None:
                 await tx.execute(update(User).where(User.id == user_id).values(disabled_at=before.now))
                 await record(tx, before.now, by, [Event("user_disabled", user_id)])
@@ -158,13 +160,13 @@ class Users:
             NotFound: there is no such user.
         """
         async with self._db.begin() as tx:
-            before = await self._held(tx, user_id)
+            before = await self._locked(tx, user_id)
             if before.disabled_at is not None:
                 await tx.execute(update(User).where(User.id == user_id).values(disabled_at=None))
                 await record(tx, before.now, by, [Event("user_enabled", user_id)])
 
     async def set_password(self, user_id: UUID, password: str, *, by: Actor) -> int:
-        """Sets a password, as an administrator; ends all sessions; how many.
+        """Sets a user's password and ends all the user's sessions. Returns how many.
 
         Raises:
             NotFound: there is no such user.
@@ -173,7 +175,7 @@ class Users:
         hashed = await self._passwords.hash(acceptable(password))
 
         async def change(tx: AsyncConnection) -> None:
-            before = await self._held(tx, user_id)
+            before = await self._locked(tx, user_id)
             renewed = update(User).where(User.id == user_id).values(password_hash=hashed, password_is_initial=False)
             await tx.execute(renewed)
             await record(tx, before.now, by, [Event("password_changed", user_id)])
@@ -181,11 +183,12 @@ class Users:
         return await self._ending.end_of_user(user_id, "password_changed", by=by, also=change)
 
     async def change_password(self, session_id: UUID, user_id: UUID, current: str, new: str, *, by: Actor) -> None:
-        """Changes one's own password; every other session of the user ends.
+        """Changes the password of the user of a session, and ends every other session of the user.
 
         Raises:
-            InvalidGrant: the current password is wrong, or it or this session ended meanwhile.
-            InvalidRequest: the new password is too short, too long or has a NUL.
+            InvalidGrant: the current password is wrong; or meanwhile it changed, the session ended or the user was
+                disabled.
+            InvalidRequest: the new password is the current one, is too short, too long or has a NUL.
         """
         fresh = acceptable(new)
         if new == current:
@@ -201,14 +204,14 @@ class Users:
         hashed = await self._passwords.hash(fresh)
 
         async def change(tx: AsyncConnection) -> None:
-            # The transaction checks again what was checked before it: the password as verified, the user enabled ...
+            # Check again, as users change. 1. The user must be enabled and still have the hash that was verified.
             changed = await tx.scalar(
                 update(User)
                 .where(User.id == user.id, User.password_hash == user.password_hash, User.disabled_at.is_(None))
                 .values(password_hash=hashed, password_is_initial=False)
                 .returning(self._db.now())
             )
-            # ... and this session live: an ended one must not change a password. All are locked, by id as everywhere.
+            # 2. The session must be live. All live ones are locked, in the order of ids as everywhere (no deadlock).
             live = (await tx.scalars(live_of(user.id).with_for_update())).all()
             if changed is None or session_id not in live:
                 raise InvalidGrant(
@@ -221,8 +224,8 @@ class Users:
 
         await self._ending.end_of_user(user.id, "password_changed", by=by, but=frozenset({session_id}), also=change)
 
-    async def _held(self, tx: AsyncConnection, user_id: UUID) -> Any:
-        """The user's row, locked until the end of the transaction: a sign-in waits for it (see `Starting.start`).
+    async def _locked(self, tx: AsyncConnection, user_id: UUID) -> Any:
+        """The user's row, locked until the transaction ends. A sign-in waits for the lock (see `Starting.start`).
 
         Raises:
             NotFound: there is no such user.
@@ -234,7 +237,7 @@ class Users:
         return row
 
     async def _not_the_last_administrator(self, tx: AsyncConnection, user_id: UUID, *, unless: bool) -> None:
-        # Locks every enabled administrator, so that two who demote each other at once can't both succeed.
+        # Lock every enabled administrator, so that two who demote each other at the same time can't both succeed.
         admins = (
             await tx.scalars(
                 select(User.id)

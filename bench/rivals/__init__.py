@@ -1,8 +1,8 @@
 """The rivals that Keyturn is measured against, each started as a server of its own.
 
-| name | what | serves |
+| name | server | endpoints |
 |---|---|---|
-| `textbook` | the same API after the usual tutorials (`textbook.py`) | POST /auth/refresh, login, logout, … |
+| `textbook` | the same API, built as the usual tutorials do (`textbook.py`) | POST /auth/refresh, login, logout, … |
 | `fastapi` | an empty FastAPI route (`empty.py`) | POST /auth/refresh and GET / |
 | `asgi` | an empty ASGI application (`empty.py`) | anything |
 | `oidc` | node oidc-provider, rotating in PostgreSQL (`oidc/`) | POST /token |
@@ -28,14 +28,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
-import asyncpg  # type: ignore[import-untyped]  # it has none
+import asyncpg  # type: ignore[import-untyped]  # asyncpg has no types
 from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from tests.sentinel import Sentinel
 
 HERE = Path(__file__).resolve().parent
-POOL = 10  # Postgres connections of one process, as many as Keyturn has by default
+POOL = 10  # Postgres connections of one process, the default of Keyturn
 READY = 30.0  # seconds that a rival may take to start
 IDLE, ABSOLUTE = timedelta(days=7), timedelta(days=30)
 
@@ -43,57 +43,58 @@ _T = TypeVar("_T")
 
 
 class LeftOut(Exception):
-    """This rival can't run here; the message says why."""
+    """The rival can't run on this machine. The message gives the reason."""
 
 
 class Rival(ABC):
-    """A server that is up, and what a load driver needs to follow chains of refresh tokens on it."""
+    """A rival server, with all that the load driver needs to follow chains of refresh tokens on it."""
 
     method = "POST"
     path = "/auth/refresh"
     database: str | None = None
-    """The name of its own database; None: it has none."""
+    """The name of the rival's own database; None: the rival has no database."""
 
     def __init__(self, port: int, workers: int, postgres_url: str) -> None:
         self.port = port
         self.workers = workers
         self.url = f"http://127.0.0.1:{port}"
-        self.pid = 0  # of the top process; its children count too
+        self.pid = 0  # the parent process, whose children are measured too
         url = make_url(postgres_url).set(drivername="postgresql", database=self.database)
-        self.database_url = url.render_as_string(hide_password=False)  # as libpq writes it
+        self.database_url = url.render_as_string(hide_password=False)  # in the form of libpq
 
     @abstractmethod
     def command(self) -> Sequence[str | Path]:
-        """What starts it. Raises LeftOut."""
+        """The command line that starts the rival. Raises LeftOut."""
 
-    async def create_tables(self) -> None:  # noqa: B027  # two of them have none
-        """Makes its tables in its new database."""
+    async def create_tables(self) -> None:  # noqa: B027  # the empty applications have no tables
+        """Makes the rival's tables in its new database."""
 
     def chains(self, n: int) -> list[str]:
-        """New refresh tokens, each the head of a chain of its own, written straight into the database."""
+        """Writes `n` new chains straight into the database, and returns the first refresh token of each."""
         return ["empty"] * n
 
-    def check(self, acknowledged: int, connections: int) -> str | None:  # noqa: ARG002  # there is nothing to disagree
-        """Whether the database agrees with the refreshes acknowledged since the last `chains`: None, or why not.
+    def check(self, acknowledged: int, connections: int) -> str | None:  # noqa: ARG002  # for `Rotating`
+        """Compares the database with the number of refreshes acknowledged since the last `chains`.
 
-        Each connection may have left one refresh under way, which the database has and the driver has not.
+        Returns the reason if they disagree, otherwise None. Each connection may have left one refresh under way, which
+        the database has committed but the driver has not counted.
         """
         return None
 
     def body(self, token: str) -> tuple[str, str]:
-        """Content type and body of the request that presents the token (or `%s`, for a driver's template)."""
+        """The content type and the body of a request that presents the token (or `%s`, a template for the driver)."""
         return "application/json", json.dumps({"refresh_token": token}, separators=(",", ":"))
 
 
 class Rotating(Rival):
-    """A rival that rotates in PostgreSQL. Tokens of earlier calls of `chains` stay, those of the last are counted."""
+    """A rival that rotates in PostgreSQL. Tokens of earlier calls of `chains` stay, but only the last ones count."""
 
     settle = 2.0
-    """Seconds that requests may still be under way after the driver has gone."""
+    """Seconds that requests may still be under way after the driver has ended."""
 
     def __init__(self, port: int, workers: int, postgres_url: str) -> None:
         super().__init__(port, workers, postgres_url)
-        self._chains: list[Any] = []  # what the rows of a chain have in common
+        self._chains: list[Any] = []  # the id that all rows of a chain share, for each chain
 
     def chains(self, n: int) -> list[str]:
         tokens = [secrets.token_urlsafe(32) for _ in range(n)]
@@ -115,7 +116,7 @@ class Rotating(Rival):
         return None
 
     async def _count(self) -> tuple[int, int]:
-        """How many live tokens the last chains have, and how many rotations they had."""
+        """Counts the live tokens and the rotations of the last chains."""
         async with self.connection() as connection:
             live, rotations = await connection.fetchrow(self._counting, self._chains)
             return live, rotations
@@ -124,11 +125,11 @@ class Rotating(Rival):
 
     @abstractmethod
     async def _seed(self, tokens: list[str]) -> list[Any]:
-        """Makes a chain for each token; what the rows of each have in common."""
+        """Makes a chain for each token, and returns the id that all rows of a chain share, for each chain."""
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Any]:
-        """A connection to its database, closed after the block."""
+        """A connection to the rival's database, closed after the block."""
         connection = await asyncpg.connect(self.database_url)
         try:
             yield connection
@@ -137,7 +138,7 @@ class Rotating(Rival):
 
 
 class Empty(Rival):
-    """An application of `empty.py`."""
+    """An empty application (`empty.py`)."""
 
     application: str
 
@@ -154,7 +155,7 @@ class EmptyASGI(Empty):
 
 
 class Textbook(Rotating):
-    """`textbook.py`."""
+    """The API of the usual tutorials (`textbook.py`)."""
 
     database = "rival_textbook"
 
@@ -162,7 +163,7 @@ class Textbook(Rotating):
         return _uvicorn("bench.rivals.textbook:app", self)
 
     async def create_tables(self) -> None:
-        from bench.rivals.textbook import Base  # noqa: PLC0415  # hashes a password at import
+        from bench.rivals.textbook import Base  # noqa: PLC0415  # the module hashes a password when it is imported
 
         engine = create_async_engine(make_url(self.database_url).set(drivername="postgresql+asyncpg"))
         async with engine.begin() as connection:
@@ -170,7 +171,8 @@ class Textbook(Rotating):
         await engine.dispose()
 
     async def _seed(self, tokens: list[str]) -> list[Any]:
-        # A user for each: the foreign key's lock on the row of a common one would make the chains wait for each other.
+        # Each chain has a user of its own. With one common user, the chains would wait for each other, because each
+        # insert locks the user's row for its foreign key.
         users = [(uuid4(), f"{secrets.token_hex(8)}@example.com", "!") for _ in tokens]
         sessions = [uuid4() for _ in tokens]
         now = datetime.now(UTC)
@@ -190,7 +192,7 @@ class Textbook(Rotating):
 
 
 class Oidc(Rotating):
-    """`oidc/server.js`, installed by npm into a folder of the user's cache."""
+    """node oidc-provider (`oidc/server.js`), which npm installs into a folder of the user's cache."""
 
     database = "rival_oidc"
     path = "/token"
@@ -206,12 +208,12 @@ class Oidc(Rotating):
             await connection.execute((HERE / "oidc" / "schema.sql").read_text())
 
     def body(self, token: str) -> tuple[str, str]:
-        # Its tokens have no character that a form escapes.
+        # No escape is needed, because these tokens have only characters that a form holds as they are.
         form = f"grant_type=refresh_token&client_id=bench&refresh_token={token}"
         return "application/x-www-form-urlencoded", form
 
     async def _seed(self, tokens: list[str]) -> list[Any]:
-        # What its models `Grant` and `RefreshToken` save after an authorization code was exchanged.
+        # The rows are those that the models `Grant` and `RefreshToken` save after an exchange of a code.
         now = datetime.now(UTC)
         iat, resource = int(now.timestamp()), "https://api.example.com"
         grants, rows = [secrets.token_urlsafe(32) for _ in tokens], []
@@ -242,15 +244,15 @@ RIVALS: dict[str, type[Rival]] = {"textbook": Textbook, "fastapi": EmptyFastAPI,
 def start(
     name: str, *, port: int, postgres_url: str, redis_url: str, workers: int = 1, background: int = 20_000
 ) -> Iterator[Rival]:
-    """Starts a rival, in a new database of its own on that PostgreSQL, and waits until it answers; ends both after it.
+    """Starts a rival with a new database on that PostgreSQL, and waits until the rival answers.
 
-    `background` chains are there before its first query is planned: for a table that is nearly empty PostgreSQL would
-    choose plans that read all of it, and keep them for a while. With several workers, those that are not ready yet when
-    the first one answers follow within a second.
+    Ends the rival and drops its database after the block. The database gets `background` chains before PostgreSQL plans
+    the rival's first query. For a nearly empty table, PostgreSQL would choose plans that read the whole table, and keep
+    them for a while. If there are several workers, the others may need a second more than the first one.
 
     Raises:
-        LeftOut: it can't run here (`oidc` without node, npm or a way to install).
-        RuntimeError: it did not start; the message holds its log.
+        LeftOut: the rival can't run here (`oidc` without node, npm or a way to install).
+        RuntimeError: the rival did not start; the message holds its log.
     """
     rival = RIVALS[name](port, workers, postgres_url)
     command = rival.command()
@@ -303,7 +305,7 @@ async def _execute(url: str, *statements: str) -> None:
 
 
 def _run(coroutine: Coroutine[Any, Any, _T]) -> _T:
-    """Runs it on an event loop of its own, whether or not the caller is on one."""
+    """Runs a coroutine on an event loop of its own, so that the caller may be on a loop or not."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, coroutine).result()
 
@@ -317,14 +319,14 @@ def _answers(port: int) -> bool:
 
 
 def _uvicorn(application: str, rival: Rival) -> list[str | Path]:
-    """With the event loop, the parser and the absence of an access log that Keyturn has."""
+    """The command line of uvicorn with Keyturn's event loop and parser, and without an access log."""
     options = ["--loop", "uvloop", "--http", "httptools", "--ws", "none", "--no-access-log", "--no-server-header"]
     where = ["--port", str(rival.port), "--workers", str(rival.workers), "--log-level", "warning"]
     return [sys.executable, "-m", "uvicorn", application, *options, *where]
 
 
 def _installed(npm: str) -> Path:
-    """The folder with oidc-provider, installed if it is not there. Raises LeftOut."""
+    """The folder of oidc-provider, which is installed if it does not exist yet. Raises LeftOut."""
     sources = sorted((HERE / "oidc").iterdir())
     digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "keyturn"
@@ -340,6 +342,6 @@ def _installed(npm: str) -> Path:
         except subprocess.SubprocessError as error:
             said = getattr(error, "stderr", None) or str(error)
             raise LeftOut(f"oidc-provider is left out, npm could not install it: {said[-500:]}") from None
-        with suppress(OSError):  # someone else was faster, with the same
+        with suppress(OSError):  # another process has installed the same folder meanwhile
             building.rename(folder)
     return folder

@@ -1,6 +1,6 @@
-"""What a request costs before anyone does anything for it: an empty FastAPI route and an empty ASGI application.
+"""An empty FastAPI route and an empty ASGI application, to measure the cost of a request without any work.
 
-Both answer a constant; its `refresh_token` is there for drivers that follow a chain of tokens.
+Both answer a constant. Its `refresh_token` serves drivers that follow a chain of tokens.
 """
 
 from typing import Any
@@ -25,6 +25,6 @@ async def answer() -> dict[str, str]:
 
 
 async def asgi(scope: dict[str, Any], _receive: Any, send: Any) -> None:
-    if scope["type"] == "http":  # a lifespan that is declined is no error to uvicorn
+    if scope["type"] == "http":  # uvicorn goes on if an application answers no lifespan
         await send(START)
         await send({"type": "http.response.body", "body": BODY})

@@ -1,9 +1,14 @@
 """The same API as the usual tutorials build it: FastAPI, SQLAlchemy on asyncpg, PyJWT, Argon2, a blocklist in Redis.
 
-A database session per request by dependency; a refresh selects the presented token's row, checks it, marks it as used,
-inserts the next one and commits. Nothing is slower than the recipe makes it: one SELECT with its user joined, a lock on
-that row alone (without it two parallel refreshes would both succeed), no ping before a statement, no reload after the
-commit, Argon2 off the event loop, one pool of connections to Redis.
+A dependency gives each request a database session. A refresh selects the row of the presented token, checks it, marks
+it as used, inserts the next row and commits.
+
+Nothing is slower than the recipe makes it:
+- one SELECT, which joins the user,
+- a lock on the token's row alone (without the lock, two parallel refreshes would both succeed),
+- no ping before a statement and no reload after the commit,
+- Argon2 outside the event loop,
+- one pool of connections to Redis.
 """
 
 import hashlib
@@ -132,7 +137,7 @@ def token_hash(token: str) -> bytes:
 
 
 def issue(db: AsyncSession, user: User, session_id: UUID, session_expires_at: datetime, now: datetime) -> TokenAnswer:
-    """The answer with both tokens; the refresh token's row is added to the transaction."""
+    """Adds the row of a new refresh token to the transaction, and returns the answer with both tokens."""
     refresh_token = secrets.token_urlsafe(32)
     expires_at = min(now + REFRESH_TOKEN_LIFETIME, session_expires_at)
     db.add(
@@ -239,7 +244,7 @@ async def refresh(body: Refresh, db: Db, response: Response) -> TokenAnswer:
         raise refusal("Invalid refresh token")
     token, user = row
     now = datetime.now(UTC)
-    if token.used_at is not None:  # it was stolen, or its successor was: the whole session ends
+    if token.used_at is not None:  # a thief had this token or has its successor, so the whole session ends
         await end_session(db, token.session_id, now)
         raise refusal("Refresh token has already been used")
     if token.revoked_at is not None or token.expires_at <= now or not user.is_active:

@@ -131,7 +131,7 @@ def upgrade() -> None:
     )
     op.execute("INSERT INTO pulse (id, keys) VALUES (1, 0)")
 
-    # The one row names no server, so that no process believes Redis before a rebuild.
+    # The one row names no server, so no process believes Redis before a rebuild.
     beginning = "timestamptz 'epoch'" if op.get_context().dialect.name == "postgresql" else "0"
     op.execute(
         "INSERT INTO cache_fence (id, epoch, changed_at, vouches_from, incarnation)"

@@ -11,7 +11,7 @@ from .columns import Base
 
 
 class CacheFence(Base):
-    """One row: which Redis server's silence may be believed, under which epoch (see `revocations`)."""
+    """One row: the Redis server that may be believed, and the epoch under which (see `revocations`)."""
 
     __tablename__ = "cache_fence"
 

@@ -1,4 +1,4 @@
-"""All tables share these: types of columns, names of constraints, identifiers."""
+"""Types of columns, names of constraints and identifiers, which all tables share."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 class Moment(TypeDecorator[datetime]):
     """A moment in UTC, to the microsecond: timestamptz in Postgres, whole microseconds since 1970 in SQLite.
 
-    SQLite has no type for moments and its drivers drop the offset of an aware one, so that comparisons go wrong
-    silently; integers compare and add as they should. A naive moment is refused.
+    SQLite has no type for moments. Its drivers drop the offset of an aware one, so comparisons would be silently wrong.
+    Integers compare and add correctly. A naive moment is refused.
     """
 
     impl = BigInteger

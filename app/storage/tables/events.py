@@ -12,9 +12,9 @@ from .columns import Base, uuid7
 
 
 class Event(Base):
-    """One thing that happened: what, who, on whom, when, and why. Rows are only added.
+    """One event: its kind, actor, moment and reason, and the user or session that it is about. Rows are only added.
 
-    No foreign keys: an event outlives the session and the user that it is about. A refresh writes none.
+    The table has no foreign keys, because an event outlives its session and user. A refresh writes no event.
     """
 
     __tablename__ = "events"

@@ -11,7 +11,7 @@ from .columns import Base
 
 
 class Key(Base):
-    """A working key, sealed under the master secret. `number` is the one byte by which refresh tokens name theirs."""
+    """A working key, sealed under the master secret. A refresh token names its key by `number`, in one byte."""
 
     __tablename__ = "keys"
 

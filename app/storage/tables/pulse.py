@@ -9,9 +9,9 @@ from .columns import Base
 
 
 class Pulse(Base):
-    """One row: a version number of each thing that processes keep in memory. Each change adds one to its number.
+    """One row: a version number for each thing that processes keep in memory. Each change adds one to the number.
 
-    Every process reads it with the fence, twice a second. The table is one of its own, because an update of the
+    Every process reads the row with the fence, twice a second. The number has a table of its own: an update of the
     fence's row would change the incarnation that `Database.incarnation` reads from that row.
     """
 

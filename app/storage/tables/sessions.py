@@ -1,8 +1,7 @@
 """The table of sessions.
 
-The rule that shapes it: a refresh changes no indexed column (guarantee 5), so that Postgres can make each
-one a heap-only tuple update. No index may ever name token_digest, key_number, generation, rotated_at or
-idle_expires_at.
+A refresh changes no indexed column (guarantee 5), so that Postgres can make each refresh a heap-only tuple update. So
+no index may ever name token_digest, key_number, generation, rotated_at or idle_expires_at.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from .columns import Base, uuid7
 
 
 class Session(Base):
-    """One sign-in and its chain of refresh tokens, of which only the newest one's digest is kept."""
+    """One sign-in and its chain of refresh tokens. Only the newest token's digest is kept."""
 
     __tablename__ = "sessions"
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid7)
     user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id"))
-    # All that the access token needs of the user stands here, so that a refresh reads no other table.
+    # The row has every value of the user that access tokens need, so that a refresh reads no other table.
     role: Mapped[str] = mapped_column(String(32))
     client_id: Mapped[str] = mapped_column(String(64))
     token_digest: Mapped[bytes]
@@ -42,7 +41,7 @@ class Session(Base):
     retry_window: Mapped[timedelta] = mapped_column(server_default=text("60"))
     access_lifetime: Mapped[timedelta] = mapped_column(server_default=text("900"))
 
-    # The words of the sign-in, of which access tokens repeat some.
+    # Facts about the sign-in. Access tokens repeat some of them.
     scope: Mapped[str | None] = mapped_column(String(1024))
     auth_time: Mapped[datetime | None]
     amr: Mapped[str | None] = mapped_column(String(64))
@@ -71,7 +70,7 @@ class Session(Base):
             postgresql_where=text("ended_at IS NOT NULL"),
             sqlite_where=text("ended_at IS NOT NULL"),
         ),
-        # Room on each page for the next version of its rows: a refresh stays on the page (HOT).
+        # Each page keeps room for the next versions of its rows, so that a refresh stays on its page (heap-only).
         {"postgresql_with": {"fillfactor": "85"}},
     )
 

@@ -12,7 +12,7 @@ from .columns import Base, uuid7
 
 
 class User(Base):
-    """Someone who signs in with e-mail and password. `role` is copied to the live sessions when it changes."""
+    """A user, who signs in with e-mail and password. If `role` changes, it is copied to the live sessions."""
 
     __tablename__ = "users"
 
