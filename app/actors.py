@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Kind = Literal["user", "administrator", "client", "command", "upstream", "service", "anonymous"]
 """The kind of an actor.
@@ -13,8 +12,7 @@ Kind = Literal["user", "administrator", "client", "command", "upstream", "servic
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Actor:
+class Actor(NamedTuple):
     """An actor, the address from which it acts, and the request in which it does."""
 
     kind: Kind

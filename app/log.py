@@ -25,7 +25,9 @@ import structlog
 
 REDACTED = "[redacted]"
 
-_request: ContextVar[tuple[str, str | None]] = ContextVar("request", default=("", None))
+request_in_hand: ContextVar[tuple[str, str | None]] = ContextVar("request_in_hand", default=("", None))
+"""The request's id and its client's address, for all further lines of the task that sets them and of the tasks that it
+starts."""
 _MAX_CLIENT = 64  # characters: a trusted proxy may name any text as the client's address
 
 _SECRET_NAME = re.compile(r"(?:^|[_-])(?:passwords?|secrets?|tokens?|authorization|cookies?)$", re.IGNORECASE)
@@ -144,11 +146,6 @@ def get_logger() -> structlog.typing.FilteringBoundLogger:
     return logger
 
 
-def bind(request_id: str, client: str | None) -> None:
-    """Adds the request's id and its client's address to all further lines of this task and of the tasks it starts."""
-    _request.set((request_id, client))
-
-
 def shown_client(address: str) -> str:
     """A client's address as it may be logged."""
     return redact_tokens(address)[:_MAX_CLIENT]
@@ -208,7 +205,7 @@ class _Stderr:
 
 
 def _with_request(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    request_id, client = _request.get()
+    request_id, client = request_in_hand.get()
     if client:
         event["client"] = shown_client(client)
     if request_id:

@@ -597,7 +597,7 @@ async def test_what_a_request_made_goes_with_it_and_is_no_work_for_the_garbage_c
         "RequestResponseCycle",
         "_Outgoing",
         "Request",
-        "FastWire",
+        "FastRequest",
         "InvalidGrant",
         "InvalidToken",
         "SessionRow",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -188,9 +188,9 @@ def a_generation_that_never_was_is_reuse(patch: Patch) -> None:
 
 @bug
 def a_token_with_a_wrong_tag_is_taken_for_ours(patch: Patch) -> None:
-    def unverified(spelled: str, key: RefreshKey) -> RefreshToken:
+    def unverified(spelled: str, known: Mapping[int, RefreshKey]) -> RefreshToken:
         raw = base64.urlsafe_b64decode(spelled[4:])
-        return RefreshToken(key, UUID(bytes=raw[1:17]), int.from_bytes(raw[17:21]), raw[21:53])
+        return RefreshToken(known[raw[0]], UUID(bytes=raw[1:17]), int.from_bytes(raw[17:21]), raw[21:53])
 
     patch.setattr(keys, "verify", unverified)
 
@@ -202,6 +202,8 @@ def a_new_refresh_key_signs_at_once(patch: Patch) -> None:
 
 @bug
 def a_retired_refresh_key_still_opens(patch: Patch) -> None:
+    derive = RefreshKey.derive
+    patch.setattr(RefreshKey, "derive", staticmethod(lambda number, secret, **_: derive(number, secret)))
     patch.setattr(Keys, "retired", lambda *_: False)
 
 

@@ -22,6 +22,7 @@ from app.actors import SERVICE
 from app.commands import doctor
 from app.errors import ConfigurationError, TemporarilyUnavailable
 from app.keyturn import Keyturn, opened, running
+from app.sessions import marking, rotation
 from app.storage.migrating import migrate
 from tests.conftest import CHEAP, PASSWORD, SECRET, Opener, a_user, settings_of, sync
 from tests.servers import Postgres, free_port
@@ -451,3 +452,25 @@ async def test_a_schema_of_ones_own_holds_all_tables_for_migrations_and_service(
         assert await execute(postgres.url(name), places) == "our auth"
     finally:
         await postgres.drop_database(name)
+
+
+@on_postgres
+async def test_refresh_and_logout_look_up_each_session_by_its_primary_key_also_without_statistics(
+    keyturn: Keyturn,
+) -> None:
+    async with keyturn.db.begin() as tx:
+        # Plans that were made while the table was empty, as a process makes them that has just been set up.
+        await tx.execute(text("SET LOCAL plan_cache_mode = force_generic_plan"))
+        for statement, types, values in (
+            (rotation._POSTGRES, _ROTATION_TYPES, "'{}', '{}', '{}', 1, 9, '7 d', '30 d', '900 s'"),
+            (marking._LOG_OUT, _LOGOUT_TYPES, "'{}', '{}', '{}', '{}', '{}', '{}', NULL, '{}', 'x'"),
+        ):
+            await tx.exec_driver_sql(f"PREPARE statement ({types}) AS {statement}")
+            plan = "\n".join((await tx.exec_driver_sql(f"EXPLAIN EXECUTE statement ({values})")).scalars())
+            await tx.exec_driver_sql("DEALLOCATE statement")
+            assert plan.count("using pk_sessions") == 2, plan
+            assert "Seq Scan on sessions" not in plan
+
+
+_ROTATION_TYPES = "uuid[], bytea[], bytea[], smallint, int, interval, interval, interval"
+_LOGOUT_TYPES = "uuid[], uuid[], text[], text[], text[], text[], text, text[], text"

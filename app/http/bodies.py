@@ -36,17 +36,19 @@ _JSON = re.compile(rb"application/json" + _PARAMETERS, re.IGNORECASE | re.VERBOS
 _FORM = re.compile(rb"application/x-www-form-urlencoded" + _PARAMETERS, re.IGNORECASE | re.VERBOSE)
 
 
-def check_media_type(fields: Mapping[bytes, bytes], headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
-    """Checks that a body is JSON without a content coding.
+def read_json(fields: Mapping[bytes, bytes], headers: Iterable[tuple[bytes, bytes]], body: bytes) -> object:
+    """The value of a body that is JSON without a content coding.
 
     Raises:
-        UnsupportedMediaType: it is anything else.
+        UnsupportedMediaType: the header fields say that it is anything else.
+        InvalidRequest: as `parse_json`.
     """
     if b"content-encoding" in fields:
         _check_coding(headers)
     media_type = fields.get(b"content-type", b"")
     if media_type != b"application/json" and not _is_of_type(_JSON, media_type, body):
         raise UnsupportedMediaType("Content-Type")
+    return parse_json(body)
 
 
 def check_form(fields: Mapping[bytes, bytes], headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:

@@ -17,9 +17,9 @@ from .. import log
 from ..errors import ContentTooLarge, InvalidRequest, Refusal, RequestTimeout, refusal_of
 from . import access_line
 from .answers import Answer, Fields, render
-from .bodies import check_form, check_media_type, parse_json
-from .heads import asked_by_proxy, check_escaped, check_head
-from .request import Request
+from .bodies import check_form, read_json
+from .heads import VERIFY, asked_by_proxy, check_escaped, check_head
+from .request import KEY, Request
 
 _WITH_CONTENT = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _MAX_LENGTH_DIGITS = 18
@@ -71,12 +71,12 @@ class Edge:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = perf_counter()
-        request = Request.of(scope)
+        request: Request = scope.get(KEY) or Request.of(scope)
         request.read_head(scope)
-        log.bind(request.id, request.client)
+        log.request_in_hand.set((request.id, request.client))
         outgoing = _Outgoing(send, request)
         try:
-            asked = asked_by_proxy(scope)
+            asked = asked_by_proxy(scope) if request.path.startswith(VERIFY) else None
             if asked is None:
                 # Read first, so that the connection can go on after a refusal in which the framing has no part.
                 body = await self._read(request, scope, receive)
@@ -107,7 +107,7 @@ class Edge:
             await outgoing.whole(render(request.refusal))
         finally:
             access_line.write(scope, request, outgoing.status, perf_counter() - started)
-            # Break the reference cycles here (wire → cycle → scope → request, refusal → traceback → frame → request),
+            # Break the reference cycles here (request → wire → scope → request, refusal → traceback → frame → request),
             # so that the request is freed at once and not by the garbage collector.
             request.wire = request.refusal = request.malformed = None
 
@@ -144,7 +144,7 @@ class Edge:
         """
         if not self._body_is_announced(request, scope):
             return None
-        if request.wire is not None and (whole := request.wire.take_body()) is not None:
+        if request.wire is not None and (whole := request.take_body()) is not None:
             if len(whole) > self._max_body:
                 raise ContentTooLarge("body")
             return whole
@@ -175,8 +175,7 @@ class Edge:
             check_form(request.fields, request.headers, body)
             check_escaped(body, "form")
         else:
-            check_media_type(request.fields, request.headers, body)
-            request.json = parse_json(body)
+            request.json = read_json(request.fields, request.headers, body)
 
 
 class _Outgoing:
@@ -210,11 +209,11 @@ class _Outgoing:
 
     def at_once(self, answer: Answer) -> bool:
         """Sends a whole answer by the wire's shorter way. False, with nothing sent, where there is no such way."""
-        wire = self._request.wire
-        if wire is None or not self.request_is_read or self.status is not None:
+        request = self._request
+        if request.wire is None or not self.request_is_read or self.status is not None:
             return False
         status, fields, body = answer
-        if not wire.respond(status, self._marked(fields), body):
+        if not request.respond(status, self._marked(fields), body):
             return False
         self.status = status
         return True
@@ -248,7 +247,7 @@ def _ends_by_now(request: Request) -> bool:
         return False
     if b"content-length" not in request.fields:
         return True
-    return request.wire is not None and request.wire.take_body() is not None
+    return request.take_body() is not None
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -27,7 +27,8 @@ _IN_TARGETS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-.
 
 # The endpoint that proxies ask about their clients' requests: its name, what the proxy demands, what the client asked
 # for. Without a demand that stands here there is no such path: a mistyped one must not let everyone through.
-_VERIFY = "/auth/verify"
+VERIFY = "/auth/verify"
+"""The path of the endpoint for proxies: a request to it, or below, is one for `asked_by_proxy`."""
 _ASKED = re.compile(rb"(/auth/verify)((?:;(?:role|scope)=[^/;]*)*)(/.*)?", re.DOTALL)
 
 
@@ -79,8 +80,6 @@ def asked_by_proxy(scope: Scope) -> Scope | None:
     the appended path, as a parameter of the path's last segment (RFC 3986 section 3.3): ``/auth/verify;role=admin``.
     """
     root_path: str = scope.get("root_path", "")
-    if not scope["path"].startswith(_VERIFY, len(root_path)):
-        return None
     parts = _ASKED.fullmatch(scope.get("raw_path") or b"", len(root_path))
     if parts is None:
         return None

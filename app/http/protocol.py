@@ -29,10 +29,10 @@ from ..errors import (
     SlowDown,
 )
 from . import connections, fast_wire, open_files, opening
+from .fast_wire import FastRequest, Lingering
 from .heads import MAX_TARGET, UriTooLong
 from .opening import UnknownMethod
-from .request import Request
-from .transport import Lingering
+from .request import KEY, Request
 
 _MAX_FRAMING = 1024 * 1024  # a body within its limit, one byte a chunk, is less than half of this
 _MAX_URL = 65_535  # bytes; httptools parses no longer one. Edge bounds all targets but those that a proxy appends to.
@@ -147,13 +147,14 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
             raise InvalidRequest("a fragment in the request target")  # RFC 9112 section 3.2 has no place for one
         if not self.url.startswith(b"/"):
             self.url = opening.origin_form(self.url, self.parser.get_method())
-        request = Request(malformed=self._refusal)
-        request.put_in(self.scope)
+        fast = fast_wire.usable()
+        # uvicorn puts its own members into the scope, and this one is ours.
+        request = cast("dict[str, Any]", self.scope)[KEY] = (FastRequest if fast else Request)(self._refusal)
         super().on_headers_complete()
         if self._method:
             self.scope["method"], self._method = self._method, ""
-        if fast_wire.usable():
-            request.wire = fast_wire.FastWire(self.cycle)
+        if fast:
+            request.wire = self.cycle
         # Trailer fields go to a list that no one reads: RFC 9110 section 6.5.1 forbids merging them.
         self.headers = []
         if self.scope["http_version"] != "1.1":

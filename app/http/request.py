@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from itertools import count
 from secrets import token_hex
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 from urllib.parse import parse_qsl
 from uuid import UUID
 
@@ -17,7 +17,7 @@ from ..errors import InvalidRequest, NoToken, Refusal
 from .answers import Fields
 from .bodies import ABSENT, not_as_modelled
 
-_KEY = "keyturn.request"
+KEY = "keyturn.request"
 """The one member of the ASGI scope that is ours."""
 
 # Keep a client's own id, so that its log and ours meet. But an id that looks like a token must not enter our log.
@@ -29,21 +29,11 @@ _requests = count(1)
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-class Wire(Protocol):
-    """A shorter way to the connection than ASGI's `receive` and `send`, where the protocol offers one."""
-
-    def take_body(self) -> bytes | None:
-        """The whole body; None while a part of it is still to come."""
-
-    def respond(self, status: int, fields: Fields, body: bytes) -> bool:
-        """Sends a whole answer at once. False, with nothing sent, where the client is slow or gone."""
-
-
 class Request:
     """One request: what came in, and the notes for its line in the log.
 
-    The protocol makes it with `wire` and `malformed`, or else the edge makes it. The edge fills in the rest before any
-    endpoint sees it.
+    The protocol makes it, maybe as a subclass with a shorter way to the connection, or else the edge makes it. The edge
+    fills in the rest before any endpoint sees it.
     """
 
     __slots__ = (
@@ -83,26 +73,29 @@ class Request:
     """The refusal that the request was answered with, for the log."""
     malformed: Refusal | None
     """The refusal of a request that the protocol could not read."""
-    wire: Wire | None
+    wire: Any
+    """The protocol's own object, by which `take_body` and `respond` go a shorter way than ASGI's. None: no such way."""
 
-    def __init__(self, wire: Wire | None = None, malformed: Refusal | None = None) -> None:
-        self.wire = wire
+    def __init__(self, malformed: Refusal | None = None) -> None:
         self.malformed = malformed
         self.json = ABSENT
-        self.notes = self.session_id = self.refusal = None
+        self.wire = self.notes = self.session_id = self.refusal = None
+
+    def take_body(self) -> bytes | None:
+        """The whole body by the shorter way. None while a part of it is still to come, or without such a way."""
+        return None
+
+    def respond(self, status: int, fields: Fields, body: bytes) -> bool:  # noqa: ARG002  # a subclass uses them
+        """Sends a whole answer at once by the shorter way. False, with nothing sent, where that can't be."""
+        return False
 
     @staticmethod
     def of(scope: Scope) -> Request:
         """The request of an ASGI scope. Makes one where the server's protocol has made none."""
-        request = scope.get(_KEY)
+        request = scope.get(KEY)
         if request is None:
-            request = Request()
-            request.put_in(scope)
+            request = scope[KEY] = Request()
         return cast("Request", request)
-
-    def put_in(self, scope: Any) -> None:
-        """Makes this the request of the ASGI scope."""
-        scope[_KEY] = self
 
     def read_head(self, scope: Scope) -> None:
         """Takes over the head, after the server has written what a trusted proxy says of the client into the scope."""

@@ -17,7 +17,7 @@ from ..storage.database import Database
 from ..storage.tables import Session
 from .fence import READ_LIMIT, FenceReader
 from .lifetimes import REMEMBERED_FOR, VOUCHES_FOR
-from .redis_server import MARKER, RedisServer, Server, key_name
+from .redis_server import MARKER, REVOKED, RedisServer, Server
 
 _MOST_SEEN = 100_000
 _FORGET_AT_ONCE = 1000
@@ -134,7 +134,7 @@ class Checks:
         This judges once for all pairs, after Redis answered, whether Redis may be believed. Each verification began
         before that moment. So a logout that returned before the verification began also returned before that moment.
         """
-        names = [key_name(session_id) for session_id, _ in questions]
+        names = [f"{REVOKED}{session_id}" for session_id, _ in questions]
         keys: Sequence[object] = ()
         server, ((marker, there),) = await self._redis.send([("EVAL", _ANY, str(len(names) + 1), MARKER, *names)])
         if there:

@@ -31,7 +31,7 @@ from ..storage.locks import ENDINGS
 from ..storage.tables import CacheFence
 from .fence import NEVER_CLAIMED, Fence, FenceReader
 from .lifetimes import KEY_LIVES, SETTLES_IN
-from .redis_server import CHUNK, MARKER, NONCE, Command, RedisServer, key_name, whole_seconds
+from .redis_server import CHUNK, MARKER, NONCE, REVOKED, Command, RedisServer, whole_seconds
 
 _SHARE_LOCK = select(func.pg_advisory_xact_lock_shared(ENDINGS))
 _FENCE = select(CacheFence.epoch, CacheFence.server)
@@ -48,6 +48,8 @@ A statement reads one snapshot, from after `hold`, so the order of its parts doe
 fences meanwhile, the UPDATE waits for it and then changes nothing, because the other new epoch will do. The answer must
 wait in that case too. So the condition, and not the count of changed rows, says whether this ending fences.
 """
+
+_LIVES = whole_seconds(KEY_LIVES)
 
 _PUBLISH = """
 for i = 3, #KEYS do redis.call('SET', KEYS[i], '1', 'EX', ARGV[1]) end
@@ -116,11 +118,11 @@ class Publishing:
         sessions = frozenset(ids)
         if not self._redis.is_configured:
             return Published(sessions, None, frozenset())
-        names, seconds = [key_name(i) for i in sessions], whole_seconds(KEY_LIVES)
+        names = [f"{REVOKED}{session_id}" for session_id in sessions]
         commands: list[Command] = []
         for start in range(0, len(names), CHUNK):
             keys = (MARKER, NONCE, *names[start : start + CHUNK])
-            commands.append(("EVAL", _PUBLISH, str(len(keys)), *keys, seconds))
+            commands.append(("EVAL", _PUBLISH, str(len(keys)), *keys, _LIVES))
         try:
             server, replies = await self._redis.send(commands)
         except TemporarilyUnavailable:

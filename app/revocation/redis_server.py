@@ -29,6 +29,9 @@ ACKNOWLEDGE_LIMIT = timedelta(milliseconds=250)
 MARKER = "{keyturn}:complete"
 """The key that holds the epoch of a complete keyspace. The braces put all keys into one slot of a cluster."""
 
+REVOKED = "{keyturn}:revoked:"
+"""With the id of a session behind it: the key that says that the session ended."""
+
 NONCE = "{keyturn}:rebuild"
 """The key that holds the epoch of a rebuild under way."""
 
@@ -45,7 +48,7 @@ def whole_seconds(duration: timedelta) -> str:
 
 def key_name(session_id: UUID) -> str:
     """The key of a session that ended."""
-    return f"{{keyturn}}:revoked:{session_id}"
+    return f"{REVOKED}{session_id}"
 
 
 def packed(command: Command) -> bytes:

@@ -294,7 +294,7 @@ class Ending:
     ) -> dict[UUID, RefreshToken | None]:
         """The sessions of the tokens, with the refresh token where one was presented."""
         sessions: dict[UUID, RefreshToken | None] = {}
-        refusal: InvalidToken | InvalidGrant = NoToken("no token")
+        refusal: InvalidToken | InvalidGrant | None = None
         if access_token is not None:
             try:
                 token = self._access_tokens.verify(access_token, self._db.clock(), expired_too=True)
@@ -304,11 +304,11 @@ class Ending:
         if refresh_token is not None:
             try:
                 presented = self._keys.verify_refresh_token(refresh_token)
-                if self._keys.retired(presented.key.number):
+                if presented.key.retired:
                     await self.over_under_retired_key(presented.session_id, by=by)
                 sessions[presented.session_id] = presented
             except InvalidGrant as e:
                 refusal = e
         if not sessions:
-            raise refusal
+            raise refusal or NoToken("no token")
         return sessions

@@ -93,15 +93,17 @@ def lived(ended: Sequence[Any]) -> int:
     return sum(row.end_reason not in TIMEOUTS for row in ended)
 
 
-# The same rules as `ends`, for a batch in which each session has an actor of its own. SKIP LOCKED as in a rotation.
+# The same rules as `ends`, for a batch in which each session has an actor of its own. SKIP LOCKED, LATERAL and LIMIT as
+# in a rotation.
 _LOG_OUT = f"""
 WITH batch AS (
   SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[])
     AS b(id, event_id, actor, actor_id, address, request_id)
+  ORDER BY id LIMIT cardinality($1)
 ), hit AS MATERIALIZED (
-  SELECT b.* FROM batch b JOIN sessions s ON s.id = b.id
-  WHERE s.ended_at IS NULL
-  ORDER BY s.id FOR NO KEY UPDATE OF s SKIP LOCKED
+  SELECT b.* FROM batch b CROSS JOIN LATERAL (
+    SELECT FROM sessions s WHERE s.id = b.id AND s.ended_at IS NULL FOR NO KEY UPDATE SKIP LOCKED
+  ) live
 ), ended AS (
   UPDATE sessions s
   SET ended_at = least(s.idle_expires_at, statement_timestamp()),

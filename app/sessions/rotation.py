@@ -56,7 +56,7 @@ class Rotation:
         """
         presented = self._keys.verify_refresh_token(text)
         try:
-            if not self._keys.retired(presented.key.number):
+            if not presented.key.retired:
                 rotated = await self._rotations(presented)
                 if rotated is not None:
                     return self._answers.tokens(*rotated, rotated[0].rotated_at)
@@ -124,16 +124,22 @@ class Rotation:
 #
 # SKIP LOCKED: the statement leaves a row out that another transaction holds. So no two statements can wait for each
 # other; the caller reads that row and decides. The policy in force shortens the row's deadlines and lifetimes.
+#
+# LATERAL and LIMIT keep Postgres to one look-up by the primary key for each id, also where the table has no statistics
+# yet. In a plain join the plan may compare each live row with each id of the batch: with 7500 sessions, 100 ms a batch.
+# The LIMIT cuts nothing off. Its number is not known to a plan for all batches, which then expects one row.
 _POSTGRES = """
 WITH batch AS (
-  SELECT * FROM unnest($1::uuid[], $2::bytea[], $3::bytea[]) AS b(id, old, new)
+  SELECT * FROM unnest($1::uuid[], $2::bytea[], $3::bytea[]) AS b(id, old, new) ORDER BY id LIMIT cardinality($1)
 ), hit AS MATERIALIZED (
-  SELECT s.id, b.new FROM batch b JOIN sessions s ON s.id = b.id
-  WHERE s.token_digest = b.old AND s.ended_at IS NULL AND s.generation < $5
-    AND s.idle_expires_at > statement_timestamp() AND s.absolute_expires_at > statement_timestamp()
-    AND s.rotated_at + $6::interval > statement_timestamp()
-    AND s.created_at + $7::interval > statement_timestamp()
-  ORDER BY s.id FOR NO KEY UPDATE OF s SKIP LOCKED
+  SELECT b.id, b.new FROM batch b CROSS JOIN LATERAL (
+    SELECT FROM sessions s
+    WHERE s.id = b.id AND s.token_digest = b.old AND s.ended_at IS NULL AND s.generation < $5
+      AND s.idle_expires_at > statement_timestamp() AND s.absolute_expires_at > statement_timestamp()
+      AND s.rotated_at + $6::interval > statement_timestamp()
+      AND s.created_at + $7::interval > statement_timestamp()
+    FOR NO KEY UPDATE SKIP LOCKED
+  ) newest
 )
 UPDATE sessions s
 SET token_digest = hit.new, key_number = $4, generation = s.generation + 1, rotated_at = statement_timestamp(),

@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Generic, TypeVar
 
 from ..errors import Contention, TemporarilyUnavailable
-from .tasks import QUEUE_LIMIT, TIME_LIMIT, keep
+from .tasks import QUEUE_LIMIT, TIME_LIMIT, under_way
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -62,7 +62,9 @@ class Batch(Generic[K, V]):
         if self._running < self._in_flight:
             self._running += 1
             # In a context of its own: a run logs about all items that it serves, and not about the one that started it.
-            keep(asyncio.create_task(self._work(), context=contextvars.Context()))
+            work = asyncio.create_task(self._work(), context=contextvars.Context())
+            under_way.add(work)
+            work.add_done_callback(under_way.discard)
         # The future is this caller's alone, so that its cancellation does not reach the run.
         return await future
 

@@ -29,7 +29,7 @@ from sqlalchemy.orm import InstrumentedAttribute
 
 from ..settings import Settings
 from .losses import RESTED, Losses, count_of
-from .outages import is_lost, outage
+from .outages import is_lost, refusal_of
 from .postgres import Postgres
 from .sqlite import sqlite_engine
 from .tables import Moment
@@ -147,9 +147,12 @@ class Database:
         Raises:
             TemporarilyUnavailable: the database is away.
         """
-        with outage():
+        try:
             async with self._engine.begin() as tx:
                 yield tx
+        except Exception as e:
+            _refuse(e)
+            raise
 
     async def fetch(self, statement: str, *parameters: Any) -> Sequence[Any]:
         """Runs one statement that writes, as its own transaction. Parameters and rows are the driver's.
@@ -160,7 +163,7 @@ class Database:
         Raises:
             TemporarilyUnavailable: the database is away; the statement may have been committed or not.
         """
-        with outage():
+        try:
             held = self._held.pop() if self._held else None
             if held is None or (self.is_postgres and not self._is_fresh(held)):
                 held = await self._replaced(held)
@@ -187,6 +190,9 @@ class Database:
             else:
                 await held.connection.close()
             return cast("Sequence[Any]", rows)
+        except Exception as e:
+            _refuse(e)
+            raise
 
     def _is_fresh(self, held: _Held) -> bool:
         """Whether a held connection may be used without first asking its server for an answer."""
@@ -224,9 +230,12 @@ class Database:
         Raises:
             TemporarilyUnavailable: the database is away.
         """
-        with outage():
+        try:
             async with (self._reader if hot_path else self._other_reader).connect() as connection:
                 yield connection
+        except Exception as e:
+            _refuse(e)
+            raise
 
     @asynccontextmanager
     async def watch_connection(self) -> AsyncIterator[AsyncConnection]:
@@ -235,9 +244,12 @@ class Database:
         Raises:
             TemporarilyUnavailable: the database is away.
         """
-        with outage():
+        try:
             async with self._watch_engine.connect() as connection:
                 yield connection
+        except Exception as e:
+            _refuse(e)
+            raise
 
     async def close(self) -> None:
         """Waits until the tasks under way have ended (`TIME_LIMIT` at most), then closes the connections."""
@@ -246,6 +258,11 @@ class Database:
             await held.connection.close()
         for engine in {self._engine, self._writer, self._reader, self._watch_engine}:
             await engine.dispose()
+
+
+def _refuse(error: Exception) -> None:
+    if (refusal := refusal_of(error)) is not None:
+        raise refusal from error
 
 
 async def _drop(connection: AsyncConnection) -> None:

@@ -36,35 +36,41 @@ _NOT_AUTHORISED = "28"
 
 @contextmanager
 def outage() -> Iterator[None]:
-    """Tells an outage from a defect.
-
-    Raises:
-        Contention: a serialisation failure or a deadlock.
-        TemporarilyUnavailable: the database is away, full, locked or read-only.
-    """
+    """Tells an outage from a defect: raises what `refusal_of` says in place of the error."""
     try:
         yield
-    except PoolTimeout:
-        raise TemporarilyUnavailable("no database connection was free in time") from None
-    except IntegrityError:
-        raise
-    except DBAPIError as e:
-        state = sqlstate(e)
-        name = getattr(e.orig, "sqlite_errorname", "")
-        if state.startswith(_CONTENTION):
-            raise Contention(f"database: {state}") from e
-        if state.startswith(_NAMED):
-            raise TemporarilyUnavailable(f"database: {state} {message(e)}") from e
-        if e.connection_invalidated or state.startswith(_OUTAGES) or (not state and name != "SQLITE_ERROR"):
-            raise TemporarilyUnavailable(f"database: {state or name or type(e.orig).__name__}") from e
-        raise
-    except (OSError, TimeoutError, MemoryError) as e:
-        raise TemporarilyUnavailable(f"database: {type(e).__name__}") from e
-    except RuntimeError as e:
-        # A name is looked up, and a file of SQLite's is opened, in a thread.
-        if "start new thread" not in str(e):
+    except Exception as e:
+        if (refusal := refusal_of(e)) is None:
             raise
-        raise TemporarilyUnavailable(f"database: {e}") from e
+        raise refusal from e
+
+
+def refusal_of(error: Exception) -> TemporarilyUnavailable | None:
+    """The refusal for an error of the database. None for a defect, and for a refusal of our own.
+
+    `Contention` for a serialisation failure or a deadlock. Another `TemporarilyUnavailable` where the database is away,
+    full, locked or read-only.
+    """
+    cause: str | None = None
+    match error:
+        case PoolTimeout():
+            return TemporarilyUnavailable("no database connection was free in time")
+        case IntegrityError():
+            return None
+        case DBAPIError():
+            state = sqlstate(error)
+            name = getattr(error.orig, "sqlite_errorname", "")
+            if state.startswith(_CONTENTION):
+                return Contention(f"database: {state}")
+            if state.startswith(_NAMED):
+                cause = f"{state} {message(error)}"
+            elif error.connection_invalidated or state.startswith(_OUTAGES) or (not state and name != "SQLITE_ERROR"):
+                cause = state or name or type(error.orig).__name__
+        case OSError() | TimeoutError() | MemoryError():
+            cause = type(error).__name__
+        case RuntimeError() if "start new thread" in str(error):
+            cause = str(error)  # a name is looked up, and a file of SQLite's is opened, in a thread
+    return None if cause is None else TemporarilyUnavailable(f"database: {cause}")
 
 
 def sqlstate(error: BaseException | None) -> str:

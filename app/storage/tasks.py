@@ -20,7 +20,8 @@ _P = ParamSpec("_P")
 _Self = TypeVar("_Self")
 _Result = TypeVar("_Result")
 
-_under_way: set[asyncio.Task[Any]] = set()
+under_way: set[asyncio.Task[Any]] = set()
+"""The tasks for which `finish` waits. The event loop alone would not hold them."""
 
 
 def own_task(
@@ -47,12 +48,12 @@ def own_task(
 def keep(task: asyncio.Future[Any]) -> None:
     """Keeps a reference to a task until it is done, as the event loop does not, and lets `finish` wait for it."""
     if isinstance(task, asyncio.Task):
-        _under_way.add(task)
+        under_way.add(task)
     task.add_done_callback(_done)
 
 
 def _done(task: asyncio.Future[Any]) -> None:
-    _under_way.discard(task)
+    under_way.discard(task)
     if not task.cancelled():
         task.exception()  # else asyncio warns of an unread error, if the caller has left
 
@@ -72,5 +73,5 @@ async def wait_in_time(task: asyncio.Future[_Result]) -> _Result:
 
 async def finish() -> None:
     """Waits until all tasks that are kept have ended, `TIME_LIMIT` at most."""
-    if _under_way:
-        await asyncio.wait(_under_way, timeout=TIME_LIMIT.total_seconds())
+    if under_way:
+        await asyncio.wait(under_way, timeout=TIME_LIMIT.total_seconds())

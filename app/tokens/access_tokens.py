@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from base64 import urlsafe_b64encode
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache, lru_cache
@@ -95,8 +96,8 @@ class AccessTokens:
             f'"iat":{iat},"jti":"{sid}.{generation}","sid":"{sid}",'
             f'"client_id":{_quote(client_id)},"role":{_quote(role)}}}'
         )
-        signed = _header(key.kid, key.algorithm) + to_base64url(claims.encode())
-        return (signed + b"." + to_base64url(key.sign(signed))).decode(), expires_at
+        signed = _header(key.kid, key.algorithm) + urlsafe_b64encode(claims.encode()).rstrip(b"=")
+        return (signed + b"." + urlsafe_b64encode(key.sign(signed)).rstrip(b"=")).decode(), expires_at
 
     def verify(self, text: str, now: datetime, *, expired_too: bool = False) -> AccessToken:
         """The verified token; revocation is not looked at.

@@ -70,7 +70,7 @@ class KeyTable:
             if row.retired_at is not None:
                 # A retired key that can't be unsealed any more only says less to the holders of its tokens.
                 with suppress(ConfigurationError):
-                    retired[row.number] = RefreshKey.derive(row.number, self._unseal(row))
+                    retired[row.number] = RefreshKey.derive(row.number, self._unseal(row), retired=True)
                 continue
             secret = self._unseal(row)
             if row.use == "refresh":

@@ -19,7 +19,7 @@ from ..storage.database import Database
 from ..storage.tasks import keep
 from .key_set import AccessKey, KeySet
 from .key_table import KeyTable
-from .refresh_tokens import RefreshKey, RefreshToken, key_number, verify
+from .refresh_tokens import RefreshKey, RefreshToken, verify
 
 _N = TypeVar("_N")
 _K = TypeVar("_K")
@@ -50,6 +50,7 @@ class Keys(KeyTable):
         """Nothing is read yet: `load` first."""
         super().__init__(db, master, algorithm)
         self._set = KeySet({}, {}, {}, {})
+        self._presentable: Mapping[int, RefreshKey] = {}  # the refresh keys whose tags are known
         self._version: int | None = None
         self._read_at = float("-inf")  # when the reading began that last found `_version` in force
         self._loaded_at = float("-inf")
@@ -100,9 +101,13 @@ class Keys(KeyTable):
 
     def _known(self, keys: Mapping[_N, _K], name: _N) -> _K | None:
         key = keys.get(name)
-        if key is None and monotonic() - self._read_at > UNREAD_LIMIT.total_seconds():
-            raise TemporarilyUnavailable("unknown key, and the key set is out of date")
+        if key is None:
+            self._check_age()
         return key
+
+    def _check_age(self) -> None:
+        if monotonic() - self._read_at > UNREAD_LIMIT.total_seconds():
+            raise TemporarilyUnavailable("unknown key, and the key set is out of date")
 
     def retired(self, number: int) -> bool:
         """Whether there was a refresh key of this number, and its sessions are over or about to be."""
@@ -115,16 +120,11 @@ class Keys(KeyTable):
             InvalidGrant: we did not issue it.
             TemporarilyUnavailable: as `refresh`.
         """
-        number = key_number(text)
-        if number is None:
-            raise InvalidGrant("not of a refresh token's form")
-        key = self._set.retired.get(number) or self.refresh(number)
-        if key is None:
-            raise InvalidGrant("unknown refresh key")
-        token = verify(text, key)
-        if token is None:
-            raise InvalidGrant("tag does not match")
-        return token
+        try:
+            return verify(text, self._presentable)
+        except KeyError:
+            self._check_age()
+        raise InvalidGrant("unknown refresh key")
 
     def jwks(self) -> dict[str, Any]:
         """The public keys (RFC 7517 section 5)."""
@@ -141,6 +141,7 @@ class Keys(KeyTable):
         """
         began = monotonic()
         self._set, self._version, now = await self.read()
+        self._presentable = {**self._set.refresh, **self._set.retired}
         self._signing = self._set.signing(now)
         self._read_at = self._loaded_at = began
 

@@ -17,12 +17,14 @@ from __future__ import annotations
 import hmac
 import os
 import re
-from collections.abc import Callable
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from uuid import UUID
 
-from .primitives import derive, from_base64url, prepared_hmac, to_base64url
+from ..errors import InvalidGrant
+from .primitives import derive, prepared_hmac
 
 PREFIX = "ktr_"
 """Lets secret scanners find leaked tokens."""
@@ -43,6 +45,8 @@ class RefreshKey:
     number: int
     next_key: bytes = field(repr=False)
     tag_key: bytes = field(repr=False)
+    retired: bool = False
+    """Whether its sessions are over or about to be. Its tags are still known, and its tokens open nothing."""
     derive_next: Callable[[bytes], bytes] = field(init=False, repr=False, compare=False)
     derive_tag: Callable[[bytes], bytes] = field(init=False, repr=False, compare=False)
 
@@ -51,10 +55,10 @@ class RefreshKey:
         object.__setattr__(self, "derive_tag", prepared_hmac(self.tag_key))
 
     @classmethod
-    def derive(cls, number: int, secret: bytes) -> RefreshKey:
+    def derive(cls, number: int, secret: bytes, *, retired: bool = False) -> RefreshKey:
         """The key with this number (1 to 254) from its 32 secret bytes."""
         next_key, tag_key = (derive(secret, b"keyturn refresh token " + label) for label in (b"successor", b"tag"))
-        return cls(number, next_key, tag_key)
+        return cls(number, next_key, tag_key, retired)
 
     def tag(self, body: bytes) -> bytes:
         """What proves that a token's other bytes are ours."""
@@ -83,7 +87,7 @@ class RefreshToken:
     @property
     def text(self) -> str:
         """How it goes over the wire."""
-        return PREFIX + to_base64url(self.raw).decode()
+        return PREFIX + urlsafe_b64encode(self.raw).decode()
 
     @property
     def digest(self) -> bytes:
@@ -102,14 +106,17 @@ def issue(key: RefreshKey, session_id: UUID) -> RefreshToken:
     return RefreshToken(key, session_id, 0, os.urandom(32))
 
 
-def key_number(text: str) -> int | None:
-    """The unverified number of the key that a token names, or None where the text has not the form of a token."""
-    return from_base64url(text[4:8])[0] if PATTERN.fullmatch(text) else None
+def verify(text: str, keys: Mapping[int, RefreshKey]) -> RefreshToken:
+    """The token that a text spells, by that of these keys which it names.
 
-
-def verify(text: str, key: RefreshKey) -> RefreshToken | None:
-    """The token that a text of the right form (`key_number`) spells, or None if we did not issue it."""
-    raw = from_base64url(text[4:])
+    Raises:
+        InvalidGrant: it has not the form of a token, or we did not issue it.
+        KeyError: it has the form, and names none of these keys.
+    """
+    if not PATTERN.fullmatch(text):
+        raise InvalidGrant("not of a refresh token's form")
+    raw = urlsafe_b64decode(text[4:])  # 84 characters of this alphabet have no spare bits
+    key = keys[raw[0]]
     if not hmac.compare_digest(key.tag(raw[:_BODY]), raw[_BODY:]):
-        return None
+        raise InvalidGrant("tag does not match")
     return RefreshToken(key, UUID(bytes=raw[1:17]), int.from_bytes(raw[17:21]), raw[21:_BODY], raw)
