@@ -7,7 +7,6 @@ the order of its steps.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 from uuid import UUID
 
@@ -192,7 +191,7 @@ class Ending:
         row = await self._lookup.row(session_id)
         if row is not None and not row.over() and self._keys.retired(row.key_number):
             # `end_under` has yet to come here. Keyturn ends the session, in the request of whoever presented the token.
-            service = replace(SERVICE, address=by.address, request_id=by.request_id)
+            service = SERVICE._replace(address=by.address, request_id=by.request_id)
             await self.end({session_id}, "revoked_by_admin", by=service)
             row = await self._lookup.row(session_id)
         if row is None or not row.over():
