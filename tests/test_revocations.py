@@ -21,6 +21,7 @@ from time import monotonic
 from typing import Any
 from uuid import UUID, uuid4
 
+import asyncpg
 import pytest
 from redis import asyncio as redis_asyncio
 from redis.exceptions import OutOfMemoryError
@@ -623,17 +624,31 @@ async def test_a_session_that_was_not_published_but_ended_fences(pair: Pair) -> 
 
 @contextmanager
 def before_commit(keyturn: Keyturn, do: Callable[[], Coroutine[Any, Any, object]]) -> Iterator[None]:
-    """Runs `do` once, when a transaction has done all but commit."""
+    """Runs `do` once, when a transaction has done all but commit: of SQLAlchemy, or of the driver itself."""
     engine = keyturn.db._engine.sync_engine
+    execute = asyncpg.Connection.execute
+    commits = 0
 
     def commit(_: object) -> None:
+        nonlocal commits
+        commits += 1
         await_only(do())
 
+    async def by_the_driver(self: Any, query: str, *rest: Any, **more: Any) -> Any:
+        nonlocal commits
+        if query == "COMMIT":
+            commits += 1
+            await do()
+        return await execute(self, query, *rest, **more)
+
     event.listen(engine, "commit", commit)
+    asyncpg.Connection.execute = by_the_driver
     try:
         yield
     finally:
         event.remove(engine, "commit", commit)
+        asyncpg.Connection.execute = execute
+    assert commits == 1
 
 
 async def test_a_rebuild_waits_for_the_logouts_that_may_not_see_its_claim(
@@ -1152,7 +1167,6 @@ async def _die(step: str, database_url: str, redis_url: str, refresh_token: str)
         os.kill(os.getpid(), signal.SIGKILL)
 
     async with instance(database_url, redis_url) as keyturn:
-        engine = keyturn.db._engine.sync_engine
         publishing = keyturn.ending._publishing
         publish = publishing.publish
         count = 0
@@ -1165,21 +1179,23 @@ async def _die(step: str, database_url: str, redis_url: str, refresh_token: str)
                 die()
             return acknowledged
 
-        def statement(*_: object) -> None:
-            nonlocal count
-            count += 1
-            if step == f"statement {count}":
-                die()
-
         publishing.publish = published  # type: ignore[method-assign]  # to die before or after the SET
-        event.listen(engine, "before_cursor_execute", statement)
-        if step == "before COMMIT":
-            event.listen(engine, "commit", die)
-        if step == "after COMMIT":
-            event.listen(engine, "checkin", die)
-        if step == "in the wait":
-            loop = asyncio.get_running_loop()
-            event.listen(engine, "checkin", lambda *_: loop.call_later(0.2, die))
+        for name in ("execute", "fetch"):
+            sends = getattr(asyncpg.Connection, name)
+
+            async def sent(self: Any, query: str, *rest: Any, sends: Any = sends, **more: Any) -> Any:
+                nonlocal count
+                count += query.startswith("BEGIN") or "INSERT INTO events" in query
+                if step in ({"before COMMIT"} if query == "COMMIT" else {f"statement {count}"}):
+                    die()
+                answer = await sends(self, query, *rest, **more)
+                if query == "COMMIT" and step == "after COMMIT":
+                    die()
+                if query == "COMMIT" and step == "in the wait":
+                    asyncio.get_running_loop().call_later(0.2, die)
+                return answer
+
+            setattr(asyncpg.Connection, name, sent)
         await keyturn.ending.logout(None, refresh_token, "this", by=SERVICE)
 
 

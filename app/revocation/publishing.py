@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from time import monotonic
 from uuid import UUID
 
-from sqlalchemy import func, select, update
+from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..errors import TemporarilyUnavailable
@@ -33,7 +33,9 @@ from .fence import NEVER_CLAIMED, Fence, FenceReader
 from .lifetimes import KEY_LIVES, SETTLES_IN
 from .redis_server import CHUNK, MARKER, NONCE, REVOKED, Command, RedisServer, whole_seconds
 
-_SHARE_LOCK = select(func.pg_advisory_xact_lock_shared(ENDINGS))
+HOLD_ON_POSTGRES = f"SELECT pg_advisory_xact_lock_shared({ENDINGS})"
+"""`Publishing.hold` in SQL."""
+
 _FENCE = select(CacheFence.epoch, CacheFence.server)
 
 DIFFERS_ON_POSTGRES = "server IS NOT NULL AND (server = {server}::text AND epoch = ANY ({epochs}::text[])) IS NOT TRUE"
@@ -133,7 +135,7 @@ class Publishing:
     async def hold(self, tx: AsyncConnection) -> None:
         """Takes the lock that a claim of the fence waits for. SQLite needs none, as it has one writer at a time."""
         if self._db.is_postgres:
-            await tx.execute(_SHARE_LOCK)
+            await tx.exec_driver_sql(HOLD_ON_POSTGRES)
 
     async def compare(self, tx: AsyncConnection, published: Published, ended: Collection[UUID]) -> Settling:
         """Compares the fence with the outcome of `publish`, and fences if they differ. A transaction's last statement.

@@ -247,12 +247,11 @@ class Ending:
         """
         actors = dict(batch)
         published = await self._publishing.publish(actors)
-        async with self._db.begin() as tx:
-            await self._publishing.hold(tx)
-            if self._db.is_postgres:
-                row = await mark_logouts_on_postgres(tx, actors, published)
-                ended, settling = set(row.ended), self._publishing.settling(row.epoch, fenced=row.fenced)
-            else:
+        if self._db.is_postgres:
+            row = await mark_logouts_on_postgres(self._db, actors, published)
+            ended, settling = set(row["ended"]), self._publishing.settling(row["epoch"], fenced=row["fenced"])
+        else:
+            async with self._db.begin() as tx:
                 rows = await mark(tx, self._log_these_out, actors.__getitem__, {"ids": list(actors)})
                 ended = {row.id for row in rows}
                 settling = await self._publishing.compare(tx, published, ended)

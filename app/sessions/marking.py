@@ -13,7 +13,8 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from ..actors import Actor
 from ..errors import Reason
 from ..events.audit import Event, record_each
-from ..revocation.publishing import DIFFERS_ON_POSTGRES, FENCE_ON_POSTGRES, Published, new_epoch
+from ..revocation.publishing import DIFFERS_ON_POSTGRES, FENCE_ON_POSTGRES, HOLD_ON_POSTGRES, Published, new_epoch
+from ..storage.database import Database
 from ..storage.tables import Session, uuid7
 
 _ENDED = (
@@ -62,15 +63,18 @@ async def mark(
     return rows
 
 
-async def mark_logouts_on_postgres(tx: AsyncConnection, actors: Mapping[UUID, Actor], published: Published) -> Any:
-    """Ends sessions for a logout, each with its event, and compares the fence: one statement and one round trip.
+async def mark_logouts_on_postgres(db: Database, actors: Mapping[UUID, Actor], published: Published) -> Any:
+    """Ends sessions for a logout, each with its event, and compares the fence: one statement in its own transaction.
+
+    The statement begins after `Publishing.hold`, which goes with BEGIN.
 
     Returns:
         `ended`, the ids of those that ended; `epoch`, the fence's; `fenced`, whether the fence has a new epoch.
     """
     columns = zip(*((uuid7(), by.kind, by.id, by.address, by.request_id) for by in actors.values()), strict=True)
     fencing = published.server, list(published.epochs), new_epoch()
-    return (await tx.exec_driver_sql(_LOG_OUT, (list(actors), *map(list, columns), *fencing))).one()
+    (row,) = await db.fetch(_LOG_OUT, list(actors), *map(list, columns), *fencing, first=HOLD_ON_POSTGRES)
+    return row
 
 
 def _event(row: Any) -> Event:
