@@ -245,7 +245,9 @@ class Ending:
         None for one that was over, or whose row another transaction holds. Such a row must not keep the others waiting,
         and `end` sees to it.
         """
-        actors = dict(batch)
+        actors: dict[UUID, Actor] = {}
+        for session_id, by in batch:
+            actors.setdefault(session_id, by)  # the event names the first of several who log out of one session
         published = await self._publishing.publish(actors)
         if self._db.is_postgres:
             row = await mark_logouts_on_postgres(self._db, actors, published)
