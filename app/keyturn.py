@@ -69,7 +69,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     sign_in = SignIn(db, passwords)
     policy, access_tokens = Policy.of(settings), AccessTokens(keys, settings)
     answers, lookup = Answers(access_tokens), Lookup(db, policy)
-    ending = Ending(db, keys, access_tokens, revocations.publishing, lookup)
+    ending = Ending(db, keys, access_tokens, revocations.publishing, lookup, policy)
     try:
         yield Keyturn(
             settings=settings,

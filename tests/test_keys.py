@@ -441,16 +441,18 @@ async def test_every_change_of_the_keys_gives_them_a_new_version_and_what_is_ref
         lambda: keyturn.keys.retire("refresh-2", by=SERVICE),
         lambda: keyturn.keys.replace(by=SERVICE),
     ]
+    versions = {(await version(keyturn))[0]}
     for change in changes:
-        before, _ = await version(keyturn)
         await change()
-        assert (await version(keyturn))[0] == before + 1
+        versions.add((await version(keyturn))[0])
+    assert len(versions) == 1 + len(changes)
+    only_one = (await keyturn.keys.replace(by=SERVICE))[0]
     before, _ = await version(keyturn)
-    for refused in ("no-such-key", (await keyturn.keys.replace(by=SERVICE))[0]):
+    for refused in ("no-such-key", only_one):
         with pytest.raises((NotFound, Conflict)):
             await keyturn.keys.retire(refused, by=SERVICE)
     assert not await keyturn.keys.make_first(by=SERVICE)
-    assert (await version(keyturn))[0] == before + 1  # the increment by `replace`
+    assert (await version(keyturn))[0] == before
 
 
 class Followed(Keys):
@@ -491,7 +493,7 @@ async def test_the_table_is_read_where_its_version_changed_and_only_then(keyturn
     keys.follow(newer, now=now, began=monotonic())
     await asyncio.sleep(0.01)
     assert keys.loads == 2
-    # A version that is lower than the last one is followed too: the database came from a backup.
+    # An earlier version is followed too: the database came from a backup.
     keys.follow(known, now=now, began=monotonic())
     await until(lambda: keys.loads == 3, 5)
 
@@ -509,18 +511,32 @@ async def test_a_load_that_failed_is_tried_again_at_the_next_reading_and_told_on
     for n in range(3):
         keys.follow(newer, now=now, began=monotonic())
         await until(lambda: keys.loads == 2 + n and keys._loading is not None and keys._loading.done(), 5)  # noqa: B023  # called at once
-    assert lines == [("keys_not_read", "ConfigurationError")]
+    assert lines == [("keys_not_read", "ConfigurationError: a row was changed")]
     assert keys.refresh(1) is not None
     # The process could not read the newest keys all that time, so an unknown key may be a new one.
     keys._read_at = monotonic() - UNREAD_LIMIT.total_seconds() - 1
     keys.follow(newer, now=now, began=monotonic())
     with pytest.raises(TemporarilyUnavailable):
         keys.refresh(2)
+    # A retired key may be in a key set that is known to be old: after a while the process goes by none.
+    keys.follow(newer, now=now, began=monotonic() + READ_BY_ALL.total_seconds() + 0.1)
+    for asked in (
+        lambda: keys.refresh(1),
+        lambda: keys.access(next(iter(keyturn.keys._set.access))),
+        lambda: keys.signing_access,
+        lambda: keys.signing_refresh,
+        lambda: keys.verify_refresh_token(issue(keyturn.keys.signing_refresh, uuid7()).text),
+        keys.jwks,
+    ):
+        with pytest.raises(TemporarilyUnavailable):
+            asked()
     keys.fails = None
     await until(lambda: keys._loading is not None and keys._loading.done(), 5)
     keys.follow(newer, now=now, began=monotonic())
     await until(lambda: 2 in keys._set.refresh, 5)
     assert keys._failure is None
+    assert keys.refresh(1) is not None
+    assert keys.signing_refresh.number == 1
 
 
 async def test_an_equal_version_proves_the_keys_fresh_and_an_old_reading_proves_no_more(keyturn: Keyturn) -> None:

@@ -53,16 +53,18 @@ def in_rotation(patch: Patch, right: str, wrong: str) -> None:
 def ends_nothing(patch: Patch, reason: str) -> None:
     real = marking.ends
     patch.setattr(
-        ending, "ends", lambda now, why, *which: real(now, why, *which, *([false()] if why == reason else []))
+        ending,
+        "ends",
+        lambda db, policy, why, *which: real(db, policy, why, *which, *([false()] if why == reason else [])),
     )
 
 
 def ends_all_of_the_user(patch: Patch, reason: str) -> None:
     real = marking.ends
 
-    def ends(now: Any, why: Any, *which: Any) -> Any:
+    def ends(db: Any, policy: Any, why: Any, *which: Any) -> Any:
         users_of = Session.user_id.in_(select(Session.user_id).where(*which))
-        return real(now, why, *([users_of] if why == reason else which))
+        return real(db, policy, why, *([users_of] if why == reason else which))
 
     patch.setattr(ending, "ends", ends)
 

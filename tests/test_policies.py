@@ -125,3 +125,25 @@ async def test_a_sign_in_keeps_on_the_row_how_when_and_from_where_it_was_made(ke
     assert Policy.of(keyturn.settings) == Policy(
         row.idle_lifetime, row.absolute_lifetime, row.retry_window, row.access_lifetime
     )
+
+
+async def test_a_session_that_a_shorter_policy_ended_keeps_that_reason_whoever_ends_it_later(
+    open_keyturn: Opener,
+) -> None:
+    async with open_keyturn() as keyturn:
+        proof = await a_user(keyturn)
+        sessions = [await keyturn.starting.start(proof, by=SERVICE) for _ in range(2)]
+    async with open_keyturn(refresh_token_lifetime=1000) as stricter:
+        await time_passes(stricter, timedelta(seconds=1100))
+        assert (await stricter.reading.find(sessions[0].session_id)).over() == "idle_timeout"
+        assert await stricter.ending.end({sessions[0].session_id}, "revoked_by_admin", by=SERVICE) == 0
+        await stricter.ending.logout(None, sessions[1].refresh_token, "this", by=SERVICE)
+        for tokens in sessions:
+            assert (await stricter.reading.find(tokens.session_id)).over() == "idle_timeout"
+    async with open_keyturn(session_lifetime=1000, refresh_token_lifetime=900) as stricter:
+        tokens = await stricter.starting.start(proof, by=SERVICE)
+        await time_passes(stricter, timedelta(seconds=800))
+        tokens = await stricter.rotation.refresh(tokens.refresh_token, by=SERVICE)
+        await time_passes(stricter, timedelta(seconds=300))
+        assert await stricter.ending.end({tokens.session_id}, "revoked_by_admin", by=SERVICE) == 0
+        assert (await stricter.reading.find(tokens.session_id)).over() == "absolute_timeout"

@@ -20,10 +20,11 @@ from sqlalchemy import make_url, text
 
 from app.actors import SERVICE
 from app.commands import doctor
-from app.errors import ConfigurationError, TemporarilyUnavailable
+from app.errors import ConfigurationError, InvalidToken, TemporarilyUnavailable
 from app.keyturn import Keyturn, opened, running
 from app.sessions import marking, rotation
 from app.storage.migrating import migrate
+from app.tokens.keys import READ_BY_ALL
 from tests.conftest import CHEAP, PASSWORD, SECRET, Opener, a_user, settings_of, sync
 from tests.servers import Postgres, free_port
 from tests.service import Service
@@ -351,6 +352,34 @@ async def test_the_documented_rights_suffice_for_all_that_a_service_does(databas
         await keyturn.keys.generate("access", by=SERVICE)
         await keyturn.users.disable((await keyturn.users.find("ada@example.com")).id, by=SERVICE)
         await keyturn.upkeep.gc(by=SERVICE)
+
+
+@on_postgres
+async def test_a_process_that_may_not_read_the_keys_any_more_goes_by_no_retired_key(
+    database_url: str, user: str, open_keyturn: Opener
+) -> None:
+    await execute(database_url, *(grant.format(user=user) for grant in GRANTS))
+    async with opened(settings_of(of(database_url, user), None)) as keyturn, running(keyturn), open_keyturn() as owner:
+        tokens = await keyturn.starting.start(await a_user(keyturn), by=SERVICE)
+        await owner.keys.load()
+        (kid,) = owner.keys._set.access
+        await execute(
+            database_url,
+            f"REVOKE SELECT ON keys FROM {user}",
+            "UPDATE keys SET signs_from = signs_from - interval '1 hour'",
+        )
+        await owner.keys.generate("access", by=SERVICE)
+        await execute(database_url, "UPDATE keys SET signs_from = signs_from - interval '1 hour'")
+        await owner.keys.retire(kid, by=SERVICE)
+        await asyncio.sleep((READ_BY_ALL + timedelta(seconds=1)).total_seconds())
+        with pytest.raises(TemporarilyUnavailable):
+            await keyturn.reading.verify(tokens.access_token)
+        await execute(database_url, f"GRANT SELECT ON keys TO {user}")
+        async with asyncio.timeout(5):
+            while keyturn.keys._signing is None:
+                await asyncio.sleep(0.05)
+        with pytest.raises(InvalidToken):
+            await keyturn.reading.verify(tokens.access_token)
 
 
 @on_postgres

@@ -51,8 +51,9 @@ def on_parts(act: Act, *, load: bool = True) -> Callable[[argparse.Namespace], N
 def by() -> Actor:
     """The actor of every command: the user of the operating system, by the name in LOGNAME or the user database.
 
-    An event keeps 64 characters of the name. In a container whose user has no name, the actor has no id.
+    An event keeps 64 characters of the name, and no bytes that are not UTF-8: Postgres would refuse the event, and the
+    change with it. In a container whose user has no name, the actor has no id.
     """
     with suppress(OSError, KeyError, ImportError):
-        return Actor("command", getpass.getuser()[:64])
+        return Actor("command", getpass.getuser().encode(errors="replace").decode()[:64])
     return Actor("command")

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ..actors import SERVICE, Actor
 from ..errors import InvalidGrant, InvalidToken, NoToken, Reason, Refusal
 from ..log import get_logger
+from ..policies import Policy
 from ..revocation.publishing import Publishing, past
 from ..storage.batches import Batch
 from ..storage.database import Database
@@ -48,17 +49,19 @@ class Ending:
         access_tokens: AccessTokens,
         publishing: Publishing,
         lookup: Lookup,
+        policy: Policy,
     ) -> None:
         self._db = db
         self._keys = keys
         self._access_tokens = access_tokens
         self._publishing = publishing
         self._lookup = lookup
+        self._policy = policy
         # Two are under way: one stuck connection must not stop every logout. SQLite has one writer at a time.
         self._logouts = Batch(self._log_out, in_flight=2 if db.is_postgres else 1)
         # Built once: to put the statement together anew costs as much as to send it.
         held = select(Session.id).where(db.among(Session.id)).order_by(Session.id).with_for_update(skip_locked=True)
-        self._log_these_out = ends(db.now(), "logout", Session.id.in_(held))
+        self._log_these_out = ends(db, policy, "logout", Session.id.in_(held))
 
     async def end(self, session_ids: set[UUID], reason: Reason, *, by: Actor) -> int:
         """Ends these sessions; how many were live. Called again, it changes nothing and publishes again.
@@ -132,7 +135,7 @@ class Ending:
             await self._publishing.hold(tx)
             if also is not None:
                 await also(tx)
-            ended = await mark(tx, ends(self._db.now(), reason, which), lambda _: by)
+            ended = await mark(tx, ends(self._db, self._policy, reason, which), lambda _: by)
             settling = await self._publishing.compare(tx, published, {row.id for row in ended})
         await settling.settled()
         return ended
@@ -245,10 +248,12 @@ class Ending:
         None for one that was over, or whose row another transaction holds. Such a row must not keep the others waiting,
         and `end` sees to it.
         """
-        actors = dict(batch)
+        actors: dict[UUID, Actor] = {}
+        for session_id, by in batch:
+            actors.setdefault(session_id, by)  # the event names the first of several who log out of one session
         published = await self._publishing.publish(actors)
         if self._db.is_postgres:
-            row = await mark_logouts_on_postgres(self._db, actors, published)
+            row = await mark_logouts_on_postgres(self._db, self._policy, actors, published)
             ended, settling = set(row["ended"]), self._publishing.settling(row["epoch"], fenced=row["fenced"])
         else:
             async with self._db.begin() as tx:

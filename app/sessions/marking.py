@@ -13,6 +13,7 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from ..actors import Actor
 from ..errors import Reason
 from ..events.audit import Event, record_each
+from ..policies import Policy
 from ..revocation.publishing import DIFFERS_ON_POSTGRES, FENCE_ON_POSTGRES, HOLD_ON_POSTGRES, Published, new_epoch
 from ..storage.database import Database
 from ..storage.tables import Session, uuid7
@@ -31,20 +32,23 @@ TIMEOUTS = {"idle_timeout", "absolute_timeout"}
 """The reasons of a session that nobody ended."""
 
 
-def ends(now: ColumnElement[Any], reason: Reason, *which: ColumnElement[bool]) -> ReturningUpdate[Any]:
+def ends(db: Database, policy: Policy, reason: Reason, *which: ColumnElement[bool]) -> ReturningUpdate[Any]:
     """The statement that ends some sessions.
 
     The first reason stays: to end an ended session changes nothing, and a deadline that has passed came first. (Such a
     row is marked all the same: until their leeway is over, its access tokens would be good.)
     """
-    late = Session.idle_expires_at <= now
-    idle = Session.idle_expires_at < Session.absolute_expires_at
+    now: ColumnElement[Any] = db.now()
+    idle = db.earliest(Session.idle_expires_at, db.after(Session.rotated_at, policy.idle_lifetime))
+    absolute = db.earliest(Session.absolute_expires_at, db.after(Session.created_at, policy.absolute_lifetime))
+    deadline = db.earliest(idle, absolute)
+    late = deadline <= now
     return (
         update(Session)
         .where(*which, Session.ended_at.is_(None))
         .values(
-            ended_at=case((late, Session.idle_expires_at), else_=now),
-            end_reason=case((and_(late, idle), "idle_timeout"), (late, "absolute_timeout"), else_=reason),
+            ended_at=case((late, deadline), else_=now),
+            end_reason=case((and_(late, idle < absolute), "idle_timeout"), (late, "absolute_timeout"), else_=reason),
         )
         .returning(*_ENDED, now.label("now"))
     )
@@ -63,7 +67,9 @@ async def mark(
     return rows
 
 
-async def mark_logouts_on_postgres(db: Database, actors: Mapping[UUID, Actor], published: Published) -> Any:
+async def mark_logouts_on_postgres(
+    db: Database, policy: Policy, actors: Mapping[UUID, Actor], published: Published
+) -> Any:
     """Ends sessions for a logout, each with its event, and compares the fence: one statement in its own transaction.
 
     The statement begins after `Publishing.hold`, which goes with BEGIN.
@@ -72,8 +78,9 @@ async def mark_logouts_on_postgres(db: Database, actors: Mapping[UUID, Actor], p
         `ended`, the ids of those that ended; `epoch`, the fence's; `fenced`, whether the fence has a new epoch.
     """
     columns = zip(*((uuid7(), by.kind, by.id, by.address, by.request_id) for by in actors.values()), strict=True)
+    durations = policy.idle_lifetime, policy.absolute_lifetime
     fencing = published.server, list(published.epochs), new_epoch()
-    (row,) = await db.fetch(_LOG_OUT, list(actors), *map(list, columns), *fencing, first=HOLD_ON_POSTGRES)
+    (row,) = await db.fetch(_LOG_OUT, list(actors), *map(list, columns), *fencing, *durations, first=HOLD_ON_POSTGRES)
     return row
 
 
@@ -105,14 +112,16 @@ WITH batch AS (
     AS b(id, event_id, actor, actor_id, address, request_id)
   ORDER BY id LIMIT cardinality($1)
 ), hit AS MATERIALIZED (
-  SELECT b.* FROM batch b CROSS JOIN LATERAL (
-    SELECT FROM sessions s WHERE s.id = b.id AND s.ended_at IS NULL FOR NO KEY UPDATE SKIP LOCKED
+  SELECT b.*, live.* FROM batch b CROSS JOIN LATERAL (
+    SELECT least(s.idle_expires_at, s.rotated_at + $10::interval) AS idle,
+      least(s.absolute_expires_at, s.created_at + $11::interval) AS absolute
+    FROM sessions s WHERE s.id = b.id AND s.ended_at IS NULL FOR NO KEY UPDATE SKIP LOCKED
   ) live
 ), ended AS (
   UPDATE sessions s
-  SET ended_at = least(s.idle_expires_at, statement_timestamp()),
-    end_reason = CASE WHEN s.idle_expires_at > statement_timestamp() THEN 'logout'
-      WHEN s.idle_expires_at < s.absolute_expires_at THEN 'idle_timeout' ELSE 'absolute_timeout' END
+  SET ended_at = least(hit.idle, hit.absolute, statement_timestamp()),
+    end_reason = CASE WHEN least(hit.idle, hit.absolute) > statement_timestamp() THEN 'logout'
+      WHEN hit.idle < hit.absolute THEN 'idle_timeout' ELSE 'absolute_timeout' END
   FROM hit WHERE s.id = hit.id
   RETURNING s.id, s.user_id, s.client_id, s.end_reason, hit.event_id, hit.actor, hit.actor_id, hit.address,
     hit.request_id

@@ -15,13 +15,17 @@ from typing import Any, TypeVar, cast
 
 from sqlalchemy import (
     ARRAY,
+    BigInteger,
     ColumnElement,
+    Interval,
+    SQLColumnExpression,
     String,
     any_,
     bindparam,
     func,
     literal,
     literal_column,
+    type_coerce,
 )
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -32,7 +36,7 @@ from .losses import RESTED, Losses, count_of
 from .outages import is_lost, refusal_of
 from .postgres import Postgres
 from .sqlite import sqlite_engine
-from .tables import Moment
+from .tables import Moment, microseconds
 from .tasks import QUEUE_LIMIT, finish
 
 _T = TypeVar("_T")
@@ -98,6 +102,15 @@ class Database:
         if self.is_postgres:
             return func.statement_timestamp(type_=Moment())
         return bindparam("now", callable_=lambda: datetime.now(UTC), type_=Moment(), unique=True)
+
+    def after(self, moment: SQLColumnExpression[datetime], duration: timedelta) -> ColumnElement[datetime]:
+        """The moment that lies `duration` after another one, inside a statement."""
+        later = literal(duration, Interval()) if self.is_postgres else literal(microseconds(duration), BigInteger())
+        return type_coerce(moment.op("+")(later), Moment())
+
+    def earliest(self, *moments: SQLColumnExpression[datetime]) -> ColumnElement[datetime]:
+        """The earliest of some moments, inside a statement."""
+        return (func.least if self.is_postgres else func.min)(*moments, type_=Moment())
 
     def among(self, column: InstrumentedAttribute[_T]) -> ColumnElement[bool]:
         """Whether a column's value is in the list ``ids``, a parameter. The statement is the same for every length.

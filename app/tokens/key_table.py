@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, get_args
@@ -230,7 +231,7 @@ class KeyTable:
             await tx.execute(select(func.pg_advisory_xact_lock(KEYS)))
         # Nobody sees the new version before this transaction's other changes. `one`: without the pulse's row no process
         # would learn of the change.
-        bump = update(Pulse).values(keys=Pulse.keys + 1).returning(self._db.now().label("now"))
+        bump = update(Pulse).values(keys=secrets.randbits(62)).returning(self._db.now().label("now"))
         now: datetime = (await tx.execute(bump)).scalar_one()
         return now
 

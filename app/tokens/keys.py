@@ -35,10 +35,7 @@ UNREAD_LIMIT = timedelta(seconds=30)
 """A process that could not read the version for this long can't call an unknown key junk any more."""
 
 _RELOAD_EVERY = timedelta(minutes=5)
-"""The table is read again after this time, also where the version stays the same.
-
-A database that was put back may have a version a second time, with other keys.
-"""
+"""The table is read again after this time, also where the version stays the same: a second line of defence."""
 
 _log = get_logger()
 
@@ -54,6 +51,7 @@ class Keys(KeyTable):
         self._version: int | None = None
         self._read_at = float("-inf")  # when the reading began that last found `_version` in force
         self._loaded_at = float("-inf")
+        self._behind_since: float | None = None  # when the first reading began that found another version than this one
         self._loading: asyncio.Task[None] | None = None
         self._failure: tuple[int, str] | None = None  # the version that can't be loaded, and why
         self._signing: tuple[AccessKey, RefreshKey] | None = None
@@ -65,10 +63,10 @@ class Keys(KeyTable):
         """The key that signs access tokens now.
 
         Raises:
-            TemporarilyUnavailable: no key set was read yet.
+            TemporarilyUnavailable: this process has no key set in force.
         """
         if self._signing is None:
-            raise TemporarilyUnavailable("no key set was read yet")
+            raise TemporarilyUnavailable("no key set in force")
         return self._signing[0]
 
     @property
@@ -76,10 +74,10 @@ class Keys(KeyTable):
         """The key under which refresh tokens are issued now.
 
         Raises:
-            TemporarilyUnavailable: no key set was read yet.
+            TemporarilyUnavailable: this process has no key set in force.
         """
         if self._signing is None:
-            raise TemporarilyUnavailable("no key set was read yet")
+            raise TemporarilyUnavailable("no key set in force")
         return self._signing[1]
 
     def access(self, kid: str) -> AccessKey | None:
@@ -127,7 +125,13 @@ class Keys(KeyTable):
         raise InvalidGrant("unknown refresh key")
 
     def jwks(self) -> dict[str, Any]:
-        """The public keys (RFC 7517 section 5)."""
+        """The public keys (RFC 7517 section 5).
+
+        Raises:
+            TemporarilyUnavailable: this process has no key set in force.
+        """
+        if self._signing is None:
+            raise TemporarilyUnavailable("no key set in force")
         return {"keys": [jwk for key in self._set.access.values() if (jwk := key.jwk())]}
 
     # -- reading
@@ -144,11 +148,13 @@ class Keys(KeyTable):
         self._presentable = {**self._set.refresh, **self._set.retired}
         self._signing = self._set.signing(now)
         self._read_at = self._loaded_at = began
+        self._behind_since = None
 
     def follow(self, version: int, *, now: datetime, began: float) -> None:
         """Takes note of a reading of the pulse, and reads the table again where its version is another.
 
-        One load is under way at a time. One that failed is tried again at the next reading.
+        One load is under way at a time. One that failed is tried again at the next reading. A process that knows for
+        longer than `READ_BY_ALL` that its key set is old goes by none: a retired key may be in it.
 
         Args:
             version: of the keys, as the pulse has it.
@@ -158,6 +164,12 @@ class Keys(KeyTable):
         if version == self._version:
             self._read_at = max(self._read_at, began)
             self._signing = self._set.signing(now)
+            self._behind_since = None
+        elif self._behind_since is None:
+            self._behind_since = began
+        elif began - self._behind_since > READ_BY_ALL.total_seconds():
+            self._set, self._presentable, self._signing = KeySet({}, {}, {}, {}), {}, None
+            self._read_at = float("-inf")  # so that every key is unknown for now, and no token is junk
         due = version != self._version or began - self._loaded_at > _RELOAD_EVERY.total_seconds()
         if due and (self._loading is None or self._loading.done()):
             self._loading = asyncio.create_task(self._reload(version))
@@ -167,7 +179,7 @@ class Keys(KeyTable):
         try:
             await self.load()
         except Exception as e:  # noqa: BLE001  # whatever it was, the next reading tries again
-            failure = version, type(e).__name__
+            failure = version, e.cause if isinstance(e, TemporarilyUnavailable) else f"{type(e).__name__}: {e}"
             if failure != self._failure:  # one line, and not two in each second
                 _log.warning("keys_not_read", cause=failure[1])
             self._failure = failure

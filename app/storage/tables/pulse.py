@@ -9,9 +9,11 @@ from .columns import Base
 
 
 class Pulse(Base):
-    """One row: a version number for each thing that processes keep in memory. Each change adds one to the number.
+    """One row: a version for each thing that processes keep in memory. Each change writes another random number.
 
-    Every process reads the row with the fence, twice a second. The number has a table of its own: an update of the
+    A count would come a second time after a restore, with other keys.
+
+    Every process reads the row with the fence, twice a second. The version has a table of its own: an update of the
     fence's row would change the incarnation that `Database.incarnation` reads from that row.
     """
 
