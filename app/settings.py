@@ -300,10 +300,6 @@ def accepts(name: str) -> str:
     return f"{least} to {most}" if most is not None else ""
 
 
-_HEX = re.compile(r"(?:[0-9A-Fa-f]{2})+")
-_SAMPLES = {"secret", "changeme", "change-me", "password", "keyturn", "example", "default", "insecure", "sample"}
-
-
 def place_of_migrations() -> Place:
     """Reads where the database of a migration is, and makes the folder of the embedded default.
 

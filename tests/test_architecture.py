@@ -98,7 +98,8 @@ def rooms() -> str:
         if (own := room(module)) not in ground():
             between.setdefault(own, set()).update({room(each) for each in imports(module)} - {own} - ground())
     names = ", ".join(f"`{name}`" for name in sorted(ground()))
-    return f"{mermaid(between)}\nNot drawn, because every room may import it: {GROUND} ({names}).\n"
+    said = "Every room may import these; only `storage` and `http` may not import `policies`, which stands above them."
+    return f"{mermaid(between)}\nNot drawn: {GROUND} and `policies` ({names}). {said}\n"
 
 
 def inside(folder: str) -> str:

@@ -407,6 +407,12 @@ def test_a_sound_reference_is_taken(text: str) -> None:
     assert [*broken(place), *no_target(place)] == []
 
 
+def test_the_decisions_by_topic_name_each_decision_and_no_other() -> None:
+    page = (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8")
+    by_topic = re.findall(r"^- \*\*.+?\*\*: ([\d, ]+)$", page.partition("## 1. ")[0], re.MULTILINE)
+    assert {number for numbers in by_topic for number in numbers.split(", ")} == numbered("decisions.md")
+
+
 def test_comments_and_docstrings_are_read_whole(tmp_path: Path) -> None:
     path = tmp_path / "planted.py"
     path.write_text('"""A module (guarantee\n77)."""\n# see docs/decisions.md, decision\n# 888\nx = "guarantee 66"\n')

@@ -8,19 +8,26 @@ The fence, one row of the database, names the one Redis server that may be belie
 is its run id (new with each start of the process) and its replication id (new with each change of role). An epoch is
 random and stands in one keyspace alone: first as the nonce of the rebuild, then as the marker.
 
-1. A verifier (`checks`) believes the absence of a key only under five conditions. (a) Its reading of the fence began at
-   most `VOUCHES_FOR` ago. (b) The server on this connection is the one that the fence names. (c) The marker, read in
-   the same step, is the fence's epoch. (d) That server can't evict keys. (e) The database knows the session: the token
-   was issued after the claim, or this process saw the session live under this epoch at most `REMEMBERED_FOR` ago.
-2. An ending (`publishing`) sets the key first and reads marker and nonce in the same step, then commits. Its
-   transaction compares the fence with these. If they differ, it gives the fence a new epoch and no server. The answer
-   waits until no reading from before that epoch counts.
-3. A rebuild (`rebuild`) puts a new epoch into the keyspace as the nonce, and claims the fence. Then it sets the keys of
-   all sessions that ended lately. If the nonce is still there, the rebuild turns it into the marker.
-4. A database that was restored, or a standby that took over, is another incarnation (`Database.incarnation`). Its fence
-   names no server until a rebuild claims it anew.
-5. If the database's clock goes back, or Redis's clock steps ahead, the process that notices no longer believes the
-   epoch of that moment. So Redis is rebuilt (`fence`, `rebuild`).
+A verifier (`checks`) believes the absence of a key only under six conditions. docs/revocation.md has the same numbers.
+
+1. Its reading of the fence began at most `VOUCHES_FOR` ago.
+2. The server on this very connection has the identity that the fence names.
+3. The marker, read in the same step as the session's key, is the fence's epoch.
+4. That server can't evict keys.
+5. The fence was written in this incarnation of the database (`Database.incarnation`).
+6. The database knows the session: the token was issued after the fence was claimed, or the database showed the session
+   to this process as live, under this epoch and at most `REMEMBERED_FOR` ago.
+
+An ending (`publishing`) sets the key first and reads marker and nonce in the same step, then commits. Its transaction
+compares the fence with these. If they differ, it gives the fence a new epoch and no server. The answer waits until no
+reading from before that epoch counts.
+
+A rebuild (`rebuild`) puts a new epoch into the keyspace as the nonce, and claims the fence. Then it sets the keys of
+all sessions that ended lately. If the nonce is still there, the rebuild turns it into the marker.
+
+A database that was restored, or a standby that took over, is another incarnation. Its fence names no server until a
+rebuild claims it anew. If the database's clock goes back, or Redis's clock steps ahead, the process that notices no
+longer believes the epoch of that moment. So Redis is rebuilt (`fence`, `rebuild`).
 
 docs/revocation.md has the proof. tests/test_revocation_model.py explores the interleavings. If any one of these
 safeguards is left out, the test finds a revoked token that is accepted.

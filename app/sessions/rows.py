@@ -3,16 +3,23 @@
 A session is one row for its whole life (guarantee 5). Its refresh tokens form a chain of generations. Each is derived
 from the one before, so the row keeps only the digest of the newest one.
 
-The presented token against the row:
+If the presented token is the newest one of a live session, one conditional UPDATE rotates it. The answer is derived and
+not stored. If that statement changed nothing, `judge` decides. Its cases, in the order in which it decides, with the
+token's generation n and the row's generation g:
 
-1. It is the newest, and the session lives: rotate. One conditional UPDATE; the answer is derived and not stored.
-2. It is one generation older, within the retry window, and its successor is unused: retry. The same answer again.
-3. It is older otherwise: reuse. The session ends.
-4. The session is over: refused, with the reason.
-5. Anything else (another branch, or a database from a backup): refused, and nothing changes.
+1. The session is over: refused, with the reason.
+2. n > g: REFUSED, and nothing changes. The database came from a backup.
+3. n = g and the row's digest: AGAIN. Another transaction held the row, so the caller tries to rotate once more.
+4. n = g and another digest, or the last generation of all: REFUSED, and nothing changes.
+5. n < g - 1: REUSE. The session ends.
+6. n = g - 1, and the row's token is not its successor, as far as this process can derive it: REFUSED. Nothing changes,
+   because it is another branch of the chain.
+7. n = g - 1, the row's token is its successor, and the window is open: RETRY. The same answer again.
+8. n = g - 1, the row's token is its successor, and the window is over: REUSE. The session ends.
 
-The window begins at the rotation. It closes by itself when the successor is used, because the row then holds another
-digest. Generations are compared and never moments.
+Generations decide whether a token is older, and never moments. A moment decides only whether the token before the
+newest is a retry: the window begins at the rotation. If the successor is used, the window closes by itself, because the
+row then has a higher generation. docs/architecture.md has the same cases with the same numbers.
 """
 
 from __future__ import annotations
@@ -118,11 +125,11 @@ def judge(row: SessionRow, presented: RefreshToken, key: RefreshKey | None) -> V
         key: the key that the row's token was derived under, or None if this process does not have it.
 
     Returns:
-        RETRY: the row's token is this one's successor, unused and within the window: the same answer again.
-        REUSE: an older generation otherwise: the session must end.
-        AGAIN: the token is the newest after all, and another transaction had locked the row.
-        REFUSED: another digest at this generation, or a generation that the row never saw: nothing changes.
-        A reason: the session is over.
+        A reason (case 1 of this file's docstring): the session is over.
+        AGAIN (case 3): the token is the newest after all, and another transaction had locked the row.
+        RETRY (case 7): the row's token is this one's successor, unused and within the window: the same answer again.
+        REUSE (cases 5 and 8): an older generation that is no retry: the session must end.
+        REFUSED (cases 2, 4 and 6): not of this chain, or not derivable: nothing changes.
     """
     over = row.over()
     if over is not None:

@@ -69,9 +69,9 @@ _last_tick = 0
 def uuid7() -> UUID:
     """A UUID of version 7 (RFC 9562 section 5.7): 48 bits of Unix milliseconds, a counter of 12 bits, 62 random bits.
 
-    Identifiers of one process rise, also within a millisecond and when the clock goes back (section 6.2, method 1). So
-    the events of one transaction keep their order. The order by time keeps the primary key's index dense, and lets
-    `gc` walk it by age.
+    Identifiers of one process rise, also within a millisecond and when the clock goes back (RFC 9562 section 6.2,
+    method 1). So the events of one transaction keep their order. The order by time keeps the primary key's index dense,
+    and lets `gc` walk it by age.
     """
     global _last_tick  # noqa: PLW0603  # the counter of the process
     random = int.from_bytes(os.urandom(9))
