@@ -40,7 +40,6 @@ class Refusal(Exception):
         reason: why the session or token is over; only for the holder of a genuine token.
         description: the public sentence, if the class's own is too general; never made of input values.
         retry_after: how long a client should wait before it tries again; rendered in whole seconds, rounded up.
-        challenge: the ``WWW-Authenticate`` value of a 401, if the class's own does not fit.
         session_id: the session of the refusal, for the log; only if a genuine token or the database names it.
         user_id: the user of the refusal, likewise; never shown to the client.
     """
@@ -48,7 +47,7 @@ class Refusal(Exception):
     status: ClassVar[int]
     error: ClassVar[str]
     sentence: ClassVar[str]
-    standard_challenge: ClassVar[str | None] = None
+    challenge: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -57,7 +56,6 @@ class Refusal(Exception):
         reason: Reason | None = None,
         description: str | None = None,
         retry_after: timedelta | None = None,
-        challenge: str | None = None,
         session_id: UUID | None = None,
         user_id: UUID | None = None,
     ) -> None:
@@ -66,7 +64,6 @@ class Refusal(Exception):
         self.reason = reason
         self.description = description or self.sentence
         self.retry_after = retry_after
-        self.challenge = challenge or self.standard_challenge
         self.session_id = session_id
         self.user_id = user_id
 
@@ -139,7 +136,7 @@ class InvalidGrant(Refusal):
     status = 401
     error = "invalid_grant"
     sentence = "The credential is not valid. Sign in again."
-    standard_challenge = "Bearer"
+    challenge = "Bearer"
 
 
 class InvalidToken(Refusal):
@@ -148,14 +145,14 @@ class InvalidToken(Refusal):
     status = 401
     error = "invalid_token"
     sentence = "The access token is expired, revoked or not valid."
-    standard_challenge = 'Bearer error="invalid_token"'
+    challenge = 'Bearer error="invalid_token"'
 
 
 class NoToken(InvalidToken):
     """The request has no credential, so the challenge has no error code (RFC 6750 section 3.1)."""
 
     sentence = "An access token is required."
-    standard_challenge = "Bearer"
+    challenge = "Bearer"
 
 
 class AccessDenied(Refusal):
@@ -172,7 +169,7 @@ class InsufficientScope(Refusal):
     status = 403
     error = "insufficient_scope"
     sentence = "The access token does not cover this."
-    standard_challenge = 'Bearer error="insufficient_scope"'
+    challenge = 'Bearer error="insufficient_scope"'
 
 
 class NotFound(Refusal):

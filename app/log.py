@@ -135,11 +135,6 @@ quote = json.encoder.encode_basestring_ascii
 """A text as a JSON string, in ASCII: control characters, quotes and lone surrogates are escaped."""
 
 
-def enabled(level: int) -> bool:
-    """Whether lines of this level are logged."""
-    return level >= least
-
-
 def get_logger() -> structlog.typing.FilteringBoundLogger:
     """The logger. ``exc_info=True`` adds the traceback as text, without local variables."""
     logger: structlog.typing.FilteringBoundLogger = structlog.get_logger()

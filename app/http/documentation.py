@@ -67,7 +67,7 @@ def refused(*classes: type[Refusal]) -> dict[int | str, dict[str, Any]]:
         each.status: {
             "model": ErrorAnswer,
             "description": each.sentence,
-            "headers": _CHALLENGE if each.standard_challenge else HEADERS.get(each.status, {}),
+            "headers": _CHALLENGE if each.challenge else HEADERS.get(each.status, {}),
         }
         for each in classes
     }

@@ -125,7 +125,8 @@ class Users:
         """
         name = _role(role)
         async with self._db.begin() as tx:
-            await self._not_the_last_administrator(tx, user_id, unless=name == "admin")
+            if name != "admin":
+                await self._not_the_last_administrator(tx, user_id)
             before = await self._locked(tx, user_id)
             if before.role == name:
                 return
@@ -144,7 +145,7 @@ class Users:
         """
 
         async def change(tx: AsyncConnection) -> None:
-            await self._not_the_last_administrator(tx, user_id, unless=False)
+            await self._not_the_last_administrator(tx, user_id)
             before = await self._locked(tx, user_id)
             if before.disabled_at is None:
                 await tx.execute(update(User).where(User.id == user_id).values(disabled_at=before.now))
@@ -236,7 +237,7 @@ class Users:
             raise NotFound("no such user")
         return row
 
-    async def _not_the_last_administrator(self, tx: AsyncConnection, user_id: UUID, *, unless: bool) -> None:
+    async def _not_the_last_administrator(self, tx: AsyncConnection, user_id: UUID) -> None:
         # Lock every enabled administrator, so that two who demote each other at the same time can't both succeed.
         admins = (
             await tx.scalars(
@@ -246,5 +247,5 @@ class Users:
                 .with_for_update()
             )
         ).all()
-        if not unless and list(admins) == [user_id]:
+        if list(admins) == [user_id]:
             raise Conflict("last administrator", description="It is the last enabled administrator.")
