@@ -111,24 +111,24 @@ class _Application(FastAPI):
         self.doors = Doors[Keyturn](_ENDPOINTS)
         self._front = Edge(super().__call__, fast=self.doors.fast)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, asgi_scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        scope["root_path"] = self.root_path
-        if self.root_path and "path" in scope:
-            self._prefix(scope)
-        await self._front(scope, receive, send)
+        asgi_scope["root_path"] = self.root_path
+        if self.root_path and "path" in asgi_scope:
+            self._prefix(asgi_scope)
+        await self._front(asgi_scope, receive, send)
 
-    def _prefix(self, scope: Scope) -> None:
+    def _prefix(self, asgi_scope: Scope) -> None:
         """Adds the root path to the path if a proxy has stripped it, so that all code after this finds it there.
 
         The root path may equal the beginning of an endpoint's path (``/auth``). So it counts as present only if the
         rest of the path begins like an endpoint's path.
         """
-        path: str = scope["path"]
+        path: str = asgi_scope["path"]
         prefix = self.root_path + "/"
         if not path.startswith(prefix) or path[len(prefix) :].split("/", 1)[0] not in _FIRST_SEGMENTS:
-            scope["path"] = self.root_path + path
-            scope["raw_path"] = self.root_path.encode() + (scope.get("raw_path") or b"")
+            asgi_scope["path"] = self.root_path + path
+            asgi_scope["raw_path"] = self.root_path.encode() + (asgi_scope.get("raw_path") or b"")
 
 
 def release() -> str:

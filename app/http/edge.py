@@ -60,28 +60,28 @@ class Edge:
         self._body_timeout = body_timeout.total_seconds()
         self._forms = forms
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, asgi_scope: Scope, receive: Receive, send: Send) -> None:
         """Serves a request. Never raises."""
-        if scope["type"] == "http":
-            await self._http(scope, receive, send)
-        elif scope["type"] == "websocket":
+        if asgi_scope["type"] == "http":
+            await self._http(asgi_scope, receive, send)
+        elif asgi_scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
-            await self._app(scope, receive, send)
+            await self._app(asgi_scope, receive, send)
 
-    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _http(self, asgi_scope: Scope, receive: Receive, send: Send) -> None:
         started = perf_counter()
-        request: Request = scope.get(KEY) or Request.of(scope)
-        request.read_head(scope)
+        request: Request = asgi_scope.get(KEY) or Request.of(asgi_scope)
+        request.read_head(asgi_scope)
         log.request_in_hand.set((request.id, request.client))
         outgoing = _Outgoing(send, request)
         try:
-            asked = asked_by_proxy(scope) if request.path.startswith(VERIFY) else None
+            asked = asked_by_proxy(asgi_scope) if request.path.startswith(VERIFY) else None
             if asked is None:
                 # Read first, so that the connection can go on after a refusal in which the framing has no part.
-                body = await self._read(request, scope, receive)
+                body = await self._read(request, asgi_scope, receive)
                 outgoing.request_is_read = True
-                check_head(request, scope, self._max_header)
+                check_head(request, asgi_scope, self._max_header)
                 if body and request.method in _WITH_CONTENT:
                     self._read_content(request, body)
             else:
@@ -90,7 +90,7 @@ class Edge:
                 check_head(request, asked, self._max_header, at_verify=True)
             answering = self._fast(request)
             if answering is None:
-                await self._app(asked or scope, receive if body is None else _replay(body, receive), outgoing)
+                await self._app(asked or asgi_scope, receive if body is None else _replay(body, receive), outgoing)
                 outgoing.check_begun()
             else:
                 answer = await answering
@@ -106,12 +106,12 @@ class Edge:
             request.refusal = refusal_of(e)
             await outgoing.whole(render(request.refusal))
         finally:
-            access_line.write(scope, request, outgoing.status, perf_counter() - started)
+            access_line.write(asgi_scope, request, outgoing.status, perf_counter() - started)
             # Break the reference cycles here (request → wire → scope → request, refusal → traceback → frame → request),
             # so that the request is freed at once and not by the garbage collector.
             request.wire = request.refusal = request.malformed = None
 
-    def _body_is_announced(self, request: Request, scope: Scope) -> bool:
+    def _body_is_announced(self, request: Request, asgi_scope: Scope) -> bool:
         """Whether a body comes, by its framing (RFC 9112 section 6.3).
 
         Raises:
@@ -123,7 +123,7 @@ class Edge:
         coding = request.fields.get(b"transfer-encoding")
         # llhttp frames by the last coding alone. Where another coding stands before it, or in HTTP/1.0, two parsers
         # may disagree about the end of the request (RFC 9112 section 6.1).
-        if coding is not None and (coding.strip(b" \t").lower() != b"chunked" or scope["http_version"] == "1.0"):
+        if coding is not None and (coding.strip(b" \t").lower() != b"chunked" or asgi_scope["http_version"] == "1.0"):
             raise InvalidRequest("Transfer-Encoding other than chunked, or in HTTP/1.0")
         if length is not None:
             digits = length if length.isdigit() else length.strip(b" \t")
@@ -135,14 +135,14 @@ class Edge:
                 raise ContentTooLarge("Content-Length")
         return length is not None or coding is not None
 
-    async def _read(self, request: Request, scope: Scope, receive: Receive) -> bytes | None:
+    async def _read(self, request: Request, asgi_scope: Scope, receive: Receive) -> bytes | None:
         """The whole body; None where none is announced.
 
         Raises:
             Refusal: 400, 408 or 413.
             _Gone: the client left.
         """
-        if not self._body_is_announced(request, scope):
+        if not self._body_is_announced(request, asgi_scope):
             return None
         if request.wire is not None and (whole := request.take_body()) is not None:
             if len(whole) > self._max_body:

@@ -39,14 +39,14 @@ class UriTooLong(InvalidRequest):
     sentence = "The path and query are too long."
 
 
-def check_head(request: Request, scope: Scope, max_header: int, *, at_verify: bool = False) -> None:
+def check_head(request: Request, asgi_scope: Scope, max_header: int, *, at_verify: bool = False) -> None:
     """Checks target and header fields. `max_header` bounds them together, in bytes.
 
     Raises:
         Refusal: 400, 414 or 431.
     """
     headers, fields = request.headers, request.fields
-    path: bytes = scope.get("raw_path") or b""
+    path: bytes = asgi_scope.get("raw_path") or b""
     query = request.query
     target = path + query
     if len(target) > MAX_TARGET:
@@ -61,7 +61,7 @@ def check_head(request: Request, scope: Scope, max_header: int, *, at_verify: bo
         names = [name for name, _ in headers if name in single]
         if len(names) != len(set(names)):
             raise InvalidRequest("a header field stands twice")
-    if not _HOST.fullmatch(fields.get(b"host", b"\n" if scope["http_version"] == "1.1" else b"")):
+    if not _HOST.fullmatch(fields.get(b"host", b"\n" if asgi_scope["http_version"] == "1.1" else b"")):
         raise InvalidRequest("Host is missing or malformed")
     # RFC 9112 section 3.2. Browsers send some of these characters. So a proxy passes them on to the endpoint for
     # proxies, where they only tell what the client asked for.
@@ -72,25 +72,25 @@ def check_head(request: Request, scope: Scope, max_header: int, *, at_verify: bo
         check_escaped(query, "query")
 
 
-def asked_by_proxy(scope: Scope) -> Scope | None:
+def asked_by_proxy(asgi_scope: Scope) -> Scope | None:
     """The request that a proxy makes about its client's, without what is the client's; None where it is another one.
 
     Proxies append the path and the query that they were asked for (Envoy) and announce a body that they keep (nginx).
     None of it is looked at. A demand stands where no client can write: in the query of the path itself, or before
     the appended path, as a parameter of the path's last segment (RFC 3986 section 3.3): ``/auth/verify;role=admin``.
     """
-    root_path: str = scope.get("root_path", "")
-    parts = _ASKED.fullmatch(scope.get("raw_path") or b"", len(root_path))
+    root_path: str = asgi_scope.get("root_path", "")
+    parts = _ASKED.fullmatch(asgi_scope.get("raw_path") or b"", len(root_path))
     if parts is None:
         return None
     path, demands, below = parts.groups()
     if not demands and below is None:
-        return scope
+        return asgi_scope
     queries = [demands[1:].replace(b";", b"&")] if demands else []
-    if below is None and scope["query_string"]:
-        queries.append(scope["query_string"])
+    if below is None and asgi_scope["query_string"]:
+        queries.append(asgi_scope["query_string"])
     return {
-        **scope,
+        **asgi_scope,
         "path": root_path + path.decode(),
         "raw_path": root_path.encode() + path,
         "query_string": b"&".join(queries),

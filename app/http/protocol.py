@@ -148,7 +148,7 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
         if not self.url.startswith(b"/"):
             self.url = opening.origin_form(self.url, self.parser.get_method())
         fast = fast_wire.usable()
-        # uvicorn puts its own members into the scope, and this one is ours.
+        # uvicorn puts its own members into the ASGI scope, and this one is ours.
         request = cast("dict[str, Any]", self.scope)[KEY] = (FastRequest if fast else Request)(self._refusal)
         super().on_headers_complete()
         if self._method:

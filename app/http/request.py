@@ -18,7 +18,7 @@ from .answers import Fields
 from .bodies import ABSENT, not_as_modelled
 
 KEY = "keyturn.request"
-"""The one member of the ASGI scope that is ours."""
+"""The only member that Keyturn adds to the ASGI scope."""
 
 # Keep a client's own id, so that its log and ours meet. But an id that looks like a token must not enter our log.
 _REQUEST_ID = re.compile(rb"(?!.*(?:ktr_|eyJ))[A-Za-z0-9._-]{1,64}")
@@ -90,29 +90,29 @@ class Request:
         return False
 
     @staticmethod
-    def of(scope: Scope) -> Request:
+    def of(asgi_scope: Scope) -> Request:
         """The request of an ASGI scope. Makes one where the server's protocol has made none."""
-        request = scope.get(KEY)
+        request = asgi_scope.get(KEY)
         if request is None:
-            request = scope[KEY] = Request()
+            request = asgi_scope[KEY] = Request()
         return cast("Request", request)
 
-    def read_head(self, scope: Scope) -> None:
+    def read_head(self, asgi_scope: Scope) -> None:
         """Takes over the head, after the server has written what a trusted proxy says of the client into the scope."""
-        headers = self.headers = scope["headers"]
+        headers = self.headers = asgi_scope["headers"]
         fields = self.fields = dict(headers)
-        self.method = scope["method"]
-        self.read_target(scope)
-        client = scope.get("client")
+        self.method = asgi_scope["method"]
+        self.read_target(asgi_scope)
+        client = asgi_scope.get("client")
         self.client = client[0] if client else None
         given = fields.get(b"x-request-id")
         self.id = given.decode() if given and _REQUEST_ID.fullmatch(given) else f"{_PROCESS}{next(_requests):012x}"
 
-    def read_target(self, scope: Scope) -> None:
+    def read_target(self, asgi_scope: Scope) -> None:
         """Takes over path and query."""
-        prefix = scope.get("root_path")
-        self.path = scope["path"][len(prefix) :] if prefix else scope["path"]
-        self.query = scope["query_string"]
+        prefix = asgi_scope.get("root_path")
+        self.path = asgi_scope["path"][len(prefix) :] if prefix else asgi_scope["path"]
+        self.query = asgi_scope["query_string"]
 
     def note(self, **members: Any) -> None:
         """Adds members to the line in the log."""
