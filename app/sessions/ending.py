@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ..actors import SERVICE, Actor
 from ..errors import InvalidGrant, InvalidToken, NoToken, Reason, Refusal
 from ..log import get_logger
-from ..revocation.publishing import Publishing, past
+from ..revocation.publishing import Publishing, until
 from ..storage.batches import Batch
 from ..storage.database import Database
 from ..storage.tables import Session
@@ -133,8 +133,8 @@ class Ending:
             if also is not None:
                 await also(tx)
             ended = await mark(tx, ends(self._db.now(), reason, which), lambda _: by)
-            settling = await self._publishing.compare(tx, published, {row.id for row in ended})
-        await settling.settled()
+            comparison = await self._publishing.compare(tx, published, {row.id for row in ended})
+        await comparison.known_to_all()
         return ended
 
     # -- under a key
@@ -217,11 +217,11 @@ class Ending:
         if reach == "this":
             for session_id in presented:
                 try:
-                    settles_at = await self._logouts((session_id, by))
-                    if settles_at is None:
+                    known_to_all_at = await self._logouts((session_id, by))
+                    if known_to_all_at is None:
                         await self.end({session_id}, "logout", by=by)
                     else:
-                        await past(settles_at)
+                        await until(known_to_all_at)
                 except Refusal as refusal:
                     raise refusal.about(session_id) from None
             return set(presented)
@@ -251,13 +251,13 @@ class Ending:
             await self._publishing.hold(tx)
             if self._db.is_postgres:
                 row = await mark_logouts_on_postgres(tx, actors, published)
-                ended, settling = set(row.ended), self._publishing.settling(row.epoch, fenced=row.fenced)
+                ended, comparison = set(row.ended), self._publishing.comparison(row.epoch, fenced=row.fenced)
             else:
                 rows = await mark(tx, self._log_these_out, actors.__getitem__, {"ids": list(actors)})
                 ended = {row.id for row in rows}
-                settling = await self._publishing.compare(tx, published, ended)
-        settles_at = settling.at()
-        return [settles_at if session_id in ended else None for session_id, _ in batch]
+                comparison = await self._publishing.compare(tx, published, ended)
+        known_to_all_at = comparison.known_to_all_at()
+        return [known_to_all_at if session_id in ended else None for session_id, _ in batch]
 
     async def _opened_by(
         self, session_id: UUID, token: RefreshToken | None, access_token: str | None, reach: Reach
