@@ -12,6 +12,7 @@ from uuid import UUID
 from pydantic import BaseModel, ValidationError
 from starlette.types import Scope
 
+from .. import log
 from ..actors import Actor, Kind
 from ..errors import InvalidRequest, NoToken, Refusal
 from .answers import Fields
@@ -119,8 +120,13 @@ class Request:
         self.notes = (self.notes or {}) | members
 
     def by(self, kind: Kind = "anonymous", user_id: UUID | None = None) -> Actor:
-        """The one who acts by this request."""
-        return Actor(kind, str(user_id) if user_id else None, self.client, self.id)
+        """The actor of this request.
+
+        A trusted proxy may name any text as the client's address. So the address is redacted and cut as in the log:
+        Postgres would refuse an event with a longer one, and the change with the event.
+        """
+        address = log.shown_client(self.client) if self.client else None
+        return Actor(kind, str(user_id) if user_id else None, address, self.id)
 
     def bearer(self) -> str | None:
         """The bearer token (RFC 6750 section 2.1); None where there is none. The only place that looks for one.
