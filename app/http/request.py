@@ -27,6 +27,8 @@ _REQUEST_ID = re.compile(rb"(?!.*(?:ktr_|eyJ))[A-Za-z0-9._-]{1,64}")
 _PROCESS = token_hex(10)
 _requests = count(1)
 
+_MAX_USER_AGENT = 256  # characters: the column `sessions.user_agent` takes no more
+
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -127,6 +129,14 @@ class Request:
         """
         address = log.shown_client(self.client) if self.client else None
         return Actor(kind, str(user_id) if user_id else None, address, self.id)
+
+    def user_agent(self) -> str | None:
+        """The User-Agent field (RFC 9110 section 10.1.5) for the session's row: 256 characters at most, redacted.
+
+        None if the request has no such field.
+        """
+        value = self.fields.get(b"user-agent")
+        return None if value is None else log.redact_tokens(value.decode("latin-1"))[:_MAX_USER_AGENT]
 
     def bearer(self) -> str | None:
         """The bearer token (RFC 6750 section 2.1); None where there is none. The only place that looks for one.

@@ -40,8 +40,13 @@ class Starting:
         self._client_id = client_id
 
     @own_task
-    async def start(self, proof: Authenticated, *, by: Actor) -> Tokens:
+    async def start(self, proof: Authenticated, *, by: Actor, user_agent: str | None = None) -> Tokens:
         """Starts a session for a user whose password was right.
+
+        Args:
+            proof: the outcome of the check of the password.
+            by: the actor. The session keeps its address.
+            user_agent: the client's own name for itself, which the session keeps: 256 characters at most.
 
         Raises:
             InvalidGrant: the user was changed or disabled since.
@@ -84,6 +89,7 @@ class Starting:
                 "auth_time": user.now,
                 "amr": "pwd",
                 "address": by.address,
+                "user_agent": user_agent,
             }
             await tx.execute(insert(Session).values(session))
             started = Event("session_started", user.id, first.session_id, self._client_id)
