@@ -14,6 +14,14 @@ from ..errors import InvalidRequest, UnsupportedMediaType
 ABSENT = object()
 """What stands for the value of a body that is empty or that no endpoint reads."""
 
+JSON, FORM = "application/json", "application/x-www-form-urlencoded"
+
+FORMS_UNDER = "/oauth/"
+"""Under this prefix of the path, bodies are forms (RFC 6749 section 3.2). Under all other paths they are JSON.
+
+The edge reads each body by this rule, and the OpenAPI document says the same.
+"""
+
 MAX_DEPTH = 32
 """Levels of arrays and objects in a JSON body."""
 

@@ -18,6 +18,7 @@ from pydantic.json_schema import SkipJsonSchema
 from starlette import requests
 
 from .answers import Answer
+from .bodies import FORM, FORMS_UNDER, JSON
 from .documentation import refused
 from .endpoints import Endpoint, Parts
 from .request import Request
@@ -136,7 +137,7 @@ def _documented(endpoint: Endpoint[Any]) -> inspect.Signature:
         several = Annotated[list[str] | SkipJsonSchema[None], Query(description=each.description)]
         annotations[each.name] = (several, None)
     if endpoint.body is not None:
-        body = Body(media_type=endpoint.media_type)
+        body = Body(media_type=FORM if endpoint.path.startswith(FORMS_UNDER) else JSON)
         annotations["body"] = (
             (Annotated[endpoint.body | None, body], None)
             if endpoint.body_is_optional

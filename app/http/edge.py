@@ -17,7 +17,7 @@ from .. import log
 from ..errors import ContentTooLarge, InvalidRequest, Refusal, RequestTimeout, refusal_of
 from . import access_line
 from .answers import Answer, Fields, render
-from .bodies import check_form, read_json
+from .bodies import FORMS_UNDER, check_form, read_json
 from .heads import VERIFY, asked_by_proxy, check_escaped, check_head
 from .request import KEY, Request
 
@@ -40,7 +40,6 @@ class Edge:
         max_body: bytes of a body.
         max_header: bytes of request line and header fields.
         body_timeout: from the end of the header fields to the end of the body.
-        forms: path prefixes under which bodies are forms instead of JSON.
     """
 
     def __init__(
@@ -51,14 +50,12 @@ class Edge:
         max_body: int = 64 * 1024,
         max_header: int = 64 * 1024,
         body_timeout: timedelta = timedelta(seconds=10),
-        forms: tuple[str, ...] = ("/oauth/",),
     ) -> None:
         self._app = app
         self._fast = fast
         self._max_body = max_body
         self._max_header = max_header
         self._body_timeout = body_timeout.total_seconds()
-        self._forms = forms
 
     async def __call__(self, asgi_scope: Scope, receive: Receive, send: Send) -> None:
         """Serves a request. Never raises."""
@@ -171,7 +168,7 @@ class Edge:
         Raises:
             Refusal: 400 or 415.
         """
-        if request.path.startswith(self._forms):
+        if request.path.startswith(FORMS_UNDER):
             check_form(request.fields, request.headers, body)
             check_escaped(body, "form")
         else:

@@ -49,8 +49,6 @@ class Endpoint(Generic[Parts]):
     body: type[BaseModel] | None = None
     """The model of the request's body, for the document; `answer` reads it by `Request.content`."""
     body_is_optional: bool = False
-    media_type: str = "application/json"
-    """The media type of the request's body, for the document."""
     credentials: Literal["none", "optional bearer", "bearer"] = "none"
     """The credentials that the document asks for; `answer` reads them by `Request.bearer`."""
     query: tuple[QueryParameter, ...] = ()
