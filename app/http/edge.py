@@ -1,7 +1,7 @@
-"""The edge: what every HTTP request passes first and every answer last.
+"""The edge: every HTTP request passes it first, and every answer passes it last.
 
-The edge stands in front of the application. So an endpoint sees only requests that are whole, bounded and well-formed,
-and each request gets one answer in the one shape and one line in the log, whatever happens behind the edge.
+The edge stands in front of the application. So an endpoint sees only requests that are whole, bounded and well-formed.
+Each request gets one answer and one line in the log, even if the application fails.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Edge:
     """ASGI middleware: limits, strict bodies, request id, the one error shape, one line in the log for each request.
 
     Args:
-        app: the application. It is never cancelled when a client leaves.
-        fast: gives the answer of a request that needs no application; None for a request that does.
+        app: the application. The edge does not cancel a request whose client leaves.
+        fast: returns the answer to a request, or None if the application has to answer.
         max_body: bytes of a body.
         max_header: bytes of request line and header fields.
         body_timeout: from the end of the header fields to the end of the body.
@@ -75,7 +75,7 @@ class Edge:
         try:
             asked = asked_by_proxy(asgi_scope) if request.path.startswith(VERIFY) else None
             if asked is None:
-                # Read first, so that the connection can go on after a refusal in which the framing has no part.
+                # The body is read before the head is checked. So a refusal of the head need not close the connection.
                 body = await self._read(request, asgi_scope, receive)
                 outgoing.request_is_read = True
                 check_head(request, asgi_scope, self._max_header)
@@ -98,14 +98,14 @@ class Edge:
             await outgoing.whole(render(refusal))
         except _Gone:
             request.note(cause="the client left")
-        except Exception as e:  # noqa: BLE001  # nothing gets out: no one behind this can give an answer
+        except Exception as e:  # noqa: BLE001  # the server that would get the exception has no answer of this form
             log.get_logger().error("exception", exc_info=True)
             request.refusal = refusal_of(e)
             await outgoing.whole(render(request.refusal))
         finally:
             access_line.write(asgi_scope, request, outgoing.status, perf_counter() - started)
-            # Break the reference cycles here (request → wire → scope → request, refusal → traceback → frame → request),
-            # so that the request is freed at once and not by the garbage collector.
+            # Break the reference cycles, so that the request is freed at once and not by the garbage collector. One is
+            # request → wire → scope → request, the other refusal → traceback → frame → request.
             request.wire = request.refusal = request.malformed = None
 
     def _body_is_announced(self, request: Request, asgi_scope: Scope) -> bool:
@@ -118,8 +118,8 @@ class Edge:
             raise request.malformed
         length = request.fields.get(b"content-length")
         coding = request.fields.get(b"transfer-encoding")
-        # llhttp frames by the last coding alone. Where another coding stands before it, or in HTTP/1.0, two parsers
-        # may disagree about the end of the request (RFC 9112 section 6.1).
+        # llhttp frames by the last coding alone. If another coding stands before it, or in HTTP/1.0, two parsers may
+        # disagree about the end of the request (RFC 9112 section 6.1).
         if coding is not None and (coding.strip(b" \t").lower() != b"chunked" or asgi_scope["http_version"] == "1.0"):
             raise InvalidRequest("Transfer-Encoding other than chunked, or in HTTP/1.0")
         if length is not None:
@@ -133,7 +133,7 @@ class Edge:
         return length is not None or coding is not None
 
     async def _read(self, request: Request, asgi_scope: Scope, receive: Receive) -> bytes | None:
-        """The whole body; None where none is announced.
+        """The whole body, or None if none is announced.
 
         Raises:
             Refusal: 400, 408 or 413.
@@ -193,7 +193,7 @@ class _Outgoing:
                 break
         else:
             marked.append(_NO_STORE)
-        if not self.request_is_read:  # the bytes still to come are no request: RFC 9112 section 9.3
+        if not self.request_is_read:  # the next bytes are of this request, not of a new one: RFC 9112 section 9.3
             marked.append((b"connection", b"close"))
         return marked
 
@@ -205,7 +205,7 @@ class _Outgoing:
         await self._send(message)
 
     def at_once(self, answer: Answer) -> bool:
-        """Sends a whole answer by the wire's shorter way. False, with nothing sent, where there is no such way."""
+        """Sends a whole answer by `Request.respond`. Returns False, with nothing sent, if that is not possible."""
         request = self._request
         if request.wire is None or not self.request_is_read or self.status is not None:
             return False
@@ -216,9 +216,9 @@ class _Outgoing:
         return True
 
     async def whole(self, answer: Answer) -> None:
-        """Sends a whole answer, unless another has begun: that one stays cut off, so that no client takes it as whole.
+        """Sends a whole answer by `at_once`, or else by ASGI's `send`.
 
-        ASGI's way is taken where the wire has no shorter one.
+        If another answer has begun, sends nothing. The other stays cut off, so that no client takes it for whole.
         """
         if self.status is not None or self.at_once(answer):
             return
@@ -227,13 +227,13 @@ class _Outgoing:
         await self({"type": "http.response.body", "body": body})
 
     def check_begun(self) -> None:
-        """Raises RuntimeError where the application gave no answer."""
+        """Raises RuntimeError if the application gave no answer."""
         if self.status is None:
             raise RuntimeError("the application gave no answer")
 
 
 def _ends_by_now(request: Request) -> bool:
-    """Whether nothing of a request whose body is not read is still to come. Waits for nothing.
+    """Whether the whole request has arrived, if its body is not read. Does not wait for the client.
 
     Raises:
         Refusal: the refusal of the protocol.
@@ -248,13 +248,13 @@ def _ends_by_now(request: Request) -> bool:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the body once more."""
+    """A `receive` that returns the body, which the edge has read, once more."""
     replayed = False
 
     async def receive_again() -> Message:
         nonlocal replayed
         if replayed:
-            return await receive()  # the next message is the client's leaving
+            return await receive()  # the next message says that the client left
         replayed = True
         return {"type": "http.request", "body": body, "more_body": False}
 
