@@ -1,18 +1,18 @@
-"""The row of a session, and what a presented refresh token means against it. Pure: no I/O, no clock.
+"""The row of a session, and the verdict on a refresh token that is presented. Pure: no I/O, no clock.
 
 A session is one row for its whole life (guarantee 5). Its refresh tokens form a chain of generations. Each is derived
 from the one before, so the row keeps only the digest of the newest one.
 
-The presented token against the row:
+The cases:
 
-1. It is the newest, and the session lives: rotate. One conditional UPDATE; the answer is derived and not stored.
-2. It is one generation older, within the retry window, and its successor is unused: retry. The same answer again.
-3. It is older otherwise: reuse. The session ends.
+1. The token is the newest, and the session lives: rotate, by one conditional UPDATE. The answer is derived, not stored.
+2. The token is one generation older, in the retry window, and its successor is unused: retry, with the same answer.
+3. The token is older otherwise: reuse. The session ends.
 4. The session is over: refused, with the reason.
-5. Anything else (another branch, or a database from a backup): refused, and nothing changes.
+5. All other tokens (of another branch, or newer than a database from a backup): refused, and nothing changes.
 
-The window begins at the rotation. It closes by itself when the successor is used, because the row then holds another
-digest. Generations are compared and never moments.
+The retry window begins at the rotation. A use of the successor closes the window, because the row then holds another
+digest. The order of tokens is their generation, and never a moment.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ class SessionRow:
     end_reason: Reason | None
     now: datetime
     has_key: bool = True
-    """Whether a key that is not retired could have made its refresh token. Read only where an operator looks."""
+    """Whether the key of its refresh token is not retired. Only `Reading.find` and `Reading.list` read this."""
 
     @classmethod
     def of(cls, row: Any, now: datetime, policy: Policy) -> SessionRow:
-        """A row under the policy in force: a shorter one holds at once, a longer one gives the session nothing."""
+        """A row under the policy in force. A shorter policy holds at once, and a longer one lengthens nothing."""
         absolute = min(row["absolute_expires_at"], row["created_at"] + policy.absolute_lifetime)
         return cls(
             id=row["id"],
@@ -82,11 +82,11 @@ class SessionRow:
             return "absolute_timeout"
         if self.idle_expires_at <= self.now:
             return "idle_timeout"
-        return None if self.has_key else "revoked_by_admin"  # its key was retired or deleted, which ended the session
+        return None if self.has_key else "revoked_by_admin"  # the retirement or deletion of its key ended the session
 
 
 class Granted(NamedTuple):
-    """The columns that a rotation returns, in this order and under the policy in force: all that an answer needs."""
+    """The columns that a rotation returns for the answer, in this order and under the policy in force."""
 
     token_digest: bytes
     id: UUID
@@ -118,10 +118,10 @@ def judge(row: SessionRow, presented: RefreshToken, key: RefreshKey | None) -> V
         key: the key that the row's token was derived under, or None if this process does not have it.
 
     Returns:
-        RETRY: the row's token is this one's successor, unused and within the window: the same answer again.
-        REUSE: an older generation otherwise: the session must end.
-        AGAIN: the token is the newest after all, and another transaction had locked the row.
-        REFUSED: another digest at this generation, or a generation that the row never saw: nothing changes.
+        RETRY: the row's token is the successor of this one, within the window: the same answer again.
+        REUSE: the generation is older otherwise: the session must end.
+        AGAIN: the token is the newest, but another transaction had locked the row: try again.
+        REFUSED: the digest is another one, or the generation is newer than the row: nothing changes.
         A reason: the session is over.
     """
     over = row.over()
@@ -136,5 +136,5 @@ def judge(row: SessionRow, presented: RefreshToken, key: RefreshKey | None) -> V
         return Verdict.REUSE
     if key is None or presented.successor(key).digest != row.token_digest:
         return Verdict.REFUSED
-    # An age below zero is a clock that stepped, and no reason to end a session.
+    # If a clock stepped, the age is below zero. A session must not end for that.
     return Verdict.RETRY if row.now - row.rotated_at < row.retry_window else Verdict.REUSE
