@@ -268,7 +268,7 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
 
     @property
     def waits_until(self) -> float:
-        """When this connection will be closed if no request comes (event loop's clock). Infinite while it serves one."""
+        """When this connection will be closed if no request comes (event loop's clock). Infinite while it serves."""
         timer = self._head_timer or self.timeout_keep_alive_task
         idle = self.cycle is None or self.cycle.response_complete
         return timer.when() if idle and timer is not None else math.inf

@@ -24,7 +24,7 @@ class Tokens:
     session_expires_at: datetime
 
     def body(self) -> dict[str, str | int]:
-        """The members of the answer (RFC 6749 section 5.1), and the session's deadlines. Durations are whole seconds."""
+        """The members of the answer (RFC 6749 section 5.1), and its deadlines. Durations are whole seconds."""
         return {
             "access_token": self.access_token,
             "token_type": "Bearer",
