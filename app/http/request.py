@@ -28,7 +28,7 @@ _REQUEST_ID = re.compile(rb"(?!.*(?:ktr_|eyJ))[A-Za-z0-9._-]{1,64}")
 _PROCESS = token_hex(10)
 _requests = count(1)
 
-_MAX_USER_AGENT = 256  # characters: the column `sessions.user_agent` takes no more
+_MAX_USER_AGENT = 256  # characters: the most that the column takes
 
 _Model = TypeVar("_Model", bound=BaseModel)
 

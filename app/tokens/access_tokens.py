@@ -205,8 +205,8 @@ def _parsed_header(segment: str) -> tuple[str, str]:
     """The key id and algorithm that a header names.
 
     Raises:
-        InvalidToken: Keyturn does not write such a header. Its own have three members: the type (RFC 8725 section
-            3.11), the algorithm and the key id. No other member may bring a key or a URL of one (section 3.10).
+        InvalidToken: Keyturn does not write such a header. Its own have three members: type, algorithm and key id. So
+            the type is right (RFC 8725 section 3.11), and no member brings a key or its URL (RFC 8725 section 3.10).
     """
     try:
         head = _members(from_base64url(segment))
