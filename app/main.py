@@ -72,7 +72,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         telemetry={"logs": False},
         redirect_slashes=False,
     )
-    # Not by an option: uvicorn's adds the prefix to every path, and FastAPI warns about its own, which only does this.
+    # Not an option: uvicorn's would add the prefix to every path, and FastAPI's sets this attribute with a warning.
     app.root_path = settings.root_path
     app.doors.add_to(app.router)
     app.exception_handler(Refusal)(_refused)
@@ -90,8 +90,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 def served() -> FastAPI:
     """`create_app` for a process that does nothing else, as `keyturn serve` starts it.
 
-    All objects that exist now live as long as the process, so the garbage collector may skip them. Otherwise, each of
-    its full rounds would keep every request waiting for tens of milliseconds.
+    All objects that exist now live as long as the process, so the garbage collector may skip them. Otherwise, each full
+    collection would keep every request waiting for tens of milliseconds.
     """
     app = create_app()
     gc.collect()
@@ -102,8 +102,8 @@ def served() -> FastAPI:
 class _Application(FastAPI):
     """FastAPI behind the edge and the fast door.
 
-    The two stand before FastAPI's whole stack and not among its middleware. There, the look-ups of telemetry and the
-    outer layers would cost each refresh a tenth of its time.
+    Both stand in front of FastAPI's whole stack, not among its middleware. Behind the outer layers and telemetry, each
+    refresh would take a tenth longer.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -111,28 +111,28 @@ class _Application(FastAPI):
         self.doors = Doors[Keyturn](_ENDPOINTS)
         self._front = Edge(super().__call__, fast=self.doors.fast)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, asgi_scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        scope["root_path"] = self.root_path
-        if self.root_path and "path" in scope:
-            self._prefix(scope)
-        await self._front(scope, receive, send)
+        asgi_scope["root_path"] = self.root_path
+        if self.root_path and "path" in asgi_scope:
+            self._prefix(asgi_scope)
+        await self._front(asgi_scope, receive, send)
 
-    def _prefix(self, scope: Scope) -> None:
+    def _prefix(self, asgi_scope: Scope) -> None:
         """Adds the root path to the path if a proxy has stripped it, so that all code after this finds it there.
 
         The root path may equal the beginning of an endpoint's path (``/auth``). So it counts as present only if the
         rest of the path begins like an endpoint's path.
         """
-        path: str = scope["path"]
+        path: str = asgi_scope["path"]
         prefix = self.root_path + "/"
         if not path.startswith(prefix) or path[len(prefix) :].split("/", 1)[0] not in _FIRST_SEGMENTS:
-            scope["path"] = self.root_path + path
-            scope["raw_path"] = self.root_path.encode() + (scope.get("raw_path") or b"")
+            asgi_scope["path"] = self.root_path + path
+            asgi_scope["raw_path"] = self.root_path.encode() + (asgi_scope.get("raw_path") or b"")
 
 
 def release() -> str:
-    """This release's version."""
+    """The version of this release."""
     try:
         return version("keyturn")
     except PackageNotFoundError:
@@ -140,7 +140,7 @@ def release() -> str:
 
 
 def _refused(request: Request, refusal: Refusal) -> Response:
-    """Renders a refusal, and notes it for the access line of the log, which has the private cause too."""
+    """Renders a refusal, and notes it for the line in the log, which has the private cause too."""
     OurRequest.of(request.scope).refusal = refusal
     return response(render(refusal))
 

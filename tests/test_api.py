@@ -16,11 +16,12 @@ from uuid import UUID, uuid4
 import httpx2
 import jwt
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from app.actors import SERVICE
 from app.keyturn import Keyturn
 from app.main import create_app
+from app.storage.tables import Session
 from app.tokens.access_tokens import MEDIA_TYPE
 from tests.conftest import NEW_PASSWORD as NEW
 from tests.conftest import PASSWORD, settings_of, time_passes
@@ -1064,3 +1065,15 @@ async def test_parallel_logins_and_a_logout_of_all_leave_no_session_half_ended(a
         if not live:
             refused(refreshed, 401, "invalid_grant", reason="logout_all", challenge=BARE)
     assert not await api.is_live(mine)
+
+
+async def test_a_session_keeps_the_user_agent_of_its_sign_in_without_tokens_and_cut(api: Api) -> None:
+    del api.client.headers["user-agent"]
+    sent: list[bytes | None] = [None, "Browser/1 (é)".encode("latin-1"), b"x" * 300, f"Shop/1 ktr_{'A' * 84}".encode()]
+    for value in sent:
+        fields = {} if value is None else {b"User-Agent": value}
+        answer = await api.client.post("/auth/login", json={"email": ADA, "password": PASSWORD}, headers=fields)
+        assert answer.status_code == 200, answer.text
+    async with api.keyturn.db.look() as connection:
+        stored = (await connection.scalars(select(Session.user_agent).order_by(Session.id))).all()
+    assert stored == [None, "Browser/1 (é)", "x" * 256, "Shop/1 [redacted]"]

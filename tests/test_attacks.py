@@ -36,7 +36,7 @@ from sqlalchemy import make_url
 from app.actors import SERVICE
 from app.errors import InvalidToken, TemporarilyUnavailable
 from app.keyturn import Keyturn
-from app.revocation.lifetimes import REMEMBERED_FOR, SETTLES_IN
+from app.revocation.lifetimes import KNOWN_TO_ALL_IN, REMEMBERED_FOR
 from tests.conftest import CHEAP, PASSWORD, SECRET, a_user
 from tests.servers import Redis
 from tests.service import Service
@@ -228,7 +228,7 @@ async def test_a_network_that_loses_one_packet_in_ten_ends_no_session_and_revive
                     answers = await asyncio.gather(*(verify(client, each, tokens["access_token"]) for each in services))
                     said.update(f"ended session verified: {answer.status_code}" for answer in answers)
                     assert not [answer for answer in answers if answer.status_code not in {401, 503}]
-                    await asyncio.sleep(SETTLES_IN.total_seconds() / 10)
+                    await asyncio.sleep(KNOWN_TO_ALL_IN.total_seconds() / 10)
 
             stop = asyncio.Event()
             to_postgres.loses = to_redis.loses = True

@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
+import httpx2
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import insert, select
 
 from app.actors import SERVICE, Actor
 from app.errors import Conflict, InvalidGrant, InvalidToken, NotFound, Refusal, TemporarilyUnavailable
 from app.keyturn import Keyturn
+from app.log import REDACTED
 from app.sessions.answers import Tokens
-from app.storage.tables import Event, uuid7
-from tests.conftest import PASSWORD, a_user, time_passes
+from app.storage.tables import Event, Session, uuid7
+from tests.conftest import CHEAP, PASSWORD, SECRET, Opener, a_user, time_passes
+from tests.service import Service
 
 ROOT = Actor("administrator", "root", "192.0.2.7", "request-7")
 
@@ -279,3 +283,43 @@ async def test_the_events_of_one_transaction_keep_their_order(keyturn: Keyturn) 
         await keyturn.keys.replace(by=SERVICE)
         listed = [event["event"] for event in await keyturn.events.list(limit=4)]
         assert listed == ["key_generated", "key_generated", "key_retired", "key_retired"]
+
+
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)  # SQLite takes a text of any length
+async def test_an_address_from_a_proxy_is_stored_without_tokens_and_cut_and_never_stops_a_change(
+    open_keyturn: Opener, database_url: str, logs: Path
+) -> None:
+    values = {"database_url": database_url, "redis_url": "none", "secret": SECRET, "registration": "true"}
+    values |= {"issuer": "https://auth.example.com", "trusted_proxies": "127.0.0.1", **CHEAP}
+    environment = {f"KEYTURN_{name.upper()}": value for name, value in values.items()}
+    account, token = {"email": "ada@example.com", "password": PASSWORD}, f"ktr_{'A' * 84}"
+
+    def drive() -> None:
+        with Service.start(environment, logs=logs) as service, httpx2.Client(base_url=service.url) as client:
+
+            def post(path: str, body: dict[str, str], expected: int, address: str = "a" * 100) -> dict[str, Any]:
+                answer = client.post(f"/auth/{path}", json=body, headers={"X-Forwarded-For": address})
+                assert answer.status_code == expected, answer.text
+                return cast("dict[str, Any]", answer.json() if answer.content else {})
+
+            post("register", account, 201)
+            first = post("login", account, 200)["refresh_token"]
+            second = post("refresh", {"refresh_token": first}, 200)["refresh_token"]
+            post("refresh", {"refresh_token": second}, 200)
+            assert post("refresh", {"refresh_token": first}, 401)["reason"] == "reuse_detected"
+            other = post("login", account, 200, address=token)["refresh_token"]
+            post("logout", {"refresh_token": other}, 204)
+
+    await asyncio.to_thread(drive)
+    async with open_keyturn() as keyturn:
+        events = await events_of(keyturn)
+        async with keyturn.db.look() as connection:
+            addresses = (await connection.scalars(select(Session.address).order_by(Session.id))).all()
+    assert [(e["event"], e["reason"], e["address"]) for e in events] == [
+        ("user_created", None, "a" * 64),
+        ("session_started", None, "a" * 64),
+        ("session_ended", "reuse_detected", "a" * 64),
+        ("session_started", None, REDACTED),
+        ("session_ended", "logout", "a" * 64),
+    ]
+    assert addresses == ["a" * 64, REDACTED]

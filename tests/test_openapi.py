@@ -14,13 +14,20 @@ from typing import Any, get_args
 import pytest
 import requests
 import schemathesis
+from fastapi import FastAPI
 from hypothesis import HealthCheck, given, settings
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
+from pydantic import BaseModel
 from schemathesis import Case, GenerationMode
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
 from app.errors import Reason
+from app.http.answers import NO_CONTENT, Answer
+from app.http.bodies import FORM, JSON
+from app.http.doors import Doors
+from app.http.endpoints import Endpoint
+from app.http.request import Request
 from app.main import create_app
 from app.settings import read
 from tests.conftest import CHEAP, PASSWORD, SECRET
@@ -325,3 +332,24 @@ def test_a_random_client_gets_only_documented_answers(
     holds()
     assert statuses
     assert max(statuses) < 500
+
+
+def test_the_document_says_form_for_each_path_under_which_the_edge_reads_forms() -> None:
+    class Content(BaseModel):
+        grant_type: str
+
+    async def token(_: None, _request: Request) -> Answer:
+        return NO_CONTENT
+
+    async def other(_: None, _request: Request) -> Answer:
+        return NO_CONTENT
+
+    app = FastAPI()
+    endpoints = [
+        Endpoint("POST", "/oauth/token", token, tag="auth", body=Content),
+        Endpoint("POST", "/auth/oauth/token", other, tag="auth", body=Content),
+    ]
+    Doors[None](endpoints).add_to(app.router)
+    paths = app.openapi()["paths"]
+    types = {path: list(paths[path]["post"]["requestBody"]["content"]) for path in paths}
+    assert types == {"/oauth/token": [FORM], "/auth/oauth/token": [JSON]}

@@ -1,4 +1,4 @@
-"""The line in the log that each request leaves."""
+"""The line in the log for each request."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MAX_LOGGED_PATH = 256
 
 
 def _loggable(path: str) -> str:
-    """The path, or the method: cut, without tokens, however often they were percent-encoded."""
+    """A path or method for the log: cut, and without tokens, even if they were percent-encoded several times."""
     shown = plain = log.redact_tokens(path)[:_MAX_LOGGED_PATH]
     while "%" in plain and (further := unquote(plain)) != plain:
         plain = further
@@ -24,17 +24,23 @@ def _loggable(path: str) -> str:
     return shown if redacted == plain else redacted
 
 
-def write(scope: Scope, request: Request, status: int | None, seconds: float) -> None:
-    """Writes the line as structlog would, at a tenth of the cost, because each request pays it.
+def write(asgi_scope: Scope, request: Request, status: int | None, seconds: float) -> None:
+    """Writes the line for a request. Each request pays for it, so this takes a tenth of structlog's time.
 
-    The path is that of the connection's request, also where a proxy asks about another one.
+    If a proxy asks about its client's request, the line has the path of the proxy's request.
+
+    Args:
+        asgi_scope: the scope as it came.
+        request: the request with its notes.
+        status: the status of the answer, or None if no answer was sent.
+        seconds: the duration of the request.
     """
     if log.least > logging.INFO:
         return
-    path: str = scope["path"]
+    path: str = asgi_scope["path"]
     line_start = _line_start if len(path) <= _MAX_LOGGED_PATH else _line_start.__wrapped__  # the cache stays small
     line = (
-        f"{line_start(scope['method'], path)}"
+        f"{line_start(asgi_scope['method'], path)}"
         f'{"null" if status is None else status}, "duration_ms": {seconds * 1000:.3f}, '
         f'"client": {_quoted_client(request.client) if request.client else "null"}'
     )

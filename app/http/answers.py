@@ -1,4 +1,4 @@
-"""An answer that is whole."""
+"""Whole answers: status, header fields and body."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from ..errors import Refusal
 
 Fields = Sequence[tuple[bytes, bytes]]
-"""Header fields, as ASGI has them: names in lower case."""
+"""Header fields in the form of ASGI: names are in lower case."""
 
 Answer = tuple[int, Fields, bytes]
 """Status, header fields and body."""
@@ -32,12 +32,12 @@ def of_model(model: BaseModel, more: Fields = (), *, status: int = 200, exclude_
 
 
 def render(refusal: Refusal) -> Answer:
-    """A refusal as it goes out."""
+    """The answer that a refusal gives."""
     fields, body = _rendered(tuple(refusal.body().items()), tuple(refusal.headers().items()))
     return refusal.status, fields, body
 
 
-@lru_cache(maxsize=1024)  # nothing in it comes from the request, so there are a few dozen
+@lru_cache(maxsize=1024)  # nothing in a refusal comes from the request, so there are a few dozen
 def _rendered(members: tuple[tuple[str, str], ...], more: tuple[tuple[str, str], ...]) -> tuple[Fields, bytes]:
     body = json.dumps(dict(members), separators=(",", ":")).encode()
     fields = [("content-type", "application/json"), ("content-length", str(len(body))), *more]

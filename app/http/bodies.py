@@ -12,7 +12,15 @@ from pydantic import BaseModel, ValidationError
 from ..errors import InvalidRequest, UnsupportedMediaType
 
 ABSENT = object()
-"""What stands for the value of a body that is empty or that no endpoint reads."""
+"""The value of a body that is empty or that no endpoint reads."""
+
+JSON, FORM = "application/json", "application/x-www-form-urlencoded"
+
+FORMS_UNDER = "/oauth/"
+"""Under this prefix of the path, bodies are forms (RFC 6749 section 3.2). Under all other paths they are JSON.
+
+The edge reads each body by this rule, and the OpenAPI document says the same.
+"""
 
 MAX_DEPTH = 32
 """Levels of arrays and objects in a JSON body."""
@@ -24,8 +32,8 @@ MAX_DIGITS = 64
 """Characters of a number in a JSON body."""
 
 # Ignore parameters that the media type does not define (RFC 9110 section 8.3, RFC 8259 section 11). `charset` is one
-# of them. But a client that names another charset than UTF-8 writes other characters. So accept it only where the body
-# is ASCII, which has the same bytes in all charsets named here.
+# of them. But if a client names a charset other than UTF-8, its bytes may mean other characters. So accept such a
+# charset only if the body is ASCII, whose bytes mean the same in all charsets named here.
 _PARAMETERS = rb"""
     (?: [ \t]*+ ; [ \t]*+
         (?: charset = ("?) (?: utf-?8 | (us-ascii | iso-8859-[0-9]{1,2} | windows-125[0-9]) ) \1 (?![^ \t;])
@@ -37,10 +45,10 @@ _FORM = re.compile(rb"application/x-www-form-urlencoded" + _PARAMETERS, re.IGNOR
 
 
 def read_json(fields: Mapping[bytes, bytes], headers: Iterable[tuple[bytes, bytes]], body: bytes) -> object:
-    """The value of a body that is JSON without a content coding.
+    """The value of a JSON body without a content coding.
 
     Raises:
-        UnsupportedMediaType: the header fields say that it is anything else.
+        UnsupportedMediaType: the header fields name another media type or charset, or a content coding.
         InvalidRequest: as `parse_json`.
     """
     if b"content-encoding" in fields:
@@ -52,10 +60,10 @@ def read_json(fields: Mapping[bytes, bytes], headers: Iterable[tuple[bytes, byte
 
 
 def check_form(fields: Mapping[bytes, bytes], headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
-    """Checks that a body is a form without a content coding. Its escapes are not looked at.
+    """Checks that a body is a form without a content coding. The caller checks the escapes.
 
     Raises:
-        UnsupportedMediaType: it is anything else.
+        UnsupportedMediaType: the header fields name another media type or charset, or a content coding.
     """
     _check_coding(headers)
     if not _is_of_type(_FORM, fields.get(b"content-type", b""), body):
@@ -77,13 +85,13 @@ def _is_of_type(wanted: re.Pattern[bytes], media_type: bytes, body: bytes) -> bo
 
 
 def parse_json(body: bytes) -> object:
-    """The value of a JSON text (RFC 8259), strictly: what two parsers could read differently is refused.
+    """The value of a JSON text (RFC 8259). A text that two parsers could read differently is refused.
 
-    UTF-8 without byte order mark, no duplicate names, no lone surrogates, no NaN or infinity, ``MAX_DEPTH``,
-    ``MAX_MEMBERS``, ``MAX_DIGITS``.
+    So the text must be UTF-8 without byte order mark. Duplicate names, lone surrogates, NaN and infinity are refused.
+    `MAX_DEPTH`, `MAX_MEMBERS` and `MAX_DIGITS` are the limits.
 
     Raises:
-        InvalidRequest: it is anything else.
+        InvalidRequest: the body breaks one of these rules.
     """
     if plain := _PLAIN_OBJECT.fullmatch(body):
         return {plain[1].decode(): plain[2].decode()}
@@ -93,14 +101,14 @@ def parse_json(body: bytes) -> object:
         if b"\\ud" in body or b"\\uD" in body:
             # UTF-8 has no form for surrogates, so only an escape makes one (RFC 8259 section 8.2).
             json.dumps(value, ensure_ascii=False).encode()
-    except ValueError:  # UnicodeError and JSONDecodeError, which holds the text: not passed on, not even as a context
+    except ValueError:  # the error holds the text, so it must not become the context of the refusal
         pass
     else:
         return value
     raise _bad_json("not JSON in UTF-8")
 
 
-# One member whose value is a string without escapes, as most bodies are: the parser could only say the same.
+# Most bodies have one member, whose value is a string without escapes. For these, the parser would give the same value.
 _PLAIN_OBJECT = re.compile(
     rb'[ \t\r\n]*\{[ \t\r\n]*"([a-z_]+)"[ \t\r\n]*:[ \t\r\n]*"([A-Za-z0-9_.-]*)"[ \t\r\n]*\}[ \t\r\n]*'
 )
@@ -113,15 +121,16 @@ def _bad_json(cause: str) -> InvalidRequest:
     )
 
 
-# No quantifier gives back what it took, and an unclosed string runs to the end: one pass over any input.
+# All quantifiers are possessive, and an unclosed string matches to the end. So the pattern passes over any input once.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 _BRACKET = re.compile(rb"[\[\]{}]")
 
 
 def _check_structure(body: bytes) -> None:
-    """Refuses what is too deep or has too many parts, before the parser, which recurses, sees it.
+    """Refuses a body that is too deep or has too many parts. The parser recurses, so this check comes first.
 
-    Where text is JSON, strings are where the parser sees them; where it stops being JSON, the parser stops.
+    1. If the text is JSON, this function and the parser find the same strings.
+    2. If the text stops being JSON at some place, the parser stops there too.
     """
     if body.count(b"{") + body.count(b"[") <= MAX_DEPTH and body.count(b",") < MAX_MEMBERS:
         return
@@ -172,7 +181,7 @@ _PLAIN_NAME = re.compile(r"[a-z]{1,16}(?:_[a-z]{1,16}){0,3}", re.ASCII)
 def not_as_modelled(model: type[BaseModel], value: object, error: ValidationError) -> InvalidRequest:
     """The refusal of a body that does not fit its model: names the field and never its value.
 
-    The name of an unknown field is input too, so only a plain word is repeated.
+    The name of an unknown field comes from the client too, so only a plain word is repeated.
     """
     if value is ABSENT or value is None:
         kind, where = "missing", []

@@ -19,12 +19,15 @@ _warned_at = -math.inf  # seconds on the event loop's clock
 
 
 def make_room(newcomer: KeyturnHttpProtocol, most: int) -> None:
-    """Keeps the connections below the limit of open files, at which the kernel would reset each newcomer unasked.
+    """Keeps the connections below the limit of open files. At that limit, the kernel would reset each new connection.
 
-    1. Connections that wait for a request are closed first, a sixteenth of them at once: from the one that would be
-       closed soonest anyway.
-    2. Where none waits, the newcomer is refused.
-    3. Where too many are being refused, the newcomer is cut off.
+    1. If connections wait for a request, a sixteenth of them is closed. First are those that would time out soonest.
+    2. If no connection waits for a request, the new connection is refused.
+    3. If too many connections are being refused, the new connection is aborted.
+
+    Args:
+        newcomer: the new connection.
+        most: how many connections the process may keep open.
     """
     others = [
         cast("KeyturnHttpProtocol", each)

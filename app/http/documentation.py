@@ -1,4 +1,4 @@
-"""How refusals stand in the OpenAPI document."""
+"""Refusals in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _codes(of: type[Refusal]) -> Iterator[str]:
 
 
 def word(description: str, *words: str) -> WithJsonSchema:
-    """The schema of a word in an answer: a string, because an enum would break a client at the first word added."""
+    """The schema of a word in an answer. Its type is string: an enum would break clients when a release adds a word."""
     listed = ", ".join(f"`{one}`" for one in words)
     return WithJsonSchema(
         {"type": "string", "description": f"{description} At present {listed}; later releases may add others."}
@@ -74,10 +74,10 @@ def refused(*classes: type[Refusal]) -> dict[int | str, dict[str, Any]]:
 
 
 def documented(document: dict[str, Any]) -> dict[str, Any]:
-    """FastAPI's OpenAPI document as the service is.
+    """FastAPI's OpenAPI document, corrected to what the service does.
 
-    Refusals have the one shape, there is no 422, and no refusal of the edge is left out. Each operation says whether it
-    takes a token, because tools read silence as a mistake.
+    All refusals have one form, no answer has status 422, and the refusals of the edge are added. Each operation says
+    whether it takes a token, because tools report an operation that does not say so.
     """
     schemas = document["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):

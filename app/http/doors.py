@@ -1,7 +1,7 @@
 """The two doors through which a request comes to its endpoint: the fast one and FastAPI's.
 
 The doors differ in how they find the endpoint, and in nothing else: both call its `answer` with the same request.
-FastAPI's matching alone costs a request more than the rest of the way. So plain requests take the fast door, and
+FastAPI's matching alone costs more than all other work on a request. So plain requests take the fast door, and
 FastAPI gets all others: those with another path or method, with a query, or with a header field that is not plain.
 """
 
@@ -18,6 +18,7 @@ from pydantic.json_schema import SkipJsonSchema
 from starlette import requests
 
 from .answers import Answer
+from .bodies import FORM, FORMS_UNDER, JSON
 from .documentation import refused
 from .endpoints import Endpoint, Parts
 from .request import Request
@@ -35,7 +36,7 @@ _OF_PROXIES = (
     b"via x-forwarded-for x-forwarded-host x-forwarded-port x-forwarded-prefix x-forwarded-proto x-forwarded-scheme "
     b"x-forwarded-server x-real-ip x-scheme cdn-loop"
 )
-# What proxies tell the endpoint for proxies about their client's request: Traefik, Caddy, nginx, ingress-nginx, Envoy.
+# Traefik, Caddy, nginx, ingress-nginx and Envoy describe their client's request to the endpoint for proxies by these.
 _OF_FORWARD_AUTH = (
     b"x-forwarded-method x-forwarded-uri x-original-method x-original-uri x-original-url x-original-remote-addr "
     b"x-auth-request-redirect x-sent-from x-envoy-expected-rq-timeout-ms x-envoy-internal x-envoy-attempt-count "
@@ -68,7 +69,7 @@ class Doors(Generic[Parts]):
         }
 
     def fast(self, request: Request) -> Awaitable[Answer] | None:
-        """The fast door: the answer to come, or None where the request has to take FastAPI's door."""
+        """The fast door. Returns the awaitable answer, or None if the request has to take FastAPI's door."""
         answer = self._fast.get((request.method, request.path))
         if answer is None or request.query or not request.fields.keys() <= PLAIN_FIELDS:
             return None
@@ -79,7 +80,7 @@ class Doors(Generic[Parts]):
         router.route_class = _Route
         for endpoint in self._endpoints:
             handler = self._handler(endpoint)
-            # FastAPI documents a route once for each method. So a route that is not documented serves them all.
+            # FastAPI documents a route once for each method. So an undocumented route serves the further methods.
             if endpoint.any_method or endpoint.method == "GET":
                 methods = [] if endpoint.any_method else ["GET", "HEAD"]
                 router.add_api_route(
@@ -89,7 +90,7 @@ class Doors(Generic[Parts]):
                     include_in_schema=False,
                     generate_unique_id_function=_name,  # FastAPI's own ids begin with a method
                 )
-            # FastAPI warns about a good answer that stands among the other answers without need.
+            # Leave the good answer out where it has no header fields, because FastAPI warns about the needless entry.
             good: dict[int | str, dict[str, Any]] = (
                 {endpoint.status: {"headers": dict(endpoint.response_headers)}} if endpoint.response_headers else {}
             )
@@ -136,7 +137,7 @@ def _documented(endpoint: Endpoint[Any]) -> inspect.Signature:
         several = Annotated[list[str] | SkipJsonSchema[None], Query(description=each.description)]
         annotations[each.name] = (several, None)
     if endpoint.body is not None:
-        body = Body(media_type=endpoint.media_type)
+        body = Body(media_type=FORM if endpoint.path.startswith(FORMS_UNDER) else JSON)
         annotations["body"] = (
             (Annotated[endpoint.body | None, body], None)
             if endpoint.body_is_optional
@@ -151,7 +152,7 @@ def _documented(endpoint: Endpoint[Any]) -> inspect.Signature:
 
 
 def response(answer: Answer) -> Response:
-    """An answer, as FastAPI's routes and handlers give it."""
+    """An answer in the type that FastAPI's routes and handlers return."""
     status, fields, body = answer
     given = Response(body, status)
     given.raw_headers = list(fields)

@@ -1,7 +1,7 @@
-"""The edge: what every HTTP request passes first and every answer last.
+"""The edge: every HTTP request passes it first, and every answer passes it last.
 
-The edge stands in front of the application. So an endpoint sees only requests that are whole, bounded and well-formed,
-and each request gets one answer in the one shape and one line in the log, whatever happens behind the edge.
+The edge stands in front of the application. So an endpoint sees only requests that are whole, bounded and well-formed.
+Each request gets one answer and one line in the log, even if the application fails.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .. import log
 from ..errors import ContentTooLarge, InvalidRequest, Refusal, RequestTimeout, refusal_of
 from . import access_line
 from .answers import Answer, Fields, render
-from .bodies import check_form, read_json
+from .bodies import FORMS_UNDER, check_form, read_json
 from .heads import VERIFY, asked_by_proxy, check_escaped, check_head
 from .request import KEY, Request
 
@@ -35,12 +35,11 @@ class Edge:
     """ASGI middleware: limits, strict bodies, request id, the one error shape, one line in the log for each request.
 
     Args:
-        app: the application. It is never cancelled when a client leaves.
-        fast: gives the answer of a request that needs no application; None for a request that does.
+        app: the application. The edge does not cancel a request whose client leaves.
+        fast: returns the answer to a request, or None if the application has to answer.
         max_body: bytes of a body.
         max_header: bytes of request line and header fields.
         body_timeout: from the end of the header fields to the end of the body.
-        forms: path prefixes under which bodies are forms instead of JSON.
     """
 
     def __init__(
@@ -51,37 +50,35 @@ class Edge:
         max_body: int = 64 * 1024,
         max_header: int = 64 * 1024,
         body_timeout: timedelta = timedelta(seconds=10),
-        forms: tuple[str, ...] = ("/oauth/",),
     ) -> None:
         self._app = app
         self._fast = fast
         self._max_body = max_body
         self._max_header = max_header
         self._body_timeout = body_timeout.total_seconds()
-        self._forms = forms
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, asgi_scope: Scope, receive: Receive, send: Send) -> None:
         """Serves a request. Never raises."""
-        if scope["type"] == "http":
-            await self._http(scope, receive, send)
-        elif scope["type"] == "websocket":
+        if asgi_scope["type"] == "http":
+            await self._http(asgi_scope, receive, send)
+        elif asgi_scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
-            await self._app(scope, receive, send)
+            await self._app(asgi_scope, receive, send)
 
-    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _http(self, asgi_scope: Scope, receive: Receive, send: Send) -> None:
         started = perf_counter()
-        request: Request = scope.get(KEY) or Request.of(scope)
-        request.read_head(scope)
+        request: Request = asgi_scope.get(KEY) or Request.of(asgi_scope)
+        request.read_head(asgi_scope)
         log.request_in_hand.set((request.id, request.client))
         outgoing = _Outgoing(send, request)
         try:
-            asked = asked_by_proxy(scope) if request.path.startswith(VERIFY) else None
+            asked = asked_by_proxy(asgi_scope) if request.path.startswith(VERIFY) else None
             if asked is None:
-                # Read first, so that the connection can go on after a refusal in which the framing has no part.
-                body = await self._read(request, scope, receive)
+                # The body is read before the head is checked. So a refusal of the head need not close the connection.
+                body = await self._read(request, asgi_scope, receive)
                 outgoing.request_is_read = True
-                check_head(request, scope, self._max_header)
+                check_head(request, asgi_scope, self._max_header)
                 if body and request.method in _WITH_CONTENT:
                     self._read_content(request, body)
             else:
@@ -90,7 +87,7 @@ class Edge:
                 check_head(request, asked, self._max_header, at_verify=True)
             answering = self._fast(request)
             if answering is None:
-                await self._app(asked or scope, receive if body is None else _replay(body, receive), outgoing)
+                await self._app(asked or asgi_scope, receive if body is None else _replay(body, receive), outgoing)
                 outgoing.check_begun()
             else:
                 answer = await answering
@@ -101,17 +98,17 @@ class Edge:
             await outgoing.whole(render(refusal))
         except _Gone:
             request.note(cause="the client left")
-        except Exception as e:  # noqa: BLE001  # nothing gets out: no one behind this can give an answer
+        except Exception as e:  # noqa: BLE001  # the server that would get the exception has no answer of this form
             log.get_logger().error("exception", exc_info=True)
             request.refusal = refusal_of(e)
             await outgoing.whole(render(request.refusal))
         finally:
-            access_line.write(scope, request, outgoing.status, perf_counter() - started)
-            # Break the reference cycles here (request → wire → scope → request, refusal → traceback → frame → request),
-            # so that the request is freed at once and not by the garbage collector.
+            access_line.write(asgi_scope, request, outgoing.status, perf_counter() - started)
+            # Break the reference cycles, so that the request is freed at once and not by the garbage collector. One is
+            # request → wire → scope → request, the other refusal → traceback → frame → request.
             request.wire = request.refusal = request.malformed = None
 
-    def _body_is_announced(self, request: Request, scope: Scope) -> bool:
+    def _body_is_announced(self, request: Request, asgi_scope: Scope) -> bool:
         """Whether a body comes, by its framing (RFC 9112 section 6.3).
 
         Raises:
@@ -121,9 +118,9 @@ class Edge:
             raise request.malformed
         length = request.fields.get(b"content-length")
         coding = request.fields.get(b"transfer-encoding")
-        # llhttp frames by the last coding alone. Where another coding stands before it, or in HTTP/1.0, two parsers
-        # may disagree about the end of the request (RFC 9112 section 6.1).
-        if coding is not None and (coding.strip(b" \t").lower() != b"chunked" or scope["http_version"] == "1.0"):
+        # llhttp frames by the last coding alone. If another coding stands before it, or in HTTP/1.0, two parsers may
+        # disagree about the end of the request (RFC 9112 section 6.1).
+        if coding is not None and (coding.strip(b" \t").lower() != b"chunked" or asgi_scope["http_version"] == "1.0"):
             raise InvalidRequest("Transfer-Encoding other than chunked, or in HTTP/1.0")
         if length is not None:
             digits = length if length.isdigit() else length.strip(b" \t")
@@ -135,14 +132,14 @@ class Edge:
                 raise ContentTooLarge("Content-Length")
         return length is not None or coding is not None
 
-    async def _read(self, request: Request, scope: Scope, receive: Receive) -> bytes | None:
-        """The whole body; None where none is announced.
+    async def _read(self, request: Request, asgi_scope: Scope, receive: Receive) -> bytes | None:
+        """The whole body, or None if none is announced.
 
         Raises:
             Refusal: 400, 408 or 413.
             _Gone: the client left.
         """
-        if not self._body_is_announced(request, scope):
+        if not self._body_is_announced(request, asgi_scope):
             return None
         if request.wire is not None and (whole := request.take_body()) is not None:
             if len(whole) > self._max_body:
@@ -171,7 +168,7 @@ class Edge:
         Raises:
             Refusal: 400 or 415.
         """
-        if request.path.startswith(self._forms):
+        if request.path.startswith(FORMS_UNDER):
             check_form(request.fields, request.headers, body)
             check_escaped(body, "form")
         else:
@@ -196,7 +193,7 @@ class _Outgoing:
                 break
         else:
             marked.append(_NO_STORE)
-        if not self.request_is_read:  # the bytes still to come are no request: RFC 9112 section 9.3
+        if not self.request_is_read:  # the next bytes are of this request, not of a new one: RFC 9112 section 9.3
             marked.append((b"connection", b"close"))
         return marked
 
@@ -208,7 +205,7 @@ class _Outgoing:
         await self._send(message)
 
     def at_once(self, answer: Answer) -> bool:
-        """Sends a whole answer by the wire's shorter way. False, with nothing sent, where there is no such way."""
+        """Sends a whole answer by `Request.respond`. Returns False, with nothing sent, if that is not possible."""
         request = self._request
         if request.wire is None or not self.request_is_read or self.status is not None:
             return False
@@ -219,9 +216,9 @@ class _Outgoing:
         return True
 
     async def whole(self, answer: Answer) -> None:
-        """Sends a whole answer, unless another has begun: that one stays cut off, so that no client takes it as whole.
+        """Sends a whole answer by `at_once`, or else by ASGI's `send`.
 
-        ASGI's way is taken where the wire has no shorter one.
+        If another answer has begun, sends nothing. The other stays cut off, so that no client takes it for whole.
         """
         if self.status is not None or self.at_once(answer):
             return
@@ -230,13 +227,13 @@ class _Outgoing:
         await self({"type": "http.response.body", "body": body})
 
     def check_begun(self) -> None:
-        """Raises RuntimeError where the application gave no answer."""
+        """Raises RuntimeError if the application gave no answer."""
         if self.status is None:
             raise RuntimeError("the application gave no answer")
 
 
 def _ends_by_now(request: Request) -> bool:
-    """Whether nothing of a request whose body is not read is still to come. Waits for nothing.
+    """Whether the whole request has arrived, if its body is not read. Does not wait for the client.
 
     Raises:
         Refusal: the refusal of the protocol.
@@ -251,13 +248,13 @@ def _ends_by_now(request: Request) -> bool:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the body once more."""
+    """A `receive` that returns the body, which the edge has read, once more."""
     replayed = False
 
     async def receive_again() -> Message:
         nonlocal replayed
         if replayed:
-            return await receive()  # the next message is the client's leaving
+            return await receive()  # the next message says that the client left
         replayed = True
         return {"type": "http.request", "body": body, "more_body": False}
 

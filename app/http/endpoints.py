@@ -28,8 +28,8 @@ class QueryParameter:
 class Endpoint(Generic[Parts]):
     """An endpoint, as it is served and as it is documented.
 
-    Whatever is decided about a request (credentials, the form of its body, the notes for the log) is decided in
-    `answer`. So no door can pass it by.
+    `answer` makes every decision about a request: credentials, the form of its body, the notes for the log. So neither
+    door can leave a decision out.
     """
 
     method: str
@@ -49,8 +49,6 @@ class Endpoint(Generic[Parts]):
     body: type[BaseModel] | None = None
     """The model of the request's body, for the document; `answer` reads it by `Request.content`."""
     body_is_optional: bool = False
-    media_type: str = "application/json"
-    """The media type of the request's body, for the document."""
     credentials: Literal["none", "optional bearer", "bearer"] = "none"
     """The credentials that the document asks for; `answer` reads them by `Request.bearer`."""
     query: tuple[QueryParameter, ...] = ()
@@ -59,7 +57,7 @@ class Endpoint(Generic[Parts]):
     responses: Mapping[int | str, dict[str, Any]] = field(default_factory=dict)
     """Further answers, for the document."""
     any_method: bool = False
-    """Whether each method of HTTP is served, also those that no standard knows (RFC 9110 section 9.1)."""
+    """Whether every method is served, also a method that no standard defines (RFC 9110 section 9.1)."""
     fast: bool = False
     """Whether plain requests take the fast door."""
 

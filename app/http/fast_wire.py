@@ -1,6 +1,7 @@
-"""The wire to a client: whole bodies in and whole answers out in few steps, and an end that the client gets to see.
+"""The fast wire to a client: it reads whole bodies and writes whole answers in few steps.
 
-The fast wire reaches into uvicorn's own objects. So it is used only under the minor version that it was written for.
+`FastRequest` reaches into uvicorn's own objects. So it is used only under the minor version that it was written for.
+`Lingering` ends a connection so that the client can read the last answer.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _WRITTEN_FOR = "0.54."
 
 @cache
 def usable(version: str = uvicorn.__version__) -> bool:
-    """Whether the fast wire knows this version of uvicorn. Says so once in the log where it does not."""
+    """Whether `FastRequest` was written for this version of uvicorn. If not, one line in the log says so."""
     known = version.startswith(_WRITTEN_FOR)
     if not known:
         log.get_logger().warning("fast_wire_off", uvicorn=version, written_for=_WRITTEN_FOR + "*")
@@ -33,14 +34,14 @@ def usable(version: str = uvicorn.__version__) -> bool:
 
 
 class FastRequest(Request):
-    """A request whose `wire` is uvicorn's own object, by a shorter way than ASGI's `receive` and `send`."""
+    """A request that uses uvicorn's own object (`wire`) instead of ASGI's `receive` and `send`."""
 
     __slots__ = ()
 
     wire: RequestResponseCycle | None
 
     def take_body(self) -> bytes | None:
-        """The request's body, if it is whole by now, as ``receive`` would have given it."""
+        """The body as ``receive`` would return it. None if the body is not whole yet."""
         cycle = self.wire
         if cycle is None or cycle.more_body:
             return None
@@ -49,9 +50,10 @@ class FastRequest(Request):
         return body
 
     def respond(self, status: int, fields: Fields, body: bytes) -> bool:
-        """Sends a whole answer at once, as two calls of ``send`` would, without their checks of our own field names.
+        """Sends a whole answer in one write, where ASGI takes two calls of ``send``.
 
-        False, with nothing done, where the client is slow or gone.
+        Header fields are not checked, because all come from Keyturn. Returns False, with nothing done, if the client is
+        slow or gone.
         """
         cycle = self.wire
         if cycle is None or cycle.response_started or cycle.disconnected or cycle.flow.write_paused:
@@ -73,11 +75,11 @@ class FastRequest(Request):
 
 
 class Lingering:
-    """The transport, which joins writes and lets a client see the refusal before the end.
+    """A transport that joins writes, and that lets a client read a refusal before the connection ends.
 
-    The head of an answer waits for the body that comes just after it, so that both are one segment and one system call.
-    While the client is still sending, ``close`` ends our side only. Otherwise the kernel would answer the unread bytes
-    with a reset, which may overtake the refusal (RFC 9112 section 9.6).
+    The head of an answer waits for the body that follows it. So both go out in one segment, by one system call. While
+    the client is still sending, ``close`` ends only the direction to the client. Otherwise the kernel would answer the
+    unread bytes with a reset, which may overtake the refusal (RFC 9112 section 9.6).
     """
 
     def __init__(self, transport: asyncio.Transport, protocol: KeyturnHttpProtocol) -> None:
@@ -99,7 +101,7 @@ class Lingering:
 
     def _send_held(self) -> None:
         held, self._held = self._held, b""
-        # After a reset by the client the event loop has closed the transport, maybe before the protocol hears of it.
+        # If the client reset the connection, the event loop closed the transport, maybe before it told the protocol.
         if held and not self._transport.is_closing():
             self._transport.write(held)
 
@@ -111,13 +113,13 @@ class Lingering:
         """Ends the connection, and lets a client that still sends read the answer first."""
         self._send_held()
         protocol = self._protocol
-        unread = protocol._deaf or (protocol.cycle is not None and protocol.cycle.more_body)  # noqa: SLF001
+        unread = protocol.ignores_input or (protocol.cycle is not None and protocol.cycle.more_body)
         if self._closing or not unread or self._transport.is_closing() or not self._transport.can_write_eof():
             self._transport.close()
         else:
             self._closing = True
-            protocol._deaf = True  # noqa: SLF001  # the two are one thing in two classes
-            protocol.flow.resume_reading()  # to discard, and to notice the client's end
-            with suppress(OSError):  # the client has just reset the connection
+            protocol.ignores_input = True
+            protocol.flow.resume_reading()  # reads on, to discard the bytes and to notice when the client closes
+            with suppress(OSError):  # if the client has just reset the connection
                 self._transport.write_eof()
             protocol.loop.call_later(protocol.linger.total_seconds(), self._transport.close)

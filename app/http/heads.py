@@ -19,34 +19,36 @@ MAX_TARGET = 8192
 _HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*[ \t]*")
 _STRAY_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
-# Each says what the message or the caller is. Two of them are two requests in one: RFC 9112 sections 3.2 and 6.3.
+# Each of these fields says what the request is or who sends it. If one stands twice, two parsers may read two different
+# requests (RFC 9112 sections 3.2 and 6.3).
 _SINGLE = frozenset({b"authorization", b"content-length", b"content-type", b"host", b"transfer-encoding"})
-_SINGLE_AT_VERIFY = _SINGLE - {b"content-type"}  # whose body is not looked at
-# RFC 3986 sections 3.3 and 3.4; "%" is looked at by itself.
+_SINGLE_AT_VERIFY = _SINGLE - {b"content-type"}  # the body of such a request is not read
+# RFC 3986 sections 3.3 and 3.4. `check_escaped` checks each "%".
 _IN_TARGETS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~!$&'()*+,;=:@/?%"
 
-# The endpoint that proxies ask about their clients' requests: its name, what the proxy demands, what the client asked
-# for. Without a demand that stands here there is no such path: a mistyped one must not let everyone through.
+# Proxies ask this endpoint about their clients' requests. The path has three parts: the endpoint's own path, the
+# proxy's demands, and the path that the client asked for. Any other demand makes the path unknown (404), because a
+# mistyped demand must not let every client through.
 VERIFY = "/auth/verify"
-"""The path of the endpoint for proxies: a request to it, or below, is one for `asked_by_proxy`."""
+"""The path of the endpoint for proxies. `asked_by_proxy` looks at each request to this path or to a path below."""
 _ASKED = re.compile(rb"(/auth/verify)((?:;(?:role|scope)=[^/;]*)*)(/.*)?", re.DOTALL)
 
 
 class UriTooLong(InvalidRequest):
-    """The request target is longer than any of ours."""
+    """The request target is longer than `MAX_TARGET`."""
 
     status = 414
     sentence = "The path and query are too long."
 
 
-def check_head(request: Request, scope: Scope, max_header: int, *, at_verify: bool = False) -> None:
+def check_head(request: Request, asgi_scope: Scope, max_header: int, *, at_verify: bool = False) -> None:
     """Checks target and header fields. `max_header` bounds them together, in bytes.
 
     Raises:
         Refusal: 400, 414 or 431.
     """
     headers, fields = request.headers, request.fields
-    path: bytes = scope.get("raw_path") or b""
+    path: bytes = asgi_scope.get("raw_path") or b""
     query = request.query
     target = path + query
     if len(target) > MAX_TARGET:
@@ -61,10 +63,10 @@ def check_head(request: Request, scope: Scope, max_header: int, *, at_verify: bo
         names = [name for name, _ in headers if name in single]
         if len(names) != len(set(names)):
             raise InvalidRequest("a header field stands twice")
-    if not _HOST.fullmatch(fields.get(b"host", b"\n" if scope["http_version"] == "1.1" else b"")):
+    if not _HOST.fullmatch(fields.get(b"host", b"\n" if asgi_scope["http_version"] == "1.1" else b"")):
         raise InvalidRequest("Host is missing or malformed")
-    # RFC 9112 section 3.2. Browsers send some of these characters. So a proxy passes them on to the endpoint for
-    # proxies, where they only tell what the client asked for.
+    # RFC 9112 section 3.2 allows no other characters, but browsers send some. A proxy passes them on to the endpoint
+    # for proxies, where the target of the client decides nothing.
     if not at_verify and target.translate(None, _IN_TARGETS):
         raise InvalidRequest("a character that no request target has")
     if b"%" in target or not target.isascii():
@@ -72,25 +74,28 @@ def check_head(request: Request, scope: Scope, max_header: int, *, at_verify: bo
         check_escaped(query, "query")
 
 
-def asked_by_proxy(scope: Scope) -> Scope | None:
-    """The request that a proxy makes about its client's, without what is the client's; None where it is another one.
+def asked_by_proxy(asgi_scope: Scope) -> Scope | None:
+    """The ASGI scope of a proxy's question about its client's request, without the client's parts.
 
-    Proxies append the path and the query that they were asked for (Envoy) and announce a body that they keep (nginx).
-    None of it is looked at. A demand stands where no client can write: in the query of the path itself, or before
-    the appended path, as a parameter of the path's last segment (RFC 3986 section 3.3): ``/auth/verify;role=admin``.
+    None if the request is no such question. Envoy appends the path and query of its client to the endpoint's path, and
+    nginx announces a body that it does not send. Keyturn looks at none of these. A demand stands where no client can
+    write:
+
+    1. in the query, if no path is appended;
+    2. before the appended path, as a parameter of the last segment (RFC 3986 section 3.3): ``/auth/verify;role=admin``.
     """
-    root_path: str = scope.get("root_path", "")
-    parts = _ASKED.fullmatch(scope.get("raw_path") or b"", len(root_path))
+    root_path: str = asgi_scope.get("root_path", "")
+    parts = _ASKED.fullmatch(asgi_scope.get("raw_path") or b"", len(root_path))
     if parts is None:
         return None
     path, demands, below = parts.groups()
     if not demands and below is None:
-        return scope
+        return asgi_scope
     queries = [demands[1:].replace(b";", b"&")] if demands else []
-    if below is None and scope["query_string"]:
-        queries.append(scope["query_string"])
+    if below is None and asgi_scope["query_string"]:
+        queries.append(asgi_scope["query_string"])
     return {
-        **scope,
+        **asgi_scope,
         "path": root_path + path.decode(),
         "raw_path": root_path.encode() + path,
         "query_string": b"&".join(queries),
@@ -105,9 +110,12 @@ def _check_text(text: bytes, where: str) -> None:
 
 
 def _check_fields(headers: Iterable[tuple[bytes, bytes]]) -> None:
-    """RFC 9110 section 5.5: bytes that are not ASCII are opaque. Only what is read here need be text.
+    """Checks that the fields that Keyturn reads as text are UTF-8. All other fields are opaque (RFC 9110 section 5.5).
 
-    A media type is compared as bytes, where a body is read at all.
+    Keyturn compares a media type as bytes, so its field is not checked.
+
+    Raises:
+        InvalidRequest: a field is not UTF-8.
     """
     for name, value in headers:
         if name in _SINGLE_AT_VERIFY:
@@ -115,7 +123,11 @@ def _check_fields(headers: Iterable[tuple[bytes, bytes]]) -> None:
 
 
 def check_escaped(text: bytes, where: str) -> None:
-    """Checks percent-encoded text: every escape whole, and UTF-8 without NUL behind it."""
+    """Checks percent-encoded text: each escape is whole, and the decoded bytes are UTF-8 without NUL.
+
+    Raises:
+        InvalidRequest: the text breaks one of these rules. `where` names it in the private cause.
+    """
     if _STRAY_PERCENT.search(text):
         raise InvalidRequest(f"{where} has a broken escape")
     raw = unquote_to_bytes(text)

@@ -6,7 +6,7 @@ import resource
 from contextlib import suppress
 
 MOST = 65_536
-"""Files. A process that serves more clients than this is not one of ours, so it asks for no more."""
+"""Files. No Keyturn process needs more, so none asks the operating system for more."""
 
 RESERVE = 256
 """Files kept from the clients: connections to Postgres (202 at most) and Redis, listeners, libraries, SQLite."""
@@ -15,11 +15,11 @@ RESERVE = 256
 def raise_limit() -> None:
     """Raises this process's limit as far as the operating system lets it, for its children too.
 
-    Most systems give a process 1,024 for the sake of old programs, and let it have more.
+    Most systems give a process 1,024 files for the sake of old programs, and allow more if the process asks.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if _files(soft) < (wanted := _files(hard)):
-        with suppress(OSError, ValueError):  # macOS names a limit here that it does not give
+        with suppress(OSError, ValueError):  # macOS names a limit that it then refuses to set
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
@@ -29,7 +29,7 @@ def limit() -> int:
 
 
 def for_clients(files: int) -> int:
-    """How many clients may be connected at once to a process that may have that many files open."""
+    """How many clients may be connected at once to a process that may have this many files open."""
     return max(files - RESERVE, files // 2)
 
 

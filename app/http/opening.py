@@ -1,4 +1,4 @@
-"""How a request begins: methods that llhttp does not know, and targets in absolute form."""
+"""The beginning of a request: methods that llhttp does not know, and targets in absolute form."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import cast
 from ..errors import InvalidRequest, MethodNotAllowed
 
 USUAL = (b"GET ", b"POST ", b"HEAD ", b"PUT ", b"DELETE ", b"PATCH ", b"OPTIONS ")
-"""With one of these, a request goes straight to llhttp."""
+"""A request that begins with one of these goes straight to llhttp."""
 
-# The other methods that llhttp serves over HTTP, or judges by itself: CONNECT, and HTTP/2's PRI.
+# The other methods that llhttp parses, and two for which llhttp has rules of its own: CONNECT, and HTTP/2's PRI.
 _KNOWN = frozenset(
     b"CONNECT PRI TRACE ACL BIND CHECKOUT COPY LINK LOCK M-SEARCH MERGE MKACTIVITY MKCALENDAR MKCOL MOVE NOTIFY "
     b"PROPFIND PROPPATCH PURGE QUERY REBIND REPORT SEARCH SOURCE SUBSCRIBE UNBIND UNLINK UNLOCK UNSUBSCRIBE".split()
@@ -31,14 +31,15 @@ class UnknownMethod(MethodNotAllowed):
 
 
 def with_known_method(data: bytes) -> tuple[str, bytes | None]:
-    """The method that llhttp does not know, and the bytes for llhttp with ``POST`` in its place.
+    """Puts ``POST`` in the place of a method that llhttp does not know.
 
-    No method and the same bytes, where llhttp knows the method or has to refuse it. No bytes, where the method may go
-    on in the next read.
+    RFC 9110 section 9.1 allows any token as a method. A proxy that asks about its client's request sends that request's
+    method. But llhttp fails at a token that is not on its list. Of all methods, only CONNECT changes where a request
+    ends (RFC 9112 section 6.3), and CONNECT is on the list. So llhttp reads the rest as with the real method.
 
-    RFC 9110 section 9.1 allows any token, and a proxy that asks about a request does so with that request's method.
-    llhttp fails at a token that is not on its list. Only CONNECT, which is on it, has a part in where a request ends
-    (RFC 9112 section 6.3). So llhttp reads the rest of the request as it would with the real method.
+    Returns:
+        The unknown method, and the bytes for llhttp. If llhttp knows the method or has to refuse it: an empty string,
+        and the same bytes. If the method may go on in the next read: an empty string, and None.
     """
     found = cast("re.Match[bytes]", _OPENING.match(data))
     start, end = found.span(1)
@@ -52,7 +53,7 @@ def with_known_method(data: bytes) -> tuple[str, bytes | None]:
 
 
 def origin_form(target: bytes, method: bytes) -> bytes:
-    """The target in origin form, where it is in absolute form (RFC 9112 sections 3.2.1 and 3.2.2).
+    """The target in origin form, made from a target in absolute form (RFC 9112 sections 3.2.1 and 3.2.2).
 
     Raises:
         InvalidRequest: the target is in neither form, and is not the asterisk of OPTIONS.

@@ -1,12 +1,12 @@
-"""HTTP/1.1 on the wire: the limits and refusals that uvicorn leaves open.
+"""HTTP/1.1 on the wire: the limits and refusals that uvicorn lacks.
 
-uvicorn reads header fields without a bound and waits for them without end. It answers requests that llhttp refuses in
-its own words, even into the middle of an answer that is under way. Give ``uvicorn.Config(http=KeyturnHttpProtocol)``
-instead of ``"httptools"``, and put `edge.Edge` in front of the application: it renders the refusals of this file.
+uvicorn reads header fields without a limit, and waits for them without end. If llhttp refuses a request, uvicorn writes
+an answer of its own, even into the middle of another answer. Give ``uvicorn.Config(http=KeyturnHttpProtocol)`` instead
+of ``"httptools"``, and put `edge.Edge` in front of the application. The edge renders the refusals of this file.
 
 Written for uvicorn 0.54, which pyproject.toml bounds. Parser callbacks are only extended (each calls its original), and
-``data_received`` is the original's feed with other ``except`` clauses. The attributes that are used (``parser``,
-``cycle``, ``scope``, ``headers``, ``url``, ``transport``, ``flow``) have been there since uvicorn 0.15.
+``data_received`` is the original's feed with other ``except`` clauses. This file uses the attributes ``parser``,
+``cycle``, ``scope``, ``headers``, ``url``, ``transport`` and ``flow``, which uvicorn has had since 0.15.
 tests/test_edge.py fails if one of them changes its meaning.
 """
 
@@ -35,7 +35,9 @@ from .opening import UnknownMethod
 from .request import KEY, Request
 
 _MAX_FRAMING = 1024 * 1024  # a body within its limit, one byte a chunk, is less than half of this
-_MAX_URL = 65_535  # bytes; httptools parses no longer one. Edge bounds all targets but those that a proxy appends to.
+_MAX_URL = (
+    65_535  # bytes; httptools parses no longer one. Edge has a lower limit, except where a proxy appends to the path.
+)
 
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
@@ -50,13 +52,13 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
     """From the connection's start, or the first byte after an answer, to the end of the header fields."""
 
     max_pipelined: ClassVar[int] = 32
-    """Requests that may wait for the answers before theirs; one small read may hold thousands."""
+    """Requests that may wait for the answers to earlier ones. One small read may hold thousands of requests."""
 
     write_timeout: ClassVar[timedelta] = timedelta(seconds=30)
-    """How long a client may leave an answer unread that fills the buffers."""
+    """How long a client may leave an answer unread if the answer fills the buffers."""
 
     linger: ClassVar[timedelta] = timedelta(seconds=1)
-    """How long a client may go on sending what will not be read, so that it gets to see the refusal."""
+    """How long a connection stays open after a refusal if the client still sends, so that it can read the refusal."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -64,9 +66,9 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
         self._in_head = False
         self.url = b""
         self._opening = b""  # the beginning of a request whose method is not whole yet
-        self._method = ""  # of the request whose head comes, where the parser is told another one
+        self._method = ""  # the real method of the request being read, if the parser was given POST
         self._declined = False  # the parser reads the body of a request that offered another protocol
-        self._deaf = False  # what comes is not read any more: the request before it was the last
+        self.ignores_input = False  # the last request of the connection has been read
         self._refusal: Refusal | None = None
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
@@ -88,20 +90,20 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """The client does not read: what is under way waits for it, but not without end."""
+        """The client does not read. The answer under way waits for the client, for `write_timeout` at most."""
         super().pause_writing()
         self._write_timer = self.loop.call_later(self.write_timeout.total_seconds(), self.transport.abort)
 
     def resume_writing(self) -> None:
-        """The client has read."""
+        """The client has read: stops the clock."""
         super().resume_writing()
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None
 
     def data_received(self, data: bytes) -> None:
-        """Feeds the parser, and keeps the bounds."""
-        if self._deaf:
+        """Feeds the parser, and enforces the limits."""
+        if self.ignores_input:
             return
         self._unset_keepalive_if_required()
         self._received += len(data)
@@ -117,7 +119,7 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
             if self._in_head:
                 self._bound_head()
             elif self._received > _MAX_FRAMING and self.reads_body:
-                # Chunk extensions and trailer fields are in no body's length.
+                # Chunk extensions and trailer fields do not count in the length of a body.
                 self.refuse(ContentTooLarge("chunk framing"))
             if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
                 self._await_head()
@@ -135,7 +137,7 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
         self._received = 0
 
     def on_headers_complete(self) -> None:
-        """The head is whole: stops the clock and starts the request, unless it is one that we don't serve."""
+        """The head is whole: stops the clock, and starts the request unless Keyturn refuses it here."""
         self._in_head = False
         if self._head_timer is not None:
             self._head_arrived()
@@ -148,14 +150,14 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
         if not self.url.startswith(b"/"):
             self.url = opening.origin_form(self.url, self.parser.get_method())
         fast = fast_wire.usable()
-        # uvicorn puts its own members into the scope, and this one is ours.
+        # uvicorn has its own members in the ASGI scope. Keyturn adds this one.
         request = cast("dict[str, Any]", self.scope)[KEY] = (FastRequest if fast else Request)(self._refusal)
         super().on_headers_complete()
         if self._method:
             self.scope["method"], self._method = self._method, ""
         if fast:
             request.wire = self.cycle
-        # Trailer fields go to a list that no one reads: RFC 9110 section 6.5.1 forbids merging them.
+        # Trailer fields go to a list that no code reads: RFC 9110 section 6.5.1 forbids merging them.
         self.headers = []
         if self.scope["http_version"] != "1.1":
             if self.scope["http_version"] != "1.0":
@@ -163,7 +165,7 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
             self.cycle.waiting_for_100_continue = False  # RFC 9110 section 10.1.1: HTTP/1.0 knows no 100
 
     def on_response_complete(self) -> None:
-        """An answer is out; the next head may have begun while it was under way."""
+        """An answer is out. If the next head has begun meanwhile, its clock starts now."""
         super().on_response_complete()
         if self._in_head and self._head_timer is None:
             self._await_head()
@@ -173,14 +175,14 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
 
     @property
     def reads_body(self) -> bool:
-        """Whether a request is open whose end has not come."""
+        """Whether a request is being read whose body is not complete."""
         return self.cycle is not None and self.cycle.more_body and not self.cycle.response_complete
 
     def _with_known_method(self, data: bytes) -> bytes:
-        """The bytes for the parser to read: the same, with ``POST`` for a method that llhttp does not know.
+        """The bytes for the parser, with ``POST`` in the place of a method that llhttp does not know.
 
-        Only bytes that surely begin a request are looked at. Behind another request in one read, such a method is
-        refused.
+        Only bytes that surely begin a request are changed. If the request begins in the middle of a read, llhttp
+        refuses the method.
         """
         cycle = self.cycle
         goes_on = self._in_head or (
@@ -198,10 +200,10 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
         return known
 
     def _decline(self, rest: bytes) -> None:
-        """Stays with HTTP/1.1 where another protocol was offered (RFC 9110 section 7.8 lets a server ignore that).
+        """Stays with HTTP/1.1 if a client offers another protocol. RFC 9110 section 7.8 lets a server ignore the offer.
 
-        llhttp stops at such a head and takes all that follows for the other protocol. So a second parser reads the
-        body: it is told of the same framing and ends with it, since its head says that no request follows.
+        After such a head, llhttp takes all further bytes for the other protocol. So a second parser reads the body. Its
+        head is made up: it has the same framing, and says that no request follows.
         """
         self._declined = self.cycle.more_body = True
         self.parser = httptools.HttpRequestParser(_BodyOf(self))
@@ -213,10 +215,13 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
             self._stop(rest, error)
 
     def _stop(self, data: bytes, error: httptools.HttpParserError) -> None:
-        """Refuses what the parser does not take, unless it is what follows a whole request that offered a protocol.
+        """Refuses bytes that the parser rejects, unless they follow a whole request that offered another protocol.
 
-        After the answer, which was in HTTP/1.1, that is the next request. Before, the client may have begun to speak
-        the protocol that it offered: it is not read, and the answer says that the connection ends.
+        Then there are two cases:
+
+        1. The answer, which is in HTTP/1.1, is out. So the bytes are the client's next request.
+        2. The answer is not out yet. So the bytes may be of the protocol that the client offered. They are ignored, and
+           the answer says that the connection ends.
         """
         if not self._declined or self.cycle.more_body:
             self.refuse(self._refusal_of(error))
@@ -225,11 +230,11 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
             self.parser = httptools.HttpRequestParser(self)
             self.data_received(data)
         else:
-            self._deaf = True
+            self.ignores_input = True
             self.cycle.keep_alive = False
 
     def _refusal_of(self, error: httptools.HttpParserError) -> Refusal:
-        """The refusal for what the parser, or one of the callbacks above, said. None of it repeats what came in."""
+        """The refusal for an error of the parser, or of a callback above. No refusal repeats bytes of the client."""
         match error.__context__:
             case Refusal() as refusal:
                 return refusal
@@ -242,12 +247,12 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
     def refuse(self, refusal: Refusal) -> None:
         """Refuses the request that is being read, after the answers to those before it, and closes.
 
-        1. Where the body is at fault, its cycle exists, and the edge reads from it now or when its turn comes. The
+        1. If the body is at fault, the request has uvicorn's object (`cycle`), from which the edge reads the body. The
            cycle is woken, so that the edge finds the refusal.
-        2. Where the head is at fault, no cycle exists. A minimal request takes its place, so that uvicorn's pipeline
-           keeps the order, and the edge gives the answer and the line in the log.
+        2. If the head is at fault, no cycle exists. A minimal request takes the place of the refused one. So uvicorn's
+           pipeline keeps the order, and the edge writes the answer and the line in the log.
         """
-        self._deaf = True
+        self.ignores_input = True
         self._head_arrived()
         if self.transport.is_closing():
             return
@@ -259,11 +264,11 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
             self._refusal = refusal
             self.parser = httptools.HttpRequestParser(self)
             self.parser.feed_data(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
-            self.scope["method"] = self.scope["path"] = ""  # what the line in the log says: nothing is known of it
+            self.scope["method"] = self.scope["path"] = ""  # the log shows neither, because neither is known
 
     @property
     def waits_until(self) -> float:
-        """When this connection will be closed because no request came; infinite while one is being served."""
+        """When this connection will be closed if no request comes (event loop's clock). Infinite while it serves."""
         timer = self._head_timer or self.timeout_keep_alive_task
         idle = self.cycle is None or self.cycle.response_complete
         return timer.when() if idle and timer is not None else math.inf
@@ -285,7 +290,7 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
 
 
 class _BodyOf:
-    """The callbacks of a parser that was given a message's head only for the framing."""
+    """The callbacks of a parser that reads only a body: the head that it was given is made up."""
 
     def __init__(self, protocol: KeyturnHttpProtocol) -> None:
         self.on_body = protocol.on_body

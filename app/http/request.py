@@ -12,28 +12,32 @@ from uuid import UUID
 from pydantic import BaseModel, ValidationError
 from starlette.types import Scope
 
+from .. import log
 from ..actors import Actor, Kind
 from ..errors import InvalidRequest, NoToken, Refusal
 from .answers import Fields
 from .bodies import ABSENT, not_as_modelled
 
 KEY = "keyturn.request"
-"""The one member of the ASGI scope that is ours."""
+"""The only member that Keyturn adds to the ASGI scope."""
 
-# Keep a client's own id, so that its log and ours meet. But an id that looks like a token must not enter our log.
+# Keep the id that a client gives, so that both logs name the request alike. But the log must not get an id that looks
+# like a token.
 _REQUEST_ID = re.compile(rb"(?!.*(?:ktr_|eyJ))[A-Za-z0-9._-]{1,64}")
-# An id is unique and no secret: a random part of the process, and a count.
+# An id that Keyturn makes is unique and no secret: a random part for each process, and a count of requests.
 _PROCESS = token_hex(10)
 _requests = count(1)
+
+_MAX_USER_AGENT = 256  # characters: the most that the column takes
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
 class Request:
-    """One request: what came in, and the notes for its line in the log.
+    """One HTTP request, and the notes for its line in the log.
 
-    The protocol makes it, maybe as a subclass with a shorter way to the connection, or else the edge makes it. The edge
-    fills in the rest before any endpoint sees it.
+    `KeyturnHttpProtocol` makes the object, as a `FastRequest` if it can. Under another protocol, the edge makes it. The
+    edge fills in head and body before any endpoint sees the request.
     """
 
     __slots__ = (
@@ -54,17 +58,17 @@ class Request:
 
     method: str
     path: str
-    """Decoded, without the prefix under which a proxy publishes the service."""
+    """The decoded path, without the prefix under which a proxy publishes the service."""
     query: bytes
     headers: list[tuple[bytes, bytes]]
     """The header fields in their order, names in lower case."""
     fields: dict[bytes, bytes]
     """The last value of each header field."""
     client: str | None
-    """The client's address, as a trusted proxy tells it, or else that of the connection."""
+    """The client's address as a trusted proxy names it, or else the address of the connection."""
     id: str
     json: object
-    """The JSON value in the body; `ABSENT` where there is none."""
+    """The JSON value in the body, or `ABSENT` if there is none."""
     notes: dict[str, Any] | None
     """Further members for the line in the log, which are redacted there."""
     session_id: UUID | str | None
@@ -74,7 +78,7 @@ class Request:
     malformed: Refusal | None
     """The refusal of a request that the protocol could not read."""
     wire: Any
-    """The protocol's own object, by which `take_body` and `respond` go a shorter way than ASGI's. None: no such way."""
+    """uvicorn's object for this request, which `take_body` and `respond` use instead of ASGI. None: they do nothing."""
 
     def __init__(self, malformed: Refusal | None = None) -> None:
         self.malformed = malformed
@@ -82,51 +86,64 @@ class Request:
         self.wire = self.notes = self.session_id = self.refusal = None
 
     def take_body(self) -> bytes | None:
-        """The whole body by the shorter way. None while a part of it is still to come, or without such a way."""
+        """The whole body, taken from `wire`. None while a part of the body is still to come, or without `wire`."""
         return None
 
     def respond(self, status: int, fields: Fields, body: bytes) -> bool:  # noqa: ARG002  # a subclass uses them
-        """Sends a whole answer at once by the shorter way. False, with nothing sent, where that can't be."""
+        """Sends a whole answer by `wire`. Returns False, with nothing sent, if that is not possible."""
         return False
 
     @staticmethod
-    def of(scope: Scope) -> Request:
-        """The request of an ASGI scope. Makes one where the server's protocol has made none."""
-        request = scope.get(KEY)
+    def of(asgi_scope: Scope) -> Request:
+        """The request of an ASGI scope. If the server's protocol has made none, this function makes one."""
+        request = asgi_scope.get(KEY)
         if request is None:
-            request = scope[KEY] = Request()
+            request = asgi_scope[KEY] = Request()
         return cast("Request", request)
 
-    def read_head(self, scope: Scope) -> None:
-        """Takes over the head, after the server has written what a trusted proxy says of the client into the scope."""
-        headers = self.headers = scope["headers"]
+    def read_head(self, asgi_scope: Scope) -> None:
+        """Takes over the head from the ASGI scope. Its client is already the one that a trusted proxy names."""
+        headers = self.headers = asgi_scope["headers"]
         fields = self.fields = dict(headers)
-        self.method = scope["method"]
-        self.read_target(scope)
-        client = scope.get("client")
+        self.method = asgi_scope["method"]
+        self.read_target(asgi_scope)
+        client = asgi_scope.get("client")
         self.client = client[0] if client else None
         given = fields.get(b"x-request-id")
         self.id = given.decode() if given and _REQUEST_ID.fullmatch(given) else f"{_PROCESS}{next(_requests):012x}"
 
-    def read_target(self, scope: Scope) -> None:
-        """Takes over path and query."""
-        prefix = scope.get("root_path")
-        self.path = scope["path"][len(prefix) :] if prefix else scope["path"]
-        self.query = scope["query_string"]
+    def read_target(self, asgi_scope: Scope) -> None:
+        """Takes over path and query from the ASGI scope."""
+        prefix = asgi_scope.get("root_path")
+        self.path = asgi_scope["path"][len(prefix) :] if prefix else asgi_scope["path"]
+        self.query = asgi_scope["query_string"]
 
     def note(self, **members: Any) -> None:
         """Adds members to the line in the log."""
         self.notes = (self.notes or {}) | members
 
     def by(self, kind: Kind = "anonymous", user_id: UUID | None = None) -> Actor:
-        """The one who acts by this request."""
-        return Actor(kind, str(user_id) if user_id else None, self.client, self.id)
+        """The actor of this request.
+
+        A trusted proxy may name any text as the client's address. So the address is redacted and cut as in the log:
+        Postgres would refuse an event with a longer one, and the change with the event.
+        """
+        address = log.shown_client(self.client) if self.client else None
+        return Actor(kind, str(user_id) if user_id else None, address, self.id)
+
+    def user_agent(self) -> str | None:
+        """The User-Agent field (RFC 9110 section 10.1.5) for the session's row: 256 characters at most, redacted.
+
+        None if the request has no such field.
+        """
+        value = self.fields.get(b"user-agent")
+        return None if value is None else log.redact_tokens(value.decode("latin-1"))[:_MAX_USER_AGENT]
 
     def bearer(self) -> str | None:
-        """The bearer token (RFC 6750 section 2.1); None where there is none. The only place that looks for one.
+        """The bearer token (RFC 6750 section 2.1), or None if there is none. No other code looks for a bearer token.
 
-        Another scheme means none: a proxy's own credential, for example, must not keep a refresh token from logging
-        out.
+        A credential of another scheme counts as none. Otherwise a proxy's own credential would keep the client's
+        refresh token from logging out.
 
         Raises:
             InvalidRequest: there are several Authorization fields.
@@ -159,26 +176,26 @@ class Request:
         return [value for each, value in pairs if each == name]
 
     def content(self, model: type[_Model]) -> _Model:
-        """The JSON body, by its model.
+        """The JSON body as its model.
 
         Raises:
-            InvalidRequest: it is missing or has another form.
+            InvalidRequest: the body is missing or does not fit the model.
         """
         try:
-            # As FastAPI reads a body: the name of an error's type, which the log has, hangs on the flag.
+            # FastAPI sets the same flag. The name of the error's type depends on the flag, and the log has the name.
             content: _Model = model.__pydantic_validator__.validate_python(self.json, from_attributes=True)
         except ValidationError as error:
             refusal = not_as_modelled(model, self.json, error)
         else:
             return content
-        raise refusal  # here, so that the error, which holds the body, is not its context
+        raise refusal  # not inside `except`: the error holds the body, and would become the context of the refusal
 
     def content_or_default(self, model: type[_Model]) -> _Model:
-        """The JSON body, by its model, or the model's defaults where there is none.
+        """The JSON body as its model, or the model's defaults if there is no body.
 
-        A client of Java sends ``null`` where it has nothing to say.
+        Java clients send ``null`` for an absent body. So ``null`` counts as absent.
 
         Raises:
-            InvalidRequest: it has another form.
+            InvalidRequest: the body does not fit the model.
         """
         return model() if self.json is ABSENT or self.json is None else self.content(model)

@@ -16,8 +16,8 @@ MARKER_LIVES = timedelta(seconds=60)
 VOUCHES_FOR = timedelta(seconds=1)
 """How long a reading of the fence counts, from the moment when it began."""
 
-SETTLES_IN = VOUCHES_FOR + timedelta(milliseconds=100)
-"""How long after the first reading of an epoch a process may still rely on an earlier one."""
+KNOWN_TO_ALL_IN = VOUCHES_FOR + timedelta(milliseconds=100)
+"""How long after one process first read an epoch another process may still rely on an earlier epoch."""
 
 STEP = timedelta(seconds=30)
 """If a clock is off by more than this, it has stepped. Keys and marker live longer than needed by twice this."""

@@ -1,14 +1,16 @@
-"""Publishing: how a transaction that ends sessions reaches every verifier before its client is answered.
+"""Publishing: every verifier learns of the end of a session before the client who ended it is answered.
 
 A function that ends sessions goes through five steps, in this order:
 
 1. `publish` sets a key for each session in Redis, and notes the server and the epochs that it saw there.
-2. `hold`, the first statement of the transaction, takes the advisory lock in share mode. A claim of the fence takes it
-   alone. So either the claim committed before, and step 4 sees the claim; or its rebuild sees these endings.
+2. `hold`, the first statement of the transaction, takes the advisory lock in share mode. A claim of the fence takes
+   the same lock in exclusive mode. If the claim commits first, step 4 sees the claim. If the endings commit first, the
+   rebuild that follows the claim sees them.
 3. The statements that end the sessions.
 4. `compare`, a statement that begins after `hold` has returned, compares the fence with step 1. If they differ, the
-   transaction fences: it gives the fence a new epoch and no server. Then no process believes Redis until its rebuild.
-5. After the commit, `Settling.settled` waits until no reading of the fence from before the commit counts any more.
+   transaction fences: it gives the fence a new epoch and no server. Then no process believes Redis until a rebuild.
+5. After the commit, `Comparison.known_to_all` waits until no process relies on a reading of the fence from before the
+   commit.
 
 docs/revocation.md has the proof.
 """
@@ -30,7 +32,7 @@ from ..storage.database import Database
 from ..storage.locks import ENDINGS
 from ..storage.tables import CacheFence
 from .fence import NEVER_CLAIMED, Fence, FenceReader
-from .lifetimes import KEY_LIVES, SETTLES_IN
+from .lifetimes import KEY_LIVES, KNOWN_TO_ALL_IN
 from .redis_server import CHUNK, MARKER, NONCE, REVOKED, Command, RedisServer, whole_seconds
 
 HOLD_ON_POSTGRES = f"SELECT pg_advisory_xact_lock_shared({ENDINGS})"
@@ -46,9 +48,10 @@ FENCE_ON_POSTGRES = f"""fenced AS (
 )"""  # noqa: S608  # only a condition of our own is put in
 """`Publishing.compare` as a part of a statement.
 
-A statement reads one snapshot, from after `hold`, so the order of its parts does not matter. If another transaction
-fences meanwhile, the UPDATE waits for it and then changes nothing, because the other new epoch will do. The answer must
-wait in that case too. So the condition, and not the count of changed rows, says whether this ending fences.
+Postgres reads all parts of a statement in one snapshot, taken after `hold`, so the order of the parts does not matter.
+If another transaction fences meanwhile, the UPDATE waits for that transaction and then changes nothing: its new epoch
+serves both. The answer must wait in that case too. So the condition, and not the count of changed rows, says whether
+this ending fences.
 """
 
 _LIVES = whole_seconds(KEY_LIVES)
@@ -71,29 +74,32 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True)
-class Settling:
-    """A transaction that ended sessions. Call `settled` after its commit, before the client is answered."""
+class Comparison:
+    """The outcome of `compare`. Await `known_to_all` after the commit and before the client is answered."""
 
     epoch: str
     """The epoch that `compare` found."""
     fenced: bool
     """Whether the transaction gave the fence a new epoch."""
-    known: Callable[[], Fence | None]
-    """Gives the last reading of the fence."""
+    last_reading: Callable[[], Fence | None]
+    """Returns the last reading of the fence."""
 
-    def at(self) -> float:
-        """The moment (monotonic clock) when no process relies on an older fence any more. Call it after the commit."""
+    def known_to_all_at(self) -> float:
+        """The moment from which no process relies on an older fence, in seconds of the monotonic clock.
+
+        Call this function after the commit: without a fitting reading of the fence, the duration counts from the call.
+        """
         if not self.fenced and self.epoch == NEVER_CLAIMED:
             return float("-inf")
-        # Another transaction may have written the epoch so lately that readings from before it still count.
-        known = self.known()
-        if not self.fenced and known is not None and known.epoch == self.epoch:
-            return known.known_since + SETTLES_IN.total_seconds()
-        return monotonic() + SETTLES_IN.total_seconds()
+        # Another transaction may have written the epoch a moment ago. Then readings from before that still count.
+        reading = self.last_reading()
+        if not self.fenced and reading is not None and reading.epoch == self.epoch:
+            return reading.known_since + KNOWN_TO_ALL_IN.total_seconds()
+        return monotonic() + KNOWN_TO_ALL_IN.total_seconds()
 
-    async def settled(self) -> None:
-        """Returns when `at` is past."""
-        await past(self.at())
+    async def known_to_all(self) -> None:
+        """Returns at the moment `known_to_all_at`."""
+        await until(self.known_to_all_at())
 
 
 def new_epoch() -> str:
@@ -101,14 +107,14 @@ def new_epoch() -> str:
     return secrets.token_hex(16)
 
 
-async def past(moment: float) -> None:
-    """Returns at a moment (seconds of the monotonic clock), or at once if that is past."""
+async def until(moment: float) -> None:
+    """Waits until a moment, in seconds of the monotonic clock. Returns at once if the moment has passed."""
     if (wait := moment - monotonic()) > 0:
         await asyncio.sleep(wait)
 
 
 class Publishing:
-    """Makes the end of sessions known, in Redis and by the fence."""
+    """Makes the end of sessions known to all processes, by keys in Redis and by the fence."""
 
     def __init__(self, db: Database, fence: FenceReader, redis: RedisServer) -> None:
         self._db = db
@@ -116,7 +122,7 @@ class Publishing:
         self._redis = redis
 
     async def publish(self, ids: Iterable[UUID]) -> Published:
-        """Sets the keys of these sessions in Redis. Raises nothing: if a key was not acknowledged, `compare` fences."""
+        """Sets the keys of these sessions in Redis. Raises nothing: if Redis acknowledges less, `compare` fences."""
         sessions = frozenset(ids)
         if not self._redis.is_configured:
             return Published(sessions, None, frozenset())
@@ -133,12 +139,12 @@ class Publishing:
         return Published(sessions, server.identity, frozenset.intersection(*seen) if seen else frozenset())
 
     async def hold(self, tx: AsyncConnection) -> None:
-        """Takes the lock that a claim of the fence waits for. SQLite needs none, as it has one writer at a time."""
+        """Takes the lock that a claim of the fence waits for. SQLite has one writer at a time and needs none."""
         if self._db.is_postgres:
             await tx.exec_driver_sql(HOLD_ON_POSTGRES)
 
-    async def compare(self, tx: AsyncConnection, published: Published, ended: Collection[UUID]) -> Settling:
-        """Compares the fence with the outcome of `publish`, and fences if they differ. A transaction's last statement.
+    async def compare(self, tx: AsyncConnection, published: Published, ended: Collection[UUID]) -> Comparison:
+        """Compares the fence with the outcome of `publish`, and fences if they differ. Call it last in a transaction.
 
         Args:
             tx: the transaction, which began with `hold`.
@@ -150,14 +156,14 @@ class Publishing:
         known_here = acknowledged and fence.epoch in published.epochs
         fences = fence.server is not None and not (known_here and published.ids.issuperset(ended))
         if fences:
-            # Some process may believe a server that does not have all the keys.
+            # Some process may believe a Redis server that lacks some of these keys.
             await tx.execute(update(CacheFence).values(epoch=new_epoch(), server=None, changed_at=self._db.now()))
-        return self.settling(fence.epoch, fenced=fences)
+        return self.comparison(fence.epoch, fenced=fences)
 
     async def read_fence(self) -> None:
-        """Reads the fence once. The process of a command that ends many sessions has no loop that reads it."""
+        """Reads the fence once. A process of the command line has no loop that reads the fence."""
         await self._fence.read()
 
-    def settling(self, epoch: str, *, fenced: bool) -> Settling:
+    def comparison(self, epoch: str, *, fenced: bool) -> Comparison:
         """The outcome of a comparison that another statement made (see `FENCE_ON_POSTGRES`)."""
-        return Settling(epoch, fenced, lambda: self._fence.last)
+        return Comparison(epoch, fenced, lambda: self._fence.last)

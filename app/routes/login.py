@@ -46,7 +46,8 @@ async def login(keyturn: Keyturn, request: Request) -> Answer:
     """Start a session with e-mail address and password."""
     body = request.content(Login)
     proof = await keyturn.sign_in.authenticate(body.email, body.password)
-    tokens = await keyturn.starting.start(proof, by=request.by("user", proof.user_id))
+    by = request.by("user", proof.user_id)
+    tokens = await keyturn.starting.start(proof, by=by, user_agent=request.user_agent())
     request.session_id = tokens.session_id
     return of_json(to_json(tokens.body()))
 

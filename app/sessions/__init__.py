@@ -1,1 +1,1 @@
-"""Sessions: the state machine of sign-in, refresh, retry, reuse and end."""
+"""Sessions: sign-in, refresh, retry, reuse and end."""

@@ -1,4 +1,4 @@
-"""The answer to a sign-in or refresh: a row of a session and its refresh token give the tokens."""
+"""The answer to a sign-in or refresh, made from a session's row and its refresh token."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .rows import Granted, SessionRow
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """The answer to a sign-in or refresh. Moments; `body` makes seconds of them."""
+    """The answer to a sign-in or refresh, with moments. `body` makes durations of them."""
 
     access_token: str = field(repr=False)
     refresh_token: str = field(repr=False)
@@ -24,7 +24,7 @@ class Tokens:
     session_expires_at: datetime
 
     def body(self) -> dict[str, str | int]:
-        """RFC 6749 section 5.1, with the session's own deadlines beside it; durations in whole seconds."""
+        """The members of the answer (RFC 6749 section 5.1), and its deadlines. Durations are whole seconds."""
         return {
             "access_token": self.access_token,
             "token_type": "Bearer",
@@ -42,13 +42,13 @@ def whole_seconds(duration: timedelta) -> int:
 
 
 class Answers:
-    """Makes the answers. The same row and refresh token give the same answer again (guarantee 1)."""
+    """Makes the answers. The same row and refresh token always give the same answer (guarantee 1)."""
 
     def __init__(self, access_tokens: AccessTokens) -> None:
         self._access_tokens = access_tokens
 
     def tokens(self, row: Granted | SessionRow, refresh_token: RefreshToken, now: datetime) -> Tokens:
-        """The tokens of a session's newest generation. `now` is the database's clock, for the durations."""
+        """The tokens of a session's newest generation. Durations count from `now`, a moment of the database's clock."""
         access_token, access_expires_at = self._access_tokens.sign(
             subject=row.user_id,
             session_id=row.id,

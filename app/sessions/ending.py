@@ -17,7 +17,7 @@ from ..actors import SERVICE, Actor
 from ..errors import InvalidGrant, InvalidToken, NoToken, Reason, Refusal
 from ..log import get_logger
 from ..policies import Policy
-from ..revocation.publishing import Publishing, past
+from ..revocation.publishing import Publishing, until
 from ..storage.batches import Batch
 from ..storage.database import Database
 from ..storage.tables import Session
@@ -34,7 +34,7 @@ Reach = Literal["this", "others", "all"]
 """Which sessions a logout ends."""
 
 Also = Callable[[AsyncConnection], Awaitable[object]]
-"""Another change in the transaction that ends sessions. It runs before they end."""
+"""Another change in the transaction that ends sessions. The transaction makes it before the sessions end."""
 
 _log = get_logger()
 
@@ -57,17 +57,17 @@ class Ending:
         self._publishing = publishing
         self._lookup = lookup
         self._policy = policy
-        # Two are under way: one stuck connection must not stop every logout. SQLite has one writer at a time.
+        # Two batches at once, so that one stuck connection does not stop every logout. SQLite has one writer at a time.
         self._logouts = Batch(self._log_out, in_flight=2 if db.is_postgres else 1)
-        # Built once: to put the statement together anew costs as much as to send it.
+        # Built once, because building the statement costs as much as sending it.
         held = select(Session.id).where(db.among(Session.id)).order_by(Session.id).with_for_update(skip_locked=True)
         self._log_these_out = ends(db, policy, "logout", Session.id.in_(held))
 
     async def end(self, session_ids: set[UUID], reason: Reason, *, by: Actor) -> int:
-        """Ends these sessions; how many were live. Called again, it changes nothing and publishes again.
+        """Ends these sessions. Returns how many were live. A repeated call changes nothing and publishes again.
 
         Raises:
-            TemporarilyUnavailable: the database is away; nothing was ended, or nobody knows whether it was.
+            TemporarilyUnavailable: the database is away. The sessions have ended or not: the client has to ask again.
         """
         return lived(await self._end(session_ids, reason, locked(Session.id.in_(session_ids)), by=by))
 
@@ -75,9 +75,9 @@ class Ending:
     async def end_of_user(
         self, user_id: UUID, reason: Reason, *, by: Actor, but: frozenset[UUID] = frozenset(), also: Also | None = None
     ) -> int:
-        """Ends the live sessions of a user but some; how many were live.
+        """Ends the live sessions of a user, except those in `but`. Returns how many were live.
 
-        `also` changes the user's row, where it has to change: a sign-in waits for that lock.
+        If the user's row has to change too, `also` changes it. A sign-in of the user waits for the lock on that row.
 
         Raises:
             TemporarilyUnavailable: as `end`.
@@ -89,10 +89,10 @@ class Ending:
 
     @own_task
     async def end_for_reuse(self, session_id: UUID, generation: int, *, by: Actor) -> Reason:
-        """Ends a session of which an old generation was presented; the reason that it ended for, maybe earlier."""
+        """Ends a session of which an old generation was presented. Returns why it ended, now or earlier."""
         older = and_(Session.id == session_id, Session.generation > generation)
         ended = await self._end({session_id}, "reuse_detected", older, by=by)
-        # The one statement that ends the session makes the line in the log. Later presentations find the session ended.
+        # Only the call that ends the session writes the line in the log. Later calls find the session ended.
         for row in ended:
             if row.end_reason not in TIMEOUTS:
                 _log.warning(
@@ -118,14 +118,14 @@ class Ending:
         by: Actor,
         also: Also | None = None,
     ) -> Sequence[Any]:
-        """Ends sessions in one transaction; the rows of those that ended, as they were before but for their end.
+        """Ends sessions in one transaction. Returns the rows of those that ended.
 
         Args:
-            ids: the sessions that are going to end, as far as is known before the transaction.
+            ids: the sessions that are expected to end, as read before the transaction.
             reason: why they end, unless a deadline came first.
-            which: the condition that the statement goes by. Several rows are locked in the order of their ids.
+            which: the condition of the statement that ends them. Several rows are locked in the order of their ids.
             by: the actor.
-            also: another change in the same transaction, which runs first.
+            also: another change, made first in the same transaction.
 
         Raises:
             TemporarilyUnavailable: as `end`.
@@ -136,17 +136,18 @@ class Ending:
             if also is not None:
                 await also(tx)
             ended = await mark(tx, ends(self._db, self._policy, reason, which), lambda _: by)
-            settling = await self._publishing.compare(tx, published, {row.id for row in ended})
-        await settling.settled()
+            comparison = await self._publishing.compare(tx, published, {row.id for row in ended})
+        await comparison.known_to_all()
         return ended
 
     # -- under a key
 
     async def end_under(self, key_number: int, *, by: Actor, most: int = 1000) -> int:
-        """Ends the live sessions under a refresh key that was retired, `most` in a transaction; how many.
+        """Ends the live sessions under a retired refresh key, `most` in a transaction. Returns how many were live.
 
-        This walks the primary key as `Upkeep.gc` does. Broken off, it can be called again. A process that has yet to
-        read that the key is retired may sign in under it meanwhile: call it once more when `READ_BY_ALL` has passed.
+        This function walks the primary key as `Upkeep.gc` does. If a call breaks off, call it again. A process that has
+        not read yet that the key is retired may still start sessions under the key. So call it once more later:
+        `KeyChanges` does.
 
         Raises:
             TemporarilyUnavailable: as `end`.
@@ -154,7 +155,7 @@ class Ending:
         return await self._end_each(Session.key_number == key_number, most, by)
 
     async def end_all_but_under(self, key_number: int, *, by: Actor, most: int = 1000) -> int:
-        """Ends the live sessions under all refresh keys but one, as `end_under`; how many."""
+        """Ends the live sessions under all refresh keys but one, as `end_under` does. Returns how many were live."""
         return await self._end_each(Session.key_number != key_number, most, by)
 
     async def _end_each(self, which: ColumnElement[bool], most: int, by: Actor) -> int:
@@ -178,22 +179,23 @@ class Ending:
         ids = {row.id for row in rows if row.doomed}
         if not ids:
             return rows[-1].id, 0
-        await self._publishing.read_fence()  # the walk may take longer than one reading of the fence counts
-        # A session may move to another key between the two statements: `which` is asked again.
+        await self._publishing.read_fence()  # the walk may take longer than a reading counts
+        # A session may move to another key between the two statements, so the second one checks `which` again.
         ended = await self._end(ids, "revoked_by_admin", and_(locked(Session.id.in_(ids), which), which), by=by)
         return rows[-1].id, lived(ended)
 
     async def over_under_retired_key(self, session_id: UUID, *, by: Actor) -> SessionRow:
-        """The session of a token whose key is retired. The session is over.
+        """The session of a token whose key is retired. The returned session is over.
 
-        A holder of that key could have made the token, so the token ends nothing but what retiring the key ends.
+        A thief of the key could have made the token. So the token ends only sessions that the retirement ends anyway.
 
         Raises:
-            InvalidGrant: the session goes on under another key, or there is none.
+            InvalidGrant: the session goes on under another key, or there is no such session.
+            TemporarilyUnavailable: as `end`.
         """
         row = await self._lookup.row(session_id)
         if row is not None and not row.over() and self._keys.retired(row.key_number):
-            # `end_under` has yet to come here. Keyturn ends the session, in the request of whoever presented the token.
+            # `end_under` has not come to this session yet. Keyturn ends it, in the request that presented the token.
             service = SERVICE._replace(address=by.address, request_id=by.request_id)
             await self.end({session_id}, "revoked_by_admin", by=service)
             row = await self._lookup.row(session_id)
@@ -206,34 +208,36 @@ class Ending:
     async def logout(
         self, access_token: str | None, refresh_token: str | None, reach: Reach, *, by: Actor
     ) -> set[UUID]:
-        """Ends the session of each token, or the user's others, or all; the sessions that were presented.
+        """Ends sessions for their user. Returns the sessions of the tokens that were presented.
 
-        For "this" any token of ours will do, also an expired or rotated one. A session that is over already is fine.
-        For "others" and "all" the token must still open its own session: an old one that leaked must not sign its user
-        out everywhere.
+        1. "this" ends the session of each token. Any token of ours will do, also an expired or rotated one. A session
+           that is over already is no error.
+        2. "others" and "all" end the user's other sessions, or all. The token must still open its own session: a leaked
+           old token must not sign its user out everywhere.
 
         Raises:
-            InvalidToken, InvalidGrant: none of the tokens is ours, or it can't end other sessions.
-            TemporarilyUnavailable: the database is away; nothing was ended.
+            InvalidToken, InvalidGrant: none of the tokens is ours, or a token may not end other sessions.
+            NoToken: there is neither token.
+            TemporarilyUnavailable: as `end`.
         """
         presented = await self._presented(access_token, refresh_token, by)
         if reach == "this":
             for session_id in presented:
                 try:
-                    settles_at = await self._logouts((session_id, by))
-                    if settles_at is None:
+                    known_to_all_at = await self._logouts((session_id, by))
+                    if known_to_all_at is None:
                         await self.end({session_id}, "logout", by=by)
                     else:
-                        await past(settles_at)
+                        await until(known_to_all_at)
                 except Refusal as refusal:
                     raise refusal.about(session_id) from None
             return set(presented)
-        # All are checked before any is ended: a refused request changes nothing.
+        # All tokens are checked before any session ends, because a refused request must change nothing.
         rows = [await self._opened_by(i, token, access_token, reach) for i, token in presented.items()]
         but = frozenset(presented if reach == "others" else ())
         for row in rows:
             try:
-                # A logout of all that is repeated ends nothing more: sessions that were started since stay.
+                # A repeated logout of all ends nothing more: sessions that started after the first one stay.
                 if row.over():
                     await self.end({row.id}, "logout_all", by=by)
                 else:
@@ -254,14 +258,14 @@ class Ending:
         published = await self._publishing.publish(actors)
         if self._db.is_postgres:
             row = await mark_logouts_on_postgres(self._db, self._policy, actors, published)
-            ended, settling = set(row["ended"]), self._publishing.settling(row["epoch"], fenced=row["fenced"])
+            ended, comparison = set(row["ended"]), self._publishing.comparison(row["epoch"], fenced=row["fenced"])
         else:
             async with self._db.begin() as tx:
                 rows = await mark(tx, self._log_these_out, actors.__getitem__, {"ids": list(actors)})
                 ended = {row.id for row in rows}
-                settling = await self._publishing.compare(tx, published, ended)
-        settles_at = settling.at()
-        return [settles_at if session_id in ended else None for session_id, _ in batch]
+                comparison = await self._publishing.compare(tx, published, ended)
+        known_to_all_at = comparison.known_to_all_at()
+        return [known_to_all_at if session_id in ended else None for session_id, _ in batch]
 
     async def _opened_by(
         self, session_id: UUID, token: RefreshToken | None, access_token: str | None, reach: Reach
@@ -269,7 +273,8 @@ class Ending:
         """The session of a token that may end others.
 
         Raises:
-            InvalidToken, InvalidGrant: it may not.
+            InvalidToken, InvalidGrant: the token may not end other sessions.
+            TemporarilyUnavailable: the database is away.
         """
         try:
             row = await self._lookup.row(session_id)
@@ -283,10 +288,10 @@ class Ending:
         if token is None:
             assert access_token is not None
             verified = self._access_tokens.verify(access_token, self._db.clock())
-            if verified.subject != str(row.user_id):  # a holder of the HS256 key can mint any claim
+            if verified.subject != str(row.user_id):  # any holder of the HS256 key can sign any claim
                 raise InvalidToken("no such session of this subject", session_id=session_id, user_id=verified.user_id)
         elif not over and token.digest != row.token_digest:
-            # Then only one that a refresh would still be answered for.
+            # A rotated token counts only while a refresh with it would still be answered.
             verdict = judge(row, token, self._keys.refresh(row.key_number))
             if verdict is not Verdict.RETRY:
                 raise InvalidGrant("an old token can't end other sessions", session_id=row.id, user_id=row.user_id)
@@ -295,7 +300,11 @@ class Ending:
     async def _presented(
         self, access_token: str | None, refresh_token: str | None, by: Actor
     ) -> dict[UUID, RefreshToken | None]:
-        """The sessions of the tokens, with the refresh token where one was presented."""
+        """The sessions of the tokens, each with its refresh token if that was presented.
+
+        Raises:
+            InvalidToken, InvalidGrant, NoToken, TemporarilyUnavailable: as `logout`.
+        """
         sessions: dict[UUID, RefreshToken | None] = {}
         refusal: InvalidToken | InvalidGrant | None = None
         if access_token is not None:

@@ -1,4 +1,4 @@
-"""Changes of the working keys with all that follows from them: the sessions under a retired refresh key end.
+"""Changes of the working keys and their consequences: the sessions under a retired refresh key end.
 
 The command line and an API are two callers of the same function.
 """
@@ -21,10 +21,11 @@ from ..tokens.primitives import RsaBits
 from .ending import Ending
 
 LAST_SIGN_IN = READ_BY_ALL + TIME_LIMIT
-"""How long after its retirement a sign-in or refresh under a refresh key may still be answered.
+"""How long after the retirement of a refresh key a sign-in or refresh under it may still be answered.
 
-A process may have taken the key just before it read that the key is retired, and answers within `TIME_LIMIT` or not at
-all. Where its transaction commits later than that, nobody got a token, and no process takes one of the retired key.
+1. A process may use the key until it has read that the key is retired, which takes `READ_BY_ALL` at most.
+2. The process then answers within `TIME_LIMIT` or not at all.
+3. If its transaction commits later than that, no client got a token.
 """
 
 
@@ -34,7 +35,7 @@ class Generated:
 
     kid: str
     keys: Sequence[Mapping[str, Any]]
-    """All keys of its use, as `Keys.list` has them."""
+    """All keys of its use, as `Keys.list` returns them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,34 +45,34 @@ class Retired:
     kid: str
     use: Use
     retired_before: datetime | None
-    """When somebody had retired it already; None where this call did."""
+    """The moment of an earlier retirement. None if this call retired the key."""
     signed: bool
-    """Whether it was the one that signed until this call."""
+    """Whether the key signed until this call."""
     keys: Sequence[Mapping[str, Any]]
-    """All keys of its use after that, as `Keys.list` has them."""
+    """All keys of its use after the retirement, as `Keys.list` returns them."""
     ended: int | None = None
-    """How many sessions of a refresh key were ended at once. None for an access key, which has no sessions."""
+    """How many sessions of a refresh key ended at once. None for an access key, which has no sessions."""
     ended_later: int | None = None
-    """How many more were ended after `LAST_SIGN_IN`: other processes still signed in under the key."""
+    """How many more ended after `LAST_SIGN_IN`, because other processes started them meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
 class Replaced:
-    """New keys in the place of all."""
+    """New keys in the place of all old keys."""
 
     access_kid: str
     refresh_kid: str
     keys: Sequence[Mapping[str, Any]]
-    """All keys after that, as `Keys.list` has them."""
+    """All keys after the change, as `Keys.list` returns them."""
     ended: int = 0
-    """How many sessions were ended."""
+    """How many sessions ended."""
 
 
 class KeyChanges:
     """Makes, retires and replaces working keys."""
 
     def __init__(self, keys: Keys, ending: Ending, algorithm: Algorithm) -> None:
-        """`algorithm` is the one of access keys where none is named."""
+        """`algorithm` is for access keys if a call names no other."""
         self._keys = keys
         self._ending = ending
         self._algorithm = algorithm
@@ -79,13 +80,13 @@ class KeyChanges:
     async def generate(
         self, use: Use, algorithm: Algorithm | None = None, bits: RsaBits | None = None, *, by: Actor
     ) -> Generated:
-        """Makes a key. It signs after `PUBLISHED_FOR`, when every process knows it.
+        """Makes a key. Tokens are signed with the key after `PUBLISHED_FOR`, when every process knows it.
 
         Args:
-            use: the tokens that it is for.
-            algorithm: of an access key; None: the one of the settings.
-            bits: of an RS256 key; None: 2048.
-            by: who asked for it.
+            use: the tokens that the key is for.
+            algorithm: of an access key. None: as in the settings.
+            bits: of an RS256 key. None: 2048.
+            by: the actor.
 
         Raises:
             InvalidRequest: algorithm or bits do not go with the use, or the bits with the algorithm.
@@ -102,17 +103,17 @@ class KeyChanges:
     async def retire(self, kid: str, *, by: Actor, begun: Callable[[Retired], object] | None = None) -> Retired:
         """Retires a key. Each process refuses its tokens within `READ_BY_ALL`, and its sessions have ended on return.
 
-        For a refresh key it takes `LAST_SIGN_IN` and longer. If it breaks off, call it again: it goes on.
+        For a refresh key, this takes `LAST_SIGN_IN` and longer. If a call breaks off, call it again to end the rest.
 
         Args:
             kid: the key's id.
-            by: who asked for it.
-            begun: called when the key is retired, before its sessions end, with what is known by then.
+            by: the actor.
+            begun: called when the key is retired and before its sessions end, with the result so far.
 
         Raises:
-            NotFound: there is no such key.
-            Conflict: it is the only one of its use that can sign by now.
-            TemporarilyUnavailable: the database is away. The key may be retired, and sessions may be left.
+            NotFound: the table has no such key.
+            Conflict: no other key of its use can sign by now.
+            TemporarilyUnavailable: the database is away. The key may be retired, and some of its sessions may live.
         """
         before = {key["kid"]: key for key in await self._keys.list()}.get(kid)
         if before is None:
@@ -128,18 +129,18 @@ class KeyChanges:
         return replace(done, ended=ended, ended_later=ended_later)
 
     async def replace(self, *, by: Actor, begun: Callable[[Replaced], object] | None = None) -> Replaced:
-        """Retires all keys, makes new ones that sign at once, and ends all sessions: for a master secret that leaked.
+        """Retires all keys, makes new ones that sign at once, and ends all sessions, after a leak of the master secret.
 
-        No key need be readable for it. It takes `LAST_SIGN_IN` and longer. If it breaks off, the keys are replaced and
-        no session can be refreshed. Called again, it replaces the new keys too.
+        This works also if no key can be unsealed, and takes `LAST_SIGN_IN` and longer. If a call breaks off when the
+        keys are replaced, no session can be refreshed. A further call replaces the new keys too.
 
         Args:
-            by: who asked for it.
-            begun: called when the keys are replaced, before the sessions end, with what is known by then.
+            by: the actor.
+            begun: called when the keys are replaced and before the sessions end, with the result so far.
 
         Raises:
             Conflict: all numbers of refresh keys are taken.
-            TemporarilyUnavailable: the database is away. The keys may be replaced, and sessions may be left.
+            TemporarilyUnavailable: the database is away. The keys may be replaced, and some sessions may live.
         """
         access_kid, refresh_kid, number = await self._keys.replace(by=by)
         done = Replaced(access_kid, refresh_kid, await self._keys.list())
@@ -149,7 +150,7 @@ class KeyChanges:
 
 
 async def _twice(end: Callable[[], Awaitable[int]]) -> tuple[int, int]:
-    """Ends sessions at once, and those that began meanwhile when no more can begin; how many each time."""
+    """Ends sessions at once, and again after `LAST_SIGN_IN`, when no more can start. Returns how many each time."""
     at_once = await end()
     await asyncio.sleep(LAST_SIGN_IN.total_seconds())
     return at_once, await end()

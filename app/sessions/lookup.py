@@ -1,4 +1,4 @@
-"""Reading sessions by their ids: the look-ups that come together go to the database in one statement."""
+"""Reading sessions by their ids. Look-ups that come together go to the database in one statement."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Lookup:
         self._db = db
         self._policy = policy
         self._reads = Batch(self._read, in_flight=2)
-        # Compiled once: to put the statement together anew costs as much as to send it.
+        # Built once, because building the statement costs as much as sending it.
         self._these = select(Session.__table__, db.now().label("now")).where(db.among(Session.id))
 
     async def row(self, session_id: UUID) -> SessionRow | None:
-        """The session of this id, live or over, or None if there is none. Reads on the primary.
+        """The session of this id, live or over, as the primary database has it. None if there is none.
 
         Raises:
             TemporarilyUnavailable: the database is away.

@@ -1,4 +1,4 @@
-"""Reading sessions: whether an access token is good, and what operators ask for."""
+"""Reading sessions: for the check of an access token, and for operators."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from ..tokens.access_tokens import AccessToken, AccessTokens
 from .lookup import Lookup
 from .rows import SessionRow
 
-# The number alone does not say. Where an operator has deleted all keys, numbers begin anew. A token that an earlier key
-# made is older than the key that has its number now.
+# The number alone is not enough. If an operator has deleted all keys, the numbers begin anew. Then a session under the
+# deleted key is older than the new key of the same number.
 _HAS_KEY = exists().where(
     Key.use == "refresh",
     Key.number == Session.key_number,
@@ -34,7 +34,7 @@ class Reading:
     def __init__(
         self, db: Database, access_tokens: AccessTokens, revocations: Revocations, lookup: Lookup, policy: Policy
     ) -> None:
-        """Under this policy a session counts as live or over."""
+        """`policy` is the one in force. With it, a session counts as live or over."""
         self._db = db
         self._access_tokens = access_tokens
         self._revocations = revocations
@@ -45,8 +45,8 @@ class Reading:
         """The claims of an access token that is ours, unexpired and not revoked.
 
         Raises:
-            InvalidToken: the token is not (with a reason, if it is genuine).
-            TemporarilyUnavailable: nothing can say whether the token was revoked.
+            InvalidToken: the token is not good. If it is genuine, the refusal has a reason.
+            TemporarilyUnavailable: neither Redis nor the database can say whether the token was revoked.
         """
         token = self._access_tokens.verify(access_token, self._db.clock())
         try:
@@ -58,8 +58,8 @@ class Reading:
     async def authorise(self, access_token: str) -> SessionRow:
         """The live session of an access token, read from the database.
 
-        For Keyturn's own endpoints. A holder of the HS256 key can mint any claim, so role and deadlines are the row's.
-        A user who is disabled has no live session.
+        This check is for Keyturn's own endpoints. Any holder of the HS256 key can sign any claim, so role and deadlines
+        come from the row. A disabled user has no live session.
 
         Raises:
             InvalidToken: as `verify`.
@@ -80,7 +80,8 @@ class Reading:
         """A session, live or over.
 
         Raises:
-            NotFound: there is none.
+            NotFound: there is no such session.
+            TemporarilyUnavailable: the database is away.
         """
         found = await self._list(Session.id == session_id, limit=1)
         if not found:
@@ -90,7 +91,11 @@ class Reading:
     async def list(
         self, *, user_id: UUID | None, limit: int, before: UUID | None = None, live: bool
     ) -> list[SessionRow]:
-        """Sessions, the newest first, `limit` at most, those before an id."""
+        """Sessions, the newest first: `limit` at most, and only those older than the session `before`.
+
+        Raises:
+            TemporarilyUnavailable: the database is away.
+        """
         which = [Session.user_id == user_id] if user_id is not None else []
         if before is not None:
             which.append(Session.id < before)
@@ -103,7 +108,7 @@ class Reading:
             assert now is not None
             query = select(Session.__table__, _HAS_KEY.label("has_key")).where(*which)
             if live:
-                # The same rule as `SessionRow.over`, under the policy in force.
+                # This condition is the rule of `SessionRow.over`, under the policy in force.
                 query = query.where(
                     Session.ended_at.is_(None),
                     Session.idle_expires_at > now,

@@ -24,7 +24,7 @@ from .lookup import Lookup
 from .rows import Granted, Verdict, judge
 
 _WAITS = tuple(timedelta(milliseconds=ms) for ms in (20, 100, 400))
-"""The transaction that holds the row has a few round trips and a commit to go."""
+"""Pauses before another try, while another transaction holds the row for a few round trips and a commit."""
 
 
 class Rotation:
@@ -33,14 +33,14 @@ class Rotation:
     def __init__(
         self, db: Database, keys: Keys, answers: Answers, ending: Ending, lookup: Lookup, policy: Policy
     ) -> None:
-        """This policy holds for every session that began under a laxer one."""
+        """`policy` is the one in force. A policy shortens the durations of sessions that began under a longer one."""
         self._db = db
         self._keys = keys
         self._answers = answers
         self._ending = ending
         self._lookup = lookup
         self._policy = policy
-        # Two are under way: one stuck connection must not stop every refresh. SQLite has one writer at a time.
+        # Two batches at once, so that a stuck connection does not stop every refresh. SQLite has one writer at a time.
         self._rotations = Batch(self._rotate, in_flight=2 if db.is_postgres else 1)
 
     async def refresh(self, text: str, *, by: Actor) -> Tokens:
@@ -50,8 +50,8 @@ class Rotation:
         instances at once.
 
         Raises:
-            InvalidGrant: the token is junk (no I/O), of a session that is over (with its reason), or reuse (and the
-                session has ended).
+            InvalidGrant: the token is not one of Keyturn's, which is found without I/O. Or its session is over: the
+                refusal has the reason. Or it was reused: the session has ended.
             TemporarilyUnavailable: the database is away, or other transactions held the session four times.
         """
         presented = self._keys.verify_refresh_token(text)
@@ -70,8 +70,7 @@ class Rotation:
             over = await self._ending.over_under_retired_key(presented.session_id, by=by)
             raise InvalidGrant("retired refresh key", reason=over.over(), user_id=over.user_id)
         for wait in (*_WAITS, None):
-            # A later statement of its own: the first one's snapshot may show the row as it was before a rotation by
-            # another process.
+            # A second statement, because the snapshot of the first one may be older than another process's rotation.
             row = await self._lookup.row(presented.session_id)
             if row is None:
                 raise InvalidGrant("no such session")
@@ -96,7 +95,7 @@ class Rotation:
         raise TemporarilyUnavailable("the session was locked four times")
 
     async def _rotate(self, batch: Sequence[RefreshToken]) -> Sequence[tuple[Granted, RefreshToken] | None]:
-        """Rotates each session whose newest token was presented: one statement, one commit for all of them."""
+        """Rotates each session whose newest token was presented, by one statement and one commit for the batch."""
         key, policy = self._keys.signing_refresh, self._policy
         presented = [token.digest for token in batch]
         successors = {digest: token.successor(key) for digest, token in zip(presented, batch, strict=True)}
@@ -119,15 +118,15 @@ class Rotation:
         ]
 
 
-# Both statements name the columns of `Granted` in its order, so that a column that a later release adds changes no
-# prepared statement of this one.
+# Both statements name the columns of `Granted` in its order. So a column that a later release adds does not change the
+# statements that this release has prepared.
 #
-# SKIP LOCKED: the statement leaves a row out that another transaction holds. So no two statements can wait for each
-# other; the caller reads that row and decides. The policy in force shortens the row's deadlines and lifetimes.
+# SKIP LOCKED: the statement leaves out a row that another transaction holds. So no two statements can wait for each
+# other. `_not_rotated` then reads that row and decides. The policy in force shortens the row's deadlines and lifetimes.
 #
-# LATERAL and LIMIT keep Postgres to one look-up by the primary key for each id, also where the table has no statistics
-# yet. In a plain join the plan may compare each live row with each id of the batch: with 7500 sessions, 100 ms a batch.
-# The LIMIT cuts nothing off. Its number is not known to a plan for all batches, which then expects one row.
+# With LATERAL and LIMIT, Postgres looks each id up by the primary key, even if the table has no statistics yet. For a
+# plain join, Postgres may compare each live row with each id of the batch: 100 ms a batch with 7500 sessions. The LIMIT
+# cuts nothing off. A generic plan does not know its value, and so Postgres expects few rows.
 _POSTGRES = """
 WITH batch AS (
   SELECT * FROM unnest($1::uuid[], $2::bytea[], $3::bytea[]) AS b(id, old, new) ORDER BY id LIMIT cardinality($1)
@@ -172,7 +171,7 @@ RETURNING token_digest, sessions.id, user_id, role, client_id, generation, rotat
 
 
 def _of_sqlite(digest: bytes, session_id: str, user_id: str, *rest: Any) -> Granted:
-    """The columns as Postgres would give them."""
+    """The columns of SQLite's row in the types that Postgres returns."""
     role, client_id, generation, rotated_at, idle, absolute, access = rest
     moments = moment(rotated_at), moment(idle), moment(absolute)
     ids = UUID(hex=session_id), UUID(hex=user_id)

@@ -1,4 +1,4 @@
-"""The row of a session, and what a presented refresh token means against it. Pure: no I/O, no clock.
+"""The row of a session, and the verdict on a refresh token that is presented. Pure: no I/O, no clock.
 
 A session is one row for its whole life (guarantee 5). Its refresh tokens form a chain of generations. Each is derived
 from the one before, so the row keeps only the digest of the newest one.
@@ -56,11 +56,11 @@ class SessionRow:
     end_reason: Reason | None
     now: datetime
     has_key: bool = True
-    """Whether a key that is not retired could have made its refresh token. Read only where an operator looks."""
+    """Whether the key of its refresh token is not retired. Only `Reading.find` and `Reading.list` read this."""
 
     @classmethod
     def of(cls, row: Any, now: datetime, policy: Policy) -> SessionRow:
-        """A row under the policy in force: a shorter one holds at once, a longer one gives the session nothing."""
+        """A row under the policy in force. A shorter policy holds at once, and a longer one lengthens nothing."""
         absolute = min(row["absolute_expires_at"], row["created_at"] + policy.absolute_lifetime)
         return cls(
             id=row["id"],
@@ -89,11 +89,11 @@ class SessionRow:
             return "absolute_timeout"
         if self.idle_expires_at <= self.now:
             return "idle_timeout"
-        return None if self.has_key else "revoked_by_admin"  # its key was retired or deleted, which ended the session
+        return None if self.has_key else "revoked_by_admin"  # the retirement or deletion of its key ended the session
 
 
 class Granted(NamedTuple):
-    """The columns that a rotation returns, in this order and under the policy in force: all that an answer needs."""
+    """The columns that a rotation returns for the answer, in this order and under the policy in force."""
 
     token_digest: bytes
     id: UUID
@@ -143,5 +143,5 @@ def judge(row: SessionRow, presented: RefreshToken, key: RefreshKey | None) -> V
         return Verdict.REUSE
     if key is None or presented.successor(key).digest != row.token_digest:
         return Verdict.REFUSED
-    # An age below zero is a clock that stepped, and no reason to end a session.
+    # If a clock stepped, the age is below zero. A session must not end for that.
     return Verdict.RETRY if row.now - row.rotated_at < row.retry_window else Verdict.REUSE

@@ -1,4 +1,4 @@
-"""Starting a session for a user who proved to be one."""
+"""Starting a session for a user whose password was right."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .rows import SessionRow
 
 @dataclass(frozen=True, slots=True)
 class Authenticated:
-    """Proof that a password was right for a user, as the user was then. `Starting.start` checks that again."""
+    """Proof that a password was right for a user. `Starting.start` checks that the user has not changed since."""
 
     user_id: UUID
     password_hash: str = field(repr=False)
@@ -32,7 +32,7 @@ class Starting:
     """Starts sessions."""
 
     def __init__(self, db: Database, keys: Keys, answers: Answers, policy: Policy, client_id: str) -> None:
-        """Every session that starts here is of this client and this policy."""
+        """Every session that starts here gets this policy and this client."""
         self._db = db
         self._keys = keys
         self._answers = answers
@@ -40,18 +40,23 @@ class Starting:
         self._client_id = client_id
 
     @own_task
-    async def start(self, proof: Authenticated, *, by: Actor) -> Tokens:
+    async def start(self, proof: Authenticated, *, by: Actor, user_agent: str | None = None) -> Tokens:
         """Starts a session for a user whose password was right.
 
+        Args:
+            proof: the outcome of the check of the password.
+            by: the actor. The session keeps its address.
+            user_agent: the client's own name for itself, which the session keeps: 256 characters at most.
+
         Raises:
-            InvalidGrant: the user was changed or disabled since.
+            InvalidGrant: the password was changed, or the user was disabled or deleted, since then.
             TemporarilyUnavailable: the database is away.
         """
         key, policy = self._keys.signing_refresh, self._policy
         first = issue(key, uuid7())
         async with self._db.begin() as tx:
-            # FOR SHARE excludes every transaction that changes or disables the user until this one commits. So either
-            # that transaction ends this session, or this one sees what that transaction did.
+            # FOR SHARE lets no transaction change or disable the user until this one commits. A transaction that comes
+            # later ends this session. If one came earlier, this transaction sees the change.
             user = (
                 await tx.execute(
                     select(User.id, User.role, User.password_hash, User.disabled_at, self._db.now().label("now"))
@@ -84,6 +89,7 @@ class Starting:
                 "auth_time": user.now,
                 "amr": "pwd",
                 "address": by.address,
+                "user_agent": user_agent,
             }
             await tx.execute(insert(Session).values(session))
             started = Event("session_started", user.id, first.session_id, self._client_id)

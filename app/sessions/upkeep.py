@@ -21,15 +21,15 @@ assert KEPT_FOR > LOOK_BACK, "a rebuild must find every session whose tokens cou
 
 
 class Upkeep:
-    """Deletes what nobody needs any more."""
+    """Deletes rows of sessions that are no longer needed."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
 
     async def gc(self, *, by: Actor, kept_for: timedelta = KEPT_FOR, most: int = 1000) -> int:
-        """Deletes sessions that have been over for `kept_for`, `most` in a transaction; how many in all.
+        """Deletes sessions that have been over for `kept_for`, `most` in a transaction. Returns how many in all.
 
-        The deadlines can't be indexed (guarantee 5). So this walks the primary key, which is ordered by age.
+        The deadlines must not be indexed (guarantee 5). So `gc` walks the primary key, which is ordered by age.
 
         Raises:
             TemporarilyUnavailable: the database is away.
@@ -58,7 +58,7 @@ class Upkeep:
                 Session.id <= ids[-1],
                 or_(Session.ended_at < long_ago, Session.idle_expires_at < long_ago),
             )
-            # Another transaction that holds a row is refreshing or ending the session, so this leaves the row out.
+            # If another transaction holds a row, it refreshes or ends the session. So this one leaves the row out.
             doomed = over.order_by(Session.id).with_for_update(skip_locked=True)
             gone = (await tx.scalars(delete(Session).where(Session.id.in_(doomed)).returning(Session.id))).all()
             if gone:

@@ -1,9 +1,14 @@
-"""Access tokens: JWTs after RFC 9068, signed here and verified here. No I/O; revocation is asked afterwards.
+"""Access tokens: JWTs after RFC 9068, signed and verified without I/O. The caller checks revocation afterwards.
 
-Verification leaves nothing to defaults (RFC 8725): form, size and one spelling first, then the header, whose ``kid``
-names the key, which alone says the algorithm; then the signature; then every claim by type and value. Only the
-signature is PyJWT's: its `decode` would look at all the rest a second time, at more than the cost of all else that a
-verification does. A test holds that it accepts nothing that PyJWT refuses.
+Verification leaves nothing to defaults (RFC 8725):
+
+1. Form and size are checked, and that each segment has its only spelling.
+2. ``kid`` in the header names the key. The key alone decides the algorithm.
+3. The signature is checked.
+4. Every claim is checked by type and value.
+
+PyJWT checks only the signature. Its `decode` would repeat all other checks, and takes longer than all of them together.
+A test shows that Keyturn accepts no token that PyJWT refuses.
 """
 
 from __future__ import annotations
@@ -25,20 +30,22 @@ from .primitives import from_base64url, to_base64url
 MEDIA_TYPE = "at+jwt"
 
 LONGEST = 8192
-"""Characters of a token at most; beyond, nothing is parsed."""
+"""Characters. A longer token is refused before it is parsed."""
 
 _FORM = re.compile(r"([A-Za-z0-9_-]{2,1024})\.([A-Za-z0-9_-]{2,7168})\.([A-Za-z0-9_-]{2,1024})", re.ASCII)
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 _HEADER = frozenset({"alg", "typ", "kid"})
 _STRINGS = ("iss", "sub", "jti", "sid", "client_id", "role")
-_END_OF_TIME = 2**53  # whole seconds that a float still holds exactly
+_END_OF_TIME = 2**53  # seconds; up to this, a float is exact
 _LEEWAY, _LONGEST = LEEWAY.total_seconds(), LONGEST_ACCESS_TOKEN.total_seconds()
-_CLOCK_STEP = timedelta(hours=1).total_seconds()  # a clock that was stepped back must not refuse what it signed before
+_CLOCK_STEP = timedelta(
+    hours=1
+).total_seconds()  # seconds; after a step back of its clock, a process must accept what it signed before
 
 
 @dataclass(frozen=True, slots=True)
 class AccessToken:
-    """The claims of a token that was verified."""
+    """A verified token and its claims."""
 
     subject: str
     session_id: UUID
@@ -49,12 +56,12 @@ class AccessToken:
 
     @property
     def user_id(self) -> UUID | None:
-        """The subject as the id of a user, for the log. None where a holder of the HS256 key wrote another thing."""
+        """The subject as the id of a user, for the log. None if a holder of the HS256 key wrote another subject."""
         return UUID(self.subject) if _UUID.fullmatch(self.subject) else None
 
 
 class AccessTokens:
-    """Signs and verifies under the key set of the moment."""
+    """Signs and verifies with the key set that the process has now."""
 
     def __init__(self, keys: Keys, settings: Settings) -> None:
         """Issuer, audience and lifetime come from the settings."""
@@ -75,22 +82,33 @@ class AccessTokens:
         session_expires_at: datetime,
         lifetime: timedelta | None = None,
     ) -> tuple[str, datetime]:
-        """The token of one generation of a session, and when it expires.
+        """The token of one generation of a session, and the moment when the token expires.
 
-        It depends on its arguments and the signing key alone: ``iat`` is the rotation, ``jti`` follows from session
-        and generation. So a retry gets the identical token where the algorithm is deterministic (HS256, RS256 and
-        EdDSA; ES256 is not). It never outlives the session, so a live token needs no look at deadlines.
+        The token follows from the arguments and the signing key: ``iat`` is the moment of the rotation, and ``jti``
+        comes from session and generation. So a retry gets the identical token if the algorithm is deterministic (HS256,
+        RS256 and EdDSA; ES256 is not). The token expires no later than the session, so verifiers need no deadlines.
 
-        `lifetime` is the session's own; without it, the settings' counts.
+        Args:
+            subject: the id of the user.
+            session_id: the id of the session.
+            generation: the generation of the session's refresh token.
+            role: the role of the user.
+            client_id: the client of the session.
+            issued_at: the moment of the rotation.
+            session_expires_at: the session's absolute deadline.
+            lifetime: the session's own lifetime of access tokens. None: the one of the settings.
+
+        Raises:
+            TemporarilyUnavailable: the process has not read the keys yet.
         """
         key = self._keys.signing_access
         expires_at = min(issued_at + (self._lifetime if lifetime is None else lifetime), session_expires_at)
-        # Whole seconds. Where the session ends within the second of the rotation, `iat` is the second before, because
-        # no token expires when it was issued.
+        # In whole seconds. If the session expires in the second of the rotation, `iat` is one second earlier, because a
+        # token must expire after it was issued.
         exp = int(expires_at.timestamp())
         iat = min(int(issued_at.timestamp()), exp - 1)
         sid = str(session_id)
-        # Written out, because every refresh waits for it; a test holds it equal to what PyJWT makes of the same claims.
+        # Written out by hand, because each refresh waits for it. A test compares it with the JSON that PyJWT writes.
         claims = (
             f'{{"iss":{self._iss_json},"sub":"{subject}","aud":{self._aud_json},"exp":{exp},'
             f'"iat":{iat},"jti":"{sid}.{generation}","sid":"{sid}",'
@@ -100,15 +118,17 @@ class AccessTokens:
         return (signed + b"." + urlsafe_b64encode(key.sign(signed)).rstrip(b"=")).decode(), expires_at
 
     def verify(self, text: str, now: datetime, *, expired_too: bool = False) -> AccessToken:
-        """The verified token; revocation is not looked at.
+        """The verified token. The caller checks whether it was revoked.
 
         Args:
-            text: as it came.
+            text: the token as the client sent it.
             now: the database's clock.
-            expired_too: whether an expired token, rightly signed, is returned too (logout takes one).
+            expired_too: whether an expired token is accepted, as for a logout. All other checks stay.
 
         Raises:
-            InvalidToken: it is not ours, not for this audience, or expired (only then with a reason).
+            InvalidToken: the token is not one of Keyturn's, has another audience, or has expired. Only for an expired
+                token the refusal has a reason.
+            TemporarilyUnavailable: its key is unknown, and the key set may be out of date.
         """
         form = _FORM.fullmatch(text) if len(text) <= LONGEST else None
         if form is None:
@@ -134,8 +154,8 @@ class AccessTokens:
     def _is_for_us(self, claims: dict[str, Any]) -> bool:
         aud = claims.get("aud")
         if isinstance(aud, list) and self._aud in aud and all(isinstance(one, str) for one in aud):
-            # RFC 7519 section 4.1.3 allows a list. What Keyturn tells of it is the audience that was asked for: clients
-            # that are made from the contract read one string.
+            # RFC 7519 section 4.1.3 allows a list. Keyturn's answers have only its own audience, because clients made
+            # from the OpenAPI document expect one string.
             aud = claims["aud"] = self._aud
         return claims.get("iss") == self._iss and aud == self._aud
 
@@ -155,8 +175,8 @@ class AccessTokens:
             raise InvalidToken("not valid yet, or never")
         if not _UUID.fullmatch(claims["sid"]):
             raise InvalidToken("sid is no UUID in canonical form")
-        # Longer than revocations are remembered: a revoked one would come back to life. None of ours expires before it
-        # is issued.
+        # Redis forgets a revocation after the longest lifetime. So a token that lives longer would be good again after
+        # its revocation. No token of Keyturn's expires before it is issued.
         if not 0 < exp - iat <= _LONGEST:
             raise InvalidToken("lives longer than any token of ours, or not at all")
         if exp - seconds > _LONGEST + _CLOCK_STEP:
@@ -173,20 +193,20 @@ _quote = json.encoder.encode_basestring_ascii
 
 @cache
 def _header(kid: str, algorithm: Algorithm) -> bytes:
-    """The first segment and its full stop, as PyJWT writes them."""
+    """The first segment and the full stop after it, as PyJWT writes them."""
     return (
         to_base64url(json.dumps({"alg": algorithm, "kid": kid, "typ": MEDIA_TYPE}, separators=(",", ":")).encode())
         + b"."
     )
 
 
-@lru_cache(maxsize=64)  # a handful of keys; junk may push them out, and they are parsed again
+@lru_cache(maxsize=64)  # there are few keys; if junk pushes a header out, it is parsed again
 def _parsed_header(segment: str) -> tuple[str, str]:
     """The key id and algorithm that a header names.
 
     Raises:
-        InvalidToken: it is none of ours. RFC 8725 sections 3.10 and 3.11: our type, and no member that names a key, a
-            place to fetch one, or an extension. We write three members, so nothing else can be ours.
+        InvalidToken: Keyturn does not write such a header. Its own have three members: type, algorithm and key id. So
+            the type is right (RFC 8725 section 3.11), and no member brings a key or its URL (RFC 8725 section 3.10).
     """
     try:
         head = _members(from_base64url(segment))
@@ -198,7 +218,11 @@ def _parsed_header(segment: str) -> tuple[str, str]:
 
 
 def _members(raw: bytes) -> dict[str, Any]:
-    """The members of a JSON object in which no name stands twice (RFC 7515 section 4)."""
+    """The members of a JSON object in which no name stands twice (RFC 7515 section 4).
+
+    Raises:
+        InvalidToken: the bytes are no such object.
+    """
     try:
         members = _DECODER.decode(raw.decode())
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""The working keys as a process holds them in memory, and which of them sign. Pure: no I/O, no clock."""
+"""The working keys in the memory of a process, and which of them sign. Pure: no I/O, no clock."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ _TO_JWK: dict[Algorithm, Callable[..., Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class AccessKey:
-    """A key for access tokens. `signing` is a secret; `verifying` is the same one for HS256."""
+    """A key for access tokens. `signing` is a secret, and for HS256 `verifying` is the same secret."""
 
     kid: str
     algorithm: Algorithm
     signing: Any = field(repr=False)
     verifying: Any = field(repr=False)
     sign: Callable[[bytes], bytes] = field(init=False, repr=False, compare=False)
-    """Makes a signature (RFC 7515 section 5.1): by PyJWT; for HS256 as prepared, at a tenth of the cost."""
+    """Makes a signature (RFC 7515 section 5.1): by PyJWT, or for HS256 by `prepared_hmac` in a tenth of the time."""
 
     def __post_init__(self) -> None:
         sign = prepared_hmac(self.signing) if self.algorithm == "HS256" else self._signature
@@ -64,7 +64,7 @@ class AccessKey:
         return _ALGORITHMS[self.algorithm].verify(message, self.verifying, signature)
 
     def jwk(self) -> dict[str, Any] | None:
-        """The public key as a JSON Web Key (RFC 7517), or None: a symmetric key is never published."""
+        """The public key as a JSON Web Key (RFC 7517). None for a symmetric key, which is never published."""
         if self.algorithm == "HS256":
             return None
         jwk: dict[str, Any] = _TO_JWK[self.algorithm](self.verifying, as_dict=True)
@@ -73,16 +73,16 @@ class AccessKey:
 
 @dataclass(frozen=True, slots=True)
 class KeySet:
-    """The keys that one reading of the table gave. Moments are of the database's clock."""
+    """The keys from one reading of the table. Moments are of the database's clock."""
 
     access: Mapping[str, AccessKey]
     refresh: Mapping[int, RefreshKey]
     retired: Mapping[int, RefreshKey]
-    """Refresh keys whose tags are still known: their holders are told why the session ended, and no more."""
+    """Retired refresh keys. A holder of a token under one of them only learns why the session ended."""
     signs_from: Mapping[str | int, datetime]
 
     def signing(self, now: datetime) -> tuple[AccessKey, RefreshKey] | None:
-        """The keys that sign at a moment, one of each use; None where a use has none."""
+        """The access key and the refresh key that sign at a moment. None if there is no key of one use."""
         if not self.access or not self.refresh:
             return None
         return (
@@ -92,26 +92,26 @@ class KeySet:
 
 
 def signing(signs_from: Mapping[_N, datetime], now: datetime) -> _N:
-    """Which key of one use signs: the newest that was published long enough, else the oldest."""
+    """Which key of one use signs: the newest that was published long enough. If there is none, the oldest."""
     ready = [name for name, moment in signs_from.items() if moment <= now]
     return max(ready, key=signs_from.__getitem__) if ready else min(signs_from, key=signs_from.__getitem__)
 
 
 def new_secret(algorithm: Algorithm, bits: RsaBits = 2048) -> bytes:
-    """The secret bytes of a new access key. Random, and never derived from another key."""
+    """The secret bytes of a new access key: random, and never derived from another key."""
     if algorithm == "HS256":
         return os.urandom(KEY_BYTES)
     secret = new_private_key(algorithm, bits)
-    # `keyturn keys retire` takes a word that begins with "-" for an option, and one id in 64 would.
+    # One id in 64 would begin with "-", and `keyturn keys retire` would take the id for an option.
     return new_secret(algorithm, bits) if kid_of(algorithm, secret).startswith("-") else secret
 
 
 def kid_of(algorithm: Algorithm, secret: bytes) -> str:
-    """The RFC 7638 thumbprint of a public key; random for a secret one, whose thumbprint would invite guessing."""
+    """The thumbprint of a public key (RFC 7638). Random for HS256: a thumbprint would let others test guesses of it."""
     if algorithm == "HS256":
         return secrets.token_hex(8)
     jwk = AccessKey.of("", algorithm, secret).jwk() or {}
-    # The required members of every kind of key: RFC 7638 section 3.2, RFC 8037 section 2.
+    # The required members of each type of key (RFC 7638 section 3.2, RFC 8037 section 2).
     required = {name: jwk[name] for name in ("crv", "e", "kty", "n", "x", "y") if name in jwk}
     canonical = json.dumps(required, sort_keys=True, separators=(",", ":")).encode()
     return to_base64url(hashlib.sha256(canonical).digest()).decode()

@@ -1,9 +1,9 @@
-"""The table of working keys: sealed rows, of which one of a use signs and all that are not retired verify.
+"""The table of working keys, in sealed rows. One key of each use signs, and all that are not retired verify.
 
 Each row is sealed with AES-256-GCM under a key that HKDF (RFC 5869) derives from the master secret. The row's id, use,
-algorithm and number are associated data, so that no sealed key can be passed off as another: a changed bit stops the
-start. Working keys are random, and never derived from each other or from the master secret, so that one that leaks
-tells nothing of the others.
+algorithm and number are associated data. So nobody can put a sealed key in the place of another: if a bit was changed,
+the service does not start. Working keys are random, and not derived from each other or from the master secret. So a
+leaked key tells nothing of the others.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ from .primitives import KEY_BYTES, RsaBits, Sealing, derive
 from .refresh_tokens import RefreshKey
 
 PUBLISHED_FOR = timedelta(seconds=60)
-"""How long a new key is known before it signs: twice `keys.UNREAD_LIMIT`, so that nobody takes its tokens for junk."""
+"""How long a new key is known before it signs: twice `keys.UNREAD_LIMIT`, so that no process takes its tokens for junk.
+"""
 
 
 class KeyTable:
     """The rows of the table: read, listed and changed."""
 
     def __init__(self, db: Database, master: bytes, algorithm: Algorithm) -> None:
-        """`master` is the master secret, and `algorithm` the one of access keys where none is named."""
+        """`master` is the master secret. `algorithm` is for access keys if a call names no other."""
         self._db = db
         self._sealing = Sealing(derive(master, b"keyturn sealed working key v1"))
         self._algorithm = algorithm
@@ -48,16 +49,16 @@ class KeyTable:
     async def read(self) -> tuple[KeySet, int, datetime]:
         """The keys, their version in the pulse and the database's clock, all from one statement.
 
-        A use or algorithm that only a later release knows is left alone.
+        A key whose use or algorithm only a later release knows is left out.
 
         Raises:
-            ConfigurationError: a row was sealed under another master secret, or changed.
+            ConfigurationError: a row was sealed under another master secret, or was changed.
             TemporarilyUnavailable: the database is away.
         """
         columns = select(Pulse.keys.label("version"), self._db.now().label("now"), Key.__table__)
         needed = and_(or_(Key.retired_at.is_(None), Key.use == "refresh"), _known_here())
-        # The version comes in the same statement, so in the same snapshot. A later one would be taken for this one's,
-        # and the change in between would be lost.
+        # The version comes from the same statement, and so from the same snapshot. If a later version came with these
+        # keys, the process would miss the change in between.
         query = columns.select_from(outerjoin(Pulse, Key, needed)).order_by(Key.created_at, Key.kid)
         async with self._db.look() as connection:
             rows = (await connection.execute(query)).all()
@@ -69,7 +70,7 @@ class KeyTable:
             if row.kid is None:  # the version alone: the table has no key
                 continue
             if row.retired_at is not None:
-                # A retired key that can't be unsealed any more only says less to the holders of its tokens.
+                # If a retired key can't be unsealed, the holders of its tokens do not learn why their sessions ended.
                 with suppress(ConfigurationError):
                     retired[row.number] = RefreshKey.derive(row.number, self._unseal(row), retired=True)
                 continue
@@ -83,9 +84,12 @@ class KeyTable:
         return KeySet(access, refresh, retired, signs_from), rows[0].version, rows[0].now
 
     async def list(self) -> list[dict[str, Any]]:
-        """All keys by age, without secrets.
+        """All keys, the oldest first, without secrets.
 
-        `status` is retired, published (does not sign yet), signs, verifies, or unknown (a later release made it).
+        `status` is retired, published (does not sign yet), signs, verifies, or unknown (a later release made the key).
+
+        Raises:
+            TemporarilyUnavailable: the database is away.
         """
         query = select(Key.__table__, self._db.now().label("now"), _known_here().label("known")).order_by(
             Key.created_at, Key.kid
@@ -134,7 +138,11 @@ class KeyTable:
 
     @own_task
     async def make_first(self, *, by: Actor) -> bool:
-        """Makes the first key of each use where there is none; two starts at once make one. True if it made any."""
+        """Makes the first key of each use that has none. Returns whether it made any. Two starts at once make one key.
+
+        Raises:
+            TemporarilyUnavailable: the database is away.
+        """
         live = select(Key.use).where(Key.retired_at.is_(None))
         async with self._db.look() as connection:
             if set((await connection.scalars(live)).all()) == {"access", "refresh"}:
@@ -153,13 +161,14 @@ class KeyTable:
 
     @own_task
     async def generate(self, use: Use, algorithm: Algorithm | None = None, bits: RsaBits = 2048, *, by: Actor) -> str:
-        """Makes a key, which signs from `PUBLISHED_FOR` on. Its id (for refresh: its number is in `list`).
+        """Makes a key, which signs after `PUBLISHED_FOR`. Returns its id. `list` has the number of a refresh key.
 
         Raises:
             Conflict: all numbers of refresh keys are taken.
+            TemporarilyUnavailable: the database is away.
         """
         made = (algorithm or self._algorithm) if use == "access" else None
-        # Before the transaction: to find the primes of an RSA key may take longer than a transaction may last.
+        # Before the transaction, because to find the primes of an RSA key may take longer than a transaction may last.
         secret = new_secret(made, bits) if made else os.urandom(KEY_BYTES)
         async with self._db.begin() as tx:
             now = await self._changing(tx)
@@ -169,14 +178,15 @@ class KeyTable:
 
     @own_task
     async def retire(self, kid: str, *, by: Actor) -> int | None:
-        """Retires a key: each process refuses its tokens within `READ_BY_ALL`. Done again, it changes nothing.
+        """Retires a key: each process refuses its tokens within `READ_BY_ALL`. A repeated call changes nothing.
 
         Returns:
-            The number of a refresh key, whose sessions have to be ended: `KeyChanges.retire` does both.
+            The number of a refresh key. Its sessions have to end too: `KeyChanges.retire` does both.
 
         Raises:
-            NotFound: there is no such key.
-            Conflict: it is the only one of its use that can sign by now.
+            NotFound: the table has no such key.
+            Conflict: no other key of its use can sign by now.
+            TemporarilyUnavailable: the database is away.
         """
         async with self._db.begin() as tx:
             now = await self._changing(tx)
@@ -201,16 +211,17 @@ class KeyTable:
 
     @own_task
     async def replace(self, *, by: Actor) -> tuple[str, str, int]:
-        """Retires all keys, also those that this master secret can't unseal, and makes new ones that sign at once.
+        """Retires all keys, and makes new ones that sign at once. The old keys need not be unsealed for it.
 
-        Numbers of refresh keys stay taken, so that no session passes for one under a new key.
+        Numbers of refresh keys stay taken, so that no old session passes for a session under a new key.
 
         Returns:
-            The ids of the new access key and refresh key, and the latter's number. The sessions under other numbers
-            have to be ended: `KeyChanges.replace` does both.
+            The ids of the new access key and refresh key, and the number of the refresh key. The sessions under other
+            numbers have to end too: `KeyChanges.replace` does both.
 
         Raises:
             Conflict: all numbers of refresh keys are taken.
+            TemporarilyUnavailable: the database is away.
         """
         secret = new_secret(self._algorithm)  # before the transaction, as in `generate`
         async with self._db.begin() as tx:
@@ -226,7 +237,7 @@ class KeyTable:
         return access, refresh, number
 
     async def _changing(self, tx: AsyncConnection) -> datetime:
-        """Begins a change of the table: alone over all processes, and with a new version. The database's clock."""
+        """Begins a change of the table, one at a time over all processes. Adds one to the version. Returns the time."""
         if self._db.is_postgres:  # SQLite's transaction holds the write lock already
             await tx.execute(select(func.pg_advisory_xact_lock(KEYS)))
         # Nobody sees the new version before this transaction's other changes. `one`: without the pulse's row no process
@@ -239,7 +250,7 @@ class KeyTable:
         self, tx: AsyncConnection, use: Use, algorithm: Algorithm | None, secret: bytes, now: datetime, *,
         signs_from: datetime,
     ) -> tuple[str, int | None]:  # fmt: skip
-        """Inserts a key, of a refresh token where `algorithm` is None. Its id, and its number if it has one."""
+        """Inserts a key, for refresh tokens if `algorithm` is None. Returns its id, and the number of a refresh key."""
         number = None
         if algorithm is None:
             taken = set((await tx.scalars(select(Key.number).where(Key.number.is_not(None)))).all())
@@ -258,7 +269,7 @@ class KeyTable:
 
 
 def _known_here() -> ColumnElement[bool]:
-    """Whether a row is of a use and an algorithm that this release knows: a later one may share the table."""
+    """Whether this release knows use and algorithm of a row. A later release may share the table."""
     return Key.use.in_(get_args(Use)) & Key.algorithm.in_((*get_args(Algorithm), "HMAC-SHA256"))
 
 

@@ -1,7 +1,7 @@
 """The key set of one process, kept in memory and up to date.
 
-Each transaction that changes the table of keys adds one to its version in the pulse. Every process reads the pulse
-twice a second with the fence, and reads the table again where the version is another than the one that it has.
+Each transaction that changes the table of keys adds one to the table's version in the pulse. Every process reads the
+pulse twice a second with the fence. If the version differs from that of its key set, the process reads the table again.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _N = TypeVar("_N")
 _K = TypeVar("_K")
 
 READ_BY_ALL = timedelta(seconds=2)
-"""How long after a change of the table each process that reaches the database goes by it.
+"""How long after a change of the table each process that reaches the database uses the changed keys.
 
-A process begins a reading of the pulse each half second, and takes the database for away if none comes within 0.4
-seconds more. So it learns of a commit within 0.9 seconds. The rest is for reading the table of some 300 rows at most.
+A process begins a reading of the pulse each half second. If none returns within 0.4 seconds, the database counts as
+away. So the process learns of a commit within 0.9 seconds. The rest is for reading the table: some 300 rows at most.
 """
 
 UNREAD_LIMIT = timedelta(seconds=30)
-"""A process that could not read the version for this long can't call an unknown key junk any more."""
+"""If a process has not read the version for this long, an unknown key may be a new one, and is not called junk."""
 
 _RELOAD_EVERY = timedelta(minutes=5)
 """The table is read again after this time, also where the version stays the same: a second line of defence."""
@@ -41,22 +41,22 @@ _log = get_logger()
 
 
 class Keys(KeyTable):
-    """The table with its key set in memory, at most `READ_BY_ALL` behind it."""
+    """The table, and its key set in memory, which is at most `READ_BY_ALL` behind the table."""
 
     def __init__(self, db: Database, master: bytes, algorithm: Algorithm) -> None:
-        """Nothing is read yet: `load` first."""
+        """The key set is empty until `load` is called."""
         super().__init__(db, master, algorithm)
         self._set = KeySet({}, {}, {}, {})
-        self._presentable: Mapping[int, RefreshKey] = {}  # the refresh keys whose tags are known
+        self._presentable: Mapping[int, RefreshKey] = {}  # all refresh keys, also retired ones
         self._version: int | None = None
-        self._read_at = float("-inf")  # when the reading began that last found `_version` in force
+        self._read_at = float("-inf")  # when the last reading of the pulse with `_version` began
         self._loaded_at = float("-inf")
         self._behind_since: float | None = None  # when the first reading began that found another version than this one
         self._loading: asyncio.Task[None] | None = None
         self._failure: tuple[int, str] | None = None  # the version that can't be loaded, and why
         self._signing: tuple[AccessKey, RefreshKey] | None = None
 
-    # -- what the tokens ask
+    # -- for the tokens
 
     @property
     def signing_access(self) -> AccessKey:
@@ -92,8 +92,8 @@ class Keys(KeyTable):
         """The refresh key of this number, or None if there is none or it is retired.
 
         Raises:
-            TemporarilyUnavailable: it is unknown, and this process could not read the key set for so long that it
-                may be a new one.
+            TemporarilyUnavailable: the key is unknown, and may be new: this process has not read the version for
+                `UNREAD_LIMIT`.
         """
         return self._known(self._set.refresh, number)
 
@@ -108,14 +108,14 @@ class Keys(KeyTable):
             raise TemporarilyUnavailable("unknown key, and the key set is out of date")
 
     def retired(self, number: int) -> bool:
-        """Whether there was a refresh key of this number, and its sessions are over or about to be."""
+        """Whether the refresh key of this number was retired. Its sessions are over or about to end."""
         return number in self._set.retired
 
     def verify_refresh_token(self, text: str) -> RefreshToken:
-        """The refresh token that a text spells, without any I/O. Its key may be `retired`: then it opens nothing.
+        """The refresh token that a text spells, found without I/O. If its key is `retired`, the token opens nothing.
 
         Raises:
-            InvalidGrant: we did not issue it.
+            InvalidGrant: the token is not one of Keyturn's.
             TemporarilyUnavailable: as `refresh`.
         """
         try:
@@ -140,7 +140,7 @@ class Keys(KeyTable):
         """Reads the table.
 
         Raises:
-            ConfigurationError: a row was sealed under another master secret, or changed.
+            ConfigurationError: a row was sealed under another master secret, or was changed.
             TemporarilyUnavailable: the database is away.
         """
         began = monotonic()
@@ -151,14 +151,14 @@ class Keys(KeyTable):
         self._behind_since = None
 
     def follow(self, version: int, *, now: datetime, began: float) -> None:
-        """Takes note of a reading of the pulse, and reads the table again where its version is another.
+        """Takes a reading of the pulse, and reads the table again if the version of the keys has changed.
 
         One load is under way at a time. One that failed is tried again at the next reading. A process that knows for
         longer than `READ_BY_ALL` that its key set is old goes by none: a retired key may be in it.
 
         Args:
-            version: of the keys, as the pulse has it.
-            now: the database's clock at that reading. A key may begin to sign at this moment.
+            version: the version of the keys in the pulse.
+            now: the database's clock at the reading. With it, a published key begins to sign when its time comes.
             began: when the reading began, in seconds of the monotonic clock.
         """
         if version == self._version:

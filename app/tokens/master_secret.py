@@ -1,6 +1,6 @@
-"""The master secret: the one secret that an operator keeps. It seals the working keys, and nothing else.
+"""The master secret: the only secret that an operator keeps. Keyturn uses it only to seal the working keys.
 
-An operator gives it as a setting; the embedded default makes its own, in a file that only its owner may read.
+An operator gives it as a setting. The embedded default makes its own, in a file that only the file's owner may read.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from ..settings import Settings
 from ..settings_sources import PREFIX
 
 SECRET_BYTES = 32
-"""Bytes that a master secret has at least."""
+"""The least number of bytes of a master secret."""
 
 
 def master_secret_of(settings: Settings) -> bytes:
     """The master secret, from the settings or from the embedded default's own file.
 
     Raises:
-        ConfigurationError: there is none, it is weak, or its file is another user's or open to others.
+        ConfigurationError: there is no master secret, it is weak, or other users own or may read its file.
     """
     if settings.secret is not None:
         return master_secret(settings.secret.get_secret_value())
@@ -43,15 +43,15 @@ def master_secret_of(settings: Settings) -> bytes:
 
 
 def make_secret(settings: Settings) -> bool:
-    """Makes the embedded default's master secret where there is none; True if it did.
+    """Makes the embedded default's master secret if there is none. Returns whether it made one.
 
     Raises:
-        ConfigurationError: it can't be written.
+        ConfigurationError: the file can't be written.
     """
     path = settings.secret_path
     if settings.secret is not None or path.exists():
         return False
-    # Written under another name and linked: a process that starts at the same time sees the whole file or none.
+    # The file gets its name by a link when it is whole. So a process that starts at the same time never sees a part.
     draft = path.with_name(f"secret.{secrets.token_hex(8)}")
     try:
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
@@ -76,26 +76,29 @@ def master_secret(text: str) -> bytes:
     """The master secret's bytes from its base64, base64url or hex text.
 
     Raises:
-        WrongSettings: it is shorter than 256 bits, repeats itself, or is a sample.
+        WrongSettings: the secret is shorter than 256 bits, is not random, or is a sample.
     """
     decoded = _decode(text)
     if decoded is None or len(decoded) < SECRET_BYTES:
         raise WrongSettings(
             f"{PREFIX}SECRET: must be at least 256 random bits as base64 or hex; make one with: openssl rand -base64 32"
         )
-    # 32 random bytes hold fewer than 16 distinct ones about once in 10**13, and no two steps of a count are random.
+    # 32 random bytes have fewer than 16 distinct values about once in 10**13, and practically never the same steps.
     repetitive = len(set(decoded)) < SECRET_BYTES // 2 or len({(b - a) % 256 for a, b in pairwise(decoded)}) == 1
     if repetitive or _typed(text.strip(), decoded) or any(word in text.lower() for word in _SAMPLES):
         raise WrongSettings(f"{PREFIX}SECRET: is not random; make one with: openssl rand -base64 32")
-    # One fixed size for the key derivation, whatever was given.
+    # The key derivation gets the same size for every text.
     return hashlib.sha256(b"keyturn master secret\0" + decoded).digest()
 
 
 def _typed(text: str, decoded: bytes) -> bool:
-    """Whether somebody typed it: an encoded passphrase, or letters that pass for base64.
+    """Whether a person typed the secret: an encoded passphrase, or letters that happen to be base64.
 
-    32 random bytes are readable text once in 10**10, their base64 has one case only once in 10**9 and fewer than 20
-    different characters once in 10**8.
+    A random secret of 32 bytes is refused so rarely:
+
+    1. The bytes are readable text once in 10**10.
+    2. Their base64 has letters of one case only once in 10**9.
+    3. Their base64 has fewer than 20 different characters once in 10**8.
     """
     try:
         if "".join(decoded.decode().split()).isprintable():
@@ -106,7 +109,7 @@ def _typed(text: str, decoded: bytes) -> bool:
 
 
 def _decode(text: str) -> bytes | None:
-    """The bytes that a text spells in hex, base64 or base64url, with or without padding; None where it spells none."""
+    """The bytes that a text spells in hex, base64 or base64url, with or without padding. None if it is none of them."""
     text = text.strip()
     if _HEX.fullmatch(text):
         return bytes.fromhex(text)

@@ -1,4 +1,4 @@
-"""The cryptographic primitives under tokens and keys: the one door to `cryptography`. Pure: no I/O, no clock."""
+"""The cryptographic primitives for tokens and keys: only this file imports `cryptography`. No I/O, no clock."""
 
 from __future__ import annotations
 
@@ -16,20 +16,24 @@ from cryptography.hazmat.primitives.hmac import HMAC
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 RsaBits = Literal[2048, 3072]
-"""Bits of an RS256 key: RFC 7518 section 3.3 asks for 2048 at least; 3072 are as strong as ES256, and slower."""
+"""Bits of an RS256 key. RFC 7518 section 3.3 asks for 2048 at least. 3072 are as strong as ES256, and slower."""
 
 KEY_BYTES = 32
-"""Bytes of each symmetric key: as strong as the SHA-256 or AES-256 that it is for."""
+"""Bytes of each symmetric key: as many as SHA-256 and AES-256 can use."""
 
 _NONCE = 12  # RFC 5116 section 5.3
 _TO_URL = bytes.maketrans(b"+/", b"-_")
 _FROM_URL = bytes.maketrans(b"-_", b"+/")
 _PADDING = (b"", b"===", b"==", b"=")
-_LAST = {1: "", 2: "AQgw", 3: "AEIMQUYcgkosw048"}  # characters whose 4 or 2 lowest bits are zero
+_LAST = {
+    1: "",
+    2: "AQgw",
+    3: "AEIMQUYcgkosw048",
+}  # by the characters in the last group: last characters whose 4 or 2 spare bits are zero
 
 
 def prepared_hmac(key: bytes) -> Callable[[bytes], bytes]:
-    """HMAC-SHA256 (RFC 2104) under a key that is set up once: a third of the cost where keys are few."""
+    """HMAC-SHA256 (RFC 2104) with a key that is set up once, at a third of the cost of a set-up for each message."""
     prepared = HMAC(key, SHA256())
 
     def digest(message: bytes) -> bytes:
@@ -41,24 +45,24 @@ def prepared_hmac(key: bytes) -> Callable[[bytes], bytes]:
 
 
 def derive(secret: bytes, label: bytes) -> bytes:
-    """A key of `KEY_BYTES` by HKDF-SHA256 (RFC 5869). Keys under distinct labels tell nothing of each other."""
+    """A key of `KEY_BYTES` by HKDF-SHA256 (RFC 5869). Keys with different labels tell nothing of each other."""
     return HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=label).derive(secret)
 
 
 class Sealing:
-    """AES-256-GCM (RFC 5116) under one key, with a random nonce for each message: the few rows of a table."""
+    """AES-256-GCM (RFC 5116) under one key. Random nonces are safe because only the few rows of a table are sealed."""
 
     def __init__(self, key: bytes) -> None:
-        """The key has `KEY_BYTES`."""
+        """`key` has `KEY_BYTES`."""
         self._cipher = AESGCM(key)
 
     def seal(self, plain: bytes, associated: bytes) -> bytes:
-        """The nonce, and behind it the sealed bytes, which open only beside the same associated data."""
+        """The nonce, followed by the sealed bytes. They open only with the same associated data."""
         nonce = os.urandom(_NONCE)
         return nonce + self._cipher.encrypt(nonce, plain, associated)
 
     def open(self, sealed: bytes, associated: bytes) -> bytes | None:
-        """The plain bytes, or None if another key sealed them, or any bit of either argument was changed."""
+        """The plain bytes. None if another key sealed them, or if a bit of either argument was changed."""
         try:
             return self._cipher.decrypt(sealed[:_NONCE], sealed[_NONCE:], associated)
         except (InvalidTag, ValueError):  # ValueError: too short to be sealed at all
@@ -74,7 +78,7 @@ def from_base64url(text: str) -> bytes:
     """The bytes that a text of base64url's alphabet spells, without padding.
 
     Raises:
-        ValueError: another text is their spelling: the spare bits are not zero (RFC 4648 section 3.5).
+        ValueError: the spare bits are not zero (RFC 4648 section 3.5), so the bytes have another spelling.
     """
     spare = len(text) % 4
     if spare and text[-1] not in _LAST[spare]:
@@ -83,7 +87,7 @@ def from_base64url(text: str) -> bytes:
 
 
 def new_private_key(algorithm: Literal["ES256", "RS256", "EdDSA"], bits: RsaBits) -> bytes:
-    """A new private key as PKCS #8. `bits` are for RS256, whose primes may take seconds to find."""
+    """A new private key as PKCS #8. `bits` are for RS256. The search for its primes may take seconds."""
     key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
     match algorithm:
         case "ES256":
@@ -98,8 +102,9 @@ def new_private_key(algorithm: Literal["ES256", "RS256", "EdDSA"], bits: RsaBits
 
 
 def private_key(pkcs8: bytes) -> Any:
-    """The private key that `new_private_key` wrote, from where nobody can have changed it: an RSA key is not examined.
+    """The private key that `new_private_key` wrote. The caller makes sure that nobody has changed it.
 
-    The examination would hold up all requests at each reading of the key set: for 65 ms (2048 bits) or 200 ms (3072).
+    So the numbers of an RSA key are not checked. The check would hold up all requests of the process at each reading of
+    the key set: for 65 ms (2048 bits) or 200 ms (3072 bits).
     """
     return serialization.load_der_private_key(pkcs8, None, unsafe_skip_rsa_key_validation=True)

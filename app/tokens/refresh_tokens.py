@@ -1,15 +1,18 @@
 """Refresh tokens: format, tag and derivation. Pure: no I/O, no clock.
 
-A token is 63 bytes, ``key (1) ‖ session id (16) ‖ generation (4, big-endian) ‖ secret (32) ‖ tag (10)``, written as
-``ktr_`` and 84 characters of base64url (RFC 4648 section 5). 63 is a multiple of 3, so there are no spare bits and
-one token has one spelling.
+A token is 63 bytes:
 
-The tag is keyed: what we did not issue is refused before any I/O (guarantee 4). Ten bytes are enough: a forged tag
-passes once in 2**80 tries, and what passes still has to match a SHA-256 digest in the database.
+    key (1) ‖ session id (16) ‖ generation (4, big-endian) ‖ secret (32) ‖ tag (10)
+
+Its text is ``ktr_`` and 84 characters of base64url (RFC 4648 section 5). 63 is a multiple of 3. So there are no spare
+bits, and a token has only one spelling.
+
+The tag is keyed. So a token that Keyturn did not issue is refused before any I/O (guarantee 4). Ten bytes are enough: a
+forged tag passes once in 2**80 tries. Even then, the token must match a SHA-256 digest in the database.
 
 The successor is derived from the token that it replaces, under a key that only the server has. So nothing has to be
-stored for a retry, and no two answers to one token can differ (guarantee 1); a stolen digest or a stolen key alone
-derives nothing (guarantee 6).
+stored for a retry, and two answers to one token can't differ (guarantee 1). A thief of a digest alone, or of a key
+alone, can derive nothing (guarantee 6).
 """
 
 from __future__ import annotations
@@ -27,12 +30,12 @@ from ..errors import InvalidGrant
 from .primitives import derive, prepared_hmac
 
 PREFIX = "ktr_"
-"""Lets secret scanners find leaked tokens."""
+"""The beginning of each token, by which secret scanners find leaked tokens."""
 
 PATTERN = re.compile(r"ktr_[A-Za-z0-9_-]{84}", re.ASCII)
 
 LAST_GENERATION = 2**31 - 2
-"""Beyond it no token is issued: one refresh a second gets there in 68 years."""
+"""The last generation of a session. With one refresh a second, a session reaches it in 68 years."""
 
 _BODY = 53
 _TAG = 10
@@ -40,13 +43,13 @@ _TAG = 10
 
 @dataclass(frozen=True, slots=True)
 class RefreshKey:
-    """The two working keys of one refresh key: they come from it by HKDF (RFC 5869) under distinct labels."""
+    """A refresh key as two keys, derived from its secret by HKDF (RFC 5869) with different labels."""
 
     number: int
     next_key: bytes = field(repr=False)
     tag_key: bytes = field(repr=False)
     retired: bool = False
-    """Whether its sessions are over or about to be. Its tags are still known, and its tokens open nothing."""
+    """Whether the key is retired: its sessions are over or about to end. Its tags still verify, but open nothing."""
     derive_next: Callable[[bytes], bytes] = field(init=False, repr=False, compare=False)
     derive_tag: Callable[[bytes], bytes] = field(init=False, repr=False, compare=False)
 
@@ -61,20 +64,20 @@ class RefreshKey:
         return cls(number, next_key, tag_key, retired)
 
     def tag(self, body: bytes) -> bytes:
-        """What proves that a token's other bytes are ours."""
+        """The tag, which proves that Keyturn made the other bytes of a token."""
         return self.derive_tag(body)[:_TAG]
 
 
 @dataclass(frozen=True, slots=True)
 class RefreshToken:
-    """A token that we issued: only `issue`, `successor` and `verify` make one."""
+    """A token that Keyturn issued. Only `issue`, `successor` and `verify` make one."""
 
     key: RefreshKey
     session_id: UUID
     generation: int
     secret: bytes = field(repr=False)
     raw: bytes = field(default=b"", repr=False)
-    """The 63 bytes; made from the rest where they are not given."""
+    """The 63 bytes. If they are not given, they are made from the other fields."""
 
     def __post_init__(self) -> None:
         if not self.raw:
@@ -86,16 +89,16 @@ class RefreshToken:
 
     @property
     def text(self) -> str:
-        """How it goes over the wire."""
+        """The token as clients get and send it."""
         return PREFIX + urlsafe_b64encode(self.raw).decode()
 
     @property
     def digest(self) -> bytes:
-        """SHA-256 of the whole token: all that is ever stored of it."""
+        """SHA-256 of the whole token. The database stores nothing else of a token."""
         return sha256(self.raw).digest()
 
     def successor(self, key: RefreshKey) -> RefreshToken:
-        """The token that replaces this one, as derived under `key`; always the same one."""
+        """The token that replaces this one, derived under `key`. Repeated calls give the same token."""
         generation = self.generation + 1
         message = self.session_id.bytes + generation.to_bytes(4) + self.secret
         return RefreshToken(key, self.session_id, generation, key.derive_next(message))
@@ -107,11 +110,11 @@ def issue(key: RefreshKey, session_id: UUID) -> RefreshToken:
 
 
 def verify(text: str, keys: Mapping[int, RefreshKey]) -> RefreshToken:
-    """The token that a text spells, by that of these keys which it names.
+    """The token that a text spells, verified with the key that the token names.
 
     Raises:
-        InvalidGrant: it has not the form of a token, or we did not issue it.
-        KeyError: it has the form, and names none of these keys.
+        InvalidGrant: the text has not the form of a token, or Keyturn did not issue the token.
+        KeyError: the token names none of these keys.
     """
     if not PATTERN.fullmatch(text):
         raise InvalidGrant("not of a refresh token's form")
