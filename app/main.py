@@ -68,7 +68,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # FastAPI's reference page loads its scripts from another host
         redoc_url=None,
-        generate_unique_id_function=lambda route: route.name,
         telemetry={"logs": False},
         redirect_slashes=False,
     )

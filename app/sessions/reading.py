@@ -103,7 +103,7 @@ class Reading:
 
     @own_task
     async def _list(self, *which: ColumnElement[bool], limit: int, live: bool = False) -> builtins.list[SessionRow]:
-        async with self._db.look() as connection:
+        async with self._db.look(hot_path=False) as connection:
             now = await connection.scalar(select(self._db.now()))
             assert now is not None
             query = select(Session.__table__, _HAS_KEY.label("has_key")).where(*which)
