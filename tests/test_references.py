@@ -209,7 +209,7 @@ SECTION = re.compile(r"(?<!\w)(?:[Ss]ections? |§ ?)(\d+)")
 OUTSIDE = re.compile(r"(?:RFC|NIST SP|FIPS) [\d-]+,?(?: [Ss]ections? [\d.]+(?:,| and))*\s*$")
 QUOTED = re.compile(r"\b(README|[a-z]+\.md|see),? (?:section )?\"([^\"]+)\"")
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
-ELSEWHERE = re.compile(r"/work/|/tmp/lead|\b(?:house|design)\.md\b|\bthe design\b|\b[Aa]ttack #?\d|\b[Ii]ssues? #?\d")
+ELSEWHERE = re.compile(r"/(?:home|root|Users)/|\b\w+/shared/|\bthe design\b|\b[Aa]ttack #?\d|\b[Ii]ssues? #?\d")
 TESTS_OWN = "test_it.py", "test_them.py"
 """Files that tests write into a folder of their own."""
 FOR_OPERATORS = "README.md", "docs/clients.md", "docs/scaling.md", "SECURITY.md", "bench/README.md", "bench/RESULTS.md"
