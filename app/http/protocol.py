@@ -5,9 +5,9 @@ an answer of its own, even into the middle of another answer. Give ``uvicorn.Con
 of ``"httptools"``, and put `edge.Edge` in front of the application. The edge renders the refusals of this file.
 
 Written for uvicorn 0.54, which pyproject.toml bounds. Parser callbacks are only extended (each calls its original), and
-``data_received`` is the original's feed with other ``except`` clauses. This file uses the attributes ``parser``,
-``cycle``, ``scope``, ``headers``, ``url``, ``transport`` and ``flow``, which uvicorn has had since 0.15.
-tests/test_edge.py fails if one of them changes its meaning.
+``data_received`` is the original's feed with other ``except`` clauses. The attributes that are used are as old as
+uvicorn 0.15: ``parser``, ``cycle``, ``scope``, ``headers``, ``url``, ``transport``, ``flow``. tests/test_edge.py fails
+if one of them changes its meaning.
 """
 
 from __future__ import annotations
