@@ -66,7 +66,7 @@ class FastRequest(Request):
             lines.append(body)
         cycle.response_started = cycle.response_complete = True
         cycle.waiting_for_100_continue = False
-        cycle.transport.write_whole(b"".join(lines))  # type: ignore[attr-defined]  # a Lingering
+        cycle.transport.write(b"".join(lines))
         cycle.message_event.set()
         if not cycle.keep_alive:
             cycle.transport.close()
@@ -98,11 +98,6 @@ class Lingering:
         else:
             self._held = data
             self._protocol.loop.call_soon(self._send_held)
-
-    def write_whole(self, data: bytes) -> None:
-        """Writes a whole answer at once, behind a head that may still wait."""
-        self._held += data
-        self._send_held()
 
     def _send_held(self) -> None:
         held, self._held = self._held, b""
