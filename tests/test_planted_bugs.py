@@ -253,7 +253,8 @@ def a_logout_of_the_others_ends_this_one_too(patch: Patch) -> None:
 
 @bug
 def a_second_reason_replaces_the_first(patch: Patch) -> None:
-    def ends(now: Any, reason: Any, *which: Any) -> Any:
+    def ends(db: Any, _policy: Any, reason: Any, *which: Any) -> Any:
+        now = db.now()
         ended = update(Session).where(*which).values(ended_at=now, end_reason=reason)
         return ended.returning(*marking._ENDED, now.label("now"))
 
@@ -262,7 +263,8 @@ def a_second_reason_replaces_the_first(patch: Patch) -> None:
 
 @bug
 def what_ends_after_its_deadline_takes_the_later_reason(patch: Patch) -> None:
-    def ends(now: Any, reason: Any, *which: Any) -> Any:
+    def ends(db: Any, _policy: Any, reason: Any, *which: Any) -> Any:
+        now = db.now()
         ended = update(Session).where(*which, Session.ended_at.is_(None)).values(ended_at=now, end_reason=reason)
         return ended.returning(*marking._ENDED, now.label("now"))
 

@@ -59,8 +59,7 @@ class Ending:
         self._policy = policy
         # Two batches at once, so that one stuck connection does not stop every logout. SQLite has one writer at a time.
         self._logouts = Batch(self._log_out, in_flight=2 if db.is_postgres else 1)
-        # For SQLite; Postgres has `mark_logouts_on_postgres`. Built once, because building the statement costs as much as
-        # sending it.
+        # For SQLite; Postgres has `mark_logouts_on_postgres`. Built once: to build it costs as much as to send it.
         self._log_these_out = ends(db, policy, "logout", db.among(Session.id))
 
     async def end(self, session_ids: set[UUID], reason: Reason, *, by: Actor) -> int:
