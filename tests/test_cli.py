@@ -368,7 +368,7 @@ def test_keys_are_made_listed_and_retired(keyturn: Command) -> None:
     assert "no such key" in keyturn.refused(1, "keys", "retire", "no-such-key")
     assert "It is the only access key that can sign" in keyturn.refused(1, "keys", "retire", first["access"]["kid"])
     wrong = keyturn.refused(1, "keys", "generate", "refresh", "--algorithm", "ES256")
-    assert "algorithm and bits are for access keys" in wrong
+    assert "--algorithm and --bits are for access keys" in wrong
 
 
 def test_the_size_of_an_rsa_key_is_said_where_it_is_made(keyturn: Command) -> None:

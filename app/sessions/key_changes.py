@@ -94,9 +94,9 @@ class KeyChanges:
             TemporarilyUnavailable: the database is away.
         """
         if use == "refresh" and (algorithm or bits):
-            raise InvalidRequest("algorithm", description="algorithm and bits are for access keys.")
+            raise InvalidRequest("algorithm", description="--algorithm and --bits are for access keys.")
         if bits and (algorithm or self._algorithm) != "RS256":
-            raise InvalidRequest("bits", description="bits are for RS256 keys.")
+            raise InvalidRequest("bits", description="--bits is for RS256 keys.")
         kid = await self._keys.generate(use, algorithm, bits or 2048, by=by)
         return Generated(kid, [key for key in await self._keys.list() if key["use"] == use])
 
