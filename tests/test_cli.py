@@ -502,6 +502,8 @@ def test_the_actor_of_a_command_is_the_systems_user_who_gave_it(monkeypatch: pyt
     assert by() == Actor("command", "ada")
     monkeypatch.setenv("LOGNAME", "a" * 1000)  # an event keeps 64 characters
     assert by() == Actor("command", "a" * 64)
+    monkeypatch.setenv("LOGNAME", "ad\udcffa")  # a byte that is not UTF-8, as Python reads it: no database takes it
+    assert by() == Actor("command", "ad?a")
 
     def nameless() -> str:
         raise KeyError("uid not found")  # so does Python 3.11 if the system has no name for the user, as in a container
