@@ -106,11 +106,11 @@ class Revocations:
     # -- health and the end
 
     async def ping(self) -> CacheState:
-        """The state of Redis now. Asks Redis once."""
+        """The state of Redis now. Asks Redis once, by the command of a verification: who refuses it is not complete."""
         if not self.redis.is_configured:
             return "none"
         try:
-            server, (marker,) = await self.redis.send([("GET", MARKER)])
+            server, ((marker,),) = await self.redis.send([("MGET", MARKER)])
         except TemporarilyUnavailable:
             return "away"
         return "complete" if self.fence.believes(server, marker, monotonic(), VOUCHES_FOR) else "not complete"
