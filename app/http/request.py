@@ -14,7 +14,7 @@ from starlette.types import Scope
 
 from .. import log
 from ..actors import Actor, Kind
-from ..errors import InvalidRequest, NoToken, Refusal
+from ..errors import InvalidRequest, Refusal
 from .answers import Fields
 from .bodies import ABSENT, not_as_modelled
 
@@ -156,17 +156,22 @@ class Request:
         scheme, _, token = value.decode("latin-1").partition(" ")
         return token.strip(" \t") if scheme.lower() == "bearer" else None
 
-    def access_token(self) -> str:
-        """The bearer token.
+    def cookies(self) -> dict[str, list[str]]:
+        """The values of each cookie, in their order (RFC 6265 section 5.4). Several of one name differ in their path.
 
-        Raises:
-            NoToken: there is none.
-            InvalidRequest: there are several Authorization fields.
+        HTTP/2 allows several Cookie fields (RFC 9113 section 8.2.3), and a proxy may pass them on.
         """
-        token = self.bearer()
-        if token is None:
-            raise NoToken("no bearer token")
-        return token
+        header = self.fields.get(b"cookie")
+        if header is None:
+            return {}
+        if len(self.fields) != len(self.headers):
+            header = b";".join(value for name, value in self.headers if name == b"cookie")
+        cookies: dict[str, list[str]] = {}
+        for pair in header.decode("latin-1").split(";"):
+            name, equals, value = pair.partition("=")
+            if equals:
+                cookies.setdefault(name.strip(" \t"), []).append(value.strip(" \t"))
+        return cookies
 
     def values(self, name: str) -> list[str]:
         """All values of a query parameter, in their order."""
