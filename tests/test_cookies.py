@@ -6,6 +6,7 @@ The first part is a table: the presented cookies, the answer, the Set-Cookie fie
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -183,6 +184,8 @@ class World:
     one: SignIn
     two: SignIn
     stranger: SignIn
+    moved: bool = False
+    """Whether a case changed the sessions before it presented something."""
 
     @classmethod
     async def made(cls, site: Site) -> World:
@@ -204,7 +207,7 @@ class World:
         match reason:
             case "idle_timeout":
                 await time_passes(keyturn, keyturn.settings.refresh_token_lifetime + timedelta(hours=1))
-                case "user_disabled":
+            case "user_disabled":
                 user = await keyturn.users.find(one.email)
                 await keyturn.users.disable(user.id, by=SERVICE)
             case _:
@@ -245,7 +248,7 @@ CALLS = {
     "me": ("GET", "/auth/me"),
     "password": ("POST", "/auth/password"),
 }
-FAST = {"verify", "verify+", "refresh", "logout"}
+FAST = {"verify", "verify+", "verify;", "refresh", "logout"}
 """The calls that the fast door takes."""
 
 LABELS = {A: "access", R: "refresh", S: "split"}
@@ -353,7 +356,7 @@ def _kinds() -> Iterator[Case]:
     yield Case("names exchanged", "verify", swapped, 401, TOKEN)
     yield Case("names exchanged", "verify+", swapped, 401, TOKEN, fields=CLEAR)
     yield Case("names exchanged", "refresh", swapped, 401, GRANT, fields=CLEAR)
-    yield Case("names exchanged", "logout", swapped, 401, GRANT, fields=CLEAR)
+    yield Case("names exchanged", "logout", swapped, 401, TOKEN, fields=CLEAR)
     yield Case("names exchanged", "me", swapped, 401, TOKEN)
     inside = lambda w: f"{A}={w.one.sealed(A, w.one.refresh_token)}"
     yield Case("a refresh token sealed as access cookie", "verify", inside, 401, TOKEN)
@@ -361,19 +364,16 @@ def _kinds() -> Iterator[Case]:
     yield Case("a refresh token sealed as access cookie", "me", inside, 401, TOKEN)
     inside_refresh = lambda w: f"{R}={w.one.sealed(R, w.one.access_token)}"
     yield Case("an access token sealed as refresh cookie", "refresh", inside_refresh, 401, GRANT, fields=CLEAR)
-    yield Case("an access token sealed as refresh cookie", "verify+", inside_refresh, 401, GRANT, fields=CLEAR)
+    yield Case("an access token sealed as refresh cookie", "verify+", inside_refresh, 401, TOKEN, fields=CLEAR)
     yield Case("an access token sealed as refresh cookie", "logout", inside_refresh, 401, GRANT, fields=CLEAR)
     yield Case("a bare access token", "verify", lambda w: f"{A}={w.one.access_token}", 401, TOKEN)
     yield Case("a bare refresh token", "refresh", lambda w: f"{R}={w.one.refresh_token}", 401, GRANT, fields=CLEAR)
-    yield Case("nothing sealed", "verify", lambda w: f"{A}={w.one.plain(A, b'')}", 401, TOKEN)
-    yield Case("flags alone", "verify", lambda w: f"{A}={w.one.plain(A, b'\1')}", 401, TOKEN)
-    yield Case("nothing sealed", "refresh", lambda w: f"{R}={w.one.plain(R, b'')}", 401, GRANT, fields=CLEAR)
-    yield Case("flags alone", "refresh", lambda w: f"{R}={w.one.plain(R, b'\1')}", 401, GRANT, fields=CLEAR)
-    yield Case("bytes that are no text", "verify", lambda w: f"{A}={w.one.plain(A, b'\1' + bytes(range(256)))}", 401, TOKEN)
-    # The session in the associated data is proved by the key. A token of another session in it is no forgery of a
-    # client, and the token alone decides.
-    other = lambda w: f"{A}={w.one.sealed(A, w.two.access_token)}"
-    yield Case("the token of another session sealed in", "verify", other, 401, TOKEN)
+    plain = lambda name, inside: lambda w: f"{name}={w.one.plain(name, inside)}"
+    yield Case("nothing sealed", "verify", plain(A, b""), 401, TOKEN)
+    yield Case("flags alone", "verify", plain(A, b"\1"), 401, TOKEN)
+    yield Case("nothing sealed", "refresh", plain(R, b""), 401, GRANT, fields=CLEAR)
+    yield Case("flags alone", "refresh", plain(R, b"\1"), 401, GRANT, fields=CLEAR)
+    yield Case("bytes that are no text", "verify", plain(A, b"\1" + bytes(range(256))), 401, TOKEN)
     split = lambda w: f"{S}={w.one.r}"
     yield Case("a refresh cookie's value as split cookie", "refresh", split, 401, GRANT, fields="-split")
     for name in ("keyturn-refresh", "__Secure-keyturn-refresh", R.lower(), R.upper(), f"{R}2", f"x{R}", R[2:]):
@@ -458,7 +458,7 @@ def _duplicates() -> Iterator[Case]:
     yield Case("two live sessions", "logout", both, 204, fields=CLEAR, change="one logout, two logout")
     both_refresh = lambda w: _several(R, w.one.r, w.two.r)
     yield Case("two live sessions", "refresh", both_refresh, 401, GRANT, fields=CLEAR)
-    yield Case("two live sessions", "verify+", both_refresh, 401, GRANT, fields=CLEAR)
+    yield Case("two live sessions", "verify+", both_refresh, 401, TOKEN, fields=CLEAR)
     strangers = lambda w: _several(R, w.one.r, w.stranger.r)
     yield Case("two live sessions of two users", "refresh", strangers, 401, GRANT, fields=CLEAR)
     yield Case("two live sessions of two users", "verify", lambda w: _several(A, w.one.a, w.stranger.a), 401, TOKEN)
@@ -513,11 +513,11 @@ def _over() -> Iterator[Case]:
         yield Case(f"ended: {reason}", "me", ended, 401, TOKEN, reason)
         yield Case(f"ended: {reason}", "verify", ended, 401, TOKEN, reason)
         yield Case(f"ended: {reason}", "refresh", ended, 401, GRANT, reason, CLEAR)
-        yield Case(f"ended: {reason}", "verify+", ended_and_expired, 401, GRANT, reason, CLEAR)
+        yield Case(f"ended: {reason}", "verify+", ended_and_expired, 401, TOKEN, reason, CLEAR)
         yield Case(f"ended: {reason}", "logout", ended, 204, fields=CLEAR)
     yield Case("ended, and an access token that lives", "verify+", _pair_of_ended, 401, TOKEN, "logout", CLEAR)
     yield Case("reuse", "refresh", _reused, 401, GRANT, "reuse_detected", CLEAR, "one reuse_detected")
-    yield Case("reuse", "verify+", _reused_expired, 401, GRANT, "reuse_detected", CLEAR, "one reuse_detected")
+    yield Case("reuse", "verify+", _reused_expired, 401, TOKEN, "reuse_detected", CLEAR, "one reuse_detected")
     yield Case("an old refresh cookie", "logout", _reused, 204, fields=CLEAR, change="one logout")
 
 
@@ -563,13 +563,13 @@ def _refreshing() -> Iterator[Case]:
     yield Case("a retry", "verify+", _retry, 200, fields=SET)
     crossed = lambda w: f"{A}={w.one.a}; {R}={w.two.r}"
     yield Case("access and refresh of two sessions", "verify", crossed, 401, TOKEN)
-    yield Case("access and refresh of two sessions", "verify+", crossed, 401, GRANT, fields=CLEAR)
+    yield Case("access and refresh of two sessions", "verify+", crossed, 401, TOKEN, fields=CLEAR)
     yield Case("access and refresh of two sessions", "refresh", crossed, 401, GRANT, fields=CLEAR)
     yield Case("access and refresh of two sessions", "me", crossed, 401, TOKEN)
     yield Case("access and refresh of two sessions", "logout", crossed, 204, fields=CLEAR, change="one logout, two logout")
     yield Case("access and refresh of two users", "refresh", lambda w: f"{A}={w.one.a}; {R}={w.stranger.r}", 401, GRANT, fields=CLEAR)  # fmt: skip
     expired = lambda w: f"{w.one.expired}; {R}={w.two.r}"
-    yield Case("expired access and refresh of two sessions", "verify+", expired, 401, GRANT, fields=CLEAR)
+    yield Case("expired access and refresh of two sessions", "verify+", expired, 401, TOKEN, fields=CLEAR)
 
 
 async def _retry(w: World) -> str:
@@ -611,7 +611,7 @@ def _modes() -> Iterator[Case]:
     both = lambda w: f"{S}={w.two.s}; {w.one.pair}"
     split = lambda w: f"{S}={w.one.s}"
     yield Case("split", "refresh", split, 200, fields="+split", change="one rotated")
-    yield Case("split", "refresh", split, 200, fields="+split", change="one rotated", body=mode("split"))
+    yield Case("split, asked as split", "refresh", split, 200, fields="+split", change="one rotated", body=mode("split"))
     yield Case("split, asked as cookie", "refresh", split, 400, BAD, body=mode("cookie"))
     yield Case("cookie, asked as split", "refresh", lambda w: w.one.pair, 400, BAD, body=mode("split"))
     yield Case("split", "logout", split, 204, fields="-split", change="one logout")
@@ -619,10 +619,10 @@ def _modes() -> Iterator[Case]:
     yield Case("split", "verify", split, 401, TOKEN)
     yield Case("split", "verify+", split, 401, TOKEN)
     yield Case("both modes", "refresh", both, 400, BAD)
-    yield Case("both modes", "refresh", both, 200, fields=SET, change="one rotated", body=mode("cookie"))
-    yield Case("both modes", "refresh", both, 200, fields="+split", change="two rotated", body=mode("split"))
-    yield Case("both modes", "refresh", both, 400, BAD, body=mode("bearer"))
-    yield Case("both modes", "refresh", both, 400, BAD, body=mode("x"))
+    yield Case("both modes, asked as cookie", "refresh", both, 200, fields=SET, change="one rotated", body=mode("cookie"))
+    yield Case("both modes, asked as split", "refresh", both, 200, fields="+split", change="two rotated", body=mode("split"))
+    yield Case("both modes, asked as bearer", "refresh", both, 400, BAD, body=mode("bearer"))
+    yield Case("both modes, asked as x", "refresh", both, 400, BAD, body=mode("x"))
     yield Case("both modes", "verify", both, 200)
     yield Case("both modes", "verify+", lambda w: f"{S}={w.two.s}; {w.one.expired}; {R}={w.one.r}", 200, fields=SET, change="one rotated")  # fmt: skip
 
@@ -696,39 +696,36 @@ def _keys() -> Iterator[Case]:
     yield Case("under a retired key", "me", retired, 401, TOKEN)
     yield Case("under a retired key", "verify+", retired, 401, TOKEN, fields=CLEAR)
     yield Case("under a retired key", "refresh", retired, 401, GRANT, fields=CLEAR)
-    yield Case("under a retired key", "logout", retired, 401, GRANT, fields=CLEAR)
+    yield Case("under a retired key", "logout", retired, 401, TOKEN, fields=CLEAR)
     yield Case("the id of another key that opens", "verify", exchanged, 401, TOKEN)
     yield Case("the id of another key that opens", "verify+", exchanged, 200, fields=SET, change="one rotated")
 
 
-CASES = [
-    case
-    for table in (
-        _grammar,
-        _tampering,
-        _beside_good,
-        _kinds,
-        _duplicates,
-        _over,
-        _refreshing,
-        _beside_bearer,
-        _modes,
-        _sites,
-        _keys,
-    )
-    for case in table()
-]
+TABLES = (
+    _grammar,
+    _tampering,
+    _beside_good,
+    _kinds,
+    _duplicates,
+    _over,
+    _refreshing,
+    _beside_bearer,
+    _modes,
+    _sites,
+    _keys,
+)
+CASES = [case for table in TABLES for case in table()]
 
 
 def test_the_table_has_cases_enough_and_none_twice() -> None:
-    titles = [(case.call, case.title) for case in CASES if case.body(None) is None]  # type: ignore[arg-type]
+    titles = [(case.call, case.title) for case in CASES]
     assert len(CASES) >= 60
-    assert len(set(titles)) == len(titles)
+    assert [title for title, count in Counter(titles).items() if count > 1] == []
 
 
 @dataclass
 class Outcome:
-    """All of an answer that a case says, and what the doors may not differ in."""
+    """All of an answer that a case says."""
 
     status: int
     error: str
@@ -737,9 +734,10 @@ class Outcome:
     change: str
 
 
-async def outcome(w: World, case: Case, *, fastapi: bool) -> tuple[Outcome, httpx2.Response, bool]:
-    """Presents what the case says. The last member says whether the fast door took the request."""
+async def outcome(w: World, case: Case, *, fastapi: bool) -> tuple[Outcome, bool]:
+    """Presents what the case says. The second result says whether the fast door took the request."""
     given = case.sent(w)
+    w.moved = inspect.isawaitable(given)
     sent: Sent = await given if inspect.isawaitable(given) else given
     rows, before, taken = await w.site.rows(), await w.sessions(), w.site.taken
     method, path = CALLS[case.call]
@@ -747,25 +745,30 @@ async def outcome(w: World, case: Case, *, fastapi: bool) -> tuple[Outcome, http
     answer = await ask(w.site.client, method, path, sent, body=case.body(w), headers=headers)
     fast = w.site.taken > taken
     after = await w.sessions()
-    changes = [
-        f"{label} {reason or 'rotated'}"
-        for id_, (label, generation, reason) in after.items()
-        if before[id_] != (label, generation, reason)
-    ]
+    changes = [f"{now[0]} {now[2] or 'rotated'}" for id_, now in after.items() if before[id_] != now]
     if not changes and await w.site.rows() != rows:
         changes = ["another row"]
     body = answer.json() if answer.status_code >= 400 else {}
     fields = " ".join(("-" if each.clears else "+") + LABELS[each.name] for each in set_cookies(answer))
-    found = Outcome(answer.status_code, body.get("error", ""), body.get("reason", ""), fields, ", ".join(changes))
-    return found, answer, fast
+    return Outcome(answer.status_code, body.get("error", ""), body.get("reason", ""), fields, ", ".join(changes)), fast
 
 
 @pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.call} {case.title}")
-async def test_each_case_of_the_table_has_its_answer_through_both_doors(site: Site, case: Case) -> None:
-    expected = Outcome(case.status, case.error, case.reason, case.fields, case.change)
-    for fastapi in (False, True):
-        w = await World.made(site)
-        found, answer, fast = await outcome(w, case, fastapi=fastapi)
-        assert found == expected, answer.text
-        assert fast == (case.call in FAST and not fastapi and found.status != 431)
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.__name__)
+async def test_each_case_of_the_table_has_its_answer_through_both_doors(
+    site: Site, table: Callable[[], Iterator[Case]]
+) -> None:
+    wrong: list[object] = []
+    world: World | None = None
+    for case in table():
+        expected = Outcome(case.status, case.error, case.reason, case.fields, case.change)
+        for fastapi in (False, True):
+            world = world or await World.made(site)
+            found, fast = await outcome(world, case, fastapi=fastapi)
+            # The edge refuses a head that is too large before any door.
+            if found != expected or fast != (case.call in FAST and not fastapi and case.status != 431):
+                wrong.append((f"{case.call}: {case.title}", found, "fast" if fast else "FastAPI"))
+            # The next case has the same sessions only if no part of this one may have changed them.
+            if found.change or world.moved:
+                world = None
+    assert not wrong, "\n".join(map(str, wrong))
