@@ -584,7 +584,7 @@ class Machine(RuleBasedStateMachine):
         )
         given = [[text] if text is not None else [] for text in texts]
         older = self.model.now - access.signed_at if access else 0
-        asked = self.keyturn.ending.logout(*given, scope, by=SERVICE)  # type: ignore[arg-type]  # both are literals
+        asked = self.keyturn.ending.logout(given[0], given[1], scope, by=SERVICE)  # type: ignore[arg-type]  # both are literals
         answer = self.ask(ahead(self.keyturn, older, asked))
         expected = self.model.logout(access, refresh, scope)
         if isinstance(expected, Refused):
