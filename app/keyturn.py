@@ -26,8 +26,8 @@ from .storage.schema import check_schema
 from .tokens.access_tokens import AccessTokens
 from .tokens.cookies import Cookies
 from .tokens.keys import Keys
-from .tokens.sealed_cookies import SealedCookies
 from .tokens.master_secret import master_secret_of
+from .tokens.sealed_cookies import SealedCookies
 from .users.container import container
 from .users.hashing_room import HashingRoom
 from .users.passwords import Passwords

@@ -256,8 +256,7 @@ class Settings(Place):
             ),
             (
                 self.cookies and self._cookies_can_be_read,
-                "KEYTURN_ISSUER must be https, or a loopback address, because cookies must not travel over http "
-                "(KEYTURN_COOKIES=false: no cookies)",
+                "KEYTURN_ISSUER must be https or on loopback, so that nobody reads cookies (or: KEYTURN_COOKIES=false)",
             ),
             (
                 not self.cookies and self.login_mode != "bearer",

@@ -14,7 +14,7 @@ from starlette.types import Scope
 
 from .. import log
 from ..actors import Actor, Kind
-from ..errors import InvalidRequest, Refusal
+from ..errors import CrossSite, InvalidRequest, Refusal
 from .answers import Fields
 from .bodies import ABSENT, not_as_modelled
 
@@ -155,6 +155,15 @@ class Request:
             raise InvalidRequest("several Authorization fields", description="There must be one Authorization header.")
         scheme, _, token = value.decode("latin-1").partition(" ")
         return token.strip(" \t") if scheme.lower() == "bearer" else None
+
+    def require_own_site(self) -> None:
+        """Refuses a request that may come from another site's page.
+
+        Raises:
+            CrossSite: it may.
+        """
+        if self.fields.get(b"sec-fetch-site") != b"same-origin":
+            raise CrossSite("no allowed origin")
 
     def cookies(self) -> dict[str, list[str]]:
         """The values of each cookie, in their order (RFC 6265 section 5.4). Several of one name differ in their path.

@@ -6,7 +6,7 @@ about cookies pass over values that Keyturn did not seal. A page under another p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -20,7 +20,10 @@ from ..tokens.cookies import MOST_VALUES, Cookies, Mode, Opened
 _SET_COOKIE = b"set-cookie"
 
 SET_COOKIES = {
-    "Set-Cookie": {"schema": {"type": "string"}, "description": "The tokens that travel in cookies, one field for each."}
+    "Set-Cookie": {
+        "schema": {"type": "string"},
+        "description": "A token that travels in a cookie: one field for each.",
+    }
 }
 """The header fields of an answer that may set cookies, for the document."""
 

@@ -40,8 +40,8 @@ class Login(RequestBody):
     mode: Annotated[
         Mode | None,
         Field(
-            description="`bearer`: both tokens in the answer. `cookie`: both in cookies. `split`: the access token in the "
-            "answer, the refresh token in a cookie. Unset: the service's default."
+            description="`bearer`: both tokens in the answer. `cookie`: both in cookies. `split`: the access token in "
+            "the answer, the refresh token in a cookie. Unset: the service's default."
         ),
     ] = None
     remember: Annotated[

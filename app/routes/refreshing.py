@@ -6,11 +6,12 @@ import random
 from datetime import timedelta
 
 from ..errors import TemporarilyUnavailable
+from ..http.answers import Fields
 from ..http.request import Request
 from ..keyturn import Keyturn
 from ..sessions.answers import Tokens
 from ..tokens.cookies import Mode
-from .credentials import Fields, Jar, given_by
+from .credentials import Jar, given_by
 
 
 async def rotated(keyturn: Keyturn, request: Request, refresh_token: str) -> Tokens:

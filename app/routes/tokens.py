@@ -62,7 +62,7 @@ async def refresh(keyturn: Keyturn, request: Request) -> Answer:
         raise InvalidRequest("no refresh token", description="refresh_token: is missing.")
     request.require_own_site()
     if len(modes) > 1:
-        raise InvalidRequest("cookies of two modes", description="mode: is missing, and there are cookies of two modes.")
+        raise InvalidRequest("cookies of two modes", description="mode: is missing, with cookies of two modes.")
     (mode,) = modes
     try:
         tokens, fields = await rotated_by_cookie(keyturn, request, jar, mode)

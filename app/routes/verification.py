@@ -88,13 +88,7 @@ def _refreshes(request: Request) -> bool:
 
 async def _refreshed_on_the_way(keyturn: Keyturn, request: Request, jar: Jar) -> Answer:
     """The answer to a browser's cookies. A refresh that can't be made now takes nothing from a valid access cookie."""
-    verified: AccessToken | None = None
-    refusal: Refusal = NoToken("no access cookie")
-    if jar.has(jar.cookies.access):
-        try:
-            verified = await keyturn.reading.verify(await jar.access_token(keyturn))
-        except InvalidToken as e:
-            refusal = e
+    verified, refusal = await _verified(keyturn, jar)
     if verified is not None and not _ends_soon(verified, keyturn):
         return _answer(request, verified, ())
     if jar.has(jar.cookies.refresh):
@@ -113,9 +107,20 @@ async def _refreshed_on_the_way(keyturn: Keyturn, request: Request, jar: Jar) ->
     return refused(request, refusal, _for_proxies(jar.cleared()))
 
 
+async def _verified(keyturn: Keyturn, jar: Jar) -> tuple[AccessToken | None, Refusal]:
+    """The access token of the cookies if it is valid, or else its refusal."""
+    if not jar.has(jar.cookies.access):
+        return None, NoToken("no access cookie")
+    try:
+        return await keyturn.reading.verify(await jar.access_token(keyturn)), NoToken()
+    except InvalidToken as refusal:
+        return None, refusal
+
+
 def _ends_soon(token: AccessToken, keyturn: Keyturn) -> bool:
     life = timedelta(seconds=token.claims["exp"] - token.claims["iat"])
-    return keyturn.db.clock().timestamp() > token.claims["exp"] - buffer(life).total_seconds()
+    ends_soon: bool = keyturn.db.clock().timestamp() > token.claims["exp"] - buffer(life).total_seconds()
+    return ends_soon
 
 
 def _for_proxies(fields: Fields) -> Fields:

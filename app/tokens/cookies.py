@@ -17,7 +17,7 @@ from .access_tokens import longest_token
 from .sealed_cookies import SealedCookies
 
 Mode = Literal["bearer", "cookie", "split"]
-"""Where the tokens of a session travel. "bearer": in bodies. "cookie": in cookies. "split": the refresh token alone in a
+"""Where the tokens of a session travel. "bearer": in bodies. "cookie": in cookies. "split": only the refresh token in a
 cookie."""
 
 Fields = Sequence[tuple[bytes, bytes]]
@@ -77,15 +77,18 @@ class Cookies:
         if not secure:
             access, refresh, split = "keyturn-access", "keyturn-refresh", "keyturn-split-refresh"
         elif domain:
-            access, refresh, split = "__Secure-keyturn-access", "__Secure-keyturn-refresh", "__Secure-Http-keyturn-refresh"
+            access, refresh, split = (
+                "__Secure-keyturn-access",
+                "__Secure-keyturn-refresh",
+                "__Secure-Http-keyturn-refresh",
+            )
         else:
             access, refresh = "__Host-Http-keyturn-access", "__Host-Http-keyturn-refresh"
             split = "__Secure-Http-keyturn-refresh"
         self.access, self.refresh, self.split = access, refresh, split
         """The names: access cookie, refresh cookie of mode "cookie", refresh cookie of mode "split"."""
         self._forms = {
-            name: self._form(name, path, domain)
-            for name, path in ((access, "/"), (refresh, "/"), (split, self._scope))
+            name: self._form(name, path, domain) for name, path in ((access, "/"), (refresh, "/"), (split, self._scope))
         }
         if self.enabled:
             self._check_size(settings)
