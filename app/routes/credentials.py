@@ -97,8 +97,11 @@ class Jar:
             return await _newest_refresh_token(keyturn, self.named(self.cookies.split))
         refresh = await _newest_refresh_token(keyturn, self.named(self.cookies.refresh))
         access = self.named(self.cookies.access)
-        if access and all(each.session_id != refresh.session_id for each in access):
+        sessions = {each.session_id for each in access}
+        if sessions and refresh.session_id not in sessions:
             raise InvalidGrant("access and refresh cookie of two sessions", session_id=refresh.session_id)
+        if len(sessions) > 1 and len({each[1] for each in (await _valid(keyturn, access))[0]}) > 1:
+            raise InvalidGrant("access cookies of two live sessions", session_id=refresh.session_id)
         return refresh
 
     def cleared(self) -> list[tuple[bytes, bytes]]:
@@ -186,20 +189,30 @@ async def _newest_access_token(keyturn: Keyturn, opened: Sequence[Opened]) -> st
     tokens = dict.fromkeys(each.token for each in opened)
     if len(tokens) == 1:
         return next(iter(tokens))
+    valid, refusal = await _valid(keyturn, opened)
+    if len({session_id for _, session_id, _ in valid}) > 1:
+        raise InvalidToken("access cookies of two live sessions")
+    if not valid:
+        raise refusal
+    return max(valid)[2]
+
+
+async def _valid(keyturn: Keyturn, opened: Sequence[Opened]) -> tuple[list[tuple[int, UUID, str]], InvalidToken]:
+    """The valid access tokens in these cookies, each after its `iat` and session, and why the last other one is not.
+
+    Raises:
+        TemporarilyUnavailable: neither Redis nor the database can say whether a session is live.
+    """
     valid: list[tuple[int, UUID, str]] = []
     refusal = InvalidToken("no access cookie of ours")
-    for token in tokens:
+    for token in dict.fromkeys(each.token for each in opened):
         try:
             verified = await keyturn.reading.verify(token)
         except InvalidToken as e:
             refusal = e
         else:
             valid.append((verified.claims["iat"], verified.session_id, token))
-    if len({session_id for _, session_id, _ in valid}) > 1:
-        raise InvalidToken("access cookies of two live sessions")
-    if not valid:
-        raise refusal
-    return max(valid)[2]
+    return valid, refusal
 
 
 async def _newest_refresh_token(keyturn: Keyturn, opened: Sequence[Opened]) -> Opened:
