@@ -168,7 +168,7 @@ class Settings(Place):
     ] = None
     cookie_same_site: Annotated[
         Literal["strict", "lax"],
-        Field(description="`lax`: cookies also come with a link from another site (RFC 6265bis section 5.6.7)."),
+        Field(description="`lax`: cookies also come with a link from another site (`SameSite=Lax`)."),
     ] = "strict"
     cookie_partitioned: Annotated[
         bool, Field(description="Whether cookies are kept apart for each top-level site (CHIPS).")
