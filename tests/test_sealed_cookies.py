@@ -187,7 +187,7 @@ def test_a_value_of_no_bytes_is_the_shortest() -> None:
 
 
 def test_a_value_with_the_largest_access_token_stays_below_what_a_browser_keeps() -> None:
-    # RFC 6265bis section 5.6: 4096 bytes of name and value. A token of 2900 bytes leaves room for it.
+    # Browsers keep 4096 bytes of name and value. A token of 2900 bytes leaves room for it.
     assert len(ACCESS) + len(COOKIES.seal(ACCESS, SESSION, os.urandom(1 + 2900))) <= 4096
 
 
