@@ -172,6 +172,14 @@ class InsufficientScope(Refusal):
     challenge = 'Bearer error="insufficient_scope"'
 
 
+class CrossSite(Refusal):
+    """A browser sent the request for a page of another site, or nothing in the request says otherwise."""
+
+    status = 403
+    error = "cross_site"
+    sentence = "The request does not come from an allowed origin."
+
+
 class NotFound(Refusal):
     """The thing does not exist, or it belongs to another user. The answer does not tell which."""
 

@@ -34,6 +34,7 @@ from .own_files import make_data_dir
 from .place import Place
 from .settings_sources import PREFIX, sources
 from .settings_values import (
+    checked_origins,
     checked_root_path,
     checked_url,
     redis_rules,
@@ -144,6 +145,23 @@ class Settings(Place):
     hashing_queue: Annotated[
         int, Field(ge=0, le=10_000, description="Password hashes that may wait; beyond: 503 with Retry-After.")
     ] = 32
+
+    # The web
+    allowed_origins: Annotated[
+        str,
+        BeforeValidator(checked_origins),
+        Field(
+            description="Origins, comma-separated, whose pages may call Keyturn with cookies: `https://host[:port]`."
+        ),
+    ] = ""
+    hsts: Annotated[
+        Seconds,
+        Field(
+            ge=timedelta(0),
+            le=timedelta(days=730),
+            description="Seconds for which browsers reach this host by https alone (RFC 6797); 0: they are not told.",
+        ),
+    ] = timedelta(0)
 
     # Serving
     host: Annotated[str, Field(min_length=1, description="Address to listen on.")] = "127.0.0.1"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from itertools import count
 from secrets import token_hex
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import parse_qsl
 from uuid import UUID
 
@@ -14,9 +14,12 @@ from starlette.types import Scope
 
 from .. import log
 from ..actors import Actor, Kind
-from ..errors import InvalidRequest, NoToken, Refusal
+from ..errors import CrossSite, InvalidRequest, NoToken, Refusal
 from .answers import Fields
 from .bodies import ABSENT, not_as_modelled
+
+if TYPE_CHECKING:
+    from .origins import Origins
 
 KEY = "keyturn.request"
 """The only member that Keyturn adds to the ASGI scope."""
@@ -49,6 +52,7 @@ class Request:
         "malformed",
         "method",
         "notes",
+        "origins",
         "path",
         "query",
         "refusal",
@@ -67,6 +71,8 @@ class Request:
     client: str | None
     """The client's address as a trusted proxy names it, or else the address of the connection."""
     id: str
+    origins: Origins
+    """The trusted origins."""
     json: object
     """The JSON value in the body, or `ABSENT` if there is none."""
     notes: dict[str, Any] | None
@@ -167,6 +173,15 @@ class Request:
         if token is None:
             raise NoToken("no bearer token")
         return token
+
+    def require_own_site(self) -> None:
+        """Checks that a page of a trusted origin sent the request. Each change by a cookie needs it, against CSRF.
+
+        Raises:
+            CrossSite: a page of another site may have sent the request, or the browser does not tell.
+        """
+        if not self.origins.is_own(self.headers):
+            raise CrossSite("neither an allowed Origin nor Sec-Fetch-Site: same-origin")
 
     def values(self, name: str) -> list[str]:
         """All values of a query parameter, in their order."""
