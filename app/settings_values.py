@@ -109,6 +109,36 @@ def checked_root_path(value: object) -> object:
     return value
 
 
+_LABEL = "[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_DOMAIN = re.compile(rf"(?=.{{1,253}}$)(?:{_LABEL}\.)+(?![0-9]+$){_LABEL}")
+
+
+def checked_domain(value: object) -> object:
+    """A domain of at least two labels (RFC 1034 section 3.5).
+
+    Raises:
+        ValueError: it is none. Browsers refuse a cookie whose domain is an IP address or a top-level domain.
+    """
+    if isinstance(value, str) and not _DOMAIN.fullmatch(value):
+        raise ValueError("must be a domain in lower case, as example.com")
+    return value
+
+
+def on_loopback(host: str) -> bool:
+    """Whether a host is this machine: a loopback address, or a name that is reserved for it (RFC 6761 section 6.3)."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def within(host: str, domain: str) -> bool:
+    """Whether a host is the domain or below it (RFC 6265 section 5.1.3)."""
+    return host == domain or host.endswith(f".{domain}")
+
+
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 _ORIGIN = re.compile(r"(https?)://(\[[0-9a-f:]+\]|[a-z0-9_-]+(?:\.[a-z0-9_-]+)*)(?::([1-9][0-9]{0,4}))?")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
@@ -141,7 +171,7 @@ def _is_origin(text: str) -> bool:
     scheme, host, port = parts.groups()
     if port is not None and (int(port) > 65535 or port == _DEFAULT_PORTS[scheme]):  # noqa: PLR2004  # the last port
         return False
-    return _is_host(host) and (scheme == "https" or is_loopback(host))
+    return _is_host(host) and (scheme == "https" or on_loopback(host.strip("[]")))
 
 
 def _is_host(host: str) -> bool:
@@ -154,19 +184,6 @@ def _is_host(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host, in lower case, is this machine, so that nobody on the way reads what is sent to it.
-
-    Browsers trust the same names (RFC 6761 section 6.3) and addresses (RFC 6890 section 2.2).
-    """
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def redis_rules(url: str) -> Iterator[tuple[bool, str]]:

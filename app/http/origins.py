@@ -35,6 +35,8 @@ _ASKED_METHOD, _ASKED_HEADERS = b"access-control-request-method", b"access-contr
 
 _PREFLIGHTS_VARY = (b"vary", b"Origin, Access-Control-Request-Method, Access-Control-Request-Headers")
 
+_REFUSED = "A page of this origin may not send this method or these header fields."
+
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -100,13 +102,13 @@ class Origins:
             return None
         origin = request.fields[b"origin"]
         if origin not in self._fields_for or _several(request, b"origin"):
-            raise CrossSite("preflight of an origin that is not allowed")
+            raise CrossSite("preflight of an origin that is not allowed", description=_REFUSED)
         if request.fields[_ASKED_METHOD] not in _METHODS or _several(request, _ASKED_METHOD):
-            raise CrossSite("preflight for a method that is not allowed")
+            raise CrossSite("preflight for a method that is not allowed", description=_REFUSED)
         # A list may stand in several fields, and its elements may be empty (RFC 9110 sections 5.3 and 5.6.1).
         asked = b",".join(value for name, value in request.headers if name == _ASKED_HEADERS)
         if not {each.strip(b" \t").lower() for each in asked.split(b",")} <= {b"", *_HEADERS}:
-            raise CrossSite("preflight for a header field that is not allowed")
+            raise CrossSite("preflight for a header field that is not allowed", description=_REFUSED)
         return (
             204,
             (
