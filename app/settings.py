@@ -35,6 +35,7 @@ from .place import Place
 from .settings_sources import PREFIX, sources
 from .settings_values import (
     checked_domain,
+    checked_origins,
     checked_root_path,
     checked_url,
     on_loopback,
@@ -173,6 +174,21 @@ class Settings(Place):
     cookie_partitioned: Annotated[
         bool, Field(description="Whether cookies are kept apart for each top-level site (CHIPS).")
     ] = False
+    allowed_origins: Annotated[
+        str,
+        BeforeValidator(checked_origins),
+        Field(
+            description="Origins, comma-separated, whose pages may call Keyturn with cookies: `https://host[:port]`."
+        ),
+    ] = ""
+    hsts: Annotated[
+        Seconds,
+        Field(
+            ge=timedelta(0),
+            le=timedelta(days=730),
+            description="Seconds for which browsers reach this host by https alone (RFC 6797); 0: they are not told.",
+        ),
+    ] = timedelta(0)
 
     # Serving
     host: Annotated[str, Field(min_length=1, description="Address to listen on.")] = "127.0.0.1"

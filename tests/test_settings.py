@@ -83,6 +83,8 @@ def test_a_variable_of_someone_else_is_not_ours_to_judge() -> None:
         ("ROOT_PATH", ["keyturn", "/keyturn//", "//", "/a?b", "/a b", "/..", "/a/./b"]),
         ("ROOT_PATH", ["/auth/verify", "/auth/verify/", "/auth/verify/keyturn"]),
         ("TRUSTED_PROXIES", ["10.0.0.0/33", "proxy.example", "10.0.0.1;10.0.0.2"]),
+        ("ALLOWED_ORIGINS", ["*", "https://a.example/", "http://a.example", "https://a.example;https://b.example"]),
+        ("HSTS", ["-1", "63072001", "1y"]),
         ("DATABASE_POOL", ["1", "201"]),
         ("LOG_LEVEL", ["loud", "INFO "]),
         ("SIGNING_ALGORITHM", ["none", "RS512", "PS256", "RS256-3072", "hs256"]),
@@ -111,6 +113,9 @@ def test_a_value_out_of_range_is_refused_by_name(name: str, values: list[str]) -
         ("root_path", "/", ""),
         ("root_path", "/auth/verifying", "/auth/verifying"),
         ("trusted_proxies", "10.0.0.0/8, ::1", "10.0.0.0/8, ::1"),
+        ("allowed_origins", "", ""),
+        ("hsts", "0", timedelta(0)),
+        ("hsts", "63072000", timedelta(days=730)),
     ],
 )
 def test_the_ends_of_each_range_belong_to_it(name: str, value: str, read_as: object) -> None:
