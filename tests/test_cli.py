@@ -251,7 +251,7 @@ def test_no_password_goes_on_the_command_line(words: tuple[str, ...], capsys: py
         ("users", "list", "--after", "x"),
         ("sessions", "show", "x"),
         ("events", "list", "--session", "x"),
-        ("keys", "generate", "cookie"),
+        ("keys", "generate", "biscuit"),
         ("keys", "generate", "access", "--algorithm", "PS256"),
         ("gc", "--keep-days", "999999"),
         ("serve", "--port", "http"),
