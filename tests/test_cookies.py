@@ -47,6 +47,8 @@ from tests.service import Service
 from tests.test_hot_path import Proxy
 from tests.test_keys import published
 
+REPEAT = [("Sec-Keyturn-Set-Cookie", "repeat")]
+"""The field of a proxy that reads one field of a name (nginx)."""
 FASTAPI = [("X-Never-Heard-Of", "x")]
 """A header field that is not plain. With it, FastAPI's door takes the request."""
 
@@ -126,7 +128,7 @@ async def test_a_demand_that_is_not_met_still_hands_over_the_rotated_tokens(site
         "/auth/verify;refresh=true;role=admin/x",
     ):
         one = await site.sign_in(w.one.email)
-        answer = await ask(site.client, "GET", path, f"{R}={one.r}")
+        answer = await ask(site.client, "GET", path, f"{R}={one.r}", headers=REPEAT)
         assert (answer.status_code, answer.json()["error"]) == (403, "insufficient_scope")
         # Without the cookies, the browser would present the older refresh token until that counts as reuse.
         assert [(each.name, each.clears) for each in set_cookies(answer)] == [(A, False), (R, False)]
@@ -151,11 +153,12 @@ async def test_refresh_on_the_way_is_asked_for_in_one_spelling(site: Site) -> No
 
 @pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"])
-async def test_a_refresh_on_the_way_names_user_and_session_and_repeats_its_fields_for_proxies(
+async def test_a_refresh_on_the_way_names_user_and_session_and_repeats_its_fields_for_a_proxy_that_asks(
     site: Site, method: str
 ) -> None:
     one = await site.sign_in(await site.user())
-    answer = await ask(site.client, method, "/auth/verify?refresh=true", f"{one.expired}; {R}={one.r}")
+    sent = f"{one.expired}; {R}={one.r}"
+    answer = await ask(site.client, method, "/auth/verify?refresh=true", sent, headers=REPEAT)
     assert answer.status_code == 200
     fields = answer.headers.get_list("set-cookie")
     assert [answer.headers["x-auth-set-cookie-access"], answer.headers["x-auth-set-cookie-refresh"]] == fields
@@ -168,10 +171,38 @@ async def test_a_refresh_on_the_way_names_user_and_session_and_repeats_its_field
     if method != "HEAD":
         assert answer.json()["sid"] == one.session_id
         assert opened[A].token not in answer.text
-    refused = await ask(site.client, method, "/auth/verify?refresh=true", f"{R}=junk")
+    refused = await ask(site.client, method, "/auth/verify?refresh=true", f"{R}=junk", headers=REPEAT)
     cleared = refused.headers.get_list("set-cookie")
     assert refused.status_code == 401
     assert [refused.headers["x-auth-set-cookie-access"], refused.headers["x-auth-set-cookie-refresh"]] == cleared
+
+
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+async def test_no_script_of_a_page_gets_the_values_of_cookies_by_a_field_of_another_name(site: Site) -> None:
+    """Attack 115: scripts read every response field but Set-Cookie, and send every field but those that begin with Sec-."""
+    one = await site.sign_in(await site.user())
+    for headers in (
+        [],
+        [("Sec-Keyturn-Set-Cookie", "x")],
+        [("Sec-Keyturn-Set-Cookie", "")],
+        [("X-Keyturn-Set-Cookie", "repeat")],
+    ):
+        for method, path, sent, status in (
+            ("GET", "/auth/verify?refresh=true", f"{one.expired}; {R}={one.r}", 200),
+            ("POST", "/auth/verify;refresh=true/x", f"{R}={one.r}", 200),
+            ("GET", "/auth/verify?refresh=true&role=admin", f"{R}={one.r}", 403),
+            ("GET", "/auth/verify?refresh=true", f"{R}=junk", 401),
+            ("GET", "/auth/verify", one.pair, 200),
+            ("GET", "/auth/me", one.pair, 200),
+            ("POST", "/auth/refresh", one.pair, 200),
+        ):
+            answer = await ask(site.client, method, path, sent, headers=[*headers, *SAME_SITE])
+            assert answer.status_code == status
+            readable = [(k, v) for k, v in answer.headers.multi_items() if k != "set-cookie"]
+            assert [k for k, _ in readable if "cookie" in k] == []
+            for each in set_cookies(answer):
+                assert not each.value or each.value not in f"{readable}{answer.text}"
+                assert "httponly" in each.attributes
 
 
 @pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
