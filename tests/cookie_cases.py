@@ -144,9 +144,27 @@ def _tampering() -> Iterator[Case]:
         yield Case(f"refresh cookie: {title}", "refresh", _bent(R, bend), 401, GRANT, fields=CLEAR)
 
 
+_BESIDE = {
+    "one bit of the key id",
+    "one bit of the session",
+    "another session's id",
+    "another value's session and nonce",
+    "another value's ciphertext",
+    "one bit of the tag",
+    "cut after 24 bytes",
+    "a byte more",
+    "the same bytes spelled otherwise",
+    "quotation marks",
+    "empty",
+    "a byte that is no ASCII",
+}
+
+
 def _beside_good() -> Iterator[Case]:
-    """A bent cookie beside the good one of the other name changes nothing for that one (attack 103)."""
-    for title, bend in _tampered()[::5]:
+    """A bent cookie beside the good one of the other name changes nothing for that one."""
+    for title, bend in _tampered():
+        if title not in _BESIDE:
+            continue
         good = _beside(A, bend, R)
         yield Case(f"beside a refresh cookie, {title}", "verify", good, 401, TOKEN)
         yield Case(f"beside a refresh cookie, {title}", "verify+", good, 200, fields=SET, change="one rotated")
@@ -487,7 +505,7 @@ def _modes() -> Iterator[Case]:
 
 
 def _sites() -> Iterator[Case]:
-    """Requests without a word of the browser about their origin (attack 110)."""
+    """Requests without a word of the browser about their origin."""
     pair = lambda w: w.one.pair
     split = lambda w: f"{S}={w.one.s}"
     for title, headers in {
@@ -521,7 +539,7 @@ def _sites() -> Iterator[Case]:
 
 
 def _keys() -> Iterator[Case]:
-    """Values under other cookie keys (attack 104)."""
+    """Values under other cookie keys."""
 
     async def under_other(w: World) -> bytes:
         key = await w.site.key()

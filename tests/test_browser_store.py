@@ -204,7 +204,7 @@ class Play:
             assert set_cookies(answer) == []
 
     async def end(self) -> None:
-        """All answers arrive. Then the browser is signed in or out for good: no loop of refusals (attack 108)."""
+        """All answers arrive. Then the browser is signed in or out for good: no loop of refusals."""
         while self.on_the_way:
             self.arrive(len(self.on_the_way) - 1)
         refusals = 0
