@@ -378,7 +378,7 @@ async def test_an_answer_that_goes_out_in_parts_has_the_fields_too() -> None:
         assert named(await client.get("/", headers={"Origin": OTHER})) == readable_by(OTHER)
 
 
-async def test_two_allowed_origins_one_after_the_other_each_get_their_own_answer() -> None:  # attack 113
+async def test_two_allowed_origins_one_after_the_other_each_get_their_own_answer() -> None:
     async with behind_the_edge(Origins(ISSUER, ALLOWED)) as client:
         for origin in (APP, OTHER, APP, LOCAL, OTHER, EVIL, APP):
             answer = await client.get("/", headers={"Origin": origin})
@@ -496,7 +496,7 @@ REFUSED_PREFLIGHTS: list[Fields] = [
 
 
 @pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
-async def test_a_preflight_for_anything_else_is_refused_without_a_word_about_cors(  # attacks 111 and 112
+async def test_a_preflight_for_anything_else_is_refused_without_a_word_about_cors(
     client: httpx2.AsyncClient,
 ) -> None:
     for fields in REFUSED_PREFLIGHTS:
@@ -560,7 +560,7 @@ async def test_under_a_root_path_preflights_are_answered_and_those_at_verify_are
             assert (await client.options(f"{prefix}/auth/verify/x", headers=fields)).status_code == 401
 
 
-async def test_a_permission_never_stands_beside_an_asterisk() -> None:  # attack 112
+async def test_a_permission_never_stands_beside_an_asterisk() -> None:
     origins = Origins(ISSUER, ALLOWED)
     async with behind_the_edge(origins) as client:
         for origin in (*ALLOWED, "*", "null"):
