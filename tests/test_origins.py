@@ -252,8 +252,8 @@ def test_the_issuer_s_own_origin_is_written_as_browsers_do(issuer: str, own: str
     assert not origins.is_own(raw(("Origin", foreign)))
 
 
-@pytest.mark.parametrize("issuer", ["https://faß.example", "https://bücher.example"])
-def test_no_origin_is_the_issuer_s_if_its_host_has_several_spellings(issuer: str) -> None:
+@pytest.mark.parametrize("issuer", ["https://faß.example", "https://bücher.example", "https://[v7.a:b]"])
+def test_no_origin_is_the_issuer_s_if_programs_spell_its_host_in_several_ways(issuer: str) -> None:
     origins = Origins(issuer)
     spellings = (
         issuer.encode(),
