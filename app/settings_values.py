@@ -6,7 +6,10 @@ import ipaddress
 import re
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Annotated
 from urllib.parse import parse_qs, urlsplit
+
+from pydantic import BeforeValidator
 
 from .postgres_url import HIDDEN, PostgresURL
 
@@ -36,6 +39,9 @@ def whole_seconds(value: object) -> object:
         return timedelta(seconds=value)
     raise ValueError("must be a whole number of seconds")
 
+
+Seconds = Annotated[timedelta, BeforeValidator(whole_seconds)]
+"""A duration that a setting gives in whole seconds."""
 
 _BLANKS = " \t\r\n\v\f"
 

@@ -391,7 +391,9 @@ async def test_plain_requests_never_reach_fastapi(
     ]
     assert [answer.status_code for answer in answers] == [200, 401, 200, 200, 200, 200, 204, 204]
     assert not reached
-    await direct.get("/auth/me", headers=bearer)
+    assert (await direct.get("/auth/verify?role=user&refresh=true", headers=bearer)).status_code == 401
+    assert not reached
+    await direct.get("/auth/me?role=user", headers=bearer)
     assert reached == ["/auth/me"]
 
 
