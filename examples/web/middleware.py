@@ -19,6 +19,7 @@ class RefreshOnTheWay:
         self.keyturn = httpx2.AsyncClient(base_url=url, timeout=5, cookies=jar, trust_env=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Ask Keyturn, then the application."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
@@ -28,27 +29,29 @@ class RefreshOnTheWay:
             status = answer.status_code
         except httpx2.HTTPError:
             status = 503
-        if status not in {200, 401}:  # no verdict: neither an identity nor a cookie changes
-            await self.unanswered(min(status, 503))(scope, receive, send)
+        if status not in {200, 401}:  # no verdict: nobody is signed out, and no cookie changes
+            await self.unanswered(status if status in {400, 431} else 503)(scope, receive, send)
             return
         set_cookies = [value for name, value in answer.headers.raw if name.lower() == b"set-cookie"]
-        dropped = (b"x-auth-", b"cookie")  # from outside; some servers take `x_auth_` for the same
+        # Identity fields from outside are dropped. Some servers take `x_auth_role` for `x-auth-role`.
+        dropped = (b"x-auth-", b"cookie")
         headers = [(n, v) for n, v in scope["headers"] if not n.replace(b"_", b"-").startswith(dropped)]
         if status == 200:
             headers += [(n.lower(), v) for n, v in answer.headers.raw if n.lower() in IDENTITY]
-            # The access cookie that came may have expired. The application asks Keyturn with the new one already.
+            # The access cookie that came may have expired. The application can ask Keyturn with the new one at once.
             cookie = b"; ".join([cookie, *(value.partition(b";")[0] for value in set_cookies)])
         headers.append((b"cookie", cookie))
-        along = [(b"set-cookie", value) for value in set_cookies] + [(b"cache-control", b"no-store")]
 
         async def answered(message: Message) -> None:
             if set_cookies and message["type"] in {"http.response.start", "websocket.accept"}:
-                # Ours come first, so that the cookies of a login or a logout are the last ones and stay.
-                message["headers"] = [*along, *message.get("headers", ())]
+                ours = [(b"set-cookie", value) for value in set_cookies] + [(b"cache-control", b"no-store")]
+                # Ours come first: where the application signs in or out, its cookies come last, and stay.
+                message["headers"] = [*ours, *message.get("headers", ())]
             await send(message)
 
         refreshed = status == 200 and bool(set_cookies)
         await self.app({**scope, "headers": headers, "refreshed": refreshed}, receive, answered)
 
     def unanswered(self, status: int) -> Response:
-        return Response("Keyturn is away: try again. You are still signed in.", status, {"Retry-After": "1"})
+        """The answer without a verdict. 400 and 431: the browser's cookies are malformed, or too many."""
+        return Response("No verdict on your session. Please try again.", status, {"Retry-After": "1"})

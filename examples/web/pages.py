@@ -26,7 +26,7 @@ lead to it.</p>
 session is refreshed on the way, and you notice nothing.</p>
 <ul class="cards">
 <li><a href="/protected"><strong>Protected page</strong><span>Only for those who are signed in</span></a></li>
-<li><a href="/session"><strong>My session</strong><span>Deadlines, and what happened to it</span></a></li>
+<li><a href="/session"><strong>My session</strong><span>Its deadlines and its story</span></a></li>
 </ul>"""
     return _page("Welcome", body, identity, here="/")
 
@@ -76,7 +76,7 @@ def session(identity: Identity, me: Mapping[str, Any] | None, entries: Iterable[
         f"""
 {_deadlines(identity, me, now)}
 <h2>What this application saw</h2>
-<ol class="journal">{"".join(f"<li>{_moment(at, now)}<span>{escape(text)}</span></li>" for at, text in entries)}</ol>
+<ol class="journal">{"".join(f"<li><span>{escape(text)}</span>{_moment(at, now)}</li>" for at, text in entries)}</ol>
 <h2>End it</h2>
 <form method="post" action="/logout" class="row">
 <button name="reach" value="this">Log out</button>
@@ -96,11 +96,12 @@ def _deadlines(identity: Identity, me: Mapping[str, Any] | None, now: datetime) 
     if me is None:
         return '<p class="lead">Keyturn has just renewed this session. Load the page again to see its deadlines.</p>'
     facts, user = me["session"], me["user"]
+    refreshed = "not yet" if facts["rotated_at"] == facts["created_at"] else _moment(facts["rotated_at"], now)
     return f"""
 <dl class="panel">
 {_fact("Signed in as", escape(user["email"]))}
 {_fact("Signed in at", _moment(facts["created_at"], now))}
-{_fact("Refreshed last", _moment(facts["rotated_at"], now))}
+{_fact("Refreshed last", refreshed)}
 {_fact("Ends, unless you come back before", _moment(facts["idle_expires_at"], now))}
 {_fact("Ends in any case", _moment(facts["absolute_expires_at"], now))}
 {_fact("Session", _code(identity["session"]))}

@@ -55,7 +55,7 @@ function note(text) {
   const [item, time, what] = ["li", "time", "span"].map((name) => document.createElement(name));
   time.textContent = new Date().toLocaleTimeString();
   what.textContent = text;
-  item.append(time, what);
+  item.append(what, time);
   $("journal").prepend(item);
   while ($("journal").children.length > 8) $("journal").lastChild.remove();
 }
