@@ -39,7 +39,10 @@ class RefreshOnTheWay:
         if status == 200:
             headers += [(n.lower(), v) for n, v in answer.headers.raw if n.lower() in IDENTITY]
             # The access cookie that came may have expired. The application can ask Keyturn with the new one at once.
-            cookie = b"; ".join([cookie, *(value.partition(b";")[0] for value in set_cookies)])
+            new = [value.partition(b";")[0] for value in set_cookies if b"Max-Age=0;" not in value]
+            names = {pair.partition(b"=")[0] for pair in new}
+            kept = [pair for each in cookie.split(b";") if (pair := each.strip()).partition(b"=")[0] not in names]
+            cookie = b"; ".join([*kept, *new])
         headers.append((b"cookie", cookie))
 
         async def answered(message: Message) -> None:
