@@ -70,17 +70,22 @@ class Answer:
 
 
 def ask(
-    port: int, method: str, path: str, fields: list[tuple[str, str]] | None = None, body: dict[str, Any] | None = None
+    port: int,
+    method: str,
+    path: str,
+    fields: list[tuple[str, str]] | None = None,
+    body: dict[str, Any] | None = None,
+    text: str = "",
 ) -> Answer:
-    """One request with exactly these header fields, doubled ones too."""
+    """One request with exactly these header fields, doubled ones too, and a JSON body or a text."""
     with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
         connection.putrequest(method, path, skip_accept_encoding=True)
-        text = b"" if body is None else json.dumps(body).encode()
         if body is not None:
+            text = json.dumps(body)
             fields = [*(fields or []), ("Content-Type", "application/json"), ("Content-Length", str(len(text)))]
         for name, value in fields or []:
             connection.putheader(name, value)
-        connection.endheaders(text)
+        connection.endheaders(text.encode())
         answer = connection.getresponse()
         return Answer(answer.status, answer.getheaders(), answer.read())
 

@@ -25,7 +25,7 @@ class RefreshOnTheWay:
             return
         cookie = b"; ".join(value for name, value in scope["headers"] if name == b"cookie")
         try:
-            answer = await self.keyturn.get("/auth/verify?refresh=true", headers=[(b"cookie", cookie)])
+            answer = await self.keyturn.get("/auth/verify?refresh=true", headers={b"cookie": cookie} if cookie else {})
             status = answer.status_code
         except httpx2.HTTPError:
             status = 503
