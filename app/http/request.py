@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from itertools import count
 from secrets import token_hex
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import parse_qsl
 from uuid import UUID
 
@@ -17,6 +17,9 @@ from ..actors import Actor, Kind
 from ..errors import CrossSite, InvalidRequest, Refusal
 from .answers import Fields
 from .bodies import ABSENT, not_as_modelled
+
+if TYPE_CHECKING:
+    from .origins import Origins
 
 KEY = "keyturn.request"
 """The only member that Keyturn adds to the ASGI scope."""
@@ -49,6 +52,7 @@ class Request:
         "malformed",
         "method",
         "notes",
+        "origins",
         "path",
         "query",
         "refusal",
@@ -67,6 +71,8 @@ class Request:
     client: str | None
     """The client's address as a trusted proxy names it, or else the address of the connection."""
     id: str
+    origins: Origins
+    """The trusted origins."""
     json: object
     """The JSON value in the body, or `ABSENT` if there is none."""
     notes: dict[str, Any] | None
@@ -157,13 +163,13 @@ class Request:
         return token.strip(" \t") if scheme.lower() == "bearer" else None
 
     def require_own_site(self) -> None:
-        """Refuses a request that may come from another site's page.
+        """Checks that a page of a trusted origin sent the request. Each change by a cookie needs it, against CSRF.
 
         Raises:
-            CrossSite: it may.
+            CrossSite: a page of another site may have sent the request, or the browser does not tell.
         """
-        if self.fields.get(b"sec-fetch-site") != b"same-origin":
-            raise CrossSite("no allowed origin")
+        if not self.origins.is_own(self.headers):
+            raise CrossSite("neither an allowed Origin nor Sec-Fetch-Site: same-origin")
 
     def cookies(self) -> dict[str, list[str]]:
         """The values of each cookie, in their order (RFC 6265 section 5.4). Several of one name differ in their path.
