@@ -26,7 +26,7 @@ from .settings import Settings
 
 Page = Callable[[Request], Awaitable[Response]]
 
-# `same-origin` and not `no-referrer`: with the latter, browsers write `Origin: null` into our own forms (Fetch 3.1).
+# `same-origin` and not `no-referrer`: with the latter, browsers write `Origin: null` into our own forms.
 _FIELDS = {
     "content-security-policy": "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; "
     "base-uri 'none'; frame-ancestors 'none'",
