@@ -37,7 +37,7 @@ from tests.servers import Postgres, Redis, free_port
 from tests.service import ROOT, Service
 from tests.test_races import at, serve
 
-DEPLOY = ROOT / "deploy"
+RECIPES_FOLDER = ROOT / "deploy" / "proxies"
 IDENTITY = ("x-auth-subject", "x-auth-role", "x-auth-scope", "x-auth-session")
 MIB = 1024 * 1024
 
@@ -376,7 +376,7 @@ def proxy(
     request: pytest.FixtureRequest, stage: Stage, link: Link, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Proxy]:
     link.lead(stage.keyturn.port)
-    recipe = (DEPLOY / RECIPES[request.param][0]).read_text(encoding="utf-8")
+    recipe = (RECIPES_FOLDER / RECIPES[request.param][0]).read_text(encoding="utf-8")
     with running(request.param, recipe, tmp_path_factory.mktemp("proxy") / request.param, link, stage.app) as proxy:
         yield proxy
 
@@ -488,7 +488,7 @@ def test_a_demand_of_the_proxys_is_403_for_the_others_and_no_client_can_change_i
     stage: Stage, link: Link, tmp_path: Path, name: str
 ) -> None:
     link.lead(stage.keyturn.port)
-    recipe = (DEPLOY / RECIPES[name][0]).read_text(encoding="utf-8")
+    recipe = (RECIPES_FOLDER / RECIPES[name][0]).read_text(encoding="utf-8")
     assert DEMANDS[name][0] in recipe
     with running(name, recipe.replace(*DEMANDS[name]), tmp_path / name, link, stage.app) as proxy:
         for target in (
