@@ -19,10 +19,17 @@ from .http.doors import Doors, response
 from .http.edge import Edge
 from .http.request import Request as OurRequest
 from .keyturn import Keyturn, opened, running
-from .routes import health, login, sessions, tokens, well_known
+from .routes import health, login, sessions, tokens, verification, well_known
 from .settings import Settings, read
 
-_ENDPOINTS = (*login.ENDPOINTS, *tokens.ENDPOINTS, *sessions.ENDPOINTS, *well_known.ENDPOINTS, *health.ENDPOINTS)
+_ENDPOINTS = (
+    *login.ENDPOINTS,
+    *tokens.ENDPOINTS,
+    *verification.ENDPOINTS,
+    *sessions.ENDPOINTS,
+    *well_known.ENDPOINTS,
+    *health.ENDPOINTS,
+)
 _FIRST_SEGMENTS = frozenset(path.split("/")[1] for path in ("/openapi.json", *(each.path for each in _ENDPOINTS)))
 """The first segments of all paths that Keyturn serves."""
 

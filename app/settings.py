@@ -34,10 +34,13 @@ from .own_files import make_data_dir
 from .place import Place
 from .settings_sources import PREFIX, sources
 from .settings_values import (
+    checked_domain,
     checked_root_path,
     checked_url,
+    on_loopback,
     redis_rules,
     whole_seconds,
+    within,
 )
 
 LONGEST_ACCESS_TOKEN = timedelta(hours=1)
@@ -97,7 +100,7 @@ class Settings(Place):
     # Lifetimes
     access_token_lifetime: Annotated[
         Seconds,
-        Field(ge=timedelta(seconds=30), le=LONGEST_ACCESS_TOKEN, description="Seconds an access token lives."),
+        Field(ge=timedelta(seconds=2), le=LONGEST_ACCESS_TOKEN, description="Seconds an access token lives."),
     ] = timedelta(seconds=900)
     refresh_token_lifetime: Annotated[
         Seconds,
@@ -144,6 +147,32 @@ class Settings(Place):
     hashing_queue: Annotated[
         int, Field(ge=0, le=10_000, description="Password hashes that may wait; beyond: 503 with Retry-After.")
     ] = 32
+
+    # The web
+    cookies: Annotated[
+        bool,
+        Field(description="Whether browsers may get their tokens in cookies. If the issuer is http, only on loopback."),
+    ] = True
+    login_mode: Annotated[
+        Literal["bearer", "cookie", "split"],
+        Field(description="Where a sign-in puts the tokens if it does not say so: docs/web.md."),
+    ] = "bearer"
+    remember: Annotated[
+        bool,
+        Field(description="Whether cookies outlive the browser session if the sign-in does not say so."),
+    ] = True
+    cookie_domain: Annotated[
+        str | None,
+        BeforeValidator(checked_domain),
+        Field(description="Domain of the cookies, as `example.com`: all its hosts get them. Unset: this host alone."),
+    ] = None
+    cookie_same_site: Annotated[
+        Literal["strict", "lax"],
+        Field(description="`lax`: cookies also come with a link from another site (RFC 6265bis section 5.6.7)."),
+    ] = "strict"
+    cookie_partitioned: Annotated[
+        bool, Field(description="Whether cookies are kept apart for each top-level site (CHIPS).")
+    ] = False
 
     # Serving
     host: Annotated[str, Field(min_length=1, description="Address to listen on.")] = "127.0.0.1"
@@ -194,6 +223,12 @@ class Settings(Place):
         """The file in which the embedded default keeps the master secret that it made."""
         return self.data_dir / "secret"
 
+    @property
+    def _cookies_can_be_read(self) -> bool:
+        """Whether a network between the browser and the issuer could read cookies."""
+        parts = urlsplit(self.iss)
+        return parts.scheme == "http" and not on_loopback(parts.hostname or "")
+
     @model_validator(mode="after")
     def _coherent(self) -> Self:
         issuer = self.issuer or "https://default"
@@ -218,6 +253,22 @@ class Settings(Place):
             (
                 not re.fullmatch(r"https?://[^\s?#@]+", issuer) or not urlsplit(issuer).hostname,
                 "KEYTURN_ISSUER must be an http(s) URL without user, query and fragment (RFC 8414 section 2)",
+            ),
+            (
+                self.cookies and self._cookies_can_be_read,
+                "KEYTURN_ISSUER must be https or on loopback, so that nobody reads cookies (or: KEYTURN_COOKIES=false)",
+            ),
+            (
+                not self.cookies and self.login_mode != "bearer",
+                "KEYTURN_LOGIN_MODE must be bearer with KEYTURN_COOKIES=false",
+            ),
+            (
+                self.cookie_partitioned and urlsplit(self.iss).scheme != "https",
+                "KEYTURN_COOKIE_PARTITIONED needs an https KEYTURN_ISSUER",
+            ),
+            (
+                self.cookie_domain is not None and not within(urlsplit(self.iss).hostname or "", self.cookie_domain),
+                "KEYTURN_COOKIE_DOMAIN must be the host of KEYTURN_ISSUER, or a domain above it",
             ),
             (
                 self.retry_window * 3 > self.access_token_lifetime,

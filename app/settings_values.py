@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Iterator
 from datetime import timedelta
@@ -106,6 +107,36 @@ def checked_root_path(value: object) -> object:
         if f"{value}/".startswith("/auth/verify/"):
             raise ValueError("must not be verify's path or below it, where proxies append what clients ask for")
     return value
+
+
+_LABEL = "[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_DOMAIN = re.compile(rf"(?=.{{1,253}}$)(?:{_LABEL}\.)+(?![0-9]+$){_LABEL}")
+
+
+def checked_domain(value: object) -> object:
+    """A domain of at least two labels (RFC 1034 section 3.5).
+
+    Raises:
+        ValueError: it is none. Browsers refuse a cookie whose domain is an IP address or a top-level domain.
+    """
+    if isinstance(value, str) and not _DOMAIN.fullmatch(value):
+        raise ValueError("must be a domain in lower case, as example.com")
+    return value
+
+
+def on_loopback(host: str) -> bool:
+    """Whether a host is this machine: a loopback address, or a name that is reserved for it (RFC 6761 section 6.3)."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def within(host: str, domain: str) -> bool:
+    """Whether a host is the domain or below it (RFC 6265 section 5.1.3)."""
+    return host == domain or host.endswith(f".{domain}")
 
 
 def redis_rules(url: str) -> Iterator[tuple[bool, str]]:

@@ -100,7 +100,7 @@ class EachDoor:
         """Requests with these fields to each endpoint with a fast door. A repeated request gets the same answer."""
         proof = await a_user(self.keyturn, "each@door.example")
         live, over, gone = [await self.keyturn.starting.start(proof, by=SERVICE) for _ in range(3)]
-        await self.keyturn.ending.logout(None, over.refresh_token, "this", by=SERVICE)
+        await self.keyturn.ending.logout((), [over.refresh_token], "this", by=SERVICE)
         used = await self.keyturn.rotation.refresh(live.refresh_token, by=SERVICE)
         bearer = ("Authorization", f"Bearer {used.access_token}")
         return [
@@ -272,7 +272,7 @@ async def test_the_direct_endpoints_answer_each_request_as_fastapi_does(
     keyturn, direct, through = both
     proof = await a_user(keyturn)
     live, over, older, unused = [await keyturn.starting.start(proof, by=SERVICE) for _ in range(4)]
-    await keyturn.ending.logout(None, over.refresh_token, "this", by=SERVICE)
+    await keyturn.ending.logout((), [over.refresh_token], "this", by=SERVICE)
     used = await keyturn.rotation.refresh(live.refresh_token, by=SERVICE)
     await keyturn.rotation.refresh(
         (await keyturn.rotation.refresh(older.refresh_token, by=SERVICE)).refresh_token, by=SERVICE
@@ -430,7 +430,7 @@ async def test_every_outcome_in_one_batch(keyturn: Keyturn) -> None:
     reused = await keyturn.rotation.refresh(
         (await keyturn.rotation.refresh(reuses.refresh_token, by=SERVICE)).refresh_token, by=SERVICE
     )
-    await keyturn.ending.logout(None, over.refresh_token, "this", by=SERVICE)
+    await keyturn.ending.logout((), [over.refresh_token], "this", by=SERVICE)
     presented = keyturn.keys.verify_refresh_token(gone.refresh_token)
     unknown = RefreshToken(presented.key, uuid7(), presented.generation, presented.secret).text
     recorded = Recorded(keyturn)
@@ -569,7 +569,7 @@ async def test_what_a_request_made_goes_with_it_and_is_no_work_for_the_garbage_c
     async with app.router.lifespan_context(app), await loop.create_server(protocol, "127.0.0.1", 0) as server:
         keyturn: Keyturn = app.state.keyturn
         live, ended = [await keyturn.starting.start(await a_user(keyturn, f"{name}@x.y"), by=SERVICE) for name in "ab"]
-        await keyturn.ending.logout(None, ended.refresh_token, "this", by=SERVICE)
+        await keyturn.ending.logout((), [ended.refresh_token], "this", by=SERVICE)
         async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as client:
 
             async def each_once() -> list[int]:

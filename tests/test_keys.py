@@ -270,7 +270,7 @@ async def test_retiring_a_refresh_key_ends_every_session_under_it_and_tells_thei
                     await keyturn.reading.verify(tokens.access_token)
                 assert caught.value.reason == "revoked_by_admin"
                 await refused_as(keyturn, tokens.refresh_token, "revoked_by_admin")
-                assert await keyturn.ending.logout(None, tokens.refresh_token, "this", by=SERVICE) == {
+                assert await keyturn.ending.logout((), [tokens.refresh_token], "this", by=SERVICE) == {
                     tokens.session_id
                 }
             await keyturn.reading.verify(moved.access_token)
@@ -290,7 +290,7 @@ async def test_a_token_under_a_retired_key_ends_no_session_that_goes_on_under_an
         await refused_as(keyturn, tokens.refresh_token, None)
         for scope in ("this", "all"):
             with pytest.raises(InvalidGrant):
-                await keyturn.ending.logout(None, tokens.refresh_token, scope, by=SERVICE)
+                await keyturn.ending.logout((), [tokens.refresh_token], scope, by=SERVICE)
     await keyturn.reading.verify(third.access_token)
     await keyturn.rotation.refresh(third.refresh_token, by=SERVICE)
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Generic
 
 from fastapi import APIRouter, Body, Depends, Query, Response
 from fastapi.routing import APIRoute
-from fastapi.security import HTTPBearer
+from fastapi.security import APIKeyCookie, HTTPBearer
 from pydantic.json_schema import SkipJsonSchema
 from starlette import requests
 
@@ -52,6 +52,18 @@ PLAIN_FIELDS = frozenset(b" ".join((_READ, _ABOUT_THE_CLIENT, _OF_PROXIES, _OF_F
 _BEARER = HTTPBearer(
     auto_error=False, scheme_name="bearer", bearerFormat="JWT", description="An access token of a login or refresh."
 )
+_COOKIE = APIKeyCookie(
+    name="__Host-Http-keyturn-access",
+    auto_error=False,
+    scheme_name="cookie",
+    description="The cookie of a login with `mode: cookie`. Its name depends on the settings (docs/web.md).",
+)
+_REFRESH = APIKeyCookie(
+    name="__Host-Http-keyturn-refresh",
+    auto_error=False,
+    scheme_name="refresh_cookie",
+    description="The cookie of a login with `mode: cookie` or `split`. Its name depends on both, and on the settings.",
+)
 
 
 class Doors(Generic[Parts]):
@@ -61,6 +73,7 @@ class Doors(Generic[Parts]):
 
     def __init__(self, endpoints: Iterable[Endpoint[Parts]]) -> None:
         self._endpoints = tuple(endpoints)
+        self._with_query = frozenset(endpoint.path for endpoint in self._endpoints if endpoint.query)
         self._fast = {
             (method, endpoint.path): endpoint.answer
             for endpoint in self._endpoints
@@ -71,7 +84,9 @@ class Doors(Generic[Parts]):
     def fast(self, request: Request) -> Awaitable[Answer] | None:
         """The fast door. Returns the awaitable answer, or None if the request has to take FastAPI's door."""
         answer = self._fast.get((request.method, request.path))
-        if answer is None or request.query or not request.fields.keys() <= PLAIN_FIELDS:
+        if answer is None or not request.fields.keys() <= PLAIN_FIELDS:
+            return None
+        if request.query and request.path not in self._with_query:
             return None
         return answer(self.parts, request)
 
@@ -104,7 +119,7 @@ class Doors(Generic[Parts]):
                 response_model=endpoint.model,
                 response_description=endpoint.response_description,
                 responses={**good, **refused(*endpoint.refusals), **endpoint.responses},
-                openapi_extra={"security": [{}]} if endpoint.credentials == "optional bearer" else None,
+                openapi_extra={"security": [{}]} if endpoint.credentials.startswith("optional") else None,
                 generate_unique_id_function=_name,
             )
 
@@ -131,8 +146,9 @@ def _name(route: APIRoute) -> str:
 def _documented(endpoint: Endpoint[Any]) -> inspect.Signature:
     """The signature from which FastAPI makes the operation's parameters, body and security."""
     annotations: dict[str, tuple[Any, Any]] = {}
-    if endpoint.credentials != "none":
-        annotations["_scheme"] = (Annotated[Any, Depends(_BEARER)], inspect.Parameter.empty)
+    schemes = {"none": (), "optional cookie": (_REFRESH,)}.get(endpoint.credentials, (_BEARER, _COOKIE))
+    for scheme in schemes:
+        annotations[f"_{scheme.scheme_name}"] = (Annotated[Any, Depends(scheme)], inspect.Parameter.empty)
     for each in endpoint.query:
         several = Annotated[list[str] | SkipJsonSchema[None], Query(description=each.description)]
         annotations[each.name] = (several, None)

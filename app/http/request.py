@@ -14,7 +14,7 @@ from starlette.types import Scope
 
 from .. import log
 from ..actors import Actor, Kind
-from ..errors import InvalidRequest, NoToken, Refusal
+from ..errors import CrossSite, InvalidRequest, Refusal
 from .answers import Fields
 from .bodies import ABSENT, not_as_modelled
 
@@ -156,17 +156,31 @@ class Request:
         scheme, _, token = value.decode("latin-1").partition(" ")
         return token.strip(" \t") if scheme.lower() == "bearer" else None
 
-    def access_token(self) -> str:
-        """The bearer token.
+    def require_own_site(self) -> None:
+        """Refuses a request that may come from another site's page.
 
         Raises:
-            NoToken: there is none.
-            InvalidRequest: there are several Authorization fields.
+            CrossSite: it may.
         """
-        token = self.bearer()
-        if token is None:
-            raise NoToken("no bearer token")
-        return token
+        if self.fields.get(b"sec-fetch-site") != b"same-origin":
+            raise CrossSite("no allowed origin")
+
+    def cookies(self) -> dict[str, list[str]]:
+        """The values of each cookie, in their order (RFC 6265 section 5.4). Several of one name differ in their path.
+
+        HTTP/2 allows several Cookie fields (RFC 9113 section 8.2.3), and a proxy may pass them on.
+        """
+        header = self.fields.get(b"cookie")
+        if header is None:
+            return {}
+        if len(self.fields) != len(self.headers):
+            header = b";".join(value for name, value in self.headers if name == b"cookie")
+        cookies: dict[str, list[str]] = {}
+        for pair in header.decode("latin-1").split(";"):
+            name, equals, value = pair.partition("=")
+            if equals:
+                cookies.setdefault(name.strip(" \t"), []).append(value.strip(" \t"))
+        return cookies
 
     def values(self, name: str) -> list[str]:
         """All values of a query parameter, in their order."""

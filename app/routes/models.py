@@ -44,10 +44,14 @@ assert PATTERN.fullmatch("ktr_" + "x" * 84), "the documented example has the for
 class TokenAnswer(BaseModel):
     """RFC 6749 section 5.1, and the session's deadlines. All durations are whole seconds."""
 
-    access_token: Annotated[str, Field(description="JWT after RFC 9068; send it as a bearer token.")]
+    access_token: Annotated[
+        str, Field(description="JWT after RFC 9068; send it as a bearer token. Absent where it is in a cookie.")
+    ] = ""
     token_type: Annotated[str, Field(examples=["Bearer"])]
     expires_in: Annotated[int, Field(description="Seconds until the access token expires.", examples=[900])]
-    refresh_token: Annotated[str, Field(description="Opaque; replaces the one that was presented.")]
+    refresh_token: Annotated[
+        str, Field(description="Opaque; replaces the one that was presented. Absent where it is in a cookie.")
+    ] = ""
     refresh_expires_in: Annotated[int, Field(description="Seconds until the session ends unless it is refreshed.")]
     session_id: UUID
     session_expires_in: Annotated[int, Field(description="Seconds until the session ends in any case.")]
