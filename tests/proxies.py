@@ -45,6 +45,7 @@ class Application(http.server.BaseHTTPRequestHandler):
     """
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     def answer(self) -> None:
         if self.path == "/breaks":
@@ -71,6 +72,7 @@ class Application(http.server.BaseHTTPRequestHandler):
                 self.send_header("Location", "/elsewhere")
         else:
             self.send_response(200)
+            self.send_header("Cache-Control", "private")
         bodiless = self.path in {"/status/204", "/status/304"}
         if not bodiless:
             self.send_header("Content-Length", str(len(text)))
