@@ -33,15 +33,8 @@ from .errors import ConfigurationError, WrongSettings
 from .own_files import make_data_dir
 from .place import Place
 from .settings_sources import PREFIX, sources
-from .settings_values import (
-    checked_domain,
-    checked_root_path,
-    checked_url,
-    on_loopback,
-    redis_rules,
-    whole_seconds,
-    within,
-)
+from .settings_values import Seconds, checked_root_path, checked_url, redis_rules
+from .settings_web import WebSettings
 
 LONGEST_ACCESS_TOKEN = timedelta(hours=1)
 """No setting allows a longer access token, and no verifier accepts one. Revocations are kept for this long, whatever
@@ -61,10 +54,7 @@ MOST_ARGON2_MEMORY, MOST_ARGON2_PASSES, MOST_ARGON2_LANES = 1024 * 1024, 64, 16
 """Upper bounds (memory in KiB) of the settings and of stored hashes, so that each hash stays valid when they change."""
 
 
-Seconds = Annotated[timedelta, BeforeValidator(whole_seconds)]
-
-
-class Settings(Place):
+class Settings(WebSettings):
     """All settings."""
 
     redis_url: Annotated[
@@ -148,32 +138,6 @@ class Settings(Place):
         int, Field(ge=0, le=10_000, description="Password hashes that may wait; beyond: 503 with Retry-After.")
     ] = 32
 
-    # The web
-    cookies: Annotated[
-        bool,
-        Field(description="Whether browsers may get their tokens in cookies. If the issuer is http, only on loopback."),
-    ] = True
-    login_mode: Annotated[
-        Literal["bearer", "cookie", "split"],
-        Field(description="Where a sign-in puts the tokens if it does not say so: docs/web.md."),
-    ] = "bearer"
-    remember: Annotated[
-        bool,
-        Field(description="Whether cookies outlive the browser session if the sign-in does not say so."),
-    ] = True
-    cookie_domain: Annotated[
-        str | None,
-        BeforeValidator(checked_domain),
-        Field(description="Domain of the cookies, as `example.com`: all its hosts get them. Unset: this host alone."),
-    ] = None
-    cookie_same_site: Annotated[
-        Literal["strict", "lax"],
-        Field(description="`lax`: cookies also come with a link from another site (RFC 6265bis section 5.6.7)."),
-    ] = "strict"
-    cookie_partitioned: Annotated[
-        bool, Field(description="Whether cookies are kept apart for each top-level site (CHIPS).")
-    ] = False
-
     # Serving
     host: Annotated[str, Field(min_length=1, description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on.")] = 8000
@@ -223,12 +187,6 @@ class Settings(Place):
         """The file in which the embedded default keeps the master secret that it made."""
         return self.data_dir / "secret"
 
-    @property
-    def _cookies_can_be_read(self) -> bool:
-        """Whether a network between the browser and the issuer could read cookies."""
-        parts = urlsplit(self.iss)
-        return parts.scheme == "http" and not on_loopback(parts.hostname or "")
-
     @model_validator(mode="after")
     def _coherent(self) -> Self:
         issuer = self.issuer or "https://default"
@@ -254,22 +212,7 @@ class Settings(Place):
                 not re.fullmatch(r"https?://[^\s?#@]+", issuer) or not urlsplit(issuer).hostname,
                 "KEYTURN_ISSUER must be an http(s) URL without user, query and fragment (RFC 8414 section 2)",
             ),
-            (
-                self.cookies and self._cookies_can_be_read,
-                "KEYTURN_ISSUER must be https or on loopback, so that nobody reads cookies (or: KEYTURN_COOKIES=false)",
-            ),
-            (
-                not self.cookies and self.login_mode != "bearer",
-                "KEYTURN_LOGIN_MODE must be bearer with KEYTURN_COOKIES=false",
-            ),
-            (
-                self.cookie_partitioned and urlsplit(self.iss).scheme != "https",
-                "KEYTURN_COOKIE_PARTITIONED needs an https KEYTURN_ISSUER",
-            ),
-            (
-                self.cookie_domain is not None and not within(urlsplit(self.iss).hostname or "", self.cookie_domain),
-                "KEYTURN_COOKIE_DOMAIN must be the host of KEYTURN_ISSUER, or a domain above it",
-            ),
+            *self.web_rules(self.iss),
             (
                 self.retry_window * 3 > self.access_token_lifetime,
                 "KEYTURN_RETRY_WINDOW must be at most a third of KEYTURN_ACCESS_TOKEN_LIFETIME",

@@ -26,11 +26,19 @@ from .request import Request
 USUAL_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 # A field is plain if the edge or `Request` reads it, or if it means nothing to any endpoint. Any other field may mean
-# something to a check of the slow door, now or later: Cookie, Origin, DPoP, Prefer and so on.
-_READ = b"host content-type content-length authorization x-request-id"
+# something to a check of the slow door, now or later: DPoP, Prefer, If-Match and so on.
+_READ = (
+    b"host content-type content-length authorization x-request-id sec-keyturn-set-cookie cookie origin sec-fetch-site"
+)
 _ABOUT_THE_CLIENT = (
     b"user-agent accept accept-charset accept-encoding accept-language cache-control connection dnt keep-alive pragma "
-    b"priority referer sec-gpc"
+    b"priority referer sec-gpc upgrade-insecure-requests"
+)
+# Browsers add these to each request, most of them over https alone.
+_OF_BROWSERS = (
+    b"sec-fetch-mode sec-fetch-dest sec-fetch-user sec-fetch-storage-access sec-ch-ua sec-ch-ua-mobile "
+    b"sec-ch-ua-platform sec-ch-ua-platform-version sec-ch-ua-arch sec-ch-ua-bitness sec-ch-ua-wow64 sec-ch-ua-model "
+    b"sec-ch-ua-form-factors sec-ch-ua-full-version sec-ch-ua-full-version-list"
 )
 _OF_PROXIES = (
     b"via x-forwarded-for x-forwarded-host x-forwarded-port x-forwarded-prefix x-forwarded-proto x-forwarded-scheme "
@@ -46,7 +54,9 @@ _OF_TRACES = (
     b"traceparent tracestate baggage x-correlation-id x-cloud-trace-context x-amzn-trace-id b3 x-b3-traceid "
     b"x-b3-spanid x-b3-parentspanid x-b3-sampled x-b3-flags x-ot-span-context"
 )
-PLAIN_FIELDS = frozenset(b" ".join((_READ, _ABOUT_THE_CLIENT, _OF_PROXIES, _OF_FORWARD_AUTH, _OF_TRACES)).split())
+PLAIN_FIELDS = frozenset(
+    b" ".join((_READ, _ABOUT_THE_CLIENT, _OF_BROWSERS, _OF_PROXIES, _OF_FORWARD_AUTH, _OF_TRACES)).split()
+)
 """The names of header fields with which a request may take the fast door."""
 
 _BEARER = HTTPBearer(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from functools import lru_cache
 from itertools import count
 from secrets import token_hex
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import parse_qsl
 from uuid import UUID
 
@@ -17,6 +19,9 @@ from ..actors import Actor, Kind
 from ..errors import CrossSite, InvalidRequest, Refusal
 from .answers import Fields
 from .bodies import ABSENT, not_as_modelled
+
+if TYPE_CHECKING:
+    from .origins import Origins
 
 KEY = "keyturn.request"
 """The only member that Keyturn adds to the ASGI scope."""
@@ -49,6 +54,7 @@ class Request:
         "malformed",
         "method",
         "notes",
+        "origins",
         "path",
         "query",
         "refusal",
@@ -67,6 +73,8 @@ class Request:
     client: str | None
     """The client's address as a trusted proxy names it, or else the address of the connection."""
     id: str
+    origins: Origins
+    """The trusted origins."""
     json: object
     """The JSON value in the body, or `ABSENT` if there is none."""
     notes: dict[str, Any] | None
@@ -157,13 +165,13 @@ class Request:
         return token.strip(" \t") if scheme.lower() == "bearer" else None
 
     def require_own_site(self) -> None:
-        """Refuses a request that may come from another site's page.
+        """Checks that a page of a trusted origin sent the request. Each change by a cookie needs it, against CSRF.
 
         Raises:
-            CrossSite: it may.
+            CrossSite: a page of another site may have sent the request, or the browser does not tell.
         """
-        if self.fields.get(b"sec-fetch-site") != b"same-origin":
-            raise CrossSite("no allowed origin")
+        if not self.origins.is_own(self.headers):
+            raise CrossSite("neither an allowed Origin nor Sec-Fetch-Site: same-origin")
 
     def cookies(self) -> dict[str, list[str]]:
         """The values of each cookie, in their order (RFC 6265 section 5.4). Several of one name differ in their path.
@@ -182,12 +190,9 @@ class Request:
                 cookies.setdefault(name.strip(" \t"), []).append(value.strip(" \t"))
         return cookies
 
-    def values(self, name: str) -> list[str]:
-        """All values of a query parameter, in their order."""
-        if not self.query:
-            return []
-        pairs = parse_qsl(self.query.decode("latin-1"), keep_blank_values=True)
-        return [value for each, value in pairs if each == name]
+    def parameters(self) -> Mapping[str, tuple[str, ...]]:
+        """The values of each query parameter, in their order."""
+        return _parameters(self.query) if self.query else {}
 
     def content(self, model: type[_Model]) -> _Model:
         """The JSON body as its model.
@@ -213,3 +218,11 @@ class Request:
             InvalidRequest: the body does not fit the model.
         """
         return model() if self.json is ABSENT or self.json is None else self.content(model)
+
+
+@lru_cache(maxsize=256)  # a proxy asks always the same
+def _parameters(query: bytes) -> Mapping[str, tuple[str, ...]]:
+    parameters: dict[str, tuple[str, ...]] = {}
+    for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
+        parameters[name] = (*parameters.get(name, ()), value)
+    return parameters

@@ -47,8 +47,8 @@ def prepared_hmac(key: bytes) -> Callable[[bytes], bytes]:
 def prepared_hkdf(secret: bytes) -> Callable[[bytes], bytes]:
     """HKDF-SHA256 (RFC 5869) without a salt, from a label to a key of `KEY_BYTES`: `derive` at a fraction of its cost.
 
-    The step "extract" is done once (section 2.2). The step "expand" is one HMAC, because a key is as long as the hash
-    (section 2.3).
+    The step "extract" is done once (RFC 5869 section 2.2). The step "expand" is one HMAC, because a key is as long as
+    the hash (RFC 5869 section 2.3).
     """
     expand = prepared_hmac(prepared_hmac(bytes(KEY_BYTES))(secret))
 
