@@ -119,6 +119,7 @@ def set_by(answer: Answer) -> dict[str, str]:
     fields = [field.split("=", 1) for field in answer.all("set-cookie")]
     found = [(name, rest) for name, rest in fields if "keyturn" in name]
     assert len(found) == len(dict(found)), found
+    assert not any("keyturn" in rest for _, rest in found), found  # two in one field, joined with a comma
     return dict(found)
 
 

@@ -33,10 +33,10 @@ core.register_action("keyturn", {"http-req"}, function(txn, question)
         end
     end
 
-    -- A refresh on the way sets both cookies, and a final refusal clears both.
-    local access, refresh = first(answer, "x-auth-set-cookie-access"), first(answer, "x-auth-set-cookie-refresh")
-    if access and refresh then
-        txn:set_var("txn.access_cookie", access)
-        txn:set_var("txn.refresh_cookie", refresh)
+    -- A refresh on the way sets both cookies, and a final refusal clears both: the access cookie first.
+    local cookies = answer.headers and answer.headers["set-cookie"]
+    if cookies and cookies[1] then
+        txn:set_var("txn.access_cookie", cookies[0])
+        txn:set_var("txn.refresh_cookie", cookies[1])
     end
 end, 1)
