@@ -17,18 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.browser import MISSING, call, chromium, cookie_rows, cookie_store, driver, profile, visitor
-from tests.conftest import CHEAP, NEW_PASSWORD, PASSWORD, SECRET
+from tests.browser import MISSING, call, cookie_rows, cookie_store, profile, visitor
+from tests.conftest import NEW_PASSWORD, PASSWORD
 from tests.front import PAGE, Front, certificate
 from tests.servers import free_port
-from tests.service import Service
+from tests.web_example import ACCOUNT, keyturn_for_browsers, keyturn_settings
 
 if TYPE_CHECKING:
     from playwright.async_api import Browser, Page, Playwright
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
-ACCOUNT = {"email": "ada@example.com", "password": PASSWORD}
 ACCESS, REFRESH, SPLIT = "__Host-Http-keyturn-access", "__Host-Http-keyturn-refresh", "__Secure-Http-keyturn-refresh"
 NAMES = {"cookie": {ACCESS, REFRESH}, "split": {SPLIT}}
 WINDOW = 10
@@ -75,37 +74,11 @@ async def served(folder: Path, logs: Path, browser: Browser, **settings: str) ->
     """A new Keyturn with one user, and its front."""
     async with Front({}, certificate(folder, "a.test", "*.a.test", "b.test")) as front:
         await front.start(free_port())
-        values = {
-            "data_dir": str(folder / "data"),
-            "secret": SECRET,
-            "issuer": front.origin("a.test"),
-            "registration": "true",
-            "access_token_lifetime": str(3 * WINDOW),
-            "retry_window": str(WINDOW),
-            **CHEAP,
-            **settings,
-        }
-        environment = {f"KEYTURN_{name.upper()}": value for name, value in values.items()}
-        with await asyncio.to_thread(Service.start, environment, logs=logs) as service:
+        environment = keyturn_settings(folder, front.origin("a.test"), 3 * WINDOW, **settings)
+        async with keyturn_for_browsers(environment, logs) as service:
             pages = {f"{host}/": PAGE for host in ("a.test", "sub.a.test", "b.test")}
             front.routes.update({**pages, "a.test/auth/": service.port})
-            site = Site(front, browser)
-            async with site.visited() as page:
-                status, _ = await call(page, site.url("/auth/register"), body=ACCOUNT)
-                assert status == 201
-            yield site
-
-
-@pytest.fixture(scope="module")
-async def playwright() -> AsyncIterator[Playwright]:
-    async with driver() as playwright:
-        yield playwright
-
-
-@pytest.fixture(scope="module")
-async def browser(playwright: Playwright) -> AsyncIterator[Browser]:
-    async with chromium(playwright) as browser:
-        yield browser
+            yield Site(front, browser)
 
 
 @pytest.fixture(scope="module")
