@@ -163,6 +163,14 @@ class AccessDenied(Refusal):
     sentence = "Not allowed."
 
 
+class CrossSite(Refusal):
+    """A request that cookies would authenticate may come from another site's page (RFC 10017 section 6.1.3.3)."""
+
+    status = 403
+    error = "cross_site"
+    sentence = "A request with cookies needs an allowed Origin, or Sec-Fetch-Site: same-origin."
+
+
 class InsufficientScope(Refusal):
     """The access token is valid, and does not allow this (RFC 6750 section 3.1)."""
 

@@ -24,8 +24,10 @@ from .settings import Settings
 from .storage.database import Database
 from .storage.schema import check_schema
 from .tokens.access_tokens import AccessTokens
+from .tokens.cookies import Cookies
 from .tokens.keys import Keys
 from .tokens.master_secret import master_secret_of
+from .tokens.sealed_cookies import SealedCookies
 from .users.container import container
 from .users.hashing_room import HashingRoom
 from .users.passwords import Passwords
@@ -53,6 +55,7 @@ class Keyturn:
     upkeep: Upkeep
     events: Events
     key_changes: KeyChanges
+    cookies: Cookies
 
 
 @asynccontextmanager
@@ -60,7 +63,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     """Makes the parts, without background tasks, and closes them at the end of the block.
 
     Raises:
-        ConfigurationError: the master secret is missing or weak.
+        ConfigurationError: the master secret is missing or weak, or cookies could become too large.
     """
     db = Database(settings)
     keys = Keys(db, master_secret_of(settings), settings.signing_algorithm)
@@ -69,6 +72,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     sign_in = SignIn(db, passwords)
     policy, access_tokens = Policy.of(settings), AccessTokens(keys, settings)
     answers, lookup = Answers(access_tokens), Lookup(db, policy)
+    cookies = Cookies(settings, SealedCookies(keys))
     ending = Ending(db, keys, access_tokens, revocations.publishing, lookup, policy)
     try:
         yield Keyturn(
@@ -86,6 +90,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             upkeep=Upkeep(db),
             events=Events(db),
             key_changes=KeyChanges(keys, ending, settings.signing_algorithm),
+            cookies=cookies,
         )
     finally:
         await revocations.close()

@@ -17,12 +17,21 @@ from .http.answers import render
 from .http.documentation import documented
 from .http.doors import Doors, response
 from .http.edge import Edge
+from .http.origins import Origins
 from .http.request import Request as OurRequest
 from .keyturn import Keyturn, opened, running
-from .routes import health, login, sessions, tokens, well_known
+from .routes import health, login, sessions, tokens, verification, well_known
 from .settings import Settings, read
+from .settings_values import origins_in
 
-_ENDPOINTS = (*login.ENDPOINTS, *tokens.ENDPOINTS, *sessions.ENDPOINTS, *well_known.ENDPOINTS, *health.ENDPOINTS)
+_ENDPOINTS = (
+    *login.ENDPOINTS,
+    *tokens.ENDPOINTS,
+    *verification.ENDPOINTS,
+    *sessions.ENDPOINTS,
+    *well_known.ENDPOINTS,
+    *health.ENDPOINTS,
+)
 _FIRST_SEGMENTS = frozenset(path.split("/")[1] for path in ("/openapi.json", *(each.path for each in _ENDPOINTS)))
 """The first segments of all paths that Keyturn serves."""
 
@@ -57,6 +66,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             yield
 
     app = _Application(
+        Origins(settings.iss, origins_in(settings.allowed_origins), settings.hsts),
         title="Keyturn",
         summary="Sign in, refresh, log out, verify.",
         description=_DESCRIPTION,
@@ -105,10 +115,11 @@ class _Application(FastAPI):
     refresh would take a tenth longer.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, origins: Origins, **options: Any) -> None:
         super().__init__(**options)
         self.doors = Doors[Keyturn](_ENDPOINTS)
-        self._front = Edge(super().__call__, fast=self.doors.fast)
+        self.origins = origins
+        self._front = Edge(super().__call__, fast=self.doors.fast, origins=origins)
 
     async def __call__(self, asgi_scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""

@@ -33,12 +33,8 @@ from .errors import ConfigurationError, WrongSettings
 from .own_files import make_data_dir
 from .place import Place
 from .settings_sources import PREFIX, sources
-from .settings_values import (
-    checked_root_path,
-    checked_url,
-    redis_rules,
-    whole_seconds,
-)
+from .settings_values import Seconds, checked_root_path, checked_url, redis_rules
+from .settings_web import WebSettings
 
 LONGEST_ACCESS_TOKEN = timedelta(hours=1)
 """No setting allows a longer access token, and no verifier accepts one. Revocations are kept for this long, whatever
@@ -58,10 +54,7 @@ MOST_ARGON2_MEMORY, MOST_ARGON2_PASSES, MOST_ARGON2_LANES = 1024 * 1024, 64, 16
 """Upper bounds (memory in KiB) of the settings and of stored hashes, so that each hash stays valid when they change."""
 
 
-Seconds = Annotated[timedelta, BeforeValidator(whole_seconds)]
-
-
-class Settings(Place):
+class Settings(WebSettings):
     """All settings."""
 
     redis_url: Annotated[
@@ -97,7 +90,7 @@ class Settings(Place):
     # Lifetimes
     access_token_lifetime: Annotated[
         Seconds,
-        Field(ge=timedelta(seconds=30), le=LONGEST_ACCESS_TOKEN, description="Seconds an access token lives."),
+        Field(ge=timedelta(seconds=2), le=LONGEST_ACCESS_TOKEN, description="Seconds an access token lives."),
     ] = timedelta(seconds=900)
     refresh_token_lifetime: Annotated[
         Seconds,
@@ -219,6 +212,7 @@ class Settings(Place):
                 not re.fullmatch(r"https?://[^\s?#@]+", issuer) or not urlsplit(issuer).hostname,
                 "KEYTURN_ISSUER must be an http(s) URL without user, query and fragment (RFC 8414 section 2)",
             ),
+            *self.web_rules(self.iss),
             (
                 self.retry_window * 3 > self.access_token_lifetime,
                 "KEYTURN_RETRY_WINDOW must be at most a third of KEYTURN_ACCESS_TOKEN_LIFETIME",

@@ -1,11 +1,15 @@
-"""The forms of settings' values: text, durations, URLs, paths. Each message states the form and repeats no value."""
+"""The forms of settings' values: text, durations, URLs, paths, origins. Each message repeats no value."""
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Annotated
 from urllib.parse import parse_qs, urlsplit
+
+from pydantic import BeforeValidator
 
 from .postgres_url import HIDDEN, PostgresURL
 
@@ -35,6 +39,9 @@ def whole_seconds(value: object) -> object:
         return timedelta(seconds=value)
     raise ValueError("must be a whole number of seconds")
 
+
+Seconds = Annotated[timedelta, BeforeValidator(whole_seconds)]
+"""A duration that a setting gives in whole seconds."""
 
 _BLANKS = " \t\r\n\v\f"
 
@@ -106,6 +113,83 @@ def checked_root_path(value: object) -> object:
         if f"{value}/".startswith("/auth/verify/"):
             raise ValueError("must not be verify's path or below it, where proxies append what clients ask for")
     return value
+
+
+_LABEL = "[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_DOMAIN = re.compile(rf"(?=.{{1,253}}$)(?:{_LABEL}\.)+(?![0-9]+$){_LABEL}")
+
+
+def checked_domain(value: object) -> object:
+    """A domain of at least two labels (RFC 1034 section 3.5).
+
+    Raises:
+        ValueError: it is none. Browsers refuse a cookie whose domain is an IP address or a top-level domain.
+    """
+    if isinstance(value, str) and not _DOMAIN.fullmatch(value):
+        raise ValueError("must be a domain in lower case, as example.com")
+    return value
+
+
+def on_loopback(host: str) -> bool:
+    """Whether a host is this machine: a loopback address, or a name that is reserved for it (RFC 6761 section 6.3)."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def within(host: str, domain: str) -> bool:
+    """Whether a host is the domain or below it (RFC 6265 section 5.1.3)."""
+    return host == domain or host.endswith(f".{domain}")
+
+
+_DEFAULT_PORTS = {"http": "80", "https": "443"}
+_ORIGIN = re.compile(r"(https?)://(\[[0-9a-f:]+\]|[a-z0-9_-]+(?:\.[a-z0-9_-]+)*)(?::([1-9][0-9]{0,4}))?")
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+
+
+def origins_in(text: str) -> tuple[str, ...]:
+    """The origins of a comma-separated list."""
+    return tuple(filter(None, (each.strip(_BLANKS) for each in text.split(","))))
+
+
+def checked_origins(value: object) -> object:
+    """A comma-separated list of origins, as it was given.
+
+    Raises:
+        ValueError: one of them is not an origin as browsers write it, or could be read by others on the way.
+    """
+    if isinstance(value, str) and not all(map(_is_origin, origins_in(value))):
+        raise ValueError(
+            "must be exact origins, comma-separated, as browsers write them: https://app.example.com, in lower case, "
+            "with a port only if it is not the default one, without path and *; http only for loopback"
+        )
+    return value
+
+
+def _is_origin(text: str) -> bool:
+    """Whether a browser may send this text in the Origin field (RFC 6454 section 6.2), safe from those on the way."""
+    parts = _ORIGIN.fullmatch(text)
+    if parts is None:
+        return False
+    scheme, host, port = parts.groups()
+    if port is not None and (int(port) > 65535 or port == _DEFAULT_PORTS[scheme]):  # noqa: PLR2004  # the last port
+        return False
+    return _is_host(host) and (scheme == "https" or on_loopback(host.strip("[]")))
+
+
+def _is_host(host: str) -> bool:
+    """Whether a browser leaves this host as it is. A host whose last label is a number is an IPv4 address to it."""
+    try:
+        if host.startswith("["):
+            return ipaddress.IPv6Address(host[1:-1]).compressed == host[1:-1]
+        if _NUMBER.fullmatch(host.rpartition(".")[2]):
+            ipaddress.IPv4Address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def redis_rules(url: str) -> Iterator[tuple[bool, str]]:

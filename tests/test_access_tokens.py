@@ -36,7 +36,7 @@ class Ring(Keys):
     """A key set in memory, without a database."""
 
     def __init__(self, *keys: AccessKey) -> None:
-        self._set = KeySet({key.kid: key for key in keys}, {}, {}, {})
+        self._set = KeySet({key.kid: key for key in keys}, {}, {}, {}, {})
         self._signing_key = keys[0]
         self._read_at = float("inf")
 

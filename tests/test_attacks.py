@@ -476,7 +476,7 @@ async def test_a_minted_token_of_another_subject_ends_no_other_session(keyturn: 
     headers = {"typ": "at+jwt", "kid": key.kid}
     minted = jwt.encode(claims | {"sub": str(UUID(int=1))}, key.signing, "HS256", headers=headers)
     with pytest.raises(InvalidToken):
-        await keyturn.ending.logout(minted, None, "all", by=SERVICE)
+        await keyturn.ending.logout([minted], (), "all", by=SERVICE)
     await keyturn.reading.verify(other.access_token)
 
 

@@ -251,7 +251,7 @@ def test_no_password_goes_on_the_command_line(words: tuple[str, ...], capsys: py
         ("users", "list", "--after", "x"),
         ("sessions", "show", "x"),
         ("events", "list", "--session", "x"),
-        ("keys", "generate", "cookie"),
+        ("keys", "generate", "biscuit"),
         ("keys", "generate", "access", "--algorithm", "PS256"),
         ("gc", "--keep-days", "999999"),
         ("serve", "--port", "http"),
@@ -358,6 +358,18 @@ def test_keys_are_made_listed_and_retired(keyturn: Command) -> None:
     assert [listed[kid]["status"] for kid in made] == ["published"] * 3
     assert [listed[kid]["algorithm"] for kid in made] == ["HS256", "EdDSA", "HMAC-SHA256"]
     assert made[1] in keyturn.ok("keys", "list").out
+    cookie = keyturn.ok("keys", "generate", "cookie")
+    assert cookie.err.startswith(
+        f"{first['cookie']['kid']} (A256GCM) seals cookies now; {cookie.out.strip()} (A256GCM) is "
+    )
+    assert "is published and seals from " in cookie.err
+    output = keyturn.ok("keys", "retire", cookie.out.strip()).out.splitlines()
+    assert output == [
+        f"{cookie.out.strip()} is retired; within 2 s its cookies are refused everywhere",
+        f"{first['cookie']['kid']} (A256GCM) seals cookies now",
+    ]
+    only = keyturn.refused(1, "keys", "retire", first["cookie"]["kid"])
+    assert "It is the only cookie key that can seal" in only
     output = keyturn.ok("keys", "retire", made[0]).out.splitlines()
     assert output[0] == f"{made[0]} is retired; within 2 s its tokens are refused everywhere"
     assert output[1].startswith(
@@ -821,6 +833,7 @@ def test_a_lost_master_secret_is_answered_by_new_keys_and_no_session_stays_live(
     assert "--sign-everyone-out" in keyturn.refused(2, "keys", "replace")
     output = keyturn.ok("keys", "replace", "--sign-everyone-out").out
     assert "refresh-2 (HMAC-SHA256) signs refresh tokens now" in output
+    assert "(A256GCM) seals cookies now" in output
     assert "2 sessions ended; everyone has to sign in again" in output
     assert keyturn.ok("sessions", "list", "--live", "--json").json == []
     new = str(keyturn.login("ada@example.com").session_id)

@@ -107,7 +107,7 @@ async def test_a_rebuild_while_the_databases_clock_is_wrong_loses_no_revocation(
 ) -> None:
     """The revocation holds in the process that saw the step and in a process that starts afterwards."""
     ended, live = await a_session(keyturn), await a_session(keyturn)
-    await keyturn.ending.logout(None, ended.refresh_token, "this", by=SERVICE)
+    await keyturn.ending.logout((), [ended.refresh_token], "this", by=SERVICE)
     postgres.step(step)
     await flush(redis)
     await complete(keyturn)
@@ -136,7 +136,7 @@ async def test_a_logout_while_the_databases_clock_is_wrong_holds_when_it_is_righ
     await keyturn.revocations.fence.read()
     within = await a_session(keyturn)
     for tokens in (before, within):
-        await keyturn.ending.logout(None, tokens.refresh_token, "this", by=SERVICE)
+        await keyturn.ending.logout((), [tokens.refresh_token], "this", by=SERVICE)
     postgres.step(0)
     await keyturn.revocations.fence.read()
     for rebuilt in (False, True):
@@ -161,7 +161,7 @@ async def test_a_token_that_lives_again_when_the_databases_clock_goes_back_is_st
     The same holds for a token that was issued while the clock was ahead, when the clock reaches that moment again.
     """
     old = await a_session(keyturn)
-    await keyturn.ending.logout(None, old.refresh_token, "this", by=SERVICE)
+    await keyturn.ending.logout((), [old.refresh_token], "this", by=SERVICE)
     postgres.step(HOUR + 60)
     await keyturn.revocations.fence.read()
     from_ahead = await a_session(keyturn)
@@ -170,7 +170,7 @@ async def test_a_token_that_lives_again_when_the_databases_clock_goes_back_is_st
     postgres.step(0)
     await keyturn.revocations.fence.read()
     await never_accepted(keyturn, old)
-    await keyturn.ending.logout(None, from_ahead.refresh_token, "this", by=SERVICE)
+    await keyturn.ending.logout((), [from_ahead.refresh_token], "this", by=SERVICE)
     await complete(keyturn)
     await never_accepted(keyturn, old)
     await expire_revocations(redis)
@@ -185,7 +185,7 @@ async def test_a_token_that_lives_again_when_the_databases_clock_goes_back_is_st
 @pytest.mark.parametrize("step", [HOUR, -HOUR])
 async def test_a_step_of_redis_clock_loses_no_revocation(keyturn: Keyturn, redis: Redis, step: int) -> None:
     ended = await a_session(keyturn)
-    await keyturn.ending.logout(None, ended.refresh_token, "this", by=SERVICE)
+    await keyturn.ending.logout((), [ended.refresh_token], "this", by=SERVICE)
     for seconds in (step, 0):
         redis.step(seconds)
         await keyturn.revocations.fence.read()
@@ -204,7 +204,7 @@ async def test_a_step_of_redis_clock_that_nobody_notices_takes_no_key(keyturn: K
     async with instance(url, redis.url()) as other, redis_asyncio.Redis.from_url(redis.url()) as client:
         await complete(other)
         await other.reading.verify(ended.access_token)  # from now on, it asks Redis alone about the session
-        await keyturn.ending.logout(None, ended.refresh_token, "this", by=SERVICE)
+        await keyturn.ending.logout((), [ended.refresh_token], "this", by=SERVICE)
         redis.step(HOUR + 400)
         assert await client.exists(f"{{keyturn}}:revoked:{ended.session_id}")
         redis.step(0)
@@ -214,7 +214,7 @@ async def test_a_step_of_redis_clock_that_nobody_notices_takes_no_key(keyturn: K
 async def test_many_small_steps_of_redis_clock_lose_no_revocation_either(keyturn: Keyturn, redis: Redis) -> None:
     """Each step is too small to let the marker expire, and the watch renews the marker between the steps."""
     ended = await a_session(keyturn)
-    await keyturn.ending.logout(None, ended.refresh_token, "this", by=SERVICE)
+    await keyturn.ending.logout((), [ended.refresh_token], "this", by=SERVICE)
     for n in range(1, 90):
         redis.step(n * 45)
         await keep_complete(keyturn)
@@ -226,7 +226,7 @@ async def test_a_step_of_the_whole_machines_clock_loses_no_revocation(
     keyturn: Keyturn, postgres: Postgres, redis: Redis
 ) -> None:
     ended = await a_session(keyturn)
-    await keyturn.ending.logout(None, ended.refresh_token, "this", by=SERVICE)
+    await keyturn.ending.logout((), [ended.refresh_token], "this", by=SERVICE)
     for seconds in (HOUR, 0, -HOUR, 0, DAY, 0, -DAY, 0):
         postgres.step(seconds)
         redis.step(seconds)

@@ -25,6 +25,7 @@ from app.errors import InvalidGrant, InvalidRequest, TemporarilyUnavailable
 from app.http.answers import Answer
 from app.http.doors import PLAIN_FIELDS, Doors
 from app.http.edge import Edge
+from app.http.origins import Origins
 from app.http.protocol import KeyturnHttpProtocol
 from app.http.request import Request
 from app.keyturn import Keyturn, opened
@@ -38,14 +39,14 @@ from app.tokens.refresh_tokens import RefreshToken
 from tests.conftest import a_user, settings_of, time_passes
 
 Outcome = tuple[Granted, RefreshToken] | None
+ISSUER, ELSEWHERE = "https://auth.example.com", "https://app.example.net"
+"""Keyturn's own origin, and another one that the operator allows."""
 
 
 # Header fields that mean something to some service, now or later. A request with one of them must not take the fast
 # door.
 MEANINGFUL = [
-    ("Cookie", "a=b"), ("Cookie", "__Host-session=x; csrf=y"), ("Origin", "https://evil.example"), ("Origin", "null"),
-    ("Sec-Fetch-Site", "cross-site"), ("Sec-Fetch-Mode", "navigate"), ("Sec-Fetch-Dest", "document"),
-    ("Sec-Fetch-User", "?1"), ("DPoP", "e30.e30.x"), ("X-HTTP-Method-Override", "DELETE"), ("X-HTTP-Method", "GET"),
+    ("DPoP", "e30.e30.x"), ("X-HTTP-Method-Override", "DELETE"), ("X-HTTP-Method", "GET"),
     ("X-Method-Override", "POST"), ("Forwarded", "for=1.2.3.4;host=evil.example"), ("Content-Encoding", "gzip"),
     ("Content-Encoding", "identity"), ("Expect", "100-continue"), ("Expect", "x"), ("TE", "trailers"),
     ("Trailer", "Authorization"), ("Idempotency-Key", '"8e03978e"'), ("Transfer-Encoding", "chunked"),
@@ -57,6 +58,16 @@ MEANINGFUL = [
     ("Client-Cert", ":eA==:"), ("X-Forwarded-Client-Cert", "Hash=x"), ("Signature", "x=:eA==:"),
     ("Content-Digest", "sha-256=:eA==:"), ("Content-Language", "de"), ("X-Auth-Subject", "x"), ("X-Auth-Role", "admin"),
     ("X-Forwarded-User", "root"), ("X-Api-Key", "x"), ("Max-Forwards", "0"), ("X-Never-Heard-Of", "x"),
+]  # fmt: skip
+
+# Header fields that browsers send. They mean something, and both doors read them by the same code.
+BROWSERS = [
+    ("Cookie", "a=b"), ("Cookie", "__Host-session=x; csrf=y"), ("Origin", "https://evil.example"), ("Origin", "null"),
+    ("Origin", ISSUER), ("Origin", ELSEWHERE), ("Origin", ""), ("Sec-Fetch-Site", "cross-site"),
+    ("Sec-Fetch-Site", "same-origin"), ("Sec-Fetch-Site", "same-site"), ("Sec-Fetch-Site", "none"),
+    ("Sec-Fetch-Mode", "navigate"), ("Sec-Fetch-Dest", "document"), ("Sec-Fetch-User", "?1"),
+    ("Sec-Fetch-Storage-Access", "active"), ("Sec-CH-UA", '"Chromium";v="140"'), ("Sec-CH-UA-Mobile", "?0"),
+    ("Sec-CH-UA-Platform", '"Linux"'), ("Upgrade-Insecure-Requests", "1"),
 ]  # fmt: skip
 
 
@@ -100,7 +111,7 @@ class EachDoor:
         """Requests with these fields to each endpoint with a fast door. A repeated request gets the same answer."""
         proof = await a_user(self.keyturn, "each@door.example")
         live, over, gone = [await self.keyturn.starting.start(proof, by=SERVICE) for _ in range(3)]
-        await self.keyturn.ending.logout(None, over.refresh_token, "this", by=SERVICE)
+        await self.keyturn.ending.logout((), [over.refresh_token], "this", by=SERVICE)
         used = await self.keyturn.rotation.refresh(live.refresh_token, by=SERVICE)
         bearer = ("Authorization", f"Bearer {used.access_token}")
         return [
@@ -120,8 +131,9 @@ class EachDoor:
 
 @pytest.fixture
 async def each_door(database_url: str, capsys: pytest.CaptureFixture[str]) -> AsyncIterator[EachDoor]:
-    app = create_app(settings_of(database_url, None))
+    app = create_app(settings_of(database_url, None, allowed_origins=ELSEWHERE, issuer=ISSUER))
     doors: Doors[Keyturn] = app.doors  # type: ignore[attr-defined]  # `doors` is an attribute of our own subclass
+    origins: Origins = app.origins  # type: ignore[attr-defined]  # so is `origins`
     behind = partial(FastAPI.__call__, app)
 
     def without_a_list(request: Request) -> Awaitable[Answer] | None:
@@ -134,7 +146,7 @@ async def each_door(database_url: str, capsys: pytest.CaptureFixture[str]) -> As
             await stack.enter_async_context(
                 httpx2.AsyncClient(transport=httpx2.ASGITransport(front), base_url="https://x")
             )
-            for front in (app, Edge(behind), Edge(behind, fast=without_a_list))
+            for front in (app, Edge(behind, origins=origins), Edge(behind, fast=without_a_list, origins=origins))
         ]
         log.flush()
         capsys.readouterr()
@@ -149,7 +161,7 @@ async def test_each_header_field_has_the_same_answer_and_line_in_the_log_through
     plain = [(name.decode(), "ü") for name in sorted(PLAIN_FIELDS - framing)]
     requests = await each_door.requests()
     for method, path, more in list(requests):
-        for field in (*MEANINGFUL, *plain, ("Content-Type", "text/plain"), ("Authorization", "Basic eDp4")):
+        for field in (*MEANINGFUL, *BROWSERS, *plain, ("Content-Type", "text/plain"), ("Authorization", "Basic eDp4")):
             wired = (field[0], field[1].encode())
             requests.append((method, path, {**more, "headers": [*more["headers"], wired]}))
     assert await each_door.differences(requests) == []
@@ -168,6 +180,7 @@ async def test_only_requests_whose_fields_are_all_plain_take_the_fast_door(each_
         return answering is not None
 
     assert all(taken((name.decode(), "x")) for name in PLAIN_FIELDS)
+    assert all(taken(field) for field in BROWSERS)
     assert [field for field in MEANINGFUL if taken(field) or taken(("Host", "x"), field)] == []
 
 
@@ -248,7 +261,7 @@ async def test_a_bug_that_is_planted_in_one_door_is_found(
 async def both(database_url: str) -> AsyncIterator[tuple[Keyturn, httpx2.AsyncClient, httpx2.AsyncClient]]:
     """The parts of one application, and two clients: as it is served, and through FastAPI's door alone."""
     app = create_app(settings_of(database_url, None))
-    slow = Edge(partial(FastAPI.__call__, app))
+    slow = Edge(partial(FastAPI.__call__, app), origins=app.origins)  # type: ignore[attr-defined]  # our subclass
     async with (
         app.router.lifespan_context(app),
         httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="https://x") as direct,
@@ -272,7 +285,7 @@ async def test_the_direct_endpoints_answer_each_request_as_fastapi_does(
     keyturn, direct, through = both
     proof = await a_user(keyturn)
     live, over, older, unused = [await keyturn.starting.start(proof, by=SERVICE) for _ in range(4)]
-    await keyturn.ending.logout(None, over.refresh_token, "this", by=SERVICE)
+    await keyturn.ending.logout((), [over.refresh_token], "this", by=SERVICE)
     used = await keyturn.rotation.refresh(live.refresh_token, by=SERVICE)
     await keyturn.rotation.refresh(
         (await keyturn.rotation.refresh(older.refresh_token, by=SERVICE)).refresh_token, by=SERVICE
@@ -368,8 +381,10 @@ async def test_plain_requests_never_reach_fastapi(
     ]
     assert [answer.status_code for answer in answers] == [200, 401, 200, 200, 200, 204, 204]
     assert not reached
-    await direct.get("/auth/verify?role=user", headers=bearer)
-    assert reached == ["/auth/verify"]
+    assert (await direct.get("/auth/verify?role=user&refresh=true", headers=bearer)).status_code == 401
+    assert not reached
+    await direct.get("/auth/me?role=user", headers=bearer)
+    assert reached == ["/auth/me"]
 
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
@@ -430,7 +445,7 @@ async def test_every_outcome_in_one_batch(keyturn: Keyturn) -> None:
     reused = await keyturn.rotation.refresh(
         (await keyturn.rotation.refresh(reuses.refresh_token, by=SERVICE)).refresh_token, by=SERVICE
     )
-    await keyturn.ending.logout(None, over.refresh_token, "this", by=SERVICE)
+    await keyturn.ending.logout((), [over.refresh_token], "this", by=SERVICE)
     presented = keyturn.keys.verify_refresh_token(gone.refresh_token)
     unknown = RefreshToken(presented.key, uuid7(), presented.generation, presented.secret).text
     recorded = Recorded(keyturn)
@@ -569,7 +584,7 @@ async def test_what_a_request_made_goes_with_it_and_is_no_work_for_the_garbage_c
     async with app.router.lifespan_context(app), await loop.create_server(protocol, "127.0.0.1", 0) as server:
         keyturn: Keyturn = app.state.keyturn
         live, ended = [await keyturn.starting.start(await a_user(keyturn, f"{name}@x.y"), by=SERVICE) for name in "ab"]
-        await keyturn.ending.logout(None, ended.refresh_token, "this", by=SERVICE)
+        await keyturn.ending.logout((), [ended.refresh_token], "this", by=SERVICE)
         async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as client:
 
             async def each_once() -> list[int]:

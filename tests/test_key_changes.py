@@ -112,7 +112,7 @@ async def test_replacing_the_keys_ends_every_session(open_keyturn: Opener) -> No
         done = await one.key_changes.replace(by=SERVICE)
         assert (done.ended, done.refresh_kid) == (2, "refresh-2")
         signs = {key["kid"] for key in done.keys if key["status"] == "signs"}
-        assert signs == {done.access_kid, done.refresh_kid}
+        assert signs == {done.access_kid, done.refresh_kid, done.cookie_kid}
         await until(lambda: one.keys.retired(1), READ_BY_ALL.total_seconds())
         for each in tokens:
             with pytest.raises(InvalidGrant):
@@ -131,11 +131,31 @@ async def test_retiring_an_access_key_does_not_wait_and_ends_no_session(open_key
         assert (await one.reading.find(tokens.session_id)).over() is None
 
 
+async def test_retiring_a_cookie_key_does_not_wait_and_ends_no_session(open_keyturn: Opener) -> None:
+    async with open_keyturn() as one:
+        tokens = await one.starting.start(await a_user(one), by=SERVICE)
+        old = one.keys.signing_cookie.kid
+        with pytest.raises(Conflict):
+            await one.key_changes.retire(old, by=SERVICE)
+        new = await one.key_changes.generate("cookie", by=SERVICE)
+        assert {key["kid"]: key["status"] for key in new.keys} == {old: "signs", new.kid: "published"}
+        assert {key["algorithm"] for key in new.keys} == {"A256GCM"}
+        await published(one, new.kid)
+        began = time.monotonic()
+        done = await one.key_changes.retire(old, by=SERVICE)
+        assert time.monotonic() - began < LAST_SIGN_IN.total_seconds() - 1
+        assert (done.use, done.signed, done.ended, done.ended_later) == ("cookie", False, None, None)
+        await one.keys.load()
+        assert one.keys.signing_cookie.kid == new.kid
+        assert (await one.reading.find(tokens.session_id)).over() is None
+        await one.rotation.refresh(tokens.refresh_token, by=SERVICE)
+
+
 async def test_what_does_not_go_together_is_refused(open_keyturn: Opener) -> None:
     async with open_keyturn() as one:
         before = len(await one.keys.list())
         for use, algorithm, bits in (
-            ("refresh", "ES256", None), ("refresh", None, 2048), ("access", None, 2048), ("access", "ES256", 3072),
+            ("refresh", "ES256", None), ("refresh", None, 2048), ("cookie", "ES256", None), ("cookie", None, 2048), ("access", None, 2048), ("access", "ES256", 3072),
         ):  # fmt: skip
             with pytest.raises(InvalidRequest):
                 await one.key_changes.generate(use, algorithm, bits, by=SERVICE)  # type: ignore[arg-type]  # strings

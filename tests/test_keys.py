@@ -24,7 +24,7 @@ from app.events.audit import Events
 from app.keyturn import Keyturn
 from app.settings import Algorithm
 from app.storage.tables import Key, Pulse, Session, uuid7
-from app.tokens.key_set import AccessKey, kid_of, new_secret
+from app.tokens.key_set import AccessKey, Use, kid_of, new_secret
 from app.tokens.key_table import PUBLISHED_FOR, _associated
 from app.tokens.keys import READ_BY_ALL, UNREAD_LIMIT, Keys
 from app.tokens.master_secret import master_secret
@@ -76,7 +76,7 @@ async def test_a_row_holds_no_key_in_the_clear(keyturn: Keyturn) -> None:
     assert b"PRIVATE" not in everything
     # The sealing key may never seal two rows with the same nonce.
     nonces = [key.sealed[:12] for key in await rows(keyturn)]
-    assert len(set(nonces)) == len(nonces) == 6
+    assert len(set(nonces)) == len(nonces) == 7
 
 
 async def test_keys_come_from_chance_and_not_from_the_master_secret(open_keyturn: Opener) -> None:
@@ -190,12 +190,12 @@ async def test_tokens_of_a_key_that_no_longer_signs_still_verify(keyturn: Keytur
     assert after.refresh_token[4:6] != tokens.refresh_token[4:6]  # the first byte after `ktr_` is the key's number
 
 
-@pytest.mark.parametrize("use", ["access", "refresh"])
+@pytest.mark.parametrize("use", get_args(Use))
 async def test_the_only_key_that_can_sign_is_not_retired(keyturn: Keyturn, use: Any) -> None:
     [only] = [key["kid"] for key in await keyturn.keys.list() if key["use"] == use]
     with pytest.raises(Conflict) as caught:
         await keyturn.keys.retire(only, by=SERVICE)
-    assert f"the only {use} key that can sign" in caught.value.description
+    assert f"the only {use} key that can {'seal' if use == 'cookie' else 'sign'}" in caught.value.description
     new = await keyturn.keys.generate(use, by=SERVICE)
     # A key that is only published can't replace the only key that signs.
     with pytest.raises(Conflict):
@@ -270,7 +270,7 @@ async def test_retiring_a_refresh_key_ends_every_session_under_it_and_tells_thei
                     await keyturn.reading.verify(tokens.access_token)
                 assert caught.value.reason == "revoked_by_admin"
                 await refused_as(keyturn, tokens.refresh_token, "revoked_by_admin")
-                assert await keyturn.ending.logout(None, tokens.refresh_token, "this", by=SERVICE) == {
+                assert await keyturn.ending.logout((), [tokens.refresh_token], "this", by=SERVICE) == {
                     tokens.session_id
                 }
             await keyturn.reading.verify(moved.access_token)
@@ -290,7 +290,7 @@ async def test_a_token_under_a_retired_key_ends_no_session_that_goes_on_under_an
         await refused_as(keyturn, tokens.refresh_token, None)
         for scope in ("this", "all"):
             with pytest.raises(InvalidGrant):
-                await keyturn.ending.logout(None, tokens.refresh_token, scope, by=SERVICE)
+                await keyturn.ending.logout((), [tokens.refresh_token], scope, by=SERVICE)
     await keyturn.reading.verify(third.access_token)
     await keyturn.rotation.refresh(third.refresh_token, by=SERVICE)
 
@@ -335,16 +335,17 @@ async def of_a_later_release(keyturn: Keyturn, kid: str, **what: Any) -> None:
 async def test_keys_that_only_a_later_release_knows_are_listed_and_left_alone(open_keyturn: Opener) -> None:
     async with open_keyturn() as keyturn:
         before = keyturn.keys._set
-        await of_a_later_release(keyturn, "c1", use="cookie", algorithm="A256GCM")
+        await of_a_later_release(keyturn, "p1", use="proof", algorithm="ES256")
+        await of_a_later_release(keyturn, "c1", use="cookie", algorithm="A256GCM-SIV")
         await of_a_later_release(keyturn, "a1", use="access", algorithm="ML-DSA-44")
         await of_a_later_release(keyturn, "r1", use="refresh", algorithm="HMAC-SHA512", number=9)
         await keyturn.keys.load()
         assert keyturn.keys._set == before
-        kept = {"c1": "unknown", "a1": "unknown", "r1": "unknown"}
+        kept = {"p1": "unknown", "c1": "unknown", "a1": "unknown", "r1": "unknown"}
         assert {kid: said for kid, said in (await status(keyturn)).items() if kid in kept} == kept
         # A key with which this release can't sign replaces no key with which it can.
         signing = [kid for kid, said in (await status(keyturn)).items() if said == "signs"]
-        assert len(signing) == 2
+        assert len(signing) == 3
         for kid in signing:
             with pytest.raises(Conflict):
                 await keyturn.keys.retire(kid, by=SERVICE)
@@ -439,6 +440,7 @@ async def test_every_change_of_the_keys_gives_them_a_new_version_and_what_is_ref
         lambda: keyturn.keys.generate("access", by=SERVICE),
         lambda: keyturn.keys.generate("refresh", by=SERVICE),
         lambda: keyturn.keys.retire("refresh-2", by=SERVICE),
+        lambda: keyturn.keys.generate("cookie", by=SERVICE),
         lambda: keyturn.keys.replace(by=SERVICE),
     ]
     versions = {(await version(keyturn))[0]}
@@ -446,9 +448,9 @@ async def test_every_change_of_the_keys_gives_them_a_new_version_and_what_is_ref
         await change()
         versions.add((await version(keyturn))[0])
     assert len(versions) == 1 + len(changes)
-    only_one = (await keyturn.keys.replace(by=SERVICE))[0]
+    only_ones = (await keyturn.keys.replace(by=SERVICE))[0].values()
     before, _ = await version(keyturn)
-    for refused in ("no-such-key", only_one):
+    for refused in ("no-such-key", *only_ones):
         with pytest.raises((NotFound, Conflict)):
             await keyturn.keys.retire(refused, by=SERVICE)
     assert not await keyturn.keys.make_first(by=SERVICE)
@@ -525,6 +527,8 @@ async def test_a_load_that_failed_is_tried_again_at_the_next_reading_and_told_on
         lambda: keys.access(next(iter(keyturn.keys._set.access))),
         lambda: keys.signing_access,
         lambda: keys.signing_refresh,
+        lambda: keys.signing_cookie,
+        lambda: keys.cookie(keyturn.keys.signing_cookie.raw_kid),
         lambda: keys.verify_refresh_token(issue(keyturn.keys.signing_refresh, uuid7()).text),
         keys.jwks,
     ):
@@ -537,6 +541,7 @@ async def test_a_load_that_failed_is_tried_again_at_the_next_reading_and_told_on
     assert keys._failure is None
     assert keys.refresh(1) is not None
     assert keys.signing_refresh.number == 1
+    assert keys.signing_cookie == keyturn.keys.signing_cookie
 
 
 async def test_an_equal_version_proves_the_keys_fresh_and_an_old_reading_proves_no_more(keyturn: Keyturn) -> None:
@@ -555,16 +560,18 @@ async def test_an_equal_version_proves_the_keys_fresh_and_an_old_reading_proves_
 async def test_a_published_key_signs_when_the_database_s_clock_says_so_without_another_load(keyturn: Keyturn) -> None:
     await keyturn.keys.generate("access", by=SERVICE)
     await keyturn.keys.generate("refresh", by=SERVICE)
+    cookie = await keyturn.keys.generate("cookie", by=SERVICE)
     keys = Followed(keyturn)
     await keys.load()
     known, _ = await version(keyturn)
-    old = keys.signing_access, keys.signing_refresh
+    old = keys.signing_access, keys.signing_refresh, keys.signing_cookie
     last = max(keys._set.signs_from.values())
     keys.follow(known, now=last - timedelta(seconds=30), began=monotonic())
-    assert (keys.signing_access, keys.signing_refresh) == old
+    assert (keys.signing_access, keys.signing_refresh, keys.signing_cookie) == old
     keys.follow(known, now=last, began=monotonic())
     assert keys.signing_access != old[0]
     assert keys.signing_refresh.number == 2
+    assert keys.signing_cookie.kid == cookie
     assert keys.loads == 1
 
 
@@ -597,14 +604,14 @@ async def test_a_change_of_the_keys_leaves_an_event_that_names_key_and_actor(key
     await keyturn.keys.retire(kid, by=ada)  # a repeated retirement changes nothing
     with pytest.raises(Conflict):
         await keyturn.keys.retire("refresh-1", by=ada)
-    assert (await key_events(keyturn))[2:] == [("key_generated", "command", kid), ("key_retired", "command", kid)]
-    access, refresh, _ = await keyturn.keys.replace(by=ada)
-    recorded = (await key_events(keyturn))[4:]
+    assert (await key_events(keyturn))[3:] == [("key_generated", "command", kid), ("key_retired", "command", kid)]
+    made, _ = await keyturn.keys.replace(by=ada)
+    recorded = (await key_events(keyturn))[5:]
     assert sorted(recorded) == sorted(
         [("key_retired", "command", kid) for kid in first]
-        + [("key_generated", "command", kid) for kid in (access, refresh)]
+        + [("key_generated", "command", kid) for kid in made.values()]
     )
-    assert {(e["actor_id"], e["request_id"]) for e in (await keyturn_events(keyturn))[:6]} == {("ada", "r1")}
+    assert {(e["actor_id"], e["request_id"]) for e in (await keyturn_events(keyturn))[:8]} == {("ada", "r1")}
 
 
 async def test_before_the_first_reading_nothing_is_junk_and_nothing_signs(keyturn: Keyturn) -> None:
@@ -614,6 +621,8 @@ async def test_before_the_first_reading_nothing_is_junk_and_nothing_signs(keytur
         lambda: unread.verify_refresh_token(token),
         lambda: unread.signing_access,
         lambda: unread.signing_refresh,
+        lambda: unread.signing_cookie,
+        lambda: unread.cookie(keyturn.keys.signing_cookie.raw_kid),
     ):
         with pytest.raises(TemporarilyUnavailable):
             ask()
@@ -715,5 +724,8 @@ async def test_no_repr_shows_a_key(keyturn: Keyturn) -> None:
     for refresh in key_set.refresh.values():
         for secret in (refresh.next_key, refresh.tag_key):
             assert repr(secret)[2:-1] not in shown
+    for cookie in key_set.cookie.values():
+        assert cookie.kid in shown
+        assert repr(cookie.secret)[2:-1] not in shown
     assert "signing" not in repr(AccessKey("kid", "HS256", b"secret", b"secret"))
     assert json.dumps(keyturn.keys.jwks())

@@ -38,11 +38,11 @@ ERROR = {"$ref": "#/components/schemas/ErrorAnswer"}
 EDGE, EDGE_WITH_BODY = {"400", "414", "431", "500"}, {"408", "413", "415"}
 REFUSALS = {
     "register": {"403", "409", "503"},
-    "login": {"401", "503"},
-    "refresh": {"401", "503"},
-    "logout": {"401", "503"},
+    "login": {"401", "403", "503"},
+    "refresh": {"401", "403", "503"},
+    "logout": {"401", "403", "503"},
     "me": {"401", "503"},
-    "password": {"401", "503"},
+    "password": {"401", "403", "503"},
     "verify": {"401", "403", "503"},
     "jwks": set[str](),
     "healthz": set[str](),
@@ -129,7 +129,7 @@ def test_bodies_are_objects_by_name_that_take_no_unknown_field(document: Json) -
     for name, body in bodies.items():
         assert body["content"].keys() == {"application/json"}
         schema = body["content"]["application/json"]["schema"]
-        if name == "logout":
+        if name in {"logout", "refresh"}:
             # A client may leave the body out, and some clients send `null` instead.
             assert "required" not in body
             schema, nothing = schema["anyOf"]
@@ -143,7 +143,7 @@ def test_bodies_are_objects_by_name_that_take_no_unknown_field(document: Json) -
 
 def test_a_field_that_may_be_left_out_has_no_default_that_typescript_would_ask_for(document: Json) -> None:
     logout = document["components"]["schemas"]["Logout"]
-    assert logout["properties"].keys() == {"refresh_token", "scope"}
+    assert logout["properties"].keys() == {"refresh_token", "scope", "mode"}
     assert "required" not in logout
     assert '"default"' not in json.dumps(document["components"]["schemas"])
 
@@ -163,8 +163,10 @@ def test_parameters_and_answers_have_types_that_are_never_null(document: Json) -
         if name.endswith("Answer") or name in {"Health", "Readiness", "Claims", "PublicKey"}:
             assert "null" not in json.dumps(schema), name
             assert "anyOf" not in json.dumps(schema), name
-            if name not in {"ErrorAnswer", "PublicKey"}:
+            if name not in {"ErrorAnswer", "PublicKey", "TokenAnswer"}:
                 assert set(schema["required"]) == set(schema["properties"]), name
+    tokens = document["components"]["schemas"]["TokenAnswer"]
+    assert set(tokens["properties"]) - set(tokens["required"]) == {"access_token", "refresh_token"}  # may be in cookies
     assert set(document["components"]["schemas"]["PublicKey"]["required"]) == {"kid", "kty", "use", "alg", "key_ops"}
 
 
@@ -176,7 +178,7 @@ def test_a_token_names_one_audience_and_moments_that_32_bits_do_not_hold(documen
 
 def test_no_answer_holds_an_enum_that_a_later_word_would_break(document: Json) -> None:
     for name, schema in document["components"]["schemas"].items():
-        if name != "Logout":
+        if name not in {"Login", "Logout", "Refresh"}:  # the bodies of requests
             assert not re.search(r'"(enum|const)"', json.dumps(schema)), name
             assert "additionalProperties" not in schema or not name.endswith("Answer"), name
     answer = document["components"]["schemas"]["ErrorAnswer"]["properties"]
@@ -229,13 +231,15 @@ def test_the_public_url_is_the_server_where_one_is_set() -> None:
 
 def test_the_bearer_token_is_asked_for_where_one_is_needed(document: Json) -> None:
     asked = {name: operation.get("security") for name, operation in operations(document)}
-    needed: list[Json] = [{"bearer": []}]
+    needed: list[Json] = [{"bearer": []}, {"cookie": []}]
     assert {name for name, security in asked.items() if security == needed} == {"me", "password", "verify"}
-    assert asked.pop("logout") == [{"bearer": []}, {}]  # optional, because the refresh token is enough
+    # Optional, because a refresh token in the body is enough.
+    assert asked.pop("logout") == [*needed, {}]
+    assert asked.pop("refresh") == [{"refresh_cookie": []}, {}]
     # The others say explicitly that they need no token. Without that, a reader takes a missing field for a mistake or
     # for the document's default.
     assert {name for name, security in asked.items() if security == []} == REFUSALS.keys() - {
-        "me", "password", "verify", "logout"
+        "me", "password", "verify", "logout", "refresh"
     }  # fmt: skip
     scheme = document["components"]["securitySchemes"]["bearer"]
     assert (scheme["type"], scheme["scheme"], scheme["bearerFormat"]) == ("http", "bearer", "JWT")

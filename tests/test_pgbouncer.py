@@ -90,7 +90,7 @@ async def test_two_instances_sign_in_refresh_verify_and_log_out_through_pgbounce
                 tokens = await (here, there)[turn % 2].rotation.refresh(tokens.refresh_token, by=SERVICE)
             assert (await there.reading.verify(tokens.access_token)).session_id == tokens.session_id
             async with turnstile:
-                await here.ending.logout(None, tokens.refresh_token, "this", by=SERVICE)
+                await here.ending.logout((), [tokens.refresh_token], "this", by=SERVICE)
             with pytest.raises(InvalidToken):
                 await there.reading.verify(tokens.access_token)
 

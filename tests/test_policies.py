@@ -137,7 +137,7 @@ async def test_a_session_that_a_shorter_policy_ended_keeps_that_reason_whoever_e
         await time_passes(stricter, timedelta(seconds=1100))
         assert (await stricter.reading.find(sessions[0].session_id)).over() == "idle_timeout"
         assert await stricter.ending.end({sessions[0].session_id}, "revoked_by_admin", by=SERVICE) == 0
-        await stricter.ending.logout(None, sessions[1].refresh_token, "this", by=SERVICE)
+        await stricter.ending.logout((), [sessions[1].refresh_token], "this", by=SERVICE)
         for tokens in sessions:
             assert (await stricter.reading.find(tokens.session_id)).over() == "idle_timeout"
     async with open_keyturn(session_lifetime=1000, refresh_token_lifetime=900) as stricter:

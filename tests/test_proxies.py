@@ -345,7 +345,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres, template
                 proof = await a_user(parts)
                 editor = await a_user(parts, "ed@example.com", "editor")
                 live, ended = [await parts.starting.start(proof, by=SERVICE) for _ in range(2)]
-                await parts.ending.logout(None, ended.refresh_token, "this", by=SERVICE)
+                await parts.ending.logout((), [ended.refresh_token], "this", by=SERVICE)
                 claims = (await parts.reading.verify(live.access_token)).claims
                 tokens["access_token"], tokens["ended_token"] = live.access_token, ended.access_token
                 tokens["editor_token"] = (await parts.starting.start(editor, by=SERVICE)).access_token

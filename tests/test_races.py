@@ -352,7 +352,7 @@ async def test_calls_cancelled_at_random_points_leave_nothing_behind(
             case "start":
                 call = keyturn.starting.start(proof, by=SERVICE)
             case "logout":
-                call = keyturn.ending.logout(None, token, "this", by=SERVICE)
+                call = keyturn.ending.logout((), [token], "this", by=SERVICE)
             case _:
                 call = keyturn.ending.end({tokens.session_id}, "logout", by=SERVICE)
         if act in {"logout", "end"}:
@@ -391,7 +391,7 @@ async def test_calls_cancelled_at_random_points_leave_nothing_behind(
         assert isinstance(outcome, Tokens) or (outcome == "logout" and session_id in ended)
     states = await rows(keyturn, ended)
     for session_id in ended:  # a logout that was cancelled can be repeated
-        await keyturn.ending.logout(None, held[session_id], "this", by=SERVICE)
+        await keyturn.ending.logout((), [held[session_id]], "this", by=SERVICE)
     assert {row.end_reason for row in states.values()} <= {None, "logout"}
     assert {row.end_reason for row in (await rows(keyturn, ended)).values()} == {"logout"}
 
@@ -448,7 +448,7 @@ async def test_a_login_beside_a_logout_of_all_is_ended_or_starts_after_it(open_k
             earlier = await one.starting.start(proof, by=SERVICE)
             racing = [asyncio.create_task(start(instance)) for instance in (one, other) * 3]
             await asyncio.sleep(dice.random() * 0.01)
-            await other.ending.logout(None, earlier.refresh_token, "all", by=SERVICE)
+            await other.ending.logout((), [earlier.refresh_token], "all", by=SERVICE)
             later = await other.starting.start(await one.sign_in.authenticate(email, PASSWORD), by=SERVICE)
             await one.reading.verify(later.access_token)
             with pytest.raises(InvalidGrant):
@@ -461,7 +461,7 @@ async def test_a_login_beside_a_logout_of_all_is_ended_or_starts_after_it(open_k
                     alive and isinstance(refreshed, Tokens)
                 )
                 outcomes["after" if alive else "ended"] += 1
-            await one.ending.logout(None, later.refresh_token, "all", by=SERVICE)
+            await one.ending.logout((), [later.refresh_token], "all", by=SERVICE)
     print(dict(outcomes))
     assert outcomes["after"]
     assert outcomes["ended"]

@@ -158,7 +158,7 @@ async def a_session(keyturn: Keyturn) -> Tokens:
 
 
 async def logout(keyturn: Keyturn, tokens: Tokens) -> None:
-    await keyturn.ending.logout(None, tokens.refresh_token, "this", by=SERVICE)
+    await keyturn.ending.logout((), [tokens.refresh_token], "this", by=SERVICE)
 
 
 async def refused(keyturn: Keyturn, tokens: Tokens, reason: Reason | None = "logout") -> None:
@@ -729,7 +729,7 @@ async def test_all_thousand_sessions_of_a_user_end_at_once(pair: Pair, cache: re
     await read(pair.there)
     assert await accepted() == 1000
     await read(pair.here)
-    await pair.here.ending.logout(None, first.refresh_token, "all", by=SERVICE)
+    await pair.here.ending.logout((), [first.refresh_token], "all", by=SERVICE)
     assert await accepted() == 0
     await cache.flushdb()
     await keep_complete(pair.there)
@@ -1198,7 +1198,7 @@ async def _die(step: str, database_url: str, redis_url: str, refresh_token: str)
                 return answer
 
             setattr(asyncpg.Connection, name, sent)
-        await keyturn.ending.logout(None, refresh_token, "this", by=SERVICE)
+        await keyturn.ending.logout((), [refresh_token], "this", by=SERVICE)
 
 
 async def test_a_process_killed_between_two_steps_of_a_logout_leaves_nothing_that_a_second_logout_does_not_end(

@@ -208,7 +208,7 @@ async def test_a_batch_of_mixed_outcomes_answers_each_on_its_own(keyturn: Keytur
     await keyturn.rotation.refresh(
         (await keyturn.rotation.refresh(reuses.refresh_token, by=SERVICE)).refresh_token, by=SERVICE
     )
-    await keyturn.ending.logout(None, over.refresh_token, "this", by=SERVICE)
+    await keyturn.ending.logout((), [over.refresh_token], "this", by=SERVICE)
     unknown = await keyturn.starting.start(proof, by=SERVICE)
     async with keyturn.db.begin() as tx:
         await tx.execute(
@@ -263,7 +263,7 @@ async def test_what_is_ended_after_its_deadline_keeps_the_deadline_as_its_reason
         # A logout of a session that is over succeeds. From then on its access tokens are refused, although they have
         # not expired.
         await keyturn.reading.verify(idle.access_token)  # time passed for the row and not for the token
-        assert await keyturn.ending.logout(None, idle.refresh_token, "this", by=SERVICE) == {idle.session_id}
+        assert await keyturn.ending.logout((), [idle.refresh_token], "this", by=SERVICE) == {idle.session_id}
         await rejected(keyturn, idle.access_token, "idle_timeout")
         assert await keyturn.ending.end({also_idle.session_id}, "revoked_by_admin", by=SERVICE) == 0
         assert await keyturn.users.disable(proof.user_id, by=SERVICE) == 1
@@ -338,9 +338,9 @@ async def test_logout_takes_either_token_any_number_of_times(keyturn: Keyturn) -
         with_access, with_refresh, rotated = [await keyturn.starting.start(proof, by=SERVICE) for _ in range(3)]
         await keyturn.rotation.refresh(rotated.refresh_token, by=SERVICE)
         for _ in range(2):
-            await keyturn.ending.logout(with_access.access_token, None, "this", by=SERVICE)
-            await keyturn.ending.logout(None, with_refresh.refresh_token, "this", by=SERVICE)
-            await keyturn.ending.logout("junk", rotated.refresh_token, "this", by=SERVICE)
+            await keyturn.ending.logout([with_access.access_token], (), "this", by=SERVICE)
+            await keyturn.ending.logout((), [with_refresh.refresh_token], "this", by=SERVICE)
+            await keyturn.ending.logout(["junk"], [rotated.refresh_token], "this", by=SERVICE)
         for tokens in (with_access, with_refresh, rotated):
             await refused(keyturn, tokens.refresh_token, "logout")
             await rejected(keyturn, tokens.access_token, "logout")
@@ -353,7 +353,7 @@ async def test_a_logout_of_a_session_that_is_being_changed_ends_it_and_keeps_no_
     async with keyturn.db.begin() as tx:
         await tx.execute(select(Session.id).where(Session.id == held.session_id).with_for_update())
         first, second = (
-            asyncio.create_task(keyturn.ending.logout(None, tokens.refresh_token, "this", by=SERVICE))
+            asyncio.create_task(keyturn.ending.logout((), [tokens.refresh_token], "this", by=SERVICE))
             for tokens in (held, other)
         )
         await asyncio.wait({second}, timeout=1.5)
@@ -367,7 +367,7 @@ async def test_a_logout_of_a_session_that_is_being_changed_ends_it_and_keeps_no_
 async def test_logout_with_tokens_of_two_sessions_ends_both(keyturn: Keyturn) -> None:
     proof = await a_user(keyturn)
     one, two, three = [await keyturn.starting.start(proof, by=SERVICE) for _ in range(3)]
-    await keyturn.ending.logout(one.access_token, two.refresh_token, "this", by=SERVICE)
+    await keyturn.ending.logout([one.access_token], [two.refresh_token], "this", by=SERVICE)
     await refused(keyturn, one.refresh_token, "logout")
     await refused(keyturn, two.refresh_token, "logout")
     await keyturn.rotation.refresh(three.refresh_token, by=SERVICE)
@@ -380,7 +380,7 @@ async def test_logout_with_an_expired_access_token_ends_its_session(keyturn: Key
     with pytest.raises(InvalidToken) as caught:
         await keyturn.reading.verify(tokens.access_token)
     assert caught.value.reason == "token_expired"
-    await keyturn.ending.logout(tokens.access_token, None, "this", by=SERVICE)
+    await keyturn.ending.logout([tokens.access_token], (), "this", by=SERVICE)
     assert (await row(keyturn, tokens)).end_reason == "logout"
 
 
@@ -388,13 +388,13 @@ async def test_logout_scopes(keyturn: Keyturn) -> None:
     proof = await a_user(keyturn)
     stranger = await a_session(keyturn, "eve@example.com")
     mine = [await keyturn.starting.start(proof, by=SERVICE) for _ in range(4)]
-    await keyturn.ending.logout(mine[0].access_token, None, "others", by=SERVICE)
+    await keyturn.ending.logout([mine[0].access_token], (), "others", by=SERVICE)
     for tokens in mine[1:]:
         await refused(keyturn, tokens.refresh_token, "logout_all")
         await rejected(keyturn, tokens.access_token, "logout_all")
     mine[0] = await keyturn.rotation.refresh(mine[0].refresh_token, by=SERVICE)
     more = await keyturn.starting.start(proof, by=SERVICE)
-    await keyturn.ending.logout(None, mine[0].refresh_token, "all", by=SERVICE)
+    await keyturn.ending.logout((), [mine[0].refresh_token], "all", by=SERVICE)
     for tokens in (mine[0], more):
         await refused(keyturn, tokens.refresh_token, "logout_all")
     await keyturn.rotation.refresh(stranger.refresh_token, by=SERVICE)
@@ -403,10 +403,10 @@ async def test_logout_scopes(keyturn: Keyturn) -> None:
 async def test_a_token_that_no_longer_works_ends_no_other_session(keyturn: Keyturn) -> None:
     proof = await a_user(keyturn)
     other, over, old = [await keyturn.starting.start(proof, by=SERVICE) for _ in range(3)]
-    await keyturn.ending.logout(over.access_token, None, "this", by=SERVICE)
+    await keyturn.ending.logout([over.access_token], (), "this", by=SERVICE)
     newer = await keyturn.rotation.refresh(old.refresh_token, by=SERVICE)
     await keyturn.rotation.refresh(newer.refresh_token, by=SERVICE)
-    for bearer, refresh in ((over.access_token, None), (None, over.refresh_token), (None, old.refresh_token)):
+    for bearer, refresh in (([over.access_token], []), ([], [over.refresh_token]), ([], [old.refresh_token])):
         for scope in ("others", "all"):
             with pytest.raises(Refusal):
                 await keyturn.ending.logout(bearer, refresh, scope, by=SERVICE)
@@ -416,9 +416,9 @@ async def test_a_token_that_no_longer_works_ends_no_other_session(keyturn: Keytu
 async def test_a_repeated_logout_of_all_ends_nothing_that_was_started_since(keyturn: Keyturn) -> None:
     proof = await a_user(keyturn)
     first = await keyturn.starting.start(proof, by=SERVICE)
-    await keyturn.ending.logout(None, first.refresh_token, "all", by=SERVICE)
+    await keyturn.ending.logout((), [first.refresh_token], "all", by=SERVICE)
     later = await keyturn.starting.start(proof, by=SERVICE)
-    await keyturn.ending.logout(None, first.refresh_token, "all", by=SERVICE)
+    await keyturn.ending.logout((), [first.refresh_token], "all", by=SERVICE)
     await keyturn.rotation.refresh(later.refresh_token, by=SERVICE)
 
 
@@ -428,7 +428,7 @@ async def test_a_token_that_was_replaced_ends_no_other_session_once_its_window_i
     await keyturn.rotation.refresh(old.refresh_token, by=SERVICE)
     await time_passes(keyturn, 61 * SECOND)
     with pytest.raises(InvalidGrant):
-        await keyturn.ending.logout(None, old.refresh_token, "all", by=SERVICE)
+        await keyturn.ending.logout((), [old.refresh_token], "all", by=SERVICE)
     await keyturn.rotation.refresh(other.refresh_token, by=SERVICE)
 
 
@@ -508,7 +508,7 @@ async def test_a_session_that_does_not_exist_is_refused(keyturn: Keyturn) -> Non
         await tx.execute(text("DELETE FROM sessions"))
     await refused(keyturn, tokens.refresh_token, None)
     await rejected(keyturn, tokens.access_token, None)
-    await keyturn.ending.logout(tokens.access_token, None, "this", by=SERVICE)
+    await keyturn.ending.logout([tokens.access_token], (), "this", by=SERVICE)
     with pytest.raises(NotFound):
         await keyturn.reading.find(tokens.session_id)
 
@@ -525,7 +525,7 @@ async def test_a_claim_of_another_subject_is_no_authority(keyturn: Keyturn) -> N
 
 async def test_keys_rotate_without_signing_anyone_out(keyturn: Keyturn, open_keyturn: Opener) -> None:
     tokens = await a_session(keyturn)
-    old_access = (await keyturn.keys.list())[0]["kid"]
+    old_access = keyturn.keys.signing_access.kid
     for use in ("access", "refresh"):
         await keyturn.keys.generate(use, by=SERVICE)
         with pytest.raises(Conflict):
@@ -558,12 +558,12 @@ async def test_gc_deletes_what_has_long_been_over_and_nothing_live(keyturn: Keyt
     proof = await a_user(keyturn)
     ended = [await keyturn.starting.start(proof, by=SERVICE) for _ in range(5)]
     for tokens in ended:
-        await keyturn.ending.logout(tokens.access_token, None, "this", by=SERVICE)
+        await keyturn.ending.logout([tokens.access_token], (), "this", by=SERVICE)
     await keyturn.starting.start(proof, by=SERVICE)
     await time_passes(keyturn, timedelta(days=31))
     live = await keyturn.starting.start(proof, by=SERVICE)
     lately = await keyturn.starting.start(proof, by=SERVICE)
-    await keyturn.ending.logout(lately.access_token, None, "this", by=SERVICE)
+    await keyturn.ending.logout([lately.access_token], (), "this", by=SERVICE)
     assert sum(await asyncio.gather(keyturn.upkeep.gc(most=2, by=SERVICE), keyturn.upkeep.gc(most=2, by=SERVICE))) == 5
     await refused(keyturn, ended[0].refresh_token, None)
     await refused(keyturn, lately.refresh_token, "logout")
@@ -621,11 +621,11 @@ async def test_the_token_before_the_newest_ends_other_sessions_within_its_window
     proof = await a_user(keyturn)
     mine, other = [await keyturn.starting.start(proof, by=SERVICE) for _ in range(2)]
     newer = await keyturn.rotation.refresh(mine.refresh_token, by=SERVICE)
-    await keyturn.ending.logout(None, mine.refresh_token, "others", by=SERVICE)
+    await keyturn.ending.logout((), [mine.refresh_token], "others", by=SERVICE)
     await refused(keyturn, other.refresh_token, "logout_all")
     await keyturn.rotation.refresh(newer.refresh_token, by=SERVICE)
     assert (await keyturn.reading.find(mine.session_id)).over() is None
     assert (await keyturn.reading.find(other.session_id)).over() == "logout_all"
     with pytest.raises(InvalidGrant) as caught:
-        await keyturn.ending.logout(None, other.refresh_token, "others", by=SERVICE)
+        await keyturn.ending.logout((), [other.refresh_token], "others", by=SERVICE)
     assert caught.value.reason == "logout_all"

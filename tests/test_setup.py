@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from sqlalchemy import func, insert, select, text, update
@@ -33,9 +33,10 @@ from app.settings import Settings, read
 from app.storage.migrating import migrate
 from app.storage.schema import check_schema
 from app.storage.tables import Key, User
+from app.tokens.key_set import Use
 from app.tokens.master_secret import make_secret, master_secret_of
 from app.users.first_administrator import ADMINISTRATOR, first_administrator
-from tests.conftest import CHEAP, SECRET, Opener, settings_of
+from tests.conftest import CHEAP, SECRET, Opener, a_user, settings_of
 from tests.servers import Postgres, free_port
 
 ROOT = Path(__file__).parent.parent
@@ -79,6 +80,7 @@ async def test_a_first_start_makes_folder_secret_schema_keys_and_administrator(t
             assert {key["use"] for key in await keyturn.keys.list() if key["status"] == "signs"} == {
                 "access",
                 "refresh",
+                "cookie",
             }
             assert password is not None
             assert len(password) == 20
@@ -129,7 +131,27 @@ async def test_first_keys_made_at_once_are_one_of_each_use(open_keyturn: Opener)
             await tx.execute(text("DELETE FROM keys"))
         made = await asyncio.gather(*(k.keys.make_first(by=SERVICE) for k in (one, two, one, two)))
         assert made.count(True) == 1
-        assert sorted(key["use"] for key in await two.keys.list()) == ["access", "refresh"]
+        assert sorted(key["use"] for key in await two.keys.list()) == ["access", "cookie", "refresh"]
+
+
+async def test_a_database_without_a_cookie_key_gets_one_at_the_next_start_and_serves_tokens_until_then(
+    open_keyturn: Opener,
+) -> None:
+    async with open_keyturn() as keyturn:
+        tokens = await keyturn.starting.start(await a_user(keyturn), by=SERVICE)
+        # The release before knows no cookie keys. Its `keys replace` retires them all and makes none.
+        async with keyturn.db.begin() as tx:
+            await tx.execute(update(Key).where(Key.use == "cookie").values(retired_at=keyturn.db.now()))
+        await keyturn.keys.load()
+        with pytest.raises(TemporarilyUnavailable):
+            _ = keyturn.keys.signing_cookie
+        tokens = await keyturn.rotation.refresh(tokens.refresh_token, by=SERVICE)
+        assert await keyturn.reading.verify(tokens.access_token)
+        async with open_keyturn() as started_later:
+            assert started_later.keys.signing_cookie.kid in {key["kid"] for key in await keyturn.keys.list()}
+            assert started_later.keys.signing_access == keyturn.keys.signing_access
+            await keyturn.keys.load()
+            assert keyturn.keys.signing_cookie == started_later.keys.signing_cookie
 
 
 @contextmanager
@@ -167,7 +189,7 @@ def test_two_first_starts_at_once_make_one_of_everything(tmp_path: Path) -> None
     async def look() -> None:
         async with opened(embedded(folder)) as keyturn:
             await keyturn.keys.load()
-            assert sorted(key["use"] for key in await keyturn.keys.list()) == ["access", "refresh"]
+            assert sorted(key["use"] for key in await keyturn.keys.list()) == ["access", "cookie", "refresh"]
             assert [user.email for user in await keyturn.users.list(limit=10)] == [ADMINISTRATOR]
             assert await keyturn.sign_in.authenticate(ADMINISTRATOR, passwords[0])
             async with keyturn.db.look() as connection:
@@ -337,7 +359,7 @@ async def test_another_master_secret_stops_the_start(open_keyturn: Opener, datab
     await stopped(settings_of(database_url, None, secret=other), "KEYTURN_SECRET is not the one it was sealed under")
 
 
-@pytest.mark.parametrize("use", ["access", "refresh"])
+@pytest.mark.parametrize("use", get_args(Use))
 async def test_one_flipped_bit_of_a_sealed_key_stops_the_start(
     open_keyturn: Opener, database_url: str, use: str
 ) -> None:

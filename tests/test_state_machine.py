@@ -582,8 +582,9 @@ class Machine(RuleBasedStateMachine):
             access.text if access else "junk" if junk else None,
             refresh[0].chain[refresh[1]].text if refresh else "junk" if junk else None,
         )
+        given = [[text] if text is not None else [] for text in texts]
         older = self.model.now - access.signed_at if access else 0
-        asked = self.keyturn.ending.logout(*texts, scope, by=SERVICE)  # type: ignore[arg-type]  # both are literals
+        asked = self.keyturn.ending.logout(given[0], given[1], scope, by=SERVICE)  # type: ignore[arg-type]  # both are literals
         answer = self.ask(ahead(self.keyturn, older, asked))
         expected = self.model.logout(access, refresh, scope)
         if isinstance(expected, Refused):

@@ -66,7 +66,7 @@ async def test_a_redis_that_is_none_costs_a_moment_and_decides_nothing(
         tokens = await keyturn.starting.start(await a_user(keyturn), by=SERVICE)
         await keyturn.reading.verify(tokens.access_token)
         newer = await keyturn.rotation.refresh(tokens.refresh_token, by=SERVICE)
-        await keyturn.ending.logout(None, newer.refresh_token, "this", by=SERVICE)
+        await keyturn.ending.logout((), [newer.refresh_token], "this", by=SERVICE)
         for token in (tokens.access_token, newer.access_token):
             with pytest.raises(InvalidToken) as caught:
                 await keyturn.reading.verify(token)

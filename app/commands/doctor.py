@@ -11,7 +11,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from ..command_name import called
 from ..errors import ConfigurationError, TemporarilyUnavailable
@@ -21,6 +21,7 @@ from ..settings import read
 from ..storage.condition import clock_skew, enforces_foreign_keys, schema_in_use
 from ..storage.migrating import migrating
 from ..storage.schema import check_schema
+from ..tokens.key_set import Use
 from ..users.administrators import administrators
 from .addresses import listen
 from .arguments import Words
@@ -107,8 +108,8 @@ async def _keys(keyturn: Keyturn) -> AsyncIterator[Finding]:
     await keyturn.keys.load()
     keys = await keyturn.keys.list()
     signing = {key["use"] for key in keys if key["status"] == "signs"}
-    yield Finding("keys", "" if signing == {"access", "refresh"} else f"run {called()} serve once to make them")
-    for use in ("access", "refresh"):
+    yield Finding("keys", "" if signing >= set(get_args(Use)) else f"run {called()} serve once to make them")
+    for use in get_args(Use):
         # First the key that signs, then the published keys, in the order in which they will sign.
         these = [key for key in keys if key["use"] == use and key["status"] in {"signs", "published"}]
         these.sort(key=lambda key: (key["status"] == "published", key["signs_from"]))
@@ -124,7 +125,8 @@ async def _keys(keyturn: Keyturn) -> AsyncIterator[Finding]:
         )
         other = use == "access" and bool(these) and these[-1]["algorithm"] != wanted
         if these:
-            yield Finding(f"{use} tokens signed with {', '.join(signers)}", new if other else "")
+            used = "cookies sealed" if use == "cookie" else f"{use} tokens signed"
+            yield Finding(f"{used} with {', '.join(signers)}", new if other else "")
 
 
 async def _administrators(keyturn: Keyturn) -> AsyncIterator[Finding]:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Generic
 
 from fastapi import APIRouter, Body, Depends, Query, Response
 from fastapi.routing import APIRoute
-from fastapi.security import HTTPBearer
+from fastapi.security import APIKeyCookie, HTTPBearer
 from pydantic.json_schema import SkipJsonSchema
 from starlette import requests
 
@@ -26,11 +26,17 @@ from .request import Request
 USUAL_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 # A field is plain if the edge or `Request` reads it, or if it means nothing to any endpoint. Any other field may mean
-# something to a check of the slow door, now or later: Cookie, Origin, DPoP, Prefer and so on.
-_READ = b"host content-type content-length authorization x-request-id"
+# something to a check of the slow door, now or later: DPoP, Prefer, If-Match and so on.
+_READ = b"host content-type content-length authorization x-request-id cookie origin sec-fetch-site"
 _ABOUT_THE_CLIENT = (
     b"user-agent accept accept-charset accept-encoding accept-language cache-control connection dnt keep-alive pragma "
-    b"priority referer sec-gpc"
+    b"priority referer sec-gpc upgrade-insecure-requests"
+)
+# Browsers add these to each request, most of them over https alone.
+_OF_BROWSERS = (
+    b"sec-fetch-mode sec-fetch-dest sec-fetch-user sec-fetch-storage-access sec-ch-ua sec-ch-ua-mobile "
+    b"sec-ch-ua-platform sec-ch-ua-platform-version sec-ch-ua-arch sec-ch-ua-bitness sec-ch-ua-wow64 sec-ch-ua-model "
+    b"sec-ch-ua-form-factors sec-ch-ua-full-version sec-ch-ua-full-version-list"
 )
 _OF_PROXIES = (
     b"via x-forwarded-for x-forwarded-host x-forwarded-port x-forwarded-prefix x-forwarded-proto x-forwarded-scheme "
@@ -46,11 +52,25 @@ _OF_TRACES = (
     b"traceparent tracestate baggage x-correlation-id x-cloud-trace-context x-amzn-trace-id b3 x-b3-traceid "
     b"x-b3-spanid x-b3-parentspanid x-b3-sampled x-b3-flags x-ot-span-context"
 )
-PLAIN_FIELDS = frozenset(b" ".join((_READ, _ABOUT_THE_CLIENT, _OF_PROXIES, _OF_FORWARD_AUTH, _OF_TRACES)).split())
+PLAIN_FIELDS = frozenset(
+    b" ".join((_READ, _ABOUT_THE_CLIENT, _OF_BROWSERS, _OF_PROXIES, _OF_FORWARD_AUTH, _OF_TRACES)).split()
+)
 """The names of header fields with which a request may take the fast door."""
 
 _BEARER = HTTPBearer(
     auto_error=False, scheme_name="bearer", bearerFormat="JWT", description="An access token of a login or refresh."
+)
+_COOKIE = APIKeyCookie(
+    name="__Host-Http-keyturn-access",
+    auto_error=False,
+    scheme_name="cookie",
+    description="The cookie of a login with `mode: cookie`. Its name depends on the settings (docs/web.md).",
+)
+_REFRESH = APIKeyCookie(
+    name="__Host-Http-keyturn-refresh",
+    auto_error=False,
+    scheme_name="refresh_cookie",
+    description="The cookie of a login with `mode: cookie` or `split`. Its name depends on both, and on the settings.",
 )
 
 
@@ -61,6 +81,7 @@ class Doors(Generic[Parts]):
 
     def __init__(self, endpoints: Iterable[Endpoint[Parts]]) -> None:
         self._endpoints = tuple(endpoints)
+        self._with_query = frozenset(endpoint.path for endpoint in self._endpoints if endpoint.query)
         self._fast = {
             (method, endpoint.path): endpoint.answer
             for endpoint in self._endpoints
@@ -71,7 +92,9 @@ class Doors(Generic[Parts]):
     def fast(self, request: Request) -> Awaitable[Answer] | None:
         """The fast door. Returns the awaitable answer, or None if the request has to take FastAPI's door."""
         answer = self._fast.get((request.method, request.path))
-        if answer is None or request.query or not request.fields.keys() <= PLAIN_FIELDS:
+        if answer is None or not request.fields.keys() <= PLAIN_FIELDS:
+            return None
+        if request.query and request.path not in self._with_query:
             return None
         return answer(self.parts, request)
 
@@ -104,7 +127,7 @@ class Doors(Generic[Parts]):
                 response_model=endpoint.model,
                 response_description=endpoint.response_description,
                 responses={**good, **refused(*endpoint.refusals), **endpoint.responses},
-                openapi_extra={"security": [{}]} if endpoint.credentials == "optional bearer" else None,
+                openapi_extra={"security": [{}]} if endpoint.credentials.startswith("optional") else None,
                 generate_unique_id_function=_name,
             )
 
@@ -131,8 +154,9 @@ def _name(route: APIRoute) -> str:
 def _documented(endpoint: Endpoint[Any]) -> inspect.Signature:
     """The signature from which FastAPI makes the operation's parameters, body and security."""
     annotations: dict[str, tuple[Any, Any]] = {}
-    if endpoint.credentials != "none":
-        annotations["_scheme"] = (Annotated[Any, Depends(_BEARER)], inspect.Parameter.empty)
+    schemes = {"none": (), "optional cookie": (_REFRESH,)}.get(endpoint.credentials, (_BEARER, _COOKIE))
+    for scheme in schemes:
+        annotations[f"_{scheme.scheme_name}"] = (Annotated[Any, Depends(scheme)], inspect.Parameter.empty)
     for each in endpoint.query:
         several = Annotated[list[str] | SkipJsonSchema[None], Query(description=each.description)]
         annotations[each.name] = (several, None)

@@ -19,12 +19,13 @@ from . import access_line
 from .answers import Answer, Fields, render
 from .bodies import FORMS_UNDER, check_form, read_json
 from .heads import VERIFY, asked_by_proxy, check_escaped, check_head
+from .origins import NONE, Origins
 from .request import KEY, Request
 
 _WITH_CONTENT = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _MAX_LENGTH_DIGITS = 18
 
-_NO_SNIFFING, _NO_STORE = (b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")
+_NO_STORE = (b"cache-control", b"no-store")
 
 
 class _Gone(Exception):
@@ -37,6 +38,7 @@ class Edge:
     Args:
         app: the application. The edge does not cancel a request whose client leaves.
         fast: returns the answer to a request, or None if the application has to answer.
+        origins: the origins of pages that may call the application.
         max_body: bytes of a body.
         max_header: bytes of request line and header fields.
         body_timeout: from the end of the header fields to the end of the body.
@@ -47,12 +49,14 @@ class Edge:
         app: ASGIApp,
         *,
         fast: Callable[[Request], Awaitable[Answer] | None] = lambda _: None,
+        origins: Origins = NONE,
         max_body: int = 64 * 1024,
         max_header: int = 64 * 1024,
         body_timeout: timedelta = timedelta(seconds=10),
     ) -> None:
         self._app = app
         self._fast = fast
+        self._origins = origins
         self._max_body = max_body
         self._max_header = max_header
         self._body_timeout = body_timeout.total_seconds()
@@ -70,6 +74,7 @@ class Edge:
         started = perf_counter()
         request: Request = asgi_scope.get(KEY) or Request.of(asgi_scope)
         request.read_head(asgi_scope)
+        request.origins = self._origins
         log.request_in_hand.set((request.id, request.client))
         outgoing = _Outgoing(send, request)
         try:
@@ -85,6 +90,9 @@ class Edge:
                 body, outgoing.request_is_read = b"", _ends_by_now(request)
                 request.read_target(asked)
                 check_head(request, asked, self._max_header, at_verify=True)
+            if request.method == "OPTIONS" and (permission := self._origins.preflight(request)):
+                await outgoing.whole(permission)
+                return
             answering = self._fast(request)
             if answering is None:
                 await self._app(asked or asgi_scope, receive if body is None else _replay(body, receive), outgoing)
@@ -187,7 +195,8 @@ class _Outgoing:
         self.request_is_read = False
 
     def _marked(self, fields: Fields) -> list[tuple[bytes, bytes]]:
-        marked = [*fields, _NO_SNIFFING, (b"x-request-id", self._request.id.encode())]
+        request = self._request
+        marked = [*fields, *request.origins.fields(request), (b"x-request-id", request.id.encode())]
         for name, _ in fields:
             if name == b"cache-control":
                 break

@@ -49,8 +49,8 @@ class Endpoint(Generic[Parts]):
     body: type[BaseModel] | None = None
     """The model of the request's body, for the document; `answer` reads it by `Request.content`."""
     body_is_optional: bool = False
-    credentials: Literal["none", "optional bearer", "bearer"] = "none"
-    """The credentials that the document asks for; `answer` reads them by `Request.bearer`."""
+    credentials: Literal["none", "optional cookie", "optional bearer", "bearer"] = "none"
+    """The credentials that the document asks for; `answer` reads them. Where a bearer token is, a cookie may be too."""
     query: tuple[QueryParameter, ...] = ()
     refusals: tuple[type[Refusal], ...] = ()
     """The refusals that `answer` raises, for the document. The edge's own are added to each endpoint."""

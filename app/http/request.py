@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from itertools import count
 from secrets import token_hex
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import parse_qsl
 from uuid import UUID
 
@@ -14,9 +14,12 @@ from starlette.types import Scope
 
 from .. import log
 from ..actors import Actor, Kind
-from ..errors import InvalidRequest, NoToken, Refusal
+from ..errors import CrossSite, InvalidRequest, Refusal
 from .answers import Fields
 from .bodies import ABSENT, not_as_modelled
+
+if TYPE_CHECKING:
+    from .origins import Origins
 
 KEY = "keyturn.request"
 """The only member that Keyturn adds to the ASGI scope."""
@@ -49,6 +52,7 @@ class Request:
         "malformed",
         "method",
         "notes",
+        "origins",
         "path",
         "query",
         "refusal",
@@ -67,6 +71,8 @@ class Request:
     client: str | None
     """The client's address as a trusted proxy names it, or else the address of the connection."""
     id: str
+    origins: Origins
+    """The trusted origins."""
     json: object
     """The JSON value in the body, or `ABSENT` if there is none."""
     notes: dict[str, Any] | None
@@ -156,17 +162,31 @@ class Request:
         scheme, _, token = value.decode("latin-1").partition(" ")
         return token.strip(" \t") if scheme.lower() == "bearer" else None
 
-    def access_token(self) -> str:
-        """The bearer token.
+    def require_own_site(self) -> None:
+        """Checks that a page of a trusted origin sent the request. Each change by a cookie needs it, against CSRF.
 
         Raises:
-            NoToken: there is none.
-            InvalidRequest: there are several Authorization fields.
+            CrossSite: a page of another site may have sent the request, or the browser does not tell.
         """
-        token = self.bearer()
-        if token is None:
-            raise NoToken("no bearer token")
-        return token
+        if not self.origins.is_own(self.headers):
+            raise CrossSite("neither an allowed Origin nor Sec-Fetch-Site: same-origin")
+
+    def cookies(self) -> dict[str, list[str]]:
+        """The values of each cookie, in their order (RFC 6265 section 5.4). Several of one name differ in their path.
+
+        HTTP/2 allows several Cookie fields (RFC 9113 section 8.2.3), and a proxy may pass them on.
+        """
+        header = self.fields.get(b"cookie")
+        if header is None:
+            return {}
+        if len(self.fields) != len(self.headers):
+            header = b";".join(value for name, value in self.headers if name == b"cookie")
+        cookies: dict[str, list[str]] = {}
+        for pair in header.decode("latin-1").split(";"):
+            name, equals, value = pair.partition("=")
+            if equals:
+                cookies.setdefault(name.strip(" \t"), []).append(value.strip(" \t"))
+        return cookies
 
     def values(self, name: str) -> list[str]:
         """All values of a query parameter, in their order."""

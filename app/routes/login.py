@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
 from pydantic_core import to_json
 
-from ..errors import AccessDenied, Conflict, InvalidGrant, InvalidRequest, InvalidToken, TemporarilyUnavailable
+from ..errors import (
+    AccessDenied,
+    Conflict,
+    CrossSite,
+    InvalidGrant,
+    InvalidRequest,
+    InvalidToken,
+    TemporarilyUnavailable,
+)
 from ..http.answers import NO_CONTENT, Answer, of_json, of_model
 from ..http.endpoints import Endpoint
 from ..http.request import Request
 from ..keyturn import Keyturn
+from ..tokens.cookies import Mode
+from .credentials import SET_COOKIES, access_token, given_by
 from .models import Email, Password, RequestBody, TokenAnswer, UserAnswer
 
 
@@ -20,10 +33,21 @@ class Registration(RequestBody):
 
 
 class Login(RequestBody):
-    """E-mail and password."""
+    """E-mail and password, and where the tokens shall travel."""
 
     email: Email
     password: Password
+    mode: Annotated[
+        Mode | None,
+        Field(
+            description="`bearer`: both tokens in the answer. `cookie`: both in cookies. `split`: the access token in "
+            "the answer, the refresh token in a cookie. Unset: the service's default."
+        ),
+    ] = None
+    remember: Annotated[
+        bool | None,
+        Field(description="Whether cookies outlive the browser session. Unset: the service's default."),
+    ] = None
 
 
 class PasswordChange(RequestBody):
@@ -43,18 +67,29 @@ async def register(keyturn: Keyturn, request: Request) -> Answer:
 
 
 async def login(keyturn: Keyturn, request: Request) -> Answer:
-    """Start a session with e-mail address and password."""
+    """Start a session with e-mail address and password.
+
+    In the modes with cookies, the request needs an allowed `Origin`, or `Sec-Fetch-Site: same-origin`.
+    """
     body = request.content(Login)
+    settings = keyturn.settings
+    mode = body.mode or settings.login_mode
+    if mode != "bearer":
+        if not keyturn.cookies.enabled:
+            raise InvalidRequest("cookies are off", description="mode: this service sets no cookies.")
+        # Otherwise another site's page could sign a browser in as somebody else (login CSRF).
+        request.require_own_site()
     proof = await keyturn.sign_in.authenticate(body.email, body.password)
     by = request.by("user", proof.user_id)
     tokens = await keyturn.starting.start(proof, by=by, user_agent=request.user_agent())
     request.session_id = tokens.session_id
-    return of_json(to_json(tokens.body()))
+    remembered = settings.remember if body.remember is None else body.remember
+    return of_json(to_json(tokens.body(mode)), given_by(keyturn.cookies, mode, tokens, remembered=remembered))
 
 
 async def password(keyturn: Keyturn, request: Request) -> Answer:
     """Change the password. Every other session of the user ends; this one goes on."""
-    session = await keyturn.reading.authorise(request.access_token())
+    session = await keyturn.reading.authorise(await access_token(keyturn, request, changes=True))
     request.session_id = session.id
     body = request.content(PasswordChange)
     by = request.by("user", session.user_id)
@@ -80,7 +115,8 @@ ENDPOINTS = (
         tag="auth",
         body=Login,
         model=TokenAnswer,
-        refusals=(InvalidRequest, InvalidGrant, TemporarilyUnavailable),
+        refusals=(InvalidRequest, InvalidGrant, CrossSite, TemporarilyUnavailable),
+        response_headers=SET_COOKIES,
         fast=True,
     ),
     Endpoint(
@@ -92,6 +128,6 @@ ENDPOINTS = (
         body=PasswordChange,
         status=204,
         response_description="The password is changed.",
-        refusals=(InvalidRequest, InvalidToken, TemporarilyUnavailable),
+        refusals=(InvalidRequest, InvalidToken, CrossSite, TemporarilyUnavailable),
     ),
 )

@@ -7,6 +7,7 @@ from typing import Annotated
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
 
 from ..tokens.refresh_tokens import PATTERN
 
@@ -44,10 +45,16 @@ assert PATTERN.fullmatch("ktr_" + "x" * 84), "the documented example has the for
 class TokenAnswer(BaseModel):
     """RFC 6749 section 5.1, and the session's deadlines. All durations are whole seconds."""
 
-    access_token: Annotated[str, Field(description="JWT after RFC 9068; send it as a bearer token.")]
+    access_token: Annotated[
+        str | SkipJsonSchema[None],
+        Field(description="JWT after RFC 9068; send it as a bearer token. Absent where it is in a cookie."),
+    ] = None
     token_type: Annotated[str, Field(examples=["Bearer"])]
     expires_in: Annotated[int, Field(description="Seconds until the access token expires.", examples=[900])]
-    refresh_token: Annotated[str, Field(description="Opaque; replaces the one that was presented.")]
+    refresh_token: Annotated[
+        str | SkipJsonSchema[None],
+        Field(description="Opaque; replaces the one that was presented. Absent where it is in a cookie."),
+    ] = None
     refresh_expires_in: Annotated[int, Field(description="Seconds until the session ends unless it is refreshed.")]
     session_id: UUID
     session_expires_in: Annotated[int, Field(description="Seconds until the session ends in any case.")]

@@ -12,6 +12,7 @@ from ..http.answers import Answer, of_model
 from ..http.endpoints import Endpoint
 from ..http.request import Request
 from ..keyturn import Keyturn
+from .credentials import access_token
 from .models import UserAnswer
 
 
@@ -35,7 +36,7 @@ class MeAnswer(BaseModel):
 
 async def me(keyturn: Keyturn, request: Request) -> Answer:
     """Get the user and the session of an access token."""
-    session = await keyturn.reading.authorise(request.access_token())
+    session = await keyturn.reading.authorise(await access_token(keyturn, request))
     request.session_id = session.id
     user = await keyturn.users.find(session.user_id)
     return of_model(

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from ..tokens.access_tokens import AccessTokens
+from ..tokens.cookies import Mode
 from ..tokens.refresh_tokens import RefreshToken
 from .rows import Granted, SessionRow
 
@@ -23,13 +24,18 @@ class Tokens:
     refresh_expires_at: datetime
     session_expires_at: datetime
 
-    def body(self) -> dict[str, str | int]:
-        """The members of the answer (RFC 6749 section 5.1), and its deadlines. Durations are whole seconds."""
+    def body(self, mode: Mode = "bearer") -> dict[str, str | int]:
+        """The members of the answer (RFC 6749 section 5.1), and its deadlines. Durations are whole seconds.
+
+        A token that travels in a cookie is left out, because a script could read it here.
+        """
+        access = {"access_token": self.access_token} if mode != "cookie" else {}
+        refresh = {"refresh_token": self.refresh_token} if mode == "bearer" else {}
         return {
-            "access_token": self.access_token,
+            **access,
             "token_type": "Bearer",
             "expires_in": whole_seconds(self.access_expires_at - self.now),
-            "refresh_token": self.refresh_token,
+            **refresh,
             "refresh_expires_in": whole_seconds(self.refresh_expires_at - self.now),
             "session_id": str(self.session_id),
             "session_expires_in": whole_seconds(self.session_expires_at - self.now),

@@ -6,7 +6,7 @@ the order of its steps.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Any, Literal
 from uuid import UUID
 
@@ -22,7 +22,7 @@ from ..storage.batches import Batch
 from ..storage.database import Database
 from ..storage.tables import Session
 from ..storage.tasks import own_task
-from ..tokens.access_tokens import AccessTokens
+from ..tokens.access_tokens import AccessToken, AccessTokens
 from ..tokens.keys import Keys
 from ..tokens.refresh_tokens import RefreshToken
 from .answers import whole_seconds
@@ -205,7 +205,7 @@ class Ending:
     # -- logout
 
     async def logout(
-        self, access_token: str | None, refresh_token: str | None, reach: Reach, *, by: Actor
+        self, access_tokens: Iterable[str], refresh_tokens: Iterable[str], reach: Reach, *, by: Actor
     ) -> set[UUID]:
         """Ends sessions for their user. Returns the sessions of the tokens that were presented.
 
@@ -216,10 +216,10 @@ class Ending:
 
         Raises:
             InvalidToken, InvalidGrant: none of the tokens is ours, or a token may not end other sessions.
-            NoToken: there is neither token.
+            NoToken: there is no token.
             TemporarilyUnavailable: as `end`.
         """
-        presented = await self._presented(access_token, refresh_token, by)
+        presented = await self._presented(access_tokens, refresh_tokens, by)
         if reach == "this":
             for session_id in presented:
                 try:
@@ -232,7 +232,7 @@ class Ending:
                     raise refusal.about(session_id) from None
             return set(presented)
         # All tokens are checked before any session ends, because a refused request must change nothing.
-        rows = [await self._opened_by(i, token, access_token, reach) for i, token in presented.items()]
+        rows = [await self._opened_by(i, token, reach) for i, token in presented.items()]
         but = frozenset(presented if reach == "others" else ())
         for row in rows:
             try:
@@ -266,9 +266,7 @@ class Ending:
         known_to_all_at = comparison.known_to_all_at()
         return [known_to_all_at if session_id in ended else None for session_id, _ in batch]
 
-    async def _opened_by(
-        self, session_id: UUID, token: RefreshToken | None, access_token: str | None, reach: Reach
-    ) -> SessionRow:
+    async def _opened_by(self, session_id: UUID, token: RefreshToken | AccessToken, reach: Reach) -> SessionRow:
         """The session of a token that may end others.
 
         Raises:
@@ -284,11 +282,11 @@ class Ending:
         over = row.over()
         if over and not (reach == "all" and over == "logout_all"):
             raise InvalidGrant("session is over", reason=over, session_id=row.id, user_id=row.user_id)
-        if token is None:
-            assert access_token is not None
-            verified = self._access_tokens.verify(access_token, self._db.clock())
-            if verified.subject != str(row.user_id):  # any holder of the HS256 key can sign any claim
-                raise InvalidToken("no such session of this subject", session_id=session_id, user_id=verified.user_id)
+        if isinstance(token, AccessToken):
+            if token.expired:
+                raise InvalidToken("expired", reason="token_expired", session_id=session_id, user_id=token.user_id)
+            if token.subject != str(row.user_id):  # any holder of the HS256 key can sign any claim
+                raise InvalidToken("no such session of this subject", session_id=session_id, user_id=token.user_id)
         elif not over and token.digest != row.token_digest:
             # A rotated token counts only while a refresh with it would still be answered.
             verdict = judge(row, token, self._keys.refresh(row.key_number))
@@ -297,27 +295,31 @@ class Ending:
         return row
 
     async def _presented(
-        self, access_token: str | None, refresh_token: str | None, by: Actor
-    ) -> dict[UUID, RefreshToken | None]:
-        """The sessions of the tokens, each with its refresh token if that was presented.
+        self, access_tokens: Iterable[str], refresh_tokens: Iterable[str], by: Actor
+    ) -> dict[UUID, RefreshToken | AccessToken]:
+        """The sessions of the tokens, each with its newest refresh token, or else with its access token.
 
         Raises:
             InvalidToken, InvalidGrant, NoToken, TemporarilyUnavailable: as `logout`.
         """
-        sessions: dict[UUID, RefreshToken | None] = {}
+        sessions: dict[UUID, RefreshToken | AccessToken] = {}
         refusal: InvalidToken | InvalidGrant | None = None
-        if access_token is not None:
+        for text in access_tokens:
             try:
-                token = self._access_tokens.verify(access_token, self._db.clock(), expired_too=True)
-                sessions[token.session_id] = None
+                token = self._access_tokens.verify(text, self._db.clock(), expired_too=True)
+                before = sessions.get(token.session_id)
+                if not isinstance(before, AccessToken) or before.expired:
+                    sessions[token.session_id] = token
             except InvalidToken as e:
                 refusal = e
-        if refresh_token is not None:
+        for text in refresh_tokens:
             try:
-                presented = self._keys.verify_refresh_token(refresh_token)
+                presented = self._keys.verify_refresh_token(text)
                 if presented.key.retired:
                     await self.over_under_retired_key(presented.session_id, by=by)
-                sessions[presented.session_id] = presented
+                known = sessions.get(presented.session_id)
+                if not isinstance(known, RefreshToken) or known.generation < presented.generation:
+                    sessions[presented.session_id] = presented
             except InvalidGrant as e:
                 refusal = e
         if not sessions:

@@ -51,7 +51,7 @@ class Retired:
     keys: Sequence[Mapping[str, Any]]
     """All keys of its use after the retirement, as `Keys.list` returns them."""
     ended: int | None = None
-    """How many sessions of a refresh key ended at once. None for an access key, which has no sessions."""
+    """How many sessions of a refresh key ended at once. None for an access or a cookie key, which has no sessions."""
     ended_later: int | None = None
     """How many more ended after `LAST_SIGN_IN`, because other processes started them meanwhile."""
 
@@ -62,6 +62,7 @@ class Replaced:
 
     access_kid: str
     refresh_kid: str
+    cookie_kid: str
     keys: Sequence[Mapping[str, Any]]
     """All keys after the change, as `Keys.list` returns them."""
     ended: int = 0
@@ -80,10 +81,10 @@ class KeyChanges:
     async def generate(
         self, use: Use, algorithm: Algorithm | None = None, bits: RsaBits | None = None, *, by: Actor
     ) -> Generated:
-        """Makes a key. Tokens are signed with the key after `PUBLISHED_FOR`, when every process knows it.
+        """Makes a key, which signs or seals after `PUBLISHED_FOR`, when every process knows it.
 
         Args:
-            use: the tokens that the key is for.
+            use: the tokens that the key is for, or the cookies.
             algorithm: of an access key. None: as in the settings.
             bits: of an RS256 key. None: 2048.
             by: the actor.
@@ -93,7 +94,7 @@ class KeyChanges:
             Conflict: all numbers of refresh keys are taken.
             TemporarilyUnavailable: the database is away.
         """
-        if use == "refresh" and (algorithm or bits):
+        if use != "access" and (algorithm or bits):
             raise InvalidRequest("algorithm", description="--algorithm and --bits are for access keys.")
         if bits and (algorithm or self._algorithm) != "RS256":
             raise InvalidRequest("bits", description="--bits is for RS256 keys.")
@@ -101,7 +102,7 @@ class KeyChanges:
         return Generated(kid, [key for key in await self._keys.list() if key["use"] == use])
 
     async def retire(self, kid: str, *, by: Actor, begun: Callable[[Retired], object] | None = None) -> Retired:
-        """Retires a key. Each process refuses its tokens within `READ_BY_ALL`, and its sessions have ended on return.
+        """Retires a key. Each process refuses what it made within `READ_BY_ALL`, and its sessions have ended on return.
 
         For a refresh key, this takes `LAST_SIGN_IN` and longer. If a call breaks off, call it again to end the rest.
 
@@ -129,7 +130,7 @@ class KeyChanges:
         return replace(done, ended=ended, ended_later=ended_later)
 
     async def replace(self, *, by: Actor, begun: Callable[[Replaced], object] | None = None) -> Replaced:
-        """Retires all keys, makes new ones that sign at once, and ends all sessions, after a leak of the master secret.
+        """Retires all keys, makes new ones in use at once, and ends all sessions, after a leak of the master secret.
 
         This works also if no key can be unsealed, and takes `LAST_SIGN_IN` and longer. If a call breaks off when the
         keys are replaced, no session can be refreshed. A further call replaces the new keys too.
@@ -142,8 +143,8 @@ class KeyChanges:
             Conflict: all numbers of refresh keys are taken.
             TemporarilyUnavailable: the database is away. The keys may be replaced, and some sessions may live.
         """
-        access_kid, refresh_kid, number = await self._keys.replace(by=by)
-        done = Replaced(access_kid, refresh_kid, await self._keys.list())
+        kids, number = await self._keys.replace(by=by)
+        done = Replaced(kids["access"], kids["refresh"], kids["cookie"], await self._keys.list())
         if begun is not None:
             begun(done)
         return replace(done, ended=sum(await _twice(lambda: self._ending.end_all_but_under(number, by=by))))

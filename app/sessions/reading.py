@@ -55,6 +55,14 @@ class Reading:
             raise refusal.about(token.session_id, token.user_id) from None
         return token
 
+    def just_issued(self, access_token: str) -> AccessToken:
+        """The claims of an access token that this process has just issued: the rotation showed that its session lives.
+
+        Raises:
+            InvalidToken, TemporarilyUnavailable: its key was retired in the meantime.
+        """
+        return self._access_tokens.verify(access_token, self._db.clock())
+
     async def authorise(self, access_token: str) -> SessionRow:
         """The live session of an access token, read from the database.
 

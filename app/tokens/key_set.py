@@ -15,11 +15,23 @@ from typing import Any, Literal, TypeVar
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm, get_default_algorithms
 
 from ..settings import Algorithm
-from .primitives import KEY_BYTES, RsaBits, new_private_key, prepared_hmac, private_key, to_base64url
+from .primitives import (
+    KEY_BYTES,
+    RsaBits,
+    Sealing,
+    new_private_key,
+    prepared_hkdf,
+    prepared_hmac,
+    private_key,
+    to_base64url,
+)
 from .refresh_tokens import RefreshKey
 
-Use = Literal["access", "refresh"]
-"""The tokens that a key is for."""
+Use = Literal["access", "refresh", "cookie"]
+"""The tokens that a key is for, or the cookies in which they travel."""
+
+COOKIE_KID_BYTES = 8
+"""Bytes of the id of a cookie key, with which each sealed cookie begins."""
 
 _N = TypeVar("_N")
 
@@ -72,6 +84,26 @@ class AccessKey:
 
 
 @dataclass(frozen=True, slots=True)
+class CookieKey:
+    """A key for sealed cookies. Each session has a sealing key of its own, which HKDF (RFC 5869) derives from it."""
+
+    kid: str
+    secret: bytes = field(repr=False)
+    raw_kid: bytes = field(init=False, repr=False, compare=False)
+    """The `COOKIE_KID_BYTES` that `kid` spells in hexadecimal digits."""
+    derive: Callable[[bytes], bytes] = field(init=False, repr=False, compare=False)
+    """The sealing key for a label: `prepared_hkdf`."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "raw_kid", bytes.fromhex(self.kid))
+        object.__setattr__(self, "derive", prepared_hkdf(self.secret))
+
+    def sealing(self, label: bytes) -> Sealing:
+        """The sealing under the key for a label."""
+        return Sealing(self.derive(label))
+
+
+@dataclass(frozen=True, slots=True)
 class KeySet:
     """The keys from one reading of the table. Moments are of the database's clock."""
 
@@ -79,7 +111,10 @@ class KeySet:
     refresh: Mapping[int, RefreshKey]
     retired: Mapping[int, RefreshKey]
     """Retired refresh keys. A holder of a token under one of them only learns why the session ended."""
-    signs_from: Mapping[str | int, datetime]
+    cookie: Mapping[bytes, CookieKey]
+    """The cookie keys by the bytes of their ids."""
+    signs_from: Mapping[str | int | bytes, datetime]
+    """When each key begins to sign, or a cookie key to seal."""
 
     def signing(self, now: datetime) -> tuple[AccessKey, RefreshKey] | None:
         """The access key and the refresh key that sign at a moment. None if there is no key of one use."""
@@ -89,6 +124,15 @@ class KeySet:
             self.access[signing({kid: self.signs_from[kid] for kid in self.access}, now)],
             self.refresh[signing({number: self.signs_from[number] for number in self.refresh}, now)],
         )
+
+    def signing_cookie(self, now: datetime) -> CookieKey | None:
+        """The cookie key that seals at a moment. None if there is none.
+
+        Another release may leave the table without one: its `keys replace` knows two uses. Bearer tokens still work.
+        """
+        if not self.cookie:
+            return None
+        return self.cookie[signing({kid: self.signs_from[kid] for kid in self.cookie}, now)]
 
 
 def signing(signs_from: Mapping[_N, datetime], now: datetime) -> _N:

@@ -1,4 +1,4 @@
-"""The table of working keys, in sealed rows. One key of each use signs, and all that are not retired verify.
+"""The table of working keys, in sealed rows. One key of each use signs or seals; all not retired verify or open.
 
 Each row is sealed with AES-256-GCM under a key that HKDF (RFC 5869) derives from the master secret. The row's id, use,
 algorithm and number are associated data. So nobody can put a sealed key in the place of another: if a bit was changed,
@@ -26,13 +26,15 @@ from ..storage.database import Database
 from ..storage.locks import KEYS
 from ..storage.tables import Key, Pulse
 from ..storage.tasks import own_task
-from .key_set import AccessKey, KeySet, Use, kid_of, new_secret, signing
+from .key_set import COOKIE_KID_BYTES, AccessKey, CookieKey, KeySet, Use, kid_of, new_secret, signing
 from .primitives import KEY_BYTES, RsaBits, Sealing, derive
 from .refresh_tokens import RefreshKey
 
 PUBLISHED_FOR = timedelta(seconds=60)
 """How long a new key is known before it signs: twice `keys.UNREAD_LIMIT`, so that no process takes its tokens for junk.
 """
+
+_ALGORITHMS: dict[Use, str] = {"refresh": "HMAC-SHA256", "cookie": "A256GCM"}  # of the uses that have one alone
 
 
 class KeyTable:
@@ -65,7 +67,8 @@ class KeyTable:
         access: dict[str, AccessKey] = {}
         refresh: dict[int, RefreshKey] = {}
         retired: dict[int, RefreshKey] = {}
-        signs_from: dict[str | int, datetime] = {}
+        cookie: dict[bytes, CookieKey] = {}
+        signs_from: dict[str | int | bytes, datetime] = {}
         for row in rows:
             if row.kid is None:  # the version alone: the table has no key
                 continue
@@ -78,15 +81,20 @@ class KeyTable:
             if row.use == "refresh":
                 refresh[row.number] = RefreshKey.derive(row.number, secret)
                 signs_from[row.number] = row.signs_from
+            elif row.use == "cookie":
+                key = CookieKey(row.kid, secret)
+                cookie[key.raw_kid] = key
+                signs_from[key.raw_kid] = row.signs_from
             else:
                 access[row.kid] = AccessKey.of(row.kid, row.algorithm, secret)
                 signs_from[row.kid] = row.signs_from
-        return KeySet(access, refresh, retired, signs_from), rows[0].version, rows[0].now
+        return KeySet(access, refresh, retired, cookie, signs_from), rows[0].version, rows[0].now
 
     async def list(self) -> list[dict[str, Any]]:
         """All keys, the oldest first, without secrets.
 
         `status` is retired, published (does not sign yet), signs, verifies, or unknown (a later release made the key).
+        A cookie key "signs" while it seals, and "verifies" while it only opens.
 
         Raises:
             TemporarilyUnavailable: the database is away.
@@ -145,40 +153,40 @@ class KeyTable:
         """
         live = select(Key.use).where(Key.retired_at.is_(None))
         async with self._db.look() as connection:
-            if set((await connection.scalars(live)).all()) == {"access", "refresh"}:
+            if set((await connection.scalars(live)).all()) >= set(get_args(Use)):
                 return False
         secret = new_secret(self._algorithm)  # before the transaction, as in `generate`
         async with self._db.begin() as tx:
             now = await self._changing(tx)
             there = set((await tx.scalars(live)).all())
-            made = []
-            if "access" not in there:
-                made.append(await self._insert(tx, "access", self._algorithm, secret, now, signs_from=now))
-            if "refresh" not in there:
-                made.append(await self._insert(tx, "refresh", None, os.urandom(KEY_BYTES), now, signs_from=now))
+            made = [
+                await self._insert(tx, use, self._algorithm, _secret(use, secret), now, signs_from=now)
+                for use in get_args(Use)
+                if use not in there
+            ]
             await record(tx, now, by, [Event("key_generated", detail=kid) for kid, _ in made])
         return bool(made)
 
     @own_task
     async def generate(self, use: Use, algorithm: Algorithm | None = None, bits: RsaBits = 2048, *, by: Actor) -> str:
-        """Makes a key, which signs after `PUBLISHED_FOR`. Returns its id. `list` has the number of a refresh key.
+        """Makes a key, which is used after `PUBLISHED_FOR`. Returns its id. `list` has the number of a refresh key.
 
         Raises:
             Conflict: all numbers of refresh keys are taken.
             TemporarilyUnavailable: the database is away.
         """
-        made = (algorithm or self._algorithm) if use == "access" else None
+        algorithm = algorithm or self._algorithm
         # Before the transaction, because to find the primes of an RSA key may take longer than a transaction may last.
-        secret = new_secret(made, bits) if made else os.urandom(KEY_BYTES)
+        secret = new_secret(algorithm, bits) if use == "access" else os.urandom(KEY_BYTES)
         async with self._db.begin() as tx:
             now = await self._changing(tx)
-            kid, _ = await self._insert(tx, use, made, secret, now, signs_from=now + PUBLISHED_FOR)
+            kid, _ = await self._insert(tx, use, algorithm, secret, now, signs_from=now + PUBLISHED_FOR)
             await record(tx, now, by, [Event("key_generated", detail=kid)])
         return kid
 
     @own_task
     async def retire(self, kid: str, *, by: Actor) -> int | None:
-        """Retires a key: each process refuses its tokens within `READ_BY_ALL`. A repeated call changes nothing.
+        """Retires a key: each process refuses what it made within `READ_BY_ALL`. A repeated call changes nothing.
 
         Returns:
             The number of a refresh key. Its sessions have to end too: `KeyChanges.retire` does both.
@@ -200,9 +208,10 @@ class KeyTable:
                 Key.use == use, Key.kid != kid, Key.retired_at.is_(None), Key.signs_from <= now, _known_here()
             )
             if not await tx.scalar(others):
+                can = "seal" if use == "cookie" else "sign"
                 raise Conflict(
-                    "the only key that can sign",
-                    description=f"It is the only {use} key that can sign. Generate another and wait "
+                    f"the only key that can {can}",
+                    description=f"It is the only {use} key that can {can}. Generate another and wait "
                     f"{PUBLISHED_FOR // timedelta(seconds=1)} seconds.",
                 )
             await tx.execute(update(Key).where(Key.kid == kid).values(retired_at=now))
@@ -210,14 +219,14 @@ class KeyTable:
         return number
 
     @own_task
-    async def replace(self, *, by: Actor) -> tuple[str, str, int]:
-        """Retires all keys, and makes new ones that sign at once. The old keys need not be unsealed for it.
+    async def replace(self, *, by: Actor) -> tuple[dict[Use, str], int]:
+        """Retires all keys, and makes new ones that sign and seal at once. The old keys need not be unsealed for it.
 
         Numbers of refresh keys stay taken, so that no old session passes for a session under a new key.
 
         Returns:
-            The ids of the new access key and refresh key, and the number of the refresh key. The sessions under other
-            numbers have to end too: `KeyChanges.replace` does both.
+            The ids of the new keys by their uses, and the number of the refresh key. The sessions under other numbers
+            have to end too: `KeyChanges.replace` does both.
 
         Raises:
             Conflict: all numbers of refresh keys are taken.
@@ -228,13 +237,16 @@ class KeyTable:
             now = await self._changing(tx)
             retire_all = update(Key).where(Key.retired_at.is_(None)).values(retired_at=now).returning(Key.kid)
             retired = sorted((await tx.scalars(retire_all)).all())
-            access, _ = await self._insert(tx, "access", self._algorithm, secret, now, signs_from=now)
-            refresh, number = await self._insert(tx, "refresh", None, os.urandom(KEY_BYTES), now, signs_from=now)
+            made: dict[Use, tuple[str, int | None]] = {
+                use: await self._insert(tx, use, self._algorithm, _secret(use, secret), now, signs_from=now)
+                for use in get_args(Use)
+            }
             events = [Event("key_retired", detail=kid) for kid in retired]
-            events += [Event("key_generated", detail=kid) for kid in (access, refresh)]
+            events += [Event("key_generated", detail=kid) for kid, _ in made.values()]
             await record(tx, now, by, events)
+        number = made["refresh"][1]
         assert number is not None
-        return access, refresh, number
+        return {use: kid for use, (kid, _) in made.items()}, number
 
     async def _changing(self, tx: AsyncConnection) -> datetime:
         """Begins a change of the table, one at a time over all processes. Adds one to the version. Returns the time."""
@@ -247,20 +259,22 @@ class KeyTable:
         return now
 
     async def _insert(
-        self, tx: AsyncConnection, use: Use, algorithm: Algorithm | None, secret: bytes, now: datetime, *,
+        self, tx: AsyncConnection, use: Use, algorithm: Algorithm, secret: bytes, now: datetime, *,
         signs_from: datetime,
     ) -> tuple[str, int | None]:  # fmt: skip
-        """Inserts a key, for refresh tokens if `algorithm` is None. Returns its id, and the number of a refresh key."""
+        """Inserts a key, whose use decides whether `algorithm` counts. Returns its id, and a refresh key's number."""
         number = None
-        if algorithm is None:
+        if use == "refresh":
             taken = set((await tx.scalars(select(Key.number).where(Key.number.is_not(None)))).all())
             number = next((n for n in range(1, 255) if n not in taken), None)
             if number is None:
                 raise Conflict("254 refresh keys", description="All 254 numbers of refresh keys are taken.")
             kid = f"refresh-{number}"
+        elif use == "cookie":
+            kid = secrets.token_hex(COOKIE_KID_BYTES)
         else:
             kid = kid_of(algorithm, secret)
-        name = algorithm or "HMAC-SHA256"
+        name = _ALGORITHMS.get(use, algorithm)
         row = {"kid": kid, "use": use, "algorithm": name, "number": number, "created_at": now, "signs_from": signs_from}
         await tx.execute(
             insert(Key).values(**row, sealed=self._sealing.seal(secret, _associated(kid, use, name, number)))
@@ -270,7 +284,12 @@ class KeyTable:
 
 def _known_here() -> ColumnElement[bool]:
     """Whether this release knows use and algorithm of a row. A later release may share the table."""
-    return Key.use.in_(get_args(Use)) & Key.algorithm.in_((*get_args(Algorithm), "HMAC-SHA256"))
+    return Key.use.in_(get_args(Use)) & Key.algorithm.in_((*get_args(Algorithm), *_ALGORITHMS.values()))
+
+
+def _secret(use: Use, of_access_key: bytes) -> bytes:
+    """The secret of a first key. An access key's was made before the transaction, because it may take long."""
+    return of_access_key if use == "access" else os.urandom(KEY_BYTES)
 
 
 def _associated(kid: str, use: str, algorithm: str, number: int | None) -> bytes:

@@ -17,7 +17,7 @@ from ..log import get_logger
 from ..settings import Algorithm
 from ..storage.database import Database
 from ..storage.tasks import keep
-from .key_set import AccessKey, KeySet
+from .key_set import AccessKey, CookieKey, KeySet
 from .key_table import KeyTable
 from .refresh_tokens import RefreshKey, RefreshToken, verify
 
@@ -46,7 +46,7 @@ class Keys(KeyTable):
     def __init__(self, db: Database, master: bytes, algorithm: Algorithm) -> None:
         """The key set is empty until `load` is called."""
         super().__init__(db, master, algorithm)
-        self._set = KeySet({}, {}, {}, {})
+        self._set = KeySet({}, {}, {}, {}, {})
         self._presentable: Mapping[int, RefreshKey] = {}  # all refresh keys, also retired ones
         self._version: int | None = None
         self._read_at = float("-inf")  # when the last reading of the pulse with `_version` began
@@ -55,6 +55,7 @@ class Keys(KeyTable):
         self._loading: asyncio.Task[None] | None = None
         self._failure: tuple[int, str] | None = None  # the version that can't be loaded, and why
         self._signing: tuple[AccessKey, RefreshKey] | None = None
+        self._signing_cookie: CookieKey | None = None
 
     # -- for the tokens
 
@@ -80,6 +81,17 @@ class Keys(KeyTable):
             raise TemporarilyUnavailable("no key set in force")
         return self._signing[1]
 
+    @property
+    def signing_cookie(self) -> CookieKey:
+        """The key that seals cookies now.
+
+        Raises:
+            TemporarilyUnavailable: this process has no key set in force, or the table has no cookie key.
+        """
+        if self._signing_cookie is None:
+            raise TemporarilyUnavailable("no cookie key in force")
+        return self._signing_cookie
+
     def access(self, kid: str) -> AccessKey | None:
         """The access key of this id that still verifies, or None.
 
@@ -96,6 +108,14 @@ class Keys(KeyTable):
                 `UNREAD_LIMIT`.
         """
         return self._known(self._set.refresh, number)
+
+    def cookie(self, kid: bytes) -> CookieKey | None:
+        """The cookie key of this id that still opens, or None.
+
+        Raises:
+            TemporarilyUnavailable: as `refresh`.
+        """
+        return self._known(self._set.cookie, kid)
 
     def _known(self, keys: Mapping[_N, _K], name: _N) -> _K | None:
         key = keys.get(name)
@@ -146,9 +166,13 @@ class Keys(KeyTable):
         began = monotonic()
         self._set, self._version, now = await self.read()
         self._presentable = {**self._set.refresh, **self._set.retired}
-        self._signing = self._set.signing(now)
+        self._sign_as_of(now)
         self._read_at = self._loaded_at = began
         self._behind_since = None
+
+    def _sign_as_of(self, now: datetime) -> None:
+        self._signing = self._set.signing(now)
+        self._signing_cookie = self._set.signing_cookie(now)
 
     def follow(self, version: int, *, now: datetime, began: float) -> None:
         """Takes a reading of the pulse, and reads the table again if the version of the keys has changed.
@@ -163,12 +187,13 @@ class Keys(KeyTable):
         """
         if version == self._version:
             self._read_at = max(self._read_at, began)
-            self._signing = self._set.signing(now)
+            self._sign_as_of(now)
             self._behind_since = None
         elif self._behind_since is None:
             self._behind_since = began
         elif began - self._behind_since > READ_BY_ALL.total_seconds():
-            self._set, self._presentable, self._signing = KeySet({}, {}, {}, {}), {}, None
+            self._set, self._presentable, self._signing = KeySet({}, {}, {}, {}, {}), {}, None
+            self._signing_cookie = None
             self._read_at = float("-inf")  # so that every key is unknown for now, and no token is junk
         due = version != self._version or began - self._loaded_at > _RELOAD_EVERY.total_seconds()
         if due and (self._loading is None or self._loading.done()):

@@ -23,7 +23,7 @@ KEY_BYTES = 32
 
 _NONCE = 12  # RFC 5116 section 5.3
 _TO_URL = bytes.maketrans(b"+/", b"-_")
-_FROM_URL = bytes.maketrans(b"-_", b"+/")
+_FROM_URL = bytes.maketrans(b"-_+/=", b"+/!!!")  # what base64url has not becomes what base64 has not
 _PADDING = (b"", b"===", b"==", b"=")
 _LAST = {
     1: "",
@@ -44,13 +44,31 @@ def prepared_hmac(key: bytes) -> Callable[[bytes], bytes]:
     return digest
 
 
+def prepared_hkdf(secret: bytes) -> Callable[[bytes], bytes]:
+    """HKDF-SHA256 (RFC 5869) without a salt, from a label to a key of `KEY_BYTES`: `derive` at a fraction of its cost.
+
+    The step "extract" is done once (RFC 5869 section 2.2). The step "expand" is one HMAC, because a key is as long as
+    the hash (RFC 5869 section 2.3).
+    """
+    expand = prepared_hmac(prepared_hmac(bytes(KEY_BYTES))(secret))
+
+    def key(label: bytes) -> bytes:
+        return expand(label + b"\x01")
+
+    return key
+
+
 def derive(secret: bytes, label: bytes) -> bytes:
     """A key of `KEY_BYTES` by HKDF-SHA256 (RFC 5869). Keys with different labels tell nothing of each other."""
     return HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=label).derive(secret)
 
 
 class Sealing:
-    """AES-256-GCM (RFC 5116) under one key. Random nonces are safe because only the few rows of a table are sealed."""
+    """AES-256-GCM (RFC 5116) under one key, with random nonces.
+
+    Random nonces are safe for 2**32 sealed texts of a key (NIST SP 800-38D section 8.3). Each key here seals fewer: the
+    rows of a table, or the cookies of one session.
+    """
 
     def __init__(self, key: bytes) -> None:
         """`key` has `KEY_BYTES`."""
@@ -75,15 +93,15 @@ def to_base64url(raw: bytes) -> bytes:
 
 
 def from_base64url(text: str) -> bytes:
-    """The bytes that a text of base64url's alphabet spells, without padding.
+    """The bytes that a text spells in base64url without padding. No other text spells them.
 
     Raises:
-        ValueError: the spare bits are not zero (RFC 4648 section 3.5), so the bytes have another spelling.
+        ValueError: the text has another alphabet or padding, or its spare bits are not zero (RFC 4648 section 3.5).
     """
     spare = len(text) % 4
     if spare and text[-1] not in _LAST[spare]:
         raise ValueError("not base64url, or another spelling")
-    return a2b_base64(text.encode().translate(_FROM_URL) + _PADDING[spare])
+    return a2b_base64(text.encode().translate(_FROM_URL) + _PADDING[spare], strict_mode=True)
 
 
 def new_private_key(algorithm: Literal["ES256", "RS256", "EdDSA"], bits: RsaBits) -> bytes:

@@ -40,7 +40,7 @@ def upgrade() -> None:
         sa.Column("signs_from", moment, nullable=False),
         sa.Column("retired_at", moment, nullable=True),
         sa.CheckConstraint("(use = 'refresh') = (number IS NOT NULL)", name=op.f("ck_keys_refresh_keys_are_numbered")),
-        sa.CheckConstraint("use IN ('access', 'refresh')", name=op.f("ck_keys_use_is_known")),
+        sa.CheckConstraint("use IN ('access', 'refresh', 'cookie')", name=op.f("ck_keys_use_is_known")),
         sa.CheckConstraint("number BETWEEN 1 AND 254", name=op.f("ck_keys_number_in_range")),
         sa.PrimaryKeyConstraint("kid", name=op.f("pk_keys")),
         sa.UniqueConstraint("number", name=op.f("uq_keys_number")),

@@ -25,7 +25,7 @@ class Key(Base):
     retired_at: Mapped[datetime | None]
 
     __table_args__ = (
-        CheckConstraint("use IN ('access', 'refresh')", name="use_is_known"),
+        CheckConstraint("use IN ('access', 'refresh', 'cookie')", name="use_is_known"),
         CheckConstraint("(use = 'refresh') = (number IS NOT NULL)", name="refresh_keys_are_numbered"),
         CheckConstraint("number BETWEEN 1 AND 254", name="number_in_range"),
     )

@@ -1,0 +1,45 @@
+"""The rotation behind `POST /auth/refresh` and behind `GET /auth/verify?refresh=true`."""
+
+from __future__ import annotations
+
+import random
+from datetime import timedelta
+
+from ..errors import TemporarilyUnavailable
+from ..http.answers import Fields
+from ..http.request import Request
+from ..keyturn import Keyturn
+from ..sessions.answers import Tokens
+from ..tokens.cookies import Mode
+from .credentials import Jar, given_by
+
+
+async def rotated(keyturn: Keyturn, request: Request, refresh_token: str) -> Tokens:
+    """The successor of a refresh token and an access token, by `Rotation.refresh`.
+
+    Raises:
+        InvalidGrant: the refresh token is refused for good.
+        TemporarilyUnavailable: the database is away. The client may try again after a random time.
+    """
+    try:
+        tokens = await keyturn.rotation.refresh(refresh_token, by=request.by())
+    except TemporarilyUnavailable as e:
+        # At most a sixth of the retry window, so that a client that obeys retries before its token counts as reused.
+        # At random, so that clients that were refused at the same time do not retry at the same time.
+        most = max(1.0, keyturn.settings.retry_window.total_seconds() / 6)
+        after = timedelta(seconds=int(random.uniform(1, most)))  # noqa: S311  # jitter
+        raise TemporarilyUnavailable(e.cause, retry_after=after).about(e.session_id, e.user_id) from None
+    request.session_id = tokens.session_id
+    return tokens
+
+
+async def rotated_by_cookie(keyturn: Keyturn, request: Request, jar: Jar, mode: Mode) -> tuple[Tokens, Fields]:
+    """The tokens for the refresh cookie of a mode, and the Set-Cookie fields that give them to the browser.
+
+    Raises:
+        InvalidGrant: the cookies are refused for good.
+        TemporarilyUnavailable: as `rotated`.
+    """
+    presented = await jar.refresh_token(keyturn, mode)
+    tokens = await rotated(keyturn, request, presented.token)
+    return tokens, [*given_by(jar.cookies, mode, tokens, remembered=presented.remembered), *jar.doubled()]

@@ -1,0 +1,192 @@
+"""/auth/verify: the verification of an access token, with a refresh on the way for browsers."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Annotated
+
+from pydantic import BaseModel, Field
+from pydantic_core import to_json
+
+from ..errors import (
+    InsufficientScope,
+    InvalidGrant,
+    InvalidRequest,
+    InvalidToken,
+    NoToken,
+    Refusal,
+    TemporarilyUnavailable,
+)
+from ..http.answers import Answer, Fields, of_json
+from ..http.endpoints import Endpoint, QueryParameter
+from ..http.request import Request
+from ..keyturn import Keyturn
+from ..tokens.access_tokens import AccessToken
+from ..tokens.cookies import buffer
+from .credentials import SET_COOKIES, Jar, refused
+from .refreshing import rotated_by_cookie
+
+_FOR_PROXIES = (b"x-auth-set-cookie-access", b"x-auth-set-cookie-refresh")
+"""The fields that repeat the two Set-Cookie fields, for proxies that read one field of a name (nginx)."""
+
+
+_EPOCH_SECONDS = Field(description="Seconds since 1970.", examples=[1795000000], json_schema_extra={"format": "int64"})
+
+
+class Claims(BaseModel):
+    """The claims of a verified access token. Later releases may add others."""
+
+    iss: str
+    sub: str
+    aud: str
+    exp: Annotated[int, _EPOCH_SECONDS]
+    iat: Annotated[int, _EPOCH_SECONDS]
+    jti: str
+    sid: str
+    client_id: str
+    role: str
+
+
+async def verify(keyturn: Keyturn, request: Request) -> Answer:
+    """Verify an access token: for resource servers, and for proxies that ask before they pass a request on.
+
+    The answer has the claims, and four header fields that the proxy may pass on: `X-Auth-Subject`, `X-Auth-Role`,
+    `X-Auth-Scope` and `X-Auth-Session`. Each field is always present, and is empty if the token has no such claim. With
+    `role` and `scope`, a token that does not have them is answered 403.
+
+    The token is a bearer token or the access cookie. With `refresh=true`, a missing, expired or soon-ending access
+    cookie beside a live refresh cookie is refreshed. Pass every `Set-Cookie` of the answer on to the browser, also that
+    of a refusal. `X-Auth-Set-Cookie-Access` and `X-Auth-Set-Cookie-Refresh` repeat them.
+
+    Every method, and every path below this one, gets the same answer. The path and query that a proxy appends, and the
+    body, are ignored. A proxy that appends a path makes its demands so: `/auth/verify;role=admin;scope=read`.
+    """
+    token = request.bearer()
+    if token is not None:
+        return _answer(request, await keyturn.reading.verify(token), ())
+    jar = Jar.of(keyturn, request, "cookie")
+    if not jar:
+        raise NoToken("no access token")
+    if _refreshes(request):
+        return await _refreshed_on_the_way(keyturn, request, jar)
+    if not jar.has(jar.cookies.access):
+        raise NoToken("no access cookie")
+    return _answer(request, await keyturn.reading.verify(await jar.access_token(keyturn)), ())
+
+
+def _refreshes(request: Request) -> bool:
+    """Whether the proxy asks for a refresh.
+
+    Raises:
+        InvalidRequest: it asks for something else.
+    """
+    values = set(request.values("refresh"))
+    if not values <= {"true", "false"}:
+        raise InvalidRequest("refresh is neither true nor false", description="refresh: must be true or false.")
+    return values == {"true"}
+
+
+async def _refreshed_on_the_way(keyturn: Keyturn, request: Request, jar: Jar) -> Answer:
+    """The answer to a browser's cookies. A refresh that can't be made now takes nothing from a valid access cookie."""
+    verified, refusal = await _verified(keyturn, jar)
+    if verified is not None and not _ends_soon(verified, keyturn):
+        return _answer(request, verified, ())
+    if jar.has(jar.cookies.refresh):
+        try:
+            tokens, fields = await rotated_by_cookie(keyturn, request, jar, "cookie")
+        except TemporarilyUnavailable:
+            if verified is None:
+                raise
+        except InvalidGrant as e:
+            if verified is None or e.reason is not None:  # the reason says that the session of both tokens is over
+                refusal, verified = InvalidToken(e.cause, reason=e.reason).about(e.session_id, e.user_id), None
+        else:
+            return _answer(request, keyturn.reading.just_issued(tokens.access_token), _for_proxies(fields))
+    if verified is not None:
+        return _answer(request, verified, ())
+    return refused(request, refusal, _for_proxies(jar.cleared()))
+
+
+async def _verified(keyturn: Keyturn, jar: Jar) -> tuple[AccessToken | None, Refusal]:
+    """The access token of the cookies if it is valid, or else its refusal."""
+    if not jar.has(jar.cookies.access):
+        return None, NoToken("no access cookie")
+    try:
+        return await keyturn.reading.verify(await jar.access_token(keyturn)), NoToken()
+    except InvalidToken as refusal:
+        return None, refusal
+
+
+def _ends_soon(token: AccessToken, keyturn: Keyturn) -> bool:
+    life = timedelta(seconds=token.claims["exp"] - token.claims["iat"])
+    ends_soon: bool = keyturn.db.clock().timestamp() > token.claims["exp"] - buffer(life).total_seconds()
+    return ends_soon
+
+
+def _for_proxies(fields: Fields) -> Fields:
+    """The fields, and the first two of them again under names of their own."""
+    return [*fields, *((name, value) for name, (_, value) in zip(_FOR_PROXIES, fields, strict=False))]
+
+
+def _answer(request: Request, verified: AccessToken, fields: Fields) -> Answer:
+    """The answer about a verified token. Further fields go out with a 403 too: it must not lose rotated tokens."""
+    request.session_id = verified.claims["sid"]
+    try:
+        claims = to_json(verified.claims, inf_nan_mode="null")
+    except ValueError:
+        # The signature is right, but another holder of the key wrote lone surrogates or endless nesting.
+        raise InvalidToken("claims that can't be written as JSON") from None
+    scope = verified.claims.get("scope")
+    granted = scope.split() if isinstance(scope, str) else []
+    # Each `role` and each `scope` must hold, so that a second value never allows more than the first.
+    if any(wanted != verified.role for wanted in request.values("role")):
+        return refused(request, InsufficientScope("another role", user_id=verified.user_id), fields)
+    if not set(" ".join(request.values("scope")).split()) <= set(granted):
+        return refused(request, InsufficientScope("scope not granted", user_id=verified.user_id), fields)
+    return of_json(claims, [*_identity(verified, granted), *fields])
+
+
+def _identity(token: AccessToken, scopes: list[str]) -> list[tuple[bytes, bytes]]:
+    """The header fields for a proxy, from the verified token alone.
+
+    Always all four: if one were missing, a proxy would let the client's own field of that name pass. A value that is
+    not printable ASCII is left empty, so that no client can smuggle in a second field.
+    """
+    values = (
+        (b"x-auth-subject", token.subject),
+        (b"x-auth-role", token.role),
+        (b"x-auth-scope", " ".join(scopes)),
+        (b"x-auth-session", token.claims["sid"]),
+    )
+    return [(name, value.encode() if value.isascii() and value.isprintable() else b"") for name, value in values]
+
+
+_IDENTITY = {
+    name: {"schema": {"type": "string"}, "description": f"Claim `{claim}`; empty where there is none."}
+    for name, claim in {
+        "X-Auth-Subject": "sub",
+        "X-Auth-Role": "role",
+        "X-Auth-Session": "sid",
+        "X-Auth-Scope": "scope",
+    }.items()
+}
+
+ENDPOINTS = (
+    Endpoint(
+        "GET",
+        "/auth/verify",
+        verify,
+        tag="auth",
+        credentials="bearer",
+        query=(
+            QueryParameter("role", "The role that is needed."),
+            QueryParameter("scope", "Scopes, separated by spaces."),
+            QueryParameter("refresh", "`true`: refresh the browser's cookies on the way."),
+        ),
+        model=Claims,
+        response_headers=_IDENTITY | SET_COOKIES,
+        refusals=(InvalidRequest, InvalidToken, InsufficientScope, TemporarilyUnavailable),
+        any_method=True,  # some proxies ask with their client's method, others with one of their own
+        fast=True,
+    ),
+)

@@ -1,0 +1,78 @@
+"""The settings about browsers: cookies, and the origins whose pages may call Keyturn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, Field
+
+from .place import Place
+from .settings_values import Seconds, checked_domain, checked_origins, on_loopback, within
+
+
+class WebSettings(Place):
+    """The settings about browsers."""
+
+    cookies: Annotated[
+        bool,
+        Field(description="Whether browsers may get their tokens in cookies. If the issuer is http, only on loopback."),
+    ] = True
+    login_mode: Annotated[
+        Literal["bearer", "cookie", "split"],
+        Field(description="Where a sign-in puts the tokens if it does not say so: docs/web.md."),
+    ] = "bearer"
+    remember: Annotated[
+        bool,
+        Field(description="Whether cookies outlive the browser session if the sign-in does not say so."),
+    ] = True
+    cookie_domain: Annotated[
+        str | None,
+        BeforeValidator(checked_domain),
+        Field(description="Domain of the cookies, as `example.com`: all its hosts get them. Unset: this host alone."),
+    ] = None
+    cookie_same_site: Annotated[
+        Literal["strict", "lax"],
+        Field(description="`lax`: cookies also come with a link from another site (`SameSite=Lax`)."),
+    ] = "strict"
+    cookie_partitioned: Annotated[
+        bool, Field(description="Whether cookies are kept apart for each top-level site (CHIPS).")
+    ] = False
+    allowed_origins: Annotated[
+        str,
+        BeforeValidator(checked_origins),
+        Field(
+            description="Origins, comma-separated, whose pages may call Keyturn with cookies: `https://host[:port]`."
+        ),
+    ] = ""
+    hsts: Annotated[
+        Seconds,
+        Field(
+            ge=timedelta(0),
+            le=timedelta(days=730),
+            description="Seconds for which browsers reach this host by https alone (RFC 6797); 0: they are not told.",
+        ),
+    ] = timedelta(0)
+
+    def web_rules(self, issuer: str) -> Iterator[tuple[bool, str]]:
+        """For each rule on these settings and the issuer: whether it is broken, and its message."""
+        parts = urlsplit(issuer)
+        host = parts.hostname or ""
+        yield (
+            self.cookies and parts.scheme == "http" and not on_loopback(host),
+            "KEYTURN_ISSUER must be https or on loopback, so that nobody reads cookies (or: KEYTURN_COOKIES=false)",
+        )
+        yield (
+            not self.cookies and self.login_mode != "bearer",
+            "KEYTURN_LOGIN_MODE must be bearer with KEYTURN_COOKIES=false",
+        )
+        yield (
+            self.cookie_partitioned and parts.scheme != "https",
+            "KEYTURN_COOKIE_PARTITIONED needs an https KEYTURN_ISSUER",
+        )
+        yield (
+            self.cookie_domain is not None and not within(host, self.cookie_domain),
+            "KEYTURN_COOKIE_DOMAIN must be the host of KEYTURN_ISSUER, or a domain above it",
+        )

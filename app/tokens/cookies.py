@@ -1,0 +1,169 @@
+"""Cookies for browsers (RFC 6265): their names, attributes and values, after RFC 10017 section 6.1.
+
+Both tokens of a session may travel in cookies that no script can read. Each value is sealed: see `SealedCookies`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Literal
+from uuid import UUID
+
+from ..errors import ConfigurationError
+from ..settings import Settings
+from .access_tokens import longest_token
+from .sealed_cookies import SealedCookies
+
+Mode = Literal["bearer", "cookie", "split"]
+"""Where the tokens of a session travel. "bearer": in bodies. "cookie": in cookies. "split": only the refresh token in a
+cookie."""
+
+Fields = Sequence[tuple[bytes, bytes]]
+
+MOST_VALUES = 16
+"""The most cookies of Keyturn's names that one request may carry. A browser sends two or three."""
+
+_OVERHEAD = 8 + 16 + 12 + 16 + 1  # bytes of a value beside its token: key id, session id, nonce, tag, flags
+_LARGEST = 4096  # bytes of name, value and attributes: RFC 6265 section 6.1
+_LONGEST_AGE = timedelta(days=400)  # browsers keep no cookie longer
+_REMEMBERED = 1  # the bit of the flags that says whether the browser keeps the cookie when it is closed
+
+
+def buffer(life: timedelta) -> timedelta:
+    """How much longer a cookie lives than its token, for clocks that differ: 60 seconds, or a tenth of a short life."""
+    return min(timedelta(seconds=60), life / 10)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A cookie that Keyturn sealed. Its token may be over."""
+
+    name: str
+    session_id: UUID
+    token: str = field(repr=False)
+    remembered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """A cookie's name and attributes."""
+
+    name: str
+    path: str
+    attributes: str
+    """All attributes but Max-Age, with the semicolon before each."""
+
+
+class Cookies:
+    """Makes the cookies of one deployment, and opens them. No I/O."""
+
+    def __init__(self, settings: Settings, sealed: SealedCookies) -> None:
+        """Names and attributes follow from the settings.
+
+        Raises:
+            ConfigurationError: the cookie of the longest token would be larger than browsers take.
+        """
+        self._sealed = sealed
+        self.enabled = settings.cookies
+        """Whether cookies are read and set at all."""
+        secure, domain = settings.iss.startswith("https://"), settings.cookie_domain
+        self._domain = domain
+        same_site = settings.cookie_same_site.capitalize()
+        common = "; HttpOnly" + ("; Secure" if secure else "") + f"; SameSite={same_site}"
+        self._common = common + ("; Partitioned" if settings.cookie_partitioned else "")
+        self._scope = f"{settings.root_path}/auth"
+        if not secure:
+            access, refresh, split = "keyturn-access", "keyturn-refresh", "keyturn-split-refresh"
+        elif domain:
+            access, refresh, split = (
+                "__Secure-keyturn-access",
+                "__Secure-keyturn-refresh",
+                "__Secure-Http-keyturn-refresh",
+            )
+        else:
+            access, refresh = "__Host-Http-keyturn-access", "__Host-Http-keyturn-refresh"
+            split = "__Secure-Http-keyturn-refresh"
+        self.access, self.refresh, self.split = access, refresh, split
+        """The names: access cookie, refresh cookie of mode "cookie", refresh cookie of mode "split"."""
+        self._forms = {
+            name: self._form(name, path, domain) for name, path in ((access, "/"), (refresh, "/"), (split, self._scope))
+        }
+        if self.enabled:
+            self._check_size(settings)
+
+    def _form(self, name: str, path: str, domain: str | None) -> _Form:
+        return _Form(name, path, f"; Path={path}" + (f"; Domain={domain}" if domain else "") + self._common)
+
+    def _check_size(self, settings: Settings) -> None:
+        value = -(-(_OVERHEAD + longest_token(settings)) * 4 // 3)  # base64url
+        form = self._forms[self.access]
+        if len(f"{form.name}=; Max-Age=99999999{form.attributes}") + value > _LARGEST:
+            raise ConfigurationError(
+                "KEYTURN_ISSUER and KEYTURN_AUDIENCE are too long: the access cookie could exceed 4096 bytes "
+                "(KEYTURN_COOKIES=false: no cookies)"
+            )
+
+    # -- reading
+
+    def among(self, cookies: Mapping[str, list[str]], mode: Mode | None = None) -> list[tuple[str, str]]:
+        """The names and values of a mode's cookies in a request, or of all modes'. Empty if cookies are off."""
+        if not cookies or not self.enabled:
+            return []
+        names = {"cookie": (self.access, self.refresh), "split": (self.split,)}.get(mode or "", tuple(self._forms))
+        return [(name, value) for name in names for value in cookies.get(name, ())]
+
+    def open(self, name: str, value: str) -> Opened | None:
+        """What a cookie holds. None if Keyturn did not seal it, if a bit was changed, or if its key is retired.
+
+        Raises:
+            TemporarilyUnavailable: its key is unknown, and the key set may be out of date.
+        """
+        opened = self._sealed.open(name, value)
+        if opened is None:
+            return None
+        session_id, plain = opened
+        return Opened(name, session_id, plain[1:].decode("latin-1"), bool(plain[:1] and plain[0] & _REMEMBERED))
+
+    def opened(self, given: Iterable[tuple[str, str]]) -> list[Opened]:
+        """Those of the cookies that open. Raises as `open`."""
+        return [opened for name, value in given if (opened := self.open(name, value)) is not None]
+
+    # -- setting
+
+    def set(self, name: str, session_id: UUID, token: str, life: timedelta, *, remembered: bool) -> bytes:
+        """The Set-Cookie field (RFC 6265 section 4.1) that gives a token to a browser.
+
+        Args:
+            name: one of the three names.
+            session_id: the session of the token.
+            token: the text of the token.
+            life: how long the token lives from now on.
+            remembered: whether the cookie survives the end of the browser session.
+        """
+        form = self._forms[name]
+        value = self._sealed.seal(name, session_id, bytes([_REMEMBERED * remembered]) + token.encode())
+        age = f"; Max-Age={min(life + buffer(life), _LONGEST_AGE) // timedelta(seconds=1)}" if remembered else ""
+        return f"{name}={value}{age}{form.attributes}".encode()
+
+    def clear(self, name: str) -> bytes:
+        """The Set-Cookie field that deletes a cookie. It names the same path and domain as the one that set it."""
+        return self._cleared(self._forms[name])
+
+    def clear_others(self, name: str) -> list[bytes]:
+        """Deletes cookies of the same name under another path or domain, which an older set-up may have set.
+
+        A browser takes no such cookie if the name begins with ``__Host-``.
+        """
+        if name.startswith("__Host-"):
+            return []
+        this = self._forms[name]
+        variants = (
+            self._form(name, path, domain) for path in ("/", self._scope) for domain in {None: None, self._domain: None}
+        )
+        return [self._cleared(form) for form in variants if form != this]
+
+    @staticmethod
+    def _cleared(form: _Form) -> bytes:
+        return f"{form.name}=; Max-Age=0{form.attributes}".encode()
