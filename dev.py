@@ -1,6 +1,7 @@
 """Runs Keyturn from a bare checkout, with only Python >= 3.11. The first call installs the hashed lock into `.venv`.
 
 python3 dev.py serve             starts the service (all options of `keyturn serve`)
+python3 dev.py demo              starts the service and two web applications that sign in with it (examples/web)
 python3 dev.py test [...]        runs the tests in several processes (all options of pytest; -n 0: one process)
 python3 dev.py coverage [...]    runs the tests slowly, and reports the lines and branches of app/ that no test ran
 python3 dev.py check             checks lint, format, types and imports
@@ -134,12 +135,18 @@ def main(command: str = "--help", *options: str) -> None:
         sys.exit(f"Keyturn needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}.")
     if command in {"-h", "--help"}:
         sys.exit(print(__doc__))
-    modules = {"serve": ("app", "serve"), "test": TEST, "bench": ("bench",), "keyturn": ("app",)}
+    modules = {
+        "serve": ("app", "serve"),
+        "demo": ("examples.web",),
+        "test": TEST,
+        "bench": ("bench",),
+        "keyturn": ("app",),
+    }
     if command not in {"check", "lock", "coverage", *modules}:
         _wrong("there is no such command")
-    if command in {"check", "lock"} and {"-h", "--help"} & set(options):
+    if command in {"check", "demo", "lock"} and {"-h", "--help"} & set(options):
         sys.exit(print(__doc__))
-    if not set(options) <= {"check": set(), "lock": {"--upgrade"}}.get(command, set(options)):
+    if not set(options) <= {"check": set(), "demo": set(), "lock": {"--upgrade"}}.get(command, set(options)):
         _wrong(f"{command} has no such option")
     os.chdir(ROOT)  # so that `python -m` finds the packages of this checkout from any directory
     if command == "lock":

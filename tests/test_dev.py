@@ -154,11 +154,17 @@ def test_without_a_command_dev_py_says_what_it_can_do_and_installs_nothing(check
 def test_a_command_that_is_asked_for_help_or_that_there_is_not_runs_nothing_and_installs_nothing(
     checkout: Path,
 ) -> None:
-    for words in (("check", "--help"), ("check", "-h"), ("lock", "--help"), ("lock", "--upgrade", "-h")):
+    for words in (
+        ("check", "--help"),
+        ("check", "-h"),
+        ("demo", "-h"),
+        ("lock", "--help"),
+        ("lock", "--upgrade", "-h"),
+    ):
         shown = dev(checkout, *words)
         assert (shown.returncode, shown.stderr) == (0, "")
         assert "dev.py check" in shown.stdout
-    for unknown in (("fly",), ("--serve",), ("check", "--fix"), ("lock", "--upgrades")):
+    for unknown in (("fly",), ("--serve",), ("check", "--fix"), ("demo", "--port"), ("lock", "--upgrades")):
         wrong = dev(checkout, *unknown)
         assert (wrong.returncode, wrong.stdout) == (2, "")
         assert "no such" in wrong.stderr
