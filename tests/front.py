@@ -73,6 +73,7 @@ class Front:
         self.routes = dict(routes)
         self.seen: list[Exchange] = []
         self._held: dict[str, Held] = {}
+        self._connections: set[asyncio.Task[None]] = set()  # asyncio itself keeps no reference to them
         self._certificate = certificate
 
     @property
@@ -103,17 +104,24 @@ class Front:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for held in self._held.values():
-            held.release()
         self._server.close()
+        for connection in self._connections:
+            connection.cancel()
+        if self._connections:
+            await asyncio.wait(self._connections)
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # A browser opens connections in advance, and drops those that it does not need.
-        with suppress(asyncio.IncompleteReadError, OSError):
-            await self._exchange(reader, writer)
-        with suppress(OSError):
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = asyncio.create_task(self._serve(reader, writer))
+        self._connections.add(connection)
+        connection.add_done_callback(self._connections.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            # A browser opens connections in advance, and drops those that it does not need.
+            with suppress(asyncio.IncompleteReadError, OSError):
+                await self._exchange(reader, writer)
+        finally:
             writer.close()
-            await writer.wait_closed()
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         line, given = await _head(reader)

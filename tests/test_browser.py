@@ -20,8 +20,8 @@ import pytest
 from tests.browser import MISSING, call, cookie_rows, cookie_store, profile, visitor
 from tests.conftest import NEW_PASSWORD, PASSWORD
 from tests.front import PAGE, Front, certificate
+from tests.processes import ACCOUNT, keyturn_for_browsers, keyturn_settings
 from tests.servers import free_port
-from tests.web_example import ACCOUNT, keyturn_for_browsers, keyturn_settings
 
 if TYPE_CHECKING:
     from playwright.async_api import Browser, Page, Playwright

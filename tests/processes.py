@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import sqlite3
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
@@ -45,6 +46,13 @@ async def keyturn_for_browsers(
         async with httpx2.AsyncClient(base_url=service.url, trust_env=False, timeout=20) as client:
             assert (await client.post("/auth/register", json=ACCOUNT)).status_code == 201
         yield service
+
+
+def rotations(folder: Path) -> int:
+    """How often the newest session of the Keyturn in this folder was rotated, as its row says."""
+    with closing(sqlite3.connect(folder / "data" / "keyturn.db")) as database:
+        (generation,) = database.execute("SELECT generation FROM sessions ORDER BY created_at DESC LIMIT 1").fetchone()
+    return int(generation)
 
 
 @asynccontextmanager
