@@ -15,7 +15,8 @@ from ..errors import InvalidGrant, InvalidRequest, InvalidToken, NotFound
 from ..http.request import Request
 from ..keyturn import Keyturn
 from ..sessions.answers import Tokens
-from ..tokens.cookies import MOST_VALUES, Cookies, Mode, Opened, of_one_session
+from ..tokens.cookies import MOST_VALUES, Cookies, Mode, Opened
+from ..tokens.sealed_cookies import of_one_session
 
 _SET_COOKIE = b"set-cookie"
 

@@ -14,7 +14,7 @@ from uuid import UUID
 from ..errors import ConfigurationError
 from ..settings import Settings
 from .access_tokens import longest_token
-from .sealed_cookies import SealedCookies
+from .sealed_cookies import ADDED, SealedCookies
 
 Mode = Literal["bearer", "cookie", "split"]
 """Where the tokens of a session travel. "bearer": in bodies. "cookie": in cookies. "split": only the refresh token in a
@@ -23,8 +23,7 @@ cookie."""
 MOST_VALUES = 16
 """The most cookies of Keyturn's names that one request may carry. A browser sends two or three."""
 
-_OVERHEAD = 8 + 16 + 12 + 16 + 1  # bytes of a value beside its token: key id, session id, nonce, tag, flags
-_NAMED = 32  # characters of a value in the clear: key id and session id
+_FLAGS = 1  # byte, before the token
 _LARGEST = 4096  # bytes of name, value and attributes: RFC 6265 section 6.1
 _LONGEST_AGE = timedelta(days=400)  # browsers keep no cookie longer
 _REMEMBERED = 1  # the bit of the flags that says whether the browser keeps the cookie when it is closed
@@ -33,11 +32,6 @@ _REMEMBERED = 1  # the bit of the flags that says whether the browser keeps the 
 def buffer(life: timedelta) -> timedelta:
     """How much longer a cookie lives than its token, for clocks that differ: 60 seconds, or a tenth of a short life."""
     return min(timedelta(seconds=60), life / 10)
-
-
-def of_one_session(value: str, other: str) -> bool:
-    """Whether two values name the same session and the same key, in the clear. Only opening them proves it."""
-    return value[:_NAMED] == other[:_NAMED]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +99,7 @@ class Cookies:
         return _Form(name, path, f"; Path={path}" + (f"; Domain={domain}" if domain else "") + self._common)
 
     def _check_size(self, settings: Settings) -> None:
-        value = -(-(_OVERHEAD + longest_token(settings)) * 4 // 3)  # base64url
+        value = -(-(ADDED + _FLAGS + longest_token(settings)) * 4 // 3)  # characters of base64url
         form = self._forms[self.access]
         if len(f"{form.name}=; Max-Age=99999999{form.attributes}") + value > _LARGEST:
             raise ConfigurationError(
@@ -135,7 +129,7 @@ class Cookies:
         if opened is None or not opened[1]:
             return None
         session_id, plain = opened
-        return Opened(session_id, plain[1:].decode("latin-1"), bool(plain[0] & _REMEMBERED))
+        return Opened(session_id, plain[_FLAGS:].decode("latin-1"), bool(plain[0] & _REMEMBERED))
 
     # -- setting
 
