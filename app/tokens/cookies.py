@@ -16,7 +16,8 @@ from ..settings import Settings
 from .access_tokens import longest_token
 from .sealed_cookies import ADDED, SealedCookies
 
-Mode = Literal["bearer", "cookie", "split"]
+CookieMode = Literal["cookie", "split"]
+Mode = Literal["bearer", CookieMode]
 """Where the tokens of a session travel. "bearer": in bodies. "cookie": in cookies. "split": only the refresh token in a
 cookie."""
 
@@ -29,8 +30,11 @@ _LONGEST_AGE = timedelta(days=400)  # browsers keep no cookie longer
 _REMEMBERED = 1  # the bit of the flags that says whether the browser keeps the cookie when it is closed
 
 
-def buffer(life: timedelta) -> timedelta:
-    """How much longer a cookie lives than its token, for clocks that differ: 60 seconds, or a tenth of a short life."""
+def margin(life: timedelta) -> timedelta:
+    """How much longer than a token of this life its cookie lives, and how long before its end it is refreshed.
+
+    Clocks differ, and an answer takes time to arrive: 60 seconds, or a tenth of a life of less than ten minutes.
+    """
     return min(timedelta(seconds=60), life / 10)
 
 
@@ -87,7 +91,7 @@ class Cookies:
         self._forms = {
             name: self._form(name, path, domain) for name, path in ((access, "/"), (refresh, "/"), (split, self._scope))
         }
-        self._names: dict[Mode | None, tuple[str, ...]] = {
+        self._names: dict[CookieMode | None, tuple[str, ...]] = {
             None: (access, refresh, split),
             "cookie": (access, refresh),
             "split": (split,),
@@ -107,14 +111,14 @@ class Cookies:
                 "(KEYTURN_COOKIES=false: no cookies)"
             )
 
-    def refresh_name(self, mode: Mode) -> str:
-        """The name of the cookie that holds the refresh token in a mode with cookies."""
+    def refresh_name(self, mode: CookieMode) -> str:
+        """The name of the cookie that holds the refresh token in this mode."""
         return self.split if mode == "split" else self.refresh
 
     # -- reading
 
-    def among(self, cookies: Mapping[str, list[str]], mode: Mode | None = None) -> dict[str, list[str]]:
-        """Of the cookies of a request, those of a mode, or of both modes. Empty if cookies are off."""
+    def ours(self, cookies: Mapping[str, list[str]], mode: CookieMode | None = None) -> dict[str, list[str]]:
+        """Of all cookies of a request, Keyturn's own of one mode, or of both modes. Empty if cookies are off."""
         if not cookies or not self.enabled:
             return {}
         return {name: cookies[name] for name in self._names[mode] if name in cookies}
@@ -145,7 +149,7 @@ class Cookies:
         """
         form = self._forms[name]
         value = self._sealed.seal(name, session_id, bytes([_REMEMBERED * remembered]) + token.encode())
-        age = f"; Max-Age={min(life + buffer(life), _LONGEST_AGE) // timedelta(seconds=1)}" if remembered else ""
+        age = f"; Max-Age={min(life + margin(life), _LONGEST_AGE) // timedelta(seconds=1)}" if remembered else ""
         return f"{name}={value}{age}{form.attributes}".encode()
 
     def clear(self, name: str) -> bytes:
@@ -153,7 +157,7 @@ class Cookies:
         return self._cleared(self._forms[name])
 
     def clear_others(self, name: str) -> list[bytes]:
-        """Deletes cookies of the same name under another path or domain, which an older set-up may have set.
+        """The fields that delete cookies of the same name under another path or domain, as other settings set them.
 
         A browser takes no such cookie if the name begins with ``__Host-``.
         """
@@ -161,7 +165,9 @@ class Cookies:
             return []
         this = self._forms[name]
         variants = (
-            self._form(name, path, domain) for path in ("/", self._scope) for domain in {None: None, self._domain: None}
+            self._form(name, path, domain)
+            for path in ("/", self._scope)
+            for domain in dict.fromkeys((None, self._domain))
         )
         return [self._cleared(form) for form in variants if form != this]
 
