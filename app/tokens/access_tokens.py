@@ -188,7 +188,7 @@ class AccessTokens:
         return token
 
 
-_LONGEST_ROLE = 12 * 32  # bytes: 32 characters (the column), each written as two escapes like `\ud83d` at most
+_LONGEST_ROLE = 32  # bytes: as many characters of ASCII (app/users/users.py)
 _LONGEST_CLIENT_ID = 2 * 64  # bytes: 64 characters of ASCII (the setting), each with a backslash at most
 _LONGEST_SIGNATURE = 384  # bytes: RS256 with 3072 bits
 _LONGEST_REST = 512  # bytes: the names of all members, three UUIDs, the generation, two moments
