@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import get_args
 from uuid import UUID
 
@@ -118,7 +119,7 @@ class PresentedCookies:
             raise InvalidToken("access cookies of two live sessions")
         if not valid:
             raise refusal
-        return max(valid, key=lambda each: each[0])[1]
+        return max(valid, key=itemgetter(0))[1]
 
     async def _valid(self, opened: Sequence[Opened]) -> tuple[list[tuple[int, Opened]], InvalidToken]:
         """The cookies with a valid access token, each after its ``iat``; and the refusal of the last other one."""
@@ -142,7 +143,9 @@ class PresentedCookies:
             except InvalidGrant as e:
                 refusal = e
             else:
-                newest[each.session_id] = max(newest.get(each.session_id, (-1, each)), (generation, each), key=_first)
+                newest[each.session_id] = max(
+                    newest.get(each.session_id, (-1, each)), (generation, each), key=itemgetter(0)
+                )
         if not newest:
             raise refusal
         candidates = [each for _, each in newest.values()]
@@ -193,7 +196,3 @@ def fields_to_set(cookies: Cookies, mode: Mode, tokens: Tokens, *, remembered: b
     life = tokens.access_expires_at - now
     access = cookies.set(cookies.access, session_id, tokens.access_token, life, remembered=remembered)
     return [(_SET_COOKIE, access), refresh]
-
-
-def _first(pair: tuple[int, Opened]) -> int:
-    return pair[0]

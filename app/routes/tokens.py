@@ -8,7 +8,7 @@ from pydantic import Field
 from pydantic_core import to_json
 
 from ..errors import CrossSite, InvalidGrant, InvalidRequest, InvalidToken, TemporarilyUnavailable
-from ..http.answers import Answer, of_json
+from ..http.answers import Answer, Fields, of_json
 from ..http.endpoints import Endpoint
 from ..http.request import Request
 from ..keyturn import Keyturn
@@ -83,6 +83,7 @@ async def logout(keyturn: Keyturn, request: Request) -> Answer:
     body = request.content_or_default(Logout)
     access = [] if bearer is None else [bearer]
     refresh = [] if body.refresh_token is None else [body.refresh_token]
+    clearing: Fields = ()
     presented = PresentedCookies.of(keyturn, request, body.mode)
     if presented:
         request.require_own_site()
@@ -92,7 +93,7 @@ async def logout(keyturn: Keyturn, request: Request) -> Answer:
             for name in (presented.cookies.refresh, presented.cookies.split)
             for each in presented.opened(name)
         ]
-    clearing = presented.fields_to_clear()
+        clearing = presented.fields_to_clear()
     try:
         ended = await keyturn.ending.logout(access, refresh, body.scope or "this", by=request.by("user"))
     except (InvalidToken, InvalidGrant) as refusal:

@@ -184,7 +184,7 @@ ENDPOINTS = (
         query=(
             QueryParameter("role", "The role that is needed."),
             QueryParameter("scope", "Scopes, separated by spaces."),
-            QueryParameter("refresh", "`true`: refresh the browser's cookies on the way."),
+            QueryParameter("refresh", "`true`, for proxies and middleware: refresh the browser's cookies on the way."),
         ),
         model=Claims,
         response_headers=_IDENTITY | SET_COOKIES,

@@ -72,9 +72,9 @@ class Cookies:
         secure, domain = settings.iss.startswith("https://"), settings.cookie_domain
         self._domain = domain
         same_site = settings.cookie_same_site.capitalize()
-        common = "; HttpOnly" + ("; Secure" if secure else "") + f"; SameSite={same_site}"
-        self._common = common + ("; Partitioned" if settings.cookie_partitioned else "")
-        self._scope = f"{settings.root_path}/auth"
+        self._common = "; HttpOnly" + ("; Secure" if secure else "") + f"; SameSite={same_site}"
+        self._common += "; Partitioned" if settings.cookie_partitioned else ""
+        self._split_path = f"{settings.root_path}/auth"
         if not secure:
             access, refresh, split = "keyturn-access", "keyturn-refresh", "keyturn-split-refresh"
         elif domain:
@@ -89,7 +89,8 @@ class Cookies:
         self.access, self.refresh, self.split = access, refresh, split
         """The names: access cookie, refresh cookie of mode "cookie", refresh cookie of mode "split"."""
         self._forms = {
-            name: self._form(name, path, domain) for name, path in ((access, "/"), (refresh, "/"), (split, self._scope))
+            name: self._form(name, path, domain)
+            for name, path in ((access, "/"), (refresh, "/"), (split, self._split_path))
         }
         self._names: dict[CookieMode | None, tuple[str, ...]] = {
             None: (access, refresh, split),
@@ -166,7 +167,7 @@ class Cookies:
         this = self._forms[name]
         variants = (
             self._form(name, path, domain)
-            for path in ("/", self._scope)
+            for path in ("/", self._split_path)
             for domain in dict.fromkeys((None, self._domain))
         )
         return [self._cleared(form) for form in variants if form != this]
