@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from time import monotonic
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from app.actors import SERVICE
 from app.errors import TemporarilyUnavailable
 from app.keyturn import Keyturn
+from app.routes.presented_cookies import PresentedCookies
 from app.storage.tables import uuid7
 from app.tokens.key_set import CookieKey, KeySet
 from app.tokens.keys import UNREAD_LIMIT, Keys
@@ -197,6 +199,12 @@ def test_no_repr_shows_a_cookie_key() -> None:
     assert KEY.kid in shown
     for spelling in (repr(KEY.secret)[2:-1], KEY.secret.hex(), "sealing"):
         assert spelling not in shown
+
+
+def test_no_repr_shows_a_presented_cookie() -> None:
+    value = COOKIES.seal(ACCESS, SESSION, PLAIN)
+    unused: Any = None
+    assert value not in repr(PresentedCookies(unused, unused, {ACCESS: [value]}))
 
 
 # -- the keys

@@ -8,7 +8,7 @@ tell which of them the user means.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import get_args
 from uuid import UUID
@@ -27,9 +27,9 @@ _SET_COOKIE = b"set-cookie"
 class PresentedCookies:
     """The cookies of Keyturn in one request. Opens a cookie only when its token is asked for."""
 
-    keyturn: Keyturn
+    keyturn: Keyturn = field(repr=False)
     cookies: Cookies
-    values: Mapping[str, Sequence[str]]
+    values: Mapping[str, Sequence[str]] = field(repr=False)
     """The values by name, as the browser sent them. A name without a value is absent."""
 
     @classmethod
