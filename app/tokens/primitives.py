@@ -23,7 +23,7 @@ KEY_BYTES = 32
 
 _NONCE = 12  # bytes: RFC 5116 sections 5.1 and 5.2
 _TO_URL = bytes.maketrans(b"+/", b"-_")
-_FROM_URL = bytes.maketrans(b"-_+/=", b"+/!!!")  # what base64url has not becomes what base64 has not
+_FROM_URL = bytes.maketrans(b"-_+/=", b"+/!!!")  # "+", "/" and "=" become "!", which the decoder refuses
 _PADDING = (b"", b"===", b"==", b"=")
 _LAST = {
     1: "",
