@@ -62,11 +62,13 @@ async def verify(keyturn: Keyturn, request: Request) -> Answer:
     Every method, and every path below this one, gets the same answer. The path and query that a proxy appends, and the
     body, are ignored. A proxy that appends a path makes its demands so: `/auth/verify;role=admin;scope=read`.
     """
+    # Before the credentials, so that an operator who mistypes the demand learns it from the first request.
+    refreshes = bool(request.query) and _refreshes(request)
     token = request.bearer()
     if token is not None:
         return _answer(request, await keyturn.reading.verify(token), ())
     presented = PresentedCookies.of(keyturn, request, "cookie")
-    if presented and _refreshes(request):
+    if presented and refreshes:
         return await _refreshed_on_the_way(keyturn, request, presented)
     return _answer(request, await keyturn.reading.verify(await presented.access_token()), ())
 
@@ -86,7 +88,7 @@ def _refreshes(request: Request) -> bool:
 async def _refreshed_on_the_way(keyturn: Keyturn, request: Request, presented: PresentedCookies) -> Answer:
     """The answer to a browser's cookies. A refresh that can't be made now takes nothing from a valid access cookie."""
     found = await _verified(keyturn, presented)
-    if isinstance(found, AccessToken) and not _ends_soon(found, keyturn):
+    if isinstance(found, AccessToken) and not _wants_refresh(found, keyturn):
         return _answer(request, found, ())
     if presented.cookies.refresh in presented:
         try:
@@ -112,11 +114,11 @@ async def _verified(keyturn: Keyturn, presented: PresentedCookies) -> AccessToke
         return refusal
 
 
-def _ends_soon(token: AccessToken, keyturn: Keyturn) -> bool:
-    """Whether less than the margin of its life is left."""
+def _wants_refresh(token: AccessToken, keyturn: Keyturn) -> bool:
+    """Whether less than the margin of its life is left, and the database answers: otherwise a refresh only waits."""
     life = timedelta(seconds=token.claims["exp"] - token.claims["iat"])
-    ends_soon: bool = keyturn.db.clock().timestamp() > token.claims["exp"] - margin(life).total_seconds()
-    return ends_soon
+    ends_soon = keyturn.db.clock().timestamp() > token.claims["exp"] - margin(life).total_seconds()
+    return ends_soon and not keyturn.revocations.fence.database_is_away()
 
 
 def _repeated(request: Request, fields: Fields) -> Fields:
