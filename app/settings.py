@@ -212,7 +212,7 @@ class Settings(WebSettings):
                 not re.fullmatch(r"https?://[^\s?#@]+", issuer) or not urlsplit(issuer).hostname,
                 "KEYTURN_ISSUER must be an http(s) URL without user, query and fragment (RFC 8414 section 2)",
             ),
-            *self.web_rules(self.iss),
+            *self.web_rules(self.iss, self.retry_window),
             (
                 self.retry_window * 3 > self.access_token_lifetime,
                 "KEYTURN_RETRY_WINDOW must be at most a third of KEYTURN_ACCESS_TOKEN_LIFETIME",

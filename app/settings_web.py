@@ -56,8 +56,8 @@ class WebSettings(Place):
         ),
     ] = timedelta(0)
 
-    def web_rules(self, issuer: str) -> Iterator[tuple[bool, str]]:
-        """For each rule on these settings and the issuer: whether it is broken, and its message."""
+    def web_rules(self, issuer: str, retry_window: timedelta) -> Iterator[tuple[bool, str]]:
+        """For each rule on these settings, the issuer and the retry window: whether it is broken, and its message."""
         parts = urlsplit(issuer)
         host = parts.hostname or ""
         yield (
@@ -67,6 +67,10 @@ class WebSettings(Place):
         yield (
             not self.cookies and self.login_mode != "bearer",
             "KEYTURN_LOGIN_MODE must be bearer with KEYTURN_COOKIES=false",
+        )
+        yield (
+            not retry_window and self.login_mode != "bearer",
+            "KEYTURN_LOGIN_MODE must be bearer with KEYTURN_RETRY_WINDOW=0: two tabs of a browser refresh at once",
         )
         yield (
             self.cookie_partitioned and parts.scheme != "https",

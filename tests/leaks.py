@@ -14,6 +14,7 @@ from tests.conftest import NEW_PASSWORD, PASSWORD, SECRET
 SECRETS = {
     "refresh token": re.compile(r"ktr_[A-Za-z0-9_-]{84}"),
     "JWT": re.compile(r"eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}"),
+    "sealed cookie": re.compile(r"keyturn-(?:split-)?(?:access|refresh)=[A-Za-z0-9_-]{40,}"),
     "password": re.compile("|".join(re.escape(password) for password in (PASSWORD, NEW_PASSWORD))),
     "master secret": re.compile(re.escape(SECRET.rstrip("="))),
     "Argon2 hash": re.compile(r"\$argon2(?:id|i|d)\$"),

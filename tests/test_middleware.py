@@ -22,6 +22,7 @@ import starlette.responses
 import uvicorn
 import werkzeug.serving
 
+from app.settings import LEEWAY
 from tests.conftest import CHEAP, PASSWORD, SECRET
 from tests.servers import free_port
 from tests.service import ROOT, Service
@@ -130,7 +131,7 @@ def waiting(service: Service) -> list[Browser]:
     browsers = [Browser() for _ in range(8)]
     for browser in browsers:
         browser.sign_in(service)
-    time.sleep(LIFETIME + 1)
+    time.sleep(LIFETIME + LEEWAY.total_seconds() + 1)
     return browsers
 
 
@@ -171,8 +172,16 @@ def fastapi_server(names: dict[str, Any], service: Service) -> Iterator[int]:
             response.headers.append("set-cookie", value)
         return response
 
-    server = uvicorn.Server(uvicorn.Config(app, port=free_port(), log_config=None, lifespan="off"))
-    with background(lambda: asyncio.run(server.serve()), lambda: setattr(server, "should_exit", True)):
+    server = uvicorn.Server(uvicorn.Config(app, port=free_port(), log_config=None))
+
+    async def serve() -> None:
+        await server.serve()
+        middleware = app.middleware_stack
+        while not isinstance(middleware, names["RefreshOnTheWay"]):
+            middleware = middleware.app
+        await middleware.keyturn.aclose()  # so that no connection is left to the garbage collector
+
+    with background(lambda: asyncio.run(serve()), lambda: setattr(server, "should_exit", True)):
         while not server.started:
             time.sleep(0.01)
         yield server.config.port

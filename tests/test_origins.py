@@ -6,22 +6,26 @@ import json
 import re
 import socket
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from sqlalchemy import text
 
+from app.actors import SERVICE
 from app.errors import ConfigurationError, CrossSite, SlowDown, TemporarilyUnavailable
 from app.http.answers import Answer, of_json
 from app.http.edge import Edge
 from app.http.origins import NONE, Origins
 from app.http.request import Request
+from app.keyturn import Keyturn
 from app.main import create_app
 from app.settings import read
 from app.settings_values import origins_in
-from tests.conftest import CHEAP, SECRET, settings_of
+from tests.conftest import CHEAP, NEW_PASSWORD, PASSWORD, SECRET, settings_of
 from tests.service import Service
 
 ISSUER = "https://auth.example.com"
@@ -248,8 +252,8 @@ def test_the_issuer_s_own_origin_is_written_as_browsers_do(issuer: str, own: str
     assert not origins.is_own(raw(("Origin", foreign)))
 
 
-@pytest.mark.parametrize("issuer", ["https://faß.example", "https://bücher.example"])
-def test_no_origin_is_the_issuer_s_if_its_host_has_several_spellings(issuer: str) -> None:
+@pytest.mark.parametrize("issuer", ["https://faß.example", "https://bücher.example", "https://[v7.a:b]"])
+def test_no_origin_is_the_issuer_s_if_programs_spell_its_host_in_several_ways(issuer: str) -> None:
     origins = Origins(issuer)
     spellings = (
         issuer.encode(),
@@ -303,14 +307,22 @@ def behind_the_edge(origins: Origins) -> httpx2.AsyncClient:
     return httpx2.AsyncClient(transport=httpx2.ASGITransport(Edge(_application, origins=origins)), base_url=ISSUER)
 
 
-@pytest.fixture
-async def client(database_url: str) -> AsyncIterator[httpx2.AsyncClient]:
-    """A client of an instance with allowed origins."""
-    app = create_app(settings_of(database_url, None, issuer=ISSUER, allowed_origins=", ".join(ALLOWED)))
+@asynccontextmanager
+async def serving(database_url: str, **settings: Any) -> AsyncIterator[tuple[Keyturn, httpx2.AsyncClient]]:
+    """Runs an instance with allowed origins in this process: its parts, and a client of it."""
+    settings = {"issuer": ISSUER, "allowed_origins": ", ".join(ALLOWED), **settings}
+    app = create_app(settings_of(database_url, None, **settings))
     async with (
         app.router.lifespan_context(app),
         httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url=ISSUER) as client,
     ):
+        yield app.state.keyturn, client
+
+
+@pytest.fixture
+async def client(database_url: str) -> AsyncIterator[httpx2.AsyncClient]:
+    """A client of an instance with allowed origins."""
+    async with serving(database_url) as (_, client):
         yield client
 
 
@@ -378,7 +390,7 @@ async def test_an_answer_that_goes_out_in_parts_has_the_fields_too() -> None:
         assert named(await client.get("/", headers={"Origin": OTHER})) == readable_by(OTHER)
 
 
-async def test_two_allowed_origins_one_after_the_other_each_get_their_own_answer() -> None:  # attack 113
+async def test_two_allowed_origins_one_after_the_other_each_get_their_own_answer() -> None:
     async with behind_the_edge(Origins(ISSUER, ALLOWED)) as client:
         for origin in (APP, OTHER, APP, LOCAL, OTHER, EVIL, APP):
             answer = await client.get("/", headers={"Origin": origin})
@@ -496,7 +508,7 @@ REFUSED_PREFLIGHTS: list[Fields] = [
 
 
 @pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
-async def test_a_preflight_for_anything_else_is_refused_without_a_word_about_cors(  # attacks 111 and 112
+async def test_a_preflight_for_anything_else_is_refused_without_a_word_about_cors(
     client: httpx2.AsyncClient,
 ) -> None:
     for fields in REFUSED_PREFLIGHTS:
@@ -547,12 +559,7 @@ async def test_no_preflight_lets_a_proxy_s_client_pass(client: httpx2.AsyncClien
 
 @pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
 async def test_under_a_root_path_preflights_are_answered_and_those_at_verify_are_not(database_url: str) -> None:
-    issuer = f"{ISSUER}/keyturn"
-    app = create_app(settings_of(database_url, None, issuer=issuer, root_path="/keyturn", allowed_origins=APP))
-    async with (
-        app.router.lifespan_context(app),
-        httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url=ISSUER) as client,
-    ):
+    async with serving(database_url, issuer=f"{ISSUER}/keyturn", root_path="/keyturn") as (_, client):
         for prefix in ("", "/keyturn"):
             fields = [("Origin", APP), (ASK, "POST")]
             assert (await client.options(f"{prefix}/auth/login", headers=fields)).status_code == 204
@@ -560,7 +567,7 @@ async def test_under_a_root_path_preflights_are_answered_and_those_at_verify_are
             assert (await client.options(f"{prefix}/auth/verify/x", headers=fields)).status_code == 401
 
 
-async def test_a_permission_never_stands_beside_an_asterisk() -> None:  # attack 112
+async def test_a_permission_never_stands_beside_an_asterisk() -> None:
     origins = Origins(ISSUER, ALLOWED)
     async with behind_the_edge(origins) as client:
         for origin in (*ALLOWED, "*", "null"):
@@ -585,6 +592,194 @@ async def test_the_endpoint_behind_a_preflight_is_not_asked() -> None:
         assert asked == []
         await client.options("/auth/logout", headers=[("Origin", APP)])
         assert asked == ["OPTIONS"]
+
+
+# -- requests of another site's page, which the browser sends with the user's cookies
+
+
+CREDENTIALS = {"email": "ada@example.com", "password": PASSWORD}
+STRANGERS: list[Fields] = [
+    [],
+    [("Origin", EVIL)],
+    [("Origin", EVIL), ("Sec-Fetch-Site", "cross-site"), ("Sec-Fetch-Mode", "cors"), ("Sec-Fetch-Dest", "empty")],
+    [("Origin", EVIL), ("Sec-Fetch-Site", "cross-site"), ("Sec-Fetch-Mode", "navigate"), ("Sec-Fetch-User", "?1")],
+    [("Origin", "https://evil.auth.example.com"), ("Sec-Fetch-Site", "same-site")],
+    [("Origin", "https://example.com"), ("Sec-Fetch-Site", "same-site")],
+    [("Origin", f"{ISSUER}.evil.example"), ("Sec-Fetch-Site", "cross-site")],
+    [("Origin", "http://auth.example.com"), ("Sec-Fetch-Site", "cross-site")],
+    [("Origin", f"{ISSUER}:8443"), ("Sec-Fetch-Site", "same-site")],
+    [("Origin", "null")],
+    [("Origin", "null"), ("Sec-Fetch-Site", "cross-site")],
+    [("Origin", "")],
+    [("Origin", f"{ISSUER}, {EVIL}")],
+    [("Origin", ISSUER), ("Origin", EVIL)],
+    [("Sec-Fetch-Site", "cross-site")],
+    [("Sec-Fetch-Site", "same-site")],
+    [("Sec-Fetch-Site", "none")],
+    [("Sec-Fetch-Site", "same-origin, cross-site")],
+    [("Sec-Fetch-Site", "cross-site"), ("Sec-Fetch-Site", "same-origin")],
+    [("Referer", f"{ISSUER}/"), ("Host", "auth.example.com")],
+    [("X-Requested-With", "XMLHttpRequest"), ("X-CSRF-Token", "x")],
+]
+TRUSTED: list[Fields] = [
+    [("Origin", ISSUER)],
+    [("Origin", ISSUER), ("Sec-Fetch-Site", "same-origin")],
+    [("Origin", APP), ("Sec-Fetch-Site", "cross-site")],
+    [("Origin", OTHER), ("Sec-Fetch-Site", "same-site")],
+    [("Sec-Fetch-Site", "same-origin")],
+    [("Origin", "null"), ("Sec-Fetch-Site", "same-origin")],
+]
+DOORS: list[Fields] = [[], [("Prefer", "x")]]
+"""Nothing more for the fast door, and a field with which a request takes FastAPI's."""
+
+
+class Browser:
+    """A browser with one user's cookies, which sends whatever a page makes it send."""
+
+    def __init__(self, client: httpx2.AsyncClient, keyturn: Keyturn) -> None:
+        self._client = client
+        self.keyturn = keyturn
+        self.cookies: Fields = []
+
+    async def post(self, path: str, fields: Fields, **more: Any) -> httpx2.Response:
+        self._client.cookies.clear()
+        return await self._client.post(path, headers=[*fields, *self.cookies], **more)
+
+    async def sign_in(self, mode: str, fields: Fields) -> httpx2.Response:
+        self.cookies = []
+        answer = await self.post("/auth/login", fields, json={**CREDENTIALS, "mode": mode})
+        pairs = [each.partition(";")[0] for each in answer.headers.get_list("set-cookie")]
+        self.cookies = [("Cookie", "; ".join(pairs))] if pairs else []
+        return answer
+
+    async def state(self) -> list[Any]:
+        """All that a request could have changed."""
+        async with self.keyturn.db.begin() as tx:
+            tables = ("sessions", "users", "events")
+            return [(await tx.execute(text(f"SELECT * FROM {table} ORDER BY id"))).all() for table in tables]
+
+
+@pytest.fixture
+async def browser(database_url: str) -> AsyncIterator[Browser]:
+    async with serving(database_url) as (keyturn, client):
+        await keyturn.users.create("ada@example.com", PASSWORD, by=SERVICE)
+        yield Browser(client, keyturn)
+
+
+def cross_site(answer: httpx2.Response) -> None:
+    """Asserts that the request was refused by the rule, and that the browser's cookies stay and no page reads more."""
+    assert (answer.status_code, answer.json()["error"]) == (403, "cross_site"), answer.text
+    assert "set-cookie" not in answer.headers
+    assert not [name for name in answer.headers if "set-cookie" in name]
+
+
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+async def test_another_site_s_page_signs_nobody_in_and_tries_no_password(browser: Browser) -> None:
+    before = await browser.state()
+    for door in DOORS:
+        for fields in STRANGERS:
+            for mode in ("cookie", "split"):
+                for password in (PASSWORD, "wrong", ""):
+                    body = {"email": "ada@example.com", "password": password, "mode": mode}
+                    answer = await browser.post("/auth/login", [*fields, *door], json=body)
+                    if password:
+                        cross_site(answer)
+                    assert named(answer) == {}
+                    assert "set-cookie" not in answer.headers
+    assert await browser.state() == before
+    for fields in STRANGERS:  # tokens in the body are for whoever has the password, and no cookie is set
+        assert (await browser.sign_in("bearer", fields)).status_code == 200
+        assert browser.cookies == []
+
+
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("mode", ["cookie", "split"])
+async def test_another_site_s_page_refreshes_ends_and_changes_nothing(browser: Browser, mode: str) -> None:
+    assert (await browser.sign_in(mode, TRUSTED[0])).status_code == 200
+    before = await browser.state()
+    requests: list[tuple[str, dict[str, Any]]] = [
+        ("/auth/refresh", {}),
+        ("/auth/refresh", {"json": {}}),
+        ("/auth/refresh", {"json": {"mode": mode}}),
+        ("/auth/logout", {}),
+        ("/auth/logout", {"json": {"scope": "all"}}),
+        ("/auth/logout", {"json": {"scope": "others", "mode": mode}}),
+    ]
+    if mode == "cookie":
+        requests += [
+            ("/auth/password", {"json": {"current_password": PASSWORD, "new_password": NEW_PASSWORD}}),
+            ("/auth/password", {"json": {"current_password": "wrong", "new_password": NEW_PASSWORD}}),
+            ("/auth/password", {}),
+        ]
+    for path, more in requests:
+        for fields in STRANGERS:
+            for door in DOORS:
+                answer = await browser.post(path, [*fields, *door], **more)
+                cross_site(answer)
+                assert named(answer) == {}
+    assert await browser.state() == before
+
+
+FORMS = (
+    "application/x-www-form-urlencoded",
+    "multipart/form-data; boundary=x",
+    "text/plain",
+    "text/plain;charset=UTF-8",
+)
+
+
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+async def test_a_form_of_another_site_s_page_changes_nothing(browser: Browser) -> None:
+    await browser.sign_in("cookie", TRUSTED[0])
+    before = await browser.state()
+    change = {"current_password": PASSWORD, "new_password": NEW_PASSWORD}
+    bodies = [
+        b"",
+        b"refresh_token=&scope=all",
+        b'{"scope": "all"}=\r\n',
+        json.dumps(change).encode(),
+        json.dumps({**CREDENTIALS, "mode": "cookie"}).encode(),
+        b'--x\r\nContent-Disposition: form-data; name="mode"\r\n\r\ncookie\r\n--x--\r\n',
+    ]
+    for path in ("/auth/login", "/auth/refresh", "/auth/logout", "/auth/password", "/auth/register"):
+        for content_type in FORMS:
+            for body in bodies:
+                for fields in STRANGERS[1:5]:
+                    sent = [*fields, ("Content-Type", content_type)]
+                    answer = await browser.post(path, sent, content=body)
+                    assert answer.status_code in {400, 403, 415}, (path, content_type, body)
+                    assert (answer.status_code == 415) == bool(body)  # a page needs a preflight to send JSON
+                    assert "set-cookie" not in answer.headers
+                    assert named(answer) == {}
+    assert await browser.state() == before
+
+
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("door", DOORS, ids=["fast", "FastAPI's"])
+@pytest.mark.parametrize("fields", TRUSTED)
+async def test_a_page_of_a_trusted_origin_does_all_of_it(browser: Browser, fields: Fields, door: Fields) -> None:
+    fields = [*fields, *door]
+    for mode in ("split", "cookie"):
+        assert (await browser.sign_in(mode, fields)).status_code == 200
+        assert browser.cookies
+        answer = await browser.post("/auth/refresh", fields)
+        assert (answer.status_code, len(answer.headers.get_list("set-cookie"))) == (200, 2 if mode == "cookie" else 1)
+        if mode == "cookie":
+            change = {"current_password": PASSWORD, "new_password": NEW_PASSWORD}
+            assert (await browser.post("/auth/password", fields, json=change)).status_code == 204
+        answer = await browser.post("/auth/logout", fields)
+        assert answer.status_code == 204
+        assert answer.headers.get_list("set-cookie")
+
+
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+async def test_a_token_that_no_page_of_another_site_has_is_taken_from_everywhere(browser: Browser) -> None:
+    for fields in STRANGERS:
+        tokens = (await browser.sign_in("bearer", fields)).json()
+        answer = await browser.post("/auth/refresh", fields, json={"refresh_token": tokens["refresh_token"]})
+        assert (answer.status_code, named(answer)) == (200, {})
+        bearer = ("Authorization", f"Bearer {answer.json()['access_token']}")
+        assert (await browser.post("/auth/logout", [*fields, bearer])).status_code == 204
 
 
 # -- over the wire

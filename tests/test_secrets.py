@@ -20,6 +20,7 @@ def test_each_kind_of_secret_would_be_found(tmp_path: Path) -> None:
     planted = [
         "ktr_" + "aB3-_x" * 14,
         "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJlLW9m",
+        "__Host-Http-keyturn-refresh=" + "aB3-_x" * 14,
         PASSWORD,
         SECRET,
         "$argon2id$v=19$m=8,t=1,p=1$c2FsdA$aGFzaA",

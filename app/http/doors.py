@@ -27,7 +27,9 @@ USUAL_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 # A field is plain if the edge or `Request` reads it, or if it means nothing to any endpoint. Any other field may mean
 # something to a check of the slow door, now or later: DPoP, Prefer, If-Match and so on.
-_READ = b"host content-type content-length authorization x-request-id cookie origin sec-fetch-site"
+_READ = (
+    b"host content-type content-length authorization x-request-id sec-keyturn-set-cookie cookie origin sec-fetch-site"
+)
 _ABOUT_THE_CLIENT = (
     b"user-agent accept accept-charset accept-encoding accept-language cache-control connection dnt keep-alive pragma "
     b"priority referer sec-gpc upgrade-insecure-requests"

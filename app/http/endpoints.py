@@ -18,7 +18,7 @@ Parts = TypeVar("Parts")
 
 @dataclass(frozen=True, slots=True)
 class QueryParameter:
-    """A query parameter, which may stand several times. `Request.values` reads it."""
+    """A query parameter, which may stand several times. `Request.parameters` has it."""
 
     name: str
     description: str

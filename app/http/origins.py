@@ -126,14 +126,17 @@ def _origin_of(url: str) -> bytes | None:
     """The origin of a URL as browsers write it: in lower case, without the scheme's own port.
 
     None for a host that is not ASCII. Browsers and Python write some of these hosts in different ways, so the result
-    could be another owner's host.
+    could be another owner's host. None, too, for an address of a later version (RFC 3986 section 3.2.2).
     """
     parts = urlsplit(url)
     host, port = parts.hostname, parts.port
     if not host or not host.isascii():
         return None
     if ":" in host:
-        host = f"[{ipaddress.IPv6Address(host).compressed}]"
+        try:
+            host = f"[{ipaddress.IPv6Address(host).compressed}]"
+        except ValueError:
+            return None
     return f"{parts.scheme}://{host}{'' if port in {None, _DEFAULT_PORTS[parts.scheme]} else f':{port}'}".encode()
 
 

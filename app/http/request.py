@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from functools import lru_cache
 from itertools import count
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -188,12 +190,9 @@ class Request:
                 cookies.setdefault(name.strip(" \t"), []).append(value.strip(" \t"))
         return cookies
 
-    def values(self, name: str) -> list[str]:
-        """All values of a query parameter, in their order."""
-        if not self.query:
-            return []
-        pairs = parse_qsl(self.query.decode("latin-1"), keep_blank_values=True)
-        return [value for each, value in pairs if each == name]
+    def parameters(self) -> Mapping[str, tuple[str, ...]]:
+        """The values of each query parameter, in their order."""
+        return _parameters(self.query) if self.query else {}
 
     def content(self, model: type[_Model]) -> _Model:
         """The JSON body as its model.
@@ -219,3 +218,11 @@ class Request:
             InvalidRequest: the body does not fit the model.
         """
         return model() if self.json is ABSENT or self.json is None else self.content(model)
+
+
+@lru_cache(maxsize=256)  # a proxy asks always the same
+def _parameters(query: bytes) -> Mapping[str, tuple[str, ...]]:
+    parameters: dict[str, tuple[str, ...]] = {}
+    for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
+        parameters[name] = (*parameters.get(name, ()), value)
+    return parameters

@@ -21,7 +21,8 @@ from ..http.endpoints import Endpoint
 from ..http.request import Request
 from ..keyturn import Keyturn
 from ..tokens.cookies import Mode
-from .credentials import SET_COOKIES, access_token, given_by
+from .credentials import SET_COOKIES, access_token
+from .jar import given_by
 from .models import Email, Password, RequestBody, TokenAnswer, UserAnswer
 
 

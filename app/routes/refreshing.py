@@ -11,7 +11,7 @@ from ..http.request import Request
 from ..keyturn import Keyturn
 from ..sessions.answers import Tokens
 from ..tokens.cookies import Mode
-from .credentials import Jar, given_by
+from .jar import Jar
 
 
 async def rotated(keyturn: Keyturn, request: Request, refresh_token: str) -> Tokens:
@@ -40,6 +40,6 @@ async def rotated_by_cookie(keyturn: Keyturn, request: Request, jar: Jar, mode: 
         InvalidGrant: the cookies are refused for good.
         TemporarilyUnavailable: as `rotated`.
     """
-    presented = await jar.refresh_token(keyturn, mode)
+    presented = await jar.refresh_token(mode)
     tokens = await rotated(keyturn, request, presented.token)
-    return tokens, [*given_by(jar.cookies, mode, tokens, remembered=presented.remembered), *jar.doubled()]
+    return tokens, jar.given(mode, tokens, remembered=presented.remembered)

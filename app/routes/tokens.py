@@ -13,7 +13,8 @@ from ..http.endpoints import Endpoint
 from ..http.request import Request
 from ..keyturn import Keyturn
 from ..sessions.ending import Reach
-from .credentials import SET_COOKIES, Jar, refused
+from .credentials import SET_COOKIES, refused
+from .jar import Jar
 from .models import RefreshToken, RequestBody, TokenAnswer
 from .refreshing import rotated, rotated_by_cookie
 
@@ -85,8 +86,8 @@ async def logout(keyturn: Keyturn, request: Request) -> Answer:
     jar = Jar.of(keyturn, request, body.mode)
     if jar:
         request.require_own_site()
-        access += [each.token for each in jar.named(jar.cookies.access)]
-        refresh += [each.token for each in jar.named(jar.cookies.refresh, jar.cookies.split)]
+        access += [each.token for each in jar.opened(jar.cookies.access)]
+        refresh += [each.token for name in (jar.cookies.refresh, jar.cookies.split) for each in jar.opened(name)]
     cleared = jar.cleared()
     try:
         ended = await keyturn.ending.logout(access, refresh, body.scope or "this", by=request.by("user"))

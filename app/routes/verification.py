@@ -23,9 +23,11 @@ from ..http.request import Request
 from ..keyturn import Keyturn
 from ..tokens.access_tokens import AccessToken
 from ..tokens.cookies import buffer
-from .credentials import SET_COOKIES, Jar, refused
+from .credentials import SET_COOKIES, refused
+from .jar import Jar
 from .refreshing import rotated_by_cookie
 
+_REPEAT = b"sec-keyturn-set-cookie"
 _FOR_PROXIES = (b"x-auth-set-cookie-access", b"x-auth-set-cookie-refresh")
 """The fields that repeat the two Set-Cookie fields, for proxies that read one field of a name (nginx)."""
 
@@ -56,7 +58,8 @@ async def verify(keyturn: Keyturn, request: Request) -> Answer:
 
     The token is a bearer token or the access cookie. With `refresh=true`, a missing, expired or soon-ending access
     cookie beside a live refresh cookie is refreshed. Pass every `Set-Cookie` of the answer on to the browser, also that
-    of a refusal. `X-Auth-Set-Cookie-Access` and `X-Auth-Set-Cookie-Refresh` repeat them.
+    of a refusal. A proxy that reads only one field of a name sends `Sec-Keyturn-Set-Cookie: repeat`: the answer then
+    repeats them as `X-Auth-Set-Cookie-Access` and `X-Auth-Set-Cookie-Refresh`.
 
     Every method, and every path below this one, gets the same answer. The path and query that a proxy appends, and the
     body, are ignored. A proxy that appends a path makes its demands so: `/auth/verify;role=admin;scope=read`.
@@ -69,9 +72,9 @@ async def verify(keyturn: Keyturn, request: Request) -> Answer:
         raise NoToken("no access token")
     if _refreshes(request):
         return await _refreshed_on_the_way(keyturn, request, jar)
-    if not jar.has(jar.cookies.access):
+    if jar.cookies.access not in jar:
         raise NoToken("no access cookie")
-    return _answer(request, await keyturn.reading.verify(await jar.access_token(keyturn)), ())
+    return _answer(request, await keyturn.reading.verify(await jar.access_token()), ())
 
 
 def _refreshes(request: Request) -> bool:
@@ -80,7 +83,7 @@ def _refreshes(request: Request) -> bool:
     Raises:
         InvalidRequest: it asks for something else.
     """
-    values = set(request.values("refresh"))
+    values = set(request.parameters().get("refresh", ()))
     if not values <= {"true", "false"}:
         raise InvalidRequest("refresh is neither true nor false", description="refresh: must be true or false.")
     return values == {"true"}
@@ -91,7 +94,7 @@ async def _refreshed_on_the_way(keyturn: Keyturn, request: Request, jar: Jar) ->
     verified, refusal = await _verified(keyturn, jar)
     if verified is not None and not _ends_soon(verified, keyturn):
         return _answer(request, verified, ())
-    if jar.has(jar.cookies.refresh):
+    if jar.cookies.refresh in jar:
         try:
             tokens, fields = await rotated_by_cookie(keyturn, request, jar, "cookie")
         except TemporarilyUnavailable:
@@ -101,18 +104,18 @@ async def _refreshed_on_the_way(keyturn: Keyturn, request: Request, jar: Jar) ->
             if verified is None or e.reason is not None:  # the reason says that the session of both tokens is over
                 refusal, verified = InvalidToken(e.cause, reason=e.reason).about(e.session_id, e.user_id), None
         else:
-            return _answer(request, keyturn.reading.just_issued(tokens.access_token), _for_proxies(fields))
+            return _answer(request, keyturn.reading.just_issued(tokens.access_token), _for_proxies(request, fields))
     if verified is not None:
         return _answer(request, verified, ())
-    return refused(request, refusal, _for_proxies(jar.cleared()))
+    return refused(request, refusal, _for_proxies(request, jar.cleared()))
 
 
 async def _verified(keyturn: Keyturn, jar: Jar) -> tuple[AccessToken | None, Refusal]:
     """The access token of the cookies if it is valid, or else its refusal."""
-    if not jar.has(jar.cookies.access):
+    if jar.cookies.access not in jar:
         return None, NoToken("no access cookie")
     try:
-        return await keyturn.reading.verify(await jar.access_token(keyturn)), NoToken()
+        return await keyturn.reading.verify(await jar.access_token()), NoToken()
     except InvalidToken as refusal:
         return None, refusal
 
@@ -123,8 +126,14 @@ def _ends_soon(token: AccessToken, keyturn: Keyturn) -> bool:
     return ends_soon
 
 
-def _for_proxies(fields: Fields) -> Fields:
-    """The fields, and the first two of them again under names of their own."""
+def _for_proxies(request: Request, fields: Fields) -> Fields:
+    """The fields, and the first two of them again under names of their own if the proxy asks for that.
+
+    A script could read such a field, but not Set-Cookie. So the proxy asks with a field that no script can send: the
+    Fetch standard forbids names that begin with ``Sec-`` ("forbidden request-header").
+    """
+    if request.fields.get(_REPEAT) != b"repeat":
+        return fields
     return [*fields, *((name, value) for name, (_, value) in zip(_FOR_PROXIES, fields, strict=False))]
 
 
@@ -138,10 +147,11 @@ def _answer(request: Request, verified: AccessToken, fields: Fields) -> Answer:
         raise InvalidToken("claims that can't be written as JSON") from None
     scope = verified.claims.get("scope")
     granted = scope.split() if isinstance(scope, str) else []
+    parameters = request.parameters()
     # Each `role` and each `scope` must hold, so that a second value never allows more than the first.
-    if any(wanted != verified.role for wanted in request.values("role")):
+    if any(wanted != verified.role for wanted in parameters.get("role", ())):
         return refused(request, InsufficientScope("another role", user_id=verified.user_id), fields)
-    if not set(" ".join(request.values("scope")).split()) <= set(granted):
+    if not set(" ".join(parameters.get("scope", ())).split()) <= set(granted):
         return refused(request, InsufficientScope("scope not granted", user_id=verified.user_id), fields)
     return of_json(claims, [*_identity(verified, granted), *fields])
 

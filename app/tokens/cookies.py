@@ -5,7 +5,7 @@ Both tokens of a session may travel in cookies that no script can read. Each val
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Literal
@@ -20,12 +20,11 @@ Mode = Literal["bearer", "cookie", "split"]
 """Where the tokens of a session travel. "bearer": in bodies. "cookie": in cookies. "split": only the refresh token in a
 cookie."""
 
-Fields = Sequence[tuple[bytes, bytes]]
-
 MOST_VALUES = 16
 """The most cookies of Keyturn's names that one request may carry. A browser sends two or three."""
 
 _OVERHEAD = 8 + 16 + 12 + 16 + 1  # bytes of a value beside its token: key id, session id, nonce, tag, flags
+_NAMED = 32  # characters of a value in the clear: key id and session id
 _LARGEST = 4096  # bytes of name, value and attributes: RFC 6265 section 6.1
 _LONGEST_AGE = timedelta(days=400)  # browsers keep no cookie longer
 _REMEMBERED = 1  # the bit of the flags that says whether the browser keeps the cookie when it is closed
@@ -36,11 +35,15 @@ def buffer(life: timedelta) -> timedelta:
     return min(timedelta(seconds=60), life / 10)
 
 
+def of_one_session(value: str, other: str) -> bool:
+    """Whether two values name the same session and the same key, in the clear. Only opening them proves it."""
+    return value[:_NAMED] == other[:_NAMED]
+
+
 @dataclass(frozen=True, slots=True)
 class Opened:
     """A cookie that Keyturn sealed. Its token may be over."""
 
-    name: str
     session_id: UUID
     token: str = field(repr=False)
     remembered: bool
@@ -90,6 +93,11 @@ class Cookies:
         self._forms = {
             name: self._form(name, path, domain) for name, path in ((access, "/"), (refresh, "/"), (split, self._scope))
         }
+        self._names: dict[Mode | None, tuple[str, ...]] = {
+            None: (access, refresh, split),
+            "cookie": (access, refresh),
+            "split": (split,),
+        }
         if self.enabled:
             self._check_size(settings)
 
@@ -105,30 +113,29 @@ class Cookies:
                 "(KEYTURN_COOKIES=false: no cookies)"
             )
 
+    def refresh_name(self, mode: Mode) -> str:
+        """The name of the cookie that holds the refresh token in a mode with cookies."""
+        return self.split if mode == "split" else self.refresh
+
     # -- reading
 
-    def among(self, cookies: Mapping[str, list[str]], mode: Mode | None = None) -> list[tuple[str, str]]:
-        """The names and values of a mode's cookies in a request, or of all modes'. Empty if cookies are off."""
+    def among(self, cookies: Mapping[str, list[str]], mode: Mode | None = None) -> dict[str, list[str]]:
+        """Of the cookies of a request, those of a mode, or of both modes. Empty if cookies are off."""
         if not cookies or not self.enabled:
-            return []
-        names = {"cookie": (self.access, self.refresh), "split": (self.split,)}.get(mode or "", tuple(self._forms))
-        return [(name, value) for name in names for value in cookies.get(name, ())]
+            return {}
+        return {name: cookies[name] for name in self._names[mode] if name in cookies}
 
     def open(self, name: str, value: str) -> Opened | None:
-        """What a cookie holds. None if Keyturn did not seal it, if a bit was changed, or if its key is retired.
+        """The content of a cookie. None if Keyturn did not seal it, if a bit was changed, or if its key is retired.
 
         Raises:
             TemporarilyUnavailable: its key is unknown, and the key set may be out of date.
         """
         opened = self._sealed.open(name, value)
-        if opened is None:
+        if opened is None or not opened[1]:
             return None
         session_id, plain = opened
-        return Opened(name, session_id, plain[1:].decode("latin-1"), bool(plain[:1] and plain[0] & _REMEMBERED))
-
-    def opened(self, given: Iterable[tuple[str, str]]) -> list[Opened]:
-        """Those of the cookies that open. Raises as `open`."""
-        return [opened for name, value in given if (opened := self.open(name, value)) is not None]
+        return Opened(session_id, plain[1:].decode("latin-1"), bool(plain[0] & _REMEMBERED))
 
     # -- setting
 

@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm, get_default_algorithms
@@ -83,6 +84,9 @@ class AccessKey:
         return jwk | {"kid": self.kid, "use": "sig", "alg": self.algorithm, "key_ops": ["verify"]}
 
 
+_SEALINGS_KEPT = 1024  # a kilobyte each
+
+
 @dataclass(frozen=True, slots=True)
 class CookieKey:
     """A key for sealed cookies. Each session has a sealing key of its own, which HKDF (RFC 5869) derives from it."""
@@ -93,14 +97,14 @@ class CookieKey:
     """The `COOKIE_KID_BYTES` that `kid` spells in hexadecimal digits."""
     derive: Callable[[bytes], bytes] = field(init=False, repr=False, compare=False)
     """The sealing key for a label: `prepared_hkdf`."""
+    sealing: Callable[[bytes], Sealing] = field(init=False, repr=False, compare=False)
+    """The sealing under the key for a label. Those of the last labels are kept: a refresh needs the same one thrice."""
 
     def __post_init__(self) -> None:
+        derive = prepared_hkdf(self.secret)
         object.__setattr__(self, "raw_kid", bytes.fromhex(self.kid))
-        object.__setattr__(self, "derive", prepared_hkdf(self.secret))
-
-    def sealing(self, label: bytes) -> Sealing:
-        """The sealing under the key for a label."""
-        return Sealing(self.derive(label))
+        object.__setattr__(self, "derive", derive)
+        object.__setattr__(self, "sealing", lru_cache(maxsize=_SEALINGS_KEPT)(lambda label: Sealing(derive(label))))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from .settings import Settings
 
 Page = Callable[[Request], Awaitable[Response]]
 
-# `same-origin` and not `no-referrer`: with the latter, browsers write `Origin: null` into our own forms (Fetch 3.1).
+# `same-origin` and not `no-referrer`: with the latter, browsers write `Origin: null` into our own forms.
 _FIELDS = {
     "content-security-policy": "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; "
     "base-uri 'none'; frame-ancestors 'none'",
@@ -151,22 +152,32 @@ def refused(status: HTTPStatus) -> Response:
 def create(settings: Settings | None = None) -> ASGIApp:
     """The application, with the middleware or behind a proxy that does the same."""
     settings = settings or Settings.of_environment()
-    pages_of = Application(settings)
+    application = Application(settings)
     inner: ASGIApp = Starlette(
         routes=[
-            pages_of.route("/", pages_of.start),
-            pages_of.route("/login", pages_of.login_form),
-            pages_of.route("/login", pages_of.login, "POST"),
-            pages_of.route("/protected", pages_of.protected),
-            pages_of.route("/session", pages_of.session),
-            pages_of.route("/logout", pages_of.logout, "POST"),
+            application.route("/", application.start),
+            application.route("/login", application.login_form),
+            application.route("/login", application.login, "POST"),
+            application.route("/protected", application.protected),
+            application.route("/session", application.session),
+            application.route("/logout", application.logout, "POST"),
         ]
     )
+    closing = [application.keyturn.close]
     if not settings.trust_proxy_identity:
         inner = WithPages(inner, settings.keyturn)
+        closing.append(inner.keyturn.aclose)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        for close in closing:
+            await close()
+
     # Style sheet and icon are the same for all, and need no verdict of Keyturn's.
     static = StaticFiles(directory=Path(__file__).parent / "static")
     return Starlette(
         routes=[Mount("/static", static), Mount("/", inner)],
         middleware=[Middleware(ResponseFields, fields=_FIELDS)],
+        lifespan=lifespan,
     )

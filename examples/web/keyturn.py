@@ -50,6 +50,10 @@ class Keyturn:
                 me["session"][name] = datetime.fromisoformat(value)
         return me
 
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
     async def _ask(self, method: str, path: str, request: Request, json: Any = None) -> httpx2.Response:
         told = [(name, value) for name, value in request.headers.items() if name in _TOLD]
         if request.client:

@@ -33,7 +33,7 @@ class RefreshOnTheWay:
             await self.unanswered(status if status in {400, 431} else 503)(scope, receive, send)
             return
         set_cookies = [value for name, value in answer.headers.raw if name.lower() == b"set-cookie"]
-        # Identity fields from outside are dropped. Some servers take `x_auth_role` for `x-auth-role`.
+        # Identity fields from outside are dropped. Some servers take underscores for hyphens.
         dropped = (b"x-auth-", b"cookie")
         headers = [(n, v) for n, v in scope["headers"] if not n.replace(b"_", b"-").startswith(dropped)]
         if status == 200:

@@ -9,7 +9,7 @@ _LARGEST = 16 * 1024
 
 
 def from_own_page(request: Request, origin: str) -> bool:
-    """Whether a browser says that a page of this origin sent the request (Fetch section 3.1 and Fetch Metadata)."""
+    """Whether a browser says that a page of this origin sent the request (the fields Origin and Sec-Fetch-Site)."""
     if request.headers.getlist("sec-fetch-site") == ["same-origin"]:
         return True
     return request.headers.getlist("origin") == [origin]

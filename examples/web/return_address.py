@@ -7,7 +7,7 @@ from starlette.requests import Request
 
 START = "/"
 
-# A browser reads `//host`, `/\host`, a tab or a scheme as another place (WHATWG URL section 4.4). So only letters,
+# A browser reads `//host`, `/\host`, a tab or a scheme as another place (URL standard, "URL parsing"). So only letters,
 # digits and marks that mean nothing to it may follow the first slash. A `%` stays as it is in a Location field.
 _NAME = r"[A-Za-z0-9_~-][A-Za-z0-9._~-]*"
 _PATH = re.compile(rf"/(?:{_NAME}(?:/{_NAME})*/?)?(?:\?[A-Za-z0-9._~=&%+-]*)?")

@@ -19,7 +19,7 @@ function changed(now, word) {
     $("who").textContent = "…";
     $("journal").replaceChildren();
     if (word === "ended") complain("The session has ended. Please sign in again.");
-    else if (word === "logged out in another tab") complain("You logged out in another tab.");
+    else if (word === "logged out in another tab") complain("You logged out in another tab.", "alert calm");
     return;
   }
   if (word === "refreshed" || word === "resumed") refreshes += 1;
@@ -46,7 +46,8 @@ function show(id) {
   for (const section of ["waiting", "signed-out", "signed-in"]) $(section).hidden = section !== id;
 }
 
-function complain(text) {
+function complain(text, look = "alert") {
+  $("problem").className = look;
   $("problem").textContent = text;
   $("problem").hidden = text === "";
 }

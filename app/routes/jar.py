@@ -1,0 +1,193 @@
+"""The cookies of Keyturn in one request, and the token among them that counts.
+
+Values that Keyturn did not seal are passed over: a page under another path or host may have left them. So are tokens of
+sessions that are over, if the browser sends another one beside them. Two live sessions are refused, because nobody can
+tell which of them the user means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from ..errors import InvalidGrant, InvalidRequest, InvalidToken, NotFound
+from ..http.request import Request
+from ..keyturn import Keyturn
+from ..sessions.answers import Tokens
+from ..tokens.cookies import MOST_VALUES, Cookies, Mode, Opened, of_one_session
+
+_SET_COOKIE = b"set-cookie"
+
+
+@dataclass(frozen=True, slots=True)
+class Jar:
+    """The cookies of Keyturn in one request. Opens a cookie only when its token is asked for."""
+
+    keyturn: Keyturn
+    cookies: Cookies
+    values: Mapping[str, Sequence[str]]
+    """The values by name, as the browser sent them. A name without a value is absent."""
+
+    @classmethod
+    def of(cls, keyturn: Keyturn, request: Request, mode: Mode | None = None) -> Jar:
+        """The cookies of a mode, or of both.
+
+        Raises:
+            InvalidRequest: there are more than `MOST_VALUES`.
+        """
+        cookies = keyturn.cookies
+        values = cookies.among(request.cookies(), mode)
+        if sum(map(len, values.values())) > MOST_VALUES:
+            raise InvalidRequest("too many cookies of ours", description="There are too many cookies of this service.")
+        return cls(keyturn, cookies, values)
+
+    def __bool__(self) -> bool:
+        return bool(self.values)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.values
+
+    def opened(self, name: str) -> list[Opened]:
+        """The cookies of this name that open.
+
+        Raises:
+            TemporarilyUnavailable: a cookie's key is unknown, and may be new.
+        """
+        found = (self.cookies.open(name, value) for value in self.values.get(name, ()))
+        return [opened for opened in found if opened is not None]
+
+    def modes(self) -> list[Mode]:
+        """The modes of which the browser sent a refresh cookie."""
+        modes: tuple[Mode, ...] = ("cookie", "split")
+        return [mode for mode in modes if self.cookies.refresh_name(mode) in self]
+
+    async def access_token(self) -> str:
+        """The access token that counts: the newest valid one. One alone may be over.
+
+        Raises:
+            InvalidToken: no cookie holds one, two hold those of live sessions, or the refresh cookie is of another
+                session.
+            TemporarilyUnavailable: a key may be new, or neither Redis nor the database can say which session lives.
+        """
+        access = self.opened(self.cookies.access)
+        counts = await self._newest_access(access)
+        if not self._together() and counts.session_id not in self._sessions(self.cookies.refresh, counts):
+            raise InvalidToken("access and refresh cookie of two sessions")
+        return counts.token
+
+    async def refresh_token(self, mode: Mode) -> Opened:
+        """The cookie with the refresh token that counts: the newest of the one live session.
+
+        An older token must not be presented beside a newer one: Keyturn would take it for a reuse.
+
+        Raises:
+            InvalidGrant: no cookie holds one, two hold those of live sessions, or the access cookie is of another
+                session.
+            TemporarilyUnavailable: as `access_token`.
+        """
+        counts = await self._newest_refresh(self.opened(self.cookies.refresh_name(mode)))
+        if mode == "cookie" and not self._together():
+            if counts.session_id not in self._sessions(self.cookies.access, counts):
+                raise InvalidGrant("access and refresh cookie of two sessions", session_id=counts.session_id)
+            valid, _ = await self._valid(self.opened(self.cookies.access))
+            if len({each.session_id for _, each in valid}) > 1:
+                raise InvalidGrant("access cookies of two live sessions", session_id=counts.session_id)
+        return counts
+
+    def _together(self) -> bool:
+        """Whether the cookies of mode "cookie" were set together, as far as their beginnings tell. Opens nothing."""
+        access, refresh = (self.values.get(name, ()) for name in (self.cookies.access, self.cookies.refresh))
+        if len(access) == len(refresh) == 1:
+            return of_one_session(access[0], refresh[0])
+        return len(access) + len(refresh) <= 1
+
+    def _sessions(self, name: str, otherwise: Opened) -> set[UUID]:
+        return {each.session_id for each in self.opened(name)} or {otherwise.session_id}
+
+    async def _newest_access(self, opened: Sequence[Opened]) -> Opened:
+        if len({each.token for each in opened}) == 1:
+            return opened[0]
+        valid, refusal = await self._valid(opened)
+        if len({each.session_id for _, each in valid}) > 1:
+            raise InvalidToken("access cookies of two live sessions")
+        if not valid:
+            raise refusal
+        return max(valid, key=lambda each: each[0])[1]
+
+    async def _valid(self, opened: Sequence[Opened]) -> tuple[list[tuple[int, Opened]], InvalidToken]:
+        """The cookies with a valid access token, each after its ``iat``; and why the last other one is not valid."""
+        valid: list[tuple[int, Opened]] = []
+        refusal = InvalidToken("no access cookie of ours")
+        for each in opened:
+            try:
+                valid.append(((await self.keyturn.reading.verify(each.token)).claims["iat"], each))
+            except InvalidToken as e:
+                refusal = e
+        return valid, refusal
+
+    async def _newest_refresh(self, opened: Sequence[Opened]) -> Opened:
+        if len(opened) == 1:
+            return opened[0]
+        newest: dict[UUID, tuple[int, Opened]] = {}
+        refusal = InvalidGrant("no refresh cookie of ours")
+        for each in opened:
+            try:
+                generation = self.keyturn.keys.verify_refresh_token(each.token).generation
+            except InvalidGrant as e:
+                refusal = e
+            else:
+                newest[each.session_id] = max(newest.get(each.session_id, (-1, each)), (generation, each), key=_first)
+        if not newest:
+            raise refusal
+        candidates = [each for _, each in newest.values()]
+        live = candidates if len(candidates) == 1 else [each for each in candidates if await self._lives(each)]
+        if len(live) > 1:
+            raise InvalidGrant("refresh cookies of two live sessions")
+        return (live or candidates)[0]
+
+    async def _lives(self, opened: Opened) -> bool:
+        try:
+            return (await self.keyturn.reading.find(opened.session_id)).over() is None
+        except NotFound:
+            return False
+
+    # -- the answer
+
+    def given(self, mode: Mode, tokens: Tokens, *, remembered: bool) -> list[tuple[bytes, bytes]]:
+        """The fields that set the tokens anew, and delete doubles of the cookies: see `cleared`."""
+        return [*given_by(self.cookies, mode, tokens, remembered=remembered), *self._doubles_cleared()]
+
+    def cleared(self) -> list[tuple[bytes, bytes]]:
+        """The fields that delete the cookies which were presented. Access and refresh cookie go together."""
+        names = set(self.values)
+        if names & {self.cookies.access, self.cookies.refresh}:
+            names |= {self.cookies.access, self.cookies.refresh}
+        return [*((_SET_COOKIE, self.cookies.clear(name)) for name in sorted(names)), *self._doubles_cleared()]
+
+    def _doubles_cleared(self) -> list[tuple[bytes, bytes]]:
+        """The fields that delete cookies of the same name under another path or domain, if there are several."""
+        return [
+            (_SET_COOKIE, field)
+            for name, values in self.values.items()
+            if len(values) > 1
+            for field in self.cookies.clear_others(name)
+        ]
+
+
+def given_by(cookies: Cookies, mode: Mode, tokens: Tokens, *, remembered: bool) -> list[tuple[bytes, bytes]]:
+    """The Set-Cookie fields that give a session's tokens to a browser: the access cookie first."""
+    if mode == "bearer":
+        return []
+    session_id, now = tokens.session_id, tokens.now
+    name, life = cookies.refresh_name(mode), tokens.refresh_expires_at - now
+    refresh = (_SET_COOKIE, cookies.set(name, session_id, tokens.refresh_token, life, remembered=remembered))
+    if mode == "split":
+        return [refresh]
+    life = tokens.access_expires_at - now
+    access = cookies.set(cookies.access, session_id, tokens.access_token, life, remembered=remembered)
+    return [(_SET_COOKIE, access), refresh]
+
+
+def _first(pair: tuple[int, Opened]) -> int:
+    return pair[0]
