@@ -139,6 +139,12 @@ def test_a_logout_everywhere_ends_the_sessions_of_other_browsers(port: int) -> N
     assert second.cookies == {}
 
 
+def test_a_link_logs_nobody_out(port: int) -> None:
+    browser, _ = sign_in(port)
+    assert location(browser.get(port, "/logout")) == "/session"
+    assert browser.get(port, "/session").status == 200
+
+
 def test_a_logout_without_a_session_leads_to_the_start_page(port: int) -> None:
     assert location(post(Browser(), port, "/logout", {"reach": "this"})) == "/"
 
@@ -151,7 +157,7 @@ def test_while_keyturn_is_away_pages_are_503_and_the_visitor_stays_signed_in(por
         answer = browser.get(port, "/protected")
     finally:
         service.resume()
-    assert (answer.status, answer.all("retry-after")) == (503, ["1"])
+    assert (answer.status, answer.all("retry-after"), answer.all("refresh")) == (503, ["1"], ["3"])
     assert b"still signed in" in answer.body
     assert browser.cookies == before
     assert browser.get(port, "/protected").status == 200
