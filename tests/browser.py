@@ -48,9 +48,7 @@ async def driver() -> AsyncIterator[Playwright]:
 @asynccontextmanager
 async def chromium(playwright: Playwright) -> AsyncIterator[Browser]:
     """A running browser. Each `new_context` of it is a visitor with a cookie store of its own."""
-    browser = await playwright.chromium.launch(
-        executable_path=CHROMIUM, args=FLAGS, ignore_default_args=["--disable-back-forward-cache"]
-    )
+    browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
     try:
         yield browser
     finally:
