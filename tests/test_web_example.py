@@ -24,6 +24,7 @@ from examples.web import application, one_page, pages
 from examples.web.journal import Journal
 from examples.web.return_address import safe
 from examples.web.settings import Settings
+from tests import proxies
 from tests.conftest import CHEAP, PASSWORD, SECRET
 from tests.servers import free_port
 from tests.service import ROOT, Service
@@ -281,6 +282,31 @@ def test_identity_fields_of_a_visitor_count_only_behind_a_proxy_that_sets_them(s
         page = Browser().get(proxied, "/protected", *forged)
     assert page.status == 200
     assert b"someone" in page.body
+
+
+def test_behind_nginx_the_application_needs_no_middleware(service: Service, tmp_path: Path) -> None:
+    recipe = proxies.recipe_of("nginx")
+    port = free_port()
+    app = application.create(Settings(service.url, "https://app.example.com", trust_proxy_identity=True))
+    with (
+        serving(app, port),
+        proxies.running("nginx", recipe, tmp_path / "nginx", keyturn=service.port, app=port) as nginx,
+    ):
+        page = ("Accept", "text/html")
+        asked = Browser().get(nginx.port, "/session?a=1&b=2", page).all("location")[0]
+        [action] = re.findall('action="([^"]+)"', Browser().get(nginx.port, asked).body.decode())
+        browser, answer = sign_in(nginx.port, action)
+        assert location(answer) == "/session?a=1&b=2"
+        assert ADA in browser.get(nginx.port, "/session", page).body.decode()
+        del browser.cookies["keyturn-access"]
+        renewed = browser.get(nginx.port, "/session", page)
+        assert renewed.status == 200
+        assert b"has just renewed" in renewed.body
+        assert ADA in browser.get(nginx.port, "/session", page).body.decode()
+        assert Browser().get(nginx.port, "/static/style.css").status == 200
+        assert Browser().get(nginx.port, "/login", ("X-Auth-Subject", "someone")).status == 200  # and not led on
+        assert location(post(browser, nginx.port, "/logout", {"reach": "this"})) == "/"
+        assert browser.cookies == {}
 
 
 def test_a_page_shows_text_as_text() -> None:
