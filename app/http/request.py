@@ -222,7 +222,7 @@ class Request:
 
 @lru_cache(maxsize=256)  # a proxy asks always the same
 def _parameters(query: bytes) -> Mapping[str, tuple[str, ...]]:
-    parameters: dict[str, tuple[str, ...]] = {}
+    parameters: dict[str, list[str]] = {}
     for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
-        parameters[name] = (*parameters.get(name, ()), value)
-    return parameters
+        parameters.setdefault(name, []).append(value)
+    return {name: tuple(values) for name, values in parameters.items()}

@@ -8,10 +8,10 @@ tell which of them the user means.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from uuid import UUID
 
-from ..errors import InvalidGrant, InvalidRequest, InvalidToken, NotFound
+from ..errors import InvalidGrant, InvalidRequest, InvalidToken
 from ..http.request import Request
 from ..keyturn import Keyturn
 from ..sessions.answers import Tokens
@@ -26,7 +26,7 @@ class Jar:
 
     keyturn: Keyturn
     cookies: Cookies
-    values: Mapping[str, Sequence[str]]
+    values: Mapping[str, Sequence[str]] = field(repr=False)
     """The values by name, as the browser sent them. A name without a value is absent."""
 
     @classmethod
@@ -141,16 +141,12 @@ class Jar:
         if not newest:
             raise refusal
         candidates = [each for _, each in newest.values()]
-        live = candidates if len(candidates) == 1 else [each for each in candidates if await self._lives(each)]
-        if len(live) > 1:
+        if len(candidates) == 1:
+            return candidates[0]
+        living = await self.keyturn.reading.living(newest)  # one statement, however many cookies there are
+        if len(living) > 1:
             raise InvalidGrant("refresh cookies of two live sessions")
-        return (live or candidates)[0]
-
-    async def _lives(self, opened: Opened) -> bool:
-        try:
-            return (await self.keyturn.reading.find(opened.session_id)).over() is None
-        except NotFound:
-            return False
+        return next((each for each in candidates if each.session_id in living), candidates[0])
 
     # -- the answer
 

@@ -63,6 +63,9 @@ async def refresh(keyturn: Keyturn, request: Request) -> Answer:
         raise InvalidRequest("no refresh token", description="refresh_token: is missing.")
     request.require_own_site()
     if len(modes) > 1:
+        # Junk counts for no mode, because any host of the domain can plant a cookie whose name has no `__Host-`.
+        modes = [mode for mode in modes if jar.opened(jar.cookies.refresh_name(mode))] or modes[:1]
+    if len(modes) > 1:
         raise InvalidRequest("cookies of two modes", description="mode: is missing, with cookies of two modes.")
     (mode,) = modes
     try:
@@ -77,7 +80,7 @@ async def logout(keyturn: Keyturn, request: Request) -> Answer:
 
     After the answer, no access token of the session is accepted any more. A repeated logout is safe. An expired access
     token is enough, and so is one cookie. With cookies, the request needs an allowed `Origin`, or `Sec-Fetch-Site:
-    same-origin`, and the answer deletes them.
+    same-origin`, and the answer deletes them, except for `others`: this session goes on.
     """
     bearer = request.bearer()
     body = request.content_or_default(Logout)
@@ -90,12 +93,12 @@ async def logout(keyturn: Keyturn, request: Request) -> Answer:
         refresh += [each.token for name in (jar.cookies.refresh, jar.cookies.split) for each in jar.opened(name)]
     cleared = jar.cleared()
     try:
-        ended = await keyturn.ending.logout(access, refresh, body.scope or "this", by=request.by("user"))
+        presented = await keyturn.ending.logout(access, refresh, body.scope or "this", by=request.by("user"))
     except (InvalidToken, InvalidGrant) as refusal:
         return refused(request, refusal, cleared)
-    for session_id in ended:
+    for session_id in presented:
         request.session_id = session_id
-    return (204, cleared, b"") if cleared else NO_CONTENT
+    return NO_CONTENT if body.scope == "others" or not cleared else (204, cleared, b"")
 
 
 ENDPOINTS = (
