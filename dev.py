@@ -1,11 +1,12 @@
 """Runs Keyturn from a bare checkout, with only Python >= 3.11. The first call installs the hashed lock into `.venv`.
 
 python3 dev.py serve             starts the service (all options of `keyturn serve`)
+python3 dev.py demo              starts the service and two web applications that sign in with it (examples/web)
 python3 dev.py test [...]        runs the tests in several processes (all options of pytest; -n 0: one process)
 python3 dev.py coverage [...]    runs the tests slowly, and reports the lines and branches of app/ that no test ran
 python3 dev.py check             checks lint, format, types and imports
 python3 dev.py bench [...]       measures Keyturn against its rivals (--quick: two minutes; see bench/)
-python3 dev.py lock [--upgrade]  writes both lock files again from pyproject.toml
+python3 dev.py lock [--upgrade]  writes the lock files again from pyproject.toml
 python3 dev.py keyturn [...]     runs any other command of the service, such as `keyturn users list`
 """
 
@@ -23,6 +24,7 @@ from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent
 LOCK = ROOT / "requirements.lock"
+BROWSER_LOCK = ROOT / "requirements.browser.lock"  # for the tests that drive Chromium, where there is one
 VENV = ROOT / ".venv"
 TEST = ("pytest", "-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder")  # tests/conftest.py says how many
 CHECKS = (
@@ -39,16 +41,17 @@ COMPILE = [
     "--generate-hashes",
     "--python-version",
     "3.11",
-    "pyproject.toml",
 ]
 LOCKS = (
-    ("--group", "dev", "-o", "requirements.lock"),
+    ("pyproject.toml", "--group", "dev", "-o", "requirements.lock"),
     (
+        "pyproject.toml",
         "-c",
         "requirements.lock",
         "-o",
         "requirements.runtime.lock",
     ),  # the lock that the image installs
+    ("--group", "browser", "-c", "requirements.lock", "-o", "requirements.browser.lock"),
 )
 
 
@@ -81,12 +84,18 @@ def _uv_install(folder: Path, *wanted: str) -> bool:
     )
 
 
+def _locks() -> list[Path]:
+    """The locks to install. Playwright is large and of no use without Chromium, so it comes only where that is."""
+    return [LOCK, BROWSER_LOCK] if shutil.which("chromium") else [LOCK]
+
+
 def _wanted() -> str | None:
-    """The stamp of a finished .venv: a digest of the lock and of Python's version. None if that Python does not run."""
+    """The stamp of a finished .venv: a digest of locks and Python's version. None if that Python does not run."""
     asked = [_python(VENV), "-c", "import sys; print(sys.version, end='')"]
     with contextlib.suppress(OSError):
         version = subprocess.run(asked, check=False, capture_output=True).stdout
-        return hashlib.sha256(LOCK.read_bytes() + version).hexdigest() if version else None
+        locks = b"".join(lock.read_bytes() for lock in _locks())
+        return hashlib.sha256(locks + version).hexdigest() if version else None
     return None
 
 
@@ -101,7 +110,7 @@ def _prepare() -> None:
             return
         print("Installing the dependencies into .venv (once; about a minute).", file=sys.stderr, flush=True)
         stamp.unlink(missing_ok=True)  # the stamp is written last, so that an installation that broke off is repeated
-        requirements = ("--require-hashes", "-r", str(LOCK))
+        requirements = ("--require-hashes", *(word for lock in _locks() for word in ("-r", str(lock))))
         # uv is only faster. If uv cannot reach the registry that pip is configured for, pip installs the packages.
         if not _uv_install(VENV, *requirements) and not _pip_install(VENV, *requirements):
             sys.exit("The dependencies could not be installed; the next call tries again.")
@@ -126,12 +135,18 @@ def main(command: str = "--help", *options: str) -> None:
         sys.exit(f"Keyturn needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}.")
     if command in {"-h", "--help"}:
         sys.exit(print(__doc__))
-    modules = {"serve": ("app", "serve"), "test": TEST, "bench": ("bench",), "keyturn": ("app",)}
+    modules = {
+        "serve": ("app", "serve"),
+        "demo": ("examples.web",),
+        "test": TEST,
+        "bench": ("bench",),
+        "keyturn": ("app",),
+    }
     if command not in {"check", "lock", "coverage", *modules}:
         _wrong("there is no such command")
-    if command in {"check", "lock"} and {"-h", "--help"} & set(options):
+    if command in {"check", "demo", "lock"} and {"-h", "--help"} & set(options):
         sys.exit(print(__doc__))
-    if not set(options) <= {"check": set(), "lock": {"--upgrade"}}.get(command, set(options)):
+    if not set(options) <= {"check": set(), "demo": set(), "lock": {"--upgrade"}}.get(command, set(options)):
         _wrong(f"{command} has no such option")
     os.chdir(ROOT)  # so that `python -m` finds the packages of this checkout from any directory
     if command == "lock":

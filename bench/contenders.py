@@ -89,7 +89,8 @@ class Keyturn:
 
         The load either follows the chain of each session or draws sessions at random.
         """
-        load = replace(load, body=REFRESH, tokens=self.tokens, use=load.use or "chain", out=self.tokens)
+        body = "" if load.cookies else REFRESH
+        load = replace(load, body=body, tokens=self.tokens, use=load.use or "chain", out=self.tokens)
         before = Books.read(self.where)
         result, run = self.ask(load)
         return replace(run, void=before.fault(Books.read(self.where), result) or run.void)
@@ -123,6 +124,7 @@ def keyturn(
     sessions: int | None = None,
     workers: int = 1,
     access: bool = False,
+    cookies: bool = False,
     delay: float | None = None,
     checkout: Path = ROOT,
 ) -> Keyturn:
@@ -134,6 +136,7 @@ def keyturn(
         sessions: how many sessions the database has; None: as many as the stage's small table.
         workers: how many processes serve.
         access: whether the file of tokens holds access tokens instead of refresh tokens.
+        cookies: whether it holds both tokens of each session in cookies, as a browser sends them.
         delay: milliseconds added to each round trip to PostgreSQL; None: no proxy lies in between.
         checkout: the folder of the code that runs. Another checkout makes its own schema and its own sessions.
     """
@@ -142,7 +145,7 @@ def keyturn(
     tokens = stage.folder / f"{database.name}.tokens"
     count = sessions or stage.small
     if checkout == ROOT:
-        seed(stage.settings(database), count, tokens, database=database, access=access)
+        seed(stage.settings(database), count, tokens, database=database, access=access, cookies=cookies)
     else:
         environment = {**os.environ, **stage.environment(database.url, "none"), **code}
         kind, ahead = "access" if access else "refresh", str(AHEAD.total_seconds())

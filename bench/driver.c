@@ -11,6 +11,7 @@
                      and again; once: in order, each once; list: any, at random, as it stands in the file. Under
                      chain, draw and cycle the answer's `take` replaces the token.
    take refresh_token                bearer 0        1: the token goes into Authorization
+   cookies 0         1: the token goes into Cookie, and the answer's Set-Cookie fields replace it all
    field "Name: value"               one header field more
    expect 200        the status that acknowledges
 
@@ -50,7 +51,7 @@ static int polled, timer;
 static long connections_count = 32, limit;
 static double rate;
 static enum use use = NONE;
-static bool bearer;
+static bool bearer, cookies;
 static const char *take = "\"refresh_token\"", *before = "", *after = "";
 static char head[4096];
 static size_t before_length, after_length;
@@ -172,6 +173,26 @@ static void replace(struct connection *c, const char *body) {
     slot[end - at - 1] = 0;
 }
 
+/* What a browser would send next: name and value of each Set-Cookie field. `end` is where the head ends. */
+static void replace_cookies(struct connection *c, const char *end) {
+    char *slot = tokens + (size_t)c->token * stride;
+    size_t used = 0;
+    for (const char *line = strchr(c->in, '\n') + 1; line < end; line = strchr(line, '\n') + 1) {
+        if (strncasecmp(line, "set-cookie:", 11)) continue;
+        const char *pair = line + 11 + strspn(line + 11, " ");
+        size_t size = strcspn(pair, ";\r"), blank = used ? 2 : 0;
+        if (used + blank + size >= stride) {
+            errors++;
+            return;
+        }
+        memcpy(slot + used, "; ", blank);
+        memcpy(slot + used + blank, pair, size);
+        used += blank + size;
+    }
+    if (!used) errors++;
+    else slot[used] = 0;
+}
+
 /* -- connections */
 
 static void open_connection(struct connection *c) {
@@ -206,8 +227,9 @@ static bool ask(struct connection *c, uint64_t since) {
     if (slot < 0) return false;
     static char out[ROOM];
     const char *token = tokens ? tokens + (size_t)slot * stride : "";
-    size_t length = strlen(token), size = before_length + after_length + (bearer ? 0 : length);
+    size_t length = strlen(token), size = before_length + after_length + (bearer || cookies ? 0 : length);
     int n = bearer ? snprintf(out, sizeof out, "%sAuthorization: Bearer %s\r\n\r\n", head, token)
+            : cookies ? snprintf(out, sizeof out, "%sCookie: %s\r\n\r\n", head, token)
             : size ? snprintf(out, sizeof out, "%sContent-Length: %zu\r\n\r\n%s%s%s", head, size, before, token, after)
                    : snprintf(out, sizeof out, "%s\r\n", head);
     if (n >= (int)sizeof out) die("request too long");
@@ -221,12 +243,13 @@ static bool ask(struct connection *c, uint64_t since) {
     return true;
 }
 
-static void answered(struct connection *c, int status, const char *body) {
+static void answered(struct connection *c, int status, const char *end) {
     uint64_t at = now(), counts = rate > 0 ? c->since : at;
     statuses[status]++;
     if (status == expected) {
         acknowledged++;
-        if (use <= CYCLE) replace(c, body);
+        if (use <= CYCLE && cookies) replace_cookies(c, end);
+        else if (use <= CYCLE) replace(c, end + 4);
     }
     if (counts >= from && counts < until) {
         record((at - c->since) / 1000);
@@ -262,7 +285,7 @@ static void readable(struct connection *c) {
     int status = atoi(c->in + 9);
     if (!c->waiting || status < 100 || status >= STATUSES) die("not an answer");
     c->got = 0;
-    answered(c, status, end + 4);
+    answered(c, status, end);
     if (closes) lost(c);
 }
 
@@ -333,6 +356,7 @@ int main(int argc, char **argv) {
         else if (!strcmp(name, "tokens")) path = value;
         else if (!strcmp(name, "out")) out = value;
         else if (!strcmp(name, "bearer")) bearer = atoi(value) != 0;
+        else if (!strcmp(name, "cookies")) cookies = atoi(value) != 0;
         else if (!strcmp(name, "field")) field = value;
         else if (!strcmp(name, "expect")) expected = atol(value);
         else if (!strcmp(name, "take")) {
@@ -364,6 +388,7 @@ int main(int argc, char **argv) {
     int n = snprintf(head, sizeof head, "%s %s HTTP/1.1\r\nHost: %s:%s\r\n", method, argv[3], argv[1], argv[2]);
     if (field) n += snprintf(head + n, sizeof head - (size_t)n, "%s\r\n", field);
     if (before_length + after_length) snprintf(head + n, sizeof head - (size_t)n, "Content-Type: %s\r\n", type);
+    else if (!strcmp(method, "POST")) snprintf(head + n, sizeof head - (size_t)n, "Content-Length: 0\r\n");
 
     polled = epoll_create1(0);
     timer = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);

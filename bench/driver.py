@@ -28,6 +28,7 @@ class Load:
     use: Literal["chain", "draw", "cycle", "once", "list"] | None = None
     out: Path | None = None
     bearer: bool = False
+    cookies: bool = False
     field: str = ""  # an additional header field
     expect: int = 200
 

@@ -19,7 +19,7 @@ from statistics import median
 from bench.contenders import Contender, Keyturn, LeftOut, Pgbench, Run, keyturn, keyturn_on_sqlite, rival
 from bench.driver import REFRESH, Driving, Load
 from bench.report import Curve, Figures, Findings, Row, ratios
-from bench.servers import Database, Stage, resident_mib
+from bench.servers import ISSUER, Database, Stage, resident_mib
 from bench.sessions import PASSWORD, Books, email
 from tests.servers import free_port
 from tests.service import ROOT
@@ -177,6 +177,43 @@ def doors(stage: Stage) -> Findings:
         ours, theirs = measure(stage, found, entries)
         row(found, titles[0], "FastAPI's door", None, 1.0, ours, theirs)
     return found
+
+
+OWN_SITE = f"Origin: {ISSUER}"
+"""The header field by which a browser says that the page of a request is one of the issuer's."""
+
+
+def cookies(stage: Stage) -> Findings:
+    """Measures refresh and verify by cookies, both of them in each request as a browser sends them, against tokens."""
+    found = Findings()
+    refreshing = {"a token": keyturn(stage), "cookies": keyturn(stage, cookies=True)}
+    verifying = {
+        "a token": keyturn(stage, access=True, sessions=10_000),
+        "cookies": keyturn(stage, cookies=True, sessions=10_000),
+    }
+    verify = Load("/auth/verify", method="GET", seconds=stage.seconds, warm=stage.warm, use="list")
+    by_token = replace(verify, tokens=verifying["a token"].tokens, bearer=True)
+    by_cookies = replace(verify, tokens=verifying["cookies"].tokens, cookies=True, field=OWN_SITE)
+    on_the_way = replace(by_cookies, path="/auth/verify?refresh=true")
+    titles = ["refresh by cookies", "refresh by a token"]
+    entries: list[Entry] = [
+        (refreshing["cookies"], titles[0], _refresh(stage, cookies=True, field=OWN_SITE)),
+        (refreshing["a token"], titles[1], _refresh(stage)),
+    ]
+    row(found, f"{titles[0]}, 32 connections", "by a token", COOKIES_LEAST, None, *measure(stage, found, entries))
+    entries = [
+        (Asking(verifying["cookies"], by_cookies), "GET /auth/verify by cookies", verify),
+        (Asking(verifying["cookies"], on_the_way), "GET /auth/verify?refresh=true by cookies", verify),
+        (Asking(verifying["a token"], by_token), "GET /auth/verify by a token", verify),
+    ]
+    *by, theirs = measure(stage, found, entries)
+    for (_, title, _), ours in zip(entries, by, strict=False):
+        row(found, f"{title}, 32 connections", "by a token", COOKIES_LEAST, None, ours, theirs)
+    return found
+
+
+COOKIES_LEAST = 0.8
+"""Share of the rate by tokens that the rate by cookies must at least reach."""
 
 
 class Asking:
@@ -494,6 +531,7 @@ SCENARIOS: dict[str, Callable[[Stage], Findings]] = {
         latency,
         verify,
         doors,
+        cookies,
         logout,
         storm,
         junk,

@@ -21,6 +21,8 @@ from tests.service import Service
 
 T = TypeVar("T")
 
+ISSUER = "https://auth.example.com"
+
 
 @dataclass(frozen=True)
 class Database:
@@ -104,7 +106,7 @@ class Stage:
             "KEYTURN_DATABASE_URL": database_url,
             "KEYTURN_REDIS_URL": redis_url,
             "KEYTURN_SECRET_FILE": str(self.secret),
-            "KEYTURN_ISSUER": "https://auth.example.com",
+            "KEYTURN_ISSUER": ISSUER,
         }
 
     def serve(self, environment: Mapping[str, str], workers: int = 1) -> Service:

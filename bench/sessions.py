@@ -18,6 +18,7 @@ from app.keyturn import Keyturn, opened, running
 from app.settings import Settings
 from app.storage.tables import Session, User, uuid7
 from app.tokens.access_tokens import AccessTokens
+from app.tokens.cookies import Cookies
 from app.tokens.refresh_tokens import RefreshToken, issue
 from bench.driver import Result
 from bench.servers import Database
@@ -39,18 +40,29 @@ def email(number: int) -> str:
 
 
 def seed(
-    settings: Settings, count: int, tokens: Path, *, database: Database | None = None, access: bool = False
+    settings: Settings,
+    count: int,
+    tokens: Path,
+    *,
+    database: Database | None = None,
+    access: bool = False,
+    cookies: bool = False,
 ) -> None:
-    """Adds sessions to an empty or seeded database, and writes one refresh (or access) token a line to `tokens`.
+    """Adds sessions to an empty or seeded database, and writes a line for each of them to `tokens`.
+
+    The line is a refresh token. With `access` it is an access token, and with `cookies` both tokens in cookies, as a
+    browser sends them.
 
     The sessions are as a login makes them: under the service's own keys, and of a thousand users. The hash of the
     users' password has its production cost. Without `database` (on SQLite) SQLAlchemy inserts the rows, otherwise
     PostgreSQL's COPY.
     """
-    asyncio.run(_seed(settings, count, tokens, database, access=access))
+    asyncio.run(_seed(settings, count, tokens, database, access=access, cookies=cookies))
 
 
-async def _seed(settings: Settings, count: int, tokens: Path, database: Database | None, *, access: bool) -> None:
+async def _seed(
+    settings: Settings, count: int, tokens: Path, database: Database | None, *, access: bool, cookies: bool
+) -> None:
     async with opened(settings) as keyturn, running(keyturn):
         users = [uuid7() for _ in range(USERS)]
         signing = AccessTokens(keyturn.keys, settings)
@@ -64,7 +76,11 @@ async def _seed(settings: Settings, count: int, tokens: Path, database: Database
                 while chunk := list(islice(made, _CHUNK)):
                     await sink.add(Session, [row for row, _ in chunk])
                     for row, token in chunk:
-                        file.write((_access(signing, row) if access else token.text) + "\n")
+                        if cookies:
+                            line = _cookies(keyturn.cookies, _access(signing, row), token)
+                        else:
+                            line = _access(signing, row) if access else token.text
+                        file.write(line + "\n")
 
 
 def _users(users: list[UUID], hashed: str) -> list[dict[str, Any]]:
@@ -120,6 +136,14 @@ def _access(signing: AccessTokens, row: dict[str, Any]) -> str:
         session_expires_at=row["absolute_expires_at"],
     )
     return token
+
+
+def _cookies(cookies: Cookies, access: str, refresh: RefreshToken) -> str:
+    fields = (
+        cookies.set(name, refresh.session_id, text, timedelta(minutes=1), remembered=True)
+        for name, text in ((cookies.access, access), (cookies.refresh, refresh.text))
+    )
+    return "; ".join(field.decode().partition(";")[0] for field in fields)
 
 
 class _Insert:

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
@@ -29,6 +29,9 @@ from app.sessions.start import Authenticated
 from app.settings import Settings, read
 from app.storage.migrating import migrate
 from tests.servers import Postgres, Redis
+
+if TYPE_CHECKING:
+    from playwright.async_api import Browser, Playwright
 
 SECRET = "x3pQkq0q4v0Tn5oHn1o9R2m8mWb7s3eJf6dKz1uYc5g="
 """The master secret of all tests. Its bytes are random, so that the settings accept them. Nothing else uses it."""
@@ -132,6 +135,23 @@ def redis() -> Iterator[Redis]:
 def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder for the logs of services."""
     return tmp_path_factory.mktemp("logs")
+
+
+@pytest.fixture(scope="module")
+async def playwright() -> AsyncIterator[Playwright]:
+    from tests.browser import driver
+
+    async with driver() as playwright:
+        yield playwright
+
+
+@pytest.fixture(scope="module")
+async def browser(playwright: Playwright) -> AsyncIterator[Browser]:
+    """A Chromium without a window. Its tests are skipped where `tests.browser.MISSING` says why it can't run."""
+    from tests.browser import chromium
+
+    async with chromium(playwright) as browser:
+        yield browser
 
 
 def sync(coroutine: Coroutine[Any, Any, Any]) -> None:

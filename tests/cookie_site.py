@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -29,15 +30,13 @@ class Site:
     client: httpx2.AsyncClient
     keyturn: Keyturn
     taken: int = 0
-    users: int = 0
 
     @cached_property
     def sealer(self) -> Sealer:
         return Sealer(self.keyturn)
 
     async def user(self) -> str:
-        self.users += 1
-        email = f"user{self.users}@example.com"
+        email = f"{secrets.token_hex(6)}@example.com"
         await self.keyturn.users.create(email, PASSWORD, by=SERVICE)
         return email
 

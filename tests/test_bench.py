@@ -127,6 +127,46 @@ async def test_a_header_field_more_is_sent_with_each_request() -> None:
     assert all(b"\r\nCookie: a=b\r\n" in head for head in heads)
 
 
+async def test_the_cookies_of_an_answer_replace_those_of_its_request_and_are_sent_as_a_browser_sends_them(
+    tmp_path: Path,
+) -> None:
+    sent: list[bytes] = []
+    turn = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal turn
+        with closing(writer), suppress(asyncio.IncompleteReadError):
+            while True:
+                sent.append(await reader.readuntil(b"\r\n\r\n"))
+                turn += 1
+                fields = f"set-cookie: a={turn}; Path=/; HttpOnly\r\nx: y\r\nSet-Cookie: b={2 * turn}\r\n"
+                writer.write(f"HTTP/1.1 200 X\r\n{fields}content-length: 2\r\n\r\n{{}}".encode())
+
+    tokens = tmp_path / "tokens"
+    tokens.write_text("a=0; b=0\n", encoding="ascii")
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        wanted = load(tokens, connections=1, use="chain", body="", cookies=True, field="Origin: https://x")
+        result = await asyncio.to_thread(drive, wanted, port)
+    assert result.fault() is None
+    assert result.total == len(sent) > 1
+    for number, head in enumerate(sent):
+        assert f"\r\nCookie: a={number}; b={2 * number}\r\n".encode() in head
+        assert b"\r\nOrigin: https://x\r\nContent-Length: 0\r\n" in head
+    assert tokens.read_text(encoding="ascii") == f"a={turn}; b={2 * turn}\n"
+
+
+async def test_an_answer_without_a_cookie_is_an_error_where_one_was_expected(tmp_path: Path) -> None:
+    async def rotate(token: str) -> tuple[int, str]:
+        return 200, token
+
+    async with answering(rotate) as port:
+        wanted = load(written(tmp_path, 4), connections=4, use="chain", body="", cookies=True)
+        result = await asyncio.to_thread(drive, wanted, port)
+    assert result.errors > 0
+    assert result.fault() is not None
+
+
 async def test_in_an_open_loop_a_late_answer_counts_from_when_its_request_was_due(tmp_path: Path) -> None:
     begun = 0.0
 

@@ -33,18 +33,22 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def thing(path: Path, text: str = "") -> Path:
+    name = path.name.partition("-")[0]
     with zipfile.ZipFile(path, "w") as wheel:
-        wheel.writestr("thing.py", text)
-        wheel.writestr("thing-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: thing\nVersion: 1.0\n")
-        wheel.writestr("thing-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr("thing-1.0.dist-info/RECORD", "thing.py,,\n")
+        wheel.writestr(f"{name}.py", text)
+        wheel.writestr(f"{name}-1.0.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        tag = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        wheel.writestr(f"{name}-1.0.dist-info/WHEEL", tag)
+        wheel.writestr(f"{name}-1.0.dist-info/RECORD", f"{name}.py,,\n")
     return path
 
 
-def dev(checkout: Path, *arguments: str, links: Path | None = None) -> subprocess.CompletedProcess[str]:
+def dev(
+    checkout: Path, *arguments: str, links: Path | None = None, path: str = "/nowhere"
+) -> subprocess.CompletedProcess[str]:
     """Runs dev.py with the host's Python, without uv, from another directory. Packages come from the folder `links`."""
     environment = {
-        "PATH": "/nowhere",
+        "PATH": path,
         "HOME": str(checkout),
         "PIP_NO_INDEX": "1",
         "PIP_FIND_LINKS": (links or checkout / "no packages").as_uri(),
@@ -98,7 +102,9 @@ def test_an_environment_made_by_another_python_is_kept_and_one_that_changed_its_
         assert ("Installing" in dev(checkout, "keyturn", links=checkout.parent).stderr) is installs
     # The version in the stamp is that of the Python in .venv, not of the Python that runs dev.py.
     script = f"import sys; sys.version = 'another'; sys.argv = ['dev.py', 'keyturn']; __file__ = {str(checkout / 'dev.py')!r}; exec(open(__file__).read())"
-    called = subprocess.run([HOST, "-c", script], check=False, capture_output=True, text=True)
+    # PATH is that of `dev`, so that this call finds a Chromium just as little.
+    nowhere = {"PATH": "/nowhere"}
+    called = subprocess.run([HOST, "-c", script], check=False, capture_output=True, text=True, env=nowhere)
     assert called.stdout.startswith("[]"), called.stderr
     assert "Installing" not in called.stderr
 
@@ -110,6 +116,25 @@ def test_another_lock_means_another_installation(checkout: Path) -> None:
         lock.write("# changed\n")
     assert "Installing" in dev(checkout, "serve", links=checkout.parent).stderr
     assert not (checkout / ".venv" / "left-over").exists()
+
+
+def test_what_drives_a_browser_is_installed_where_there_is_chromium_and_nowhere_else(checkout: Path) -> None:
+    wheel = thing(checkout.parent / "driver-1.0-py3-none-any.whl")
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    (checkout / "requirements.browser.lock").write_text(f"driver==1.0 --hash=sha256:{digest}\n")
+    programs = checkout.parent / "programs"
+    programs.mkdir()
+    (programs / "chromium").write_text("#!/bin/sh\n")
+    (programs / "chromium").chmod(0o755)
+
+    def installed(path: str) -> tuple[bool, bool]:
+        called = dev(checkout, "serve", links=checkout.parent, path=path)
+        assert called.returncode == 0, called.stderr
+        return "Installing" in called.stderr, any((checkout / ".venv").rglob("driver.py"))
+
+    assert installed("/nowhere") == (True, False)
+    assert installed(str(programs)) == (True, True)
+    assert installed(str(programs)) == (False, True)
 
 
 def test_a_package_whose_digest_is_not_the_locks_is_refused(checkout: Path) -> None:
@@ -129,11 +154,17 @@ def test_without_a_command_dev_py_says_what_it_can_do_and_installs_nothing(check
 def test_a_command_that_is_asked_for_help_or_that_there_is_not_runs_nothing_and_installs_nothing(
     checkout: Path,
 ) -> None:
-    for words in (("check", "--help"), ("check", "-h"), ("lock", "--help"), ("lock", "--upgrade", "-h")):
+    for words in (
+        ("check", "--help"),
+        ("check", "-h"),
+        ("demo", "-h"),
+        ("lock", "--help"),
+        ("lock", "--upgrade", "-h"),
+    ):
         shown = dev(checkout, *words)
         assert (shown.returncode, shown.stderr) == (0, "")
         assert "dev.py check" in shown.stdout
-    for unknown in (("fly",), ("--serve",), ("check", "--fix"), ("lock", "--upgrades")):
+    for unknown in (("fly",), ("--serve",), ("check", "--fix"), ("demo", "--port"), ("lock", "--upgrades")):
         wrong = dev(checkout, *unknown)
         assert (wrong.returncode, wrong.stdout) == (2, "")
         assert "no such" in wrong.stderr

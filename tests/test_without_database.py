@@ -16,6 +16,8 @@ from app.errors import TemporarilyUnavailable
 from app.keyturn import Keyturn
 from app.revocation.lifetimes import REMEMBERED_FOR
 from app.sessions.answers import Tokens
+from tests.cookie_site import A, R, site_of
+from tests.cookies import SAME_SITE, ask, set_cookies
 from tests.servers import Redis
 from tests.test_revocations import (
     MARKER,
@@ -138,3 +140,25 @@ async def test_what_ended_is_remembered_for_as_long_as_its_tokens_could_live(
         pair.there.revocations.checks.remember(tokens.session_id, "logout")
         _, until = pair.there.revocations.checks._ended[tokens.session_id]
         assert 0 < until - monotonic() <= REMEMBERED_FOR.total_seconds()
+
+
+async def test_a_browser_whose_access_cookie_is_valid_is_served_and_no_cookie_is_touched(
+    database_url: str, own_redis: Redis, cache: object
+) -> None:
+    async with site_of(database_url, own_redis.url(9), database_pool=2) as site:
+        await Pair(site.keyturn, site.keyturn).until_complete()
+        one = await site.sign_in(await site.user())
+        refresh = f"{R}={one.r}"
+        async with away(site.keyturn):
+            for sent, status in (
+                (one.pair, 200),
+                (f"{A}={one.aged(30)}; {refresh}", 200),  # it would be refreshed by now
+                (f"{one.expired}; {refresh}", 503),
+                (refresh, 503),
+            ):
+                answer = await ask(site.client, "GET", "/auth/verify?refresh=true", sent)
+                assert (answer.status_code, set_cookies(answer)) == (status, []), answer.text
+            answer = await ask(site.client, "POST", "/auth/refresh", one.pair, headers=SAME_SITE)
+            assert (answer.status_code, set_cookies(answer)) == (503, [])
+        answer = await ask(site.client, "GET", "/auth/verify?refresh=true", f"{one.expired}; {refresh}")
+        assert (answer.status_code, len(set_cookies(answer))) == (200, 2)

@@ -196,7 +196,7 @@ _OTHER_CHARACTERS = 512  # bytes: the names of all members, three UUIDs, the gen
 def longest_token(settings: Settings) -> int:
     """An upper bound for the length of an access token under these settings, in bytes."""
     named = sum(len(_quote(text)) for text in (settings.iss, settings.aud))
-    claims = named + 12 * _LONGEST_ROLE + 2 * _LONGEST_CLIENT_ID + _OTHER_CHARACTERS
+    claims = named + _LONGEST_ROLE + 2 * _LONGEST_CLIENT_ID + _OTHER_CHARACTERS
     header = len(_header("k" * 64, "HS256"))
     return header + -(-(claims + _LONGEST_SIGNATURE) * 4 // 3) + len("..")
 
