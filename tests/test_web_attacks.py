@@ -6,6 +6,7 @@ for the domain above, with values of the attacker's own sessions (RFC 6265 secti
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from time import process_time
@@ -15,6 +16,7 @@ import pytest
 from sqlalchemy import event
 
 from app.http.request import Request
+from app.routes.jar import Jar
 from tests.cookie_site import R, S, Site, site_of
 from tests.cookies import SAME_SITE, ask, set_cookies
 
@@ -111,3 +113,27 @@ def test_a_query_of_one_name_a_thousand_times_costs_no_more_than_as_many_names(e
     same = min(cost(b"&".join([b"a"] * 4000) + b"&%d" % n) for n in range(5))
     different = min(cost(b"&".join(b"%x" % i for i in range(1600)) + b"&%d" % n) for n in range(5))
     assert same < 10 * different
+
+
+def test_the_queries_of_strangers_do_not_stay_in_memory(engine: str) -> None:
+    tracemalloc.start()
+    try:
+        for n in range(300):
+            request = Request()
+            request.query = b"%d" % n + b"".join(b"&%x" % i for i in range(500))
+            assert len(request.parameters()) >= 500
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 2_000_000
+
+
+async def test_no_repr_of_the_presented_cookies_has_their_values(site: Site) -> None:
+    one = await site.sign_in(await site.user())
+    request = Request()
+    request.fields = {b"cookie": one.pair.encode()}
+    request.headers = list(request.fields.items())
+    jar = Jar.of(site.keyturn, request)
+    assert jar
+    assert one.a not in repr(jar)
+    assert one.r not in repr(jar)

@@ -33,6 +33,7 @@ _REQUEST_ID = re.compile(rb"(?!.*(?:ktr_|eyJ))[A-Za-z0-9._-]{1,64}")
 _PROCESS = token_hex(10)
 _requests = count(1)
 
+_MAX_REMEMBERED = 256  # bytes of a query whose parameters are remembered: strangers must not fill the memory
 _MAX_USER_AGENT = 256  # characters: the most that the column takes
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -192,7 +193,10 @@ class Request:
 
     def parameters(self) -> Mapping[str, tuple[str, ...]]:
         """The values of each query parameter, in their order."""
-        return _parameters(self.query) if self.query else {}
+        if not self.query:
+            return {}
+        parse = _parameters if len(self.query) <= _MAX_REMEMBERED else _parameters.__wrapped__
+        return parse(self.query)
 
     def content(self, model: type[_Model]) -> _Model:
         """The JSON body as its model.
