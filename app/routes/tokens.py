@@ -63,6 +63,9 @@ async def refresh(keyturn: Keyturn, request: Request) -> Answer:
         raise InvalidRequest("no refresh token", description="refresh_token: is missing.")
     request.require_own_site()
     if len(modes) > 1:
+        # Junk counts for no mode, because any host of the domain can plant a cookie whose name has no `__Host-`.
+        modes = [mode for mode in modes if jar.opened(jar.cookies.refresh_name(mode))] or modes[:1]
+    if len(modes) > 1:
         raise InvalidRequest("cookies of two modes", description="mode: is missing, with cookies of two modes.")
     (mode,) = modes
     try:
@@ -77,7 +80,7 @@ async def logout(keyturn: Keyturn, request: Request) -> Answer:
 
     After the answer, no access token of the session is accepted any more. A repeated logout is safe. An expired access
     token is enough, and so is one cookie. With cookies, the request needs an allowed `Origin`, or `Sec-Fetch-Site:
-    same-origin`, and the answer deletes them.
+    same-origin`, and the answer deletes them, except for `others`: this session goes on.
     """
     bearer = request.bearer()
     body = request.content_or_default(Logout)
@@ -95,12 +98,19 @@ async def logout(keyturn: Keyturn, request: Request) -> Answer:
         ]
         clearing = presented.fields_to_clear()
     try:
-        ended = await keyturn.ending.logout(access, refresh, body.scope or "this", by=request.by("user"))
+        presented = await keyturn.ending.logout(access, refresh, body.scope or "this", by=request.by("user"))
     except (InvalidToken, InvalidGrant) as refusal:
+<<<<<<< HEAD
+        return refused(request, refusal, cleared)
+    for session_id in presented:
+        request.session_id = session_id
+    return NO_CONTENT if body.scope == "others" or not cleared else (204, cleared, b"")
+=======
         return request.refused(refusal, clearing)
     for session_id in ended:
         request.session_id = session_id
     return 204, clearing, b""
+>>>>>>> main
 
 
 ENDPOINTS = (
