@@ -24,6 +24,7 @@ from examples.web import application, one_page, pages
 from examples.web.journal import Journal
 from examples.web.return_address import safe
 from examples.web.settings import Settings
+from tests import proxies
 from tests.conftest import CHEAP, PASSWORD, SECRET
 from tests.servers import free_port
 from tests.service import ROOT, Service
@@ -139,6 +140,12 @@ def test_a_logout_everywhere_ends_the_sessions_of_other_browsers(port: int) -> N
     assert second.cookies == {}
 
 
+def test_a_link_logs_nobody_out(port: int) -> None:
+    browser, _ = sign_in(port)
+    assert location(browser.get(port, "/logout")) == "/session"
+    assert browser.get(port, "/session").status == 200
+
+
 def test_a_logout_without_a_session_leads_to_the_start_page(port: int) -> None:
     assert location(post(Browser(), port, "/logout", {"reach": "this"})) == "/"
 
@@ -151,7 +158,7 @@ def test_while_keyturn_is_away_pages_are_503_and_the_visitor_stays_signed_in(por
         answer = browser.get(port, "/protected")
     finally:
         service.resume()
-    assert (answer.status, answer.all("retry-after")) == (503, ["1"])
+    assert (answer.status, answer.all("retry-after"), answer.all("refresh")) == (503, ["1"], ["3"])
     assert b"still signed in" in answer.body
     assert browser.cookies == before
     assert browser.get(port, "/protected").status == 200
@@ -275,6 +282,31 @@ def test_identity_fields_of_a_visitor_count_only_behind_a_proxy_that_sets_them(s
         page = Browser().get(proxied, "/protected", *forged)
     assert page.status == 200
     assert b"someone" in page.body
+
+
+def test_behind_nginx_the_application_needs_no_middleware(service: Service, tmp_path: Path) -> None:
+    recipe = proxies.recipe_of("nginx")
+    port = free_port()
+    app = application.create(Settings(service.url, "https://app.example.com", trust_proxy_identity=True))
+    with (
+        serving(app, port),
+        proxies.running("nginx", recipe, tmp_path / "nginx", keyturn=service.port, app=port) as nginx,
+    ):
+        page = ("Accept", "text/html")
+        asked = Browser().get(nginx.port, "/session?a=1&b=2", page).all("location")[0]
+        [action] = re.findall('action="([^"]+)"', Browser().get(nginx.port, asked).body.decode())
+        browser, answer = sign_in(nginx.port, action)
+        assert location(answer) == "/session?a=1&b=2"
+        assert ADA in browser.get(nginx.port, "/session", page).body.decode()
+        del browser.cookies["keyturn-access"]
+        renewed = browser.get(nginx.port, "/session", page)
+        assert renewed.status == 200
+        assert b"has just renewed" in renewed.body
+        assert ADA in browser.get(nginx.port, "/session", page).body.decode()
+        assert Browser().get(nginx.port, "/static/style.css").status == 200
+        assert Browser().get(nginx.port, "/login", ("X-Auth-Subject", "someone")).status == 200  # and not led on
+        assert location(post(browser, nginx.port, "/logout", {"reach": "this"})) == "/"
+        assert browser.cookies == {}
 
 
 def test_a_page_shows_text_as_text() -> None:

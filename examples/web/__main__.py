@@ -44,13 +44,13 @@ def main() -> None:
 
 
 def _keyturn_settings(folder: Path, port: int, origins: Sequence[str]) -> dict[str, str]:
-    """The settings of Keyturn: tokens that end soon, so that a refresh on the way is seen within a minute."""
+    """The settings of Keyturn: tokens that end soon, so that a refresh on the way is soon seen."""
     return {
         "KEYTURN_DATA_DIR": str(folder / "data"),
         "KEYTURN_ISSUER": _url(port),
         "KEYTURN_ALLOWED_ORIGINS": ",".join(origins),
-        "KEYTURN_ACCESS_TOKEN_LIFETIME": "30",
-        "KEYTURN_RETRY_WINDOW": "10",
+        "KEYTURN_ACCESS_TOKEN_LIFETIME": "60",
+        "KEYTURN_RETRY_WINDOW": "20",
         "KEYTURN_LOGIN_MODE": "cookie",
     }
 

@@ -138,10 +138,14 @@ def identity(request: Request) -> pages.Identity | None:
 
 
 def away() -> Response:
-    """The answer while Keyturn is away: no cookie is touched, so the session goes on afterwards."""
-    text = "The sign-in service does not answer. You are still signed in: try again in a moment."
+    """The answer while Keyturn is away: no cookie is touched, so the session goes on afterwards.
+
+    The browser tries again by itself. Keyturn may have refreshed without the answer having arrived, and gives the same
+    answer again only within the retry window.
+    """
+    text = "The sign-in service does not answer. You are still signed in, and this page tries again by itself."
     page = pages.problem("One moment", text)
-    return HTMLResponse(page, HTTPStatus.SERVICE_UNAVAILABLE, {"retry-after": "1"})
+    return HTMLResponse(page, HTTPStatus.SERVICE_UNAVAILABLE, {"retry-after": "1", "refresh": "3"})
 
 
 def refused(status: HTTPStatus) -> Response:
@@ -160,6 +164,8 @@ def create(settings: Settings | None = None) -> ASGIApp:
             application.route("/login", application.login, "POST"),
             application.route("/protected", application.protected),
             application.route("/session", application.session),
+            # Who comes by GET, as after an outage, finds the buttons there: a link must log nobody out.
+            Route("/logout", RedirectResponse("/session", HTTPStatus.SEE_OTHER), methods=["GET"]),
             application.route("/logout", application.logout, "POST"),
         ]
     )

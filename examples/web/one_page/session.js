@@ -4,6 +4,7 @@
 // others (a channel), so that they need no refresh of their own. Neither the lock nor the channel stores anything.
 
 const LOCK = "keyturn-refresh";
+const PATIENCE = 10_000; // milliseconds for an answer; a refresh whose answer is lost can be sent again
 
 // Keyturn is away or full, or the network is: no verdict on the session, which goes on.
 export class Away extends Error {
@@ -72,7 +73,7 @@ export class Session {
   #send(resource, init) {
     const headers = new Headers(init.headers);
     if (this.#tokens !== null) headers.set("Authorization", `Bearer ${this.#tokens.access_token}`);
-    return fetch(resource, { ...init, headers });
+    return fetch(resource, { signal: AbortSignal.timeout(PATIENCE), ...init, headers });
   }
 
   // Refresh, unless other tokens than `stale` have come from another tab meanwhile.
@@ -123,6 +124,7 @@ export class Session {
       const answer = await fetch(this.#url + path, {
         method: "POST",
         credentials: "include",
+        signal: AbortSignal.timeout(PATIENCE),
         headers: { "Content-Type": "application/json", ...headers },
         body: JSON.stringify(body),
       });
