@@ -9,17 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-<<<<<<< HEAD:app/routes/jar.py
-from uuid import UUID
-
-from ..errors import InvalidGrant, InvalidRequest, InvalidToken
-=======
 from operator import itemgetter
 from typing import get_args
 from uuid import UUID
 
-from ..errors import InvalidGrant, InvalidRequest, InvalidToken, NotFound, NoToken
->>>>>>> main:app/routes/presented_cookies.py
+from ..errors import InvalidGrant, InvalidRequest, InvalidToken, NoToken
 from ..http.request import Request
 from ..keyturn import Keyturn
 from ..sessions.answers import Tokens

@@ -64,7 +64,7 @@ async def refresh(keyturn: Keyturn, request: Request) -> Answer:
     request.require_own_site()
     if len(modes) > 1:
         # Junk counts for no mode, because any host of the domain can plant a cookie whose name has no `__Host-`.
-        modes = [mode for mode in modes if jar.opened(jar.cookies.refresh_name(mode))] or modes[:1]
+        modes = [mode for mode in modes if presented.opened(presented.cookies.refresh_name(mode))] or modes[:1]
     if len(modes) > 1:
         raise InvalidRequest("cookies of two modes", description="mode: is missing, with cookies of two modes.")
     (mode,) = modes
@@ -98,19 +98,12 @@ async def logout(keyturn: Keyturn, request: Request) -> Answer:
         ]
         clearing = presented.fields_to_clear()
     try:
-        presented = await keyturn.ending.logout(access, refresh, body.scope or "this", by=request.by("user"))
+        ended = await keyturn.ending.logout(access, refresh, body.scope or "this", by=request.by("user"))
     except (InvalidToken, InvalidGrant) as refusal:
-<<<<<<< HEAD
-        return refused(request, refusal, cleared)
-    for session_id in presented:
-        request.session_id = session_id
-    return NO_CONTENT if body.scope == "others" or not cleared else (204, cleared, b"")
-=======
         return request.refused(refusal, clearing)
     for session_id in ended:
         request.session_id = session_id
-    return 204, clearing, b""
->>>>>>> main
+    return 204, () if body.scope == "others" else clearing, b""
 
 
 ENDPOINTS = (
