@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import event
 
 from app.http.request import Request
-from app.routes.jar import Jar
+from app.routes.presented_cookies import PresentedCookies
 from tests.cookie_site import R, S, Site, site_of
 from tests.cookies import SAME_SITE, ask, set_cookies
 
@@ -133,7 +133,7 @@ async def test_no_repr_of_the_presented_cookies_has_their_values(site: Site) -> 
     request = Request()
     request.fields = {b"cookie": one.pair.encode()}
     request.headers = list(request.fields.items())
-    jar = Jar.of(site.keyturn, request)
-    assert jar
-    assert one.a not in repr(jar)
-    assert one.r not in repr(jar)
+    presented = PresentedCookies.of(site.keyturn, request)
+    assert presented
+    assert one.a not in repr(presented)
+    assert one.r not in repr(presented)
