@@ -72,7 +72,7 @@ class Try {
         TokenAnswer next = auth.refresh(new Refresh().refreshToken(first.getRefreshToken()));
         client.setRequestInterceptor(request -> request.header("Authorization", "Bearer " + next.getAccessToken()));
         auth = new AuthApi(client);
-        System.out.println(auth.verify(null, null).getAud() + " " + auth.me().getUser().getEmail());
+        System.out.println(auth.verify(null, null, null).getAud() + " " + auth.me().getUser().getEmail());
         auth.logout(null);
     }
 }
@@ -80,8 +80,9 @@ END
 cat >made/try.py <<'END'
 import models
 
-assert models.Login(email="admin@localhost", password="p").model_dump() == {"email": "admin@localhost", "password": "p"}
-assert models.Refresh(refresh_token="ktr_x").model_dump_json() == '{"refresh_token":"ktr_x"}'
+login = models.Login(email="admin@localhost", password="p")
+assert login.model_dump(exclude_none=True) == {"email": "admin@localhost", "password": "p"}
+assert models.Refresh(refresh_token="ktr_x").model_dump_json(exclude_none=True) == '{"refresh_token":"ktr_x"}'
 END
 npx tsc --strict --skipLibCheck --noEmit --target ES2022 --module esnext --moduleResolution bundler --types node made/try.ts
 javac -cp "made/java/classes:$generator" -d made/java/classes made/Try.java
