@@ -140,6 +140,14 @@ def test_a_logout_everywhere_ends_the_sessions_of_other_browsers(port: int) -> N
     assert second.cookies == {}
 
 
+def test_a_cookie_of_another_application_that_is_not_ascii_keeps_nobody_out(port: int) -> None:
+    browser = Browser()
+    browser.cookies["theme"] = "gr\xfcn"
+    assert location(post(browser, port, "/login", {"email": ADA, "password": PASSWORD})) == "/"
+    assert browser.get(port, "/session").status == 200
+    assert location(post(browser, port, "/logout", {"reach": "this"})) == "/"
+
+
 def test_a_link_logs_nobody_out(port: int) -> None:
     browser, _ = sign_in(port)
     assert location(browser.get(port, "/logout")) == "/session"
