@@ -60,7 +60,7 @@ async def refresh(keyturn: Keyturn, request: Request) -> Answer:
     presented = PresentedCookies.of(keyturn, request, body.mode)
     modes = presented.modes()
     if not modes:
-        raise InvalidRequest("no refresh token", description="refresh_token: is missing.")
+        raise InvalidRequest("no refresh token", description="refresh_token: is missing, and no cookie has one.")
     request.require_own_site()
     if len(modes) > 1:
         # Junk counts for no mode, because any host of the domain can plant a cookie whose name has no `__Host-`.
