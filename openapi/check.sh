@@ -93,7 +93,7 @@ port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)
 (cd service && PYTHONPATH="$here" exec "$python" -m app serve --port "$port" >log 2>&1) &
 service=$!
 trap 'kill $service' EXIT
-for _ in 1 2 3 4 5 6 7 8 9 10; do grep -q 'startup complete' service/log && break || sleep 1; done
+for _ in $(seq 60); do grep -q 'startup complete' service/log && break || sleep 1; done
 password=$(sed -n 's/^    admin@localhost   //p' service/log)
 npx tsx made/try.ts "http://127.0.0.1:$port" "$password"
 java -cp "made/java/classes:$generator" Try "http://127.0.0.1:$port" "$password"
