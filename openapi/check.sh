@@ -72,7 +72,7 @@ class Try {
         TokenAnswer next = auth.refresh(new Refresh().refreshToken(first.getRefreshToken()));
         client.setRequestInterceptor(request -> request.header("Authorization", "Bearer " + next.getAccessToken()));
         auth = new AuthApi(client);
-        System.out.println(auth.verify(null, null).getAud() + " " + auth.me().getUser().getEmail());
+        System.out.println(auth.verify(null, null, null).getAud() + " " + auth.me().getUser().getEmail());
         auth.logout(null);
     }
 }
@@ -80,8 +80,9 @@ END
 cat >made/try.py <<'END'
 import models
 
-assert models.Login(email="admin@localhost", password="p").model_dump() == {"email": "admin@localhost", "password": "p"}
-assert models.Refresh(refresh_token="ktr_x").model_dump_json() == '{"refresh_token":"ktr_x"}'
+login = models.Login(email="admin@localhost", password="p")
+assert login.model_dump(exclude_none=True) == {"email": "admin@localhost", "password": "p"}
+assert models.Refresh(refresh_token="ktr_x").model_dump_json(exclude_none=True) == '{"refresh_token":"ktr_x"}'
 END
 npx tsc --strict --skipLibCheck --noEmit --target ES2022 --module esnext --moduleResolution bundler --types node made/try.ts
 javac -cp "made/java/classes:$generator" -d made/java/classes made/Try.java
@@ -92,7 +93,7 @@ port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)
 (cd service && PYTHONPATH="$here" exec "$python" -m app serve --port "$port" >log 2>&1) &
 service=$!
 trap 'kill $service' EXIT
-for _ in 1 2 3 4 5 6 7 8 9 10; do grep -q 'startup complete' service/log && break || sleep 1; done
+for _ in $(seq 60); do grep -q 'startup complete' service/log && break || sleep 1; done
 password=$(sed -n 's/^    admin@localhost   //p' service/log)
 npx tsx made/try.ts "http://127.0.0.1:$port" "$password"
 java -cp "made/java/classes:$generator" Try "http://127.0.0.1:$port" "$password"

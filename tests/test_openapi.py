@@ -107,6 +107,25 @@ def test_every_refusal_is_documented_in_the_one_shape(document: Json) -> None:
         assert ("WWW-Authenticate" in responses.get("403", {"headers": ""})["headers"]) == (name == "verify")
 
 
+def test_each_answer_that_may_set_or_delete_cookies_says_so(document: Json) -> None:
+    found = {
+        (name, status)
+        for name, operation in operations(document)
+        for status, answer in operation["responses"].items()
+        if "Set-Cookie" in answer["headers"]
+    }
+    assert found == {
+        ("login", "200"),
+        ("refresh", "200"),
+        ("refresh", "401"),
+        ("logout", "204"),
+        ("logout", "401"),
+        ("verify", "200"),
+        ("verify", "401"),
+        ("verify", "403"),
+    }
+
+
 def test_nothing_of_the_framework_s_own_errors_is_left(document: Json) -> None:
     text = json.dumps(document)
     assert '"422"' not in text
@@ -233,8 +252,8 @@ def test_the_bearer_token_is_asked_for_where_one_is_needed(document: Json) -> No
     asked = {name: operation.get("security") for name, operation in operations(document)}
     needed: list[Json] = [{"bearer": []}, {"cookie": []}]
     assert {name for name, security in asked.items() if security == needed} == {"me", "password", "verify"}
-    # Optional, because a refresh token in the body is enough.
-    assert asked.pop("logout") == [*needed, {}]
+    # Optional, because a refresh token in the body is enough, or in a cookie.
+    assert asked.pop("logout") == [*needed, {"refresh_cookie": []}, {}]
     assert asked.pop("refresh") == [{"refresh_cookie": []}, {}]
     # The others say explicitly that they need no token. Without that, a reader takes a missing field for a mistake or
     # for the document's default.

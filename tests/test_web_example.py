@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -138,6 +139,14 @@ def test_a_logout_everywhere_ends_the_sessions_of_other_browsers(port: int) -> N
     post(first, port, "/logout", {"reach": "all"})
     assert second.get(port, "/protected").status == 303
     assert second.cookies == {}
+
+
+def test_a_cookie_of_another_application_that_is_not_ascii_keeps_nobody_out(port: int) -> None:
+    browser = Browser()
+    browser.cookies["theme"] = "gr\xfcn"
+    assert location(post(browser, port, "/login", {"email": ADA, "password": PASSWORD})) == "/"
+    assert browser.get(port, "/session").status == 200
+    assert location(post(browser, port, "/logout", {"reach": "this"})) == "/"
 
 
 def test_a_link_logs_nobody_out(port: int) -> None:
@@ -269,6 +278,25 @@ def test_no_page_can_be_framed_or_run_a_script(port: int, path: str) -> None:
     assert "script-src" not in policy
     assert answer.all("x-content-type-options") == ["nosniff"]
     assert b"<script" not in answer.body
+
+
+def test_an_address_without_a_page_leads_back_to_the_start(port: int) -> None:
+    answer = Browser().get(port, "/nothing")
+    assert answer.status == 404
+    assert b'<a href="/">' in answer.body
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(604799, "in 7 days"), (100, "in 2 minutes"), (-110, "1 minute ago")],
+)
+def test_a_deadline_is_rounded_and_the_past_is_not(seconds: int, words: str) -> None:
+    now = datetime.now(UTC)
+    facts = dict.fromkeys(("created_at", "rotated_at", "idle_expires_at"), now)
+    facts["absolute_expires_at"] = now + timedelta(seconds=seconds)
+    me = {"user": {"email": "ada@example.com"}, "session": facts}
+    page = pages.session({"subject": "s", "role": "user", "session": "x"}, me, [])
+    assert f"<small>{words}</small>" in page
 
 
 def test_identity_fields_of_a_visitor_count_only_behind_a_proxy_that_sets_them(service: Service, port: int) -> None:

@@ -119,6 +119,9 @@ class Doors(Generic[Parts]):
             good: dict[int | str, dict[str, Any]] = (
                 {endpoint.status: {"headers": dict(endpoint.response_headers)}} if endpoint.response_headers else {}
             )
+            refusals = refused(*endpoint.refusals)
+            for status, headers in endpoint.refusal_headers.items():
+                refusals[status]["headers"] = {**refusals[status]["headers"], **headers}
             router.add_api_route(
                 endpoint.path,
                 handler,
@@ -128,7 +131,7 @@ class Doors(Generic[Parts]):
                 status_code=endpoint.status,
                 response_model=endpoint.model,
                 response_description=endpoint.response_description,
-                responses={**good, **refused(*endpoint.refusals), **endpoint.responses},
+                responses={**good, **refusals, **endpoint.responses},
                 openapi_extra={"security": [{}]} if endpoint.credentials.startswith("optional") else None,
                 generate_unique_id_function=_name,
             )
@@ -156,7 +159,12 @@ def _name(route: APIRoute) -> str:
 def _documented(endpoint: Endpoint[Any]) -> inspect.Signature:
     """The signature from which FastAPI makes the operation's parameters, body and security."""
     annotations: dict[str, tuple[Any, Any]] = {}
-    schemes = {"none": (), "optional cookie": (_REFRESH,)}.get(endpoint.credentials, (_BEARER, _COOKIE))
+    schemes = {
+        "none": (),
+        "optional cookie": (_REFRESH,),
+        "optional bearer": (_BEARER, _COOKIE, _REFRESH),
+        "bearer": (_BEARER, _COOKIE),
+    }[endpoint.credentials]
     for scheme in schemes:
         annotations[f"_{scheme.scheme_name}"] = (Annotated[Any, Depends(scheme)], inspect.Parameter.empty)
     for each in endpoint.query:

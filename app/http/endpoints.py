@@ -50,10 +50,14 @@ class Endpoint(Generic[Parts]):
     """The model of the request's body, for the document; `answer` reads it by `Request.content`."""
     body_is_optional: bool = False
     credentials: Literal["none", "optional cookie", "optional bearer", "bearer"] = "none"
-    """The credentials that the document asks for; `answer` reads them. "bearer" offers the access cookie too."""
+    """The credentials that the document asks for; `answer` reads them. "bearer" offers the access cookie too, and
+    "optional bearer" each cookie.
+    """
     query: tuple[QueryParameter, ...] = ()
     refusals: tuple[type[Refusal], ...] = ()
     """The refusals that `answer` raises, for the document. The edge's own are added to each endpoint."""
+    refusal_headers: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    """Header fields of refusals, by status, beside those that every refusal of that status has. For the document."""
     responses: Mapping[int | str, dict[str, Any]] = field(default_factory=dict)
     """Further answers, for the document."""
     any_method: bool = False

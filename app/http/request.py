@@ -33,6 +33,7 @@ _REQUEST_ID = re.compile(rb"(?!.*(?:ktr_|eyJ))[A-Za-z0-9._-]{1,64}")
 _PROCESS = token_hex(10)
 _requests = count(1)
 
+_MAX_REMEMBERED = 256  # bytes of a query whose parameters are remembered: strangers must not fill the memory
 _MAX_USER_AGENT = 256  # characters: the most that the column takes
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -198,7 +199,10 @@ class Request:
 
     def parameters(self) -> Mapping[str, tuple[str, ...]]:
         """The values of each query parameter, in their order."""
-        return _parameters(self.query) if self.query else {}
+        if not self.query:
+            return {}
+        parse = _parameters if len(self.query) <= _MAX_REMEMBERED else _parameters.__wrapped__
+        return parse(self.query)
 
     def content(self, model: type[_Model]) -> _Model:
         """The JSON body as its model.
@@ -228,7 +232,7 @@ class Request:
 
 @lru_cache(maxsize=256)  # a proxy asks always the same
 def _parameters(query: bytes) -> Mapping[str, tuple[str, ...]]:
-    parameters: dict[str, tuple[str, ...]] = {}
+    parameters: dict[str, list[str]] = {}
     for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
-        parameters[name] = (*parameters.get(name, ()), value)
-    return parameters
+        parameters.setdefault(name, []).append(value)
+    return {name: tuple(values) for name, values in parameters.items()}

@@ -13,7 +13,7 @@ from operator import itemgetter
 from typing import get_args
 from uuid import UUID
 
-from ..errors import InvalidGrant, InvalidRequest, InvalidToken, NotFound, NoToken
+from ..errors import InvalidGrant, InvalidRequest, InvalidToken, NoToken
 from ..http.request import Request
 from ..keyturn import Keyturn
 from ..sessions.answers import Tokens
@@ -149,16 +149,12 @@ class PresentedCookies:
         if not newest:
             raise refusal
         candidates = [each for _, each in newest.values()]
-        live = candidates if len(candidates) == 1 else [each for each in candidates if await self._lives(each)]
-        if len(live) > 1:
+        if len(candidates) == 1:
+            return candidates[0]
+        living = await self.keyturn.reading.living(newest)  # one statement, however many cookies there are
+        if len(living) > 1:
             raise InvalidGrant("refresh cookies of two live sessions")
-        return (live or candidates)[0]
-
-    async def _lives(self, opened: Opened) -> bool:
-        try:
-            return (await self.keyturn.reading.find(opened.session_id)).over() is None
-        except NotFound:
-            return False
+        return next((each for each in candidates if each.session_id in living), candidates[0])
 
     # -- the answer
 

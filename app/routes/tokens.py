@@ -60,8 +60,11 @@ async def refresh(keyturn: Keyturn, request: Request) -> Answer:
     presented = PresentedCookies.of(keyturn, request, body.mode)
     modes = presented.modes()
     if not modes:
-        raise InvalidRequest("no refresh token", description="refresh_token: is missing.")
+        raise InvalidRequest("no refresh token", description="refresh_token: is missing, and no cookie has one.")
     request.require_own_site()
+    if len(modes) > 1:
+        # Junk counts for no mode, because any host of the domain can plant a cookie whose name has no `__Host-`.
+        modes = [mode for mode in modes if presented.opened(presented.cookies.refresh_name(mode))] or modes[:1]
     if len(modes) > 1:
         raise InvalidRequest("cookies of two modes", description="mode: is missing, with cookies of two modes.")
     (mode,) = modes
@@ -77,7 +80,7 @@ async def logout(keyturn: Keyturn, request: Request) -> Answer:
 
     After the answer, no access token of the session is accepted any more. A repeated logout is safe. An expired access
     token is enough, and so is one cookie. With cookies, the request needs an allowed `Origin`, or `Sec-Fetch-Site:
-    same-origin`, and the answer deletes them.
+    same-origin`, and the answer deletes them, except for `others`: this session goes on.
     """
     bearer = request.bearer()
     body = request.content_or_default(Logout)
@@ -100,7 +103,7 @@ async def logout(keyturn: Keyturn, request: Request) -> Answer:
         return request.refused(refusal, clearing)
     for session_id in ended:
         request.session_id = session_id
-    return 204, clearing, b""
+    return 204, () if body.scope == "others" else clearing, b""
 
 
 ENDPOINTS = (
@@ -114,6 +117,7 @@ ENDPOINTS = (
         body_is_optional=True,
         model=TokenAnswer,
         response_headers=SET_COOKIES,
+        refusal_headers={401: SET_COOKIES},
         refusals=(InvalidRequest, InvalidGrant, CrossSite, TemporarilyUnavailable),
         fast=True,
     ),
@@ -128,6 +132,7 @@ ENDPOINTS = (
         status=204,
         response_description="The session is over.",
         response_headers=SET_COOKIES,
+        refusal_headers={401: SET_COOKIES},
         refusals=(InvalidRequest, InvalidGrant, CrossSite, TemporarilyUnavailable),
         fast=True,
     ),

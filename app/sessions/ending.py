@@ -6,7 +6,7 @@ the order of its steps.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 from uuid import UUID
 
@@ -212,10 +212,11 @@ class Ending:
         1. "this" ends the session of each token. Any token of ours will do, also an expired or rotated one. A session
            that is over already is no error.
         2. "others" and "all" end the user's other sessions, or all. The token must still open its own session: a leaked
-           old token must not sign its user out everywhere.
+           old token must not sign its user out everywhere. Beside a token that does, others are passed over: a browser
+           may hold several, and no left-over one must keep its user from signing out.
 
         Raises:
-            InvalidToken, InvalidGrant: none of the tokens is ours, or a token may not end other sessions.
+            InvalidToken, InvalidGrant: none of the tokens is ours, or none may end other sessions.
             NoToken: there is no token.
             TemporarilyUnavailable: as `end`.
         """
@@ -232,7 +233,10 @@ class Ending:
                     raise refusal.about(session_id) from None
             return set(presented)
         # All tokens are checked before any session ends, because a refused request must change nothing.
-        rows = [await self._opened_by(i, token, reach) for i, token in presented.items()]
+        rows = await self._opened(presented, reach)
+        rest = presented.keys() - {row.id for row in rows}
+        if reach == "all" and rest:
+            await self.end(rest, "logout", by=by)  # their tokens end no others, but their own sessions by rule 1
         but = frozenset(presented if reach == "others" else ())
         for row in rows:
             try:
@@ -265,6 +269,24 @@ class Ending:
                 comparison = await self._publishing.compare(tx, published, ended)
         known_to_all_at = comparison.known_to_all_at()
         return [known_to_all_at if session_id in ended else None for session_id, _ in batch]
+
+    async def _opened(self, presented: Mapping[UUID, RefreshToken | AccessToken], reach: Reach) -> list[SessionRow]:
+        """The sessions of those tokens that may end others.
+
+        Raises:
+            InvalidToken, InvalidGrant: there are none.
+            TemporarilyUnavailable: the database is away.
+        """
+        rows: list[SessionRow] = []
+        refusal: InvalidToken | InvalidGrant | None = None
+        for session_id, token in presented.items():
+            try:
+                rows.append(await self._opened_by(session_id, token, reach))
+            except (InvalidToken, InvalidGrant) as e:
+                refusal = e
+        if refusal is not None and not rows:
+            raise refusal
+        return rows
 
     async def _opened_by(self, session_id: UUID, token: RefreshToken | AccessToken, reach: Reach) -> SessionRow:
         """The session of a token that may end others.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+from collections.abc import Collection
 from dataclasses import replace
 from uuid import UUID
 
@@ -97,6 +98,15 @@ class Reading:
         if not found:
             raise NotFound("no such session")
         return found[0]
+
+    async def living(self, session_ids: Collection[UUID]) -> set[UUID]:
+        """Those of these sessions that live.
+
+        Raises:
+            TemporarilyUnavailable: the database is away.
+        """
+        which = Session.id.in_(session_ids)
+        return {row.id for row in await self._list(which, limit=len(session_ids), live=True)}
 
     async def list(
         self, *, user_id: UUID | None, limit: int, before: UUID | None = None, live: bool

@@ -37,7 +37,8 @@ def main() -> None:
             place = {"WEB_KEYTURN_URL": _url(keyturn), "WEB_ORIGIN": _url(port)}
             processes.append(stack.enter_context(_running(_uvicorn(module, port), place, folder)))
             _wait_for(port, "/static/style.css", processes, folder)
-        print(f"Web app: {_url(web)}   One-page app: {_url(one_page)}   Keyturn: {_url(keyturn)}")
+        addresses = f"Web app: {_url(web)}   One-page app: {_url(one_page)}   Keyturn: {_url(keyturn)}"
+        print(f"{addresses} (process {processes[0].pid})")
         print(f"Sign in as {_EMAIL} with the password {password} (Ctrl-C ends the demo)", flush=True)
         _until_one_ends(processes)
         raise SystemExit(f"A part of the demo has ended.\n{_logs(folder)}")

@@ -143,7 +143,7 @@ def away() -> Response:
     The browser tries again by itself. Keyturn may have refreshed without the answer having arrived, and gives the same
     answer again only within the retry window.
     """
-    text = "The sign-in service does not answer. You are still signed in, and this page tries again by itself."
+    text = "The sign-in service does not answer. Those who were signed in are still signed in. This page tries again."
     page = pages.problem("One moment", text)
     return HTMLResponse(page, HTTPStatus.SERVICE_UNAVAILABLE, {"retry-after": "1", "refresh": "3"})
 
@@ -151,6 +151,11 @@ def away() -> Response:
 def refused(status: HTTPStatus) -> Response:
     """The answer to a request that no page of ours would send."""
     return HTMLResponse(pages.problem("Refused", "No page of this application sends such a request."), status)
+
+
+async def missing(_: Request, __: Exception) -> Response:
+    """The answer to an address that no page has."""
+    return HTMLResponse(pages.problem("Not found", "There is no such page."), HTTPStatus.NOT_FOUND)
 
 
 def create(settings: Settings | None = None) -> ASGIApp:
@@ -167,7 +172,8 @@ def create(settings: Settings | None = None) -> ASGIApp:
             # Who comes by GET, as after an outage, finds the buttons there: a link must log nobody out.
             Route("/logout", RedirectResponse("/session", HTTPStatus.SEE_OTHER), methods=["GET"]),
             application.route("/logout", application.logout, "POST"),
-        ]
+        ],
+        exception_handlers={HTTPStatus.NOT_FOUND: missing},
     )
     closing = [application.keyturn.close]
     if not settings.trust_proxy_identity:

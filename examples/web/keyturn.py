@@ -10,7 +10,7 @@ import httpx2
 from starlette.requests import Request
 from starlette.responses import Response
 
-_TOLD = ("cookie", "origin", "sec-fetch-site", "user-agent")
+_TOLD = (b"cookie", b"origin", b"sec-fetch-site", b"user-agent")
 _SECONDS = 10  # a login waits for its turn at the password hash
 
 
@@ -55,9 +55,10 @@ class Keyturn:
         await self._http.aclose()
 
     async def _ask(self, method: str, path: str, request: Request, json: Any = None) -> httpx2.Response:
-        told = [(name, value) for name, value in request.headers.items() if name in _TOLD]
+        # As bytes, because a cookie of another application may hold any of them.
+        told = [(name, value) for name, value in request.headers.raw if name in _TOLD]
         if request.client:
-            told.append(("x-forwarded-for", request.client.host))
+            told.append((b"x-forwarded-for", request.client.host.encode()))
         try:
             answer = await self._http.request(method, path, headers=told, json=json)
         except httpx2.HTTPError as error:

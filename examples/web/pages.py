@@ -125,8 +125,9 @@ def _moment(at: datetime, now: datetime) -> str:
 def _distance(ahead: timedelta) -> str:
     seconds = round(abs(ahead).total_seconds())
     for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1)):
-        count = seconds // size
-        if count:
+        if seconds >= size:
+            # A deadline is rounded: one of seven days is "in 7 days" a second later too.
+            count = round(seconds / size) if ahead > timedelta() else seconds // size
             words = f"{count} {unit}{'' if count == 1 else 's'}"
             return f"in {words}" if ahead > timedelta() else f"{words} ago"
     return "now"
