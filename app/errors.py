@@ -168,7 +168,7 @@ class CrossSite(Refusal):
 
     status = 403
     error = "cross_site"
-    sentence = "A request with cookies needs an allowed Origin, or Sec-Fetch-Site: same-origin."
+    sentence = "A request that uses or sets cookies needs an allowed Origin, or Sec-Fetch-Site: same-origin."
 
 
 class InsufficientScope(Refusal):

@@ -22,11 +22,11 @@ class WebSettings(Place):
     ] = True
     login_mode: Annotated[
         Literal["bearer", "cookie", "split"],
-        Field(description="Where a sign-in puts the tokens if it does not say so: docs/web.md."),
+        Field(description="Mode of a sign-in that names none: where its tokens travel (docs/web.md)."),
     ] = "bearer"
     remember: Annotated[
         bool,
-        Field(description="Whether cookies outlive the browser session if the sign-in does not say so."),
+        Field(description="Whether cookies outlive the browser session, for a sign-in that does not say."),
     ] = True
     cookie_domain: Annotated[
         str | None,

@@ -403,7 +403,9 @@ async def test_a_value_under_an_unknown_key_is_no_junk_while_the_key_may_be_new(
 # -- many at once
 
 
-@pytest.mark.parametrize("instances", [1, 2])
+@pytest.mark.parametrize(
+    ("engine", "instances"), [("postgres", 1), ("postgres", 2), ("sqlite", 1)], indirect=["engine"]
+)
 async def test_50_parallel_requests_with_an_expired_access_cookie_are_one_rotation_and_50_times_200(
     database_url: str, instances: int
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from time import monotonic
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from app.actors import SERVICE
 from app.errors import TemporarilyUnavailable
 from app.keyturn import Keyturn
+from app.routes.presented_cookies import PresentedCookies
 from app.storage.tables import uuid7
 from app.tokens.key_set import CookieKey, KeySet
 from app.tokens.keys import UNREAD_LIMIT, Keys
@@ -93,8 +95,9 @@ def test_each_session_has_its_own_key() -> None:
     other = uuid7()
     raw = urlsafe_b64decode(COOKIES.seal(ACCESS, SESSION, PLAIN) + "==")
     assert COOKIES.open(ACCESS, spelled(raw[:8] + other.bytes + raw[24:])) is None
-    keys = {KEY.derive(b"keyturn sealed cookie v1" + session.bytes) for session in (SESSION, other)}
-    assert len(keys) == 2
+    sealings = [KEY.sealing(b"keyturn sealed cookie v1" + session.bytes) for session in (SESSION, other)]
+    associated = ACCESS.encode() + b"\0" + SESSION.bytes
+    assert [sealing.open(raw[24:], associated) for sealing in sealings] == [PLAIN, None]
 
 
 def test_every_single_bit_of_a_value_counts() -> None:
@@ -194,8 +197,14 @@ def test_a_value_with_the_largest_access_token_stays_below_what_a_browser_keeps(
 def test_no_repr_shows_a_cookie_key() -> None:
     shown = repr((KEY, COOKIES))
     assert KEY.kid in shown
-    for spelling in (repr(KEY.secret)[2:-1], KEY.secret.hex(), "derive"):
+    for spelling in (repr(KEY.secret)[2:-1], KEY.secret.hex(), "sealing"):
         assert spelling not in shown
+
+
+def test_no_repr_shows_a_presented_cookie() -> None:
+    value = COOKIES.seal(ACCESS, SESSION, PLAIN)
+    unused: Any = None
+    assert value not in repr(PresentedCookies(unused, unused, {ACCESS: [value]}))
 
 
 # -- the keys

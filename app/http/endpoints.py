@@ -50,7 +50,7 @@ class Endpoint(Generic[Parts]):
     """The model of the request's body, for the document; `answer` reads it by `Request.content`."""
     body_is_optional: bool = False
     credentials: Literal["none", "optional cookie", "optional bearer", "bearer"] = "none"
-    """The credentials that the document asks for; `answer` reads them. Where a bearer token is, a cookie may be too."""
+    """The credentials that the document asks for; `answer` reads them. "bearer" offers the access cookie too."""
     query: tuple[QueryParameter, ...] = ()
     refusals: tuple[type[Refusal], ...] = ()
     """The refusals that `answer` raises, for the document. The edge's own are added to each endpoint."""

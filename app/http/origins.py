@@ -93,7 +93,7 @@ class Origins:
         return self._fields if fields is None or _several(request, b"origin") else fields
 
     def preflight(self, request: Request) -> Answer | None:
-        """The answer to a preflight: the browser asks whether it may send a page's request. None to other requests.
+        """The answer to a preflight: the browser asks whether it may send a page's request. None for any other request.
 
         Raises:
             CrossSite: the origin is not allowed, or the method or a header field is not.
@@ -143,8 +143,8 @@ def _origin_of(url: str) -> bytes | None:
 def _is_preflight(request: Request) -> bool:
     """Whether the edge answers the request as a preflight (the Fetch standard, "CORS-preflight request").
 
-    None to `/auth/verify` or to a path that begins like it. There a proxy may pass on its client's preflight, and would
-    take a 204 for a permission.
+    No request to `/auth/verify`, or to a path that begins so, is one. There a proxy may pass on its client's preflight,
+    and would take a 204 for a permission.
     """
     return (
         request.method == "OPTIONS"

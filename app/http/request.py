@@ -17,7 +17,7 @@ from starlette.types import Scope
 from .. import log
 from ..actors import Actor, Kind
 from ..errors import CrossSite, InvalidRequest, Refusal
-from .answers import Fields
+from .answers import Answer, Fields, render
 from .bodies import ABSENT, not_as_modelled
 
 if TYPE_CHECKING:
@@ -176,6 +176,12 @@ class Request:
         """
         if not self.origins.is_own(self.headers):
             raise CrossSite("neither an allowed Origin nor Sec-Fetch-Site: same-origin")
+
+    def refused(self, refusal: Refusal, fields: Fields) -> Answer:
+        """The answer that a refusal gives, with further header fields. The log names the refusal."""
+        self.refusal = refusal
+        status, own, body = render(refusal)
+        return status, [*own, *fields], body
 
     def cookies(self) -> dict[str, list[str]]:
         """The values of each cookie, in their order (RFC 6265 section 5.4). Several of one name differ in their path.

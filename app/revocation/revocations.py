@@ -106,7 +106,10 @@ class Revocations:
     # -- health and the end
 
     async def ping(self) -> CacheState:
-        """The state of Redis now. Asks Redis once, by the command of a verification: who refuses it is not complete."""
+        """The state of Redis now. Asks Redis once.
+
+        The command is that of a verification, so that a Redis that refuses the command is never called complete.
+        """
         if not self.redis.is_configured:
             return "none"
         try:

@@ -1,20 +1,13 @@
-"""The access token of a request, and refusals that delete cookies.
+"""The access token of a request.
 
 A bearer token goes before cookies, because no page of another site can send it.
 """
 
 from __future__ import annotations
 
-from ..errors import NoToken, Refusal
-from ..http.answers import Answer, Fields, render
 from ..http.request import Request
 from ..keyturn import Keyturn
-from .jar import Jar
-
-SET_COOKIES = {
-    "Set-Cookie": {"schema": {"type": "string"}, "description": "A token that travels in a cookie: one field for each."}
-}
-"""The header fields of an answer that may set cookies, for the document."""
+from .presented_cookies import PresentedCookies
 
 
 async def access_token(keyturn: Keyturn, request: Request, *, changes: bool = False) -> str:
@@ -35,16 +28,7 @@ async def access_token(keyturn: Keyturn, request: Request, *, changes: bool = Fa
     token = request.bearer()
     if token is not None:
         return token
-    jar = Jar.of(keyturn, request, "cookie")
-    if jar.cookies.access not in jar:
-        raise NoToken("no access token")
-    if changes:
+    presented = PresentedCookies.of(keyturn, request, "cookie")
+    if changes and presented.cookies.access in presented:
         request.require_own_site()
-    return await jar.access_token()
-
-
-def refused(request: Request, refusal: Refusal, fields: Fields) -> Answer:
-    """The answer of a refusal, with further header fields."""
-    request.refusal = refusal
-    status, own, body = render(refusal)
-    return status, [*own, *fields], body
+    return await presented.access_token()

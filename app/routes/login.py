@@ -21,9 +21,9 @@ from ..http.endpoints import Endpoint
 from ..http.request import Request
 from ..keyturn import Keyturn
 from ..tokens.cookies import Mode
-from .credentials import SET_COOKIES, access_token
-from .jar import given_by
-from .models import Email, Password, RequestBody, TokenAnswer, UserAnswer
+from .credentials import access_token
+from .models import SET_COOKIES, Email, Password, RequestBody, TokenAnswer, UserAnswer
+from .presented_cookies import fields_to_set
 
 
 class Registration(RequestBody):
@@ -85,7 +85,7 @@ async def login(keyturn: Keyturn, request: Request) -> Answer:
     tokens = await keyturn.starting.start(proof, by=by, user_agent=request.user_agent())
     request.session_id = tokens.session_id
     remembered = settings.remember if body.remember is None else body.remember
-    return of_json(to_json(tokens.body(mode)), given_by(keyturn.cookies, mode, tokens, remembered=remembered))
+    return of_json(to_json(tokens.body(mode)), fields_to_set(keyturn.cookies, mode, tokens, remembered=remembered))
 
 
 async def password(keyturn: Keyturn, request: Request) -> Answer:

@@ -1,4 +1,4 @@
-"""The bodies of requests and answers that several endpoints share."""
+"""The bodies of requests and answers, and the header fields, that several endpoints share."""
 
 from __future__ import annotations
 
@@ -58,6 +58,15 @@ class TokenAnswer(BaseModel):
     refresh_expires_in: Annotated[int, Field(description="Seconds until the session ends unless it is refreshed.")]
     session_id: UUID
     session_expires_in: Annotated[int, Field(description="Seconds until the session ends in any case.")]
+
+
+SET_COOKIES = {
+    "Set-Cookie": {
+        "schema": {"type": "string"},
+        "description": "Sets a cookie, or deletes one (`Max-Age=0`). One field for each.",
+    }
+}
+"""The header fields of an answer that may set or delete cookies, for the document."""
 
 
 class UserAnswer(BaseModel):

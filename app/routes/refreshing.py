@@ -1,4 +1,4 @@
-"""The rotation behind `POST /auth/refresh` and behind `GET /auth/verify?refresh=true`."""
+"""The refresh behind `POST /auth/refresh` and behind `GET /auth/verify?refresh=true`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ..http.answers import Fields
 from ..http.request import Request
 from ..keyturn import Keyturn
 from ..sessions.answers import Tokens
-from ..tokens.cookies import Mode
-from .jar import Jar
+from ..tokens.cookies import CookieMode
+from .presented_cookies import PresentedCookies
 
 
-async def rotated(keyturn: Keyturn, request: Request, refresh_token: str) -> Tokens:
-    """The successor of a refresh token and an access token, by `Rotation.refresh`.
+async def refresh_by_token(keyturn: Keyturn, request: Request, refresh_token: str) -> Tokens:
+    """Refreshes by `Rotation.refresh`, and notes the session for the log.
 
     Raises:
         InvalidGrant: the refresh token is refused for good.
@@ -36,13 +36,15 @@ async def rotated(keyturn: Keyturn, request: Request, refresh_token: str) -> Tok
     return tokens
 
 
-async def rotated_by_cookie(keyturn: Keyturn, request: Request, jar: Jar, mode: Mode) -> tuple[Tokens, Fields]:
-    """The tokens for the refresh cookie of a mode, and the Set-Cookie fields that give them to the browser.
+async def refresh_by_cookie(
+    keyturn: Keyturn, request: Request, presented: PresentedCookies, mode: CookieMode
+) -> tuple[Tokens, Fields]:
+    """Refreshes by the refresh cookie of a mode. Returns also the Set-Cookie fields that give the browser the tokens.
 
     Raises:
         InvalidGrant: the cookies are refused for good.
-        TemporarilyUnavailable: as `rotated`.
+        TemporarilyUnavailable: as `refresh_by_token`, or nobody can say which cookie counts.
     """
-    presented = await jar.refresh_token(mode)
-    tokens = await rotated(keyturn, request, presented.token)
-    return tokens, jar.given(mode, tokens, remembered=presented.remembered)
+    cookie = await presented.refresh_token(mode)
+    tokens = await refresh_by_token(keyturn, request, cookie.token)
+    return tokens, presented.fields_to_set(mode, tokens, remembered=cookie.remembered)

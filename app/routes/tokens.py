@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 from pydantic_core import to_json
 
 from ..errors import CrossSite, InvalidGrant, InvalidRequest, InvalidToken, TemporarilyUnavailable
-from ..http.answers import NO_CONTENT, Answer, of_json
+from ..http.answers import Answer, Fields, of_json
 from ..http.endpoints import Endpoint
 from ..http.request import Request
 from ..keyturn import Keyturn
 from ..sessions.ending import Reach
-from .credentials import SET_COOKIES, refused
-from .jar import Jar
-from .models import RefreshToken, RequestBody, TokenAnswer
-from .refreshing import rotated, rotated_by_cookie
+from ..tokens.cookies import CookieMode
+from .models import SET_COOKIES, RefreshToken, RequestBody, TokenAnswer
+from .presented_cookies import PresentedCookies
+from .refreshing import refresh_by_cookie, refresh_by_token
 
 _COOKIE_MODE = Field(
     description="Which cookies count, if the browser has those of both modes: `cookie` or `split`.",
@@ -27,7 +27,7 @@ class Refresh(RequestBody):
     """The refresh token (RFC 6749 section 6). Browsers send it in a cookie, and no body."""
 
     refresh_token: Annotated[RefreshToken | None, Field(repr=False)] = None
-    mode: Annotated[Literal["cookie", "split"] | None, _COOKIE_MODE] = None
+    mode: Annotated[CookieMode | None, _COOKIE_MODE] = None
 
 
 class Logout(RequestBody):
@@ -42,7 +42,7 @@ class Logout(RequestBody):
             "need a token that still works."
         ),
     ] = None
-    mode: Annotated[Literal["cookie", "split"] | None, _COOKIE_MODE] = None
+    mode: Annotated[CookieMode | None, _COOKIE_MODE] = None
 
 
 async def refresh(keyturn: Keyturn, request: Request) -> Answer:
@@ -56,9 +56,9 @@ async def refresh(keyturn: Keyturn, request: Request) -> Answer:
     """
     body = request.content_or_default(Refresh)
     if body.refresh_token is not None:
-        return of_json(to_json((await rotated(keyturn, request, body.refresh_token)).body()))
-    jar = Jar.of(keyturn, request, body.mode)
-    modes = jar.modes()
+        return of_json(to_json((await refresh_by_token(keyturn, request, body.refresh_token)).body()))
+    presented = PresentedCookies.of(keyturn, request, body.mode)
+    modes = presented.modes()
     if not modes:
         raise InvalidRequest("no refresh token", description="refresh_token: is missing.")
     request.require_own_site()
@@ -66,9 +66,9 @@ async def refresh(keyturn: Keyturn, request: Request) -> Answer:
         raise InvalidRequest("cookies of two modes", description="mode: is missing, with cookies of two modes.")
     (mode,) = modes
     try:
-        tokens, fields = await rotated_by_cookie(keyturn, request, jar, mode)
+        tokens, fields = await refresh_by_cookie(keyturn, request, presented, mode)
     except InvalidGrant as refusal:
-        return refused(request, refusal, jar.cleared())
+        return request.refused(refusal, presented.fields_to_clear())
     return of_json(to_json(tokens.body(mode)), fields)
 
 
@@ -83,19 +83,24 @@ async def logout(keyturn: Keyturn, request: Request) -> Answer:
     body = request.content_or_default(Logout)
     access = [] if bearer is None else [bearer]
     refresh = [] if body.refresh_token is None else [body.refresh_token]
-    jar = Jar.of(keyturn, request, body.mode)
-    if jar:
+    clearing: Fields = ()
+    presented = PresentedCookies.of(keyturn, request, body.mode)
+    if presented:
         request.require_own_site()
-        access += [each.token for each in jar.opened(jar.cookies.access)]
-        refresh += [each.token for name in (jar.cookies.refresh, jar.cookies.split) for each in jar.opened(name)]
-    cleared = jar.cleared()
+        access += [each.token for each in presented.opened(presented.cookies.access)]
+        refresh += [
+            each.token
+            for name in (presented.cookies.refresh, presented.cookies.split)
+            for each in presented.opened(name)
+        ]
+        clearing = presented.fields_to_clear()
     try:
         ended = await keyturn.ending.logout(access, refresh, body.scope or "this", by=request.by("user"))
     except (InvalidToken, InvalidGrant) as refusal:
-        return refused(request, refusal, cleared)
+        return request.refused(refusal, clearing)
     for session_id in ended:
         request.session_id = session_id
-    return (204, cleared, b"") if cleared else NO_CONTENT
+    return 204, clearing, b""
 
 
 ENDPOINTS = (

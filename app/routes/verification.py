@@ -13,7 +13,6 @@ from ..errors import (
     InvalidGrant,
     InvalidRequest,
     InvalidToken,
-    NoToken,
     Refusal,
     TemporarilyUnavailable,
 )
@@ -22,15 +21,14 @@ from ..http.endpoints import Endpoint, QueryParameter
 from ..http.request import Request
 from ..keyturn import Keyturn
 from ..tokens.access_tokens import AccessToken
-from ..tokens.cookies import buffer
-from .credentials import SET_COOKIES, refused
-from .jar import Jar
-from .refreshing import rotated_by_cookie
+from ..tokens.cookies import margin
+from .models import SET_COOKIES
+from .presented_cookies import PresentedCookies
+from .refreshing import refresh_by_cookie
 
+# A proxy that reads only one field of a name (nginx) asks for the first name, and reads the others.
 _REPEAT = b"sec-keyturn-set-cookie"
-_FOR_PROXIES = (b"x-auth-set-cookie-access", b"x-auth-set-cookie-refresh")
-"""The fields that repeat the two Set-Cookie fields, for proxies that read one field of a name (nginx)."""
-
+_REPEATED = (b"x-auth-set-cookie-access", b"x-auth-set-cookie-refresh")
 
 _EPOCH_SECONDS = Field(description="Seconds since 1970.", examples=[1795000000], json_schema_extra={"format": "int64"})
 
@@ -64,17 +62,15 @@ async def verify(keyturn: Keyturn, request: Request) -> Answer:
     Every method, and every path below this one, gets the same answer. The path and query that a proxy appends, and the
     body, are ignored. A proxy that appends a path makes its demands so: `/auth/verify;role=admin;scope=read`.
     """
+    # Before the credentials, so that an operator who mistypes the demand learns it from the first request.
+    refreshes = bool(request.query) and _refreshes(request)
     token = request.bearer()
     if token is not None:
         return _answer(request, await keyturn.reading.verify(token), ())
-    jar = Jar.of(keyturn, request, "cookie")
-    if not jar:
-        raise NoToken("no access token")
-    if _refreshes(request):
-        return await _refreshed_on_the_way(keyturn, request, jar)
-    if jar.cookies.access not in jar:
-        raise NoToken("no access cookie")
-    return _answer(request, await keyturn.reading.verify(await jar.access_token()), ())
+    presented = PresentedCookies.of(keyturn, request, "cookie")
+    if presented and refreshes:
+        return await _refreshed_on_the_way(keyturn, request, presented)
+    return _answer(request, await keyturn.reading.verify(await presented.access_token()), ())
 
 
 def _refreshes(request: Request) -> bool:
@@ -89,52 +85,51 @@ def _refreshes(request: Request) -> bool:
     return values == {"true"}
 
 
-async def _refreshed_on_the_way(keyturn: Keyturn, request: Request, jar: Jar) -> Answer:
+async def _refreshed_on_the_way(keyturn: Keyturn, request: Request, presented: PresentedCookies) -> Answer:
     """The answer to a browser's cookies. A refresh that can't be made now takes nothing from a valid access cookie."""
-    verified, refusal = await _verified(keyturn, jar)
-    if verified is not None and not _ends_soon(verified, keyturn):
-        return _answer(request, verified, ())
-    if jar.cookies.refresh in jar:
+    found = await _verified(keyturn, presented)
+    if isinstance(found, AccessToken) and not _wants_refresh(found, keyturn):
+        return _answer(request, found, ())
+    if presented.cookies.refresh in presented:
         try:
-            tokens, fields = await rotated_by_cookie(keyturn, request, jar, "cookie")
+            tokens, fields = await refresh_by_cookie(keyturn, request, presented, "cookie")
         except TemporarilyUnavailable:
-            if verified is None:
+            if isinstance(found, Refusal):
                 raise
         except InvalidGrant as e:
-            if verified is None or e.reason is not None:  # the reason says that the session of both tokens is over
-                refusal, verified = InvalidToken(e.cause, reason=e.reason).about(e.session_id, e.user_id), None
+            if isinstance(found, Refusal) or e.reason is not None:  # the session of both tokens is over
+                found = InvalidToken(e.cause, reason=e.reason).about(e.session_id, e.user_id)
         else:
-            return _answer(request, keyturn.reading.just_issued(tokens.access_token), _for_proxies(request, fields))
-    if verified is not None:
-        return _answer(request, verified, ())
-    return refused(request, refusal, _for_proxies(request, jar.cleared()))
+            return _answer(request, keyturn.reading.verify_new(tokens.access_token), _repeated(request, fields))
+    if isinstance(found, AccessToken):
+        return _answer(request, found, ())
+    return request.refused(found, _repeated(request, presented.fields_to_clear()))
 
 
-async def _verified(keyturn: Keyturn, jar: Jar) -> tuple[AccessToken | None, Refusal]:
+async def _verified(keyturn: Keyturn, presented: PresentedCookies) -> AccessToken | InvalidToken:
     """The access token of the cookies if it is valid, or else its refusal."""
-    if jar.cookies.access not in jar:
-        return None, NoToken("no access cookie")
     try:
-        return await keyturn.reading.verify(await jar.access_token()), NoToken()
+        return await keyturn.reading.verify(await presented.access_token())
     except InvalidToken as refusal:
-        return None, refusal
+        return refusal
 
 
-def _ends_soon(token: AccessToken, keyturn: Keyturn) -> bool:
+def _wants_refresh(token: AccessToken, keyturn: Keyturn) -> bool:
+    """Whether less than the margin of its life is left, and the database answers: otherwise a refresh only waits."""
     life = timedelta(seconds=token.claims["exp"] - token.claims["iat"])
-    ends_soon: bool = keyturn.db.clock().timestamp() > token.claims["exp"] - buffer(life).total_seconds()
-    return ends_soon
+    ends_soon = keyturn.db.clock().timestamp() > token.claims["exp"] - margin(life).total_seconds()
+    return ends_soon and not keyturn.revocations.fence.database_is_away()
 
 
-def _for_proxies(request: Request, fields: Fields) -> Fields:
-    """The fields, and the first two of them again under names of their own if the proxy asks for that.
+def _repeated(request: Request, fields: Fields) -> Fields:
+    """The fields; and the first two, access and refresh cookie, again under other names if the proxy asks for that.
 
     A script could read such a field, but not Set-Cookie. So the proxy asks with a field that no script can send: the
     Fetch standard forbids names that begin with ``Sec-`` ("forbidden request-header").
     """
     if request.fields.get(_REPEAT) != b"repeat":
         return fields
-    return [*fields, *((name, value) for name, (_, value) in zip(_FOR_PROXIES, fields, strict=False))]
+    return [*fields, *((name, value) for name, (_, value) in zip(_REPEATED, fields, strict=False))]
 
 
 def _answer(request: Request, verified: AccessToken, fields: Fields) -> Answer:
@@ -150,9 +145,9 @@ def _answer(request: Request, verified: AccessToken, fields: Fields) -> Answer:
     parameters = request.parameters()
     # Each `role` and each `scope` must hold, so that a second value never allows more than the first.
     if any(wanted != verified.role for wanted in parameters.get("role", ())):
-        return refused(request, InsufficientScope("another role", user_id=verified.user_id), fields)
+        return request.refused(InsufficientScope("another role", user_id=verified.user_id), fields)
     if not set(" ".join(parameters.get("scope", ())).split()) <= set(granted):
-        return refused(request, InsufficientScope("scope not granted", user_id=verified.user_id), fields)
+        return request.refused(InsufficientScope("scope not granted", user_id=verified.user_id), fields)
     return of_json(claims, [*_identity(verified, granted), *fields])
 
 
@@ -191,7 +186,7 @@ ENDPOINTS = (
         query=(
             QueryParameter("role", "The role that is needed."),
             QueryParameter("scope", "Scopes, separated by spaces."),
-            QueryParameter("refresh", "`true`: refresh the browser's cookies on the way."),
+            QueryParameter("refresh", "`true`, for proxies and middleware: refresh the browser's cookies on the way."),
         ),
         model=Claims,
         response_headers=_IDENTITY | SET_COOKIES,

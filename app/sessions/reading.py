@@ -55,8 +55,10 @@ class Reading:
             raise refusal.about(token.session_id, token.user_id) from None
         return token
 
-    def just_issued(self, access_token: str) -> AccessToken:
-        """The claims of an access token that this process has just issued: the rotation showed that its session lives.
+    def verify_new(self, access_token: str) -> AccessToken:
+        """The claims of a token that this request's refresh gave. The refresh showed that its session lives.
+
+        So revocation is not asked.
 
         Raises:
             InvalidToken, TemporarilyUnavailable: its key was retired in the meantime.

@@ -188,15 +188,16 @@ class AccessTokens:
         return token
 
 
-_LONGEST_ROLE, _LONGEST_CLIENT_ID = 32, 64  # characters, as the columns and the settings bound them
+_LONGEST_ROLE = 32  # bytes: as many characters of ASCII (app/users/users.py)
+_LONGEST_CLIENT_ID = 2 * 64  # bytes: 64 characters of ASCII (the setting), each with a backslash at most
 _LONGEST_SIGNATURE = 384  # bytes: RS256 with 3072 bits
-_OTHER_CHARACTERS = 512  # bytes: the names of all members, three UUIDs, the generation, two moments
+_LONGEST_REST = 512  # bytes: the names of all members, three UUIDs, the generation, two moments
 
 
 def longest_token(settings: Settings) -> int:
     """An upper bound for the length of an access token under these settings, in bytes."""
     named = sum(len(_quote(text)) for text in (settings.iss, settings.aud))
-    claims = named + _LONGEST_ROLE + 2 * _LONGEST_CLIENT_ID + _OTHER_CHARACTERS
+    claims = named + _LONGEST_ROLE + _LONGEST_CLIENT_ID + _LONGEST_REST
     header = len(_header("k" * 64, "HS256"))
     return header + -(-(claims + _LONGEST_SIGNATURE) * 4 // 3) + len("..")
 

@@ -14,30 +14,28 @@ from uuid import UUID
 from ..errors import ConfigurationError
 from ..settings import Settings
 from .access_tokens import longest_token
-from .sealed_cookies import SealedCookies
+from .sealed_cookies import ADDED, SealedCookies
 
-Mode = Literal["bearer", "cookie", "split"]
+CookieMode = Literal["cookie", "split"]
+Mode = Literal["bearer", CookieMode]
 """Where the tokens of a session travel. "bearer": in bodies. "cookie": in cookies. "split": only the refresh token in a
 cookie."""
 
 MOST_VALUES = 16
 """The most cookies of Keyturn's names that one request may carry. A browser sends two or three."""
 
-_OVERHEAD = 8 + 16 + 12 + 16 + 1  # bytes of a value beside its token: key id, session id, nonce, tag, flags
-_NAMED = 32  # characters of a value in the clear: key id and session id
+_FLAGS = 1  # byte, before the token
 _LARGEST = 4096  # bytes of name, value and attributes: RFC 6265 section 6.1
 _LONGEST_AGE = timedelta(days=400)  # browsers keep no cookie longer
 _REMEMBERED = 1  # the bit of the flags that says whether the browser keeps the cookie when it is closed
 
 
-def buffer(life: timedelta) -> timedelta:
-    """How much longer a cookie lives than its token, for clocks that differ: 60 seconds, or a tenth of a short life."""
+def margin(life: timedelta) -> timedelta:
+    """How much longer than a token of this life its cookie lives, and how long before its end it is refreshed.
+
+    Clocks differ, and an answer takes time to arrive: 60 seconds, or a tenth of a life of less than ten minutes.
+    """
     return min(timedelta(seconds=60), life / 10)
-
-
-def of_one_session(value: str, other: str) -> bool:
-    """Whether two values name the same session and the same key, in the clear. Only opening them proves it."""
-    return value[:_NAMED] == other[:_NAMED]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +72,9 @@ class Cookies:
         secure, domain = settings.iss.startswith("https://"), settings.cookie_domain
         self._domain = domain
         same_site = settings.cookie_same_site.capitalize()
-        common = "; HttpOnly" + ("; Secure" if secure else "") + f"; SameSite={same_site}"
-        self._common = common + ("; Partitioned" if settings.cookie_partitioned else "")
-        self._scope = f"{settings.root_path}/auth"
+        self._common = "; HttpOnly" + ("; Secure" if secure else "") + f"; SameSite={same_site}"
+        self._common += "; Partitioned" if settings.cookie_partitioned else ""
+        self._split_path = f"{settings.root_path}/auth"
         if not secure:
             access, refresh, split = "keyturn-access", "keyturn-refresh", "keyturn-split-refresh"
         elif domain:
@@ -91,9 +89,10 @@ class Cookies:
         self.access, self.refresh, self.split = access, refresh, split
         """The names: access cookie, refresh cookie of mode "cookie", refresh cookie of mode "split"."""
         self._forms = {
-            name: self._form(name, path, domain) for name, path in ((access, "/"), (refresh, "/"), (split, self._scope))
+            name: self._form(name, path, domain)
+            for name, path in ((access, "/"), (refresh, "/"), (split, self._split_path))
         }
-        self._names: dict[Mode | None, tuple[str, ...]] = {
+        self._names: dict[CookieMode | None, tuple[str, ...]] = {
             None: (access, refresh, split),
             "cookie": (access, refresh),
             "split": (split,),
@@ -105,7 +104,7 @@ class Cookies:
         return _Form(name, path, f"; Path={path}" + (f"; Domain={domain}" if domain else "") + self._common)
 
     def _check_size(self, settings: Settings) -> None:
-        value = -(-(_OVERHEAD + longest_token(settings)) * 4 // 3)  # base64url
+        value = -(-(ADDED + _FLAGS + longest_token(settings)) * 4 // 3)  # characters of base64url
         form = self._forms[self.access]
         if len(f"{form.name}=; Max-Age=99999999{form.attributes}") + value > _LARGEST:
             raise ConfigurationError(
@@ -113,14 +112,14 @@ class Cookies:
                 "(KEYTURN_COOKIES=false: no cookies)"
             )
 
-    def refresh_name(self, mode: Mode) -> str:
-        """The name of the cookie that holds the refresh token in a mode with cookies."""
+    def refresh_name(self, mode: CookieMode) -> str:
+        """The name of the cookie that holds the refresh token in this mode."""
         return self.split if mode == "split" else self.refresh
 
     # -- reading
 
-    def among(self, cookies: Mapping[str, list[str]], mode: Mode | None = None) -> dict[str, list[str]]:
-        """Of the cookies of a request, those of a mode, or of both modes. Empty if cookies are off."""
+    def ours(self, cookies: Mapping[str, list[str]], mode: CookieMode | None = None) -> dict[str, list[str]]:
+        """Of all cookies of a request, Keyturn's own of one mode, or of both modes. Empty if cookies are off."""
         if not cookies or not self.enabled:
             return {}
         return {name: cookies[name] for name in self._names[mode] if name in cookies}
@@ -135,7 +134,7 @@ class Cookies:
         if opened is None or not opened[1]:
             return None
         session_id, plain = opened
-        return Opened(session_id, plain[1:].decode("latin-1"), bool(plain[0] & _REMEMBERED))
+        return Opened(session_id, plain[_FLAGS:].decode("latin-1"), bool(plain[0] & _REMEMBERED))
 
     # -- setting
 
@@ -151,7 +150,7 @@ class Cookies:
         """
         form = self._forms[name]
         value = self._sealed.seal(name, session_id, bytes([_REMEMBERED * remembered]) + token.encode())
-        age = f"; Max-Age={min(life + buffer(life), _LONGEST_AGE) // timedelta(seconds=1)}" if remembered else ""
+        age = f"; Max-Age={min(life + margin(life), _LONGEST_AGE) // timedelta(seconds=1)}" if remembered else ""
         return f"{name}={value}{age}{form.attributes}".encode()
 
     def clear(self, name: str) -> bytes:
@@ -159,7 +158,7 @@ class Cookies:
         return self._cleared(self._forms[name])
 
     def clear_others(self, name: str) -> list[bytes]:
-        """Deletes cookies of the same name under another path or domain, which an older set-up may have set.
+        """The fields that delete cookies of the same name under another path or domain, as other settings set them.
 
         A browser takes no such cookie if the name begins with ``__Host-``.
         """
@@ -167,7 +166,9 @@ class Cookies:
             return []
         this = self._forms[name]
         variants = (
-            self._form(name, path, domain) for path in ("/", self._scope) for domain in {None: None, self._domain: None}
+            self._form(name, path, domain)
+            for path in ("/", self._split_path)
+            for domain in dict.fromkeys((None, self._domain))
         )
         return [self._cleared(form) for form in variants if form != this]
 

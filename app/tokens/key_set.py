@@ -84,7 +84,7 @@ class AccessKey:
         return jwk | {"kid": self.kid, "use": "sig", "alg": self.algorithm, "key_ops": ["verify"]}
 
 
-_SEALINGS_KEPT = 1024  # a kilobyte each
+_SEALINGS_KEPT = 1024  # sessions' own keys, a kilobyte each
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +95,12 @@ class CookieKey:
     secret: bytes = field(repr=False)
     raw_kid: bytes = field(init=False, repr=False, compare=False)
     """The `COOKIE_KID_BYTES` that `kid` spells in hexadecimal digits."""
-    derive: Callable[[bytes], bytes] = field(init=False, repr=False, compare=False)
-    """The sealing key for a label: `prepared_hkdf`."""
     sealing: Callable[[bytes], Sealing] = field(init=False, repr=False, compare=False)
-    """The sealing under the key for a label. Those of the last labels are kept: a refresh needs the same one thrice."""
+    """The sealing under the key for a label. The last ones are kept: a refresh opens and seals several cookies."""
 
     def __post_init__(self) -> None:
         derive = prepared_hkdf(self.secret)
         object.__setattr__(self, "raw_kid", bytes.fromhex(self.kid))
-        object.__setattr__(self, "derive", derive)
         object.__setattr__(self, "sealing", lru_cache(maxsize=_SEALINGS_KEPT)(lambda label: Sealing(derive(label))))
 
 

@@ -262,7 +262,7 @@ class KeyTable:
         self, tx: AsyncConnection, use: Use, algorithm: Algorithm, secret: bytes, now: datetime, *,
         signs_from: datetime,
     ) -> tuple[str, int | None]:  # fmt: skip
-        """Inserts a key, whose use decides whether `algorithm` counts. Returns its id, and a refresh key's number."""
+        """Inserts a key. `algorithm` is for an access key alone. Returns its id, and the number of a refresh key."""
         number = None
         if use == "refresh":
             taken = set((await tx.scalars(select(Key.number).where(Key.number.is_not(None)))).all())

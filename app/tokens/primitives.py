@@ -21,9 +21,9 @@ RsaBits = Literal[2048, 3072]
 KEY_BYTES = 32
 """Bytes of each symmetric key: as many as SHA-256 and AES-256 can use."""
 
-_NONCE = 12  # RFC 5116 section 5.3
+_NONCE = 12  # bytes: RFC 5116 sections 5.1 and 5.2
 _TO_URL = bytes.maketrans(b"+/", b"-_")
-_FROM_URL = bytes.maketrans(b"-_+/=", b"+/!!!")  # what base64url has not becomes what base64 has not
+_FROM_URL = bytes.maketrans(b"-_+/=", b"+/!!!")  # "+", "/" and "=" become "!", which the decoder refuses
 _PADDING = (b"", b"===", b"==", b"=")
 _LAST = {
     1: "",

@@ -20,8 +20,15 @@ from .keys import Keys
 from .primitives import from_base64url, to_base64url
 
 _LABEL = b"keyturn sealed cookie v1"
-_SEALED = COOKIE_KID_BYTES + 16  # where the nonce begins
-_SHORTEST = _SEALED + 12 + 16  # a nonce and a tag, and nothing sealed
+_IDS = COOKIE_KID_BYTES + 16  # bytes of key id and session id, after which the nonce begins
+ADDED = _IDS + 12 + 16
+"""Bytes of a value beside the sealed ones: both ids, nonce and tag."""
+
+
+def of_one_session(value: str, other: str) -> bool:
+    """Whether two values name the same key and the same session in the clear. Only opening them proves it."""
+    ids = _IDS * 4 // 3  # characters: `_IDS` is a multiple of 3, so no character belongs to the nonce too
+    return value[:ids] == other[:ids]
 
 
 class SealedCookies:
@@ -52,13 +59,13 @@ class SealedCookies:
             raw = from_base64url(text)
         except ValueError:  # each value has one spelling, so `seal` did not make this one
             return None
-        if len(raw) < _SHORTEST:
+        if len(raw) < ADDED:
             return None
-        session = raw[COOKIE_KID_BYTES:_SEALED]
+        session = raw[COOKIE_KID_BYTES:_IDS]
         key = self._keys.cookie(raw[:COOKIE_KID_BYTES])
         if key is None:
             return None
-        plain = key.sealing(_LABEL + session).open(raw[_SEALED:], _associated(name, session))
+        plain = key.sealing(_LABEL + session).open(raw[_IDS:], _associated(name, session))
         return None if plain is None else (UUID(bytes=session), plain)
 
 

@@ -8,36 +8,39 @@ tell which of them the user means.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import get_args
 from uuid import UUID
 
-from ..errors import InvalidGrant, InvalidRequest, InvalidToken, NotFound
+from ..errors import InvalidGrant, InvalidRequest, InvalidToken, NotFound, NoToken
 from ..http.request import Request
 from ..keyturn import Keyturn
 from ..sessions.answers import Tokens
-from ..tokens.cookies import MOST_VALUES, Cookies, Mode, Opened, of_one_session
+from ..tokens.cookies import MOST_VALUES, CookieMode, Cookies, Mode, Opened
+from ..tokens.sealed_cookies import of_one_session
 
 _SET_COOKIE = b"set-cookie"
 
 
 @dataclass(frozen=True, slots=True)
-class Jar:
+class PresentedCookies:
     """The cookies of Keyturn in one request. Opens a cookie only when its token is asked for."""
 
-    keyturn: Keyturn
+    keyturn: Keyturn = field(repr=False)
     cookies: Cookies
-    values: Mapping[str, Sequence[str]]
+    values: Mapping[str, Sequence[str]] = field(repr=False)
     """The values by name, as the browser sent them. A name without a value is absent."""
 
     @classmethod
-    def of(cls, keyturn: Keyturn, request: Request, mode: Mode | None = None) -> Jar:
-        """The cookies of a mode, or of both.
+    def of(cls, keyturn: Keyturn, request: Request, mode: CookieMode | None = None) -> PresentedCookies:
+        """The cookies of one mode, or of both.
 
         Raises:
             InvalidRequest: there are more than `MOST_VALUES`.
         """
         cookies = keyturn.cookies
-        values = cookies.among(request.cookies(), mode)
+        values = cookies.ours(request.cookies(), mode)
         if sum(map(len, values.values())) > MOST_VALUES:
             raise InvalidRequest("too many cookies of ours", description="There are too many cookies of this service.")
         return cls(keyturn, cookies, values)
@@ -57,26 +60,27 @@ class Jar:
         found = (self.cookies.open(name, value) for value in self.values.get(name, ()))
         return [opened for opened in found if opened is not None]
 
-    def modes(self) -> list[Mode]:
+    def modes(self) -> list[CookieMode]:
         """The modes of which the browser sent a refresh cookie."""
-        modes: tuple[Mode, ...] = ("cookie", "split")
-        return [mode for mode in modes if self.cookies.refresh_name(mode) in self]
+        return [mode for mode in get_args(CookieMode) if self.cookies.refresh_name(mode) in self]
 
     async def access_token(self) -> str:
         """The access token that counts: the newest valid one. One alone may be over.
 
         Raises:
+            NoToken: there is no access cookie.
             InvalidToken: no cookie holds one, two hold those of live sessions, or the refresh cookie is of another
                 session.
             TemporarilyUnavailable: a key may be new, or neither Redis nor the database can say which session lives.
         """
-        access = self.opened(self.cookies.access)
-        counts = await self._newest_access(access)
-        if not self._together() and counts.session_id not in self._sessions(self.cookies.refresh, counts):
+        if self.cookies.access not in self:
+            raise NoToken("no access token")
+        counts = await self._newest_access(self.opened(self.cookies.access))
+        if not self._together() and not self._goes_with(self.cookies.refresh, counts):
             raise InvalidToken("access and refresh cookie of two sessions")
         return counts.token
 
-    async def refresh_token(self, mode: Mode) -> Opened:
+    async def refresh_token(self, mode: CookieMode) -> Opened:
         """The cookie with the refresh token that counts: the newest of the one live session.
 
         An older token must not be presented beside a newer one: Keyturn would take it for a reuse.
@@ -88,7 +92,7 @@ class Jar:
         """
         counts = await self._newest_refresh(self.opened(self.cookies.refresh_name(mode)))
         if mode == "cookie" and not self._together():
-            if counts.session_id not in self._sessions(self.cookies.access, counts):
+            if not self._goes_with(self.cookies.access, counts):
                 raise InvalidGrant("access and refresh cookie of two sessions", session_id=counts.session_id)
             valid, _ = await self._valid(self.opened(self.cookies.access))
             if len({each.session_id for _, each in valid}) > 1:
@@ -102,8 +106,10 @@ class Jar:
             return of_one_session(access[0], refresh[0])
         return len(access) + len(refresh) <= 1
 
-    def _sessions(self, name: str, otherwise: Opened) -> set[UUID]:
-        return {each.session_id for each in self.opened(name)} or {otherwise.session_id}
+    def _goes_with(self, name: str, counts: Opened) -> bool:
+        """Whether a cookie of this name has the session of the one that counts, or none of this name opens."""
+        sessions = {each.session_id for each in self.opened(name)}
+        return not sessions or counts.session_id in sessions
 
     async def _newest_access(self, opened: Sequence[Opened]) -> Opened:
         if len({each.token for each in opened}) == 1:
@@ -113,10 +119,10 @@ class Jar:
             raise InvalidToken("access cookies of two live sessions")
         if not valid:
             raise refusal
-        return max(valid, key=lambda each: each[0])[1]
+        return max(valid, key=itemgetter(0))[1]
 
     async def _valid(self, opened: Sequence[Opened]) -> tuple[list[tuple[int, Opened]], InvalidToken]:
-        """The cookies with a valid access token, each after its ``iat``; and why the last other one is not valid."""
+        """The cookies with a valid access token, each after its ``iat``; and the refusal of the last other one."""
         valid: list[tuple[int, Opened]] = []
         refusal = InvalidToken("no access cookie of ours")
         for each in opened:
@@ -137,7 +143,9 @@ class Jar:
             except InvalidGrant as e:
                 refusal = e
             else:
-                newest[each.session_id] = max(newest.get(each.session_id, (-1, each)), (generation, each), key=_first)
+                newest[each.session_id] = max(
+                    newest.get(each.session_id, (-1, each)), (generation, each), key=itemgetter(0)
+                )
         if not newest:
             raise refusal
         candidates = [each for _, each in newest.values()]
@@ -154,18 +162,19 @@ class Jar:
 
     # -- the answer
 
-    def given(self, mode: Mode, tokens: Tokens, *, remembered: bool) -> list[tuple[bytes, bytes]]:
-        """The fields that set the tokens anew, and delete doubles of the cookies: see `cleared`."""
-        return [*given_by(self.cookies, mode, tokens, remembered=remembered), *self._doubles_cleared()]
+    def fields_to_set(self, mode: CookieMode, tokens: Tokens, *, remembered: bool) -> list[tuple[bytes, bytes]]:
+        """The fields that set the tokens anew, and delete doubles of the cookies."""
+        return [*fields_to_set(self.cookies, mode, tokens, remembered=remembered), *self._fields_to_clear_doubles()]
 
-    def cleared(self) -> list[tuple[bytes, bytes]]:
-        """The fields that delete the cookies which were presented. Access and refresh cookie go together."""
+    def fields_to_clear(self) -> list[tuple[bytes, bytes]]:
+        """The fields that delete the presented cookies. Access and refresh cookie go together, in this order."""
         names = set(self.values)
         if names & {self.cookies.access, self.cookies.refresh}:
             names |= {self.cookies.access, self.cookies.refresh}
-        return [*((_SET_COOKIE, self.cookies.clear(name)) for name in sorted(names)), *self._doubles_cleared()]
+        clearing = ((_SET_COOKIE, self.cookies.clear(name)) for name in sorted(names))
+        return [*clearing, *self._fields_to_clear_doubles()]
 
-    def _doubles_cleared(self) -> list[tuple[bytes, bytes]]:
+    def _fields_to_clear_doubles(self) -> list[tuple[bytes, bytes]]:
         """The fields that delete cookies of the same name under another path or domain, if there are several."""
         return [
             (_SET_COOKIE, field)
@@ -175,8 +184,8 @@ class Jar:
         ]
 
 
-def given_by(cookies: Cookies, mode: Mode, tokens: Tokens, *, remembered: bool) -> list[tuple[bytes, bytes]]:
-    """The Set-Cookie fields that give a session's tokens to a browser: the access cookie first."""
+def fields_to_set(cookies: Cookies, mode: Mode, tokens: Tokens, *, remembered: bool) -> list[tuple[bytes, bytes]]:
+    """The Set-Cookie fields that give the tokens to a browser: the access cookie first. None for mode "bearer"."""
     if mode == "bearer":
         return []
     session_id, now = tokens.session_id, tokens.now
@@ -187,7 +196,3 @@ def given_by(cookies: Cookies, mode: Mode, tokens: Tokens, *, remembered: bool) 
     life = tokens.access_expires_at - now
     access = cookies.set(cookies.access, session_id, tokens.access_token, life, remembered=remembered)
     return [(_SET_COOKIE, access), refresh]
-
-
-def _first(pair: tuple[int, Opened]) -> int:
-    return pair[0]
