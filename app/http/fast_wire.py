@@ -74,6 +74,17 @@ class FastRequest(Request):
         return True
 
 
+    async def has_gone(self) -> bool:
+        """Whether the client ended the connection.
+
+        While a process stands still, a request and the end of its connection wait in the kernel. The event loop reads
+        the request first, and the end in one of the next two turns.
+        """
+        for _ in range(2):
+            await asyncio.sleep(0)
+        return self.wire is not None and self.wire.disconnected
+
+
 class Lingering:
     """A transport that joins writes, and that lets a client read a refusal before the connection ends.
 

@@ -102,6 +102,10 @@ class Request:
         """Sends a whole answer by `wire`. Returns False, with nothing sent, if that is not possible."""
         return False
 
+    async def has_gone(self) -> bool:
+        """Whether the client ended the connection, so that no answer can reach it. False if `wire` can't tell."""
+        return False
+
     @staticmethod
     def of(asgi_scope: Scope) -> Request:
         """The request of an ASGI scope. If the server's protocol has made none, this function makes one."""
