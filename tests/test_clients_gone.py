@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from pathlib import Path
 
@@ -33,6 +34,7 @@ async def test_no_token_is_rotated_for_a_client_that_gave_up_while_keyturn_stood
         for _ in range(10):
             with socket.create_connection(("127.0.0.1", service.port), timeout=5) as connection:
                 connection.sendall(f"POST /auth/refresh HTTP/1.1\r\n{head}\r\n".encode() + request.content)
+        await asyncio.sleep(2.5)  # longer than a busy process may take for a turn of its loop
         service.resume()
         assert (await client.get("/readyz")).status_code == 200
         refreshed = await client.send(request)

@@ -73,7 +73,6 @@ class FastRequest(Request):
         cycle.on_response()
         return True
 
-
     async def has_gone(self) -> bool:
         """Whether the client ended the connection.
 

@@ -56,6 +56,11 @@ from .redis_server import MARKER, RedisServer
 READ_EVERY = timedelta(milliseconds=500)
 
 
+_LATE = timedelta(seconds=2)
+_STILL_LATE = timedelta(seconds=5)
+"""How long after a late turn the requests that had waited for it are still being read."""
+
+
 class Revocations:
     """The parts that deal with ended sessions, and the loop that keeps them up to date."""
 
@@ -72,6 +77,7 @@ class Revocations:
         self.rebuild = Rebuild(db, self.fence, self.redis, report)
         self.check = self.checks.check
         self._tasks: set[asyncio.Task[None]] = set()
+        self._turned = self._stood_still = float("-inf")  # when the loop last turned, and when it last came late
 
     # -- the loop
 
@@ -85,11 +91,24 @@ class Revocations:
         if self.redis.is_configured:
             self._start(self._report_refusals())
         while True:
+            if self._is_late():
+                self._stood_still = monotonic()
+            self._turned = monotonic()
             self.checks.forget_what_is_over()
             self._start(self.fence.read())
             if self.redis.is_configured and (rebuild is None or rebuild.done()):
                 rebuild = self._start(self.rebuild.keep_complete())
             await asyncio.sleep(READ_EVERY.total_seconds())
+
+    def stood_still(self) -> bool:
+        """Whether this process was suspended or starved of CPU within the last seconds: its loop comes too late.
+
+        Requests that arrived meanwhile waited in the kernel, and some of their clients have given up.
+        """
+        return self._is_late() or monotonic() - self._stood_still < _STILL_LATE.total_seconds()
+
+    def _is_late(self) -> bool:
+        return self._turned > 0 and monotonic() - self._turned > _LATE.total_seconds()
 
     async def _report_refusals(self) -> None:
         # If Redis refuses a command that this loop does not send, each logout meets the refusal, and fences each time.

@@ -22,7 +22,7 @@ async def refresh_by_token(keyturn: Keyturn, request: Request, refresh_token: st
         TemporarilyUnavailable: the database is away. The client may try again after a random time. Or the client has
             gone: it can't know that its token was rotated, and may come back after the retry window, as a reuse.
     """
-    if await request.has_gone():
+    if keyturn.revocations.stood_still() and await request.has_gone():
         raise TemporarilyUnavailable("the client has gone")
     try:
         tokens = await keyturn.rotation.refresh(refresh_token, by=request.by())
