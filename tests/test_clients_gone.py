@@ -36,7 +36,9 @@ async def test_no_token_is_rotated_for_a_client_that_gave_up_while_keyturn_stood
                 connection.sendall(f"POST /auth/refresh HTTP/1.1\r\n{head}\r\n".encode() + request.content)
         await asyncio.sleep(2.5)  # longer than a busy process may take for a turn of its loop
         service.resume()
-        assert (await client.get("/readyz")).status_code == 200
+        async with asyncio.timeout(10):
+            while (await client.get("/readyz")).status_code != 200:  # ready again
+                await asyncio.sleep(0.1)
         refreshed = await client.send(request)
         assert refreshed.status_code == 200, refreshed.text
         assert service.text().count("the client has gone") == 10
