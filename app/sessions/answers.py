@@ -29,17 +29,20 @@ class Tokens:
 
         A token that travels in a cookie is left out, because a script could read it here.
         """
-        access = {"access_token": self.access_token} if mode != "cookie" else {}
-        refresh = {"refresh_token": self.refresh_token} if mode == "bearer" else {}
-        return {
-            **access,
+        body: dict[str, str | int] = {
+            "access_token": self.access_token,
             "token_type": "Bearer",
             "expires_in": whole_seconds(self.access_expires_at - self.now),
-            **refresh,
+            "refresh_token": self.refresh_token,
             "refresh_expires_in": whole_seconds(self.refresh_expires_at - self.now),
             "session_id": str(self.session_id),
             "session_expires_in": whole_seconds(self.session_expires_at - self.now),
         }
+        if mode != "bearer":
+            del body["refresh_token"]
+        if mode == "cookie":
+            del body["access_token"]
+        return body
 
 
 def whole_seconds(duration: timedelta) -> int:
