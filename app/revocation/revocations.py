@@ -57,6 +57,7 @@ READ_EVERY = timedelta(milliseconds=500)
 
 
 _LATE = timedelta(seconds=2)
+"""How long after a turn of its loop, which comes each half second, a process counts as standing still."""
 _STILL_LATE = timedelta(seconds=5)
 """How long after a late turn the requests that had waited for it are still being read."""
 
@@ -77,7 +78,8 @@ class Revocations:
         self.rebuild = Rebuild(db, self.fence, self.redis, report)
         self.check = self.checks.check
         self._tasks: set[asyncio.Task[None]] = set()
-        self._turned = self._stood_still = float("-inf")  # when the loop last turned, and when it last came late
+        self._late_from = float("inf")  # the next turn of the loop is late from then on (monotonic clock)
+        self._still_late_until = float("-inf")
 
     # -- the loop
 
@@ -91,9 +93,10 @@ class Revocations:
         if self.redis.is_configured:
             self._start(self._report_refusals())
         while True:
-            if self._is_late():
-                self._stood_still = monotonic()
-            self._turned = monotonic()
+            now = monotonic()
+            if now > self._late_from:
+                self._still_late_until = now + _STILL_LATE.total_seconds()
+            self._late_from = now + _LATE.total_seconds()
             self.checks.forget_what_is_over()
             self._start(self.fence.read())
             if self.redis.is_configured and (rebuild is None or rebuild.done()):
@@ -105,10 +108,8 @@ class Revocations:
 
         Requests that arrived meanwhile waited in the kernel, and some of their clients have given up.
         """
-        return self._is_late() or monotonic() - self._stood_still < _STILL_LATE.total_seconds()
-
-    def _is_late(self) -> bool:
-        return self._turned > 0 and monotonic() - self._turned > _LATE.total_seconds()
+        now = monotonic()
+        return now > self._late_from or now < self._still_late_until
 
     async def _report_refusals(self) -> None:
         # If Redis refuses a command that this loop does not send, each logout meets the refusal, and fences each time.
