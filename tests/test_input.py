@@ -114,7 +114,7 @@ async def test_each_missing_field_is_named(hostile: Hostile) -> None:
         for field in good:
             if (path, field) not in OPTIONAL:
                 refusal = await hostile.sends(path, {n: v for n, v in good.items() if n != field})
-                assert refusal["error_description"] == f"{field}: is missing."
+                assert refusal["error_description"].startswith(f"{field}: is missing")
 
 
 async def test_each_field_of_another_type_is_named_and_its_value_is_not(hostile: Hostile) -> None:
