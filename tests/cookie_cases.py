@@ -21,7 +21,7 @@ NOTHING = ""
 
 @dataclass(frozen=True)
 class Case:
-    """What is presented to an endpoint, and the answer."""
+    """A request with its cookies, and the answer that it must get."""
 
     title: str
     call: str

@@ -373,7 +373,7 @@ async def test_the_pages_for_login_and_logout_are_open_to_everyone_and_nobody_is
 
 @dataclass
 class Outage:
-    """What a proxy answered while Keyturn was stopped, after it went on, while it was killed, and in the end."""
+    """The answers of a proxy: while Keyturn was stopped, after it went on, while it was killed, and in the end."""
 
     session: Session
     stopped: list[Answer]

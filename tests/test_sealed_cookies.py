@@ -204,7 +204,7 @@ def test_no_repr_shows_a_cookie_key() -> None:
 def test_no_repr_shows_a_presented_cookie() -> None:
     value = COOKIES.seal(ACCESS, SESSION, PLAIN)
     unused: Any = None
-    assert value not in repr(PresentedCookies(unused, unused, {ACCESS: [value]}))
+    assert value not in repr(PresentedCookies(unused, {ACCESS: [value]}))
 
 
 # -- the keys

@@ -28,7 +28,6 @@ class PresentedCookies:
     """The cookies of Keyturn in one request. Opens a cookie only when its token is asked for."""
 
     keyturn: Keyturn = field(repr=False)
-    cookies: Cookies
     values: Mapping[str, Sequence[str]] = field(repr=False)
     """The values by name, as the browser sent them. A name without a value is absent."""
 
@@ -43,7 +42,12 @@ class PresentedCookies:
         values = cookies.ours(request.cookies(), mode)
         if sum(map(len, values.values())) > MOST_VALUES:
             raise InvalidRequest("too many cookies of ours", description="There are too many cookies of this service.")
-        return cls(keyturn, cookies, values)
+        return cls(keyturn, values)
+
+    @property
+    def cookies(self) -> Cookies:
+        """The names and attributes of this deployment's cookies."""
+        return self.keyturn.cookies
 
     def __bool__(self) -> bool:
         return bool(self.values)

@@ -169,7 +169,7 @@ def create(settings: Settings | None = None) -> ASGIApp:
             application.route("/login", application.login, "POST"),
             application.route("/protected", application.protected),
             application.route("/session", application.session),
-            # Who comes by GET, as after an outage, finds the buttons there: a link must log nobody out.
+            # A link must log nobody out. A visitor who comes by GET, as after an outage, finds the buttons there.
             Route("/logout", RedirectResponse("/session", HTTPStatus.SEE_OTHER), methods=["GET"]),
             application.route("/logout", application.logout, "POST"),
         ],
