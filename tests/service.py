@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Self
 
 from tests.sentinel import GRACE, Sentinel
@@ -71,6 +72,13 @@ class Service:
     def text(self) -> str:
         """The service's stdout and stderr so far."""
         return self.log.read_text(errors="replace")
+
+    def text_with(self, words: str, count: int = 1, seconds: float = 10) -> str:
+        """The log as soon as `words` are in it `count` times, or after `seconds`: a request is logged after its answer."""
+        end = monotonic() + seconds
+        while self.text().count(words) < count and monotonic() < end:
+            sleep(0.02)
+        return self.text()
 
     def terminate(self, timeout: float = GRACE) -> int:
         """Sends SIGTERM and returns the exit code. Raises TimeoutError if that takes more than `timeout` seconds."""

@@ -402,7 +402,11 @@ def test_beside_more_connections_than_files_may_be_open_a_newcomer_is_answered_a
                 client.close()
             sleep(0.2)
             assert httpx2.get(f"{service.url}/healthz").status_code == 200
-        lines = [json.loads(line) for line in service.text().splitlines() if "connections_full" in line]
+        lines = [
+            json.loads(line)
+            for line in service.text_with("connections_full").splitlines()
+            if "connections_full" in line
+        ]
         (line,) = [line for line in lines if line["event"] == "connections_full"]
         assert (line["level"], line["limit"]) == ("warning", 256)
         assert "ulimit -n" in line["advice"]

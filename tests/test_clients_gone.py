@@ -41,4 +41,4 @@ async def test_no_token_is_rotated_for_a_client_that_gave_up_while_keyturn_stood
                 await asyncio.sleep(0.1)
         refreshed = await client.send(request)
         assert refreshed.status_code == 200, refreshed.text
-        assert service.text().count("the client has gone") == 10
+        assert service.text_with("the client has gone", 10).count("the client has gone") == 10
