@@ -26,6 +26,9 @@ Reason = Literal[
     "revoked_by_admin",
     "upstream_logout",
     "session_limit",
+    "replaced",
+    "signed_out_everywhere",
+    "user_erased",
     "token_expired",
     "token_revoked",
 ]
@@ -47,7 +50,7 @@ class Refusal(Exception):
     status: ClassVar[int]
     error: ClassVar[str]
     sentence: ClassVar[str]
-    challenge: ClassVar[str | None] = None
+    challenge: str | None = None
 
     def __init__(
         self,
@@ -139,6 +142,13 @@ class InvalidGrant(Refusal):
     challenge = "Bearer"
 
 
+class InvalidScope(InvalidRequest):
+    """A scope is malformed, unknown, or more than was granted (RFC 6749 section 5.2)."""
+
+    error = "invalid_scope"
+    sentence = "The scope is malformed, or more than may be granted."
+
+
 class InvalidToken(Refusal):
     """An access token is refused (RFC 6750 section 3.1)."""
 
@@ -153,6 +163,21 @@ class NoToken(InvalidToken):
 
     sentence = "An access token is required."
     challenge = "Bearer"
+
+
+class InsufficientUserAuthentication(Refusal):
+    """The token is good, but its user signed in too long ago for this act (RFC 9470 section 3)."""
+
+    status = 401
+    error = "insufficient_user_authentication"
+    sentence = "This needs a fresh sign-in. Call /auth/reauthenticate and try again."
+
+    def __init__(
+        self, cause: str, max_age: timedelta, *, session_id: UUID | None = None, user_id: UUID | None = None
+    ) -> None:
+        super().__init__(cause, session_id=session_id, user_id=user_id)
+        seconds = max_age // timedelta(seconds=1)
+        self.challenge = f'Bearer error="{self.error}", error_description="{self.sentence}", max_age="{seconds}"'
 
 
 class AccessDenied(Refusal):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from .actors import SERVICE
 from .events.audit import Events
 from .log import get_logger
-from .policies import Policy
+from .policies import Policies, Policy
 from .revocation.revocations import Revocations
 from .sessions.answers import Answers
 from .sessions.ending import Ending
@@ -56,6 +56,7 @@ class Keyturn:
     events: Events
     key_changes: KeyChanges
     cookies: Cookies
+    policies: Policies
 
 
 @asynccontextmanager
@@ -70,10 +71,10 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     revocations = Revocations(db, settings, lambda event, *, level, **more: getattr(_log, level)(event, **more))
     passwords = Passwords(settings, HashingRoom.of(settings, container()))
     sign_in = SignIn(db, passwords)
-    policy, access_tokens = Policy.of(settings), AccessTokens(keys, settings)
-    answers, lookup = Answers(access_tokens), Lookup(db, policy)
+    policies, access_tokens = Policies(Policy.of(settings)), AccessTokens(keys, settings)
+    answers, lookup = Answers(access_tokens), Lookup(db, policies)
     cookies = Cookies(settings, SealedCookies(keys))
-    ending = Ending(db, keys, access_tokens, revocations.publishing, lookup, policy)
+    ending = Ending(db, keys, access_tokens, revocations.publishing, lookup, policies)
     try:
         yield Keyturn(
             settings=settings,
@@ -83,14 +84,15 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             passwords=passwords,
             sign_in=sign_in,
             users=Users(db, passwords, sign_in, ending),
-            starting=Starting(db, keys, answers, policy, settings.client_id),
-            rotation=Rotation(db, keys, answers, ending, lookup, policy),
+            starting=Starting(db, keys, answers, policies, settings.client_id),
+            rotation=Rotation(db, keys, answers, ending, lookup, policies),
             ending=ending,
-            reading=Reading(db, access_tokens, revocations, lookup, policy),
+            reading=Reading(db, access_tokens, revocations, lookup, policies),
             upkeep=Upkeep(db),
             events=Events(db),
             key_changes=KeyChanges(keys, ending, settings.signing_algorithm),
             cookies=cookies,
+            policies=policies,
         )
     finally:
         await revocations.close()

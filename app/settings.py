@@ -32,13 +32,9 @@ from pydantic_core import ErrorDetails
 from .errors import ConfigurationError, WrongSettings
 from .own_files import make_data_dir
 from .place import Place
+from .settings_sessions import SessionSettings
 from .settings_sources import PREFIX, sources
 from .settings_values import Seconds, checked_root_path, checked_url, redis_rules
-from .settings_web import WebSettings
-
-LONGEST_ACCESS_TOKEN = timedelta(hours=1)
-"""No setting allows a longer access token, and no verifier accepts one. Revocations are kept for this long, whatever
-the setting. So during a rolling change, no instance forgets a revocation while another one's tokens are still valid."""
 
 LEEWAY = timedelta(seconds=5)
 """Clock tolerance at ``exp`` and ``nbf`` (RFC 7519 section 4.1.4: "a few minutes" at most; a few seconds suffice
@@ -54,7 +50,7 @@ MOST_ARGON2_MEMORY, MOST_ARGON2_PASSES, MOST_ARGON2_LANES = 1024 * 1024, 64, 16
 """Upper bounds (memory in KiB) of the settings and of stored hashes, so that each hash stays valid when they change."""
 
 
-class Settings(WebSettings):
+class Settings(SessionSettings):
     """All settings."""
 
     redis_url: Annotated[
@@ -87,28 +83,6 @@ class Settings(WebSettings):
         Algorithm, Field(description="Algorithm of the access keys that are made from now on.")
     ] = "HS256"
 
-    # Lifetimes
-    access_token_lifetime: Annotated[
-        Seconds,
-        Field(ge=timedelta(seconds=2), le=LONGEST_ACCESS_TOKEN, description="Seconds an access token lives."),
-    ] = timedelta(seconds=900)
-    refresh_token_lifetime: Annotated[
-        Seconds,
-        Field(ge=timedelta(seconds=60), le=timedelta(days=366), description="Seconds a session may lie idle."),
-    ] = timedelta(days=7)
-    session_lifetime: Annotated[
-        Seconds,
-        Field(ge=timedelta(seconds=60), le=timedelta(days=3660), description="Seconds a session lives at most."),
-    ] = timedelta(days=30)
-    retry_window: Annotated[
-        Seconds,
-        Field(
-            ge=timedelta(0),
-            le=timedelta(seconds=300),
-            description="Seconds after a rotation in which the same refresh token gets the same answer again, until "
-            "its successor is used. At most a third of ACCESS_TOKEN_LIFETIME; 0: strict single use.",
-        ),
-    ] = timedelta(seconds=60)
     verify_without_database: Annotated[
         Seconds,
         Field(
@@ -118,8 +92,7 @@ class Settings(WebSettings):
         ),
     ] = timedelta(seconds=60)
 
-    # Sign-in
-    registration: Annotated[bool, Field(description="Whether anyone may register.")] = False
+    # Password hashes
     argon2_memory: Annotated[
         int, Field(ge=8, le=MOST_ARGON2_MEMORY, description="KiB of memory of one password hash (RFC 9106 section 4).")
     ] = 65536
@@ -213,18 +186,7 @@ class Settings(WebSettings):
                 "KEYTURN_ISSUER must be an http(s) URL without user, query and fragment (RFC 8414 section 2)",
             ),
             *self.web_rules(self.iss, self.retry_window),
-            (
-                self.retry_window * 3 > self.access_token_lifetime,
-                "KEYTURN_RETRY_WINDOW must be at most a third of KEYTURN_ACCESS_TOKEN_LIFETIME",
-            ),
-            (
-                self.refresh_token_lifetime < self.access_token_lifetime,
-                "KEYTURN_REFRESH_TOKEN_LIFETIME must not be below KEYTURN_ACCESS_TOKEN_LIFETIME",
-            ),
-            (
-                self.session_lifetime < self.refresh_token_lifetime,
-                "KEYTURN_SESSION_LIFETIME must not be below KEYTURN_REFRESH_TOKEN_LIFETIME",
-            ),
+            *self.session_rules(),
             (
                 self.argon2_memory < 8 * self.argon2_lanes,
                 "KEYTURN_ARGON2_MEMORY must be at least 8 KiB for each of KEYTURN_ARGON2_LANES (RFC 9106 section 3.1)",

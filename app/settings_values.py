@@ -208,3 +208,25 @@ def redis_rules(url: str) -> Iterator[tuple[bool, str]]:
         # The driver would take one of two values without a word, and 0 for a database that is no number.
         bad = values is not None and (len(values) > 1 or not re.fullmatch(pattern, values[0]))
         yield bad, f"KEYTURN_REDIS_URL: {name} must be {words}, and said once"
+
+
+MOST_SCOPES = 256
+"""Characters of all scopes of a session together: its access token has to fit into a cookie."""
+
+_SCOPES = re.compile(r"(?:[\x21\x23-\x5b\x5d-\x7e]+ ?)*")
+
+
+def scopes_in(text: str) -> frozenset[str]:
+    """The scopes that a text names (RFC 6749 section 3.3), separated by blanks.
+
+    Raises:
+        ValueError: a character is none of a scope's, or the text is longer than `MOST_SCOPES`.
+    """
+    if len(text) > MOST_SCOPES or not _SCOPES.fullmatch(text):
+        raise ValueError(f"must be scopes of printable ASCII, separated by blanks, {MOST_SCOPES} characters at most")
+    return frozenset(text.split())
+
+
+def checked_scopes(value: object) -> object:
+    """A list of scopes, each once and in their order."""
+    return " ".join(sorted(scopes_in(value))) if isinstance(value, str) else value

@@ -26,7 +26,7 @@ from tests.servers import Postgres, free_port
 
 ROOT = Path(__file__).parent.parent
 LOCK = 0x6B657900
-TABLES = {"alembic_version", "cache_fence", "events", "keys", "pulse", "sessions", "users"}
+TABLES = {"alembic_version", "cache_fence", "events", "keys", "policies", "pulse", "sessions", "users"}
 
 
 def command(*words: str, before: tuple[str, ...] = (), **environment: str) -> subprocess.Popen[str]:
@@ -107,11 +107,11 @@ def test_the_schema_goes_up_without_drift_down_to_nothing_and_up_again(empty: st
 
 @pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
 def test_check_finds_a_planted_drift(database_url: str) -> None:
-    ask(database_url, "DROP INDEX ix_sessions_user_id")
+    ask(database_url, "DROP INDEX ix_sessions_user_id_id")
     with command("check", KEYTURN_DATABASE_URL=database_url) as process:
         out, _ = process.communicate(timeout=30)
     assert process.returncode != 0
-    assert "ix_sessions_user_id" in out
+    assert "ix_sessions_user_id_id" in out
 
 
 def test_the_offline_sql_makes_the_same_schema(empty: str) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy import select
 from app.actors import SERVICE, Actor
 from app.errors import InvalidGrant
 from app.keyturn import Keyturn
-from app.policies import Policy
+from app.policies import Policies, Policy
 from app.sessions.start import Authenticated, Starting
 from app.storage.tables import Session
 from tests.conftest import Opener, a_user, time_passes
@@ -28,7 +28,7 @@ BANK = Policy(
 
 
 def of_client(keyturn: Keyturn, policy: Policy, client_id: str) -> Starting:
-    return Starting(keyturn.db, keyturn.keys, keyturn.rotation._answers, policy, client_id)
+    return Starting(keyturn.db, keyturn.keys, keyturn.rotation._answers, Policies(policy), client_id)
 
 
 def lifetimes(tokens: Any) -> Sequence[object]:

@@ -85,7 +85,7 @@ async def test_a_first_start_makes_folder_secret_schema_keys_and_administrator(t
             assert password is not None
             assert len(password) == 20
             user = await keyturn.users.find(ADMINISTRATOR)
-            assert (user.role, user.password_is_initial) == ("admin", True)
+            assert (user.role, user.password_expires_at is not None) == ("admin", True)
             assert (await keyturn.sign_in.authenticate(ADMINISTRATOR, password)).user_id == user.id
     finally:
         os.umask(before)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from ..settings import LEEWAY, LONGEST_ACCESS_TOKEN
+from ..settings import LEEWAY
+from ..settings_sessions import LONGEST_ACCESS_TOKEN
 
 REMEMBERED_FOR = LONGEST_ACCESS_TOKEN + LEEWAY + timedelta(seconds=60)
 """How long Redis needs a session's key after the session's end: while a verifier could accept one of its access tokens,

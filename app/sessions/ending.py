@@ -7,6 +7,7 @@ the order of its steps.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Literal
 from uuid import UUID
 
@@ -16,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ..actors import SERVICE, Actor
 from ..errors import InvalidGrant, InvalidToken, NoToken, Reason, Refusal
 from ..log import get_logger
-from ..policies import Policy
+from ..policies import Policies
 from ..revocation.publishing import Publishing, until
 from ..storage.batches import Batch
 from ..storage.database import Database
@@ -49,18 +50,19 @@ class Ending:
         access_tokens: AccessTokens,
         publishing: Publishing,
         lookup: Lookup,
-        policy: Policy,
+        policies: Policies,
     ) -> None:
         self._db = db
         self._keys = keys
         self._access_tokens = access_tokens
         self._publishing = publishing
         self._lookup = lookup
-        self._policy = policy
+        self._policies = policies
         # Two batches at once, so that one stuck connection does not stop every logout. SQLite has one writer at a time.
         self._logouts = Batch(self._log_out, in_flight=2 if db.is_postgres else 1)
-        # For SQLite; Postgres has `mark_logouts_on_postgres`. Built once: to build it costs as much as to send it.
-        self._log_these_out = ends(db, policy, "logout", db.among(Session.id))
+        # For SQLite; Postgres has `mark_logouts_on_postgres`. Built once for a policy: to build it costs as much as to
+        # send it.
+        self._log_these_out = lru_cache(maxsize=1)(lambda policy: ends(db, policy, "logout", db.among(Session.id)))
 
     async def end(self, session_ids: set[UUID], reason: Reason, *, by: Actor) -> int:
         """Ends these sessions. Returns how many were live. A repeated call changes nothing and publishes again.
@@ -134,7 +136,7 @@ class Ending:
             await self._publishing.hold(tx)
             if also is not None:
                 await also(tx)
-            ended = await mark(tx, ends(self._db, self._policy, reason, which), lambda _: by)
+            ended = await mark(tx, ends(self._db, self._policies.in_force, reason, which), lambda _: by)
             comparison = await self._publishing.compare(tx, published, {row.id for row in ended})
         await comparison.known_to_all()
         return ended
@@ -260,11 +262,12 @@ class Ending:
             actors.setdefault(session_id, by)  # the event names the first of several who log out of one session
         published = await self._publishing.publish(actors)
         if self._db.is_postgres:
-            row = await mark_logouts_on_postgres(self._db, self._policy, actors, published)
+            row = await mark_logouts_on_postgres(self._db, self._policies.in_force, actors, published)
             ended, comparison = set(row["ended"]), self._publishing.comparison(row["epoch"], fenced=row["fenced"])
         else:
             async with self._db.begin() as tx:
-                rows = await mark(tx, self._log_these_out, actors.__getitem__, {"ids": list(actors)})
+                statement = self._log_these_out(self._policies.in_force)
+                rows = await mark(tx, statement, actors.__getitem__, {"ids": list(actors)})
                 ended = {row.id for row in rows}
                 comparison = await self._publishing.compare(tx, published, ended)
         known_to_all_at = comparison.known_to_all_at()

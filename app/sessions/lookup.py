@@ -7,7 +7,7 @@ from uuid import UUID
 
 from sqlalchemy import select
 
-from ..policies import Policy
+from ..policies import Policies
 from ..storage.batches import Batch
 from ..storage.database import Database
 from ..storage.tables import Session
@@ -17,9 +17,9 @@ from .rows import SessionRow
 class Lookup:
     """Reads one row of a session, under the policy in force."""
 
-    def __init__(self, db: Database, policy: Policy) -> None:
+    def __init__(self, db: Database, policies: Policies) -> None:
         self._db = db
-        self._policy = policy
+        self._policies = policies
         self._reads = Batch(self._read, in_flight=2)
         # Built once, because building the statement costs as much as sending it.
         self._these = select(Session.__table__, db.now().label("now")).where(db.among(Session.id))
@@ -35,5 +35,5 @@ class Lookup:
     async def _read(self, ids: Sequence[UUID]) -> Sequence[SessionRow | None]:
         async with self._db.look() as connection:
             found = await connection.execute(self._these, {"ids": list(set(ids))})
-            rows = {row["id"]: SessionRow.of(row, row["now"], self._policy) for row in found.mappings()}
+            rows = {row["id"]: SessionRow.of(row, row["now"], self._policies.in_force) for row in found.mappings()}
         return [rows.get(i) for i in ids]

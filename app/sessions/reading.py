@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, exists, select
 
 from ..errors import InvalidToken, NotFound, Refusal
-from ..policies import Policy
+from ..policies import Policies
 from ..revocation.revocations import Revocations
 from ..storage.database import Database
 from ..storage.tables import Key, Session
@@ -33,14 +33,14 @@ class Reading:
     """Verifies access tokens, and reads sessions."""
 
     def __init__(
-        self, db: Database, access_tokens: AccessTokens, revocations: Revocations, lookup: Lookup, policy: Policy
+        self, db: Database, access_tokens: AccessTokens, revocations: Revocations, lookup: Lookup, policies: Policies
     ) -> None:
-        """`policy` is the one in force. With it, a session counts as live or over."""
+        """Under the policy in force, a session counts as live or over."""
         self._db = db
         self._access_tokens = access_tokens
         self._revocations = revocations
         self._lookup = lookup
-        self._policy = policy
+        self._policies = policies
 
     async def verify(self, access_token: str) -> AccessToken:
         """The claims of an access token that is ours, unexpired and not revoked.
@@ -132,11 +132,10 @@ class Reading:
                 query = query.where(
                     Session.ended_at.is_(None),
                     Session.idle_expires_at > now,
-                    Session.rotated_at > now - self._policy.idle_lifetime,
-                    Session.created_at > now - self._policy.absolute_lifetime,
+                    Session.rotated_at > now - self._policies.in_force.idle_lifetime,
+                    Session.created_at > now - self._policies.in_force.absolute_lifetime,
                     _HAS_KEY,
                 )
-            rows = await connection.execute(query.order_by(Session.id.desc()).limit(limit))
-            return [
-                replace(SessionRow.of(row, now, self._policy), has_key=bool(row["has_key"])) for row in rows.mappings()
-            ]
+            rows = (await connection.execute(query.order_by(Session.id.desc()).limit(limit))).mappings()
+            policy = self._policies.in_force
+            return [replace(SessionRow.of(row, now, policy), has_key=bool(row["has_key"])) for row in rows]

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from ..actors import Actor
 from ..errors import InvalidGrant, Refusal, TemporarilyUnavailable
-from ..policies import Policy
+from ..policies import Policies
 from ..storage.batches import Batch
 from ..storage.database import Database
 from ..storage.tables import microseconds, moment
@@ -31,15 +31,15 @@ class Rotation:
     """Rotates refresh tokens."""
 
     def __init__(
-        self, db: Database, keys: Keys, answers: Answers, ending: Ending, lookup: Lookup, policy: Policy
+        self, db: Database, keys: Keys, answers: Answers, ending: Ending, lookup: Lookup, policies: Policies
     ) -> None:
-        """`policy` is the one in force. A policy shortens the durations of sessions that began under a longer one."""
+        """The policy in force shortens the durations of sessions that began under a longer one."""
         self._db = db
         self._keys = keys
         self._answers = answers
         self._ending = ending
         self._lookup = lookup
-        self._policy = policy
+        self._policies = policies
         # Two batches at once, so that a stuck connection does not stop every refresh. SQLite has one writer at a time.
         self._rotations = Batch(self._rotate, in_flight=2 if db.is_postgres else 1)
 
@@ -96,7 +96,7 @@ class Rotation:
 
     async def _rotate(self, batch: Sequence[RefreshToken]) -> Sequence[tuple[Granted, RefreshToken] | None]:
         """Rotates each session whose newest token was presented, by one statement and one commit for the batch."""
-        key, policy = self._keys.signing_refresh, self._policy
+        key, policy = self._keys.signing_refresh, self._policies.in_force
         presented = [token.digest for token in batch]
         successors = {digest: token.successor(key) for digest, token in zip(presented, batch, strict=True)}
         derived = {digest: successor.digest for digest, successor in successors.items()}
@@ -148,7 +148,7 @@ SET token_digest = hit.new, key_number = $4, generation = s.generation + 1, rota
 FROM hit WHERE s.id = hit.id
 RETURNING s.token_digest, s.id, s.user_id, s.role, s.client_id, s.generation, s.rotated_at, s.idle_expires_at,
   least(s.absolute_expires_at, s.created_at + $7::interval),
-  least(s.access_lifetime * interval '1 second', $8::interval)
+  least(s.access_lifetime * interval '1 second', $8::interval), s.scope, s.claims, s.auth_time, s.address, s.user_agent
 """
 
 
@@ -166,13 +166,18 @@ WHERE sessions.id = batch.id AND sessions.token_digest = batch.old AND sessions.
   AND sessions.idle_expires_at > ?3 AND sessions.absolute_expires_at > ?3
   AND sessions.rotated_at + ?4 > ?3 AND sessions.created_at + ?5 > ?3
 RETURNING token_digest, sessions.id, user_id, role, client_id, generation, rotated_at, idle_expires_at,
-  min(absolute_expires_at, created_at + ?5), min(access_lifetime * 1000000, ?6)
+  min(absolute_expires_at, created_at + ?5), min(access_lifetime * 1000000, ?6), scope, claims,
+  auth_time, address, user_agent
 """  # noqa: S608  # only the numbers of parameters are put in
 
 
 def _of_sqlite(digest: bytes, session_id: str, user_id: str, *rest: Any) -> Granted:
     """The columns of SQLite's row in the types that Postgres returns."""
-    role, client_id, generation, rotated_at, idle, absolute, access = rest
+    role, client_id, generation, rotated_at, idle, absolute, access, scope, claims, auth_time, address, agent = rest
     moments = moment(rotated_at), moment(idle), moment(absolute)
     ids = UUID(hex=session_id), UUID(hex=user_id)
-    return Granted(digest, *ids, role, client_id, generation, *moments, timedelta(microseconds=access))
+    signed_in = None if auth_time is None else moment(auth_time)
+    lifetime = timedelta(microseconds=access)
+    return Granted(
+        digest, *ids, role, client_id, generation, *moments, lifetime, scope, claims, signed_in, address, agent
+    )

@@ -55,6 +55,15 @@ class SessionRow:
     ended_at: datetime | None
     end_reason: Reason | None
     now: datetime
+    scope: str | None = None
+    claims: str | None = None
+    auth_time: datetime | None = None
+    amr: str | None = None
+    device_id: str | None = None
+    device_name: str | None = None
+    address: str | None = None
+    user_agent: str | None = None
+    retry_key_digest: bytes | None = field(default=None, repr=False)
     has_key: bool = True
     """Whether the key of its refresh token is not retired. Only `Reading.find` and `Reading.list` read this."""
 
@@ -78,6 +87,15 @@ class SessionRow:
             access_lifetime=min(row["access_lifetime"], policy.access_lifetime),
             ended_at=row["ended_at"],
             end_reason=row["end_reason"],
+            scope=row["scope"],
+            claims=row["claims"],
+            auth_time=row["auth_time"],
+            amr=row["amr"],
+            device_id=row["device_id"],
+            device_name=row["device_name"],
+            address=row["address"],
+            user_agent=row["user_agent"],
+            retry_key_digest=row["retry_key_digest"],
             now=now,
         )
 
@@ -105,6 +123,11 @@ class Granted(NamedTuple):
     idle_expires_at: datetime
     absolute_expires_at: datetime
     access_lifetime: timedelta
+    scope: str | None
+    claims: str | None
+    auth_time: datetime | None
+    address: str | None
+    user_agent: str | None
 
 
 class Verdict(Enum):

@@ -10,7 +10,7 @@ from sqlalchemy import insert, select
 from ..actors import Actor
 from ..errors import InvalidGrant
 from ..events.audit import Event, record
-from ..policies import Policy
+from ..policies import Policies
 from ..storage.database import Database
 from ..storage.tables import Session, User, uuid7
 from ..storage.tasks import own_task
@@ -31,12 +31,12 @@ class Authenticated:
 class Starting:
     """Starts sessions."""
 
-    def __init__(self, db: Database, keys: Keys, answers: Answers, policy: Policy, client_id: str) -> None:
-        """Every session that starts here gets this policy and this client."""
+    def __init__(self, db: Database, keys: Keys, answers: Answers, policies: Policies, client_id: str) -> None:
+        """Every session that starts here gets the policy in force and this client."""
         self._db = db
         self._keys = keys
         self._answers = answers
-        self._policy = policy
+        self._policies = policies
         self._client_id = client_id
 
     @own_task
@@ -52,14 +52,15 @@ class Starting:
             InvalidGrant: the password was changed, or the user was disabled or deleted, since then.
             TemporarilyUnavailable: the database is away.
         """
-        key, policy = self._keys.signing_refresh, self._policy
+        key, policy = self._keys.signing_refresh, self._policies.in_force
         first = issue(key, uuid7())
         async with self._db.begin() as tx:
             # FOR SHARE lets no transaction change or disable the user until this one commits. A transaction that comes
             # later ends this session. If one came earlier, this transaction sees the change.
+            columns = User.id, User.role, User.claims, User.password_hash, User.disabled_at
             user = (
                 await tx.execute(
-                    select(User.id, User.role, User.password_hash, User.disabled_at, self._db.now().label("now"))
+                    select(*columns, self._db.now().label("now"))
                     .where(User.id == proof.user_id)
                     .with_for_update(read=True)
                 )
@@ -88,8 +89,13 @@ class Starting:
                 "access_lifetime": policy.access_lifetime,
                 "auth_time": user.now,
                 "amr": "pwd",
+                "scope": None,
+                "claims": user.claims,
+                "device_id": None,
+                "device_name": None,
                 "address": by.address,
                 "user_agent": user_agent,
+                "retry_key_digest": None,
             }
             await tx.execute(insert(Session).values(session))
             started = Event("session_started", user.id, first.session_id, self._client_id)

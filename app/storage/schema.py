@@ -37,12 +37,13 @@ _OLDEST = 14
 
 _RIGHTS = {
     "alembic_version": "SELECT",
-    "users": "SELECT, INSERT, UPDATE",
+    "users": "SELECT, INSERT, UPDATE, DELETE",
     "sessions": "SELECT, INSERT, UPDATE, DELETE",
     "keys": "SELECT, INSERT, UPDATE",
     "cache_fence": "SELECT, UPDATE",
     "pulse": "SELECT, UPDATE",
-    "events": "SELECT, INSERT",
+    "events": "SELECT, INSERT, UPDATE",
+    "policies": "SELECT, INSERT, UPDATE, DELETE",
 }
 """The rights on each table that the service needs. The README has them as GRANT statements."""
 

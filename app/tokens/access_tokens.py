@@ -23,7 +23,8 @@ from typing import Any
 from uuid import UUID
 
 from ..errors import InvalidToken
-from ..settings import LEEWAY, LONGEST_ACCESS_TOKEN, Algorithm, Settings
+from ..settings import LEEWAY, Algorithm, Settings
+from ..settings_sessions import LONGEST_ACCESS_TOKEN
 from .keys import Keys
 from .primitives import from_base64url, to_base64url
 

@@ -27,6 +27,7 @@ async def administrators(db: Database) -> Administrators:
     """
     enabled = User.disabled_at.is_(None)
     async with db.look() as connection:
-        initial = await connection.scalar(select(User.email).where(User.password_is_initial, enabled).limit(1))
+        made = User.password_expires_at.is_not(None)
+        initial = await connection.scalar(select(User.email).where(made, enabled).limit(1))
         number = await connection.scalar(select(func.count()).where(User.role == "admin", enabled))
     return Administrators(number or 0, initial)

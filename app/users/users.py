@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import re
 from collections.abc import Collection
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -23,6 +24,9 @@ from ..storage.tasks import own_task
 from .emails import normalised
 from .passwords import Passwords, acceptable
 from .sign_in import SignIn
+
+MADE_PASSWORD_LIFETIME = timedelta(hours=24)
+"""How long a password that Keyturn made is good, unless the user changes it before (ASVS 5.0 6.4.1)."""
 
 _ROLE = re.compile(r"[a-z][a-z0-9_-]{0,31}", re.ASCII)
 
@@ -73,7 +77,7 @@ class Users:
                     "id": uuid7(),
                     "email": email,
                     "password_hash": password_hash,
-                    "password_is_initial": initial,
+                    "password_expires_at": now + MADE_PASSWORD_LIFETIME if initial else None,
                     "role": role,
                     "created_at": now,
                     "disabled_at": None,
@@ -177,7 +181,7 @@ class Users:
 
         async def change(tx: AsyncConnection) -> None:
             before = await self._locked(tx, user_id)
-            renewed = update(User).where(User.id == user_id).values(password_hash=hashed, password_is_initial=False)
+            renewed = update(User).where(User.id == user_id).values(password_hash=hashed, password_expires_at=None)
             await tx.execute(renewed)
             await record(tx, before.now, by, [Event("password_changed", user_id)])
 
@@ -209,7 +213,7 @@ class Users:
             changed = await tx.scalar(
                 update(User)
                 .where(User.id == user.id, User.password_hash == user.password_hash, User.disabled_at.is_(None))
-                .values(password_hash=hashed, password_is_initial=False)
+                .values(password_hash=hashed, password_expires_at=None)
                 .returning(self._db.now())
             )
             # 2. The session must be live. All live ones are locked, in the order of ids as everywhere (no deadlock).

@@ -39,6 +39,7 @@ def upgrade() -> None:
         sa.Column("created_at", moment, nullable=False),
         sa.Column("signs_from", moment, nullable=False),
         sa.Column("retired_at", moment, nullable=True),
+        sa.Column("retired_for", sa.String(length=32), nullable=True),
         sa.CheckConstraint("(use = 'refresh') = (number IS NOT NULL)", name=op.f("ck_keys_refresh_keys_are_numbered")),
         sa.CheckConstraint("use IN ('access', 'refresh', 'cookie')", name=op.f("ck_keys_use_is_known")),
         sa.CheckConstraint("number BETWEEN 1 AND 254", name=op.f("ck_keys_number_in_range")),
@@ -50,8 +51,9 @@ def upgrade() -> None:
         sa.Column("id", sa.Uuid(), nullable=False),
         sa.Column("email", sa.String(length=254), nullable=False),
         sa.Column("password_hash", sa.String(length=255), nullable=False),
-        sa.Column("password_is_initial", sa.Boolean(), server_default=sa.text("(false)"), nullable=False),
+        sa.Column("password_expires_at", moment, nullable=True),
         sa.Column("role", sa.String(length=32), nullable=False),
+        sa.Column("claims", sa.Text(), nullable=True),
         sa.Column("created_at", moment, nullable=False),
         sa.Column("disabled_at", moment, nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_users")),
@@ -85,13 +87,13 @@ def upgrade() -> None:
         sa.Column("device_name", sa.String(length=100), nullable=True),
         sa.Column("address", sa.String(length=64), nullable=True),
         sa.Column("user_agent", sa.String(length=256), nullable=True),
+        sa.Column("moved_at", moment, nullable=True),
         sa.Column("retry_key_digest", sa.LargeBinary(), nullable=True),
         sa.CheckConstraint("(ended_at IS NULL) = (end_reason IS NULL)", name=op.f("ck_sessions_ended_with_a_reason")),
         sa.CheckConstraint("generation >= 0", name=op.f("ck_sessions_generation_not_negative")),
         sa.CheckConstraint("idle_expires_at <= absolute_expires_at", name=op.f("ck_sessions_idle_within_absolute")),
         sa.CheckConstraint("key_number BETWEEN 1 AND 254", name=op.f("ck_sessions_key_number_in_range")),
         sa.CheckConstraint("length(token_digest) = 32", name=op.f("ck_sessions_token_digest_is_sha256")),
-        sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_sessions_user_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_sessions")),
         postgresql_with={"fillfactor": "85"},
     )
@@ -103,7 +105,14 @@ def upgrade() -> None:
             postgresql_where=sa.text("ended_at IS NOT NULL"),
             sqlite_where=sa.text("ended_at IS NOT NULL"),
         )
-        batch_op.create_index(batch_op.f("ix_sessions_user_id"), ["user_id"], unique=False)
+        batch_op.create_index(
+            "ix_sessions_live",
+            ["user_id", "id"],
+            unique=False,
+            postgresql_where=sa.text("ended_at IS NULL"),
+            sqlite_where=sa.text("ended_at IS NULL"),
+        )
+        batch_op.create_index(batch_op.f("ix_sessions_user_id_id"), ["user_id", "id"], unique=False)
     op.create_table(
         "events",
         sa.Column("id", sa.Uuid(), nullable=False),
@@ -123,9 +132,26 @@ def upgrade() -> None:
     with op.batch_alter_table("events", schema=None) as batch_op:
         batch_op.create_index("ix_events_user_id", ["user_id", "id"], unique=False)
     op.create_table(
+        "policies",
+        sa.Column("scope", sa.String(length=64), nullable=False),
+        sa.Column("access_lifetime", sa.Integer(), nullable=True),
+        sa.Column("access_jitter", sa.Integer(), nullable=True),
+        sa.Column("idle_lifetime", sa.Integer(), nullable=True),
+        sa.Column("absolute_lifetime", sa.Integer(), nullable=True),
+        sa.Column("retry_window", sa.Integer(), nullable=True),
+        sa.Column("session_limit", sa.Integer(), nullable=True),
+        sa.Column("reauthentication_age", sa.Integer(), nullable=True),
+        sa.Column("mode", sa.String(length=8), nullable=True),
+        sa.Column("remember", sa.Boolean(), nullable=True),
+        sa.Column("scopes", sa.String(length=1024), nullable=True),
+        sa.Column("changed_at", moment, nullable=False),
+        sa.PrimaryKeyConstraint("scope", name=op.f("pk_policies")),
+    )
+    op.create_table(
         "pulse",
         sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("keys", sa.BigInteger(), nullable=False),
+        sa.Column("policies", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.CheckConstraint("id = 1", name=op.f("ck_pulse_one_row")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_pulse")),
     )
@@ -141,7 +167,12 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     with op.batch_alter_table("sessions", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_sessions_user_id"))
+        batch_op.drop_index(batch_op.f("ix_sessions_user_id_id"))
+        batch_op.drop_index(
+            "ix_sessions_live",
+            postgresql_where=sa.text("ended_at IS NULL"),
+            sqlite_where=sa.text("ended_at IS NULL"),
+        )
         batch_op.drop_index(
             "ix_sessions_ended_at",
             postgresql_where=sa.text("ended_at IS NOT NULL"),
@@ -152,6 +183,7 @@ def downgrade() -> None:
         batch_op.drop_index("ix_events_user_id")
 
     op.drop_table("pulse")
+    op.drop_table("policies")
     op.drop_table("events")
     op.drop_table("sessions")
     op.drop_table("users")

@@ -4,6 +4,7 @@ from .cache_fence import CacheFence
 from .columns import Base, Duration, Moment, microseconds, moment, uuid7
 from .events import Event
 from .keys import Key
+from .policies import Policy
 from .pulse import Pulse
 from .sessions import Session
 from .users import User
@@ -15,6 +16,7 @@ __all__ = [
     "Event",
     "Key",
     "Moment",
+    "Policy",
     "Pulse",
     "Session",
     "User",

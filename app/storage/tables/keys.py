@@ -22,7 +22,9 @@ class Key(Base):
     sealed: Mapped[bytes]
     created_at: Mapped[datetime]
     signs_from: Mapped[datetime]
+    # The moment may lie ahead: a rotation sets it for the old key, when its last token will be over.
     retired_at: Mapped[datetime | None]
+    retired_for: Mapped[str | None] = mapped_column(String(32))  # the reason of the sessions that ended with it
 
     __table_args__ = (
         CheckConstraint("use IN ('access', 'refresh', 'cookie')", name="use_is_known"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, CheckConstraint, Integer
+from sqlalchemy import BigInteger, CheckConstraint, Integer, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from .columns import Base
@@ -21,5 +21,6 @@ class Pulse(Base):
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
     keys: Mapped[int] = mapped_column(BigInteger)
+    policies: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
 
     __table_args__ = (CheckConstraint("id = 1", name="one_row"),)

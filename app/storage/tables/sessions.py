@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, SmallInteger, String, Text, text
+from sqlalchemy import CheckConstraint, Index, SmallInteger, String, Text, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from .columns import Base, uuid7
@@ -21,7 +21,8 @@ class Session(Base):
     __tablename__ = "sessions"
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid7)
-    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id"))
+    # No foreign key: when a user is erased, a pseudonym takes the id's place. A sign-in locks the user's row.
+    user_id: Mapped[UUID]
     # The row has every value of the user that access tokens need, so that a refresh reads no other table.
     role: Mapped[str] = mapped_column(String(32))
     client_id: Mapped[str] = mapped_column(String(64))
@@ -52,6 +53,8 @@ class Session(Base):
     device_name: Mapped[str | None] = mapped_column(String(100))
     address: Mapped[str | None] = mapped_column(String(64))
     user_agent: Mapped[str | None] = mapped_column(String(256))
+    # When a refresh from another address or user agent was last written to these two. None: they are the sign-in's.
+    moved_at: Mapped[datetime | None]
 
     # SHA-256 of the Idempotency-Key of the last rotation.
     retry_key_digest: Mapped[bytes | None]
@@ -62,7 +65,15 @@ class Session(Base):
         CheckConstraint("key_number BETWEEN 1 AND 254", name="key_number_in_range"),
         CheckConstraint("idle_expires_at <= absolute_expires_at", name="idle_within_absolute"),
         CheckConstraint("(ended_at IS NULL) = (end_reason IS NULL)", name="ended_with_a_reason"),
-        Index(None, "user_id"),
+        # The pages of a user's sessions come from these in their order, without a sort.
+        Index(None, "user_id", "id"),
+        Index(
+            "ix_sessions_live",
+            "user_id",
+            "id",
+            postgresql_where=text("ended_at IS NULL"),
+            sqlite_where=text("ended_at IS NULL"),
+        ),
         Index(
             "ix_sessions_ended_at",
             "ended_at",
