@@ -25,6 +25,7 @@ from .storage.database import Database
 from .storage.schema import check_schema
 from .tokens.access_tokens import AccessTokens
 from .tokens.cookies import Cookies
+from .tokens.cursors import Cursors
 from .tokens.keys import Keys
 from .tokens.master_secret import master_secret_of
 from .tokens.sealed_cookies import SealedCookies
@@ -57,6 +58,7 @@ class Keyturn:
     key_changes: KeyChanges
     cookies: Cookies
     policies: Policies
+    cursors: Cursors
 
 
 @asynccontextmanager
@@ -67,7 +69,8 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
         ConfigurationError: the master secret is missing or weak, or cookies could become too large.
     """
     db = Database(settings)
-    keys = Keys(db, master_secret_of(settings), settings.signing_algorithm)
+    master = master_secret_of(settings)
+    keys = Keys(db, master, settings.signing_algorithm)
     revocations = Revocations(db, settings, lambda event, *, level, **more: getattr(_log, level)(event, **more))
     passwords = Passwords(settings, HashingRoom.of(settings, container()))
     sign_in = SignIn(db, passwords)
@@ -93,6 +96,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             key_changes=KeyChanges(keys, ending, settings.signing_algorithm),
             cookies=cookies,
             policies=policies,
+            cursors=Cursors(master),
         )
     finally:
         await revocations.close()

@@ -8,12 +8,15 @@ FastAPI gets all others: those with another path or method, with a query, or wit
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Annotated, Any, Generic
+from uuid import UUID
 
-from fastapi import APIRouter, Body, Depends, Query, Response
+from fastapi import APIRouter, Body, Depends, Path, Query, Response
 from fastapi.routing import APIRoute
 from fastapi.security import APIKeyCookie, HTTPBearer
+from pydantic import WithJsonSchema
 from pydantic.json_schema import SkipJsonSchema
 from starlette import requests
 
@@ -58,6 +61,8 @@ PLAIN_FIELDS = frozenset(
     b" ".join((_READ, _ABOUT_THE_CLIENT, _OF_BROWSERS, _OF_PROXIES, _OF_FORWARD_AUTH, _OF_TRACES)).split()
 )
 """The names of header fields with which a request may take the fast door."""
+
+_IDENTIFIER = re.compile(r"\{(\w+)\}")
 
 _BEARER = HTTPBearer(
     auto_error=False, scheme_name="bearer", bearerFormat="JWT", description="An access token of a login or refresh."
@@ -138,7 +143,9 @@ class Doors(Generic[Parts]):
 
     def _handler(self, endpoint: Endpoint[Parts]) -> Callable[[requests.Request], Coroutine[Any, Any, Response]]:
         async def handler(request: requests.Request) -> Response:
-            return response(await endpoint.answer(self.parts, Request.of(request.scope)))
+            ours = Request.of(request.scope)
+            ours.identifiers = request.path_params
+            return response(await endpoint.answer(self.parts, ours))
 
         handler.__name__ = endpoint.name
         handler.__signature__ = _documented(endpoint)  # type: ignore[attr-defined]  # FastAPI reads it
@@ -167,9 +174,14 @@ def _documented(endpoint: Endpoint[Any]) -> inspect.Signature:
     }[endpoint.credentials]
     for scheme in schemes:
         annotations[f"_{scheme.scheme_name}"] = (Annotated[Any, Depends(scheme)], inspect.Parameter.empty)
+    for name in _IDENTIFIER.findall(endpoint.path):
+        annotations[name] = (Annotated[UUID, Path()], inspect.Parameter.empty)
     for each in endpoint.query:
-        several = Annotated[list[str] | SkipJsonSchema[None], Query(description=each.description)]
-        annotations[each.name] = (several, None)
+        schema = dict(each.schema)
+        value = Annotated[
+            list[str] if each.several else str, WithJsonSchema(_several(schema) if each.several else schema)
+        ]
+        annotations[each.name] = (Annotated[value | SkipJsonSchema[None], Query(description=each.description)], None)
     if endpoint.body is not None:
         body = Body(media_type=FORM if endpoint.path.startswith(FORMS_UNDER) else JSON)
         annotations["body"] = (
@@ -183,6 +195,10 @@ def _documented(endpoint: Endpoint[Any]) -> inspect.Signature:
             for name, (annotation, default) in annotations.items()
         ]
     )
+
+
+def _several(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": schema}
 
 
 def response(answer: Answer) -> Response:

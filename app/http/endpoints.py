@@ -18,10 +18,14 @@ Parts = TypeVar("Parts")
 
 @dataclass(frozen=True, slots=True)
 class QueryParameter:
-    """A query parameter, which may stand several times. `Request.parameters` has it."""
+    """A query parameter. `Request.parameters` has all of its values, `Request.parameter` its only one."""
 
     name: str
     description: str
+    several: bool = False
+    """Whether the parameter may stand several times."""
+    schema: Mapping[str, Any] = field(default_factory=lambda: {"type": "string"})
+    """The JSON schema of one value, for the document; `answer` checks the value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,7 @@ class Endpoint(Generic[Parts]):
     method: str
     """The method in the OpenAPI document. Where it is GET, HEAD is served too."""
     path: str
+    """May have identifiers in braces, as ``/auth/sessions/{session_id}``: `Request.identifier` has them."""
     answer: Callable[[Parts, Request], Awaitable[Answer]]
     """Gives the answer or raises a refusal. Its name is the operation's id, its docstring the operation's description.
     """

@@ -16,7 +16,7 @@ from starlette.types import Scope
 
 from .. import log
 from ..actors import Actor, Kind
-from ..errors import CrossSite, InvalidRequest, Refusal
+from ..errors import CrossSite, InvalidRequest, NotFound, Refusal
 from .answers import Answer, Fields, render
 from .bodies import ABSENT, not_as_modelled
 
@@ -32,6 +32,8 @@ _REQUEST_ID = re.compile(rb"(?!.*(?:ktr_|eyJ))[A-Za-z0-9._-]{1,64}")
 # An id that Keyturn makes is unique and no secret: a random part for each process, and a count of requests.
 _PROCESS = token_hex(10)
 _requests = count(1)
+
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 
 _MAX_REMEMBERED = 256  # bytes of a query whose parameters are remembered: strangers must not fill the memory
 _MAX_USER_AGENT = 256  # characters: the most that the column takes
@@ -51,6 +53,7 @@ class Request:
         "fields",
         "headers",
         "id",
+        "identifiers",
         "json",
         "malformed",
         "method",
@@ -71,6 +74,8 @@ class Request:
     """The header fields in their order, names in lower case."""
     fields: dict[bytes, bytes]
     """The last value of each header field."""
+    identifiers: Mapping[str, str]
+    """The parts of the path that stand in braces in the endpoint's."""
     client: str | None
     """The client's address as a trusted proxy names it, or else the address of the connection."""
     id: str
@@ -207,6 +212,43 @@ class Request:
             return {}
         parse = _parameters if len(self.query) <= _MAX_REMEMBERED else _parameters.__wrapped__
         return parse(self.query)
+
+    def parameter(self, name: str) -> str | None:
+        """The value of a query parameter that may stand once. None if it is absent.
+
+        Raises:
+            InvalidRequest: it stands several times, or has a character that no value needs.
+        """
+        values = self.parameters().get(name, ())
+        if len(values) > 1 or (values and not values[0].isprintable()):
+            raise InvalidRequest(
+                f"{name} of the query", description=f"{name}: must stand once, in printable characters."
+            )
+        return values[0] if values else None
+
+    def number(self, name: str, *, default: int, most: int) -> int:
+        """A whole number from 1 to `most` in the query.
+
+        Raises:
+            InvalidRequest: the parameter is something else.
+        """
+        value = self.parameter(name)
+        if value is None:
+            return default
+        if not (value.isascii() and value.isdigit() and len(value) <= len(str(most)) and 1 <= int(value) <= most):
+            raise InvalidRequest(f"{name} of the query", description=f"{name}: must be a number from 1 to {most}.")
+        return int(value)
+
+    def identifier(self, name: str) -> UUID:
+        """The id in this part of the path.
+
+        Raises:
+            NotFound: the part has not the form of an id, and so nothing has it.
+        """
+        text = self.identifiers[name]
+        if not _UUID.fullmatch(text):
+            raise NotFound("not the form of an id")
+        return UUID(text)
 
     def content(self, model: type[_Model]) -> _Model:
         """The JSON body as its model.

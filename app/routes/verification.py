@@ -184,9 +184,11 @@ ENDPOINTS = (
         tag="auth",
         credentials="bearer",
         query=(
-            QueryParameter("role", "The role that is needed."),
-            QueryParameter("scope", "Scopes, separated by spaces."),
-            QueryParameter("refresh", "`true`, for proxies and middleware: refresh the browser's cookies on the way."),
+            QueryParameter("role", "The role that is needed.", several=True),
+            QueryParameter("scope", "Scopes, separated by spaces.", several=True),
+            QueryParameter(
+                "refresh", "`true`, for proxies and middleware: refresh the browser's cookies on the way.", several=True
+            ),
         ),
         model=Claims,
         response_headers=_IDENTITY | SET_COOKIES,
