@@ -177,11 +177,11 @@ def _documented(endpoint: Endpoint[Any]) -> inspect.Signature:
     for name in _IDENTIFIER.findall(endpoint.path):
         annotations[name] = (Annotated[UUID, Path()], inspect.Parameter.empty)
     for each in endpoint.query:
-        schema = dict(each.schema)
-        value = Annotated[
-            list[str] if each.several else str, WithJsonSchema(_several(schema) if each.several else schema)
-        ]
-        annotations[each.name] = (Annotated[value | SkipJsonSchema[None], Query(description=each.description)], None)
+        one, query = dict(each.schema), Query(description=each.description)
+        kind: Any = Annotated[str, WithJsonSchema(one)]
+        if each.several:
+            kind = Annotated[list[str], WithJsonSchema({"type": "array", "items": one})]
+        annotations[each.name] = (Annotated[kind | SkipJsonSchema[None], query], None)  # type: ignore[misc]  # made here
     if endpoint.body is not None:
         body = Body(media_type=FORM if endpoint.path.startswith(FORMS_UNDER) else JSON)
         annotations["body"] = (
@@ -195,10 +195,6 @@ def _documented(endpoint: Endpoint[Any]) -> inspect.Signature:
             for name, (annotation, default) in annotations.items()
         ]
     )
-
-
-def _several(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "array", "items": schema}
 
 
 def response(answer: Answer) -> Response:

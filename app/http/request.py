@@ -221,9 +221,7 @@ class Request:
         """
         values = self.parameters().get(name, ())
         if len(values) > 1 or (values and not values[0].isprintable()):
-            raise InvalidRequest(
-                f"{name} of the query", description=f"{name}: must stand once, in printable characters."
-            )
+            raise InvalidRequest(f"{name} of the query", description=f"{name}: must stand once and be printable.")
         return values[0] if values else None
 
     def number(self, name: str, *, default: int, most: int) -> int:
