@@ -44,6 +44,8 @@ REFUSALS = {
     "me": {"401", "503"},
     "password": {"401", "403", "503"},
     "verify": {"401", "403", "503"},
+    "list_policies": {"401", "403", "503"},
+    "set_policy": {"401", "403", "404", "503"},
     "jwks": set[str](),
     "healthz": set[str](),
     "readyz": {"503"},
