@@ -489,3 +489,20 @@ async def test_a_row_of_a_later_release_s_scope_is_listed_and_not_in_force(keytu
 async def now(keyturn: Keyturn) -> Any:
     async with keyturn.db.look() as connection:
         return await connection.scalar(select(keyturn.db.now()))
+
+
+async def test_a_retry_gets_the_same_jittered_token_and_its_deadline_is_the_one_that_is_told(keyturn: Keyturn) -> None:
+    proof = await a_user(keyturn)
+    await change(keyturn, access_jitter=300)
+    told = set()
+    for _ in range(6):
+        tokens = await keyturn.starting.start(proof, by=SERVICE)
+        new, again = [await keyturn.rotation.refresh(tokens.refresh_token, by=SERVICE) for _ in range(2)]
+        assert again.access_token == new.access_token
+        for each in (tokens, new):
+            claims = (await keyturn.reading.verify(each.access_token)).claims
+            assert claims["exp"] - claims["iat"] == each.body()["expires_in"]
+            told.add(each.body()["expires_in"])
+    assert len(told) > 3
+    assert min(told) >= 600
+    assert max(told) <= 900

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from uuid import UUID
 
+from ..policies import Policies, jittered
 from ..tokens.access_tokens import AccessTokens
 from ..tokens.cookies import Mode
 from ..tokens.refresh_tokens import RefreshToken
@@ -23,6 +24,11 @@ class Tokens:
     access_expires_at: datetime
     refresh_expires_at: datetime
     session_expires_at: datetime
+    scope: str | None = None
+    """The scopes of the access token (RFC 6749 section 5.1)."""
+    address: str | None = None
+    """The address and the user agent that the session's row has, for `Moves`."""
+    user_agent: str | None = None
 
     def body(self, mode: Mode = "bearer") -> dict[str, str | int]:
         """The members of the answer (RFC 6749 section 5.1), and its deadlines. Durations are whole seconds.
@@ -38,6 +44,8 @@ class Tokens:
             "session_id": str(self.session_id),
             "session_expires_in": whole_seconds(self.session_expires_at - self.now),
         }
+        if self.scope:
+            body["scope"] = self.scope
         if mode != "bearer":
             del body["refresh_token"]
         if mode == "cookie":
@@ -53,11 +61,28 @@ def whole_seconds(duration: timedelta) -> int:
 class Answers:
     """Makes the answers. The same row and refresh token always give the same answer (guarantee 1)."""
 
-    def __init__(self, access_tokens: AccessTokens) -> None:
+    def __init__(self, access_tokens: AccessTokens, policies: Policies) -> None:
+        """The policy in force has the jitter; the lifetimes come from the row, which it has cut."""
         self._access_tokens = access_tokens
+        self._policies = policies
 
-    def tokens(self, row: Granted | SessionRow, refresh_token: RefreshToken, now: datetime) -> Tokens:
-        """The tokens of a session's newest generation. Durations count from `now`, a moment of the database's clock."""
+    def tokens(
+        self,
+        row: Granted | SessionRow,
+        refresh_token: RefreshToken,
+        now: datetime,
+        scopes: frozenset[str] | None = None,
+    ) -> Tokens:
+        """The tokens of a session's newest generation.
+
+        Args:
+            row: the session.
+            refresh_token: its newest one.
+            now: a moment of the database's clock. Durations count from it.
+            scopes: the scopes of the access token, all granted to the session. None: all that were granted.
+        """
+        jitter = self._policies.in_force.access_jitter
+        scope = row.scope if scopes is None else " ".join(sorted(scopes))
         access_token, access_expires_at = self._access_tokens.sign(
             subject=row.user_id,
             session_id=row.id,
@@ -66,7 +91,10 @@ class Answers:
             client_id=row.client_id,
             issued_at=row.rotated_at,
             session_expires_at=row.absolute_expires_at,
-            lifetime=row.access_lifetime,
+            auth_time=row.auth_time,
+            scope=scope,
+            claims=row.claims,
+            lifetime=jittered(row.access_lifetime, jitter, row.id, row.generation),
         )
         return Tokens(
             access_token,
@@ -76,4 +104,7 @@ class Answers:
             access_expires_at,
             row.idle_expires_at,
             row.absolute_expires_at,
+            scope,
+            row.address,
+            row.user_agent,
         )
