@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from .actors import SERVICE
-from .events.audit import Events
+from .events.reading import Events
 from .log import get_logger
 from .policies import Policies, Policy
 from .revocation.fence import Reading as PulseReading
@@ -21,6 +21,7 @@ from .sessions.moves import Moves
 from .sessions.reading import Reading
 from .sessions.rotation import Rotation
 from .sessions.start import Starting
+from .sessions.statistics import Statistics
 from .sessions.upkeep import Upkeep
 from .settings import Settings
 from .storage.database import Database
@@ -60,6 +61,7 @@ class Keyturn:
     reading: Reading
     upkeep: Upkeep
     events: Events
+    statistics: Statistics
     key_changes: KeyChanges
     cookies: Cookies
     policies: Policies
@@ -102,6 +104,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             reading=Reading(db, access_tokens, revocations, lookup, policies),
             upkeep=Upkeep(db),
             events=Events(db),
+            statistics=Statistics(db, policies),
             key_changes=KeyChanges(keys, ending, settings.signing_algorithm),
             cookies=cookies,
             policies=policies,

@@ -20,7 +20,18 @@ from .http.edge import Edge
 from .http.origins import Origins
 from .http.request import Request as OurRequest
 from .keyturn import Keyturn, opened, running
-from .routes import admin_policies, health, login, reauthentication, sessions, tokens, verification, well_known
+from .routes import (
+    admin_events,
+    admin_policies,
+    admin_stats,
+    health,
+    login,
+    reauthentication,
+    sessions,
+    tokens,
+    verification,
+    well_known,
+)
 from .settings import Settings, read
 from .settings_values import origins_in
 
@@ -31,6 +42,8 @@ _ENDPOINTS = (
     *verification.ENDPOINTS,
     *sessions.ENDPOINTS,
     *admin_policies.ENDPOINTS,
+    *admin_events.ENDPOINTS,
+    *admin_stats.ENDPOINTS,
     *well_known.ENDPOINTS,
     *health.ENDPOINTS,
 )

@@ -433,7 +433,7 @@ async def record_some(keyturn: Keyturn) -> None:
         await asyncio.sleep(0.002)  # ids are in order only from one millisecond to the next
 
 
-SESSION = UUID("0193b0a0-0000-7000-8000-00000000000a")
+SESSION = uuid7()
 
 
 def test_events_are_listed_the_newest_first_with_everything_that_they_say(keyturn: Command) -> None:

@@ -47,6 +47,8 @@ REFUSALS = {
     "verify": {"401", "403", "503"},
     "list_policies": {"401", "403", "503"},
     "set_policy": {"401", "403", "404", "503"},
+    "list_events": {"401", "403", "503"},
+    "stats": {"401", "403", "503"},
     "jwks": set[str](),
     "healthz": set[str](),
     "readyz": {"503"},
@@ -180,6 +182,8 @@ def test_no_format_makes_a_client_hide_or_refuse_what_it_has_to_send(document: J
 
 
 OPTIONAL = {
+    "AuditEventAnswer": {"actor_id", "user_id", "session_id", "client_id", "address", "request_id", "reason", "detail"},
+    "AuditEventsAnswer": {"next_cursor"},
     "Claims": {"auth_time", "scope"},
     "ErrorAnswer": {"reason"},
     "PolicyAnswer": {"changed_at"},

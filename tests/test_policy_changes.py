@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.actors import SERVICE, Actor
 from app.errors import InvalidGrant, InvalidRequest, NotFound, TemporarilyUnavailable
-from app.events.audit import Events
+from app.events.reading import Events
 from app.keyturn import Keyturn
 from app.policies import Policies, Policy
 from app.storage.copies import READ_BY_ALL

@@ -5,15 +5,16 @@ from __future__ import annotations
 import builtins
 from collections.abc import Collection
 from dataclasses import replace
+from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, exists, select
+from sqlalchemy import ColumnElement, exists, literal, select
 
 from ..errors import InvalidToken, NotFound, Refusal
-from ..policies import Policies
+from ..policies import Policies, Policy
 from ..revocation.revocations import Revocations
 from ..storage.database import Database
-from ..storage.tables import Key, Session
+from ..storage.tables import Key, Moment, Session
 from ..storage.tasks import own_task
 from ..tokens.access_tokens import AccessToken, AccessTokens
 from .lookup import Lookup
@@ -27,6 +28,21 @@ _HAS_KEY = exists().where(
     Key.retired_at.is_(None),
     Key.created_at <= Session.rotated_at,
 )
+
+
+def living(db: Database, policy: Policy, now: datetime | None = None) -> tuple[ColumnElement[bool], ...]:
+    """The rule of `SessionRow.over` as conditions of a statement: which sessions live under a policy.
+
+    `now` is the database's clock if another statement read it; else this one reads it.
+    """
+    clock: ColumnElement[datetime] = db.now() if now is None else literal(now, Moment())
+    return (
+        Session.ended_at.is_(None),
+        Session.idle_expires_at > clock,
+        db.after(Session.rotated_at, policy.idle_lifetime) > clock,
+        db.after(Session.created_at, policy.absolute_lifetime) > clock,
+        _HAS_KEY,
+    )
 
 
 class Reading:
@@ -128,14 +144,7 @@ class Reading:
             assert now is not None
             query = select(Session.__table__, _HAS_KEY.label("has_key")).where(*which)
             if live:
-                # This condition is the rule of `SessionRow.over`, under the policy in force.
-                query = query.where(
-                    Session.ended_at.is_(None),
-                    Session.idle_expires_at > now,
-                    Session.rotated_at > now - self._policies.in_force.idle_lifetime,
-                    Session.created_at > now - self._policies.in_force.absolute_lifetime,
-                    _HAS_KEY,
-                )
+                query = query.where(*living(self._db, self._policies.in_force, now))
             rows = (await connection.execute(query.order_by(Session.id.desc()).limit(limit))).mappings()
             policy = self._policies.in_force
             return [replace(SessionRow.of(row, now, policy), has_key=bool(row["has_key"])) for row in rows]
