@@ -16,6 +16,7 @@ from .sessions.answers import Answers
 from .sessions.ending import Ending
 from .sessions.key_changes import KeyChanges
 from .sessions.lookup import Lookup
+from .sessions.naming import Naming
 from .sessions.reading import Reading
 from .sessions.rotation import Rotation
 from .sessions.start import Starting
@@ -53,6 +54,7 @@ class Keyturn:
     rotation: Rotation
     ending: Ending
     reading: Reading
+    naming: Naming
     upkeep: Upkeep
     events: Events
     key_changes: KeyChanges
@@ -91,6 +93,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             rotation=Rotation(db, keys, answers, ending, lookup, policies),
             ending=ending,
             reading=Reading(db, access_tokens, revocations, lookup, policies),
+            naming=Naming(db),
             upkeep=Upkeep(db),
             events=Events(db),
             key_changes=KeyChanges(keys, ending, settings.signing_algorithm),

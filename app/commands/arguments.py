@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 from uuid import UUID
@@ -69,3 +70,16 @@ def identifier(text: str) -> UUID:
         return UUID(text)
     except ValueError:
         raise argparse.ArgumentTypeError("must be an id (a UUID)") from None
+
+
+def instant(text: str) -> datetime:
+    """A moment, as the type of an argument: a day in UTC, or a date and time with its offset from UTC (RFC 3339)."""
+    try:
+        given = datetime.fromisoformat(text)
+        if len(text) == len("2026-01-31"):
+            return given.replace(tzinfo=UTC)
+        if given.tzinfo is not None:
+            return given.astimezone(UTC)
+    except (ValueError, OverflowError):
+        pass
+    raise argparse.ArgumentTypeError("must be a moment (2026-01-31 or 2026-01-31T12:00:00Z)")
