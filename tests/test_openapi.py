@@ -39,9 +39,15 @@ EDGE, EDGE_WITH_BODY = {"400", "414", "431", "500"}, {"408", "413", "415"}
 REFUSALS = {
     "register": {"403", "409", "503"},
     "login": {"401", "403", "503"},
+    "reauthenticate": {"401", "403", "503"},
     "refresh": {"401", "403", "503"},
     "logout": {"401", "403", "503"},
     "me": {"401", "503"},
+    "list_sessions": {"401", "503"},
+    "get_session": {"401", "404", "503"},
+    "rename_session": {"401", "403", "404", "503"},
+    "end_session": {"401", "403", "404", "503"},
+    "list_session_events": {"401", "404", "503"},
     "password": {"401", "403", "503"},
     "verify": {"401", "403", "503"},
     "jwks": set[str](),
@@ -116,8 +122,11 @@ def test_each_answer_that_may_set_or_delete_cookies_says_so(document: Json) -> N
     }
     assert found == {
         ("login", "200"),
+        ("reauthenticate", "200"),
+        ("reauthenticate", "401"),
         ("refresh", "200"),
         ("refresh", "401"),
+        ("end_session", "204"),
         ("logout", "204"),
         ("logout", "401"),
         ("verify", "200"),
@@ -144,7 +153,7 @@ def test_every_schema_is_used_and_every_reference_leads_somewhere(document: Json
 
 def test_bodies_are_objects_by_name_that_take_no_unknown_field(document: Json) -> None:
     bodies = {name: o["requestBody"] for name, o in operations(document) if "requestBody" in o}
-    assert bodies.keys() == {"register", "login", "refresh", "logout", "password"}
+    assert bodies.keys() >= {"register", "login", "refresh", "logout", "password", "reauthenticate"}
     for name, body in bodies.items():
         assert body["content"].keys() == {"application/json"}
         schema = body["content"]["application/json"]["schema"]
@@ -174,6 +183,20 @@ def test_no_format_makes_a_client_hide_or_refuse_what_it_has_to_send(document: J
         assert "format" not in json.dumps(document["components"]["schemas"][name])
 
 
+OPTIONAL = {
+    "Claims": {"auth_time", "scope"},
+    "DeviceAnswer": {"name", "browser", "system", "kind"},
+    "ErrorAnswer": {"reason"},
+    "PublicKey": {"crv", "x", "y", "n", "e"},
+    "SessionAnswer": {"ended_at", "end_reason", "address", "authenticated_at", "scope"},
+    "SessionEventAnswer": {"address", "reason", "detail"},
+    "SessionEventsAnswer": {"next_cursor"},
+    "SessionsAnswer": {"next_cursor"},
+    "TokenAnswer": {"access_token", "refresh_token", "scope"},  # the tokens may be in cookies
+}
+"""The members that an answer may leave out."""
+
+
 def test_parameters_and_answers_have_types_that_are_never_null(document: Json) -> None:
     for name, operation in operations(document):
         for parameter in operation.get("parameters", []):
@@ -182,22 +205,19 @@ def test_parameters_and_answers_have_types_that_are_never_null(document: Json) -
         if name.endswith("Answer") or name in {"Health", "Readiness", "Claims", "PublicKey"}:
             assert "null" not in json.dumps(schema), name
             assert "anyOf" not in json.dumps(schema), name
-            if name not in {"ErrorAnswer", "PublicKey", "TokenAnswer"}:
-                assert set(schema["required"]) == set(schema["properties"]), name
-    tokens = document["components"]["schemas"]["TokenAnswer"]
-    assert set(tokens["properties"]) - set(tokens["required"]) == {"access_token", "refresh_token"}  # may be in cookies
-    assert set(document["components"]["schemas"]["PublicKey"]["required"]) == {"kid", "kty", "use", "alg", "key_ops"}
+            absent = set(schema["properties"]) - set(schema.get("required", ()))
+            assert absent == OPTIONAL.get(name, set()), name
 
 
 def test_a_token_names_one_audience_and_moments_that_32_bits_do_not_hold(document: Json) -> None:
     claims = document["components"]["schemas"]["Claims"]["properties"]
     assert claims["aud"]["type"] == "string"
-    assert {name for name, claim in claims.items() if claim.get("format") == "int64"} == {"exp", "iat"}
+    assert {name for name, claim in claims.items() if claim.get("format") == "int64"} == {"auth_time", "exp", "iat"}
 
 
 def test_no_answer_holds_an_enum_that_a_later_word_would_break(document: Json) -> None:
     for name, schema in document["components"]["schemas"].items():
-        if name not in {"Login", "Logout", "Refresh"}:  # the bodies of requests
+        if name not in {"Login", "Logout", "PasswordAgain", "Refresh"}:  # the bodies of requests
             assert not re.search(r'"(enum|const)"', json.dumps(schema)), name
             assert "additionalProperties" not in schema or not name.endswith("Answer"), name
     answer = document["components"]["schemas"]["ErrorAnswer"]["properties"]
@@ -251,15 +271,17 @@ def test_the_public_url_is_the_server_where_one_is_set() -> None:
 def test_the_bearer_token_is_asked_for_where_one_is_needed(document: Json) -> None:
     asked = {name: operation.get("security") for name, operation in operations(document)}
     needed: list[Json] = [{"bearer": []}, {"cookie": []}]
-    assert {name for name, security in asked.items() if security == needed} == {"me", "password", "verify"}
     # Optional, because a refresh token in the body is enough, or in a cookie.
     assert asked.pop("logout") == [*needed, {"refresh_cookie": []}, {}]
     assert asked.pop("refresh") == [{"refresh_cookie": []}, {}]
-    # The others say explicitly that they need no token. Without that, a reader takes a missing field for a mistake or
-    # for the document's default.
-    assert {name for name, security in asked.items() if security == []} == REFUSALS.keys() - {
-        "me", "password", "verify", "logout", "refresh"
-    }  # fmt: skip
+    # Those that need none say so explicitly. Without that, a reader takes a missing field for a mistake or for the
+    # document's default.
+    for name in ("register", "login", "jwks", "healthz", "readyz"):
+        assert asked.pop(name) == [], name
+    asked.pop("reauthenticate")
+    assert asked.keys() >= {"me", "password", "verify", "list_sessions", "end_session"}
+    for name, security in asked.items():
+        assert security == needed, name
     scheme = document["components"]["securitySchemes"]["bearer"]
     assert (scheme["type"], scheme["scheme"], scheme["bearerFormat"]) == ("http", "bearer", "JWT")
 
@@ -324,7 +346,10 @@ def test_a_logout_that_says_something_else_is_refused_and_ends_nothing(
 
 POSITIVE, NEGATIVE = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
 # The other operations have no input that can be wrong.
-TAKING = {"register", "login", "refresh", "logout", "password", "verify"}
+TAKING = {
+    *("register", "login", "refresh", "logout", "password", "verify"),
+    *("list_sessions", "get_session", "rename_session", "end_session", "list_session_events"),
+}
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ class Rename(RequestBody):
     device_name: DeviceName | None
 
 
-class SessionEvent(BaseModel):
+class SessionEventAnswer(BaseModel):
     """An event of a session. A member that has no value is absent."""
 
     id: UUID
@@ -55,7 +55,7 @@ class SessionEvent(BaseModel):
 class SessionEventsAnswer(BaseModel):
     """A page of a session's events, the newest first."""
 
-    items: list[SessionEvent]
+    items: list[SessionEventAnswer]
     next_cursor: Annotated[str | SkipJsonSchema[None], Field(description="Absent at the end.")] = None
 
 
@@ -137,8 +137,8 @@ async def _shown(keyturn: Keyturn, session_id: UUID, own: SessionRow) -> Answer:
     return of_model(SessionAnswer(**answer), exclude_none=True)
 
 
-def _event(row: Any) -> SessionEvent:
-    return SessionEvent(
+def _event(row: Any) -> SessionEventAnswer:
+    return SessionEventAnswer(
         id=row["id"],
         at=row["at"],
         event=row["event"],
