@@ -18,6 +18,7 @@ from .sessions.ending import Ending
 from .sessions.key_changes import KeyChanges
 from .sessions.lookup import Lookup
 from .sessions.moves import Moves
+from .sessions.naming import Naming
 from .sessions.reading import Reading
 from .sessions.rotation import Rotation
 from .sessions.start import Starting
@@ -59,6 +60,7 @@ class Keyturn:
     reauthentication: Reauthentication
     ending: Ending
     reading: Reading
+    naming: Naming
     upkeep: Upkeep
     events: Events
     statistics: Statistics
@@ -102,6 +104,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             reauthentication=Reauthentication(db, sign_in, rotation),
             ending=ending,
             reading=Reading(db, access_tokens, revocations, lookup, policies),
+            naming=Naming(db),
             upkeep=Upkeep(db),
             events=Events(db),
             statistics=Statistics(db, policies),

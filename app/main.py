@@ -26,6 +26,7 @@ from .routes import (
     admin_stats,
     health,
     login,
+    me,
     reauthentication,
     sessions,
     tokens,
@@ -40,6 +41,7 @@ _ENDPOINTS = (
     *tokens.ENDPOINTS,
     *reauthentication.ENDPOINTS,
     *verification.ENDPOINTS,
+    *me.ENDPOINTS,
     *sessions.ENDPOINTS,
     *admin_policies.ENDPOINTS,
     *admin_events.ENDPOINTS,
@@ -62,6 +64,7 @@ not know.
 _TAGS = [
     {"name": "auth", "description": "Sign in, refresh, log out, verify."},
     {"name": "admin", "description": "For administrators: each act is the twin of a command."},
+    {"name": "sessions", "description": "See where one is signed in, and end what one does not know."},
     {"name": "well-known", "description": "For services that verify access tokens by themselves."},
     {"name": "health", "description": "For those who watch the process."},
 ]
