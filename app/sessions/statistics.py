@@ -43,7 +43,7 @@ class Statistics:
 
     @own_task
     async def count(self) -> Numbers:
-        """The numbers, by one statement and so of one moment.
+        """The numbers, by one statement after the clock's, and so of one moment.
 
         The statement reads each user, and each row of a session that has not ended, once. So the time rises with their
         number: with a million of each some seconds at most, whatever the number of clients.
