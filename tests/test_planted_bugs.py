@@ -172,7 +172,7 @@ def an_ended_session_still_refreshes(patch: Patch) -> None:
 
 @bug
 def the_successor_is_not_compared(patch: Patch) -> None:
-    def change(verdict: Any, row: SessionRow, presented: RefreshToken, key: Any) -> Any:
+    def change(verdict: Any, row: SessionRow, presented: RefreshToken, key: Any, *_: Any) -> Any:
         one_older = presented.generation == row.generation - 1 and key is not None
         young = row.now - row.rotated_at < row.retry_window
         return Verdict.RETRY if verdict is Verdict.REFUSED and one_older and young else verdict

@@ -56,7 +56,13 @@ class Answers:
     def __init__(self, access_tokens: AccessTokens) -> None:
         self._access_tokens = access_tokens
 
-    def tokens(self, row: Granted | SessionRow, refresh_token: RefreshToken, now: datetime) -> Tokens:
+    def tokens(
+        self,
+        row: Granted | SessionRow,
+        refresh_token: RefreshToken,
+        now: datetime,
+        scopes: frozenset[str] | None = None,  # noqa: ARG002  # the access token will name them
+    ) -> Tokens:
         """The tokens of a session's newest generation. Durations count from `now`, a moment of the database's clock."""
         access_token, access_expires_at = self._access_tokens.sign(
             subject=row.user_id,
