@@ -251,6 +251,12 @@ async def test_a_narrower_scope_rotates_once_and_leaves_the_granted_scope(keytur
     second = await refresh(keyturn, first, KEY, scope=frozenset({"read"}))
     retried = await refresh(keyturn, first, KEY, scope=frozenset({"read", "write"}))
     assert retried.refresh_token == second.refresh_token
+    everything = await refresh(keyturn, first, KEY)
+    scopes = [
+        (tokens.body()["scope"], keyturn.reading.verify_new(tokens.access_token).claims["scope"])
+        for tokens in (second, retried, everything)
+    ]
+    assert scopes == [("read",) * 2, ("read write",) * 2, ("read send write",) * 2]
     found = await row(keyturn, first)
     assert (found.generation, found.scope, found.retry_key_digest) == (1, "read send write", digest(KEY))
     await refresh(keyturn, second, scope=frozenset({"send", "write"}))  # more than last time, and granted
@@ -316,6 +322,20 @@ async def test_a_malformed_key_or_scope_is_400_through_both_doors_and_changes_no
                 answer = await client.post("/auth/refresh", json={**body, "scope": wrong})
                 assert (answer.status_code, answer.json()["error"]) == (400, "invalid_request"), wrong
         assert await row(keyturn, tokens) == before
+
+
+async def test_a_scope_of_the_body_counts_for_a_token_and_for_a_cookie(site: Site) -> None:
+    signed_in = await site.sign_in(await site.user(), "split")
+    async with site.keyturn.db.begin() as tx:
+        await tx.execute(update(Session).values(scope="read write"))
+    sent, headers = f"{S}={signed_in.fields[S]}", [*SAME_SITE, ("Idempotency-Key", KEY)]
+    refused = await ask(site.client, "POST", "/auth/refresh", sent, body={"scope": "admin"}, headers=headers)
+    assert (refused.status_code, refused.json()["error"], set_cookies(refused)) == (400, "invalid_scope", [])
+    answer = await ask(site.client, "POST", "/auth/refresh", sent, body={"scope": "read"}, headers=headers)
+    assert (answer.status_code, answer.json()["scope"]) == (200, "read")
+    token = site.sealer.open(S, next(c.value for c in set_cookies(answer) if c.name == S)).token
+    answer = await ask(site.client, "POST", "/auth/refresh", body={"refresh_token": token, "scope": "write"})
+    assert (answer.status_code, answer.json()["scope"]) == (200, "write")
 
 
 async def test_no_other_endpoint_reads_the_field(database_url: str) -> None:
