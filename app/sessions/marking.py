@@ -104,8 +104,8 @@ def lived(ended: Sequence[Any]) -> int:
     return sum(row.end_reason not in TIMEOUTS for row in ended)
 
 
-# The same rules as `ends`, for a batch in which each session has an actor of its own. SKIP LOCKED, LATERAL and LIMIT as
-# in a rotation.
+# The same rules as `ends`, for a batch in which each session has an actor of its own. SKIP LOCKED, LATERAL, LIMIT and
+# `end_reason IS NULL` as in a rotation.
 _LOG_OUT = f"""
 WITH batch AS (
   SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[])
@@ -115,7 +115,7 @@ WITH batch AS (
   SELECT b.*, live.* FROM batch b CROSS JOIN LATERAL (
     SELECT least(s.idle_expires_at, s.rotated_at + $10::interval) AS idle,
       least(s.absolute_expires_at, s.created_at + $11::interval) AS absolute
-    FROM sessions s WHERE s.id = b.id AND s.ended_at IS NULL FOR NO KEY UPDATE SKIP LOCKED
+    FROM sessions s WHERE s.id = b.id AND s.end_reason IS NULL FOR NO KEY UPDATE SKIP LOCKED
   ) live
 ), ended AS (
   UPDATE sessions s
