@@ -18,6 +18,7 @@ from .sessions.ending import Ending
 from .sessions.key_changes import KeyChanges
 from .sessions.lookup import Lookup
 from .sessions.moves import Moves
+from .sessions.policy_changes import PolicyChanges
 from .sessions.reading import Reading
 from .sessions.rotation import Rotation
 from .sessions.start import Starting
@@ -63,6 +64,7 @@ class Keyturn:
     key_changes: KeyChanges
     cookies: Cookies
     policies: Policies
+    policy_changes: PolicyChanges
     cursors: Cursors
 
 
@@ -105,6 +107,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             key_changes=KeyChanges(keys, ending, settings.signing_algorithm),
             cookies=cookies,
             policies=policies,
+            policy_changes=PolicyChanges(policies, ending),
             cursors=Cursors(master),
         )
     finally:
