@@ -19,6 +19,7 @@ from .sessions.key_changes import KeyChanges
 from .sessions.lookup import Lookup
 from .sessions.moves import Moves
 from .sessions.naming import Naming
+from .sessions.policy_changes import PolicyChanges
 from .sessions.reading import Reading
 from .sessions.rotation import Rotation
 from .sessions.start import Starting
@@ -67,6 +68,7 @@ class Keyturn:
     key_changes: KeyChanges
     cookies: Cookies
     policies: Policies
+    policy_changes: PolicyChanges
     cursors: Cursors
 
 
@@ -111,6 +113,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             key_changes=KeyChanges(keys, ending, settings.signing_algorithm),
             cookies=cookies,
             policies=policies,
+            policy_changes=PolicyChanges(policies, ending),
             cursors=Cursors(master),
         )
     finally:
