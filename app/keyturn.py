@@ -87,7 +87,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             passwords=passwords,
             sign_in=sign_in,
             users=Users(db, passwords, sign_in, ending),
-            starting=Starting(db, keys, answers, policies, settings.client_id),
+            starting=Starting(db, keys, answers, policies, settings.client_id, revocations.publishing),
             rotation=Rotation(db, keys, answers, ending, lookup, policies),
             ending=ending,
             reading=Reading(db, access_tokens, revocations, lookup, policies),

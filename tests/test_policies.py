@@ -28,7 +28,8 @@ BANK = Policy(
 
 
 def of_client(keyturn: Keyturn, policy: Policy, client_id: str) -> Starting:
-    return Starting(keyturn.db, keyturn.keys, keyturn.rotation._answers, Policies(policy), client_id)
+    publishing = keyturn.revocations.publishing
+    return Starting(keyturn.db, keyturn.keys, keyturn.rotation._answers, Policies(policy), client_id, publishing)
 
 
 def lifetimes(tokens: Any) -> Sequence[object]:

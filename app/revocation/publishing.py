@@ -124,7 +124,7 @@ class Publishing:
     async def publish(self, ids: Iterable[UUID]) -> Published:
         """Sets the keys of these sessions in Redis. Raises nothing: if Redis acknowledges less, `compare` fences."""
         sessions = frozenset(ids)
-        if not self._redis.is_configured:
+        if not sessions or not self._redis.is_configured:
             return Published(sessions, None, frozenset())
         names = [f"{REVOKED}{session_id}" for session_id in sessions]
         commands: list[Command] = []
