@@ -199,8 +199,9 @@ async def test_the_words_of_a_sign_in_are_bounded(site: Site) -> None:
     for device_id, name in zip(good, names, strict=True):
         await login(site.client, email, "bearer", device_id=device_id, device_name=name)
     scopes = {None: "read write", "": "read write", "read": "read", "write read": "read write", "read read": "read"}
-    for asked in scopes:
-        await login(site.client, email, "bearer", scope=asked)
+    for asked, granted in scopes.items():
+        answer = await login(site.client, email, "bearer", scope=asked)
+        assert answer.json()["scope"] == granted
     async with site.keyturn.db.look() as connection:
         query = select(Session.device_id, Session.device_name, Session.scope).order_by(Session.id)
         rows = (await connection.execute(query)).all()

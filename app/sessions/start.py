@@ -18,7 +18,7 @@ from ..storage.database import Database
 from ..storage.tables import Session, User, uuid7
 from ..storage.tasks import own_task
 from ..tokens.keys import Keys
-from ..tokens.refresh_tokens import issue
+from ..tokens.refresh_tokens import RefreshKey, issue
 from .answers import Answers, Tokens
 from .displaced import Newcomer, end_displaced
 from .rows import SessionRow
@@ -83,7 +83,7 @@ class Starting:
             InvalidScope: the policy does not have all of these scopes.
             TemporarilyUnavailable: the database is away, or other sign-ins of the user are before this one.
         """
-        policy = self._policies.in_force
+        key, policy = self._keys.signing_refresh, self._policies.in_force
         granted = policy.scopes if scope is None else scope
         if not granted <= policy.scopes:
             raise InvalidScope("not in the policy", user_id=proof.user_id)
@@ -95,12 +95,12 @@ class Starting:
             "user_agent": user_agent,
         }
         if device_id is not None or policy.session_limit is not None:
-            return await self._start_in_turn(proof, told, policy, by)
+            return await self._start_in_turn(key, proof, told, policy, by)
         async with self._db.begin() as tx:
-            return await self._insert(tx, proof, told, policy, by)
+            return await self._insert(tx, key, proof, told, policy, by)
 
     async def _start_in_turn(
-        self, proof: Authenticated, told: Mapping[str, str | None], policy: Policy, by: Actor
+        self, key: RefreshKey, proof: Authenticated, told: Mapping[str, str | None], policy: Policy, by: Actor
     ) -> Tokens:
         """Starts a session, and ends those that it displaces, in one transaction.
 
@@ -125,7 +125,7 @@ class Starting:
                     if not last and not displaced.ids <= published.ids:
                         continue
                     ended = await end_displaced(tx, self._db, policy, displaced, by=by)
-                    tokens = await self._insert(tx, proof, told, policy, by)
+                    tokens = await self._insert(tx, key, proof, told, policy, by)
                     if ended:
                         comparison = await self._publishing.compare(tx, published, ended)
                 break
@@ -134,14 +134,19 @@ class Starting:
         return tokens
 
     async def _insert(
-        self, tx: AsyncConnection, proof: Authenticated, told: Mapping[str, str | None], policy: Policy, by: Actor
+        self,
+        tx: AsyncConnection,
+        key: RefreshKey,
+        proof: Authenticated,
+        told: Mapping[str, str | None],
+        policy: Policy,
+        by: Actor,
     ) -> Tokens:
         """Inserts the session, if the user has not changed since the password was checked.
 
         Raises:
             InvalidGrant: as `start`.
         """
-        key = self._keys.signing_refresh
         first = issue(key, uuid7())
         # FOR SHARE lets no transaction change or disable the user until this one commits. A transaction that comes
         # later ends this session. If one came earlier, this transaction sees the change.
