@@ -38,11 +38,13 @@ async def sign_in(site: Site, browser: Browser, email: str, mode: str = "cookie"
     return answer
 
 
-async def sessions(site: Site) -> list[tuple[str | None, str | None]]:
-    """Device and reason of the end of all sessions, in the order of their age."""
+async def sessions(site: Site) -> list[tuple[str, str | None]]:
+    """Device (in mode "cookie", the cookie's value) and reason of the end of all sessions, in the order of their age."""
     async with site.keyturn.db.look() as connection:
         query = select(Session.device_id, Session.end_reason).order_by(Session.id)
-        return [(row.device_id, row.end_reason) for row in await connection.execute(query)]
+        return [
+            ((row.device_id or "-").removesuffix(".cookie"), row.end_reason) for row in await connection.execute(query)
+        ]
 
 
 @pytest.mark.parametrize("mode", ["cookie", "split"])
@@ -55,7 +57,8 @@ async def test_a_browser_that_signs_in_again_replaces_its_session_and_keeps_its_
     again = await sign_in(site, browser, email, mode)
     assert D not in {each.name for each in set_cookies(again)}
     assert browser.value(D) == device
-    assert await sessions(site) == [(device, "replaced"), (device, None)]
+    named = device if mode == "cookie" else f"{device}.split"
+    assert await sessions(site) == [(named, "replaced"), (named, None)]
     old = {each.name: each.value for each in token_cookies(first)}
     name = R if mode == "cookie" else S
     refused = await ask(site.client, "POST", "/auth/refresh", f"{name}={old[name]}", headers=SAME_SITE)
@@ -75,6 +78,14 @@ async def test_two_browsers_and_two_users_of_one_browser_keep_their_sessions(sit
     await sign_in(site, one, eve)
     assert [reason for _, reason in await sessions(site)] == [None, None, None]
     assert one.value(D) != other.value(D)
+
+
+async def test_the_two_modes_of_one_browser_keep_a_session_each(site: Site) -> None:
+    email, browser = await site.user(), Browser()
+    for mode in ("cookie", "split", "cookie"):
+        await sign_in(site, browser, email, mode)
+    device = browser.value(D)
+    assert await sessions(site) == [(device, "replaced"), (f"{device}.split", None), (device, None)]
 
 
 async def test_a_logout_leaves_the_device_cookie_and_no_answer_but_that_of_a_sign_in_sets_it(site: Site) -> None:
@@ -135,7 +146,7 @@ async def test_mode_bearer_neither_reads_nor_sets_the_device_cookie(site: Site) 
     for _ in range(2):
         assert set_cookies(await sign_in(site, browser, email, "bearer")) == []
     device = browser.value(D)
-    assert await sessions(site) == [(device, None), (None, None), (None, None)]
+    assert await sessions(site) == [(device, None), ("-", None), ("-", None)]
 
 
 async def test_the_cookie_outlives_the_browser_where_the_sign_in_is_remembered(site: Site) -> None:

@@ -32,7 +32,7 @@ from app.sessions.start import Authenticated, Starting
 from app.storage.tables import Event, Session, uuid7
 from tests.conftest import a_user, time_passes
 from tests.servers import Redis
-from tests.test_revocations import KEYS, Pair, fence_of, instance, statements
+from tests.test_revocations import KEYS, Pair, a_session, fence_of, instance, statements
 
 Patch = pytest.MonkeyPatch
 
@@ -365,6 +365,20 @@ def recorded(patch: Patch) -> list[str]:
     noting(Publishing, "compare", "compare")
     noting(Comparison, "known_to_all", "known to all")
     return order
+
+
+@postgres_alone
+async def test_an_act_that_ends_no_session_does_not_fence(
+    database_url: str, own_redis: Redis, monkeypatch: Patch
+) -> None:
+    async with two(database_url, own_redis, monkeypatch) as pair:
+        proof, before = await a_user(pair.here), await fence_of(pair.here)
+        await sign_in(pair.here, proof, "laptop")
+        assert await fence_of(pair.here) == before
+        await pair.here.ending.end({(await a_session(pair.here)).session_id}, "logout", by=SERVICE)
+        stranger = await a_user(pair.here, "eve@example.com")
+        assert await pair.here.users.disable(stranger.user_id, by=SERVICE) == 0
+        assert await fence_of(pair.here) == before
 
 
 @postgres_alone

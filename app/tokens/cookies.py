@@ -151,14 +151,14 @@ class Cookies:
         age = f"; Max-Age={min(life + margin(life), _LONGEST_AGE) // timedelta(seconds=1)}" if remembered else ""
         return f"{name}={value}{age}{form.attributes}".encode()
 
-    def set_device(self, device_id: str, *, remembered: bool) -> bytes:
+    def set_device(self, value: str, *, remembered: bool) -> bytes:
         """The Set-Cookie field that gives a browser the id of its device. The id is no secret, and stands in the open.
 
         A thief of the value gains nothing. A sign-in with it needs the password all the same, and then ends at most
         other sessions of the same user, which it could end anyway.
         """
         age = f"; Max-Age={_LONGEST_AGE // timedelta(seconds=1)}" if remembered else ""
-        return f"{self._device.name}={device_id}{age}{self._device.attributes}".encode()
+        return f"{self._device.name}={value}{age}{self._device.attributes}".encode()
 
     def clear(self, name: str) -> bytes:
         """The Set-Cookie field that deletes a cookie. It names the same path and domain as the one that set it."""
