@@ -30,8 +30,10 @@ from .tokens.keys import Keys
 from .tokens.master_secret import master_secret_of
 from .tokens.sealed_cookies import SealedCookies
 from .users.container import container
+from .users.erasing import Erasing
 from .users.hashing_room import HashingRoom
 from .users.passwords import Passwords
+from .users.registering import Registering
 from .users.sign_in import SignIn
 from .users.users import Users
 
@@ -49,6 +51,8 @@ class Keyturn:
     passwords: Passwords
     sign_in: SignIn
     users: Users
+    registering: Registering
+    erasing: Erasing
     starting: Starting
     rotation: Rotation
     ending: Ending
@@ -87,6 +91,8 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             passwords=passwords,
             sign_in=sign_in,
             users=Users(db, passwords, sign_in, ending),
+            registering=Registering(db, passwords),
+            erasing=Erasing(db, ending),
             starting=Starting(db, keys, answers, policies, settings.client_id),
             rotation=Rotation(db, keys, answers, ending, lookup, policies),
             ending=ending,

@@ -20,7 +20,16 @@ from .http.edge import Edge
 from .http.origins import Origins
 from .http.request import Request as OurRequest
 from .keyturn import Keyturn, opened, running
-from .routes import health, login, sessions, tokens, verification, well_known
+from .routes import (
+    admin_user_changes,
+    admin_users,
+    health,
+    login,
+    sessions,
+    tokens,
+    verification,
+    well_known,
+)
 from .settings import Settings, read
 from .settings_values import origins_in
 
@@ -29,6 +38,8 @@ _ENDPOINTS = (
     *tokens.ENDPOINTS,
     *verification.ENDPOINTS,
     *sessions.ENDPOINTS,
+    *admin_users.ENDPOINTS,
+    *admin_user_changes.ENDPOINTS,
     *well_known.ENDPOINTS,
     *health.ENDPOINTS,
 )
@@ -46,6 +57,7 @@ not know.
 """
 _TAGS = [
     {"name": "auth", "description": "Sign in, refresh, log out, verify."},
+    {"name": "admin", "description": "For administrators who signed in a short while ago."},
     {"name": "well-known", "description": "For services that verify access tokens by themselves."},
     {"name": "health", "description": "For those who watch the process."},
 ]

@@ -25,6 +25,7 @@ from ..tokens.key_set import Use
 from ..users.administrators import administrators
 from .addresses import listen
 from .arguments import Words
+from .users import ran_out
 
 _CONNECTIONS = 1000  # a process serves thousands of requests a second; most proxies need a connection for each
 
@@ -130,9 +131,11 @@ async def _keys(keyturn: Keyturn) -> AsyncIterator[Finding]:
 
 
 async def _administrators(keyturn: Keyturn) -> AsyncIterator[Finding]:
-    enabled, initial = await administrators(keyturn.db)
+    found = await administrators(keyturn.db)
+    initial = found.with_initial_password
     yield Finding("initial password", f"change it: {called()} users set-password {initial}" if initial else "")
-    yield Finding("administrator", "" if enabled else f"make one: {called()} users create EMAIL --role admin")
+    yield Finding("passwords that Keyturn made", ran_out(found))
+    yield Finding("administrator", "" if found.enabled else f"make one: {called()} users create EMAIL --role admin")
 
 
 async def _hashing(keyturn: Keyturn) -> AsyncIterator[Finding]:

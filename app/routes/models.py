@@ -58,6 +58,10 @@ class TokenAnswer(BaseModel):
     refresh_expires_in: Annotated[int, Field(description="Seconds until the session ends unless it is refreshed.")]
     session_id: UUID
     session_expires_in: Annotated[int, Field(description="Seconds until the session ends in any case.")]
+    password_change_required: Annotated[
+        bool | SkipJsonSchema[None],
+        Field(description="`true` where Keyturn made the password: it is good for a day, so change it. Else absent."),
+    ] = None
 
 
 SET_COOKIES = {
