@@ -253,10 +253,10 @@ EVERY_ACT = [
 
 
 @pytest.mark.parametrize(("method", "path", "body"), ACTS)
-@pytest.mark.parametrize("named", [str(uuid4()), "nobody", "ADA@example.com", "..", "%00"])
-async def test_a_user_that_is_not_there_is_a_404(office: Office, method: str, path: str, body: Any, named: str) -> None:
+async def test_a_user_that_is_not_there_is_a_404(office: Office, method: str, path: str, body: Any) -> None:
     before = await dump(office.keyturn)
-    refused(await office(method, f"/{named}{path}", body), 404, "not_found")
+    for named in (str(uuid4()), str(office.ada).upper(), office.ada.hex, "nobody", ADA, ".."):
+        refused(await office(method, f"/{named}{path}", body), 404, "not_found")
     assert await dump(office.keyturn) == before
 
 
@@ -359,25 +359,20 @@ async def test_each_change_leaves_an_event_that_names_the_administrator(office: 
         ("/auth/password", {"current_password": PASSWORD, "new_password": NEW_PASSWORD}),
     ],
 )
-@pytest.mark.parametrize(
-    "more",
-    [
-        {"role": "admin"},
-        {"claims": {"org": "acme"}},
-        {"status": "enabled"},
-        {"created_at": "2020-01-01T00:00:00Z"},
-        {"id": str(uuid4())},
-        {"user_id": str(uuid4())},
-        {"disabled_at": None},
-        {"password_expires_at": None},
-    ],
-)
-async def test_users_change_neither_role_nor_claims_nor_state(
-    database_url: str, path: str, body: Json, more: Json
-) -> None:
+async def test_users_change_neither_role_nor_claims_nor_state(database_url: str, path: str, body: Json) -> None:
     async with serving(database_url, registration="true") as api:
         await api.keyturn.users.create(ADA, PASSWORD, by=SERVICE)
         token = (await api.login())["access_token"]
         before = await dump(api.keyturn)
-        refused(await api.post(path, body | more, token), 400, "invalid_request")
+        for more in (
+            {"role": "admin"},
+            {"claims": {"org": "acme"}},
+            {"status": "enabled"},
+            {"created_at": "2020-01-01T00:00:00Z"},
+            {"id": str(uuid4())},
+            {"user_id": str(uuid4())},
+            {"disabled_at": None},
+            {"password_expires_at": None},
+        ):
+            refused(await api.post(path, body | more, token), 400, "invalid_request")
         assert await dump(api.keyturn) == before
