@@ -16,6 +16,7 @@ from .sessions.answers import Answers
 from .sessions.ending import Ending
 from .sessions.key_changes import KeyChanges
 from .sessions.lookup import Lookup
+from .sessions.moves import Moves
 from .sessions.reading import Reading
 from .sessions.rotation import Rotation
 from .sessions.start import Starting
@@ -33,6 +34,7 @@ from .users.container import container
 from .users.erasing import Erasing
 from .users.hashing_room import HashingRoom
 from .users.passwords import Passwords
+from .users.reauthentication import Reauthentication
 from .users.registering import Registering
 from .users.sign_in import SignIn
 from .users.users import Users
@@ -55,6 +57,8 @@ class Keyturn:
     erasing: Erasing
     starting: Starting
     rotation: Rotation
+    moves: Moves
+    reauthentication: Reauthentication
     ending: Ending
     reading: Reading
     upkeep: Upkeep
@@ -82,6 +86,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     answers, lookup = Answers(access_tokens), Lookup(db, policies)
     cookies = Cookies(settings, SealedCookies(keys))
     ending = Ending(db, keys, access_tokens, revocations.publishing, lookup, policies)
+    rotation = Rotation(db, keys, answers, ending, lookup, policies)
     try:
         yield Keyturn(
             settings=settings,
@@ -94,7 +99,9 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             registering=Registering(db, passwords),
             erasing=Erasing(db, ending),
             starting=Starting(db, keys, answers, policies, settings.client_id),
-            rotation=Rotation(db, keys, answers, ending, lookup, policies),
+            rotation=rotation,
+            moves=Moves(db),
+            reauthentication=Reauthentication(db, sign_in, rotation),
             ending=ending,
             reading=Reading(db, access_tokens, revocations, lookup, policies),
             upkeep=Upkeep(db),

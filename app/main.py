@@ -25,6 +25,7 @@ from .routes import (
     admin_users,
     health,
     login,
+    reauthentication,
     sessions,
     tokens,
     verification,
@@ -36,6 +37,7 @@ from .settings_values import origins_in
 _ENDPOINTS = (
     *login.ENDPOINTS,
     *tokens.ENDPOINTS,
+    *reauthentication.ENDPOINTS,
     *verification.ENDPOINTS,
     *sessions.ENDPOINTS,
     *admin_users.ENDPOINTS,

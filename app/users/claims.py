@@ -13,12 +13,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..errors import InvalidRequest
-
-LONGEST = 512
-"""Bytes of the claims of a user as compact JSON, in the spelling of access tokens (all characters are ASCII)."""
+from ..tokens.access_tokens import MOST_CLAIMS
 
 MOST_MEMBERS = 32
-"""Members of the object. `LONGEST` bounds those of the objects within."""
+"""Members of the object. `MOST_CLAIMS` bounds those of the objects within."""
 
 MAX_DEPTH = 3
 """Levels of objects and arrays. The object of all claims is the first level."""
@@ -66,8 +64,8 @@ def checked(claims: Mapping[str, Any]) -> str | None:
     if any(name.lower() in RESERVED for name in claims):
         raise _refused("a name is reserved: the standards define it, or Keyturn sets it")
     text = json.dumps(claims, separators=(",", ":"))
-    if len(text) > LONGEST:
-        raise _refused(f"at most {LONGEST} bytes as compact JSON")
+    if len(text) > MOST_CLAIMS:
+        raise _refused(f"at most {MOST_CLAIMS} bytes as compact JSON")
     return text if claims else None
 
 

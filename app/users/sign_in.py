@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, select, update
 
 from ..command_name import called
-from ..errors import InvalidGrant, InvalidRequest, TemporarilyUnavailable
+from ..errors import InvalidGrant, InvalidRequest, TemporarilyUnavailable, WrongPassword
 from ..log import get_logger
 from ..sessions.start import Authenticated
 from ..storage.database import Database
@@ -49,7 +49,7 @@ class SignIn:
             raise InvalidRequest("password length", description=f"password: at most {LONGEST} bytes and no NUL.")
         if not self._know_the_oldest:
             await self._learn_the_oldest()
-        found = await self._stored(address)
+        found = await self._stored(User.email == address)
         row = None if found is None or found.disabled_at is not None else found
         if not await self.is_right(row, raw) or row is None:
             # Only the log tells the causes apart. Log and answer don't have the address: users type passwords there.
@@ -68,6 +68,21 @@ class SignIn:
                 return await self.authenticate(email, password)
             hashed = fresh
         return Authenticated(row.id, hashed, password_change_required=made)
+
+    async def prove(self, user_id: UUID, password: str) -> Authenticated:
+        """Proof that the password is this user's.
+
+        Raises:
+            WrongPassword: it is not, or the user was disabled or deleted.
+            TemporarilyUnavailable: the database is away, or the hash can't be computed now.
+        """
+        self._passwords.admit()
+        found = await self._stored(User.id == user_id)
+        row = None if found is None or found.disabled_at is not None else found
+        raw = password.encode()
+        if len(raw) > LONGEST or 0 in raw or not await self.is_right(row, raw) or row is None:
+            raise WrongPassword("wrong password" if row else "user is disabled or gone")
+        return Authenticated(row.id, row.password_hash, password_change_required=row.password_expires_at is not None)
 
     async def is_right(self, user: Any, password: bytes) -> bool:
         """Whether it is the user's password, and has not run out: for None, False after the same work.
@@ -110,14 +125,10 @@ class SignIn:
         self._know_the_oldest = True
 
     @own_task
-    async def _stored(self, email: str) -> Any:
+    async def _stored(self, which: ColumnElement[bool]) -> Any:
         async with self._db.look(hot_path=False) as connection:
-            found = await connection.execute(
-                select(User.id, User.password_hash, User.password_expires_at, User.disabled_at).where(
-                    User.email == email
-                )
-            )
-            return found.one_or_none()
+            columns = select(User.id, User.password_hash, User.password_expires_at, User.disabled_at)
+            return (await connection.execute(columns.where(which))).one_or_none()
 
     @own_task
     async def _replace(self, user_id: UUID, old: str, new: str) -> bool:
