@@ -45,6 +45,15 @@ REFUSALS = {
     "me": {"401", "503"},
     "password": {"401", "403", "503"},
     "verify": {"401", "403", "503"},
+    "list_users": {"401", "403", "503"},
+    "create_user": {"401", "403", "409", "503"},
+    "get_user": {"401", "403", "404", "503"},
+    "erase_user": {"401", "403", "404", "409", "503"},
+    "disable_user": {"401", "403", "404", "409", "503"},
+    "enable_user": {"401", "403", "404", "503"},
+    "reset_user_password": {"401", "403", "404", "503"},
+    "set_user_role": {"401", "403", "404", "409", "503"},
+    "set_user_claims": {"401", "403", "404", "503"},
     "jwks": set[str](),
     "healthz": set[str](),
     "readyz": {"503"},
@@ -181,7 +190,11 @@ OPTIONAL = {
     "Claims": {"auth_time", "scope"},
     "ErrorAnswer": {"reason"},
     "PublicKey": {"crv", "x", "y", "n", "e"},
-    "TokenAnswer": {"access_token", "refresh_token", "scope"},  # the tokens may be in cookies
+    # The tokens may be in cookies.
+    "TokenAnswer": {"access_token", "refresh_token", "scope", "password_change_required"},
+    "AdminUserAnswer": {"disabled_at", "password_expires_at"},
+    "MadeUserAnswer": {"disabled_at", "password_expires_at", "password"},
+    "UserPageAnswer": {"next_cursor"},
 }
 """The members that an answer may leave out."""
 
@@ -260,15 +273,17 @@ def test_the_public_url_is_the_server_where_one_is_set() -> None:
 def test_the_bearer_token_is_asked_for_where_one_is_needed(document: Json) -> None:
     asked = {name: operation.get("security") for name, operation in operations(document)}
     needed: list[Json] = [{"bearer": []}, {"cookie": []}]
-    assert {name for name, security in asked.items() if security == needed} == {"me", "password", "verify"}
+    ours = {"me", "password", "verify"} | {name for name in REFUSALS if "user" in name}
+    assert {name for name, security in asked.items() if security == needed} == ours
     # Optional, because a refresh token in the body is enough, or in a cookie.
     assert asked.pop("logout") == [*needed, {"refresh_cookie": []}, {}]
     assert asked.pop("refresh") == [{"refresh_cookie": []}, {}]
     # The others say explicitly that they need no token. Without that, a reader takes a missing field for a mistake or
     # for the document's default.
-    assert {name for name, security in asked.items() if security == []} == REFUSALS.keys() - {
-        "me", "password", "verify", "logout", "refresh"
-    }  # fmt: skip
+    assert {name for name, security in asked.items() if security == []} == REFUSALS.keys() - ours - {
+        "logout",
+        "refresh",
+    }
     scheme = document["components"]["securitySchemes"]["bearer"]
     assert (scheme["type"], scheme["scheme"], scheme["bearerFormat"]) == ("http", "bearer", "JWT")
 

@@ -13,7 +13,7 @@ from ..http.endpoints import Endpoint
 from ..http.request import Request
 from ..keyturn import Keyturn
 from ..users.made_passwords import LIFETIME
-from .admin_users import CHANGING, UserDetails, details
+from .admin_users import CHANGING, AdminUserAnswer, details
 from .administration import administrator
 from .models import RequestBody
 
@@ -37,7 +37,7 @@ class ClaimsChange(RequestBody):
     ]
 
 
-class MadePassword(BaseModel):
+class MadePasswordAnswer(BaseModel):
     """A password that Keyturn made. It is shown this once."""
 
     password: Annotated[str, Field(repr=False)]
@@ -70,7 +70,7 @@ async def reset_user_password(keyturn: Keyturn, request: Request) -> Answer:
     session = await administrator(keyturn, request, changes=True)
     by = request.by("administrator", session.user_id)
     reset = await keyturn.users.reset_password(request.identifier("user_id"), by=by)
-    return of_model(MadePassword(password=reset.password, expires_in=LIFETIME // timedelta(seconds=1)))
+    return of_model(MadePasswordAnswer(password=reset.password, expires_in=LIFETIME // timedelta(seconds=1)))
 
 
 async def set_user_role(keyturn: Keyturn, request: Request) -> Answer:
@@ -96,7 +96,7 @@ ENDPOINTS = (
         disable_user,
         tag="admin",
         credentials="bearer",
-        model=UserDetails,
+        model=AdminUserAnswer,
         refusals=(*CHANGING, NotFound, Conflict),
     ),
     Endpoint(
@@ -105,7 +105,7 @@ ENDPOINTS = (
         enable_user,
         tag="admin",
         credentials="bearer",
-        model=UserDetails,
+        model=AdminUserAnswer,
         refusals=(*CHANGING, NotFound),
     ),
     Endpoint(
@@ -114,7 +114,7 @@ ENDPOINTS = (
         reset_user_password,
         tag="admin",
         credentials="bearer",
-        model=MadePassword,
+        model=MadePasswordAnswer,
         refusals=(*CHANGING, NotFound),
     ),
     Endpoint(
@@ -124,7 +124,7 @@ ENDPOINTS = (
         tag="admin",
         credentials="bearer",
         body=RoleChange,
-        model=UserDetails,
+        model=AdminUserAnswer,
         refusals=(*CHANGING, NotFound, Conflict),
     ),
     Endpoint(
@@ -134,7 +134,7 @@ ENDPOINTS = (
         tag="admin",
         credentials="bearer",
         body=ClaimsChange,
-        model=UserDetails,
+        model=AdminUserAnswer,
         refusals=(*CHANGING, NotFound),
     ),
 )

@@ -35,7 +35,7 @@ _ORDERS = ("newest", "oldest")
 _MOST = 100
 
 
-class UserDetails(BaseModel):
+class AdminUserAnswer(BaseModel):
     """A user, as administrators see one."""
 
     id: UUID
@@ -51,7 +51,7 @@ class UserDetails(BaseModel):
     ] = None
 
     @classmethod
-    def of(cls, user: User, **more: Any) -> UserDetails:
+    def of(cls, user: User, **more: Any) -> AdminUserAnswer:
         """A user's row in the form of the answer."""
         return cls(
             id=user.id,
@@ -66,10 +66,10 @@ class UserDetails(BaseModel):
         )
 
 
-class UserPage(BaseModel):
+class UserPageAnswer(BaseModel):
     """A page of the list of users."""
 
-    items: list[UserDetails]
+    items: list[AdminUserAnswer]
     next_cursor: Annotated[
         str | SkipJsonSchema[None], Field(description="The `cursor` of the next page. Absent at the end.")
     ] = None
@@ -82,12 +82,12 @@ class NewUser(RequestBody):
     password: Annotated[
         str | None, Field(max_length=1024, repr=False, description="8 to 1024 bytes of UTF-8 without NUL.")
     ] = None
-    role: Annotated[str, Field(max_length=1024, description="Up to 32 of a-z, 0-9, _ and -.", examples=["user"])] = (
-        "user"
+    role: Annotated[str | None, Field(max_length=1024, description="Up to 32 of a-z, 0-9, _ and -. Unset: `user`.")] = (
+        None
     )
 
 
-class MadeUser(UserDetails):
+class MadeUserAnswer(AdminUserAnswer):
     """The user, and the password if Keyturn made it."""
 
     password: Annotated[
@@ -96,7 +96,7 @@ class MadeUser(UserDetails):
     ] = None
 
 
-class Erased(BaseModel):
+class ErasedAnswer(BaseModel):
     """The trace that is left of a user."""
 
     pseudonym: Annotated[UUID, Field(description="The id that stands in the events in the place of the user's.")]
@@ -121,7 +121,9 @@ async def list_users(keyturn: Keyturn, request: Request) -> Answer:
     )
     page = users[:limit]
     following = keyturn.cursors.make(listing, page[-1].id) if len(users) > limit else None
-    return of_model(UserPage(items=[UserDetails.of(user) for user in page], next_cursor=following), exclude_none=True)
+    return of_model(
+        UserPageAnswer(items=[AdminUserAnswer.of(user) for user in page], next_cursor=following), exclude_none=True
+    )
 
 
 def _word(request: Request, name: str, words: tuple[str, ...]) -> str | None:
@@ -138,8 +140,10 @@ async def create_user(keyturn: Keyturn, request: Request) -> Answer:
     initial = body.password is None
     password = make() if body.password is None else body.password
     by = request.by("administrator", session.user_id)
-    user = await keyturn.users.create(body.email, password, body.role, initial=initial, by=by)
-    return of_model(MadeUser.of(user, password=password if initial else None), status=201, exclude_none=True)
+    user = await keyturn.users.create(
+        body.email, password, "user" if body.role is None else body.role, initial=initial, by=by
+    )
+    return of_model(MadeUserAnswer.of(user, password=password if initial else None), status=201, exclude_none=True)
 
 
 async def get_user(keyturn: Keyturn, request: Request) -> Answer:
@@ -152,12 +156,12 @@ async def erase_user(keyturn: Keyturn, request: Request) -> Answer:
     """Erase a user for good: account, sessions and everything personal. Events keep a random pseudonym."""
     session = await administrator(keyturn, request, changes=True)
     by = request.by("administrator", session.user_id)
-    return of_model(Erased(pseudonym=await keyturn.erasing.erase(request.identifier("user_id"), by=by)))
+    return of_model(ErasedAnswer(pseudonym=await keyturn.erasing.erase(request.identifier("user_id"), by=by)))
 
 
 def details(user: User) -> Answer:
     """The answer that shows a user to administrators."""
-    return of_model(UserDetails.of(user), exclude_none=True)
+    return of_model(AdminUserAnswer.of(user), exclude_none=True)
 
 
 READING = (InvalidRequest, InvalidToken, AccessDenied, InsufficientUserAuthentication, TemporarilyUnavailable)
@@ -183,7 +187,7 @@ ENDPOINTS = (
             ),
             QueryParameter("cursor", "The `next_cursor` of the page before."),
         ),
-        model=UserPage,
+        model=UserPageAnswer,
         refusals=READING,
     ),
     Endpoint(
@@ -194,7 +198,7 @@ ENDPOINTS = (
         credentials="bearer",
         body=NewUser,
         status=201,
-        model=MadeUser,
+        model=MadeUserAnswer,
         refusals=(*CHANGING, Conflict),
     ),
     Endpoint(
@@ -203,7 +207,7 @@ ENDPOINTS = (
         get_user,
         tag="admin",
         credentials="bearer",
-        model=UserDetails,
+        model=AdminUserAnswer,
         refusals=(*READING, NotFound),
     ),
     Endpoint(
@@ -212,7 +216,7 @@ ENDPOINTS = (
         erase_user,
         tag="admin",
         credentials="bearer",
-        model=Erased,
+        model=ErasedAnswer,
         refusals=(*CHANGING, NotFound, Conflict),
     ),
 )
