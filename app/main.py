@@ -21,10 +21,14 @@ from .http.origins import Origins
 from .http.request import Request as OurRequest
 from .keyturn import Keyturn, opened, running
 from .routes import (
+    admin_events,
+    admin_policies,
+    admin_stats,
     admin_user_changes,
     admin_users,
     health,
     login,
+    me,
     reauthentication,
     sessions,
     tokens,
@@ -39,9 +43,13 @@ _ENDPOINTS = (
     *tokens.ENDPOINTS,
     *reauthentication.ENDPOINTS,
     *verification.ENDPOINTS,
+    *me.ENDPOINTS,
     *sessions.ENDPOINTS,
     *admin_users.ENDPOINTS,
     *admin_user_changes.ENDPOINTS,
+    *admin_policies.ENDPOINTS,
+    *admin_events.ENDPOINTS,
+    *admin_stats.ENDPOINTS,
     *well_known.ENDPOINTS,
     *health.ENDPOINTS,
 )
@@ -59,7 +67,8 @@ not know.
 """
 _TAGS = [
     {"name": "auth", "description": "Sign in, refresh, log out, verify."},
-    {"name": "admin", "description": "For administrators who signed in a short while ago."},
+    {"name": "admin", "description": "For administrators: each act is the twin of a command."},
+    {"name": "sessions", "description": "See where one is signed in, and end what one does not know."},
     {"name": "well-known", "description": "For services that verify access tokens by themselves."},
     {"name": "health", "description": "For those who watch the process."},
 ]
