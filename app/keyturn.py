@@ -35,9 +35,11 @@ from .tokens.keys import Keys
 from .tokens.master_secret import master_secret_of
 from .tokens.sealed_cookies import SealedCookies
 from .users.container import container
+from .users.erasing import Erasing
 from .users.hashing_room import HashingRoom
 from .users.passwords import Passwords
 from .users.reauthentication import Reauthentication
+from .users.registering import Registering
 from .users.sign_in import SignIn
 from .users.users import Users
 
@@ -55,6 +57,8 @@ class Keyturn:
     passwords: Passwords
     sign_in: SignIn
     users: Users
+    registering: Registering
+    erasing: Erasing
     starting: Starting
     rotation: Rotation
     moves: Moves
@@ -101,6 +105,8 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             sign_in=sign_in,
             users=Users(db, passwords, sign_in, ending),
             starting=Starting(db, keys, answers, policies, settings.client_id, revocations.publishing),
+            registering=Registering(db, passwords),
+            erasing=Erasing(db, ending),
             rotation=rotation,
             moves=Moves(db),
             reauthentication=Reauthentication(db, sign_in, rotation),

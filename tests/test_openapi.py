@@ -54,6 +54,15 @@ REFUSALS = {
     "set_policy": {"401", "403", "404", "503"},
     "list_events": {"401", "403", "503"},
     "stats": {"401", "403", "503"},
+    "list_users": {"401", "403", "503"},
+    "create_user": {"401", "403", "409", "503"},
+    "get_user": {"401", "403", "404", "503"},
+    "erase_user": {"401", "403", "404", "409", "503"},
+    "disable_user": {"401", "403", "404", "409", "503"},
+    "enable_user": {"401", "403", "404", "503"},
+    "reset_user_password": {"401", "403", "404", "503"},
+    "set_user_role": {"401", "403", "404", "409", "503"},
+    "set_user_claims": {"401", "403", "404", "503"},
     "jwks": set[str](),
     "healthz": set[str](),
     "readyz": {"503"},
@@ -199,7 +208,11 @@ OPTIONAL = {
     "SessionEventAnswer": {"address", "reason", "detail"},
     "SessionEventsAnswer": {"next_cursor"},
     "SessionsAnswer": {"next_cursor"},
-    "TokenAnswer": {"access_token", "refresh_token", "scope"},  # the tokens may be in cookies
+    # The tokens may be in cookies.
+    "TokenAnswer": {"access_token", "refresh_token", "scope", "password_change_required"},
+    "AdminUserAnswer": {"disabled_at", "password_expires_at"},
+    "MadeUserAnswer": {"disabled_at", "password_expires_at", "password"},
+    "UserPageAnswer": {"next_cursor"},
 }
 """The members that an answer may leave out."""
 

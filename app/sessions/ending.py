@@ -76,18 +76,27 @@ class Ending:
 
     @own_task
     async def end_of_user(
-        self, user_id: UUID, reason: Reason, *, by: Actor, but: frozenset[UUID] = frozenset(), also: Also | None = None
+        self,
+        user_id: UUID,
+        reason: Reason,
+        *,
+        by: Actor,
+        but: frozenset[UUID] = frozenset(),
+        also: Also | None = None,
+        renamed: UUID | None = None,
     ) -> int:
         """Ends the live sessions of a user, except those in `but`. Returns how many were live.
 
-        If the user's row has to change too, `also` changes it. A sign-in of the user waits for the lock on that row.
+        If the user's row has to change too, `also` changes it. A sign-in of the user waits for the lock on that row. If
+        `also` gives the sessions another user's id, it is `renamed`.
 
         Raises:
             TemporarilyUnavailable: as `end`.
         """
         async with self._db.look() as connection:
             live = set((await connection.scalars(live_of(user_id))).all())
-        which = live_of(user_id).where(Session.id.not_in(but)) if but else live_of(user_id)
+        which = live_of(renamed or user_id)
+        which = which.where(Session.id.not_in(but)) if but else which
         return lived(await self._end(live - but, reason, Session.id.in_(which.with_for_update()), by=by, also=also))
 
     @own_task

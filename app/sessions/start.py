@@ -31,6 +31,8 @@ class Authenticated:
 
     user_id: UUID
     password_hash: str = field(repr=False)
+    password_change_required: bool = False
+    """Whether Keyturn made the password, so that it is good for a day at most."""
 
 
 _ATTEMPTS = 3
