@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from .actors import SERVICE
-from .events.audit import Events
+from .events.reading import Events
 from .log import get_logger
 from .policies import Policies, Policy
 from .revocation.fence import Reading as PulseReading
@@ -18,10 +18,12 @@ from .sessions.ending import Ending
 from .sessions.key_changes import KeyChanges
 from .sessions.lookup import Lookup
 from .sessions.moves import Moves
+from .sessions.naming import Naming
 from .sessions.policy_changes import PolicyChanges
 from .sessions.reading import Reading
 from .sessions.rotation import Rotation
 from .sessions.start import Starting
+from .sessions.statistics import Statistics
 from .sessions.upkeep import Upkeep
 from .settings import Settings
 from .storage.database import Database
@@ -59,8 +61,10 @@ class Keyturn:
     reauthentication: Reauthentication
     ending: Ending
     reading: Reading
+    naming: Naming
     upkeep: Upkeep
     events: Events
+    statistics: Statistics
     key_changes: KeyChanges
     cookies: Cookies
     policies: Policies
@@ -102,8 +106,10 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             reauthentication=Reauthentication(db, sign_in, rotation),
             ending=ending,
             reading=Reading(db, access_tokens, revocations, lookup, policies),
+            naming=Naming(db),
             upkeep=Upkeep(db),
             events=Events(db),
+            statistics=Statistics(db, policies),
             key_changes=KeyChanges(keys, ending, settings.signing_algorithm),
             cookies=cookies,
             policies=policies,

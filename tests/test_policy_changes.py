@@ -16,9 +16,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.actors import SERVICE, Actor
 from app.errors import InvalidGrant, InvalidRequest, InvalidToken, NotFound, TemporarilyUnavailable
-from app.events.audit import Events
+from app.events.reading import Events
 from app.keyturn import Keyturn
 from app.policies import Policies, Policy
+from app.sessions.filters import Filter
 from app.storage.copies import READ_BY_ALL
 from app.storage.tables import Policy as Row
 from app.storage.tables import Pulse
@@ -403,7 +404,7 @@ async def test_a_session_that_a_shorter_policy_ends_is_over_for_everyone_who_rea
     await keyturn.reading.authorise(tokens.access_token)
     await change(keyturn, **policy)
     assert await keyturn.reading.living([tokens.session_id]) == set()
-    assert await keyturn.reading.list(user_id=proof.user_id, limit=9, live=True) == []
+    assert (await keyturn.reading.list(Filter(user_id=proof.user_id), limit=9)).sessions == []
     assert (await keyturn.reading.find(tokens.session_id)).over() == reason
     for _ in range(2):
         with pytest.raises(InvalidGrant) as caught:

@@ -13,7 +13,7 @@ from ..tokens.refresh_tokens import RefreshToken
 from .rows import Granted, SessionRow
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: to make one takes a tenth of the time, and each request makes some
 class Tokens:
     """The answer to a sign-in or refresh, with moments. `body` makes durations of them."""
 
