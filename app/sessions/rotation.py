@@ -23,6 +23,7 @@ from ..tokens.refresh_tokens import LAST_GENERATION, RefreshToken
 from .answers import Answers, Tokens
 from .ending import Ending
 from .lookup import Lookup
+from .outcomes import Outcomes
 from .rows import Granted, SessionRow, Verdict, judge, same_retry_key
 
 _WAITS = tuple(timedelta(milliseconds=ms) for ms in (20, 100, 400))
@@ -50,6 +51,7 @@ class Rotation:
         self._ending = ending
         self._lookup = lookup
         self._policies = policies
+        self.outcomes = Outcomes()
         # Two batches at once, so that a stuck connection does not stop every refresh. SQLite has one writer at a time.
         self._rotations = Batch(self._rotate, in_flight=2 if db.is_postgres else 1)
 
@@ -73,15 +75,21 @@ class Rotation:
             InvalidScope: the session was not granted these scopes. Nothing has changed.
             TemporarilyUnavailable: the database is away, or other transactions held the session four times.
         """
-        token = self._keys.verify_refresh_token(text)
+        try:
+            token = self._keys.verify_refresh_token(text)
+        except Refusal as refusal:
+            self.outcomes.count(refusal)
+            raise
         presented = Presented(token, None if retry_key is None else sha256(retry_key.encode()).digest())
         try:
             if scope is None and not token.key.retired:
                 rotated = await self._rotations(presented)
                 if rotated is not None:
+                    self.outcomes.rotated += 1
                     return self._answers.tokens(*rotated, rotated[0].rotated_at)
             return await self._decided(presented, scope, by)
         except Refusal as refusal:
+            self.outcomes.count(refusal)
             raise refusal.about(token.session_id) from None
 
     async def holder(self, text: str, *, by: Actor) -> tuple[RefreshToken, UUID]:
@@ -122,13 +130,16 @@ class Rotation:
                         await asyncio.sleep(wait.total_seconds())
                         rotated = await self._rotations(asked)
                         if rotated is not None:
+                            self.outcomes.rotated += 1
                             return self._answers.tokens(*rotated, rotated[0].rotated_at, scope)
                 case Verdict.RETRY:
                     _check_granted(row, scope)
                     assert key is not None
+                    self.outcomes.retried += 1
                     return self._answers.tokens(row, presented.successor(key), row.now, scope)
                 case Verdict.REUSE:
                     reason = await self._ending.end_for_reuse(row.id, presented.generation, by=by)
+                    self.outcomes.reuse_detected += 1
                     raise InvalidGrant("reuse", reason=reason, user_id=row.user_id)
                 case Verdict.REFUSED:
                     raise InvalidGrant("not a token of this session's chain", user_id=row.user_id)
