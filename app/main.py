@@ -20,7 +20,19 @@ from .http.edge import Edge
 from .http.origins import Origins
 from .http.request import Request as OurRequest
 from .keyturn import Keyturn, opened, running
-from .routes import health, login, reauthentication, sessions, tokens, verification, well_known
+from .routes import (
+    admin_events,
+    admin_policies,
+    admin_stats,
+    health,
+    login,
+    me,
+    reauthentication,
+    sessions,
+    tokens,
+    verification,
+    well_known,
+)
 from .settings import Settings, read
 from .settings_values import origins_in
 
@@ -29,7 +41,11 @@ _ENDPOINTS = (
     *tokens.ENDPOINTS,
     *reauthentication.ENDPOINTS,
     *verification.ENDPOINTS,
+    *me.ENDPOINTS,
     *sessions.ENDPOINTS,
+    *admin_policies.ENDPOINTS,
+    *admin_events.ENDPOINTS,
+    *admin_stats.ENDPOINTS,
     *well_known.ENDPOINTS,
     *health.ENDPOINTS,
 )
@@ -47,6 +63,8 @@ not know.
 """
 _TAGS = [
     {"name": "auth", "description": "Sign in, refresh, log out, verify."},
+    {"name": "admin", "description": "For administrators: each act is the twin of a command."},
+    {"name": "sessions", "description": "See where one is signed in, and end what one does not know."},
     {"name": "well-known", "description": "For services that verify access tokens by themselves."},
     {"name": "health", "description": "For those who watch the process."},
 ]

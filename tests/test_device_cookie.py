@@ -179,7 +179,7 @@ async def test_a_sign_in_that_says_nothing_gets_mode_and_remember_of_the_policy_
     body = {"email": email, "password": PASSWORD}
     cases: list[tuple[Mode, bool, list[str]]] = [("cookie", False, [A, R]), ("split", True, [S]), ("bearer", True, [])]
     for mode, remember, names in cases:
-        policies.in_force = replace(policies.in_force, mode=mode, remember=remember)
+        policies._in_force = replace(policies.in_force, mode=mode, remember=remember)
         answer = await ask(site.client, "POST", "/auth/login", body=body, headers=SAME_SITE)
         fields = token_cookies(answer)
         assert [each.name for each in fields] == names
@@ -191,7 +191,7 @@ async def test_a_sign_in_that_says_nothing_gets_mode_and_remember_of_the_policy_
 
 async def test_the_words_of_a_sign_in_are_bounded(site: Site) -> None:
     policies = site.keyturn.policies
-    policies.in_force = replace(policies.in_force, scopes=frozenset({"read", "write"}))
+    policies._in_force = replace(policies.in_force, scopes=frozenset({"read", "write"}))
     email = await site.user()
     good = ["~" * 64, "!", "a b".replace(" ", "_")]
     names = ["x" * 100, "Adas Gerät 📱", "x"]

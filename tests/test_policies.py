@@ -29,7 +29,9 @@ BANK = Policy(
 
 def of_client(keyturn: Keyturn, policy: Policy, client_id: str) -> Starting:
     publishing = keyturn.revocations.publishing
-    return Starting(keyturn.db, keyturn.keys, keyturn.rotation._answers, Policies(policy), client_id, publishing)
+    return Starting(
+        keyturn.db, keyturn.keys, keyturn.rotation._answers, Policies(keyturn.db, policy), client_id, publishing
+    )
 
 
 def lifetimes(tokens: Any) -> Sequence[object]:
