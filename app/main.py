@@ -20,7 +20,7 @@ from .http.edge import Edge
 from .http.origins import Origins
 from .http.request import Request as OurRequest
 from .keyturn import Keyturn, opened, running
-from .routes import health, login, me, reauthentication, sessions, tokens, verification, well_known
+from .routes import admin_sessions, health, login, me, reauthentication, sessions, tokens, verification, well_known
 from .settings import Settings, read
 from .settings_values import origins_in
 
@@ -31,6 +31,7 @@ _ENDPOINTS = (
     *verification.ENDPOINTS,
     *me.ENDPOINTS,
     *sessions.ENDPOINTS,
+    *admin_sessions.ENDPOINTS,
     *well_known.ENDPOINTS,
     *health.ENDPOINTS,
 )
@@ -49,6 +50,7 @@ not know.
 _TAGS = [
     {"name": "auth", "description": "Sign in, refresh, log out, verify."},
     {"name": "sessions", "description": "See where one is signed in, and end what one does not know."},
+    {"name": "admin", "description": "For administrators: the twin of the command line."},
     {"name": "well-known", "description": "For services that verify access tokens by themselves."},
     {"name": "health", "description": "For those who watch the process."},
 ]
