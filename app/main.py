@@ -20,7 +20,20 @@ from .http.edge import Edge
 from .http.origins import Origins
 from .http.request import Request as OurRequest
 from .keyturn import Keyturn, opened, running
-from .routes import admin_sessions, health, login, me, reauthentication, sessions, tokens, verification, well_known
+from .routes import (
+    admin_events,
+    admin_policies,
+    admin_sessions,
+    admin_stats,
+    health,
+    login,
+    me,
+    reauthentication,
+    sessions,
+    tokens,
+    verification,
+    well_known,
+)
 from .settings import Settings, read
 from .settings_values import origins_in
 
@@ -32,6 +45,9 @@ _ENDPOINTS = (
     *me.ENDPOINTS,
     *sessions.ENDPOINTS,
     *admin_sessions.ENDPOINTS,
+    *admin_policies.ENDPOINTS,
+    *admin_events.ENDPOINTS,
+    *admin_stats.ENDPOINTS,
     *well_known.ENDPOINTS,
     *health.ENDPOINTS,
 )
@@ -49,8 +65,8 @@ not know.
 """
 _TAGS = [
     {"name": "auth", "description": "Sign in, refresh, log out, verify."},
+    {"name": "admin", "description": "For administrators: each act is the twin of a command."},
     {"name": "sessions", "description": "See where one is signed in, and end what one does not know."},
-    {"name": "admin", "description": "For administrators: the twin of the command line."},
     {"name": "well-known", "description": "For services that verify access tokens by themselves."},
     {"name": "health", "description": "For those who watch the process."},
 ]

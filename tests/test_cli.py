@@ -346,7 +346,7 @@ def test_sessions_that_are_not_there_are_refused(keyturn: Command) -> None:
     assert "ids or a filter are required" in keyturn.refused(2, "sessions", "end")
     assert "not allowed with" in keyturn.refused(2, "sessions", "end", str(uuid7()), "--user", "x")
     assert "--preview needs a filter" in keyturn.refused(2, "sessions", "end", str(uuid7()), "--preview")
-    for moment in ("yesterday", "2026-01-31T12:00:00", "0001-01-01T00:00:00+14:00"):
+    for moment in ("yesterday", "2026-13-31", "0001-01-01T00:00:00+14:00"):
         assert "must be a moment" in keyturn.refused(2, "sessions", "end", "--idle-since", moment)
     assert "ktr_" not in keyturn.refused(2, "sessions", "show", "ktr_" + "x" * 84)
 
@@ -467,7 +467,7 @@ async def record_some(keyturn: Keyturn) -> None:
         await asyncio.sleep(0.002)  # ids are in order only from one millisecond to the next
 
 
-SESSION = UUID("0193b0a0-0000-7000-8000-00000000000a")
+SESSION = uuid7()
 
 
 def test_events_are_listed_the_newest_first_with_everything_that_they_say(keyturn: Command) -> None:

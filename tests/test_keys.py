@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.actors import SERVICE, Actor
 from app.errors import ConfigurationError, Conflict, InvalidGrant, InvalidToken, NotFound, TemporarilyUnavailable
-from app.events.audit import Events
+from app.events.reading import Events
 from app.keyturn import Keyturn
 from app.settings import Algorithm
 from app.storage.tables import Key, Pulse, Session, uuid7

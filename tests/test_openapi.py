@@ -48,8 +48,16 @@ REFUSALS = {
     "rename_session": {"401", "403", "404", "503"},
     "end_session": {"401", "403", "404", "503"},
     "list_session_events": {"401", "404", "503"},
+    "list_all_sessions": {"401", "403", "503"},
+    "get_any_session": {"401", "403", "404", "503"},
+    "end_any_session": {"401", "403", "404", "503"},
+    "end_sessions": {"401", "403", "503"},
     "password": {"401", "403", "503"},
     "verify": {"401", "403", "503"},
+    "list_policies": {"401", "403", "503"},
+    "set_policy": {"401", "403", "404", "503"},
+    "list_events": {"401", "403", "503"},
+    "stats": {"401", "403", "503"},
     "jwks": set[str](),
     "healthz": set[str](),
     "readyz": {"503"},
@@ -127,6 +135,7 @@ def test_each_answer_that_may_set_or_delete_cookies_says_so(document: Json) -> N
         ("refresh", "200"),
         ("refresh", "401"),
         ("end_session", "204"),
+        ("end_any_session", "204"),
         ("logout", "204"),
         ("logout", "401"),
         ("verify", "200"),
@@ -184,9 +193,15 @@ def test_no_format_makes_a_client_hide_or_refuse_what_it_has_to_send(document: J
 
 
 OPTIONAL = {
+    "AdminSessionAnswer": {"ended_at", "end_reason", "address", "authenticated_at", "scope", "email"},
+    "AdminSessionsAnswer": {"next_cursor"},
+    "AuditEventAnswer": {"actor_id", "user_id", "session_id", "client_id", "address", "request_id", "reason", "detail"},
+    "AuditEventsAnswer": {"next_cursor"},
     "Claims": {"auth_time", "scope"},
     "DeviceAnswer": {"name", "browser", "system", "kind"},
+    "EndedAnswer": {"ended", "count", "next_cursor"},
     "ErrorAnswer": {"reason"},
+    "PolicyAnswer": {"changed_at"},
     "PublicKey": {"crv", "x", "y", "n", "e"},
     "SessionAnswer": {"ended_at", "end_reason", "address", "authenticated_at", "scope"},
     "SessionEventAnswer": {"address", "reason", "detail"},
@@ -217,7 +232,14 @@ def test_a_token_names_one_audience_and_moments_that_32_bits_do_not_hold(documen
 
 def test_no_answer_holds_an_enum_that_a_later_word_would_break(document: Json) -> None:
     for name, schema in document["components"]["schemas"].items():
-        if name not in {"Login", "Logout", "PasswordAgain", "Refresh"}:  # the bodies of requests
+        if name not in {
+            "EndSessions",
+            "Login",
+            "Logout",
+            "PasswordAgain",
+            "PolicyChange",
+            "Refresh",
+        }:  # the bodies of requests
             assert not re.search(r'"(enum|const)"', json.dumps(schema)), name
             assert "additionalProperties" not in schema or not name.endswith("Answer"), name
     answer = document["components"]["schemas"]["ErrorAnswer"]["properties"]
@@ -271,17 +293,20 @@ def test_the_public_url_is_the_server_where_one_is_set() -> None:
 def test_the_bearer_token_is_asked_for_where_one_is_needed(document: Json) -> None:
     asked = {name: operation.get("security") for name, operation in operations(document)}
     needed: list[Json] = [{"bearer": []}, {"cookie": []}]
+    bearer = {name for name, security in asked.items() if security == needed}
+    admin = {
+        o["operationId"]
+        for path, each in document["paths"].items()
+        if path.startswith("/admin/")
+        for o in each.values()
+    }
+    assert bearer >= {"me", "password", "verify"} | admin
     # Optional, because a refresh token in the body is enough, or in a cookie.
     assert asked.pop("logout") == [*needed, {"refresh_cookie": []}, {}]
-    assert asked.pop("refresh") == [{"refresh_cookie": []}, {}]
-    # Those that need none say so explicitly. Without that, a reader takes a missing field for a mistake or for the
-    # document's default.
-    for name in ("register", "login", "jwks", "healthz", "readyz"):
-        assert asked.pop(name) == [], name
-    asked.pop("reauthenticate")
-    assert asked.keys() >= {"me", "password", "verify", "list_sessions", "end_session"}
-    for name, security in asked.items():
-        assert security == needed, name
+    assert asked.pop("refresh") == asked.pop("reauthenticate") == [{"refresh_cookie": []}, {}]
+    # The others say explicitly that they need no token. Without that, a reader takes a missing field for a mistake or
+    # for the document's default.
+    assert {name for name, security in asked.items() if security == []} == asked.keys() - bearer
     scheme = document["components"]["securitySchemes"]["bearer"]
     assert (scheme["type"], scheme["scheme"], scheme["bearerFormat"]) == ("http", "bearer", "JWT")
 
@@ -349,6 +374,7 @@ POSITIVE, NEGATIVE = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
 TAKING = {
     *("register", "login", "refresh", "logout", "password", "verify"),
     *("list_sessions", "get_session", "rename_session", "end_session", "list_session_events"),
+    *("list_all_sessions", "get_any_session", "end_any_session", "end_sessions"),
 }
 
 

@@ -119,7 +119,7 @@ async def test_an_end_without_a_filter_or_with_a_wrong_one_is_refused_and_ends_n
     ]
     for body in bodies:
         refused(await api.post("/admin/sessions/end", body, root["access_token"]), 400, "invalid_request")
-    for query in ("user=x", "client=", "created_after=now", "status=x", "limit=1000", "cursor=x", "device=a%00"):
+    for query in ("user=x", "created_after=now", "status=x", "limit=1000", "cursor=x", "device=a%00"):
         refused(await api.get(f"/admin/sessions?{query}", root["access_token"]), 400, "invalid_request")
     assert await api.is_live(ada)
     assert await api.is_live(root)

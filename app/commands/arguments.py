@@ -72,14 +72,10 @@ def identifier(text: str) -> UUID:
         raise argparse.ArgumentTypeError("must be an id (a UUID)") from None
 
 
-def instant(text: str) -> datetime:
-    """A moment, as the type of an argument: a day in UTC, or a date and time with its offset from UTC (RFC 3339)."""
+def moment(text: str) -> datetime:
+    """A moment after RFC 3339, as the type of an argument. One without an offset is in UTC, as the tables show them."""
     try:
-        given = datetime.fromisoformat(text)
-        if len(text) == len("2026-01-31"):
-            return given.replace(tzinfo=UTC)
-        if given.tzinfo is not None:
-            return given.astimezone(UTC)
+        found = datetime.fromisoformat(text)
+        return found.replace(tzinfo=found.tzinfo or UTC).astimezone(UTC)
     except (ValueError, OverflowError):
-        pass
-    raise argparse.ArgumentTypeError("must be a moment (2026-01-31 or 2026-01-31T12:00:00Z)")
+        raise argparse.ArgumentTypeError("must be a moment, such as 2026-01-31T12:00:00Z") from None

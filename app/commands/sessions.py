@@ -15,7 +15,7 @@ from ..sessions.filters import Filter, Status
 from ..sessions.rows import SessionRow
 from ..sessions.walk import BEGINNING
 from .acts import add_verb, by, on_parts
-from .arguments import Words, identifier, instant, whole
+from .arguments import Words, identifier, moment, whole
 from .output import Row, count_of_sessions, note, shortened, show
 from .users import found
 
@@ -44,9 +44,9 @@ def _add_filters(verb: argparse.ArgumentParser) -> None:
     filters = verb.add_argument_group("filters", "A session must meet all of them.")
     filters.add_argument("--user", help="id or e-mail")
     filters.add_argument("--client", metavar="ID", help="the client it belongs to")
-    filters.add_argument("--created-before", type=instant, metavar="MOMENT", help="signed in before")
-    filters.add_argument("--created-after", type=instant, metavar="MOMENT", help="signed in after")
-    filters.add_argument("--idle-since", type=instant, metavar="MOMENT", help="not refreshed since")
+    filters.add_argument("--created-before", type=moment, metavar="MOMENT", help="signed in before")
+    filters.add_argument("--created-after", type=moment, metavar="MOMENT", help="signed in after")
+    filters.add_argument("--idle-since", type=moment, metavar="MOMENT", help="not refreshed since")
     filters.add_argument("--address", help="the client's address")
     filters.add_argument("--device", metavar="ID", help="the device id that the client gave")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 from pydantic.json_schema import SkipJsonSchema, WithJsonSchema
 
 from ..errors import (
@@ -21,19 +21,19 @@ from ..errors import (
     TemporarilyUnavailable,
 )
 from ..http.answers import Answer, of_model
-from ..http.bodies import not_as_modelled
 from ..http.endpoints import Endpoint, QueryParameter
 from ..http.request import Request
 from ..keyturn import Keyturn
-from ..sessions.filters import Filter, Status
+from ..sessions.filters import Filter
 from ..sessions.rows import SessionRow
 from ..sessions.walk import BEGINNING
+from . import filters
 from .administration import administrator
 from .models import SET_COOKIES, RequestBody
 from .presented_cookies import fields_to_clear_of
-from .session_answers import CURSOR, LIMIT, STATUS, SessionAnswer, limit_of, members, status_of
+from .session_answers import STATUS, SessionAnswer, members, status_of
 
-_RANGES_TO_END, _RANGES_TO_COUNT = 20, 100
+_RANGES_TO_END, _RANGES_TO_COUNT = 10, 100
 """How many ranges of the walk one request takes, so that it is answered within seconds: then there is a cursor."""
 
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
@@ -72,8 +72,8 @@ _Id = Annotated[UUID, BeforeValidator(_id), WithJsonSchema({"type": "string"})]
 _Words = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_printable)]
 
 
-class SessionFilter(RequestBody):
-    """The conditions that a session must all meet."""
+class EndSessions(RequestBody):
+    """The conditions that a session must all meet to end. There must be one at least, beside the status."""
 
     user: Annotated[_Id | None, Field(description="The id of its user.")] = None
     client: Annotated[_Words | None, Field(description="The client that it belongs to.")] = None
@@ -82,24 +82,6 @@ class SessionFilter(RequestBody):
     idle_since: Annotated[_Moment | None, Field(description="It was last refreshed before this moment.")] = None
     address: Annotated[_Words | None, Field(description="The client's address, as the session shows it.")] = None
     device: Annotated[_Words | None, Field(description="The device id that the client gave.")] = None
-
-    def filter(self, status: Status) -> Filter:
-        """The filter with a status."""
-        return Filter(
-            user_id=self.user,
-            client_id=self.client,
-            created_before=self.created_before,
-            created_after=self.created_after,
-            idle_since=self.idle_since,
-            address=self.address,
-            device_id=self.device,
-            status=status,
-        )
-
-
-class EndSessions(SessionFilter):
-    """The sessions to end. There must be at least one condition beside the status."""
-
     status: Literal["live"] | None = None
     preview: Annotated[bool | None, Field(description="`true`: count the sessions that would end, and end none.")] = (
         None
@@ -108,6 +90,18 @@ class EndSessions(SessionFilter):
         str | None,
         Field(max_length=_LONGEST_CURSOR, description="The `next_cursor` of the call before, with the same filter."),
     ] = None
+
+    def filter(self) -> Filter:
+        """The filter that these conditions are."""
+        return Filter(
+            user_id=self.user,
+            client_id=self.client,
+            created_before=self.created_before,
+            created_after=self.created_after,
+            idle_since=self.idle_since,
+            address=self.address,
+            device_id=self.device,
+        )
 
 
 class AdminSessionAnswer(SessionAnswer):
@@ -135,7 +129,7 @@ class EndedAnswer(BaseModel):
 async def list_all_sessions(keyturn: Keyturn, request: Request) -> Answer:
     """List the sessions of all users, the newest first."""
     admin = await administrator(keyturn, request)
-    filtered, limit = _filter_of(request).filter(status_of(request)), limit_of(request)
+    filtered, limit = _filter_of(request), filters.limit(request)
     listing, cursor = f"all sessions {filtered}", request.parameter("cursor")
     before = None if cursor is None else keyturn.cursors.open(listing, cursor)
     page = await keyturn.reading.list(filtered, limit=limit, before=before)
@@ -166,7 +160,7 @@ async def end_any_session(keyturn: Keyturn, request: Request) -> Answer:
 async def end_sessions(keyturn: Keyturn, request: Request) -> Answer:
     """End the live sessions that meet all conditions, or count them.
 
-    Begin with `preview: true`, which says how many would end. One call ends some twenty thousand at most: call again
+    Begin with `preview: true`, which says how many would end. One call ends some ten thousand at most: call again
     with `next_cursor` until there is none. A call that breaks off may be repeated, with the cursor or without.
 
     Each condition is checked again when a session ends. So one that is refreshed in the meantime, and is no longer
@@ -174,7 +168,7 @@ async def end_sessions(keyturn: Keyturn, request: Request) -> Answer:
     """
     admin = await administrator(keyturn, request, changes=True)
     body = request.content(EndSessions)
-    filtered = body.filter("live")
+    filtered = body.filter()
     if not filtered.narrows:
         raise InvalidRequest("no filter", description="There must be at least one condition beside the status.")
     listing = f"{'count' if body.preview else 'end'} {filtered}"
@@ -191,18 +185,22 @@ async def end_sessions(keyturn: Keyturn, request: Request) -> Answer:
     return of_model(answer, exclude_none=True)
 
 
-def _filter_of(request: Request) -> SessionFilter:
+def _filter_of(request: Request) -> Filter:
     """The filter in the query.
 
     Raises:
         InvalidRequest: a value is malformed.
     """
-    given = {name: value for name in SessionFilter.model_fields if (value := request.parameter(name)) is not None}
-    try:
-        return SessionFilter.model_validate(given)
-    except ValidationError as error:
-        refusal = not_as_modelled(SessionFilter, given, error)
-    raise refusal  # not inside `except`: the error holds the query, and would become the context of the refusal
+    return Filter(
+        user_id=filters.identifier(request, "user"),
+        client_id=request.parameter("client"),
+        created_before=filters.moment(request, "created_before"),
+        created_after=filters.moment(request, "created_after"),
+        idle_since=filters.moment(request, "idle_since"),
+        address=request.parameter("address"),
+        device_id=request.parameter("device"),
+        status=status_of(request),
+    )
 
 
 async def _shown(keyturn: Keyturn, rows: Sequence[SessionRow], admin: SessionRow) -> list[AdminSessionAnswer]:
@@ -213,15 +211,15 @@ async def _shown(keyturn: Keyturn, rows: Sequence[SessionRow], admin: SessionRow
     ]
 
 
-def _parameter(name: str) -> QueryParameter:
-    field = SessionFilter.model_fields[name]
-    schema: dict[str, Any] = {"type": "string"}
-    if field.annotation == _Words | None:
-        schema |= {"minLength": 1, "maxLength": 64}
-    return QueryParameter(name, field.description or "", schema=schema)
-
-
-_FILTERS = tuple(_parameter(name) for name in SessionFilter.model_fields)
+_FILTERS = (
+    QueryParameter("user", "Only those of the user of this id.", schema=filters.ID),
+    QueryParameter("client", "Only those of this client."),
+    QueryParameter("created_before", "Only those whose user signed in before this moment.", schema=filters.MOMENT),
+    QueryParameter("created_after", "Only those whose user signed in after this moment.", schema=filters.MOMENT),
+    QueryParameter("idle_since", "Only those that were last refreshed before this moment.", schema=filters.MOMENT),
+    QueryParameter("address", "Only those from this address."),
+    QueryParameter("device", "Only those of this device id, which the client gave."),
+)
 _REFUSALS = (InvalidRequest, InvalidToken, InsufficientUserAuthentication, AccessDenied, TemporarilyUnavailable)
 
 ENDPOINTS = (
@@ -231,7 +229,7 @@ ENDPOINTS = (
         list_all_sessions,
         tag="admin",
         credentials="bearer",
-        query=(*_FILTERS, STATUS, LIMIT, CURSOR),
+        query=(*_FILTERS, STATUS, *filters.PAGE),
         model=AdminSessionsAnswer,
         refusals=_REFUSALS,
     ),

@@ -63,14 +63,14 @@ class Filter:
         """All conditions, at the database's `now` and under the policy in force."""
         match self.status:
             case "live":
-                return [*self.matching(), *_lives(now, policy)]
+                return [*self.matching(), *lives(now, policy)]
             case "ended":
-                return [*self.matching(), not_(and_(*_lives(now, policy)))]
+                return [*self.matching(), not_(and_(*lives(now, policy)))]
             case "all":
                 return self.matching()
 
 
-def _lives(now: datetime, policy: Policy) -> list[ColumnElement[bool]]:
+def lives(now: datetime, policy: Policy) -> list[ColumnElement[bool]]:
     """The rule of `SessionRow.over`, as conditions."""
     return [
         Session.ended_at.is_(None),

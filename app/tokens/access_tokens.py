@@ -45,7 +45,7 @@ _CLOCK_STEP = timedelta(
 ).total_seconds()  # seconds; after a step back of its clock, a process must accept what it signed before
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: to make one takes a tenth of the time, and each request makes some
 class AccessToken:
     """A verified token and its claims."""
 
@@ -103,7 +103,7 @@ class AccessTokens:
             session_expires_at: the session's absolute deadline.
             auth_time: when the user last proved to be the user (RFC 9068 section 2.2.1).
             scope: the scopes of this token, separated by blanks (RFC 9068 section 2.2.3).
-            claims: a JSON object. Its members become claims; none has the name of a registered one (users/claims.py).
+            claims: a JSON object whose members become claims. None has a registered name (app/users/claims.py).
             lifetime: the session's own lifetime of access tokens. None: the one of the settings.
 
         Raises:
