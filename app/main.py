@@ -23,6 +23,7 @@ from .keyturn import Keyturn, opened, running
 from .routes import (
     admin_events,
     admin_policies,
+    admin_sessions,
     admin_stats,
     admin_user_changes,
     admin_users,
@@ -47,6 +48,7 @@ _ENDPOINTS = (
     *sessions.ENDPOINTS,
     *admin_users.ENDPOINTS,
     *admin_user_changes.ENDPOINTS,
+    *admin_sessions.ENDPOINTS,
     *admin_policies.ENDPOINTS,
     *admin_events.ENDPOINTS,
     *admin_stats.ENDPOINTS,
