@@ -18,7 +18,7 @@ from uuid import UUID
 
 import httpx2
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import or_, select, text
 
 from app.actors import SERVICE
 from app.http.endpoints import Endpoint
@@ -229,12 +229,12 @@ class World:
         headers = [*caller.headers, *more]
         return await self.client.request(method or name.partition(" ")[0], path, json=body, headers=headers)
 
-    async def state(self, *users: UUID) -> list[Any]:
-        """All rows about these users, and all keys and policies: a refused request leaves them as they are."""
+    async def state(self, *ids: UUID) -> list[Any]:
+        """All rows about these users and sessions, and all keys and policies: a refused request leaves them as they are."""
         asked = [
-            select(User.__table__).where(User.id.in_(users)).order_by(User.id),
-            select(Session.__table__).where(Session.user_id.in_(users)).order_by(Session.id),
-            select(Event.__table__).where(Event.user_id.in_(users)).order_by(Event.id),
+            select(User.__table__).where(User.id.in_(ids)).order_by(User.id),
+            select(Session.__table__).where(or_(Session.user_id.in_(ids), Session.id.in_(ids))).order_by(Session.id),
+            select(Event.__table__).where(or_(Event.user_id.in_(ids), Event.session_id.in_(ids))).order_by(Event.id),
             select(Key.__table__).order_by(Key.kid),
             select(Policy.__table__).order_by(Policy.scope),
         ]

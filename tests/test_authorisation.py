@@ -77,12 +77,12 @@ async def test_each_caller_gets_what_the_table_says_at_each_endpoint_by_both_doo
             expected = ROWS[name][column]
             caller = await world.caller(column)
             path, body = await SAMPLES[name](world, caller)
-            about = [caller.user_id, *(UUID(found) for found in re.findall(_ID, path))]
-            before = await world.state(*about)
+            ids = about(caller, path)
+            before = await world.state(*ids)
             headers = [*caller.headers, *door]
             answer = await world.client.request(endpoint.method, path, json=body, headers=headers)
             said = difference(expected, endpoint.status, answer)
-            if said is None and expected != "ok" and await world.state(*about) != before:
+            if said is None and expected != "ok" and await world.state(*ids) != before:
                 said = "refused, and yet something changed"
             if said is None and endpoint.method == "GET":
                 head = await world.client.head(path, headers=headers)
@@ -90,6 +90,11 @@ async def test_each_caller_gets_what_the_table_says_at_each_endpoint_by_both_doo
             if said is not None:
                 wrong.append(f"{name}, {'slow' if door else 'fast'} door: {expected} expected, but {said}")
     assert not wrong, "\n".join(wrong)
+
+
+def about(caller: Caller, path: str) -> list[UUID]:
+    """The ids that a request is about: the caller's, and those in the path."""
+    return [caller.user_id, *(UUID(found) for found in re.findall(_ID, path))]
 
 
 _ID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
