@@ -22,9 +22,11 @@ from .http.request import Request as OurRequest
 from .keyturn import Keyturn, opened, running
 from .routes import (
     admin_events,
+    admin_policies,
     admin_stats,
     health,
     login,
+    me,
     reauthentication,
     sessions,
     tokens,
@@ -39,7 +41,9 @@ _ENDPOINTS = (
     *tokens.ENDPOINTS,
     *reauthentication.ENDPOINTS,
     *verification.ENDPOINTS,
+    *me.ENDPOINTS,
     *sessions.ENDPOINTS,
+    *admin_policies.ENDPOINTS,
     *admin_events.ENDPOINTS,
     *admin_stats.ENDPOINTS,
     *well_known.ENDPOINTS,
@@ -59,7 +63,8 @@ not know.
 """
 _TAGS = [
     {"name": "auth", "description": "Sign in, refresh, log out, verify."},
-    {"name": "admin", "description": "For administrators: each is the twin of a command."},
+    {"name": "admin", "description": "For administrators: each act is the twin of a command."},
+    {"name": "sessions", "description": "See where one is signed in, and end what one does not know."},
     {"name": "well-known", "description": "For services that verify access tokens by themselves."},
     {"name": "health", "description": "For those who watch the process."},
 ]

@@ -43,8 +43,15 @@ REFUSALS = {
     "refresh": {"401", "403", "503"},
     "logout": {"401", "403", "503"},
     "me": {"401", "503"},
+    "list_sessions": {"401", "503"},
+    "get_session": {"401", "404", "503"},
+    "rename_session": {"401", "403", "404", "503"},
+    "end_session": {"401", "403", "404", "503"},
+    "list_session_events": {"401", "404", "503"},
     "password": {"401", "403", "503"},
     "verify": {"401", "403", "503"},
+    "list_policies": {"401", "403", "503"},
+    "set_policy": {"401", "403", "404", "503"},
     "list_events": {"401", "403", "503"},
     "stats": {"401", "403", "503"},
     "jwks": set[str](),
@@ -123,6 +130,7 @@ def test_each_answer_that_may_set_or_delete_cookies_says_so(document: Json) -> N
         ("reauthenticate", "401"),
         ("refresh", "200"),
         ("refresh", "401"),
+        ("end_session", "204"),
         ("logout", "204"),
         ("logout", "401"),
         ("verify", "200"),
@@ -183,8 +191,14 @@ OPTIONAL = {
     "AuditEventAnswer": {"actor_id", "user_id", "session_id", "client_id", "address", "request_id", "reason", "detail"},
     "AuditEventsAnswer": {"next_cursor"},
     "Claims": {"auth_time", "scope"},
+    "DeviceAnswer": {"name", "browser", "system", "kind"},
     "ErrorAnswer": {"reason"},
+    "PolicyAnswer": {"changed_at"},
     "PublicKey": {"crv", "x", "y", "n", "e"},
+    "SessionAnswer": {"ended_at", "end_reason", "address", "authenticated_at", "scope"},
+    "SessionEventAnswer": {"address", "reason", "detail"},
+    "SessionEventsAnswer": {"next_cursor"},
+    "SessionsAnswer": {"next_cursor"},
     "TokenAnswer": {"access_token", "refresh_token", "scope"},  # the tokens may be in cookies
 }
 """The members that an answer may leave out."""
@@ -198,7 +212,7 @@ def test_parameters_and_answers_have_types_that_are_never_null(document: Json) -
         if name.endswith("Answer") or name in {"Health", "Readiness", "Claims", "PublicKey"}:
             assert "null" not in json.dumps(schema), name
             assert "anyOf" not in json.dumps(schema), name
-            absent = set(schema["properties"]) - set(schema["required"])
+            absent = set(schema["properties"]) - set(schema.get("required", ()))
             assert absent == OPTIONAL.get(name, set()), name
 
 
@@ -210,7 +224,7 @@ def test_a_token_names_one_audience_and_moments_that_32_bits_do_not_hold(documen
 
 def test_no_answer_holds_an_enum_that_a_later_word_would_break(document: Json) -> None:
     for name, schema in document["components"]["schemas"].items():
-        if name not in {"Login", "Logout", "PasswordAgain", "Refresh"}:  # the bodies of requests
+        if name not in {"Login", "Logout", "PasswordAgain", "PolicyChange", "Refresh"}:  # the bodies of requests
             assert not re.search(r'"(enum|const)"', json.dumps(schema)), name
             assert "additionalProperties" not in schema or not name.endswith("Answer"), name
     answer = document["components"]["schemas"]["ErrorAnswer"]["properties"]
@@ -264,16 +278,20 @@ def test_the_public_url_is_the_server_where_one_is_set() -> None:
 def test_the_bearer_token_is_asked_for_where_one_is_needed(document: Json) -> None:
     asked = {name: operation.get("security") for name, operation in operations(document)}
     needed: list[Json] = [{"bearer": []}, {"cookie": []}]
+    bearer = {name for name, security in asked.items() if security == needed}
+    admin = {
+        o["operationId"]
+        for path, each in document["paths"].items()
+        if path.startswith("/admin/")
+        for o in each.values()
+    }
+    assert bearer >= {"me", "password", "verify"} | admin
     # Optional, because a refresh token in the body is enough, or in a cookie.
     assert asked.pop("logout") == [*needed, {"refresh_cookie": []}, {}]
-    for name in ("refresh", "reauthenticate"):
-        assert asked.pop(name) == [{"refresh_cookie": []}, {}]
-    # Some say explicitly that they need no token. Without that, a reader takes a missing field for a mistake or for the
-    # document's default.
-    without = {name for name, security in asked.items() if security == []}
-    assert without == {"register", "login", "jwks", "healthz", "readyz"}
-    for name in asked.keys() - without:
-        assert asked[name] == needed, name
+    assert asked.pop("refresh") == asked.pop("reauthenticate") == [{"refresh_cookie": []}, {}]
+    # The others say explicitly that they need no token. Without that, a reader takes a missing field for a mistake or
+    # for the document's default.
+    assert {name for name, security in asked.items() if security == []} == asked.keys() - bearer
     scheme = document["components"]["securitySchemes"]["bearer"]
     assert (scheme["type"], scheme["scheme"], scheme["bearerFormat"]) == ("http", "bearer", "JWT")
 
@@ -338,7 +356,10 @@ def test_a_logout_that_says_something_else_is_refused_and_ends_nothing(
 
 POSITIVE, NEGATIVE = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
 # The other operations have no input that can be wrong.
-TAKING = {"register", "login", "refresh", "logout", "password", "verify"}
+TAKING = {
+    *("register", "login", "refresh", "logout", "password", "verify"),
+    *("list_sessions", "get_session", "rename_session", "end_session", "list_session_events"),
+}
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from uuid import UUID
 
+from ..policies import Policies, jittered
 from ..tokens.access_tokens import AccessTokens
 from ..tokens.cookies import Mode
 from ..tokens.refresh_tokens import RefreshToken
@@ -60,8 +61,10 @@ def whole_seconds(duration: timedelta) -> int:
 class Answers:
     """Makes the answers. The same row and refresh token always give the same answer (guarantee 1)."""
 
-    def __init__(self, access_tokens: AccessTokens) -> None:
+    def __init__(self, access_tokens: AccessTokens, policies: Policies) -> None:
+        """The policy in force has the jitter; the lifetimes come from the row, which it has cut."""
         self._access_tokens = access_tokens
+        self._policies = policies
 
     def tokens(
         self,
@@ -78,6 +81,7 @@ class Answers:
             now: a moment of the database's clock. Durations count from it.
             scopes: the scopes of the access token, all granted to the session. None: all that were granted.
         """
+        jitter = self._policies.in_force.access_jitter
         scope = row.scope if scopes is None else " ".join(sorted(scopes))
         access_token, access_expires_at = self._access_tokens.sign(
             subject=row.user_id,
@@ -90,7 +94,7 @@ class Answers:
             auth_time=row.auth_time,
             scope=scope,
             claims=row.claims,
-            lifetime=row.access_lifetime,
+            lifetime=jittered(row.access_lifetime, jitter, row.id, row.generation),
         )
         return Tokens(
             access_token,
