@@ -26,8 +26,11 @@ from .storage.schema import check_schema
 from .tokens.access_tokens import AccessTokens
 from .tokens.cookies import Cookies
 from .tokens.cursors import Cursors
+from .tokens.key_rotation import KeyRotation
+from .tokens.key_seal import KeySeal
+from .tokens.key_sharing import KeySharing
 from .tokens.keys import Keys
-from .tokens.master_secret import master_secret_of
+from .tokens.master_secret import master_secret_of, previous_secret_of
 from .tokens.sealed_cookies import SealedCookies
 from .users.container import container
 from .users.hashing_room import HashingRoom
@@ -56,6 +59,7 @@ class Keyturn:
     upkeep: Upkeep
     events: Events
     key_changes: KeyChanges
+    key_sharing: KeySharing
     cookies: Cookies
     policies: Policies
     cursors: Cursors
@@ -66,16 +70,17 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     """Makes the parts, without background tasks, and closes them at the end of the block.
 
     Raises:
-        ConfigurationError: the master secret is missing or weak, or cookies could become too large.
+        ConfigurationError: a master secret is missing or weak, or cookies could become too large.
     """
     db = Database(settings)
     master = master_secret_of(settings)
-    keys = Keys(db, master, settings.signing_algorithm)
+    seal = KeySeal(master, previous_secret_of(settings))
+    keys = Keys(db, seal, settings.signing_algorithm)
     revocations = Revocations(db, settings, lambda event, *, level, **more: getattr(_log, level)(event, **more))
     passwords = Passwords(settings, HashingRoom.of(settings, container()))
     sign_in = SignIn(db, passwords)
     policies, access_tokens = Policies(Policy.of(settings)), AccessTokens(keys, settings)
-    answers, lookup = Answers(access_tokens), Lookup(db, policies)
+    answers, lookup = Answers(access_tokens, keys), Lookup(db, policies)
     cookies = Cookies(settings, SealedCookies(keys))
     ending = Ending(db, keys, access_tokens, revocations.publishing, lookup, policies)
     try:
@@ -93,7 +98,8 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             reading=Reading(db, access_tokens, revocations, lookup, policies),
             upkeep=Upkeep(db),
             events=Events(db),
-            key_changes=KeyChanges(keys, ending, settings.signing_algorithm),
+            key_changes=KeyChanges(keys, KeyRotation(db, keys, seal, settings), ending, settings.signing_algorithm),
+            key_sharing=KeySharing(db, keys, seal),
             cookies=cookies,
             policies=policies,
             cursors=Cursors(master),

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from uuid import UUID
 
+from ..errors import InvalidGrant
 from ..tokens.access_tokens import AccessTokens
 from ..tokens.cookies import Mode
+from ..tokens.keys import Keys
 from ..tokens.refresh_tokens import RefreshToken
 from .rows import Granted, SessionRow
 
@@ -53,11 +55,22 @@ def whole_seconds(duration: timedelta) -> int:
 class Answers:
     """Makes the answers. The same row and refresh token always give the same answer (guarantee 1)."""
 
-    def __init__(self, access_tokens: AccessTokens) -> None:
+    def __init__(self, access_tokens: AccessTokens, keys: Keys) -> None:
         self._access_tokens = access_tokens
+        self._keys = keys
 
     def tokens(self, row: Granted | SessionRow, refresh_token: RefreshToken, now: datetime) -> Tokens:
-        """The tokens of a session's newest generation. Durations count from `now`, a moment of the database's clock."""
+        """The tokens of a session's newest generation. Durations count from `now`, a moment of the database's clock.
+
+        The refresh key may have been retired while the database worked. The access key that signs now may be a new one,
+        which vouches for no session that is over. So both are judged by one state of the key set.
+
+        Raises:
+            InvalidGrant: the key of the refresh token is retired.
+            TemporarilyUnavailable: this process has no key set in force.
+        """
+        if reason := self._keys.retired(refresh_token.key.number):
+            raise InvalidGrant("retired refresh key", reason=reason, session_id=row.id, user_id=row.user_id)
         access_token, access_expires_at = self._access_tokens.sign(
             subject=row.user_id,
             session_id=row.id,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 from collections.abc import Collection
 from dataclasses import replace
+from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, exists, select
@@ -16,17 +17,18 @@ from ..storage.database import Database
 from ..storage.tables import Key, Session
 from ..storage.tasks import own_task
 from ..tokens.access_tokens import AccessToken, AccessTokens
+from ..tokens.key_rows import in_force
 from .lookup import Lookup
 from .rows import SessionRow
 
-# The number alone is not enough. If an operator has deleted all keys, the numbers begin anew. Then a session under the
-# deleted key is older than the new key of the same number.
-_HAS_KEY = exists().where(
-    Key.use == "refresh",
-    Key.number == Session.key_number,
-    Key.retired_at.is_(None),
-    Key.created_at <= Session.rotated_at,
-)
+_ITS_KEY = (Key.use == "refresh") & (Key.number == Session.key_number)
+_KEY_RETIRED_FOR = select(Key.retired_for).where(_ITS_KEY).scalar_subquery()
+
+
+def _has_key(now: datetime) -> ColumnElement[bool]:
+    # The number alone is not enough. If an operator has deleted all keys, the numbers begin anew. Then a session under
+    # the deleted key is older than the new key of the same number.
+    return exists().where(_ITS_KEY, in_force(now), Key.created_at <= Session.rotated_at)
 
 
 class Reading:
@@ -126,7 +128,8 @@ class Reading:
         async with self._db.look(hot_path=False) as connection:
             now = await connection.scalar(select(self._db.now()))
             assert now is not None
-            query = select(Session.__table__, _HAS_KEY.label("has_key")).where(*which)
+            has_key, retired_for = _has_key(now), _KEY_RETIRED_FOR.label("key_retired_for")
+            query = select(Session.__table__, has_key.label("has_key"), retired_for).where(*which)
             if live:
                 # This condition is the rule of `SessionRow.over`, under the policy in force.
                 query = query.where(
@@ -134,8 +137,15 @@ class Reading:
                     Session.idle_expires_at > now,
                     Session.rotated_at > now - self._policies.in_force.idle_lifetime,
                     Session.created_at > now - self._policies.in_force.absolute_lifetime,
-                    _HAS_KEY,
+                    has_key,
                 )
             rows = (await connection.execute(query.order_by(Session.id.desc()).limit(limit))).mappings()
             policy = self._policies.in_force
-            return [replace(SessionRow.of(row, now, policy), has_key=bool(row["has_key"])) for row in rows]
+            return [
+                replace(
+                    SessionRow.of(row, now, policy),
+                    has_key=bool(row["has_key"]),
+                    key_retired_for=row["key_retired_for"],
+                )
+                for row in rows
+            ]

@@ -98,7 +98,11 @@ class Rotation:
         """Rotates each session whose newest token was presented, by one statement and one commit for the batch."""
         key, policy = self._keys.signing_refresh, self._policies.in_force
         presented = [token.digest for token in batch]
-        successors = {digest: token.successor(key) for digest, token in zip(presented, batch, strict=True)}
+        # The process may have read since the request came that a key is retired. A session under that key is over, and
+        # must not move to the key that signs now.
+        successors = {token.digest: token.successor(key) for token in batch if not self._keys.retired(token.key.number)}
+        if not successors:
+            return [None] * len(batch)
         derived = {digest: successor.digest for digest, successor in successors.items()}
         ids = [successor.session_id for successor in successors.values()]
         idle, absolute, access = policy.idle_lifetime, policy.absolute_lifetime, policy.access_lifetime
@@ -113,7 +117,7 @@ class Rotation:
             rows = [_of_sqlite(*row) for row in found]
         rotated = {row.token_digest: row for row in rows}
         return [
-            (rotated[derived[digest]], successors[digest]) if derived[digest] in rotated else None
+            (rotated[derived[digest]], successors[digest]) if derived.get(digest) in rotated else None
             for digest in presented
         ]
 

@@ -52,6 +52,7 @@ class Starting:
             InvalidGrant: the password was changed, or the user was disabled or deleted, since then.
             TemporarilyUnavailable: the database is away.
         """
+        await self._keys.catch_up()
         key, policy = self._keys.signing_refresh, self._policies.in_force
         first = issue(key, uuid7())
         async with self._db.begin() as tx:
@@ -100,4 +101,5 @@ class Starting:
             await tx.execute(insert(Session).values(session))
             started = Event("session_started", user.id, first.session_id, self._client_id)
             await record(tx, user.now, by, [started])
+        await self._keys.known_to_all(key)
         return self._answers.tokens(SessionRow.of(session, user.now, policy), first, user.now)
