@@ -142,6 +142,12 @@ class InvalidGrant(Refusal):
     challenge = "Bearer"
 
 
+class WrongPassword(InvalidGrant):
+    """A password is not the user's. This refusal says nothing about the session in which it was asked for."""
+
+    sentence = "The password is wrong."
+
+
 class InvalidScope(InvalidRequest):
     """A scope is malformed, unknown, or more than was granted (RFC 6749 section 5.2)."""
 

@@ -16,6 +16,7 @@ from .sessions.answers import Answers
 from .sessions.ending import Ending
 from .sessions.key_changes import KeyChanges
 from .sessions.lookup import Lookup
+from .sessions.moves import Moves
 from .sessions.reading import Reading
 from .sessions.rotation import Rotation
 from .sessions.start import Starting
@@ -35,6 +36,7 @@ from .tokens.sealed_cookies import SealedCookies
 from .users.container import container
 from .users.hashing_room import HashingRoom
 from .users.passwords import Passwords
+from .users.reauthentication import Reauthentication
 from .users.sign_in import SignIn
 from .users.users import Users
 
@@ -54,6 +56,8 @@ class Keyturn:
     users: Users
     starting: Starting
     rotation: Rotation
+    moves: Moves
+    reauthentication: Reauthentication
     ending: Ending
     reading: Reading
     upkeep: Upkeep
@@ -83,6 +87,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     answers, lookup = Answers(access_tokens, keys), Lookup(db, policies)
     cookies = Cookies(settings, SealedCookies(keys))
     ending = Ending(db, keys, access_tokens, revocations.publishing, lookup, policies)
+    rotation = Rotation(db, keys, answers, ending, lookup, policies)
     try:
         yield Keyturn(
             settings=settings,
@@ -93,7 +98,9 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             sign_in=sign_in,
             users=Users(db, passwords, sign_in, ending),
             starting=Starting(db, keys, answers, policies, settings.client_id),
-            rotation=Rotation(db, keys, answers, ending, lookup, policies),
+            rotation=rotation,
+            moves=Moves(db),
+            reauthentication=Reauthentication(db, sign_in, rotation),
             ending=ending,
             reading=Reading(db, access_tokens, revocations, lookup, policies),
             upkeep=Upkeep(db),

@@ -20,13 +20,14 @@ from .http.edge import Edge
 from .http.origins import Origins
 from .http.request import Request as OurRequest
 from .keyturn import Keyturn, opened, running
-from .routes import health, login, sessions, tokens, verification, well_known
+from .routes import health, login, reauthentication, sessions, tokens, verification, well_known
 from .settings import Settings, read
 from .settings_values import origins_in
 
 _ENDPOINTS = (
     *login.ENDPOINTS,
     *tokens.ENDPOINTS,
+    *reauthentication.ENDPOINTS,
     *verification.ENDPOINTS,
     *sessions.ENDPOINTS,
     *well_known.ENDPOINTS,

@@ -243,7 +243,15 @@ async def time_passes(keyturn: Keyturn, how_much: timedelta) -> None:
 
     `how_much` must be whole seconds. Then a value derived from the seconds of a moment shifts by the same amount.
     """
-    columns = ("created_at", "rotated_at", "idle_expires_at", "absolute_expires_at", "ended_at")
+    columns = [
+        "created_at",
+        "rotated_at",
+        "idle_expires_at",
+        "absolute_expires_at",
+        "ended_at",
+        "auth_time",
+        "moved_at",
+    ]
     shift: Any = how_much
     if not keyturn.db.is_postgres:
         shift = int(how_much.total_seconds()) * 1_000_000

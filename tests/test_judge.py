@@ -89,7 +89,7 @@ def test_a_deadline_is_over_at_its_moment_and_the_earlier_one_is_the_reason() ->
 
 
 def test_durations_on_the_wire_are_whole_seconds_and_never_negative() -> None:
-    later = [NOW + timedelta(seconds=900, microseconds=999_999), NOW, NOW - timedelta(seconds=5)]
+    later = NOW + timedelta(seconds=900, microseconds=999_999), NOW, NOW - timedelta(seconds=5)
     body = Tokens("a", "r", FIRST.session_id, NOW, *later).body()
     assert body == {
         "access_token": "a",

@@ -175,10 +175,11 @@ def _documented(endpoint: Endpoint[Any]) -> inspect.Signature:
     for scheme in schemes:
         annotations[f"_{scheme.scheme_name}"] = (Annotated[Any, Depends(scheme)], inspect.Parameter.empty)
     for name in _IDENTIFIER.findall(endpoint.path):
-        annotations[name] = (Annotated[UUID, Path()], inspect.Parameter.empty)
+        kind: Any = UUID if name.endswith("_id") else str
+        annotations[name] = (Annotated[kind, Path()], inspect.Parameter.empty)
     for each in endpoint.query:
         one, query = dict(each.schema), Query(description=each.description)
-        kind: Any = Annotated[str, WithJsonSchema(one)]
+        kind = Annotated[str, WithJsonSchema(one)]
         if each.several:
             kind = Annotated[list[str], WithJsonSchema({"type": "array", "items": one})]
         annotations[each.name] = (Annotated[kind | SkipJsonSchema[None], query], None)  # type: ignore[misc]  # made here

@@ -31,7 +31,7 @@ _IN_TARGETS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-.
 # mistyped demand must not let every client through.
 VERIFY = "/auth/verify"
 """The path of the endpoint for proxies. `asked_by_proxy` looks at each request to this path or to a path below."""
-_ASKED = re.compile(rb"(/auth/verify)((?:;(?:role|scope|refresh)=[^/;]*)*)(/.*)?", re.DOTALL)
+_ASKED = re.compile(rb"(/auth/verify)((?:;(?:role|scope|refresh|max_age|claim\.[^=/;]+)=[^/;]*)*)(/.*)?", re.DOTALL)
 
 
 class UriTooLong(InvalidRequest):

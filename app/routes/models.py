@@ -42,6 +42,11 @@ RefreshToken = Annotated[
 assert PATTERN.fullmatch("ktr_" + "x" * 84), "the documented example has the form of a token"
 
 
+COOKIE_MODE = Field(
+    description="Which cookies count, if the browser has those of both modes: `cookie` or `split`.",
+)
+
+
 class TokenAnswer(BaseModel):
     """RFC 6749 section 5.1, and the session's deadlines. All durations are whole seconds."""
 
@@ -58,6 +63,9 @@ class TokenAnswer(BaseModel):
     refresh_expires_in: Annotated[int, Field(description="Seconds until the session ends unless it is refreshed.")]
     session_id: UUID
     session_expires_in: Annotated[int, Field(description="Seconds until the session ends in any case.")]
+    scope: Annotated[
+        str | SkipJsonSchema[None], Field(description="Scopes of the access token, separated by blanks.")
+    ] = None
 
 
 SET_COOKIES = {

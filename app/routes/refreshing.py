@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from datetime import timedelta
 
-from ..errors import TemporarilyUnavailable
+from ..errors import InvalidRequest, TemporarilyUnavailable
 from ..http.answers import Fields
 from ..http.request import Request
 from ..keyturn import Keyturn
@@ -24,8 +24,9 @@ async def refresh_by_token(keyturn: Keyturn, request: Request, refresh_token: st
     """
     if keyturn.revocations.stood_still() and await request.has_gone():
         raise TemporarilyUnavailable("the client has gone")
+    by = request.by()
     try:
-        tokens = await keyturn.rotation.refresh(refresh_token, by=request.by())
+        tokens = await keyturn.rotation.refresh(refresh_token, by=by)
     except TemporarilyUnavailable as e:
         # At most a sixth of the retry window, so that a client that obeys retries before its token counts as reused.
         # At random, so that clients that were refused at the same time do not retry at the same time.
@@ -33,7 +34,31 @@ async def refresh_by_token(keyturn: Keyturn, request: Request, refresh_token: st
         after = timedelta(seconds=int(random.uniform(1, most)))  # noqa: S311  # jitter
         raise TemporarilyUnavailable(e.cause, retry_after=after).about(e.session_id, e.user_id) from None
     request.session_id = tokens.session_id
+    keyturn.moves.seen(tokens, by=by, user_agent=request.user_agent())
     return tokens
+
+
+def presented_refresh(
+    keyturn: Keyturn, request: Request, mode: CookieMode | None
+) -> tuple[PresentedCookies, CookieMode]:
+    """The cookies of a request that has no refresh token in its body, and the mode whose refresh cookie counts.
+
+    Raises:
+        InvalidRequest: there is no refresh cookie, or there are those of both modes and the body names none.
+        CrossSite: a page of another site may have sent the cookies.
+        TemporarilyUnavailable: a cookie's key is unknown, and may be new.
+    """
+    presented = PresentedCookies.of(keyturn, request, mode)
+    modes = presented.modes()
+    if not modes:
+        raise InvalidRequest("no refresh token", description="refresh_token: is missing, and no cookie has one.")
+    request.require_own_site()
+    if len(modes) > 1:
+        # Junk counts for no mode, because any host of the domain can plant a cookie whose name has no `__Host-`.
+        modes = [one for one in modes if presented.opened(presented.cookies.refresh_name(one))] or modes[:1]
+    if len(modes) > 1:
+        raise InvalidRequest("cookies of two modes", description="mode: is missing, with cookies of two modes.")
+    return presented, modes[0]
 
 
 async def refresh_by_cookie(

@@ -14,20 +14,16 @@ from ..http.request import Request
 from ..keyturn import Keyturn
 from ..sessions.ending import Reach
 from ..tokens.cookies import CookieMode
-from .models import SET_COOKIES, RefreshToken, RequestBody, TokenAnswer
+from .models import COOKIE_MODE, SET_COOKIES, RefreshToken, RequestBody, TokenAnswer
 from .presented_cookies import PresentedCookies
-from .refreshing import refresh_by_cookie, refresh_by_token
-
-_COOKIE_MODE = Field(
-    description="Which cookies count, if the browser has those of both modes: `cookie` or `split`.",
-)
+from .refreshing import presented_refresh, refresh_by_cookie, refresh_by_token
 
 
 class Refresh(RequestBody):
     """The refresh token (RFC 6749 section 6). Browsers send it in a cookie, and no body."""
 
     refresh_token: Annotated[RefreshToken | None, Field(repr=False)] = None
-    mode: Annotated[CookieMode | None, _COOKIE_MODE] = None
+    mode: Annotated[CookieMode | None, COOKIE_MODE] = None
 
 
 class Logout(RequestBody):
@@ -42,7 +38,7 @@ class Logout(RequestBody):
             "need a token that still works."
         ),
     ] = None
-    mode: Annotated[CookieMode | None, _COOKIE_MODE] = None
+    mode: Annotated[CookieMode | None, COOKIE_MODE] = None
 
 
 async def refresh(keyturn: Keyturn, request: Request) -> Answer:
@@ -57,17 +53,7 @@ async def refresh(keyturn: Keyturn, request: Request) -> Answer:
     body = request.content_or_default(Refresh)
     if body.refresh_token is not None:
         return of_json(to_json((await refresh_by_token(keyturn, request, body.refresh_token)).body()))
-    presented = PresentedCookies.of(keyturn, request, body.mode)
-    modes = presented.modes()
-    if not modes:
-        raise InvalidRequest("no refresh token", description="refresh_token: is missing, and no cookie has one.")
-    request.require_own_site()
-    if len(modes) > 1:
-        # Junk counts for no mode, because any host of the domain can plant a cookie whose name has no `__Host-`.
-        modes = [mode for mode in modes if presented.opened(presented.cookies.refresh_name(mode))] or modes[:1]
-    if len(modes) > 1:
-        raise InvalidRequest("cookies of two modes", description="mode: is missing, with cookies of two modes.")
-    (mode,) = modes
+    presented, mode = presented_refresh(keyturn, request, body.mode)
     try:
         tokens, fields = await refresh_by_cookie(keyturn, request, presented, mode)
     except InvalidGrant as refusal:

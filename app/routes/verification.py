@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from functools import partial
 from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import to_json
 
 from ..errors import (
@@ -22,6 +25,7 @@ from ..http.request import Request
 from ..keyturn import Keyturn
 from ..tokens.access_tokens import AccessToken
 from ..tokens.cookies import margin
+from .demands import Demands
 from .models import SET_COOKIES
 from .presented_cookies import PresentedCookies
 from .refreshing import refresh_by_cookie
@@ -34,7 +38,12 @@ _EPOCH_SECONDS = Field(description="Seconds since 1970.", examples=[1795000000],
 
 
 class Claims(BaseModel):
-    """The claims of a verified access token. Later releases may add others."""
+    """The claims of a verified access token, among them those that an administrator gave the user.
+
+    Later releases may add others.
+    """
+
+    model_config = ConfigDict(extra="allow")
 
     iss: str
     sub: str
@@ -45,14 +54,19 @@ class Claims(BaseModel):
     sid: str
     client_id: str
     role: str
+    auth_time: Annotated[int | SkipJsonSchema[None], _EPOCH_SECONDS] = None
+    scope: Annotated[str | SkipJsonSchema[None], Field(description="Scopes, separated by blanks.")] = None
 
 
 async def verify(keyturn: Keyturn, request: Request) -> Answer:
     """Verify an access token: for resource servers, and for proxies that ask before they pass a request on.
 
     The answer has the claims, and four header fields that the proxy may pass on: `X-Auth-Subject`, `X-Auth-Role`,
-    `X-Auth-Scope` and `X-Auth-Session`. Each field is always present, and is empty if the token has no such claim. With
-    `role` and `scope`, a token that does not have them is answered 403.
+    `X-Auth-Scope` and `X-Auth-Session`. Each field is always present, and is empty if the token has no such claim.
+
+    With `role`, `scope` and `claim.NAME=VALUE` (as `claim.org=acme`), a token that does not have them is answered 403.
+    With `max_age`, a token whose user signed in longer ago is answered 401, with the error
+    `insufficient_user_authentication` (RFC 9470).
 
     The token is a bearer token or the access cookie. With `refresh=true`, a missing, expired or soon-ending access
     cookie beside a live refresh cookie is refreshed. Pass every `Set-Cookie` of the answer on to the browser, also that
@@ -63,33 +77,24 @@ async def verify(keyturn: Keyturn, request: Request) -> Answer:
     body, are ignored. A proxy that appends a path makes its demands so: `/auth/verify;role=admin;scope=read`.
     """
     # Before the credentials, so that an operator who mistypes the demand learns it from the first request.
-    refreshes = bool(request.query) and _refreshes(request)
+    demands = Demands.of(request.parameters())
+    answered = partial(_answer, request, demands, keyturn.db.clock)
     token = request.bearer()
     if token is not None:
-        return _answer(request, await keyturn.reading.verify(token), ())
+        return answered(await keyturn.reading.verify(token), ())
     presented = PresentedCookies.of(keyturn, request, "cookie")
-    if presented and refreshes:
-        return await _refreshed_on_the_way(keyturn, request, presented)
-    return _answer(request, await keyturn.reading.verify(await presented.access_token()), ())
+    if presented and demands.refresh:
+        return await _refreshed_on_the_way(keyturn, request, presented, answered)
+    return answered(await keyturn.reading.verify(await presented.access_token()), ())
 
 
-def _refreshes(request: Request) -> bool:
-    """Whether the proxy asks for a refresh.
-
-    Raises:
-        InvalidRequest: it asks for something else.
-    """
-    values = set(request.parameters().get("refresh", ()))
-    if not values <= {"true", "false"}:
-        raise InvalidRequest("refresh is neither true nor false", description="refresh: must be true or false.")
-    return values == {"true"}
-
-
-async def _refreshed_on_the_way(keyturn: Keyturn, request: Request, presented: PresentedCookies) -> Answer:
+async def _refreshed_on_the_way(
+    keyturn: Keyturn, request: Request, presented: PresentedCookies, answered: Callable[[AccessToken, Fields], Answer]
+) -> Answer:
     """The answer to a browser's cookies. A refresh that can't be made now takes nothing from a valid access cookie."""
     found = await _verified(keyturn, presented)
     if isinstance(found, AccessToken) and not _wants_refresh(found, keyturn):
-        return _answer(request, found, ())
+        return answered(found, ())
     if presented.cookies.refresh in presented:
         try:
             tokens, fields = await refresh_by_cookie(keyturn, request, presented, "cookie")
@@ -100,9 +105,9 @@ async def _refreshed_on_the_way(keyturn: Keyturn, request: Request, presented: P
             if isinstance(found, Refusal) or e.reason is not None:  # the session of both tokens is over
                 found = InvalidToken(e.cause, reason=e.reason).about(e.session_id, e.user_id)
         else:
-            return _answer(request, keyturn.reading.verify_new(tokens.access_token), _repeated(request, fields))
+            return answered(keyturn.reading.verify_new(tokens.access_token), _repeated(request, fields))
     if isinstance(found, AccessToken):
-        return _answer(request, found, ())
+        return answered(found, ())
     return request.refused(found, _repeated(request, presented.fields_to_clear()))
 
 
@@ -132,8 +137,10 @@ def _repeated(request: Request, fields: Fields) -> Fields:
     return [*fields, *((name, value) for name, (_, value) in zip(_REPEATED, fields, strict=False))]
 
 
-def _answer(request: Request, verified: AccessToken, fields: Fields) -> Answer:
-    """The answer about a verified token. Further fields go out with a 403 too: it must not lose rotated tokens."""
+def _answer(
+    request: Request, demands: Demands, clock: Callable[[], datetime], verified: AccessToken, fields: Fields
+) -> Answer:
+    """The answer about a verified token. Further fields go out with a refusal too: it must not lose rotated tokens."""
     request.session_id = verified.claims["sid"]
     try:
         claims = to_json(verified.claims, inf_nan_mode="null")
@@ -142,12 +149,8 @@ def _answer(request: Request, verified: AccessToken, fields: Fields) -> Answer:
         raise InvalidToken("claims that can't be written as JSON") from None
     scope = verified.claims.get("scope")
     granted = scope.split() if isinstance(scope, str) else []
-    parameters = request.parameters()
-    # Each `role` and each `scope` must hold, so that a second value never allows more than the first.
-    if any(wanted != verified.role for wanted in parameters.get("role", ())):
-        return request.refused(InsufficientScope("another role", user_id=verified.user_id), fields)
-    if not set(" ".join(parameters.get("scope", ())).split()) <= set(granted):
-        return request.refused(InsufficientScope("scope not granted", user_id=verified.user_id), fields)
+    if refusal := demands.unmet(verified, granted, clock):
+        return request.refused(refusal, fields)
     return of_json(claims, [*_identity(verified, granted), *fields])
 
 
@@ -186,6 +189,7 @@ ENDPOINTS = (
         query=(
             QueryParameter("role", "The role that is needed.", several=True),
             QueryParameter("scope", "Scopes, separated by spaces.", several=True),
+            QueryParameter("max_age", "Seconds ago at most that the user signed in (RFC 9470).", several=True),
             QueryParameter(
                 "refresh", "`true`, for proxies and middleware: refresh the browser's cookies on the way.", several=True
             ),

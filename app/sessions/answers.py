@@ -14,7 +14,7 @@ from ..tokens.refresh_tokens import RefreshToken
 from .rows import Granted, SessionRow
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: to make one takes a tenth of the time, and each request makes some
 class Tokens:
     """The answer to a sign-in or refresh, with moments. `body` makes durations of them."""
 
@@ -25,6 +25,11 @@ class Tokens:
     access_expires_at: datetime
     refresh_expires_at: datetime
     session_expires_at: datetime
+    scope: str | None = None
+    """The scopes of the access token (RFC 6749 section 5.1)."""
+    address: str | None = None
+    """The address and the user agent that the session's row has, for `Moves`."""
+    user_agent: str | None = None
 
     def body(self, mode: Mode = "bearer") -> dict[str, str | int]:
         """The members of the answer (RFC 6749 section 5.1), and its deadlines. Durations are whole seconds.
@@ -40,6 +45,8 @@ class Tokens:
             "session_id": str(self.session_id),
             "session_expires_in": whole_seconds(self.session_expires_at - self.now),
         }
+        if self.scope:
+            body["scope"] = self.scope
         if mode != "bearer":
             del body["refresh_token"]
         if mode == "cookie":
@@ -59,11 +66,23 @@ class Answers:
         self._access_tokens = access_tokens
         self._keys = keys
 
-    def tokens(self, row: Granted | SessionRow, refresh_token: RefreshToken, now: datetime) -> Tokens:
-        """The tokens of a session's newest generation. Durations count from `now`, a moment of the database's clock.
+    def tokens(
+        self,
+        row: Granted | SessionRow,
+        refresh_token: RefreshToken,
+        now: datetime,
+        scopes: frozenset[str] | None = None,
+    ) -> Tokens:
+        """The tokens of a session's newest generation.
 
         The refresh key may have been retired while the database worked. The access key that signs now may be a new one,
         which vouches for no session that is over. So both are judged by one state of the key set.
+
+        Args:
+            row: the session.
+            refresh_token: its newest one.
+            now: a moment of the database's clock. Durations count from it.
+            scopes: the scopes of the access token, all granted to the session. None: all that were granted.
 
         Raises:
             InvalidGrant: the key of the refresh token is retired.
@@ -71,6 +90,7 @@ class Answers:
         """
         if reason := self._keys.retired(refresh_token.key.number):
             raise InvalidGrant("retired refresh key", reason=reason, session_id=row.id, user_id=row.user_id)
+        scope = row.scope if scopes is None else " ".join(sorted(scopes))
         access_token, access_expires_at = self._access_tokens.sign(
             subject=row.user_id,
             session_id=row.id,
@@ -79,6 +99,9 @@ class Answers:
             client_id=row.client_id,
             issued_at=row.rotated_at,
             session_expires_at=row.absolute_expires_at,
+            auth_time=row.auth_time,
+            scope=scope,
+            claims=row.claims,
             lifetime=row.access_lifetime,
         )
         return Tokens(
@@ -89,4 +112,7 @@ class Answers:
             access_expires_at,
             row.idle_expires_at,
             row.absolute_expires_at,
+            scope,
+            row.address,
+            row.user_agent,
         )

@@ -64,6 +64,21 @@ class Rotation:
         except Refusal as refusal:
             raise refusal.about(presented.session_id) from None
 
+    async def holder(self, text: str, *, by: Actor) -> tuple[RefreshToken, UUID]:
+        """The token, and the user of its session, if a refresh with it would be answered now. Rotates nothing.
+
+        Raises:
+            InvalidGrant, TemporarilyUnavailable: as `refresh`, which also ends the session of a reused token.
+        """
+        presented = self._keys.verify_refresh_token(text)
+        row = None if presented.key.retired else await self._lookup.row(presented.session_id)
+        if row is not None:
+            verdict = judge(row, presented, self._keys.refresh(row.key_number))
+            if verdict in {Verdict.AGAIN, Verdict.RETRY}:
+                return presented, row.user_id
+        await self.refresh(text, by=by)
+        raise TemporarilyUnavailable("the session changed meanwhile")
+
     async def _not_rotated(self, presented: RefreshToken, by: Actor) -> Tokens:
         """The answer to a token that was not the newest of a live session, or whose session was locked."""
         if self._keys.retired(presented.key.number):

@@ -25,6 +25,7 @@ from uuid import UUID
 from ..errors import InvalidToken
 from ..settings import LEEWAY, Algorithm, Settings
 from ..settings_sessions import LONGEST_ACCESS_TOKEN
+from ..settings_values import MOST_SCOPES
 from .keys import Keys
 from .primitives import from_base64url, to_base64url
 
@@ -44,7 +45,7 @@ _CLOCK_STEP = timedelta(
 ).total_seconds()  # seconds; after a step back of its clock, a process must accept what it signed before
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: to make one takes a tenth of the time, and each request makes some
 class AccessToken:
     """A verified token and its claims."""
 
@@ -81,6 +82,9 @@ class AccessTokens:
         client_id: str,
         issued_at: datetime,
         session_expires_at: datetime,
+        auth_time: datetime | None = None,
+        scope: str | None = None,
+        claims: str | None = None,
         lifetime: timedelta | None = None,
     ) -> tuple[str, datetime]:
         """The token of one generation of a session, and the moment when the token expires.
@@ -97,6 +101,9 @@ class AccessTokens:
             client_id: the client of the session.
             issued_at: the moment of the rotation.
             session_expires_at: the session's absolute deadline.
+            auth_time: when the user last proved to be the user (RFC 9068 section 2.2.1).
+            scope: the scopes of this token, separated by blanks (RFC 9068 section 2.2.3).
+            claims: a JSON object whose members become claims. None has a registered name (app/users/claims.py).
             lifetime: the session's own lifetime of access tokens. None: the one of the settings.
 
         Raises:
@@ -109,13 +116,18 @@ class AccessTokens:
         exp = int(expires_at.timestamp())
         iat = min(int(issued_at.timestamp()), exp - 1)
         sid = str(session_id)
+        more = f',"auth_time":{int(auth_time.timestamp())}' if auth_time is not None else ""
+        if scope:
+            more += f',"scope":{_quote(scope)}'
+        if claims and claims != "{}":
+            more += "," + claims[1:-1]
         # Written out by hand, because each refresh waits for it. A test compares it with the JSON that PyJWT writes.
-        claims = (
+        members = (
             f'{{"iss":{self._iss_json},"sub":"{subject}","aud":{self._aud_json},"exp":{exp},'
             f'"iat":{iat},"jti":"{sid}.{generation}","sid":"{sid}",'
-            f'"client_id":{_quote(client_id)},"role":{_quote(role)}}}'
+            f'"client_id":{_quote(client_id)},"role":{_quote(role)}{more}}}'
         )
-        signed = _header(key.kid, key.algorithm) + urlsafe_b64encode(claims.encode()).rstrip(b"=")
+        signed = _header(key.kid, key.algorithm) + urlsafe_b64encode(members.encode()).rstrip(b"=")
         return (signed + b"." + urlsafe_b64encode(key.sign(signed)).rstrip(b"=")).decode(), expires_at
 
     def verify(self, text: str, now: datetime, *, expired_too: bool = False) -> AccessToken:
@@ -192,13 +204,15 @@ class AccessTokens:
 _LONGEST_ROLE = 32  # bytes: as many characters of ASCII (app/users/users.py)
 _LONGEST_CLIENT_ID = 2 * 64  # bytes: 64 characters of ASCII (the setting), each with a backslash at most
 _LONGEST_SIGNATURE = 384  # bytes: RS256 with 3072 bits
-_LONGEST_REST = 512  # bytes: the names of all members, three UUIDs, the generation, two moments
+_LONGEST_REST = 512  # bytes: the names of all members, three UUIDs, the generation, three moments
+MOST_CLAIMS = 512
+"""Bytes of the claims of an administrator's in one token, as compact JSON of ASCII."""
 
 
 def longest_token(settings: Settings) -> int:
     """An upper bound for the length of an access token under these settings, in bytes."""
     named = sum(len(_quote(text)) for text in (settings.iss, settings.aud))
-    claims = named + _LONGEST_ROLE + _LONGEST_CLIENT_ID + _LONGEST_REST
+    claims = named + _LONGEST_ROLE + _LONGEST_CLIENT_ID + MOST_SCOPES + MOST_CLAIMS + _LONGEST_REST
     header = len(_header("k" * 64, "HS256"))
     return header + -(-(claims + _LONGEST_SIGNATURE) * 4 // 3) + len("..")
 

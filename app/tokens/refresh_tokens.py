@@ -68,7 +68,7 @@ class RefreshKey:
         return self.derive_tag(body)[:_TAG]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: to make one takes a tenth of the time, and each request makes some
 class RefreshToken:
     """A token that Keyturn issued. Only `issue`, `successor` and `verify` make one."""
 
@@ -82,7 +82,7 @@ class RefreshToken:
     def __post_init__(self) -> None:
         if not self.raw:
             body = bytes([self.key.number]) + self.session_id.bytes + self.generation.to_bytes(4) + self.secret
-            object.__setattr__(self, "raw", body + self.key.tag(body))
+            self.raw = body + self.key.tag(body)
 
     def __bytes__(self) -> bytes:
         return self.raw

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from sqlalchemy import select, update
 
-from ..errors import InvalidGrant, InvalidRequest, TemporarilyUnavailable
+from ..errors import InvalidGrant, InvalidRequest, TemporarilyUnavailable, WrongPassword
 from ..log import get_logger
 from ..sessions.start import Authenticated
 from ..storage.database import Database
@@ -67,6 +67,21 @@ class SignIn:
             hashed = fresh
         return Authenticated(row.id, hashed)
 
+    async def prove(self, user_id: UUID, password: str) -> Authenticated:
+        """Proof that the password is this user's.
+
+        Raises:
+            WrongPassword: it is not, or the user was disabled or deleted.
+            TemporarilyUnavailable: the database is away, or the hash can't be computed now.
+        """
+        self._passwords.admit()
+        found = await self._of(user_id)
+        row = None if found is None or found.disabled_at is not None else found
+        raw = password.encode()
+        if len(raw) > LONGEST or 0 in raw or not await self.is_right(row, raw) or row is None:
+            raise WrongPassword("wrong password" if row else "user is disabled or gone")
+        return Authenticated(row.id, row.password_hash)
+
     async def is_right(self, user: Any, password: bytes) -> bool:
         """Whether it is the user's password: for None, False after the same work. Logs a hash that is not computed."""
         hashed = user.password_hash if user is not None else None
@@ -106,6 +121,12 @@ class SignIn:
                 select(User.id, User.password_hash, User.disabled_at).where(User.email == email)
             )
             return found.one_or_none()
+
+    @own_task
+    async def _of(self, user_id: UUID) -> Any:
+        async with self._db.look(hot_path=False) as connection:
+            columns = select(User.id, User.password_hash, User.disabled_at)
+            return (await connection.execute(columns.where(User.id == user_id))).one_or_none()
 
     @own_task
     async def _replace(self, user_id: UUID, old: str, new: str) -> bool:
