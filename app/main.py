@@ -20,7 +20,7 @@ from .http.edge import Edge
 from .http.origins import Origins
 from .http.request import Request as OurRequest
 from .keyturn import Keyturn, opened, running
-from .routes import health, login, reauthentication, sessions, tokens, verification, well_known
+from .routes import admin_keys, health, login, reauthentication, sessions, tokens, verification, well_known
 from .settings import Settings, read
 from .settings_values import origins_in
 
@@ -30,6 +30,7 @@ _ENDPOINTS = (
     *reauthentication.ENDPOINTS,
     *verification.ENDPOINTS,
     *sessions.ENDPOINTS,
+    *admin_keys.ENDPOINTS,
     *well_known.ENDPOINTS,
     *health.ENDPOINTS,
 )
@@ -47,6 +48,7 @@ not know.
 """
 _TAGS = [
     {"name": "auth", "description": "Sign in, refresh, log out, verify."},
+    {"name": "admin", "description": "For administrators: each act is the twin of a command."},
     {"name": "well-known", "description": "For services that verify access tokens by themselves."},
     {"name": "health", "description": "For those who watch the process."},
 ]

@@ -91,7 +91,7 @@ async def _rotate(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
 
 async def _rewrap(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     if arguments.algorithm or arguments.bits:
-        raise InvalidRequest("algorithm", description="--algorithm and --bits are for access keys.")
+        raise InvalidRequest("algorithm", description="algorithm and bits are for access keys.")
     moved = await keyturn.key_changes.rewrap(by=by())
     print(f"{moved} key{'s' * (moved != 1)} moved; all that are in force are sealed under KEYTURN_SECRET")
     if keyturn.settings.secret_previous:

@@ -14,7 +14,7 @@ from typing import Any
 from ..actors import Actor
 from ..errors import Conflict, InvalidRequest, NotFound
 from ..settings import Algorithm
-from ..storage.tasks import TIME_LIMIT
+from ..storage.tasks import TIME_LIMIT, keep
 from ..tokens.key_rotation import KeyRotation
 from ..tokens.key_set import Use
 from ..tokens.keys import READ_BY_ALL, Keys
@@ -160,9 +160,9 @@ class KeyChanges:
 
     def _check(self, use: Use, algorithm: Algorithm | None, bits: RsaBits | None) -> None:
         if use != "access" and (algorithm or bits):
-            raise InvalidRequest("algorithm", description="--algorithm and --bits are for access keys.")
+            raise InvalidRequest("algorithm", description="algorithm and bits are for access keys.")
         if bits and (algorithm or self._algorithm) != "RS256":
-            raise InvalidRequest("bits", description="--bits is for RS256 keys.")
+            raise InvalidRequest("bits", description="bits is for RS256 keys.")
 
     async def _of_use(self, use: Use) -> Sequence[Mapping[str, Any]]:
         return [key for key in await self._keys.list() if key["use"] == use]
@@ -194,6 +194,17 @@ class KeyChanges:
             return done
         ended, ended_later = await _twice(lambda: self._ending.end_under(number, by=by))
         return replace(done, ended=ended, ended_later=ended_later)
+
+    async def begin_retirement(self, kid: str, *, by: Actor) -> Retired:
+        """Retires a key as `retire` does, and returns when that is done. The sessions end in a task of its own.
+
+        The raised errors are those of `retire`. If the process stops, a further call ends the rest.
+        """
+        begun: asyncio.Future[Retired] = asyncio.get_running_loop().create_future()
+        ending = asyncio.create_task(self.retire(kid, by=by, begun=begun.set_result))
+        keep(ending)
+        await asyncio.wait({begun, ending}, return_when=asyncio.FIRST_COMPLETED)
+        return begun.result() if begun.done() else await ending
 
     async def replace(self, *, by: Actor, begun: Callable[[Replaced], object] | None = None) -> Replaced:
         """Retires all keys, makes new ones in use at once, and ends all sessions, after a leak of the master secret.
