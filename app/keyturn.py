@@ -78,7 +78,8 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     """
     db = Database(settings)
     master = master_secret_of(settings)
-    seal = KeySeal(master, previous_secret_of(settings))
+    previous = previous_secret_of(settings)
+    seal = KeySeal(master, previous)
     keys = Keys(db, seal, settings.signing_algorithm)
     revocations = Revocations(db, settings, lambda event, *, level, **more: getattr(_log, level)(event, **more))
     passwords = Passwords(settings, HashingRoom.of(settings, container()))
@@ -106,7 +107,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             upkeep=Upkeep(db),
             events=Events(db),
             key_changes=KeyChanges(keys, KeyRotation(db, keys, seal, settings), ending, settings.signing_algorithm),
-            key_sharing=KeySharing(db, keys, seal),
+            key_sharing=KeySharing(db, keys, seal, (master, previous)),
             cookies=cookies,
             policies=policies,
             cursors=Cursors(master),

@@ -45,6 +45,11 @@ REFUSALS = {
     "me": {"401", "503"},
     "password": {"401", "403", "503"},
     "verify": {"401", "403", "503"},
+    "list_keys": {"401", "403", "503"},
+    "generate_key": {"401", "403", "409", "503"},
+    "rotate_keys": {"401", "403", "409", "503"},
+    "retire_key": {"401", "403", "404", "409", "503"},
+    "sign_everyone_out": {"401", "403", "409", "503"},
     "jwks": set[str](),
     "healthz": set[str](),
     "readyz": {"503"},
@@ -180,6 +185,7 @@ def test_no_format_makes_a_client_hide_or_refuse_what_it_has_to_send(document: J
 OPTIONAL = {
     "Claims": {"auth_time", "scope"},
     "ErrorAnswer": {"reason"},
+    "KeyAnswer": {"retired_at", "retires_at", "sealed_under"},
     "PublicKey": {"crv", "x", "y", "n", "e"},
     "TokenAnswer": {"access_token", "refresh_token", "scope"},  # the tokens may be in cookies
 }
@@ -206,7 +212,14 @@ def test_a_token_names_one_audience_and_moments_that_32_bits_do_not_hold(documen
 
 def test_no_answer_holds_an_enum_that_a_later_word_would_break(document: Json) -> None:
     for name, schema in document["components"]["schemas"].items():
-        if name not in {"Login", "Logout", "PasswordAgain", "Refresh"}:  # the bodies of requests
+        if name not in {
+            "KeyRotation",
+            "Login",
+            "Logout",
+            "NewKey",
+            "PasswordAgain",
+            "Refresh",
+        }:  # the bodies of requests
             assert not re.search(r'"(enum|const)"', json.dumps(schema)), name
             assert "additionalProperties" not in schema or not name.endswith("Answer"), name
     answer = document["components"]["schemas"]["ErrorAnswer"]["properties"]
@@ -260,15 +273,20 @@ def test_the_public_url_is_the_server_where_one_is_set() -> None:
 def test_the_bearer_token_is_asked_for_where_one_is_needed(document: Json) -> None:
     asked = {name: operation.get("security") for name, operation in operations(document)}
     needed: list[Json] = [{"bearer": []}, {"cookie": []}]
-    assert {name for name, security in asked.items() if security == needed} == {"me", "password", "verify"}
+    bearer = {name for name, security in asked.items() if security == needed}
+    admin = {
+        o["operationId"]
+        for path, each in document["paths"].items()
+        if path.startswith("/admin/")
+        for o in each.values()
+    }
+    assert bearer >= {"me", "password", "verify"} | admin
     # Optional, because a refresh token in the body is enough, or in a cookie.
     assert asked.pop("logout") == [*needed, {"refresh_cookie": []}, {}]
-    assert asked.pop("refresh") == [{"refresh_cookie": []}, {}]
+    assert asked.pop("refresh") == asked.pop("reauthenticate") == [{"refresh_cookie": []}, {}]
     # The others say explicitly that they need no token. Without that, a reader takes a missing field for a mistake or
     # for the document's default.
-    assert {name for name, security in asked.items() if security == []} == REFUSALS.keys() - {
-        "me", "password", "verify", "logout", "refresh"
-    }  # fmt: skip
+    assert {name for name, security in asked.items() if security == []} == asked.keys() - bearer
     scheme = document["components"]["securitySchemes"]["bearer"]
     assert (scheme["type"], scheme["scheme"], scheme["bearerFormat"]) == ("http", "bearer", "JWT")
 

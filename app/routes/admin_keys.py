@@ -49,7 +49,7 @@ class NewKey(RequestBody):
     bits: Annotated[RsaBits | None, _BITS] = None
 
 
-class KeyRotationBody(RequestBody):
+class KeyRotation(RequestBody):
     """The keys to rotate. `master` moves all keys to the present master secret."""
 
     use: Annotated[Use | Literal["master"], Field(description="The use of the keys, or `master`.")]
@@ -108,7 +108,7 @@ async def rotate_keys(keyturn: Keyturn, request: Request) -> Answer:
     new key is only published, makes no other. With `master`, all keys are sealed under the present master secret.
     """
     session = await administrator(keyturn, request, changes=True)
-    body = request.content(KeyRotationBody)
+    body = request.content(KeyRotation)
     by = request.by("administrator", session.user_id)
     if body.use != "master":
         return _listed((await keyturn.key_changes.rotate(body.use, body.algorithm, body.bits, by=by)).keys)
@@ -173,7 +173,7 @@ ENDPOINTS = (
         rotate_keys,
         tag="admin",
         credentials="bearer",
-        body=KeyRotationBody,
+        body=KeyRotation,
         model=KeysAnswer,
         refusals=_CHANGING,
     ),

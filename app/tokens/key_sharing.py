@@ -6,10 +6,12 @@ and its own endpoints go by the database and never by a claim.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from sqlalchemy import select
 
 from ..actors import Actor
-from ..errors import Conflict, NotFound
+from ..errors import Conflict, NotFound, WrongSettings
 from ..events.audit import Event, record
 from ..storage.database import Database
 from ..storage.tables import Key
@@ -17,28 +19,32 @@ from ..storage.tasks import own_task
 from .key_rows import in_force
 from .key_seal import KeySeal
 from .key_table import PUBLISHED_FOR, KeyTable
-from .master_secret import random_secret
+from .master_secret import master_secret, random_secret
 from .primitives import to_base64url
 
 
 class KeySharing:
     """Imports and exports HS256 keys."""
 
-    def __init__(self, db: Database, table: KeyTable, seal: KeySeal) -> None:
+    def __init__(self, db: Database, table: KeyTable, seal: KeySeal, masters: Collection[bytes | None]) -> None:
+        """`masters` are the master secrets, which are taken for no key."""
         self._db = db
         self._table = table
         self._seal = seal
+        self._masters = masters
 
     @own_task
     async def take(self, text: str, *, by: Actor) -> str:
         """Imports an access key from its base64, base64url or hex text. It signs after `PUBLISHED_FOR`. Returns its id.
 
         Raises:
-            WrongSettings: the key is shorter than 256 bits, is not random, or is a sample.
+            WrongSettings: the key is shorter than 256 bits, is not random, or is a master secret.
             Conflict: the table has the key already, in force or retired.
             TemporarilyUnavailable: the database is away.
         """
         secret = random_secret(text, "the key")
+        if master_secret(text) in self._masters:
+            raise WrongSettings("the key: is the master secret, which nobody else may have")
         async with self._db.begin() as tx:
             now = await self._table.changing(tx)
             there = select(Key.__table__).where(Key.use == "access", Key.algorithm == "HS256")
