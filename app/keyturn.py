@@ -8,18 +8,21 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from .actors import SERVICE
-from .events.audit import Events
+from .events.reading import Events
 from .log import get_logger
 from .policies import Policies, Policy
+from .revocation.fence import Reading as PulseReading
 from .revocation.revocations import Revocations
 from .sessions.answers import Answers
 from .sessions.ending import Ending
 from .sessions.key_changes import KeyChanges
 from .sessions.lookup import Lookup
 from .sessions.moves import Moves
+from .sessions.naming import Naming
 from .sessions.reading import Reading
 from .sessions.rotation import Rotation
 from .sessions.start import Starting
+from .sessions.statistics import Statistics
 from .sessions.upkeep import Upkeep
 from .settings import Settings
 from .storage.database import Database
@@ -60,8 +63,10 @@ class Keyturn:
     reauthentication: Reauthentication
     ending: Ending
     reading: Reading
+    naming: Naming
     upkeep: Upkeep
     events: Events
+    statistics: Statistics
     key_changes: KeyChanges
     key_sharing: KeySharing
     cookies: Cookies
@@ -84,8 +89,9 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     revocations = Revocations(db, settings, lambda event, *, level, **more: getattr(_log, level)(event, **more))
     passwords = Passwords(settings, HashingRoom.of(settings, container()))
     sign_in = SignIn(db, passwords)
-    policies, access_tokens = Policies(Policy.of(settings)), AccessTokens(keys, settings)
-    answers, lookup = Answers(access_tokens, keys), Lookup(db, policies)
+    policies = Policies(db, Policy.of(settings), cookies=settings.cookies, given=settings.model_fields_set)
+    access_tokens = AccessTokens(keys, settings)
+    answers, lookup = Answers(access_tokens, keys, policies), Lookup(db, policies)
     cookies = Cookies(settings, SealedCookies(keys))
     ending = Ending(db, keys, access_tokens, revocations.publishing, lookup, policies)
     rotation = Rotation(db, keys, answers, ending, lookup, policies)
@@ -104,8 +110,10 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             reauthentication=Reauthentication(db, sign_in, rotation),
             ending=ending,
             reading=Reading(db, access_tokens, revocations, lookup, policies),
+            naming=Naming(db),
             upkeep=Upkeep(db),
             events=Events(db),
+            statistics=Statistics(db, policies),
             key_changes=KeyChanges(keys, KeyRotation(db, keys, seal, settings), ending, settings.signing_algorithm),
             key_sharing=KeySharing(db, keys, seal, (master, previous)),
             cookies=cookies,
@@ -119,7 +127,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
 
 @asynccontextmanager
 async def running(keyturn: Keyturn) -> AsyncIterator[None]:
-    """Checks the schema, makes the first keys, and keeps key set and fence up to date while the block runs.
+    """Checks the schema, makes the first keys, and keeps key set, policies and fence up to date while the block runs.
 
     Raises:
         ConfigurationError: the schema is behind, the keys were sealed under another secret, or no hash fits into the
@@ -130,9 +138,13 @@ async def running(keyturn: Keyturn) -> AsyncIterator[None]:
     await check_schema(keyturn.db)
     await keyturn.keys.make_first(by=SERVICE)
     await keyturn.keys.load()
-    keyturn.revocations.fence.on_reading = lambda reading: keyturn.keys.follow(
-        reading.keys_version, now=reading.now, began=reading.began
-    )
+    await keyturn.policies.load()
+
+    def follow(reading: PulseReading) -> None:
+        keyturn.keys.follow(reading.keys_version, now=reading.now, began=reading.began)
+        keyturn.policies.follow(reading.policies_version, began=reading.began)
+
+    keyturn.revocations.fence.on_reading = follow
     await keyturn.revocations.fence.read()
     watch = asyncio.create_task(keyturn.revocations.watch())
     try:

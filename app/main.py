@@ -20,7 +20,20 @@ from .http.edge import Edge
 from .http.origins import Origins
 from .http.request import Request as OurRequest
 from .keyturn import Keyturn, opened, running
-from .routes import admin_keys, health, login, reauthentication, sessions, tokens, verification, well_known
+from .routes import (
+    admin_events,
+    admin_keys,
+    admin_policies,
+    admin_stats,
+    health,
+    login,
+    me,
+    reauthentication,
+    sessions,
+    tokens,
+    verification,
+    well_known,
+)
 from .settings import Settings, read
 from .settings_values import origins_in
 
@@ -29,8 +42,12 @@ _ENDPOINTS = (
     *tokens.ENDPOINTS,
     *reauthentication.ENDPOINTS,
     *verification.ENDPOINTS,
+    *me.ENDPOINTS,
     *sessions.ENDPOINTS,
     *admin_keys.ENDPOINTS,
+    *admin_policies.ENDPOINTS,
+    *admin_events.ENDPOINTS,
+    *admin_stats.ENDPOINTS,
     *well_known.ENDPOINTS,
     *health.ENDPOINTS,
 )
@@ -49,6 +66,7 @@ not know.
 _TAGS = [
     {"name": "auth", "description": "Sign in, refresh, log out, verify."},
     {"name": "admin", "description": "For administrators: each act is the twin of a command."},
+    {"name": "sessions", "description": "See where one is signed in, and end what one does not know."},
     {"name": "well-known", "description": "For services that verify access tokens by themselves."},
     {"name": "health", "description": "For those who watch the process."},
 ]

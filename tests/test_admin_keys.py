@@ -12,7 +12,8 @@ import pytest
 from sqlalchemy import update
 
 from app.actors import SERVICE
-from app.events.audit import Events
+from app.events.reading import Events
+from app.sessions.filters import Filter
 from app.storage.tables import Session
 from tests.conftest import SECRET, a_user
 from tests.test_api import ADA, Api, serving
@@ -120,7 +121,11 @@ async def test_the_sessions_of_a_refresh_key_that_is_retired_end_after_the_answe
     answer = await api.post("/admin/keys/refresh-1/retire", None, boss["access_token"])
     assert (answer.status_code, answer.json()["items"][0]["status"]) == (200, "retired")
     async with asyncio.timeout(30):
-        while [row for row in await api.keyturn.reading._list(limit=9) if row.ended_at is None]:
+        while [
+            row
+            for row in (await api.keyturn.reading.list(Filter(status="all"), limit=9)).sessions
+            if row.ended_at is None
+        ]:
             await asyncio.sleep(0.05)
     refused = await api.post("/auth/refresh", {"refresh_token": user["refresh_token"]})
     assert (refused.status_code, refused.json()["reason"]) == (401, "revoked_by_admin")

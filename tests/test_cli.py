@@ -293,16 +293,16 @@ def test_sessions_are_listed_shown_and_ended(keyturn: Command) -> None:
     assert (
         keyturn.ok("sessions", "end", ids[0]).out == f"0 sessions ended\n{ids[0]} was over before (revoked_by_admin)\n"
     )
-    assert [s["id"] for s in keyturn.ok("sessions", "list", "--json", "--live").json] == [ids[1]]
+    assert [s["id"] for s in keyturn.ok("sessions", "list", "--json", "--status", "live").json] == [ids[1]]
     shown = keyturn.ok("sessions", "show", ids[0], "--json").json
     assert shown["status"] == "revoked_by_admin"
     assert shown["ended_at"]
     assert (shown["user_id"], shown["email"]) == (ada, "ada@example.com")
     lines = keyturn.ok("sessions", "show", ids[0]).out.splitlines()
     assert [line.split()[0] for line in lines] == list(shown)
-    assert keyturn.ok("sessions", "end", "--user", ada).out == "1 session of ada@example.com ended\n"
-    assert keyturn.ok("sessions", "list", "--live").out == ""
-    assert keyturn.ok("sessions", "list", "--live", "--json").json == []
+    assert keyturn.ok("sessions", "end", "--user", ada).out == "1 session ended\n"
+    assert keyturn.ok("sessions", "list", "--status", "live").out == ""
+    assert keyturn.ok("sessions", "list", "--status", "live", "--json").json == []
 
 
 @on_sqlite
@@ -312,8 +312,11 @@ def test_sessions_that_are_not_there_are_refused(keyturn: Command) -> None:
     assert "no such user" in keyturn.refused(1, "sessions", "end", "--user", "nobody@example.com")
     gone = str(uuid7())
     assert f"no such session {gone};" in keyturn.refused(1, "sessions", "end", gone)
-    assert "--user is required" in keyturn.refused(2, "sessions", "end")
+    assert "ids or a filter are required" in keyturn.refused(2, "sessions", "end")
     assert "not allowed with" in keyturn.refused(2, "sessions", "end", str(uuid7()), "--user", "x")
+    assert "--preview needs a filter" in keyturn.refused(2, "sessions", "end", str(uuid7()), "--preview")
+    for moment in ("yesterday", "2026-01-31T12:00:00", "0001-01-01T00:00:00+14:00"):
+        assert "must be a moment" in keyturn.refused(2, "sessions", "end", "--idle-since", moment)
     assert "ktr_" not in keyturn.refused(2, "sessions", "show", "ktr_" + "x" * 84)
 
 
@@ -433,7 +436,7 @@ async def record_some(keyturn: Keyturn) -> None:
         await asyncio.sleep(0.002)  # ids are in order only from one millisecond to the next
 
 
-SESSION = UUID("0193b0a0-0000-7000-8000-00000000000a")
+SESSION = uuid7()
 
 
 def test_events_are_listed_the_newest_first_with_everything_that_they_say(keyturn: Command) -> None:
@@ -835,7 +838,7 @@ def test_a_lost_master_secret_is_answered_by_new_keys_and_no_session_stays_live(
     assert "refresh-2 (HMAC-SHA256) signs refresh tokens now" in output
     assert "(A256GCM) seals cookies now" in output
     assert "2 sessions ended; everyone has to sign in again" in output
-    assert keyturn.ok("sessions", "list", "--live", "--json").json == []
+    assert keyturn.ok("sessions", "list", "--status", "live", "--json").json == []
     new = str(keyturn.login("ada@example.com").session_id)
     listed = {s["id"]: s["status"] for s in keyturn.ok("sessions", "list", "--json").json}
     assert listed == {new: "live", **dict.fromkeys(sessions, "revoked_by_admin")}
@@ -851,7 +854,7 @@ def test_a_session_under_no_key_that_could_open_its_token_is_not_live(keyturn: C
 
     keyturn.inside(all_keys_are_deleted)
     new = str(keyturn.login("ada@example.com").session_id)  # the new key has the same number as the deleted one
-    assert [s["id"] for s in keyturn.ok("sessions", "list", "--live", "--json").json] == [new]
+    assert [s["id"] for s in keyturn.ok("sessions", "list", "--status", "live", "--json").json] == [new]
     assert keyturn.ok("sessions", "show", old, "--json").json["status"] == "revoked_by_admin"
 
 
@@ -859,10 +862,10 @@ def test_a_session_over_by_a_policy_that_was_made_stricter_is_not_listed_as_live
     user(keyturn)
     keyturn.login("ada@example.com")
     keyturn.inside(lambda k: time_passes(k, timedelta(hours=2)))
-    assert len(keyturn.ok("sessions", "list", "--live", "--json").json) == 1
+    assert len(keyturn.ok("sessions", "list", "--status", "live", "--json").json) == 1
     keyturn.environment["KEYTURN_REFRESH_TOKEN_LIFETIME"] = "3600"
     assert keyturn.ok("sessions", "list", "--json").json[0]["status"] == "idle_timeout"
-    assert keyturn.ok("sessions", "list", "--live", "--json").json == []
+    assert keyturn.ok("sessions", "list", "--status", "live", "--json").json == []
 
 
 @on_sqlite

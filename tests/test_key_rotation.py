@@ -12,8 +12,9 @@ from sqlalchemy import text, update
 
 from app.actors import SERVICE
 from app.errors import ConfigurationError, Conflict, InvalidGrant, InvalidRequest, WrongSettings
-from app.events.audit import Events
+from app.events.reading import Events
 from app.keyturn import Keyturn
+from app.sessions.filters import Filter
 from app.settings import LEEWAY, Algorithm
 from app.settings_sessions import LONGEST_ACCESS_TOKEN
 from app.storage.tables import Key
@@ -303,11 +304,11 @@ async def test_a_key_of_a_planned_retirement_ends_no_session_and_a_session_under
     tokens = await keyturn.starting.start(await a_user(keyturn), by=SERVICE)
     await keyturn.key_changes.rotate("refresh", by=SERVICE)
     assert (await keyturn.reading.find(tokens.session_id)).over() is None
-    assert [row.id for row in await keyturn.reading.list(user_id=None, limit=9, live=True)] == [tokens.session_id]
+    assert [row.id for row in (await keyturn.reading.list(Filter(), limit=9)).sessions] == [tokens.session_id]
     await keys_age(keyturn, PUBLISHED + 2 * keyturn.settings.refresh_token_lifetime + timedelta(minutes=1))
     # Only a process with a longer setting could have left a session there. It is over, as under any retired key.
     assert (await keyturn.reading.find(tokens.session_id)).over() == "revoked_by_admin"
-    assert await keyturn.reading.list(user_id=None, limit=9, live=True) == []
+    assert (await keyturn.reading.list(Filter(), limit=9)).sessions == []
     with pytest.raises(InvalidGrant):
         await keyturn.rotation.refresh(tokens.refresh_token, by=SERVICE)
 

@@ -10,7 +10,7 @@ import pytest
 
 from app.actors import SERVICE, Actor
 from app.errors import Conflict, NotFound, WrongSettings
-from app.events.audit import Events
+from app.events.reading import Events
 from app.keyturn import Keyturn
 from app.tokens.key_table import PUBLISHED_FOR
 from tests.conftest import SECRET, Opener, a_user

@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.actors import SERVICE, Actor
 from app.errors import ConfigurationError, Conflict, InvalidGrant, InvalidToken, NotFound, TemporarilyUnavailable
-from app.events.audit import Events
+from app.events.reading import Events
 from app.keyturn import Keyturn
 from app.settings import Algorithm
 from app.storage.tables import Key, Pulse, Session, uuid7
@@ -311,7 +311,7 @@ async def test_a_retirement_that_broke_off_leaves_nothing_that_can_be_refreshed_
         await one.keys.load()
         # The command stopped after its first range of sessions. A client of a later range is refused with the reason,
         # and its session ends.
-        assert (await one.ending._end_range(UUID(int=0), Session.key_number == 1, 2, SERVICE))[1] == 2
+        assert (await one.ending._end_range(UUID(int=0), Session.key_number == 1, 2, SERVICE))[0] == 2
         await refused_as(one, sessions[2].refresh_token, "revoked_by_admin")
         with pytest.raises(InvalidToken):
             await one.reading.verify(sessions[2].access_token)

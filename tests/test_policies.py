@@ -28,7 +28,7 @@ BANK = Policy(
 
 
 def of_client(keyturn: Keyturn, policy: Policy, client_id: str) -> Starting:
-    return Starting(keyturn.db, keyturn.keys, keyturn.rotation._answers, Policies(policy), client_id)
+    return Starting(keyturn.db, keyturn.keys, keyturn.rotation._answers, Policies(keyturn.db, policy), client_id)
 
 
 def lifetimes(tokens: Any) -> Sequence[object]:

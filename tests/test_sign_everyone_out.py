@@ -12,8 +12,9 @@ from sqlalchemy import select, update
 
 from app.actors import SERVICE, Actor
 from app.errors import ConfigurationError, InvalidGrant, InvalidToken, TemporarilyUnavailable
-from app.events.audit import Events
+from app.events.reading import Events
 from app.keyturn import Keyturn
+from app.sessions.filters import Filter
 from app.storage.tables import Key, Session
 from app.tokens.keys import READ_BY_ALL
 from tests.conftest import Opener, a_user
@@ -53,8 +54,8 @@ async def test_every_token_made_so_far_is_refused_everywhere_and_no_session_s_ro
                 await refused(keyturn, each.refresh_token)
             assert keyturn.cookies._sealed.open("name", cookie) == (old.session_id, b"plain")
         assert await session_rows(one) == before
-        assert await one.reading.list(user_id=None, limit=9, live=True) == []
-        assert {row.over() for row in await one.reading.list(user_id=None, limit=9, live=False)} == {REASON}
+        assert (await one.reading.list(Filter(), limit=9)).sessions == []
+        assert {row.over() for row in (await one.reading.list(Filter(status="all"), limit=9)).sessions} == {REASON}
         assert (await one.reading.find(old.session_id)).over() == REASON
         assert {made.access_kid, made.refresh_kid} < {k for k, said in (await status(one)).items() if said == "signs"}
         events = [e for e in await Events(one.db).list(limit=9) if e["event"] in {REASON, "key_retired"}]
@@ -186,7 +187,7 @@ async def test_a_refresh_under_way_gets_no_token_under_the_new_keys(
         await refused(one, third.refresh_token)
         monkeypatch.setattr(one.rotation, "_rotations", rotations)
         await refused(one, second.refresh_token)
-        assert await one.reading.list(user_id=None, limit=9, live=True) == []
+        assert (await one.reading.list(Filter(), limit=9)).sessions == []
 
 
 async def test_a_sign_in_that_looked_at_the_pulse_just_before_is_signed_out_too(

@@ -39,6 +39,8 @@ from app.actors import SERVICE
 from app.errors import Conflict, InvalidGrant, InvalidToken, Reason, Refusal, TemporarilyUnavailable
 from app.keyturn import Keyturn, opened
 from app.sessions.answers import Tokens
+from app.sessions.filters import Filter
+from app.sessions.reading import Page
 from app.sessions.start import Authenticated
 from app.storage.tables import Session
 from app.tokens.access_tokens import AccessToken
@@ -784,9 +786,9 @@ class Machine(RuleBasedStateMachine):
             issued = [access for s in self.model.sessions for access in s.access]
             for ask in ("verify", "authorise"):
                 self.ask(self.compare_access_tokens(ask, issued))
-            live = self.ask(self.keyturn.reading.list(user_id=None, limit=1000, live=True))
-            assert isinstance(live, list), live
-            assert {state.id for state in live} == {s.id for s in self.model.live()}
+            live = self.ask(self.keyturn.reading.list(Filter(), limit=1000))
+            assert isinstance(live, Page), live
+            assert {state.id for state in live.sessions} == {s.id for s in self.model.live()}
 
     async def compare_rows(self) -> None:
         db = self.keyturn.db

@@ -42,6 +42,7 @@ def on_parts(act: Act, *, load: bool = True) -> Callable[[argparse.Namespace], N
             await check_schema(keyturn.db)
             if load:
                 await keyturn.keys.load()
+            await keyturn.policies.load()
             await keyturn.revocations.fence.read()
             await act(keyturn, arguments)
 

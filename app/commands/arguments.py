@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 from uuid import UUID
@@ -69,3 +70,12 @@ def identifier(text: str) -> UUID:
         return UUID(text)
     except ValueError:
         raise argparse.ArgumentTypeError("must be an id (a UUID)") from None
+
+
+def moment(text: str) -> datetime:
+    """A moment after RFC 3339, as the type of an argument. One without an offset is in UTC, as the tables show them."""
+    try:
+        found = datetime.fromisoformat(text)
+        return found.replace(tzinfo=found.tzinfo or UTC).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError("must be a moment, such as 2026-01-31T12:00:00Z") from None

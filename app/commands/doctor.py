@@ -17,6 +17,7 @@ from ..command_name import called
 from ..errors import ConfigurationError, TemporarilyUnavailable
 from ..http import open_files
 from ..keyturn import Keyturn, opened
+from ..policies.members import shown
 from ..settings import read
 from ..storage.condition import clock_skew, enforces_foreign_keys, schema_in_use
 from ..storage.migrating import migrating
@@ -25,6 +26,8 @@ from ..tokens.key_set import Use
 from ..users.administrators import administrators
 from .addresses import listen
 from .arguments import Words
+
+_SOURCES = {"policy": "its row", "settings": "the settings", "default": "Keyturn's defaults"}
 
 _CONNECTIONS = 1000  # a process serves thousands of requests a second; most proxies need a connection for each
 
@@ -137,6 +140,26 @@ async def _keys(keyturn: Keyturn) -> AsyncIterator[Finding]:
         )
 
 
+async def _policies(keyturn: Keyturn) -> AsyncIterator[Finding]:
+    await keyturn.policies.load()
+    for policy in await keyturn.policies.rows():
+        lines: dict[str, list[str]] = {}
+        for name, value in policy.members()["in_force"].items():
+            lines.setdefault(policy.source(name), []).append(f"{name} {_text(value)}")
+        for source, values in lines.items():
+            yield Finding(f"{policy.scope} policy, from {_SOURCES[source]}: {', '.join(values)}")
+        for name, value in policy.cut.items():
+            yield Finding(
+                f"{policy.scope} policy: {name}",
+                f"it is set laxer than the settings allow, and counts as {shown(value)}: "
+                f"{called()} policies unset {policy.scope} {name}, or set a value that they allow",
+            )
+
+
+def _text(value: object) -> str:
+    return "any" if value is None else str(value).lower() or "none"
+
+
 async def _administrators(keyturn: Keyturn) -> AsyncIterator[Finding]:
     enabled, initial = await administrators(keyturn.db)
     yield Finding("initial password", f"change it: {called()} users set-password {initial}" if initial else "")
@@ -187,4 +210,7 @@ async def _open_files(_keyturn: Keyturn) -> AsyncIterator[Finding]:
     yield Finding(f"open files ({files})", low if clients < _CONNECTIONS else "")
 
 
-_EXAMINATIONS = (_address, _schema, _migration, _keys, _administrators, _hashing, _clock, _redis, _open_files)
+_EXAMINATIONS = (
+    *(_address, _schema, _migration, _keys, _policies),
+    *(_administrators, _hashing, _clock, _redis, _open_files),
+)

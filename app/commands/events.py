@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from contextlib import suppress
+from typing import cast, get_args
 from uuid import UUID
 
+from ..actors import Kind
+from ..events.audit import EventKind
 from ..keyturn import Keyturn
 from .acts import add_verb
-from .arguments import Words, identifier, whole
+from .arguments import Words, identifier, moment, whole
 from .output import Row, more, shortened, show
 from .users import found
 
@@ -20,6 +23,10 @@ def add_to(words: Words) -> None:
     verb = add_verb(verbs, "list", _list, "the newest first", reading=True)
     verb.add_argument("--user", help="on this user (id or e-mail)")
     verb.add_argument("--session", type=identifier, metavar="ID", help="on this session")
+    verb.add_argument("--event", choices=get_args(EventKind), metavar="KIND", help="of this kind")
+    verb.add_argument("--actor", type=_of_actor, help="by actors of this kind, or by an administrator (id)")
+    verb.add_argument("--since", type=moment, metavar="MOMENT", help="from this moment on (RFC 3339)")
+    verb.add_argument("--until", type=moment, metavar="MOMENT", help="before this moment")
     verb.add_argument("--limit", type=whole, default=100)
     verb.add_argument("--before", type=identifier, metavar="ID", help="events before this one")
 
@@ -27,7 +34,14 @@ def add_to(words: Words) -> None:
 async def _list(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     user_id = (await found(keyturn, arguments.user)).id if arguments.user else None
     events = await keyturn.events.list(
-        limit=arguments.limit, before=arguments.before, user_id=user_id, session_id=arguments.session
+        limit=arguments.limit,
+        before=arguments.before,
+        user_id=user_id,
+        session_id=arguments.session,
+        event=arguments.event,
+        actor=arguments.actor,
+        since=arguments.since,
+        until=arguments.until,
     )
     if arguments.json:
         show(events, arguments)
@@ -36,6 +50,10 @@ async def _list(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     emails = await keyturn.users.emails(set(named))
     show([_in_short(event, emails) for event in events], arguments)
     more([event["id"] for event in events], arguments.limit, "--before")
+
+
+def _of_actor(text: str) -> Kind | UUID:
+    return cast("Kind", text) if text in get_args(Kind) else identifier(text)
 
 
 def _in_short(event: Row, emails: Mapping[UUID, str]) -> Row:

@@ -5,45 +5,82 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from datetime import timedelta
+from typing import get_args
 from uuid import UUID
 
 from ..command_name import called
 from ..errors import NotFound
 from ..keyturn import Keyturn
+from ..sessions.filters import Filter, Status
 from ..sessions.rows import SessionRow
-from .acts import add_verb, by
-from .arguments import Words, identifier, whole
-from .output import Row, count_of_sessions, more, shortened, show
+from ..sessions.walk import BEGINNING
+from .acts import add_verb, by, on_parts
+from .arguments import Words, identifier, moment, whole
+from .output import Row, count_of_sessions, note, shortened, show
 from .users import found
+
+_RANGES = 100
+"""How many ranges of the walk one call takes. The command calls until the walk is over."""
 
 
 def add_to(words: Words) -> None:
     """Adds the noun and its verbs."""
     verbs = words.add_parser("sessions", help="sign-ins").add_subparsers(required=True, metavar="VERB")
     verb = add_verb(verbs, "list", _list, "the newest first", reading=True)
-    verb.add_argument("--user", help="id or e-mail")
+    _add_filters(verb)
+    verb.add_argument("--status", choices=get_args(Status), default="all", help="default: all")
     verb.add_argument("--limit", type=whole, default=100)
     verb.add_argument("--before", type=identifier, metavar="ID", help="sessions before this one")
-    verb.add_argument("--live", action="store_true", help="leave out those that are over")
     verb = add_verb(verbs, "show", _show, "one session", reading=True)
     verb.add_argument("session", type=identifier)
-    verb = add_verb(verbs, "end", _end, "end sessions, or all of a user", reading=False)
-    which = verb.add_mutually_exclusive_group(required=True)
-    which.add_argument("session", type=identifier, nargs="*", default=[])
-    which.add_argument("--user", help="id or e-mail")
+    verb = add_verb(verbs, "end", _end, "end sessions, by their ids or by filters", reading=False)
+    verb.add_argument("session", type=identifier, nargs="*", default=[])
+    _add_filters(verb)
+    verb.add_argument("--preview", action="store_true", help="say how many would end, and end none")
+    verb.set_defaults(run=_checked)
+
+
+def _add_filters(verb: argparse.ArgumentParser) -> None:
+    filters = verb.add_argument_group("filters", "A session must meet all of them.")
+    filters.add_argument("--user", help="id or e-mail")
+    filters.add_argument("--client", metavar="ID", help="the client it belongs to")
+    filters.add_argument("--created-before", type=moment, metavar="MOMENT", help="signed in before")
+    filters.add_argument("--created-after", type=moment, metavar="MOMENT", help="signed in after")
+    filters.add_argument("--idle-since", type=moment, metavar="MOMENT", help="not refreshed since")
+    filters.add_argument("--address", help="the client's address")
+    filters.add_argument("--device", metavar="ID", help="the device id that the client gave")
+
+
+async def _filter(keyturn: Keyturn, arguments: argparse.Namespace, status: Status) -> Filter:
+    return Filter(
+        user_id=(await found(keyturn, arguments.user)).id if arguments.user else None,
+        client_id=arguments.client,
+        created_before=arguments.created_before,
+        created_after=arguments.created_after,
+        idle_since=arguments.idle_since,
+        address=arguments.address,
+        device_id=arguments.device,
+        status=status,
+    )
 
 
 async def _list(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
-    user_id = (await found(keyturn, arguments.user)).id if arguments.user else None
-    sessions = await keyturn.reading.list(
-        user_id=user_id, limit=arguments.limit, before=arguments.before, live=arguments.live
-    )
+    filtered, sessions = await _filter(keyturn, arguments, arguments.status), list[SessionRow]()
+    last = arguments.before
+    # A page may end before its limit, where Keyturn has looked at many sessions. Then the next one goes on.
+    while arguments.limit > len(sessions):
+        page = await keyturn.reading.list(filtered, limit=arguments.limit - len(sessions), before=last)
+        sessions += page.sessions
+        last = page.last
+        if last is None:
+            break
     emails = await keyturn.users.emails({session.user_id for session in sessions})
     if arguments.json:
         show([_session(session, emails) for session in sessions], arguments)
     else:
         show([_in_short(session, emails) for session in sessions], arguments)
-        more([session.id for session in sessions], arguments.limit, "--before")
+        if last is not None:
+            note(f"there are more: --before {last}, or a higher --limit")
 
 
 async def _show(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
@@ -54,11 +91,22 @@ async def _show(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     show(_session(session, await keyturn.users.emails({session.user_id})), arguments)
 
 
+def _checked(arguments: argparse.Namespace) -> None:
+    """Runs `end`, unless it is not clear which sessions are meant."""
+    names = ("user", "client", "created_before", "created_after", "idle_since", "address", "device")
+    filtered = any(getattr(arguments, name) is not None for name in names)
+    if filtered and arguments.session:
+        arguments.parser.error("ids are not allowed with filters")
+    if not filtered and not arguments.session:
+        arguments.parser.error("ids or a filter are required")
+    if arguments.preview and not filtered:
+        arguments.parser.error("--preview needs a filter")
+    on_parts(_end)(arguments)
+
+
 async def _end(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
-    if arguments.user:
-        user = await found(keyturn, arguments.user)
-        ended = await keyturn.ending.end_of_user(user.id, "revoked_by_admin", by=by())
-        print(f"{count_of_sessions(ended)} of {user.email} ended")
+    if not arguments.session:
+        await _end_matching(keyturn, arguments)
         return
     there: dict[UUID, SessionRow] = {}
     missing: list[str] = []
@@ -77,6 +125,23 @@ async def _end(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
         raise _none(", ".join(missing))
 
 
+async def _end_matching(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
+    filtered = await _filter(keyturn, arguments, "live")
+    total, last = 0, BEGINNING
+    while True:
+        if arguments.preview:
+            number, end = await keyturn.reading.count(filtered, after=last, ranges=_RANGES)
+        else:
+            number, end = await keyturn.ending.end_matching(filtered, by=by(), after=last, ranges=_RANGES)
+        total += number
+        if end is None:
+            break
+        last = end
+        if not arguments.preview:
+            note(f"{count_of_sessions(total)} so far")
+    print(f"{count_of_sessions(total)} {'would end' if arguments.preview else 'ended'}")
+
+
 def _none(named: str) -> NotFound:
     return NotFound(f"no such session {named}; {called()} sessions list shows them")
 
@@ -88,6 +153,10 @@ def _session(session: SessionRow, emails: Mapping[UUID, str]) -> Row:
         "email": emails.get(session.user_id),
         "client_id": session.client_id,
         "status": session.over() or "live",
+        "device_id": session.device_id,
+        "device_name": session.device_name,
+        "address": session.address,
+        "user_agent": session.user_agent,
         "generation": session.generation,
         "created_at": session.created_at,
         "rotated_at": session.rotated_at,

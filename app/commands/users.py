@@ -83,7 +83,7 @@ async def _set_role(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     if user.role == arguments.role:
         print(f"{user.email} had the role {user.role} already")
         return
-    seconds = keyturn.settings.access_token_lifetime // timedelta(seconds=1)
+    seconds = keyturn.policies.in_force.access_lifetime // timedelta(seconds=1)
     print(f"{user.email} has the role {arguments.role} (before: {user.role})")
     print(
         f"access tokens say {user.role} until their session's next refresh, {seconds} s at most; "

@@ -1,4 +1,4 @@
-"""Events: each is written in the transaction of the change that it describes. Operators read them.
+"""Events: each is written in the transaction of the change that it describes.
 
 So an event exists if and only if its change was committed. A refresh writes none, so that storage does not grow with
 the number of refreshes (guarantee 5).
@@ -6,20 +6,18 @@ the number of refreshes (guarantee 5).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 from uuid import UUID
 
-from sqlalchemy import insert, select
+from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..actors import Actor
-from ..storage.database import Database
 from ..storage.tables import Event as Row
-from ..storage.tables import Session, uuid7
-from ..storage.tasks import own_task
+from ..storage.tables import uuid7
 
 EventKind = Literal[
     "user_created",
@@ -111,37 +109,3 @@ INSERT INTO events ({", ".join(_COLUMNS)})
 SELECT * FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::text[], $5::text[], $6::uuid[], $7::uuid[],
   $8::text[], $9::text[], $10::text[], $11::text[], $12::text[])
 """  # noqa: S608  # only names of columns are put in
-
-
-class Events:
-    """The events in the database, for those who read them."""
-
-    def __init__(self, db: Database) -> None:
-        self._db = db
-
-    @own_task
-    async def list(
-        self, *, limit: int, before: UUID | None = None, user_id: UUID | None = None, session_id: UUID | None = None
-    ) -> Sequence[Any]:
-        """Events, the newest first: `limit` at most, those before the id `before`, of a user or session if given.
-
-        Raises:
-            TemporarilyUnavailable: the database is away.
-        """
-        query = select(Row.__table__).order_by(Row.id.desc()).limit(limit)
-        if session_id is not None and user_id is None:
-            user_id = await self._user_of(session_id)  # events are found by their user, which is indexed
-        if before is not None:
-            query = query.where(Row.id < before)
-        if user_id is not None:
-            query = query.where(Row.user_id == user_id)
-        if session_id is not None:
-            query = query.where(Row.session_id == session_id)
-        async with self._db.look(hot_path=False) as connection:
-            return (await connection.execute(query)).mappings().all()
-
-    async def _user_of(self, session_id: UUID) -> UUID | None:
-        """The user of a session; None where `gc` has deleted the session."""
-        async with self._db.look(hot_path=False) as connection:
-            found: UUID | None = await connection.scalar(select(Session.user_id).where(Session.id == session_id))
-            return found

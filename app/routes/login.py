@@ -73,8 +73,8 @@ async def login(keyturn: Keyturn, request: Request) -> Answer:
     In the modes with cookies, the request needs an allowed `Origin`, or `Sec-Fetch-Site: same-origin`.
     """
     body = request.content(Login)
-    settings = keyturn.settings
-    mode = body.mode or settings.login_mode
+    policy = keyturn.policies.in_force
+    mode = body.mode or policy.mode
     if mode != "bearer":
         if not keyturn.cookies.enabled:
             raise InvalidRequest("cookies are off", description="mode: this service sets no cookies.")
@@ -84,7 +84,7 @@ async def login(keyturn: Keyturn, request: Request) -> Answer:
     by = request.by("user", proof.user_id)
     tokens = await keyturn.starting.start(proof, by=by, user_agent=request.user_agent())
     request.session_id = tokens.session_id
-    remembered = settings.remember if body.remember is None else body.remember
+    remembered = policy.remember if body.remember is None else body.remember
     return of_json(to_json(tokens.body(mode)), fields_to_set(keyturn.cookies, mode, tokens, remembered=remembered))
 
 

@@ -196,3 +196,18 @@ def fields_to_set(cookies: Cookies, mode: Mode, tokens: Tokens, *, remembered: b
     life = tokens.access_expires_at - now
     access = cookies.set(cookies.access, session_id, tokens.access_token, life, remembered=remembered)
     return [(_SET_COOKIE, access), refresh]
+
+
+def fields_to_clear_of(keyturn: Keyturn, request: Request, session_id: UUID) -> list[tuple[bytes, bytes]]:
+    """The fields that delete the cookies of a session that ends, and leave those of another mode and session.
+
+    Raises:
+        InvalidRequest: there are more than `MOST_VALUES`.
+        TemporarilyUnavailable: a cookie's key is unknown, and may be new.
+    """
+    fields: list[tuple[bytes, bytes]] = []
+    for mode in get_args(CookieMode):
+        presented = PresentedCookies.of(keyturn, request, mode)
+        if any(each.session_id == session_id for name in presented.values for each in presented.opened(name)):
+            fields += presented.fields_to_clear()
+    return fields

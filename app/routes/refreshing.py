@@ -30,7 +30,7 @@ async def refresh_by_token(keyturn: Keyturn, request: Request, refresh_token: st
     except TemporarilyUnavailable as e:
         # At most a sixth of the retry window, so that a client that obeys retries before its token counts as reused.
         # At random, so that clients that were refused at the same time do not retry at the same time.
-        most = max(1.0, keyturn.settings.retry_window.total_seconds() / 6)
+        most = max(1.0, keyturn.policies.in_force.retry_window.total_seconds() / 6)
         after = timedelta(seconds=int(random.uniform(1, most)))  # noqa: S311  # jitter
         raise TemporarilyUnavailable(e.cause, retry_after=after).about(e.session_id, e.user_id) from None
     request.session_id = tokens.session_id

@@ -1,67 +1,205 @@
-"""/auth/me: the session and the user of an access token."""
+"""/auth/sessions: where a user is signed in, and the end of what the user does not know."""
 
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Annotated, Any, get_args
 from uuid import UUID
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
+from pydantic.json_schema import SkipJsonSchema
 
-from ..errors import InvalidRequest, InvalidToken, TemporarilyUnavailable
+from ..actors import Kind
+from ..errors import CrossSite, InvalidRequest, InvalidToken, NotFound, Reason, TemporarilyUnavailable
+from ..events.audit import EventKind
 from ..http.answers import Answer, of_model
+from ..http.documentation import word
 from ..http.endpoints import Endpoint
 from ..http.request import Request
 from ..keyturn import Keyturn
+from ..sessions.filters import Filter
+from ..sessions.rows import SessionRow
 from .credentials import access_token
-from .models import UserAnswer
+from .models import SET_COOKIES, RequestBody
+from .presented_cookies import fields_to_clear_of
+from .session_answers import CURSOR, LIMIT, STATUS, DeviceName, SessionAnswer, limit_of, members, status_of
 
 
-class SessionAnswer(BaseModel):
-    """The session of the access token."""
+class SessionsAnswer(BaseModel):
+    """A page of sessions, the newest first."""
+
+    items: list[SessionAnswer]
+    next_cursor: Annotated[str | SkipJsonSchema[None], Field(description="Absent at the end.")] = None
+
+
+class Rename(RequestBody):
+    """The new name of a session's device. `null` takes the name away."""
+
+    device_name: DeviceName | None
+
+
+class SessionEventAnswer(BaseModel):
+    """An event of a session. A member that has no value is absent."""
 
     id: UUID
-    client_id: str
-    created_at: datetime
-    rotated_at: datetime
-    idle_expires_at: datetime
-    absolute_expires_at: datetime
+    at: datetime
+    event: Annotated[str, word("What happened.", *get_args(EventKind))]
+    actor: Annotated[str, word("Who did it: the kind alone, where it is not the user.", *get_args(Kind))]
+    address: Annotated[
+        str | SkipJsonSchema[None], Field(description="From where, unless an administrator or the system did it.")
+    ] = None
+    reason: Annotated[str, word("Why the session ended.", *get_args(Reason))] | SkipJsonSchema[None] = None
+    detail: str | SkipJsonSchema[None] = None
 
 
-class MeAnswer(BaseModel):
-    """The user and this session, as the database has them."""
+class SessionEventsAnswer(BaseModel):
+    """A page of a session's events, the newest first."""
 
-    user: UserAnswer
-    session: SessionAnswer
+    items: list[SessionEventAnswer]
+    next_cursor: Annotated[str | SkipJsonSchema[None], Field(description="Absent at the end.")] = None
 
 
-async def me(keyturn: Keyturn, request: Request) -> Answer:
-    """Get the user and the session of an access token."""
-    session = await keyturn.reading.authorise(await access_token(keyturn, request))
+_BEHIND_THE_SCENES = {"administrator", "command", "service"}
+"""The kinds of actors whose address is no business of the session's user."""
+
+
+async def list_sessions(keyturn: Keyturn, request: Request) -> Answer:
+    """List one's own sessions, the newest first."""
+    own = await _own(keyturn, request)
+    filtered, limit = Filter(user_id=own.user_id, status=status_of(request)), limit_of(request)
+    listing, cursor = f"sessions {filtered}", request.parameter("cursor")
+    before = None if cursor is None else keyturn.cursors.open(listing, cursor)
+    page = await keyturn.reading.list(filtered, limit=limit, before=before)
+    answer = SessionsAnswer(
+        items=[SessionAnswer(**each) for each in await members(page.sessions, own.id)],
+        next_cursor=None if page.last is None else keyturn.cursors.make(listing, page.last),
+    )
+    return of_model(answer, exclude_none=True)
+
+
+async def get_session(keyturn: Keyturn, request: Request) -> Answer:
+    """Get one of one's own sessions."""
+    own = await _own(keyturn, request)
+    return await _shown(keyturn, request.identifier("session_id"), own)
+
+
+async def rename_session(keyturn: Keyturn, request: Request) -> Answer:
+    """Name the device of one of one's own sessions. With cookies, the request needs an allowed `Origin`."""
+    own = await _own(keyturn, request, changes=True)
+    session_id, body = request.identifier("session_id"), request.content(Rename)
+    by = request.by("user", own.user_id)
+    await keyturn.naming.name(session_id, own.user_id, body.device_name, by=by)
+    return await _shown(keyturn, session_id, own)
+
+
+async def end_session(keyturn: Keyturn, request: Request) -> Answer:
+    """End one of one's own sessions. A repeated call is safe.
+
+    After the answer, no access token of the session is accepted any more. With cookies, the request needs an allowed
+    `Origin`, or `Sec-Fetch-Site: same-origin`. The answer deletes the cookies of the session that ended.
+    """
+    own = await _own(keyturn, request, changes=True)
+    session = await keyturn.reading.find(request.identifier("session_id"), user_id=own.user_id)
+    clearing = fields_to_clear_of(keyturn, request, session.id)
+    await keyturn.ending.end({session.id}, "logout", by=request.by("user", own.user_id))
+    return 204, clearing, b""
+
+
+async def list_session_events(keyturn: Keyturn, request: Request) -> Answer:
+    """List what happened to one of one's own sessions, the newest first: why it ended, and by whom."""
+    own = await _own(keyturn, request)
+    session = await keyturn.reading.find(request.identifier("session_id"), user_id=own.user_id)
+    listing, limit, cursor = f"events of {session.id}", limit_of(request), request.parameter("cursor")
+    before = None if cursor is None else keyturn.cursors.open(listing, cursor)
+    events = await keyturn.events.list(limit=limit + 1, before=before, user_id=own.user_id, session_id=session.id)
+    more = len(events) > limit
+    answer = SessionEventsAnswer(
+        items=[_event(each) for each in events[:limit]],
+        next_cursor=keyturn.cursors.make(listing, events[limit - 1]["id"]) if more else None,
+    )
+    return of_model(answer, exclude_none=True)
+
+
+async def _own(keyturn: Keyturn, request: Request, *, changes: bool = False) -> SessionRow:
+    """The live session of the request's user.
+
+    Raises:
+        InvalidToken, NoToken, CrossSite, InvalidRequest, TemporarilyUnavailable: as `access_token`.
+    """
+    session = await keyturn.reading.authorise(await access_token(keyturn, request, changes=changes))
     request.session_id = session.id
-    user = await keyturn.users.find(session.user_id)
-    return of_model(
-        MeAnswer(
-            user=UserAnswer(id=user.id, email=user.email, role=user.role, created_at=user.created_at),
-            session=SessionAnswer(
-                id=session.id,
-                client_id=session.client_id,
-                created_at=session.created_at,
-                rotated_at=session.rotated_at,
-                idle_expires_at=session.idle_expires_at,
-                absolute_expires_at=session.absolute_expires_at,
-            ),
-        )
+    return session
+
+
+async def _shown(keyturn: Keyturn, session_id: UUID, own: SessionRow) -> Answer:
+    session = await keyturn.reading.find(session_id, user_id=own.user_id)
+    (answer,) = await members([session], own.id)
+    return of_model(SessionAnswer(**answer), exclude_none=True)
+
+
+def _event(row: Any) -> SessionEventAnswer:
+    return SessionEventAnswer(
+        id=row["id"],
+        at=row["at"],
+        event=row["event"],
+        actor=row["actor"],
+        address=None if row["actor"] in _BEHIND_THE_SCENES else row["address"],
+        reason=row["reason"],
+        detail=row["detail"],
     )
 
+
+_REFUSALS = (InvalidRequest, InvalidToken, TemporarilyUnavailable)
 
 ENDPOINTS = (
     Endpoint(
         "GET",
-        "/auth/me",
-        me,
-        tag="auth",
+        "/auth/sessions",
+        list_sessions,
+        tag="sessions",
         credentials="bearer",
-        model=MeAnswer,
-        refusals=(InvalidRequest, InvalidToken, TemporarilyUnavailable),
+        query=(STATUS, LIMIT, CURSOR),
+        model=SessionsAnswer,
+        refusals=_REFUSALS,
+    ),
+    Endpoint(
+        "GET",
+        "/auth/sessions/{session_id}",
+        get_session,
+        tag="sessions",
+        credentials="bearer",
+        model=SessionAnswer,
+        refusals=(*_REFUSALS, NotFound),
+    ),
+    Endpoint(
+        "PATCH",
+        "/auth/sessions/{session_id}",
+        rename_session,
+        tag="sessions",
+        credentials="bearer",
+        body=Rename,
+        model=SessionAnswer,
+        refusals=(*_REFUSALS, CrossSite, NotFound),
+    ),
+    Endpoint(
+        "DELETE",
+        "/auth/sessions/{session_id}",
+        end_session,
+        tag="sessions",
+        credentials="bearer",
+        status=204,
+        response_description="The session is over.",
+        response_headers=SET_COOKIES,
+        refusals=(*_REFUSALS, CrossSite, NotFound),
+    ),
+    Endpoint(
+        "GET",
+        "/auth/sessions/{session_id}/events",
+        list_session_events,
+        tag="sessions",
+        credentials="bearer",
+        query=(LIMIT, CURSOR),
+        model=SessionEventsAnswer,
+        refusals=(*_REFUSALS, NotFound),
     ),
 )

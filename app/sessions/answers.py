@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from ..errors import InvalidGrant
+from ..policies import Policies, jittered
 from ..tokens.access_tokens import AccessTokens
 from ..tokens.cookies import Mode
 from ..tokens.keys import Keys
@@ -62,9 +63,11 @@ def whole_seconds(duration: timedelta) -> int:
 class Answers:
     """Makes the answers. The same row and refresh token always give the same answer (guarantee 1)."""
 
-    def __init__(self, access_tokens: AccessTokens, keys: Keys) -> None:
+    def __init__(self, access_tokens: AccessTokens, keys: Keys, policies: Policies) -> None:
+        """The policy in force has the jitter; the lifetimes come from the row, which it has cut."""
         self._access_tokens = access_tokens
         self._keys = keys
+        self._policies = policies
 
     def tokens(
         self,
@@ -90,6 +93,7 @@ class Answers:
         """
         if reason := self._keys.retired(refresh_token.key.number):
             raise InvalidGrant("retired refresh key", reason=reason, session_id=row.id, user_id=row.user_id)
+        jitter = self._policies.in_force.access_jitter
         scope = row.scope if scopes is None else " ".join(sorted(scopes))
         access_token, access_expires_at = self._access_tokens.sign(
             subject=row.user_id,
@@ -102,7 +106,7 @@ class Answers:
             auth_time=row.auth_time,
             scope=scope,
             claims=row.claims,
-            lifetime=row.access_lifetime,
+            lifetime=jittered(row.access_lifetime, jitter, row.id, row.generation),
         )
         return Tokens(
             access_token,

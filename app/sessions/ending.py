@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, select
+from sqlalchemy import ColumnElement, and_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..actors import SERVICE, Actor
@@ -28,9 +28,11 @@ from ..tokens.access_tokens import AccessToken, AccessTokens
 from ..tokens.keys import Keys
 from ..tokens.refresh_tokens import RefreshToken
 from .answers import whole_seconds
+from .filters import Filter
 from .lookup import Lookup
 from .marking import TIMEOUTS, ends, live_of, lived, locked, mark, mark_logouts_on_postgres
 from .rows import SessionRow, Verdict, judge
+from .walk import BEGINNING, next_range
 
 Reach = Literal["this", "others", "all"]
 """Which sessions a logout ends."""
@@ -142,49 +144,80 @@ class Ending:
         await comparison.known_to_all()
         return ended
 
-    # -- under a key
+    # -- under a key, and by a filter
 
     async def end_under(self, key_number: int, *, by: Actor, most: int = 1000) -> int:
         """Ends the live sessions under a retired refresh key, `most` in a transaction. Returns how many were live.
 
-        This function walks the primary key as `Upkeep.gc` does. If a call breaks off, call it again. A process that has
-        not read yet that the key is retired may still start sessions under the key. So call it once more later:
-        `KeyChanges` does.
+        If a call breaks off, call it again. A process that has not read yet that the key is retired may still start
+        sessions under the key. So call it once more later: `KeyChanges` does.
 
         Raises:
             TemporarilyUnavailable: as `end`.
         """
-        return await self._end_each(Session.key_number == key_number, most, by)
+        return (await self._end_each(Session.key_number == key_number, by=by, most=most))[0]
 
     async def end_all_but_under(self, key_number: int, *, by: Actor, most: int = 1000) -> int:
         """Ends the live sessions under all refresh keys but one, as `end_under` does. Returns how many were live."""
-        return await self._end_each(Session.key_number != key_number, most, by)
+        return (await self._end_each(Session.key_number != key_number, by=by, most=most))[0]
 
-    async def _end_each(self, which: ColumnElement[bool], most: int, by: Actor) -> int:
-        ended, after = 0, UUID(int=0)
-        while True:
-            last, count = await self._end_range(after, which, most, by)
-            ended += count
-            if last is None:
-                return ended
-            after = last
+    async def end_matching(
+        self, filtered: Filter, *, by: Actor, after: UUID = BEGINNING, ranges: int, most: int = 1000
+    ) -> tuple[int, UUID | None]:
+        """Ends the live sessions that a filter lets through, `most` in a transaction.
+
+        The statement that ends a session checks the filter again. So a session that was refreshed in the meantime, and
+        is no longer idle, stays. If a call breaks off, call it again: those that ended are no longer found.
+
+        Args:
+            filtered: the filter. Its status has no part in this, since only live sessions can end.
+            by: the actor.
+            after: where the call before ended.
+            ranges: how many ranges of the walk one call takes, at most.
+            most: how many sessions end in one transaction, at most.
+
+        Returns:
+            How many were live, and where the next call goes on: None at the end.
+
+        Raises:
+            TemporarilyUnavailable: as `end`.
+        """
+        which = and_(*filtered.matching())
+        return await self._end_each(which, by=by, most=most, after=after, ranges=ranges, of_user=filtered.user_id)
+
+    async def _end_each(
+        self,
+        which: ColumnElement[bool],
+        *,
+        by: Actor,
+        most: int,
+        after: UUID = BEGINNING,
+        ranges: int | None = None,
+        of_user: UUID | None = None,
+    ) -> tuple[int, UUID | None]:
+        ended, last, done = 0, after, 0
+        while ranges is None or done < ranges:
+            count, end = await self._end_range(last, which, most, by, of_user)
+            ended, done = ended + count, done + 1
+            if end is None:
+                return ended, None
+            last = end
+        return ended, last
 
     @own_task
     async def _end_range(
-        self, after: UUID, which: ColumnElement[bool], most: int, by: Actor
-    ) -> tuple[UUID | None, int]:
-        async with self._db.look() as connection:
-            columns = select(Session.id, and_(which, Session.ended_at.is_(None)).label("doomed"))
-            rows = (await connection.execute(columns.where(Session.id > after).order_by(Session.id).limit(most))).all()
-        if not rows:
-            return None, 0
-        ids = {row.id for row in rows if row.doomed}
+        self, after: UUID, which: ColumnElement[bool], most: int, by: Actor, of_user: UUID | None = None
+    ) -> tuple[int, UUID | None]:
+        async with self._db.look(hot_path=False) as connection:
+            doomed = and_(which, Session.ended_at.is_(None))
+            ids, last = await next_range(connection, after, doomed, most=most, of_user=of_user)
         if not ids:
-            return rows[-1].id, 0
+            return 0, last
         await self._publishing.read_fence()  # the walk may take longer than a reading counts
-        # A session may move to another key between the two statements, so the second one checks `which` again.
+        # A session may change between the two statements, for example by a refresh, which moves it to another key. So
+        # the second statement checks `which` again.
         ended = await self._end(ids, "revoked_by_admin", and_(locked(Session.id.in_(ids), which), which), by=by)
-        return rows[-1].id, lived(ended)
+        return lived(ended), last
 
     async def over_under_retired_key(self, session_id: UUID, *, by: Actor) -> SessionRow:
         """The session of a token whose key is retired. The returned session is over.

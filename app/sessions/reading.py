@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-import builtins
 from collections.abc import Collection
 from dataclasses import replace
 from datetime import datetime
+from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, exists, select
+from sqlalchemy import Select, and_, select, true
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..errors import InvalidToken, NotFound, Refusal
-from ..policies import Policies
+from ..policies import Policies, Policy
 from ..revocation.revocations import Revocations
 from ..storage.database import Database
-from ..storage.tables import Key, Session
+from ..storage.tables import Session
 from ..storage.tasks import own_task
 from ..tokens.access_tokens import AccessToken, AccessTokens
-from ..tokens.key_rows import in_force
+from . import walk
+from .filters import Filter, has_key, key_retired_for
 from .lookup import Lookup
 from .rows import SessionRow
+from .walk import BEGINNING
 
-_ITS_KEY = (Key.use == "refresh") & (Key.number == Session.key_number)
-_KEY_RETIRED_FOR = select(Key.retired_for).where(_ITS_KEY).scalar_subquery()
+_LOOK = 50_000
+"""How many sessions a page looks at, at most, if they are not those of one user."""
 
 
-def _has_key(now: datetime) -> ColumnElement[bool]:
-    # The number alone is not enough. If an operator has deleted all keys, the numbers begin anew. Then a session under
-    # the deleted key is older than the new key of the same number.
-    return exists().where(_ITS_KEY, in_force(now), Key.created_at <= Session.rotated_at)
+class Page(NamedTuple):
+    """A page of a list of sessions."""
+
+    sessions: list[SessionRow]
+    last: UUID | None
+    """The session after which the next page begins. None: there is none."""
 
 
 class Reading:
@@ -89,63 +94,109 @@ class Reading:
             raise InvalidToken("session is over", reason=over, session_id=row.id, user_id=row.user_id)
         return row
 
-    async def find(self, session_id: UUID) -> SessionRow:
-        """A session, live or over.
+    async def find(self, session_id: UUID, *, user_id: UUID | None = None) -> SessionRow:
+        """A session, live or over; of this user, if one is given.
 
         Raises:
-            NotFound: there is no such session.
+            NotFound: there is no such session. A session of another user gives the same answer.
             TemporarilyUnavailable: the database is away.
         """
-        found = await self._list(Session.id == session_id, limit=1)
-        if not found:
+        found = await self._one(session_id, user_id)
+        if found is None:
             raise NotFound("no such session")
-        return found[0]
+        return found
 
+    @own_task
     async def living(self, session_ids: Collection[UUID]) -> set[UUID]:
         """Those of these sessions that live.
 
         Raises:
             TemporarilyUnavailable: the database is away.
         """
-        which = Session.id.in_(session_ids)
-        return {row.id for row in await self._list(which, limit=len(session_ids), live=True)}
+        async with self._db.look(hot_path=False) as connection:
+            conditions = Filter(status="live").conditions(await self._now(connection), self._policies.in_force)
+            which = select(Session.id).where(Session.id.in_(session_ids), *conditions)
+            return set((await connection.scalars(which)).all())
 
-    async def list(
-        self, *, user_id: UUID | None, limit: int, before: UUID | None = None, live: bool
-    ) -> list[SessionRow]:
-        """Sessions, the newest first: `limit` at most, and only those older than the session `before`.
+    @own_task
+    async def list(self, filtered: Filter, *, limit: int, before: UUID | None = None) -> Page:
+        """The sessions that a filter lets through, the newest first: one statement, so each is there once.
+
+        A page ends at `limit` sessions. One of all users also ends where it has looked at `_LOOK` of them, however few
+        fit: so no page takes longer, the larger the table grows.
+
+        Args:
+            filtered: the filter.
+            limit: how many sessions the page has, at most.
+            before: the session after which the page before this one ended.
 
         Raises:
             TemporarilyUnavailable: the database is away.
         """
-        which = [Session.user_id == user_id] if user_id is not None else []
-        if before is not None:
-            which.append(Session.id < before)
-        return await self._list(*which, limit=limit, live=live)
+        async with self._db.look(hot_path=False) as connection:
+            now, policy = await self._now(connection), self._policies.in_force
+            newest = Session.id.desc()
+            here = [Session.id < before] if before is not None else []
+            end = None
+            if filtered.user_id is None:
+                end = await connection.scalar(
+                    select(Session.id).where(*here).order_by(newest).offset(_LOOK - 1).limit(1)
+                )
+                here += [Session.id >= end] if end is not None else []
+            query = _rows(now)
+            query = query.where(*here, *filtered.conditions(now, policy)).order_by(newest).limit(limit + 1)
+            rows = [_row(each, now, policy) for each in (await connection.execute(query)).mappings()]
+        if len(rows) > limit:
+            return Page(rows[:limit], rows[limit - 1].id)
+        return Page(rows, end)
+
+    async def count(self, filtered: Filter, *, after: UUID = BEGINNING, ranges: int) -> tuple[int, UUID | None]:
+        """How many sessions a filter lets through, and where the next call goes on: None at the end.
+
+        Args:
+            filtered: the filter.
+            after: where the call before ended.
+            ranges: how many ranges of the walk one call takes, at most.
+
+        Raises:
+            TemporarilyUnavailable: the database is away.
+        """
+        counted, last = 0, after
+        for _ in range(ranges):
+            found, end = await self._count_range(filtered, last)
+            counted += found
+            if end is None:
+                return counted, None
+            last = end
+        return counted, last
 
     @own_task
-    async def _list(self, *which: ColumnElement[bool], limit: int, live: bool = False) -> builtins.list[SessionRow]:
+    async def _count_range(self, filtered: Filter, after: UUID) -> tuple[int, UUID | None]:
         async with self._db.look(hot_path=False) as connection:
-            now = await connection.scalar(select(self._db.now()))
-            assert now is not None
-            has_key, retired_for = _has_key(now), _KEY_RETIRED_FOR.label("key_retired_for")
-            query = select(Session.__table__, has_key.label("has_key"), retired_for).where(*which)
-            if live:
-                # This condition is the rule of `SessionRow.over`, under the policy in force.
-                query = query.where(
-                    Session.ended_at.is_(None),
-                    Session.idle_expires_at > now,
-                    Session.rotated_at > now - self._policies.in_force.idle_lifetime,
-                    Session.created_at > now - self._policies.in_force.absolute_lifetime,
-                    has_key,
-                )
-            rows = (await connection.execute(query.order_by(Session.id.desc()).limit(limit))).mappings()
-            policy = self._policies.in_force
-            return [
-                replace(
-                    SessionRow.of(row, now, policy),
-                    has_key=bool(row["has_key"]),
-                    key_retired_for=row["key_retired_for"],
-                )
-                for row in rows
-            ]
+            now = await self._now(connection)
+            which = and_(*filtered.conditions(now, self._policies.in_force), true())
+            return await walk.count(connection, after, which, of_user=filtered.user_id)
+
+    @own_task
+    async def _one(self, session_id: UUID, user_id: UUID | None) -> SessionRow | None:
+        async with self._db.look(hot_path=False) as connection:
+            now = await self._now(connection)
+            query = _rows(now).where(Session.id == session_id)
+            if user_id is not None:
+                query = query.where(Session.user_id == user_id)
+            found = (await connection.execute(query)).mappings().one_or_none()
+            return None if found is None else _row(found, now, self._policies.in_force)
+
+    async def _now(self, connection: AsyncConnection) -> datetime:
+        now: datetime | None = await connection.scalar(select(self._db.now()))
+        assert now is not None
+        return now
+
+
+def _rows(now: datetime) -> Select[Any]:
+    return select(Session.__table__, has_key(now).label("has_key"), key_retired_for().label("key_retired_for"))
+
+
+def _row(found: Any, now: datetime, policy: Policy) -> SessionRow:
+    row = SessionRow.of(found, now, policy)
+    return replace(row, has_key=bool(found["has_key"]), key_retired_for=found["key_retired_for"])

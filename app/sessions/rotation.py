@@ -21,6 +21,7 @@ from ..tokens.refresh_tokens import LAST_GENERATION, RefreshToken
 from .answers import Answers, Tokens
 from .ending import Ending
 from .lookup import Lookup
+from .outcomes import Outcomes
 from .rows import Granted, Verdict, judge
 
 _WAITS = tuple(timedelta(milliseconds=ms) for ms in (20, 100, 400))
@@ -40,6 +41,7 @@ class Rotation:
         self._ending = ending
         self._lookup = lookup
         self._policies = policies
+        self.outcomes = Outcomes()
         # Two batches at once, so that a stuck connection does not stop every refresh. SQLite has one writer at a time.
         self._rotations = Batch(self._rotate, in_flight=2 if db.is_postgres else 1)
 
@@ -54,14 +56,20 @@ class Rotation:
                 refusal has the reason. Or it was reused: the session has ended.
             TemporarilyUnavailable: the database is away, or other transactions held the session four times.
         """
-        presented = self._keys.verify_refresh_token(text)
+        try:
+            presented = self._keys.verify_refresh_token(text)
+        except Refusal as refusal:
+            self.outcomes.count(refusal)
+            raise
         try:
             if not presented.key.retired:
                 rotated = await self._rotations(presented)
                 if rotated is not None:
+                    self.outcomes.rotated += 1
                     return self._answers.tokens(*rotated, rotated[0].rotated_at)
             return await self._not_rotated(presented, by)
         except Refusal as refusal:
+            self.outcomes.count(refusal)
             raise refusal.about(presented.session_id) from None
 
     async def holder(self, text: str, *, by: Actor) -> tuple[RefreshToken, UUID]:
@@ -96,12 +104,15 @@ class Rotation:
                         await asyncio.sleep(wait.total_seconds())
                         rotated = await self._rotations(presented)
                         if rotated is not None:
+                            self.outcomes.rotated += 1
                             return self._answers.tokens(*rotated, rotated[0].rotated_at)
                 case Verdict.RETRY:
                     assert key is not None
+                    self.outcomes.retried += 1
                     return self._answers.tokens(row, presented.successor(key), row.now)
                 case Verdict.REUSE:
                     reason = await self._ending.end_for_reuse(row.id, presented.generation, by=by)
+                    self.outcomes.reuse_detected += 1
                     raise InvalidGrant("reuse", reason=reason, user_id=row.user_id)
                 case Verdict.REFUSED:
                     raise InvalidGrant("not a token of this session's chain", user_id=row.user_id)

@@ -260,7 +260,7 @@ class Database:
 
     @asynccontextmanager
     async def watch_connection(self) -> AsyncIterator[AsyncConnection]:
-        """As `look`, for the reading of the fence alone, which must not wait for other statements.
+        """As `look`, for the fence, the pulse and what follows it: these must not wait for other statements.
 
         Raises:
             TemporarilyUnavailable: the database is away.

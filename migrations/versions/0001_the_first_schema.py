@@ -130,6 +130,20 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_events")),
     )
     with op.batch_alter_table("events", schema=None) as batch_op:
+        batch_op.create_index(
+            "ix_events_actor",
+            ["actor", "id"],
+            unique=False,
+            postgresql_where=sa.text("actor <> 'user'"),
+            sqlite_where=sa.text("actor <> 'user'"),
+        )
+        batch_op.create_index(
+            "ix_events_rare",
+            ["event", "id"],
+            unique=False,
+            postgresql_where=sa.text("event NOT IN ('session_started', 'session_ended')"),
+            sqlite_where=sa.text("event NOT IN ('session_started', 'session_ended')"),
+        )
         batch_op.create_index("ix_events_user_id", ["user_id", "id"], unique=False)
     op.create_table(
         "policies",
@@ -181,6 +195,16 @@ def downgrade() -> None:
 
     with op.batch_alter_table("events", schema=None) as batch_op:
         batch_op.drop_index("ix_events_user_id")
+        batch_op.drop_index(
+            "ix_events_rare",
+            postgresql_where=sa.text("event NOT IN ('session_started', 'session_ended')"),
+            sqlite_where=sa.text("event NOT IN ('session_started', 'session_ended')"),
+        )
+        batch_op.drop_index(
+            "ix_events_actor",
+            postgresql_where=sa.text("actor <> 'user'"),
+            sqlite_where=sa.text("actor <> 'user'"),
+        )
 
     op.drop_table("pulse")
     op.drop_table("policies")

@@ -5,10 +5,19 @@ from __future__ import annotations
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import Index, String
+from sqlalchemy import Index, String, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from .columns import Base, uuid7
+
+FREQUENT = ("session_started", "session_ended")
+"""The kinds of events that each sign-in and logout writes. They are in no index but their user's."""
+RARE = f"event NOT IN ({', '.join(map(repr, FREQUENT))})"
+NOT_BY_USERS = "actor <> 'user'"
+"""Which events the two partial indexes have, in the words that a query has to repeat.
+
+A logout adds to neither: its event is frequent, and its actor a user.
+"""
 
 
 class Event(Base):
@@ -32,7 +41,11 @@ class Event(Base):
     reason: Mapped[str | None] = mapped_column(String(32))
     detail: Mapped[str | None] = mapped_column(String(64))
 
-    __table_args__ = (Index("ix_events_user_id", "user_id", "id"),)
+    __table_args__ = (
+        Index("ix_events_user_id", "user_id", "id"),
+        Index("ix_events_rare", "event", "id", postgresql_where=text(RARE), sqlite_where=text(RARE)),
+        Index("ix_events_actor", "actor", "id", postgresql_where=text(NOT_BY_USERS), sqlite_where=text(NOT_BY_USERS)),
+    )
 
     def __repr__(self) -> str:
         return f"Event({self.id})"

@@ -1,16 +1,23 @@
-"""The policy of sessions: how long they and their tokens live, and the bounds of a sign-in.
+"""A policy: how long sessions and their tokens live, and the bounds of a sign-in. Pure: no I/O, no clock.
 
 The settings give the first values and the ceiling. A row of the table `policies` may set stricter ones while Keyturn
-runs. Each process keeps the policy in force in memory, and learns of a change by the pulse.
+runs.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from hashlib import sha256
 from typing import Literal, Self
+from uuid import UUID
 
-from .settings import Settings
+from ..settings import Settings
+
+Mode = Literal["bearer", "cookie", "split"]
+"""Where the tokens of a session travel: see `tokens.cookies`."""
+
+_SECOND = timedelta(seconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +38,7 @@ class Policy:
     """How many live sessions a user may have. None: any number."""
     reauthentication_age: timedelta = timedelta(minutes=15)
     """How long ago a user may have proved the password, for an act that needs a fresh sign-in."""
-    mode: Literal["bearer", "cookie", "split"] = "bearer"
+    mode: Mode = "bearer"
     """Where the tokens of a sign-in travel that names no mode."""
     remember: bool = True
     """Whether cookies outlive the browser session, for a sign-in that does not say."""
@@ -55,8 +62,20 @@ class Policy:
         )
 
 
-class Policies:
-    """The policy in force in this process."""
+def jittered(lifetime: timedelta, jitter: timedelta, session_id: UUID, generation: int) -> timedelta:
+    """The lifetime of one access token: shorter than `lifetime` by 0 to `jitter`, and never longer.
 
-    def __init__(self, first: Policy) -> None:
-        self.in_force = first
+    Session and generation decide, by a hash and not by chance. So a retry gets the same token again (guarantee 1), and
+    the tokens of one session differ from each other. Nobody gains by knowing the lifetime, as the token says it.
+
+    Args:
+        lifetime: the lifetime of the session's access tokens under the policy in force.
+        jitter: by how much it may be shorter; a third of it at most. The lifetime may be that of an older, shorter row.
+        session_id: the session.
+        generation: the generation of its refresh token.
+    """
+    most = min(jitter, lifetime / 3) // _SECOND
+    if most <= 0:
+        return lifetime
+    digest = sha256(b"keyturn jitter v1" + session_id.bytes + generation.to_bytes(8)).digest()
+    return lifetime - int.from_bytes(digest[:8]) % (most + 1) * _SECOND

@@ -1,0 +1,136 @@
+"""Sessions as answers show them, to their user and to administrators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Any, get_args
+from uuid import UUID
+
+from pydantic import AfterValidator, BaseModel, Field
+from pydantic.json_schema import SkipJsonSchema
+
+from ..errors import InvalidRequest, Reason
+from ..http.documentation import word
+from ..http.endpoints import QueryParameter
+from ..http.request import Request
+from ..sessions import devices
+from ..sessions.filters import Status
+from ..sessions.rows import SessionRow
+
+_USUAL, _MOST = 20, 100  # items of a page
+
+
+class DeviceAnswer(BaseModel):
+    """The device of a session. The client chooses all of it, so it is a hint and no proof."""
+
+    name: Annotated[
+        str | SkipJsonSchema[None], Field(description="The name that user or client gave it.", examples=["Ada's phone"])
+    ] = None
+    browser: Annotated[str | SkipJsonSchema[None], Field(examples=["Firefox 128"])] = None
+    system: Annotated[str | SkipJsonSchema[None], Field(examples=["Windows 10"])] = None
+    kind: Annotated[str, word("The kind.", *get_args(devices.Kind))] | SkipJsonSchema[None] = None
+
+
+class SessionAnswer(BaseModel):
+    """A session. A member that has no value is absent."""
+
+    id: UUID
+    status: Annotated[str, word("Whether the session lives, or why it is over.", "live", *get_args(Reason))]
+    current: Annotated[bool, Field(description="Whether the access token of this request is the session's.")]
+    client_id: str
+    created_at: datetime
+    last_used_at: Annotated[datetime, Field(description="The last refresh, or the sign-in.")]
+    idle_expires_at: datetime
+    absolute_expires_at: datetime
+    ended_at: datetime | SkipJsonSchema[None] = None
+    end_reason: Annotated[str, word("Why it is over.", *get_args(Reason))] | SkipJsonSchema[None] = None
+    device: DeviceAnswer
+    address: Annotated[str | SkipJsonSchema[None], Field(description="The client's address.")] = None
+    amr: Annotated[list[str], Field(description="How the user signed in (RFC 8176).", examples=[["pwd"]])]
+    authenticated_at: Annotated[
+        datetime | SkipJsonSchema[None], Field(description="When the user last proved the password.")
+    ] = None
+    scope: str | SkipJsonSchema[None] = None
+
+
+async def members(rows: Sequence[SessionRow], current: UUID) -> list[dict[str, Any]]:
+    """The members of `SessionAnswer` for each session. `current` is the session of the request."""
+    found = await devices.described_each({row.user_agent for row in rows})
+    return [_members(row, current, found[row.user_agent]) for row in rows]
+
+
+def _members(row: SessionRow, current: UUID, device: devices.Device) -> dict[str, Any]:
+    over = row.over()
+    # Nobody has to mark a session whose deadline has passed, so its row may say nothing of an end.
+    deadlines = {"idle_timeout": row.idle_expires_at, "absolute_timeout": row.absolute_expires_at}
+    return {
+        "id": row.id,
+        "status": over or "live",
+        "current": row.id == current,
+        "client_id": row.client_id,
+        "created_at": row.created_at,
+        "last_used_at": row.rotated_at,
+        "idle_expires_at": row.idle_expires_at,
+        "absolute_expires_at": row.absolute_expires_at,
+        "ended_at": row.ended_at or (deadlines.get(over) if over else None),
+        "end_reason": over,
+        "device": DeviceAnswer(name=row.device_name, browser=device.browser, system=device.system, kind=device.kind),
+        "address": row.address,
+        "amr": (row.amr or "").split(),
+        "authenticated_at": row.auth_time,
+        "scope": row.scope,
+    }
+
+
+# -- what the lists have in common
+
+STATUS = QueryParameter(
+    "status",
+    "Which sessions: those that live, those that are over, or all.",
+    schema={"type": "string", "enum": list(get_args(Status)), "default": "live"},
+)
+LIMIT = QueryParameter(
+    "limit",
+    "How many items a page has, at most.",
+    schema={"type": "integer", "minimum": 1, "maximum": _MOST, "default": _USUAL},
+)
+CURSOR = QueryParameter("cursor", "The `next_cursor` of the page before, with the same filters as there.")
+
+
+def limit_of(request: Request) -> int:
+    """The limit of a page that the query asks for.
+
+    Raises:
+        InvalidRequest: it is no number from 1 to 100.
+    """
+    return request.number("limit", default=_USUAL, most=_MOST)
+
+
+def status_of(request: Request) -> Status:
+    """The status that the query asks for.
+
+    Raises:
+        InvalidRequest: it is none of the three.
+    """
+    given = request.parameter("status")
+    if given is None:
+        return "live"
+    for status in get_args(Status):
+        if given == status:
+            return status  # type: ignore[no-any-return]  # one of the words of Status
+    raise InvalidRequest("status of the query", description="status: must be live, ended or all.")
+
+
+def _name(text: str) -> str:
+    if not text.isprintable() or text.isspace():
+        raise ValueError
+    return text
+
+
+DeviceName = Annotated[
+    str,
+    Field(min_length=1, max_length=100, description="1 to 100 printable characters.", examples=["Ada's phone"]),
+    AfterValidator(_name),
+]
+"""The name of a device, as a request gives it."""
