@@ -108,7 +108,7 @@ async def _import(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     kid = await keyturn.key_sharing.take(_secret(arguments.file), by=by())
     print(kid, flush=True)
     note(_signing(await keyturn.keys.list(), "access"))
-    note("whoever else has this key can sign any access token; remove the copy from which you read it")
+    note("each holder of this key can sign any access token; remove the copy from which you read it")
 
 
 def _secret(path: Path | None) -> str:
@@ -124,7 +124,7 @@ def _secret(path: Path | None) -> str:
 
 async def _export(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     print(await keyturn.key_sharing.give(arguments.kid, by=by()), flush=True)
-    note("whoever has this key can sign any access token: for any user, with any role")
+    note("each holder of this key can sign any access token: for any user, with any role")
 
 
 async def _retire(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
