@@ -22,6 +22,7 @@ from .http.request import Request as OurRequest
 from .keyturn import Keyturn, opened, running
 from .routes import (
     admin_events,
+    admin_keys,
     admin_policies,
     admin_sessions,
     admin_stats,
@@ -49,6 +50,7 @@ _ENDPOINTS = (
     *admin_users.ENDPOINTS,
     *admin_user_changes.ENDPOINTS,
     *admin_sessions.ENDPOINTS,
+    *admin_keys.ENDPOINTS,
     *admin_policies.ENDPOINTS,
     *admin_events.ENDPOINTS,
     *admin_stats.ENDPOINTS,

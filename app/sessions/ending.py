@@ -7,6 +7,7 @@ the order of its steps.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Literal
 from uuid import UUID
@@ -248,13 +249,17 @@ class Ending:
         """The session of a token whose key is retired. The returned session is over.
 
         A thief of the key could have made the token. So the token ends only sessions that the retirement ends anyway.
+        After everyone was signed out, no row is written: the key says already why each of its sessions is over.
 
         Raises:
             InvalidGrant: the session goes on under another key, or there is no such session.
             TemporarilyUnavailable: as `end`.
         """
         row = await self._lookup.row(session_id)
-        if row is not None and not row.over() and self._keys.retired(row.key_number):
+        reason = None if row is None or row.over() else self._keys.retired(row.key_number)
+        if row is not None and reason == "signed_out_everywhere":
+            return replace(row, has_key=False, key_retired_for=reason)
+        if reason is not None:
             # `end_under` has not come to this session yet. Keyturn ends it, in the request that presented the token.
             service = SERVICE._replace(address=by.address, request_id=by.request_id)
             await self.end({session_id}, "revoked_by_admin", by=service)
@@ -363,7 +368,7 @@ class Ending:
             raise refusal.about(session_id) from None
         if row is None:
             raise InvalidGrant("no such session", session_id=session_id)
-        over = row.over()
+        over = row.over() or self._keys.retired(row.key_number)
         if over and not (reach == "all" and over == "logout_all"):
             raise InvalidGrant("session is over", reason=over, session_id=row.id, user_id=row.user_id)
         if isinstance(token, AccessToken):
