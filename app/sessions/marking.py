@@ -32,8 +32,10 @@ TIMEOUTS = {"idle_timeout", "absolute_timeout"}
 """The reasons of a session that nobody ended."""
 
 
-def ends(db: Database, policy: Policy, reason: Reason, *which: ColumnElement[bool]) -> ReturningUpdate[Any]:
-    """The statement that ends some sessions.
+def ends(
+    db: Database, policy: Policy, reason: Reason | ColumnElement[str], *which: ColumnElement[bool]
+) -> ReturningUpdate[Any]:
+    """The statement that ends some sessions, for one reason or for one that depends on the row.
 
     The first reason stays: to end an ended session changes nothing, and a deadline that has passed came first. (Such a
     row is marked all the same: until their leeway is over, its access tokens would be good.)
