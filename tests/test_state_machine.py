@@ -528,12 +528,19 @@ class Machine(RuleBasedStateMachine):
             self.grow_older(after)
         self.present(s, s.generation - 1)
 
-    @rule(which=WHICH, keys=lists(KEYS, min_size=1, max_size=3), again=KEYS, after=sampled_from([WINDOW, 10, 300]))
-    def retry_with_a_key(self, which: int, keys: list[str | None], again: str | None, after: int) -> None:
+    @rule(
+        which=WHICH,
+        keys=lists(KEYS, min_size=1, max_size=3),
+        back=sampled_from([1, 2, 1]),
+        after=sampled_from([WINDOW, 10, IDLE]),
+        again=KEYS,
+    )
+    def retry_with_a_key(self, which: int, keys: list[str | None], back: int, after: int, again: str | None) -> None:
         s = self.pick(which * 2)
-        self.present(s, s.generation, keys=keys)
+        for _ in range(back):
+            self.present(s, s.generation, keys=keys)
         self.grow_older(after)
-        self.present(s, max(0, s.generation - 1), keys=[again])
+        self.present(s, s.generation - back, keys=[again])
 
     @rule(which=WHICH, back=integers(2, 4))
     def reuse(self, which: int, back: int) -> None:
