@@ -542,6 +542,13 @@ class Machine(RuleBasedStateMachine):
         self.grow_older(after)
         self.present(s, s.generation - back, keys=[again])
 
+    @rule(which=WHICH, after=sampled_from([WINDOW, 700]))
+    def a_late_retry_with_its_key(self, which: int, after: int) -> None:
+        s = self.pick(which * 2)
+        self.present(s, s.generation, keys=[FIRST])
+        self.grow_older(after)
+        self.present(s, s.generation - 1, keys=[FIRST])
+
     @rule(which=WHICH, back=integers(2, 4))
     def reuse(self, which: int, back: int) -> None:
         s = self.pick(which * 2)
