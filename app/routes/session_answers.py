@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Annotated, Any, cast, get_args
 from uuid import UUID
 
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from ..errors import Reason
@@ -96,3 +96,17 @@ def status_of(request: Request) -> Status:
         InvalidRequest: it is none of the three.
     """
     return cast("Status", filters.word(request, "status", get_args(Status)) or "live")
+
+
+def _name(text: str) -> str:
+    if not text.isprintable() or text.isspace():
+        raise ValueError
+    return text
+
+
+DeviceName = Annotated[
+    str,
+    Field(min_length=1, max_length=100, description="1 to 100 printable characters.", examples=["Ada's phone"]),
+    AfterValidator(_name),
+]
+"""The name of a device, as a request gives it."""

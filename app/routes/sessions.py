@@ -21,9 +21,9 @@ from ..sessions.filters import Filter
 from ..sessions.rows import SessionRow
 from . import filters
 from .credentials import access_token
-from .models import SET_COOKIES, DeviceName, RequestBody
+from .models import SET_COOKIES, RequestBody
 from .presented_cookies import fields_to_clear_of
-from .session_answers import STATUS, SessionAnswer, members, status_of
+from .session_answers import STATUS, DeviceName, SessionAnswer, members, status_of
 
 
 class SessionsAnswer(BaseModel):
