@@ -100,7 +100,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             passwords=passwords,
             sign_in=sign_in,
             users=Users(db, passwords, sign_in, ending),
-            starting=Starting(db, keys, answers, policies, settings.client_id),
+            starting=Starting(db, keys, answers, policies, settings.client_id, revocations.publishing),
             rotation=rotation,
             moves=Moves(db),
             reauthentication=Reauthentication(db, sign_in, rotation),
