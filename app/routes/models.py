@@ -70,6 +70,10 @@ class TokenAnswer(BaseModel):
     scope: Annotated[
         str | SkipJsonSchema[None], Field(description="Scopes of the access token, separated by blanks.")
     ] = None
+    password_change_required: Annotated[
+        bool | SkipJsonSchema[None],
+        Field(description="`true` where Keyturn made the password: it is good for a day, so change it. Else absent."),
+    ] = None
 
 
 SET_COOKIES = {

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, and_, case, select, update
+from sqlalchemy import ColumnElement, Select, and_, case, false, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.dml import ReturningUpdate
 
@@ -38,13 +38,14 @@ def ends(
     """The statement that ends some sessions, for one reason or for one that depends on the row.
 
     The first reason stays: to end an ended session changes nothing, and a deadline that has passed came first. (Such a
-    row is marked all the same: until their leeway is over, its access tokens would be good.)
+    row is marked all the same: until their leeway is over, its access tokens would be good.) One reason goes before
+    deadlines: all sessions of an erased user get it, so that `Upkeep.gc` finds and deletes them.
     """
     now: ColumnElement[Any] = db.now()
     idle = db.earliest(Session.idle_expires_at, db.after(Session.rotated_at, policy.idle_lifetime))
     absolute = db.earliest(Session.absolute_expires_at, db.after(Session.created_at, policy.absolute_lifetime))
     deadline = db.earliest(idle, absolute)
-    late = deadline <= now
+    late = deadline <= now if reason != "user_erased" else false()
     return (
         update(Session)
         .where(*which, Session.ended_at.is_(None))
@@ -106,8 +107,8 @@ def lived(ended: Sequence[Any]) -> int:
     return sum(row.end_reason not in TIMEOUTS for row in ended)
 
 
-# The same rules as `ends`, for a batch in which each session has an actor of its own. SKIP LOCKED, LATERAL and LIMIT as
-# in a rotation.
+# The same rules as `ends`, for a batch in which each session has an actor of its own. SKIP LOCKED, LATERAL, LIMIT and
+# `end_reason IS NULL` as in a rotation.
 _LOG_OUT = f"""
 WITH batch AS (
   SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[])
@@ -117,7 +118,7 @@ WITH batch AS (
   SELECT b.*, live.* FROM batch b CROSS JOIN LATERAL (
     SELECT least(s.idle_expires_at, s.rotated_at + $10::interval) AS idle,
       least(s.absolute_expires_at, s.created_at + $11::interval) AS absolute
-    FROM sessions s WHERE s.id = b.id AND s.ended_at IS NULL FOR NO KEY UPDATE SKIP LOCKED
+    FROM sessions s WHERE s.id = b.id AND s.end_reason IS NULL FOR NO KEY UPDATE SKIP LOCKED
   ) live
 ), ended AS (
   UPDATE sessions s

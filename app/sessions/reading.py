@@ -8,18 +8,19 @@ from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import and_, select, true
+from sqlalchemy import Select, and_, select, true
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..errors import InvalidToken, NotFound, Refusal
 from ..policies import Policies, Policy
 from ..revocation.revocations import Revocations
+from ..settings import LEEWAY
 from ..storage.database import Database
 from ..storage.tables import Session
 from ..storage.tasks import own_task
 from ..tokens.access_tokens import AccessToken, AccessTokens
 from . import walk
-from .filters import Filter, has_key
+from .filters import Filter, has_key, key_retired_for
 from .lookup import Lookup
 from .rows import SessionRow
 from .walk import BEGINNING
@@ -34,6 +35,10 @@ class Page(NamedTuple):
     sessions: list[SessionRow]
     last: UUID | None
     """The session after which the next page begins. None: there is none."""
+
+
+_LEEWAY = LEEWAY.total_seconds()
+_BY_TIME = 7  # the version of the UUIDs that begin with a moment
 
 
 class Reading:
@@ -56,12 +61,44 @@ class Reading:
             InvalidToken: the token is not good. If it is genuine, the refusal has a reason.
             TemporarilyUnavailable: neither Redis nor the database can say whether the token was revoked.
         """
-        token = self._access_tokens.verify(access_token, self._db.clock())
+        now = self._db.clock()
+        token = self._access_tokens.verify(access_token, now)
+        self._check_policy(token, now.timestamp())
         try:
             await self._revocations.check(token.session_id, token.claims["iat"])
         except Refusal as refusal:
             raise refusal.about(token.session_id, token.user_id) from None
         return token
+
+    def _check_policy(self, token: AccessToken, now: float) -> None:
+        """Refuses a token that is older than the policy in force lets it become. No I/O.
+
+        A policy that became shorter holds for tokens that were issued before. The session's id tells when it began
+        (RFC 9562 section 5.7), by the clock of the process that signed it in. A difference of clocks moves the end of
+        a session's last access token by as much, and opens no session: each refresh goes by the row.
+
+        The settings alone have no part in this, so that instances with other settings accept each other's tokens.
+
+        Raises:
+            InvalidToken: the token is over under the policy in force. Its client may refresh, and learns more there.
+            TemporarilyUnavailable: no policy is in force.
+        """
+        policy, first = self._policies.in_force, self._policies.first
+        if policy is first:
+            return
+        ends = []
+        if policy.access_lifetime < first.access_lifetime:
+            ends.append(token.claims["iat"] + policy.access_lifetime.total_seconds())
+        if policy.absolute_lifetime < first.absolute_lifetime and token.session_id.version == _BY_TIME:
+            milliseconds = token.session_id.int >> 80
+            ends.append(milliseconds / 1000 + policy.absolute_lifetime.total_seconds())
+        if ends and min(ends) <= now - _LEEWAY:
+            raise InvalidToken(
+                "over under the policy in force",
+                reason="token_expired",
+                session_id=token.session_id,
+                user_id=token.user_id,
+            )
 
     def verify_new(self, access_token: str) -> AccessToken:
         """The claims of a token that this request's refresh gave. The refresh showed that its session lives.
@@ -143,7 +180,7 @@ class Reading:
                     select(Session.id).where(*here).order_by(newest).offset(_LOOK - 1).limit(1)
                 )
                 here += [Session.id >= end] if end is not None else []
-            query = select(Session.__table__, has_key(now).label("has_key"))
+            query = _rows(now)
             query = query.where(*here, *filtered.conditions(now, policy)).order_by(newest).limit(limit + 1)
             rows = [_row(each, now, policy) for each in (await connection.execute(query)).mappings()]
         if len(rows) > limit:
@@ -181,7 +218,7 @@ class Reading:
     async def _one(self, session_id: UUID, user_id: UUID | None) -> SessionRow | None:
         async with self._db.look(hot_path=False) as connection:
             now = await self._now(connection)
-            query = select(Session.__table__, has_key(now).label("has_key")).where(Session.id == session_id)
+            query = _rows(now).where(Session.id == session_id)
             if user_id is not None:
                 query = query.where(Session.user_id == user_id)
             found = (await connection.execute(query)).mappings().one_or_none()
@@ -193,5 +230,10 @@ class Reading:
         return now
 
 
+def _rows(now: datetime) -> Select[Any]:
+    return select(Session.__table__, has_key(now).label("has_key"), key_retired_for().label("key_retired_for"))
+
+
 def _row(found: Any, now: datetime, policy: Policy) -> SessionRow:
-    return replace(SessionRow.of(found, now, policy), has_key=bool(found["has_key"]))
+    row = SessionRow.of(found, now, policy)
+    return replace(row, has_key=bool(found["has_key"]), key_retired_for=found["key_retired_for"])
