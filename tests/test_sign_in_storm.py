@@ -13,7 +13,7 @@ from uuid import UUID
 
 import httpx2
 import pytest
-from sqlalchemy import Select, select
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.storage.migrating import migrate
@@ -91,7 +91,7 @@ class Storm:
                 assert refused.json()["reason"] in {"session_limit", "replaced"}
                 self.refused_at_once += 1
 
-    async def read(self, query: Select[Any]) -> Sequence[Any]:
+    async def read(self, query: Any) -> Sequence[Any]:
         async with self.turn:
             return (await self.watching.execute(query)).all()
 
