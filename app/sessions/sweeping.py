@@ -1,4 +1,4 @@
-"""Ending sessions by a walk over the table: those under a key, those that a filter lets through, those over by a policy.
+"""Ending sessions by a walk over the table: under a key, those that a filter lets through, those over by a policy.
 
 Each range of the walk is a transaction of its own, so a call that breaks off is simply made again.
 """
