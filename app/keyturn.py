@@ -19,6 +19,7 @@ from .sessions.key_changes import KeyChanges
 from .sessions.lookup import Lookup
 from .sessions.moves import Moves
 from .sessions.naming import Naming
+from .sessions.policy_changes import PolicyChanges
 from .sessions.reading import Reading
 from .sessions.rotation import Rotation
 from .sessions.start import Starting
@@ -71,6 +72,7 @@ class Keyturn:
     key_sharing: KeySharing
     cookies: Cookies
     policies: Policies
+    policy_changes: PolicyChanges
     cursors: Cursors
 
 
@@ -104,7 +106,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             passwords=passwords,
             sign_in=sign_in,
             users=Users(db, passwords, sign_in, ending),
-            starting=Starting(db, keys, answers, policies, settings.client_id),
+            starting=Starting(db, keys, answers, policies, settings.client_id, revocations.publishing),
             rotation=rotation,
             moves=Moves(db),
             reauthentication=Reauthentication(db, sign_in, rotation),
@@ -118,6 +120,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             key_sharing=KeySharing(db, keys, seal, (master, previous)),
             cookies=cookies,
             policies=policies,
+            policy_changes=PolicyChanges(policies, ending),
             cursors=Cursors(master),
         )
     finally:
