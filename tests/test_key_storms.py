@@ -133,13 +133,13 @@ async def moved(keyturn: Keyturn, kid: str, column: str, seconds: int) -> None:
 
 
 async def rotated(storm: Storm, keyturn: Keyturn, use: Use, algorithm: Algorithm | None, *, truly: bool) -> None:
+    before = [dict(kids) for kids in storm.kids if use in kids]
     made = await asked_again(lambda: keyturn.key_changes.rotate(use, algorithm, by=SERVICE))
     old = next(key["kid"] for key in made.keys if key["status"] == "signs")
     if not truly:
         await moved(keyturn, made.kid, "signs_from", 4)
     waiting = asyncio.create_task(asked_again(lambda: keyturn.key_changes.signs(made.kid)))
     await storm.until(waiting.done)
-    before = [dict(kids) for kids in storm.kids if use in kids]
 
     def all_moved() -> bool:
         return all(kids[use] != was[use] for kids, was in zip((k for k in storm.kids if use in k), before, strict=True))
