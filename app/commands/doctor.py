@@ -26,6 +26,7 @@ from ..tokens.key_set import Use
 from ..users.administrators import administrators
 from .addresses import listen
 from .arguments import Words
+from .users import ran_out
 
 _SOURCES = {"policy": "its row", "settings": "the settings", "default": "Keyturn's defaults"}
 
@@ -161,9 +162,11 @@ def _text(value: object) -> str:
 
 
 async def _administrators(keyturn: Keyturn) -> AsyncIterator[Finding]:
-    enabled, initial = await administrators(keyturn.db)
+    found = await administrators(keyturn.db)
+    initial = found.with_initial_password
     yield Finding("initial password", f"change it: {called()} users set-password {initial}" if initial else "")
-    yield Finding("administrator", "" if enabled else f"make one: {called()} users create EMAIL --role admin")
+    yield Finding("passwords that Keyturn made", ran_out(found))
+    yield Finding("administrator", "" if found.enabled else f"make one: {called()} users create EMAIL --role admin")
 
 
 async def _hashing(keyturn: Keyturn) -> AsyncIterator[Finding]:

@@ -156,10 +156,10 @@ class Rotation:
         """
         key, policy = self._keys.signing_refresh, self._policies.in_force
         presented = [each.token.digest for each in batch]
+        # The process may have read since the request came that a key is retired. A session under that key is over, and
+        # must not move to the key that signs now.
         first: dict[bytes, Presented] = {}
         for digest, each in zip(presented, batch, strict=True):
-            # The process may have read since the request came that a key is retired. A session under that key is over,
-            # and must not move to the key that signs now.
             if not self._keys.retired(each.token.key.number):
                 first.setdefault(digest, each)
         if not first:
