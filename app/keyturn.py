@@ -19,6 +19,7 @@ from .sessions.key_changes import KeyChanges
 from .sessions.lookup import Lookup
 from .sessions.moves import Moves
 from .sessions.naming import Naming
+from .sessions.policy_changes import PolicyChanges
 from .sessions.reading import Reading
 from .sessions.rotation import Rotation
 from .sessions.start import Starting
@@ -67,6 +68,7 @@ class Keyturn:
     key_changes: KeyChanges
     cookies: Cookies
     policies: Policies
+    policy_changes: PolicyChanges
     cursors: Cursors
 
 
@@ -98,7 +100,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             passwords=passwords,
             sign_in=sign_in,
             users=Users(db, passwords, sign_in, ending),
-            starting=Starting(db, keys, answers, policies, settings.client_id),
+            starting=Starting(db, keys, answers, policies, settings.client_id, revocations.publishing),
             rotation=rotation,
             moves=Moves(db),
             reauthentication=Reauthentication(db, sign_in, rotation),
@@ -111,6 +113,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             key_changes=KeyChanges(keys, ending, settings.signing_algorithm),
             cookies=cookies,
             policies=policies,
+            policy_changes=PolicyChanges(policies, ending),
             cursors=Cursors(master),
         )
     finally:

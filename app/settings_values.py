@@ -213,7 +213,8 @@ def redis_rules(url: str) -> Iterator[tuple[bool, str]]:
 MOST_SCOPES = 256
 """Characters of all scopes of a session together: its access token has to fit into a cookie."""
 
-_SCOPES = re.compile(r"(?:[\x21\x23-\x5b\x5d-\x7e]+ ?)*")
+# Possessive, because clients send such texts too. Without it, a quantifier inside another tries a wrong text for ever.
+_SCOPES = re.compile(r"(?:[\x21\x23-\x5b\x5d-\x7e]++ ?+)*+")
 
 
 def scopes_in(text: str) -> frozenset[str]:

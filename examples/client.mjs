@@ -1,4 +1,7 @@
-// A client that keeps its tokens fresh, for browsers and Node 18 or newer. Nothing to install.
+// A client that keeps its tokens fresh, for browsers and Node 20 or newer. Nothing to install.
+//
+// Each refresh has a key of its own (Idempotency-Key), which is stored with the tokens before the request is sent. So an answer
+// that was lost hours ago, or before a restart, is asked for again, and is no theft.
 //
 // This client ends, whatever happens: a call is sent twice at most, any number of calls that meet a 401 share one refresh, and a
 // refresh that is refused is the last one.
@@ -9,8 +12,8 @@ export class Client {
   #changed;
   #refreshing = null;
 
-  // url: Keyturn's. tokens: what /auth/login or /auth/refresh answered last, or null. changed: called with the new tokens,
-  // to store them, or with null when the user has to sign in again.
+  // url: Keyturn's. tokens: what `changed` was called with last, or what /auth/login answered, or null. changed: called with
+  // what to store, as one record, or with null when the user has to sign in again. The client waits for it.
   constructor(url, tokens, changed = () => {}) {
     this.#url = url;
     this.#tokens = tokens;
@@ -24,7 +27,7 @@ export class Client {
     const answer = await this.#send(resource, init);
     if (answer.status !== 401 || sent === null) return answer;
     // Another call may have refreshed in the meantime.
-    if (this.#tokens === sent) await this.#refresh();
+    if (this.#tokens?.access_token === sent.access_token) await this.#refresh();
     // There is no third attempt, whatever the second answer is.
     return this.#tokens === null ? answer : this.#send(resource, init);
   }
@@ -36,22 +39,33 @@ export class Client {
   }
 
   #refresh() {
-    this.#refreshing ??= this.#ask().finally(() => {
+    this.#refreshing ??= this.#renew().finally(() => {
       this.#refreshing = null;
     });
     return this.#refreshing;
   }
 
-  async #ask() {
+  async #renew() {
+    await this.#rotate();
+    // A late retry gets the answer of its rotation, whose access token is over by now. So one more refresh is due.
+    if (this.#tokens?.expires_in === 0) await this.#rotate();
+  }
+
+  async #rotate() {
+    // First a new key beside the refresh token, stored. Then the request. The key goes when the answer is stored in its place.
+    if (this.#tokens.retry_key === undefined) {
+      this.#tokens = { ...this.#tokens, retry_key: crypto.randomUUID() };
+      await this.#changed(this.#tokens);
+    }
     // The built-in fetch and not the one above: a refused refresh is a 401 too, and must not lead to another refresh.
     const answer = await fetch(`${this.#url}/auth/refresh`, {
       method: "POST",
-      headers: { "Content-Type": "application/json" },
+      headers: { "Content-Type": "application/json", "Idempotency-Key": this.#tokens.retry_key },
       body: JSON.stringify({ refresh_token: this.#tokens.refresh_token }),
     });
     if (answer.ok) this.#tokens = await answer.json();
     else if (answer.status === 401) this.#tokens = null;
     else throw new Error(`the refresh was answered with ${answer.status}`);
-    this.#changed(this.#tokens);
+    await this.#changed(this.#tokens);
   }
 }

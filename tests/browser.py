@@ -79,6 +79,11 @@ async def profile(playwright: Playwright, folder: Path) -> AsyncIterator[Browser
         await context.close()
 
 
+def is_device(name: str) -> bool:
+    """Whether a cookie is the device cookie, which holds no token and outlives every logout."""
+    return name.endswith("keyturn-device")
+
+
 async def cookie_store(page: Page, *names: str) -> dict[str, dict[str, Any]]:
     """The cookies that the browser keeps of all sites, by name, read through its debugging protocol.
 
@@ -87,12 +92,15 @@ async def cookie_store(page: Page, *names: str) -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in await cookie_rows(page) if not names or row["name"] in names}
 
 
-async def cookie_rows(page: Page) -> list[dict[str, Any]]:
-    """Every cookie that the browser keeps, of all sites, also those that no script may read."""
+async def cookie_rows(page: Page, *, device: bool = False) -> list[dict[str, Any]]:
+    """Every cookie that the browser keeps, of all sites, also those that no script may read.
+
+    Device cookies are left out, or stand alone if `device` is true.
+    """
     session = await page.context.new_cdp_session(page)
     try:
         rows: list[dict[str, Any]] = (await session.send("Network.getAllCookies"))["cookies"]
-        return rows
+        return [row for row in rows if is_device(row["name"]) == device]
     finally:
         await session.detach()
 

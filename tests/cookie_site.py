@@ -17,7 +17,7 @@ from app.actors import SERVICE
 from app.keyturn import Keyturn
 from app.main import create_app
 from tests.conftest import PASSWORD, settings_of, time_passes
-from tests.cookies import HTTPS, SAME_SITE, Sealer, ask, client_of, login, set_cookies
+from tests.cookies import HTTPS, SAME_SITE, Sealer, ask, client_of, login, set_cookies, token_cookies
 
 A, R, S = HTTPS
 
@@ -42,7 +42,7 @@ class Site:
 
     async def sign_in(self, email: str, mode: str = "cookie", **more: Any) -> SignIn:
         answer = await login(self.client, email, mode, **more)
-        fields = {each.name: each.value for each in set_cookies(answer)}
+        fields = {each.name: each.value for each in token_cookies(answer)}
         return SignIn(self, email, answer.json()["session_id"], fields)
 
     async def rows(self) -> dict[str, list[Any]]:

@@ -29,11 +29,15 @@ LARGEST = 4096
 
 
 class Names(NamedTuple):
-    """The names of the three cookies."""
+    """The names of the three cookies with a token, and of the device cookie."""
 
     access: str
     refresh: str
     split: str
+
+    @property
+    def device(self) -> str:
+        return self.access.replace("-access", "-device")
 
 
 HTTPS = Names("__Host-Http-keyturn-access", "__Host-Http-keyturn-refresh", "__Secure-Http-keyturn-refresh")
@@ -80,6 +84,15 @@ class SetCookie:
 def set_cookies(answer: httpx2.Response) -> list[SetCookie]:
     """The Set-Cookie fields of an answer, in their order."""
     return [SetCookie.of(line) for line in answer.headers.get_list("set-cookie")]
+
+
+def token_cookies(answer: httpx2.Response) -> list[SetCookie]:
+    """As `set_cookies`, without the device cookie."""
+    return [each for each in set_cookies(answer) if not _is_device(each.name)]
+
+
+def _is_device(name: str) -> bool:
+    return name.endswith("keyturn-device")
 
 
 @dataclass
@@ -145,7 +158,9 @@ class Browser:
         self._kept = {key: kept for key, kept in self._kept.items() if kept.expires is not None}
 
     def names(self) -> set[str]:
-        return {name for (name, _, _), kept in self._kept.items() if kept.expires is None or kept.expires > self.now}
+        """The names of the cookies with tokens."""
+        kept = self._kept.items()
+        return {n for (n, _, _), k in kept if not _is_device(n) and (k.expires is None or k.expires > self.now)}
 
     def value(self, name: str) -> str | None:
         return next((kept.value for (each, _, _), kept in self._kept.items() if each == name), None)
@@ -260,7 +275,7 @@ class Sealer:
 
     def opened(self, answer: httpx2.Response) -> dict[str, Seen]:
         """The contents of the cookies that an answer sets, by name. Cleared ones are left out."""
-        return {each.name: self.open(each.name, each.value) for each in set_cookies(answer) if not each.clears}
+        return {each.name: self.open(each.name, each.value) for each in token_cookies(answer) if not each.clears}
 
     def minted(self, access_token: str, *, left: int, life: int = 900) -> str:
         """The access token with another age: it lives `left` seconds from now on. Only with HS256 keys."""

@@ -35,7 +35,9 @@ class Exchange:
     host: str
     path: str
     cookies: tuple[str, ...]
-    """The names of the cookies that came, sorted."""
+    """The names of the cookies that came, sorted, without the device cookie."""
+    device: bool
+    """Whether the device cookie came."""
     fields: Mapping[str, str]
     """The header fields of the request, with names in small letters."""
     status: int
@@ -44,8 +46,8 @@ class Exchange:
 
     @property
     def set_cookies(self) -> tuple[str, ...]:
-        """Name of each cookie that the answer sets (`+name`) or deletes (`-name`)."""
-        found = (value for name, value in self.answer if name == "set-cookie")
+        """Name of each cookie that the answer sets (`+name`) or deletes (`-name`), without the device cookie."""
+        found = (value for name, value in self.answer if name == "set-cookie" and "keyturn-device=" not in value)
         return tuple(("-" if "Max-Age=0" in value else "+") + value.partition("=")[0] for value in found)
 
 
@@ -134,7 +136,9 @@ class Front:
         if held := self._held.pop(path, None):
             await held.wait()
         cookies = sorted(re.findall(r"([^\s=;]+)=", fields.get("cookie", "")))
-        self.seen.append(Exchange(method, host, path, tuple(cookies), fields, int(status.split()[1]), tuple(answer)))
+        tokens = tuple(name for name in cookies if not name.endswith("keyturn-device"))
+        device = len(tokens) < len(cookies)
+        self.seen.append(Exchange(method, host, path, tokens, device, fields, int(status.split()[1]), tuple(answer)))
         writer.write(_written(status, [*answer, ("connection", "close")], content))
         await writer.drain()
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
 ACCESS, REFRESH, SPLIT = "__Host-Http-keyturn-access", "__Host-Http-keyturn-refresh", "__Secure-Http-keyturn-refresh"
+DEVICE = "__Host-Http-keyturn-device"
 NAMES = {"cookie": {ACCESS, REFRESH}, "split": {SPLIT}}
 WINDOW = 10
 
@@ -128,6 +129,32 @@ async def test_a_browser_sends_each_address_the_cookies_meant_for_it_and_no_othe
             print(f"{mode:6} {url:45} {' '.join(sorted(cookies)) or '-'}")
         assert not any((await sent(site, page, site.url(host="b.test"), own)).values())
         assert await by_link(site, page) == set()
+
+
+@pytest.mark.parametrize("mode", ["cookie", "split"])
+async def test_the_device_cookie_goes_to_its_host_alone_and_outlives_a_logout_and_no_script_reads_it(
+    site: Site, mode: str
+) -> None:
+    async with site.visited(mode) as page:
+        (row,) = await cookie_rows(page, device=True)
+        assert (row["name"], row["path"], row["httpOnly"], row["secure"]) == (DEVICE, "/", True, True)
+        for url, came in (
+            (site.url("/orders"), True),
+            (site.url("/auth/logout"), True),
+            (site.url("/", "sub.a.test"), False),
+            (site.url("/", "b.test"), False),
+        ):
+            await page.goto(site.url())
+            before = len(site.front.seen)
+            await call(page, url, "GET", mode="no-cors", credentials="include")
+            assert {each.device for each in site.front.seen[before:] if each.path != "/favicon.ico"} == {came}, url
+        assert "device" not in await page.evaluate("document.cookie")
+        await site.sign_in(page, mode)
+        status, _ = await call(page, site.url("/auth/logout"))
+        assert status == 204
+        assert await cookie_rows(page, device=True) == [row]
+        await site.sign_in(page, mode)
+        assert await cookie_rows(page, device=True) == [row]
 
 
 async def test_with_a_domain_the_neighbours_of_the_host_get_the_cookies_too(

@@ -44,11 +44,13 @@ from tests.cookies import (
     ask,
     login,
     set_cookies,
+    token_cookies,
 )
 from tests.service import Service
 from tests.test_hot_path import Proxy
 from tests.test_keys import published
 
+D = HTTPS.device
 REPEAT = [("Sec-Keyturn-Set-Cookie", "repeat")]
 """The field of a proxy that reads one field of a name (nginx)."""
 FASTAPI = [("X-Never-Heard-Of", "x")]
@@ -276,7 +278,8 @@ async def test_tokens_travel_where_the_mode_says_and_nowhere_else(site: Site) ->
     ):
         began = await login(site.client, email, mode)
         assert began.json().keys() == always | in_body
-        assert [each.name for each in set_cookies(began)] == in_cookies
+        assert [each.name for each in token_cookies(began)] == in_cookies
+        assert [each.name for each in set_cookies(began)] == [*in_cookies, *([HTTPS.device] if in_cookies else [])]
         if not in_cookies:
             continue
         browser = Browser()
@@ -299,13 +302,13 @@ async def test_each_cookie_goes_to_the_paths_that_need_it_alone(site: Site) -> N
     for mode in ("cookie", "split"):
         browser.take(set_cookies(await login(site.client, email, mode)))
     for path, names in {
-        "/": {A, R},
-        "/app/page": {A, R},
-        "/authors": {A, R},
-        "/auth": {A, R, S},
-        "/auth/refresh": {A, R, S},
-        "/auth/logout": {A, R, S},
-        "/auth/verify": {A, R, S},
+        "/": {A, R, D},
+        "/app/page": {A, R, D},
+        "/authors": {A, R, D},
+        "/auth": {A, R, S, D},
+        "/auth/refresh": {A, R, S, D},
+        "/auth/logout": {A, R, S, D},
+        "/auth/verify": {A, R, S, D},
     }.items():
         assert {pair.partition("=")[0] for pair in browser.sent_to(path).split("; ")} == names, path
 
@@ -655,7 +658,8 @@ VARIANTS: dict[str, tuple[dict[str, str], Names, str, str]] = {
 async def test_the_fields_that_set_and_clear_are_exactly_these(database_url: str, variant: str, remember: bool) -> None:
     settings, names, common, scope = VARIANTS[variant]
     root = settings.get("root_path", "")
-    access_age, refresh_age = ("; Max-Age=960", "; Max-Age=604860") if remember else ("", "")
+    ages = ("; Max-Age=960", "; Max-Age=604860", "; Max-Age=34560000") if remember else ("", "", "")
+    access_age, refresh_age, device_age = ages
     expected = {
         "cookie": [
             f"{names.access}=…{access_age}; Path=/{common}",
@@ -672,9 +676,12 @@ async def test_the_fields_that_set_and_clear_are_exactly_these(database_url: str
             browser.take(set_cookies(began))
             sent = browser.sent_to(f"{root}/auth/refresh")
             refreshed = await ask(site.client, "POST", f"{root}/auth/refresh", sent, headers=SAME_SITE)
-            for answer in (began, refreshed):
+            device = f"{names.device}=…{device_age}; Path=/{common}"
+            for answer, more in ((began, [device]), (refreshed, [])):
                 fields = answer.headers.get_list("set-cookie")
-                assert [re.sub("=[A-Za-z0-9_-]{100,}", "=…", line, count=1) for line in fields] == lines
+                assert [
+                    re.sub("=([A-Za-z0-9_-]{100,}|[A-Za-z0-9_-]{22}(?=;))", "=…", line, count=1) for line in fields
+                ] == [*lines, *more]
                 browser.take(set_cookies(answer))
             clearing = [re.sub("=…(; Max-Age=[0-9]+)?", "=; Max-Age=0", line) for line in lines]
             sent = browser.sent_to(f"{root}/auth/logout")
@@ -682,7 +689,7 @@ async def test_the_fields_that_set_and_clear_are_exactly_these(database_url: str
             assert out.headers.get_list("set-cookie") == clearing
             refused = await ask(site.client, "POST", f"{root}/auth/refresh", sent, headers=SAME_SITE)
             assert (refused.status_code, refused.headers.get_list("set-cookie")) == (401, clearing)
-            assert [each.form for each in set_cookies(out)] == [each.form for each in set_cookies(began)]
+            assert [each.form for each in set_cookies(out)] == [each.form for each in token_cookies(began)]
             browser.take(set_cookies(out))
             assert browser.names() == set()
 
@@ -703,7 +710,7 @@ async def test_the_ages_follow_the_tokens_with_a_buffer_of_a_tenth_or_a_minute(d
         }
         async with site_of(database_url, **lifetimes) as site:
             answer = await login(site.client, await site.user())
-            assert {each.attributes["max-age"] for each in set_cookies(answer)} == ages
+            assert {each.attributes["max-age"] for each in token_cookies(answer)} == ages
 
 
 @pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
@@ -711,7 +718,7 @@ async def test_cookies_of_an_older_set_up_are_deleted_where_several_of_a_name_co
     """A browser that has a cookie of the same name under another path sends both, and keeps both until told."""
     async with site_of(database_url, cookie_domain="example.com") as site:
         answer = await login(site.client, await site.user(), "split")
-        (good,) = (each.value for each in set_cookies(answer))
+        (good,) = (each.value for each in token_cookies(answer))
         for call, count in (("refresh", 1), ("logout", 1)):
             method, path = CALLS[call]
             sent = f"{S}=junk; {S}={good}"
@@ -850,7 +857,7 @@ async def test_no_cookie_value_no_token_and_no_key_is_in_the_log(
                         await ask(client, "POST", "/auth/login", body={**body, "mode": mode}, headers=SAME_SITE)
                     )
                     assert began.status_code == 200, began.text
-                    values = {each.name: each.value for each in set_cookies(began)}
+                    values = {each.name: each.value for each in token_cookies(began)}
                     sent = "; ".join(f"{name}={value}" for name, value in values.items())
                     for method, path, more in (
                         ("GET", "/auth/verify", {}),
@@ -882,4 +889,4 @@ async def test_no_cookie_value_no_token_and_no_key_is_in_the_log(
     assert '"/auth/refresh"' in log
     assert len(secret) >= 20
     # The path of a request is in the log without its query, and each part of a value is as secret as the whole.
-    assert [value[:8] for value in secret if value in log or value[40:90] in log] == []
+    assert [value[:8] for value in secret if value in log or (value[40:90] or value) in log] == []

@@ -147,7 +147,79 @@ def test_calls_that_meet_a_401_share_one_refresh_and_are_sent_again(service: Ser
     result = run(service, tokens, "return { statuses: await statuses(20) };")
     assert result["statuses"] == [200] * 20
     assert result["seen"] == {"api": 40, "refresh": 1}
-    assert result["changes"] == [tokens["session_id"]]
+    assert result["changes"] == [tokens["session_id"]] * 2  # before the request with its key, and after the answer
+
+
+LOSES_ANSWERS = """
+    const through = globalThis.fetch;
+    const keys = [];
+    let losing = true;
+    globalThis.fetch = async (resource, init) => {
+        const answer = await through(resource, init);
+        if (!String(resource).endsWith("/auth/refresh")) return answer;
+        keys.push(init.headers["Idempotency-Key"]);
+        if (losing) throw new TypeError("the answer was lost");
+        return answer;
+    };
+    const failed = await client.fetch(api).then(() => false, () => true);
+"""
+
+
+def test_a_client_whose_answer_was_lost_retries_with_the_key_that_it_stored_also_after_a_restart(
+    service: Service, login: Login
+) -> None:
+    result = run(
+        service,
+        login(),
+        LOSES_ANSWERS
+        + """
+        losing = false;
+        const stored = JSON.parse(JSON.stringify(changes.at(-1)));
+        const restarted = new Client(url, stored, (now) => changes.push(now));
+        const status = (await restarted.fetch(api)).status;
+        return { failed, status, keys, left: changes.at(-1).retry_key ?? null };
+        """,
+    )
+    assert (result["failed"], result["status"]) == (True, 200)  # the service has no retry window
+    assert len(result["keys"]) == 2
+    assert len(set(result["keys"])) == 1
+    assert result["left"] is None
+
+
+def test_a_client_without_its_key_is_taken_for_a_thief(service: Service, login: Login) -> None:
+    result = run(
+        service,
+        login(),
+        LOSES_ANSWERS
+        + """
+        losing = false;
+        const { retry_key, ...stored } = changes.at(-1);
+        const restarted = new Client(url, stored, (now) => changes.push(now));
+        return { status: (await restarted.fetch(api)).status };
+        """,
+    )
+    assert result["status"] == 401
+    assert result["changes"][-1] is None
+
+
+def test_an_answer_whose_access_token_is_over_is_followed_by_one_more_refresh(service: Service, login: Login) -> None:
+    result = run(
+        service,
+        login(),
+        """
+        const through = globalThis.fetch;
+        const keys = [];
+        globalThis.fetch = async (resource, init) => {
+            const answer = await through(resource, init);
+            if (!String(resource).endsWith("/auth/refresh") || keys.push(init.headers["Idempotency-Key"]) > 1) return answer;
+            return new Response(JSON.stringify({ ...(await answer.json()), expires_in: 0 }));
+        };
+        return { statuses: await statuses(5), different: new Set(keys).size };
+        """,
+    )
+    assert result["statuses"] == [200] * 5
+    assert result["different"] == 2
+    assert result["seen"] == {"api": 10, "refresh": 2}
 
 
 def test_an_api_that_refuses_whatever_it_is_sent_is_asked_twice_and_no_more(service: Service, login: Login) -> None:
@@ -172,7 +244,7 @@ def test_a_refused_refresh_is_the_last_one(service: Service, session: requests.S
     assert result["statuses"] == [401] * 20
     assert result["me"] == 401
     assert result["seen"] == {"api": 20, "refresh": 1}
-    assert result["changes"] == [None]
+    assert result["changes"] == [tokens["session_id"], None]
 
 
 def test_while_keyturn_is_away_the_tokens_are_kept(service: Service, login: Login) -> None:
@@ -191,7 +263,7 @@ def test_while_keyturn_is_away_the_tokens_are_kept(service: Service, login: Logi
     )
     assert result["failed"] is True
     assert result["statuses"] == [200]
-    assert result["changes"] == [tokens["session_id"]]
+    assert result["changes"] == [tokens["session_id"]] * 2  # the second try has the key of the first
 
 
 # -- the recipe of the README for services that verify by themselves

@@ -32,6 +32,7 @@ from app.keyturn import Keyturn, opened
 from app.main import create_app
 from app.sessions import rotation
 from app.sessions.answers import Tokens
+from app.sessions.rotation import Presented
 from app.sessions.rows import Granted
 from app.storage.tables import uuid7
 from app.storage.tasks import TIME_LIMIT
@@ -49,7 +50,7 @@ MEANINGFUL = [
     ("DPoP", "e30.e30.x"), ("X-HTTP-Method-Override", "DELETE"), ("X-HTTP-Method", "GET"),
     ("X-Method-Override", "POST"), ("Forwarded", "for=1.2.3.4;host=evil.example"), ("Content-Encoding", "gzip"),
     ("Content-Encoding", "identity"), ("Expect", "100-continue"), ("Expect", "x"), ("TE", "trailers"),
-    ("Trailer", "Authorization"), ("Idempotency-Key", '"8e03978e"'), ("Transfer-Encoding", "chunked"),
+    ("Trailer", "Authorization"), ("Transfer-Encoding", "chunked"),
     ("Transfer-Encoding", "gzip, chunked"), ("Range", "bytes=0-1"), ("If-Match", "*"), ("If-None-Match", "*"),
     ("If-Modified-Since", "Thu, 01 Jan 2099 00:00:00 GMT"), ("If-Unmodified-Since", "Thu, 01 Jan 1970 00:00:00 GMT"),
     ("If-Range", '"x"'), ("Prefer", "return=minimal"), ("Upgrade", "h2c"), ("Upgrade", "websocket"),
@@ -68,6 +69,13 @@ BROWSERS = [
     ("Sec-Fetch-Mode", "navigate"), ("Sec-Fetch-Dest", "document"), ("Sec-Fetch-User", "?1"),
     ("Sec-Fetch-Storage-Access", "active"), ("Sec-CH-UA", '"Chromium";v="140"'), ("Sec-CH-UA-Mobile", "?0"),
     ("Sec-CH-UA-Platform", '"Linux"'), ("Upgrade-Insecure-Requests", "1"),
+]  # fmt: skip
+
+# The key of a retry: in both spellings, with the escapes of a quoted string, and malformed.
+RETRIES = [
+    ("Idempotency-Key", "8e03978e-40d5-43dd-bc93-6894a57f9324"), ("Idempotency-Key", '"8e03978e-40d5-43dd-bc93-6894a57f9324"'),
+    ("Idempotency-Key", '"with \\"quotes\\", a comma"'), ("Idempotency-Key", '"8e03978e"'), ("Idempotency-Key", ""),
+    ("Idempotency-Key", "x" * 256), ("Idempotency-Key", "16 characters and ÿ"), ("Idempotency-Key", "two joined, into one"),
 ]  # fmt: skip
 
 
@@ -170,7 +178,14 @@ async def test_each_header_field_has_the_same_answer_and_line_in_the_log_through
     plain = [(name.decode(), "ü") for name in sorted(PLAIN_FIELDS - framing)]
     requests = await each_door.requests()
     for method, path, more in list(requests):
-        for field in (*MEANINGFUL, *BROWSERS, *plain, ("Content-Type", "text/plain"), ("Authorization", "Basic eDp4")):
+        for field in (
+            *MEANINGFUL,
+            *BROWSERS,
+            *RETRIES,
+            *plain,
+            ("Content-Type", "text/plain"),
+            ("Authorization", "Basic eDp4"),
+        ):
             wired = (field[0], field[1].encode())
             requests.append((method, path, {**more, "headers": [*more["headers"], wired]}))
     assert await each_door.differences(requests) == []
@@ -189,7 +204,7 @@ async def test_only_requests_whose_fields_are_all_plain_take_the_fast_door(each_
         return answering is not None
 
     assert all(taken((name.decode(), "x")) for name in PLAIN_FIELDS)
-    assert all(taken(field) for field in BROWSERS)
+    assert all(taken(field) for field in (*BROWSERS, *RETRIES))
     assert [field for field in MEANINGFUL if taken(field) or taken(("Host", "x"), field)] == []
 
 
@@ -358,7 +373,7 @@ class Recorded:
         self._run = keyturn.rotation._rotations._run
         keyturn.rotation._rotations._run = self
 
-    async def __call__(self, batch: Sequence[RefreshToken]) -> Sequence[Outcome | Exception]:
+    async def __call__(self, batch: Sequence[Presented]) -> Sequence[Outcome | Exception]:
         self.sizes.append(len(batch))
         self.begun.set()
         return await self._run(batch)

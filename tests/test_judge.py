@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 
 import pytest
 
 from app.sessions.answers import Tokens
+from app.sessions.rotation import Presented
 from app.sessions.rows import SessionRow, Verdict, judge
 from app.storage.tables import uuid7
 from app.tokens.refresh_tokens import LAST_GENERATION, RefreshKey, RefreshToken, issue
@@ -49,6 +51,39 @@ def test_the_window_ends_exactly_when_it_is_over() -> None:
     ):
         assert judge(replace(ROW, now=NOW + age), FIRST, KEY) is verdict
     assert judge(replace(ROW, retry_window=timedelta(0)), FIRST, KEY) is Verdict.REUSE
+
+
+OWN, OTHER = (sha256(key).digest() for key in (b"the key of the rotation", b"the key of somebody else"))
+
+
+@pytest.mark.parametrize("window", [timedelta(0), WINDOW])
+@pytest.mark.parametrize("age", [-timedelta(hours=1), timedelta(0), WINDOW - MOMENT, WINDOW, timedelta(days=3)])
+@pytest.mark.parametrize("presented", [FIRST, SECOND, THIRD, RefreshToken(KEY, FIRST.session_id, 0, b"x" * 32)])
+def test_only_the_predecessor_with_the_key_of_its_rotation_is_a_retry_after_the_window(
+    presented: RefreshToken, age: timedelta, window: timedelta
+) -> None:
+    keyed = replace(ROW, now=NOW + age, retry_window=window, retry_key_digest=OWN)
+    keyless = replace(keyed, retry_key_digest=None)
+    without = judge(keyless, presented, KEY)
+    for row, key in ((keyless, OWN), (keyless, OTHER), (keyed, None), (keyed, OTHER), (keyed, OWN[:-1] + b"\0")):
+        assert judge(row, presented, KEY, key) is without
+    assert judge(keyed, presented, KEY, OWN) is (Verdict.RETRY if presented is FIRST else without)
+
+
+def test_the_key_of_the_rotation_opens_no_older_generation_and_no_session_that_is_over() -> None:
+    keyed = replace(ROW, retry_key_digest=OWN)
+    newer = replace(keyed, generation=2, token_digest=THIRD.digest)
+    assert judge(newer, FIRST, KEY, OWN) is Verdict.REUSE
+    assert judge(replace(keyed, ended_at=NOW, end_reason="logout"), FIRST, KEY, OWN) == "logout"
+    assert judge(replace(keyed, idle_expires_at=NOW), FIRST, KEY, OWN) == "idle_timeout"
+    assert judge(keyed, FIRST, None, OWN) is Verdict.REFUSED
+    assert judge(replace(keyed, token_digest=b"x" * 32), FIRST, KEY, OWN) is Verdict.REFUSED
+
+
+def test_the_digest_of_a_retry_key_is_in_no_repr() -> None:
+    shown = repr(replace(ROW, retry_key_digest=OWN)) + repr(Presented(FIRST, OWN))
+    assert repr(OWN)[2:-1] not in shown
+    assert OWN.hex() not in shown
 
 
 def test_the_newest_token_that_did_not_rotate_was_locked_and_is_sent_again() -> None:

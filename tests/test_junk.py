@@ -7,7 +7,7 @@ import base64
 import json
 import random
 import secrets
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -80,15 +80,19 @@ class Request:
     path: str
     bearer: str | None = None
     refresh_token: str | None = None
+    fields: tuple[bytes, ...] = ()
+    """Further lines of the head, byte by byte."""
 
     def encoded(self) -> bytes:
         head = f"{self.method} {self.path} HTTP/1.1\r\nHost: localhost\r\n"
         if self.bearer is not None:
             head += f"Authorization: Bearer {self.bearer}\r\n"
+        further = b"".join(line + b"\r\n" for line in self.fields)
         if self.refresh_token is None:
-            return f"{head}\r\n".encode()
+            return head.encode() + further + b"\r\n"
         body = json.dumps({"refresh_token": self.refresh_token})
-        return f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        return head.encode() + further + f"\r\n{body}".encode()
 
 
 Answer = tuple[int, tuple[str, ...], bytes]
@@ -305,6 +309,83 @@ async def test_what_has_not_even_the_shape_of_a_request_is_400_and_costs_nothing
     assert counted.statements() == statements
     assert counted.commands() == commands
     await unharmed(counted, pair)
+
+
+def a_key(dice: random.Random) -> bytes:
+    """A line with a retry key, bare or quoted."""
+    key = secrets.token_urlsafe(dice.randrange(12, 191)).encode()
+    return dice.choice([b"Idempotency-Key: " + key, b'idempotency-key: "' + key + b'"'])
+
+
+async def test_junk_with_a_retry_key_gets_the_answer_of_junk_and_costs_nothing(
+    counted: Counted, pair: tuple[Tokens, Tokens]
+) -> None:
+    dice = random.Random(12)
+    mine, other = pair
+    junk = [junk_refresh_token(dice, mine.refresh_token, other.refresh_token) for _ in range(1500)]
+    doors = ((), (b"X-Never-Heard-Of: x",))  # the second is FastAPI's
+    keyed = [
+        Request("POST", "/auth/refresh", refresh_token=token, fields=(a_key(dice), *dice.choice(doors)))
+        for token in junk
+    ]
+    statements, commands = counted.statements(), counted.commands()
+    answers = await ask_all(counted.service, [at_refresh(junk[0]), *keyed])
+    assert len(set(answers)) == 1
+    assert answers[0][0] == 401
+    assert counted.statements() == statements
+    assert counted.commands() == commands
+    await unharmed(counted, pair)
+
+
+HOSTILE = [
+    b"", b" ", b"\t", b"x" * 15, b"x" * 256, b"x" * 4000, b'""', b'"', b'"' + b"x" * 15 + b'"', b'"' + b"x" * 256 + b'"',
+    b'"' + b"x" * 20, b"x" * 20 + b'"', b'"' + b"x" * 20 + b'\\"', b'"' + b"x" * 20 + b'\\x"', b'"' + b"x" * 20 + b'";a=1',
+    b'"' + b"x" * 20 + b'", "' + b"y" * 20 + b'"', b"x" * 20 + b"," + b"y" * 20, b"\xff" * 20, "ключ повторного запроса".encode(),
+    b"x" * 20 + b"\t" + b"x" * 20, b"x" * 20 + b"\x80", b":" + b"eA==" * 5 + b":,", b'"' + b"\xc3\xa9" * 20 + b'"',
+]  # fmt: skip
+"""Values that spell no key."""
+BROKEN = [b"x" * 20 + b"\x00", b"x" * 20 + b"\x7f", b"x" * 20 + b"\x01" + b"x" * 20, b'"' + b"x" * 20 + b'\x1b"']
+"""Values that no header field may have (RFC 9110 section 5.5)."""
+
+
+async def test_a_hostile_key_is_400_before_any_statement_beside_a_genuine_token_too(
+    counted: Counted, pair: tuple[Tokens, Tokens]
+) -> None:
+    fields: list[tuple[bytes, ...]] = [(b"Idempotency-Key: " + value,) for value in (*HOSTILE, *BROKEN)]
+    good = b"Idempotency-Key: " + b"x" * 20
+    fields += [(good, good), (good, b"idempotency-key: " + b"y" * 20), (good, b"IDEMPOTENCY-KEY:")]
+    statements, commands = counted.statements(), counted.commands()
+    for lines in fields:
+        for door in ((), (b"X-Never-Heard-Of: x",)):
+            request = Request("POST", "/auth/refresh", refresh_token=pair[0].refresh_token, fields=(*lines, *door))
+            reader, writer = await asyncio.open_connection("127.0.0.1", counted.service.port)
+            writer.write(request.encoded())
+            answer = await asyncio.wait_for(reader.read(65536), 30)
+            writer.close()
+            assert answer.startswith(b"HTTP/1.1 400 "), lines
+            assert b'"invalid_request"' in answer
+            assert b"xxxxxxxxxx" not in answer
+    assert counted.statements() == statements
+    assert counted.commands() == commands
+    await unharmed(counted, pair)
+
+
+async def test_the_service_logs_no_retry_key_good_or_bad(counted: Counted, pair: tuple[Tokens, Tokens]) -> None:
+    dice = random.Random(13)
+    key = secrets.token_urlsafe(24).encode()
+    token = pair[0].refresh_token
+    values = (key, b'"' + key + b'"', key + b"," + key, b'"' + key, key + b"\xff")
+    named = b"X-Request-Id: with-a-retry-key"
+    requests = [
+        Request("POST", "/auth/refresh", refresh_token=presented, fields=(named, b"Idempotency-Key: " + value))
+        for value in values
+        for presented in (token, junk_refresh_token(dice, token, pair[1].refresh_token))
+    ]
+    answers = await ask_all(counted.service, requests)
+    assert Counter(status for status, _, _ in answers) == {400: 6, 401: 2, 200: 2}
+    log = counted.service.text_with('"with-a-retry-key"', len(requests))
+    assert log.count('"with-a-retry-key"') >= len(requests)
+    assert key.decode() not in log
 
 
 async def test_the_service_logs_no_token_good_or_bad(counted: Counted, pair: tuple[Tokens, Tokens]) -> None:

@@ -10,6 +10,8 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
+from hashlib import sha256
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -160,6 +162,111 @@ def a_refresh_does_not_move_the_idle_deadline(patch: Patch) -> None:
     )
 
 
+KEY_IS_STORED = "retry_key_digest = batch.retry_key,"
+
+
+@bug
+def a_retry_key_is_not_remembered(patch: Patch) -> None:
+    in_rotation(patch, KEY_IS_STORED, "")
+
+
+@bug
+def a_rotation_without_a_key_keeps_the_older_one(patch: Patch) -> None:
+    in_rotation(patch, KEY_IS_STORED, "retry_key_digest = coalesce(batch.retry_key, retry_key_digest),")
+
+
+@bug
+def a_retry_key_is_stored_as_it_came(patch: Patch) -> None:
+    patch.setattr(rotation, "sha256", lambda key: SimpleNamespace(digest=lambda: bytes(key)))
+
+
+@bug
+def a_retry_key_proves_nothing(patch: Patch) -> None:
+    patch.setattr(rotation, "judge", lambda row, presented, key, _: judge(row, presented, key))
+
+
+@bug
+def any_retry_key_is_the_right_one(patch: Patch) -> None:
+    def judged(row: SessionRow, presented: RefreshToken, key: Any, digest: bytes | None) -> Any:
+        return judge(replace(row, retry_key_digest=row.retry_key_digest and digest), presented, key, digest)
+
+    patch.setattr(rotation, "judge", judged)
+
+
+@bug
+def no_retry_key_equals_no_retry_key(patch: Patch) -> None:
+    def judged(row: SessionRow, presented: RefreshToken, key: Any, digest: bytes | None) -> Any:
+        return judge(replace(row, retry_key_digest=row.retry_key_digest or b"-"), presented, key, digest or b"-")
+
+    patch.setattr(rotation, "judge", judged)
+
+
+@bug
+def another_retry_key_is_reuse_within_the_window(patch: Patch) -> None:
+    def change(verdict: Any, row: SessionRow, _presented: RefreshToken, _key: Any, digest: bytes | None) -> Any:
+        return Verdict.REUSE if verdict is Verdict.RETRY and row.retry_key_digest != digest else verdict
+
+    in_judgement(patch, change)
+
+
+def with_its_key(patch: Patch, opens: Callable[[Any, int], bool]) -> None:
+    """Plants a verdict of a retry where the retry key is the row's, and `opens` says so of verdict and generations."""
+
+    def change(verdict: Any, row: SessionRow, presented: RefreshToken, key: Any, digest: bytes | None) -> Any:
+        own = digest is not None and digest == row.retry_key_digest and key is not None
+        return Verdict.RETRY if own and opens(verdict, row.generation - presented.generation) else verdict
+
+    in_judgement(patch, change)
+
+
+@bug
+def its_retry_key_opens_older_generations(patch: Patch) -> None:
+    with_its_key(patch, lambda verdict, back: verdict is Verdict.REUSE and back > 1)
+
+
+@bug
+def its_retry_key_opens_another_branch(patch: Patch) -> None:
+    with_its_key(patch, lambda verdict, back: verdict is Verdict.REFUSED and back == 1)
+
+
+@bug
+def its_retry_key_opens_a_session_that_is_over(patch: Patch) -> None:
+    with_its_key(patch, lambda verdict, back: isinstance(verdict, str) and back == 1)
+
+
+@bug
+def a_retry_replaces_the_retry_key(patch: Patch) -> None:
+    real = Rotation.refresh
+
+    async def refresh(self: Rotation, presented: str, *, retry_key: str | None = None, **more: Any) -> Any:
+        tokens = await real(self, presented, retry_key=retry_key, **more)
+        digest = None if retry_key is None else sha256(retry_key.encode()).digest()
+        async with self._db.begin() as tx:
+            await tx.execute(update(Session).where(Session.id == tokens.session_id).values(retry_key_digest=digest))
+        return tokens
+
+    patch.setattr(Rotation, "refresh", refresh)
+
+
+@bug
+def of_several_retry_keys_in_a_batch_the_last_one_is_remembered(patch: Patch) -> None:
+    real = Rotation._rotate
+
+    async def rotate(self: Rotation, batch: Any) -> Any:
+        return (await real(self, batch[::-1]))[::-1]
+
+    patch.setattr(Rotation, "_rotate", rotate)
+
+
+@bug
+def the_newest_token_does_not_rotate_with_the_key_of_the_rotation_before(patch: Patch) -> None:
+    in_rotation(
+        patch,
+        "sessions.token_digest = batch.old AND",
+        "sessions.token_digest = batch.old AND coalesce(batch.retry_key <> retry_key_digest, true) AND",
+    )
+
+
 @bug
 def the_digest_of_the_presented_token_is_not_compared(patch: Patch) -> None:
     in_rotation(patch, "sessions.token_digest = batch.old AND", "batch.old IS NOT NULL AND")
@@ -172,7 +279,7 @@ def an_ended_session_still_refreshes(patch: Patch) -> None:
 
 @bug
 def the_successor_is_not_compared(patch: Patch) -> None:
-    def change(verdict: Any, row: SessionRow, presented: RefreshToken, key: Any) -> Any:
+    def change(verdict: Any, row: SessionRow, presented: RefreshToken, key: Any, *_: Any) -> Any:
         one_older = presented.generation == row.generation - 1 and key is not None
         young = row.now - row.rotated_at < row.retry_window
         return Verdict.RETRY if verdict is Verdict.REFUSED and one_older and young else verdict

@@ -28,7 +28,8 @@ BANK = Policy(
 
 
 def of_client(keyturn: Keyturn, policy: Policy, client_id: str) -> Starting:
-    return Starting(keyturn.db, keyturn.keys, keyturn.rotation._answers, Policies(keyturn.db, policy), client_id)
+    publishing, policies = keyturn.revocations.publishing, Policies(keyturn.db, policy)
+    return Starting(keyturn.db, keyturn.keys, keyturn.rotation._answers, policies, client_id, publishing)
 
 
 def lifetimes(tokens: Any) -> Sequence[object]:

@@ -15,7 +15,7 @@ from sqlalchemy import insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.actors import SERVICE, Actor
-from app.errors import InvalidGrant, InvalidRequest, NotFound, TemporarilyUnavailable
+from app.errors import InvalidGrant, InvalidRequest, InvalidToken, NotFound, TemporarilyUnavailable
 from app.events.reading import Events
 from app.keyturn import Keyturn
 from app.policies import Policies, Policy
@@ -507,3 +507,86 @@ async def test_a_retry_gets_the_same_jittered_token_and_its_deadline_is_the_one_
     assert len(told) > 3
     assert min(told) >= 600
     assert max(told) <= 900
+
+
+# -- both directions, for what was given before the change
+
+
+async def test_a_shorter_policy_holds_for_access_tokens_that_were_given_before_and_a_longer_one_gives_none_more_time(
+    keyturn: Keyturn,
+) -> None:
+    proof = await a_user(keyturn)
+    old = await keyturn.starting.start(proof, by=SERVICE)
+    await change(keyturn, access_lifetime=60, retry_window=20)
+    new = await keyturn.starting.start(proof, by=SERVICE)
+    at = keyturn.db.clock()
+    for seconds, lives in ((64, True), (66, False)):  # with the leeway of 5 seconds, as for `exp`
+        keyturn.db.clock = lambda: at + seconds * SECOND  # type: ignore[method-assign]  # noqa: B023  # called at once
+        for tokens in (old, new):
+            if lives:
+                await keyturn.reading.verify(tokens.access_token)
+            else:
+                with pytest.raises(InvalidToken) as caught:
+                    await keyturn.reading.verify(tokens.access_token)
+                assert caught.value.reason == "token_expired"
+    await change(keyturn, access_lifetime=None, retry_window=None)
+    await keyturn.reading.verify(old.access_token)
+    with pytest.raises(InvalidToken):
+        await keyturn.reading.verify(new.access_token)
+
+
+async def test_the_last_access_token_of_a_session_that_a_shorter_policy_ends_is_refused_too(keyturn: Keyturn) -> None:
+    proof = await a_user(keyturn)
+    tokens = await keyturn.starting.start(proof, by=SERVICE)
+    await change(keyturn, access_lifetime=60, retry_window=0, idle_lifetime=60, absolute_lifetime=60)
+    at = keyturn.db.clock()
+    for seconds, lives in ((64, True), (66, False)):
+        keyturn.db.clock = lambda: at + seconds * SECOND  # type: ignore[method-assign]  # noqa: B023  # called at once
+        # A token that was issued a moment ago, as a refresh just before the change would have given it.
+        recent, _ = keyturn.rotation._answers._access_tokens.sign(
+            subject=proof.user_id,
+            session_id=tokens.session_id,
+            generation=1,
+            role="user",
+            client_id="first-party",
+            issued_at=keyturn.db.clock(),
+            session_expires_at=at + timedelta(days=1),
+            auth_time=at,
+            lifetime=60 * SECOND,
+        )
+        if lives:
+            await keyturn.reading.verify(recent)
+        else:
+            with pytest.raises(InvalidToken):
+                await keyturn.reading.verify(recent)
+
+
+async def test_a_session_that_a_shorter_policy_ended_does_not_come_back_under_a_longer_one(keyturn: Keyturn) -> None:
+    proof = await a_user(keyturn)
+    over = [await keyturn.starting.start(proof, by=SERVICE) for _ in range(3)]
+    await time_passes(keyturn, 2000 * SECOND)
+    lives = await keyturn.starting.start(proof, by=SERVICE)
+    await change(keyturn, idle_lifetime=1000)
+    before = await version(keyturn)
+    with pytest.raises(InvalidRequest):  # a refused change marks nothing
+        await keyturn.policy_changes.change("global", {"idle_lifetime": 604801 * SECOND}, by=ROOT)
+    assert (await keyturn.reading.find(over[0].session_id)).ended_at is None
+    assert await version(keyturn) == before
+    await keyturn.policy_changes.change("global", {"idle_lifetime": 5000 * SECOND}, by=ROOT)
+    await keyturn.policies.load()
+    for tokens in over:
+        row = await keyturn.reading.find(tokens.session_id)
+        assert (row.end_reason, row.ended_at) == ("idle_timeout", row.rotated_at + 1000 * SECOND)
+        with pytest.raises(InvalidGrant) as caught:
+            await keyturn.rotation.refresh(tokens.refresh_token, by=SERVICE)
+        assert caught.value.reason == "idle_timeout"
+    await keyturn.rotation.refresh(lives.refresh_token, by=SERVICE)
+
+
+async def test_a_policy_that_grows_no_lifetime_marks_no_session(keyturn: Keyturn) -> None:
+    proof = await a_user(keyturn)
+    tokens = await keyturn.starting.start(proof, by=SERVICE)
+    await time_passes(keyturn, 2000 * SECOND)
+    for values in ({"idle_lifetime": 1000 * SECOND}, {"remember": False}, {"access_lifetime": 300 * SECOND}):
+        await keyturn.policy_changes.change("global", values, by=ROOT)
+    assert (await keyturn.reading.find(tokens.session_id)).ended_at is None

@@ -491,7 +491,7 @@ async def test_refresh_and_logout_look_up_each_session_by_its_primary_key_also_w
         # Plans that were made while the table was empty, as a process makes them that has just been set up.
         await tx.execute(text("SET LOCAL plan_cache_mode = force_generic_plan"))
         for statement, types, values in (
-            (rotation._POSTGRES, _ROTATION_TYPES, "'{}', '{}', '{}', 1, 9, '7 d', '30 d', '900 s'"),
+            (rotation._POSTGRES, _ROTATION_TYPES, "'{}', '{}', '{}', 1, 9, '7 d', '30 d', '900 s', '{}'"),
             (marking._LOG_OUT, _LOGOUT_TYPES, "'{}', '{}', '{}', '{}', '{}', '{}', NULL, '{}', 'x', '7 d', '30 d'"),
         ):
             await tx.exec_driver_sql(f"PREPARE statement ({types}) AS {statement}")
@@ -501,5 +501,5 @@ async def test_refresh_and_logout_look_up_each_session_by_its_primary_key_also_w
             assert "Seq Scan on sessions" not in plan
 
 
-_ROTATION_TYPES = "uuid[], bytea[], bytea[], smallint, int, interval, interval, interval"
+_ROTATION_TYPES = "uuid[], bytea[], bytea[], smallint, int, interval, interval, interval, bytea[]"
 _LOGOUT_TYPES = "uuid[], uuid[], text[], text[], text[], text[], text, text[], text, interval, interval"

@@ -1,6 +1,6 @@
 """The session state machine against a model of it: Hypothesis drives both, step by step, on both databases.
 
-The model is written from the table in app/sessions/rotation.py, and shares no code with the service. The model counts
+The model is written from the table in docs/architecture.md, and shares no code with the service. The model counts
 whole seconds and generations; it has no digests and no SQL. Two instances take turns. After each step, every answer,
 every row and every issued access token must be as the model says.
 
@@ -13,7 +13,7 @@ import asyncio
 import sys
 import time
 from collections import Counter
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -32,7 +32,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from hypothesis.strategies import booleans, integers, just, sampled_from
+from hypothesis.strategies import booleans, integers, just, sampled_from, tuples
 from sqlalchemy import select, text
 
 from app.actors import SERVICE
@@ -114,6 +114,8 @@ class SignIn:
     access: list[Access] = field(default_factory=list)
     ended: tuple[Reason, int] | None = None
     gone: bool = False
+    retry_key: str | None = None
+    """The retry key of the last rotation."""
 
     @property
     def generation(self) -> int:
@@ -151,8 +153,8 @@ class Model:
     def live(self) -> list[SignIn]:
         return [s for s in self.sessions if not s.gone and s.over(self.now) is None]
 
-    def refresh(self, s: SignIn, generation: int) -> str | Refused:
-        """The result of a refresh with this generation's token: "rotate", "retry", or a refusal."""
+    def refresh(self, s: SignIn, generation: int, key: str | None) -> str | Refused:
+        """The result of a refresh with this generation's token: "rotate", "retry", "retry by key", or a refusal."""
         retired = s.chain[generation].key.retired
         over = self.over_under_retired_key(s) if retired else s.over(self.now)
         if s.gone or over or retired:
@@ -164,6 +166,8 @@ class Model:
                 return Refused(InvalidGrant)  # no process can derive the answer again, and nobody stole anything
             if self.now - s.rotated < WINDOW:
                 return "retry"
+            if key is not None and key == s.retry_key:
+                return "retry by key"
         self.end([s], "reuse_detected")
         return Refused(InvalidGrant, "reuse_detected")
 
@@ -337,6 +341,7 @@ async def ahead(keyturn: Keyturn, seconds: int, asked: Coroutine[Any, Any, T]) -
 WHICH = integers(0, 15)
 ROLES = sampled_from(["editor", "admin", "user"])
 USES = sampled_from(["access", "refresh"])
+KEYS = sampled_from(["the first of two keys", "the second of two keys", None])
 
 
 class Machine(RuleBasedStateMachine):
@@ -413,7 +418,7 @@ class Machine(RuleBasedStateMachine):
             s.access.append(new)
         assert jwt.get_unverified_header(tokens.access_token)["kid"] == key.kid
         body = tokens.body()
-        assert self.close_to(int(body["expires_in"]), expires_at - now)
+        assert self.close_to(int(body["expires_in"]), max(0, expires_at - now))  # over at a late retry by key
         assert self.close_to(int(body["refresh_expires_in"]), s.deadline[0] - now)
         assert self.close_to(int(body["session_expires_in"]), s.absolute - now)
 
@@ -473,23 +478,27 @@ class Machine(RuleBasedStateMachine):
 
     # -- refresh
 
-    def present(self, s: SignIn, generation: int, times: int = 1) -> None:
-        async def one(keyturn: Keyturn) -> Tokens | Refusal:
+    def present(self, s: SignIn, generation: int, times: int = 1, *, keys: Sequence[str | None] | None = None) -> None:
+        """Presents a token several times at once: by turns to both instances, or with these retry keys to one."""
+
+        async def one(keyturn: Keyturn, key: str | None) -> Tokens | Refusal:
             while True:
                 try:
-                    return await keyturn.rotation.refresh(s.chain[generation].text, by=SERVICE)
+                    return await keyturn.rotation.refresh(s.chain[generation].text, by=SERVICE, retry_key=key)
                 except TemporarilyUnavailable:
                     assert times > 1  # the row was locked, so the client tries again
                 except Refusal as refusal:
                     return refusal
 
         async def all_at_once() -> list[Tokens | Refusal]:
-            return await asyncio.gather(*(one(self.world.instances[(self.steps + i) % 2]) for i in range(times)))
+            turns = [self.world.instances[(self.steps + i) % 2] for i in range(times)] if keys is None else None
+            return await asyncio.gather(*map(one, turns or [self.keyturn] * len(presented), presented))
 
+        presented = [None] * times if keys is None else keys
         answers = self.ask(all_at_once())
         assert isinstance(answers, list)
-        for answer in answers:
-            expected = self.model.refresh(s, generation)
+        for key, answer in zip(presented, answers, strict=True):
+            expected = self.model.refresh(s, generation, key)
             if isinstance(expected, Refused):
                 self.must_refuse(answer, expected)
                 self.reach("reuse" if expected.reason == "reuse_detected" else "refresh refused")
@@ -499,7 +508,7 @@ class Machine(RuleBasedStateMachine):
                 taken = {refresh.text for o in self.model.sessions for refresh in o.chain}
                 assert answer.refresh_token not in taken
                 s.chain.append(Refresh(answer.refresh_token, self.model.signing("refresh")))
-                s.rotated = self.model.now
+                s.rotated, s.retry_key = self.model.now, key
             self.must_be_newest(answer, s)
             self.reach(expected)
 
@@ -517,6 +526,25 @@ class Machine(RuleBasedStateMachine):
         if after:
             self.grow_older(after)
         self.present(s, s.generation - 1)
+
+    @rule(which=WHICH, key=KEYS, again=KEYS, after=sampled_from([10, WINDOW, 300]))
+    def retry_with_a_key(self, which: int, key: str | None, again: str | None, after: int) -> None:
+        s = self.pick(which * 2)
+        self.present(s, s.generation, keys=[key])
+        self.grow_older(after)
+        self.present(s, max(0, s.generation - 1), keys=[again])
+
+    @rule(which=WHICH, keys=tuples(KEYS, KEYS, KEYS), back=integers(1, 2))
+    def one_token_with_several_keys_at_once(self, which: int, keys: tuple[str | None, ...], back: int) -> None:
+        s = self.pick(which * 2)
+        self.present(s, s.generation, keys=keys)
+        self.grow_older(WINDOW)
+        self.present(s, max(0, s.generation - back), keys=keys[:1])
+
+    @rule(which=WHICH, back=integers(0, 3))
+    def present_any_generation_with_the_key(self, which: int, back: int) -> None:
+        s = self.pick(which)
+        self.present(s, max(0, s.generation - back), keys=[s.retry_key])
 
     @rule(which=WHICH, back=integers(2, 4))
     def reuse(self, which: int, back: int) -> None:
@@ -543,14 +571,15 @@ class Machine(RuleBasedStateMachine):
         """Presents an authentic token that is not in this row's history, as happens after a restore from a backup."""
         s = self.pick(which)
         if step < 0:
-            self.present(s, s.generation)  # if the session is live, this makes a successor within its window
+            self.present(s, s.generation, keys=["a key"])  # a live session gets a successor within its window
         newest = s.chain[-1]
         if newest.key.retired or s.generation + step < 0:
             return
         real = self.keyturn.keys.verify_refresh_token(newest.text)
         other = replace(real, generation=s.generation + step, secret=sha256(real.secret).digest(), raw=b"")
         over = None if s.gone else s.over(self.model.now)
-        self.must_refuse(self.ask(self.keyturn.rotation.refresh(other.text, by=SERVICE)), Refused(InvalidGrant, over))
+        asked = self.keyturn.rotation.refresh(other.text, by=SERVICE, retry_key=s.retry_key)
+        self.must_refuse(self.ask(asked), Refused(InvalidGrant, over))
         self.reach("another branch")
 
     # -- logout
@@ -801,6 +830,7 @@ class Machine(RuleBasedStateMachine):
             assert (row.user_id, row.role, row.generation) == (s.user.id, s.role, s.generation)
             assert (row.end_reason, row.ended_at is not None) == (s.ended[0] if s.ended else None, bool(s.ended))
             assert row.token_digest == sha256(self.bytes_of(s)).digest()
+            assert row.retry_key_digest == (sha256(s.retry_key.encode()).digest() if s.retry_key else None)
             assert f"refresh-{row.key_number}" == s.chain[-1].key.kid
             moments = [
                 (row.created_at, s.created),
@@ -837,7 +867,7 @@ class Machine(RuleBasedStateMachine):
 
 
 TRANSITIONS = {
-    "login", "login refused", "outdated proof refused", "rotate", "retry", "reuse", "refresh refused", "junk",
+    "login", "login refused", "outdated proof refused", "rotate", "retry", "retry by key", "reuse", "refresh refused", "junk",
     "another branch", "logout this", "logout others", "logout all", "logout refused", "password changed",
     "password change refused", "password set", "disabled", "enabled", "role changed", "last administrator kept",
     "revoked", "access key generated", "refresh key generated", "new key signs", "access key retired",

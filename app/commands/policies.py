@@ -71,7 +71,7 @@ async def _unset(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
 
 
 async def _change(keyturn: Keyturn, scope: str, values: dict[str, Any]) -> None:
-    policy = await keyturn.policies.change(scope, values, by=by())
+    policy = await keyturn.policy_changes.change(scope, values, by=by())
     for member in _members(policy):
         if member["member"] in values:
             print(f"{scope}: {member['member']} is {member['in_force']} ({member['from']})")

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Annotated, Any, Generic
 from uuid import UUID
 
-from fastapi import APIRouter, Body, Depends, Path, Query, Response
+from fastapi import APIRouter, Body, Depends, Header, Path, Query, Response
 from fastapi.routing import APIRoute
 from fastapi.security import APIKeyCookie, HTTPBearer
 from pydantic import WithJsonSchema
@@ -31,7 +31,8 @@ USUAL_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 # A field is plain if the edge or `Request` reads it, or if it means nothing to any endpoint. Any other field may mean
 # something to a check of the slow door, now or later: DPoP, Prefer, If-Match and so on.
 _READ = (
-    b"host content-type content-length authorization x-request-id sec-keyturn-set-cookie cookie origin sec-fetch-site"
+    b"host content-type content-length authorization x-request-id sec-keyturn-set-cookie cookie origin sec-fetch-site "
+    b"idempotency-key"
 )
 _ABOUT_THE_CLIENT = (
     b"user-agent accept accept-charset accept-encoding accept-language cache-control connection dnt keep-alive pragma "
@@ -183,6 +184,11 @@ def _documented(endpoint: Endpoint[Any]) -> inspect.Signature:
         if each.several:
             kind = Annotated[list[str], WithJsonSchema({"type": "array", "items": one})]
         annotations[each.name] = (Annotated[kind | SkipJsonSchema[None], query], None)  # type: ignore[misc]  # made here
+    for field in endpoint.fields:
+        text: Any = Annotated[str, WithJsonSchema(dict(field.schema))]
+        header = Header(alias=field.name, description=field.description)
+        annotation = Annotated[text | SkipJsonSchema[None], header]
+        annotations[f"_{field.name.replace('-', '_')}"] = (annotation, None)
     if endpoint.body is not None:
         body = Body(media_type=FORM if endpoint.path.startswith(FORMS_UNDER) else JSON)
         annotations["body"] = (

@@ -29,6 +29,16 @@ class QueryParameter:
 
 
 @dataclass(frozen=True, slots=True)
+class HeaderField:
+    """A header field of the request that may be left out. `answer` reads it by a method of `Request`."""
+
+    name: str
+    description: str
+    schema: Mapping[str, Any] = field(default_factory=lambda: {"type": "string"})
+    """The JSON schema of its value, for the document; `answer` checks the value."""
+
+
+@dataclass(frozen=True, slots=True)
 class Endpoint(Generic[Parts]):
     """An endpoint, as it is served and as it is documented.
 
@@ -59,6 +69,8 @@ class Endpoint(Generic[Parts]):
     "optional bearer" each cookie.
     """
     query: tuple[QueryParameter, ...] = ()
+    fields: tuple[HeaderField, ...] = ()
+    """Header fields of the request, for the document: those that mean something to this endpoint alone."""
     refusals: tuple[type[Refusal], ...] = ()
     """The refusals that `answer` raises, for the document. The edge's own are added to each endpoint."""
     refusal_headers: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)

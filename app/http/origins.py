@@ -90,7 +90,7 @@ class Origins:
         if _is_preflight(request):
             return self._fields_for_preflights
         fields = self._fields_for.get(request.fields.get(b"origin", b""))
-        return self._fields if fields is None or _several(request, b"origin") else fields
+        return self._fields if fields is None or request.has_several(b"origin") else fields
 
     def preflight(self, request: Request) -> Answer | None:
         """The answer to a preflight: the browser asks whether it may send a page's request. None for any other request.
@@ -101,9 +101,9 @@ class Origins:
         if not _is_preflight(request):
             return None
         origin = request.fields[b"origin"]
-        if origin not in self._fields_for or _several(request, b"origin"):
+        if origin not in self._fields_for or request.has_several(b"origin"):
             raise CrossSite("preflight of an origin that is not allowed", description=_REFUSED)
-        if request.fields[_ASKED_METHOD] not in _METHODS or _several(request, _ASKED_METHOD):
+        if request.fields[_ASKED_METHOD] not in _METHODS or request.has_several(_ASKED_METHOD):
             raise CrossSite("preflight for a method that is not allowed", description=_REFUSED)
         # A list may stand in several fields, and its elements may be empty (RFC 9110 sections 5.3 and 5.6.1).
         asked = b",".join(value for name, value in request.headers if name == _ASKED_HEADERS)
@@ -151,10 +151,6 @@ def _is_preflight(request: Request) -> bool:
         and request.fields.keys() >= {b"origin", _ASKED_METHOD}
         and not request.path.startswith(VERIFY)
     )
-
-
-def _several(request: Request, name: bytes) -> bool:
-    return len(request.fields) != len(request.headers) and sum(each == name for each, _ in request.headers) > 1
 
 
 NONE = Origins()

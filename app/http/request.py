@@ -19,6 +19,7 @@ from ..actors import Actor, Kind
 from ..errors import CrossSite, InvalidRequest, NotFound, Refusal
 from .answers import Answer, Fields, render
 from .bodies import ABSENT, not_as_modelled
+from .idempotency_keys import FIELD, key_in
 
 if TYPE_CHECKING:
     from .origins import Origins
@@ -169,10 +170,25 @@ class Request:
         value = self.fields.get(b"authorization")
         if value is None:
             return None
-        if len(self.fields) != len(self.headers) and sum(name == b"authorization" for name, _ in self.headers) > 1:
+        if self.has_several(b"authorization"):
             raise InvalidRequest("several Authorization fields", description="There must be one Authorization header.")
         scheme, _, token = value.decode("latin-1").partition(" ")
         return token.strip(" \t") if scheme.lower() == "bearer" else None
+
+    def has_several(self, name: bytes) -> bool:
+        """Whether there are several header fields of this name."""
+        return len(self.fields) != len(self.headers) and sum(each == name for each, _ in self.headers) > 1
+
+    def idempotency_key(self) -> str | None:
+        """The key by which a client proves that a request is its own retry, or None if there is none.
+
+        Raises:
+            InvalidRequest: the field is malformed, or there are several.
+        """
+        value = self.fields.get(b"idempotency-key")
+        if value is not None and self.has_several(b"idempotency-key"):
+            raise InvalidRequest(f"several {FIELD} fields", description=f"There must be one {FIELD} header.")
+        return None if value is None else key_in(value)
 
     def require_own_site(self) -> None:
         """Checks that a page of a trusted origin sent the request. Each change by a cookie needs it, against CSRF.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection
+from dataclasses import replace
 from datetime import datetime
 from time import monotonic
 from typing import Any
@@ -49,6 +50,8 @@ class Policies:
             given: the names of the settings that the operator gave; the other values are Keyturn's defaults.
         """
         self._db = db
+        self.first = first
+        """The policy of the settings. The very object is in force while no row makes it stricter."""
         self._bounds = Bounds(first, cookies=cookies)
         self._given = given
         self._in_force: Policy | None = first
@@ -80,7 +83,8 @@ class Policies:
         )
         async with self._db.watch_connection() as connection:
             row = (await connection.execute(query)).mappings().one()
-        self._in_force = self._bounds.cut(_values(row))
+        policy = self._bounds.cut(_values(row))
+        self._in_force = self.first if policy == self.first else policy
         self._copy.was_read(row["version"], began)
 
     def follow(self, version: int, *, began: float) -> None:
@@ -148,25 +152,23 @@ class Policies:
         async with self._db.begin() as tx:
             now = await self._changing(tx)
             found = await tx.execute(select(Row.__table__).where(Row.scope == scope))
-            row: Any = found.mappings().one_or_none() or {}
-            before = {name: row.get(name) for name in SETTINGS} | {"scopes": _values(row).get("scopes")}
-            after = {**before, **values}
-            self._bounds.check(after)
-            changed = [name for name in SETTINGS if after[name] != before[name]]
+            row: Any = found.mappings().one_or_none()
+            before = self._stored(scope, row or {})
+            after = before.changed(values)
+            changed = [name for name in SETTINGS if after.values.get(name) != before.values.get(name)]
             if changed:
-                written = {name: after[name] for name in changed} | {"changed_at": now}
-                if "scopes" in changed:
-                    written["scopes"] = shown(after["scopes"])
+                written = {name: after.values.get(name) for name in changed}
+                if "scopes" in written:
+                    written["scopes"] = shown(written["scopes"])
                 if row:
-                    await tx.execute(update(Row).where(Row.scope == scope).values(**written))
+                    await tx.execute(update(Row).where(Row.scope == scope).values(**written, changed_at=now))
                 else:
-                    await tx.execute(insert(Row).values(scope=scope, **written))
+                    await tx.execute(insert(Row).values(scope=scope, **written, changed_at=now))
                 # A random number, as for the keys: a count would come a second time after a restore.
                 await tx.execute(update(Pulse).values(policies=secrets.randbits(62)))
-                events = [Event("policy_changed", detail=_detail(name, after[name])) for name in changed]
+                events = [Event("policy_changed", detail=_detail(name, after.values.get(name))) for name in changed]
                 await record(tx, now, by, events)
-        stored = {name: value for name, value in after.items() if value is not None}
-        return Stored(scope, now if changed else row.get("changed_at"), stored, self._bounds, self._given)
+        return replace(after, changed_at=now) if changed else before
 
     async def _changing(self, tx: AsyncConnection) -> datetime:
         """Begins a change, one at a time over all processes, so that a rule sees both of two members. Returns the time.

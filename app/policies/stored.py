@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
@@ -37,6 +37,16 @@ class Stored:
     def cut(self) -> Mapping[str, Any]:
         """The values of the row that are laxer than the settings, each with the value in force in its place."""
         return {name: value for name, value in self.bounds.cuts(self.values).items() if name in self.values}
+
+    def changed(self, values: Values) -> Stored:
+        """The same policy with other values of some members. None: the value of the settings.
+
+        Raises:
+            InvalidRequest: a value is laxer than the settings, or does not go with another member.
+        """
+        wanted = {name: value for name, value in {**self.values, **values}.items() if value is not None}
+        self.bounds.check(wanted)
+        return replace(self, values=wanted)
 
     def members(self) -> dict[str, Any]:
         """The policy as JSON has it: the row, what is in force, the ceiling, and where each value comes from."""

@@ -124,7 +124,7 @@ class Publishing:
     async def publish(self, ids: Iterable[UUID]) -> Published:
         """Sets the keys of these sessions in Redis. Raises nothing: if Redis acknowledges less, `compare` fences."""
         sessions = frozenset(ids)
-        if not self._redis.is_configured:
+        if not sessions or not self._redis.is_configured:
             return Published(sessions, None, frozenset())
         names = [f"{REVOKED}{session_id}" for session_id in sessions]
         commands: list[Command] = []
@@ -154,7 +154,9 @@ class Publishing:
         fence = (await tx.execute(_FENCE)).one()
         acknowledged = published.server is not None and published.server == fence.server
         known_here = acknowledged and fence.epoch in published.epochs
-        fences = fence.server is not None and not (known_here and published.ids.issuperset(ended))
+        # What ends nothing has nothing to make known: the user of a disabled account may have no session.
+        nothing = not ended and not published.ids
+        fences = fence.server is not None and not nothing and not (known_here and published.ids.issuperset(ended))
         if fences:
             # Some process may believe a Redis server that lacks some of these keys.
             await tx.execute(update(CacheFence).values(epoch=new_epoch(), server=None, changed_at=self._db.now()))

@@ -112,7 +112,7 @@ async def set_policy(keyturn: Keyturn, request: Request) -> Answer:
     body = request.content(PolicyChange)
     values = {name: _value(name, getattr(body, name)) for name in SETTINGS}
     by = request.by("administrator", session.user_id)
-    policy = await keyturn.policies.change(request.identifiers["scope"], values, by=by)
+    policy = await keyturn.policy_changes.change(request.identifiers["scope"], values, by=by)
     return of_model(PolicyAnswer.model_validate(policy.members()), exclude_none=True)
 
 

@@ -13,6 +13,7 @@ from ..errors import (
     CrossSite,
     InvalidGrant,
     InvalidRequest,
+    InvalidScope,
     InvalidToken,
     TemporarilyUnavailable,
 )
@@ -20,9 +21,11 @@ from ..http.answers import NO_CONTENT, Answer, of_json, of_model
 from ..http.endpoints import Endpoint
 from ..http.request import Request
 from ..keyturn import Keyturn
+from ..settings_values import scopes_in
 from ..tokens.cookies import Mode
 from .credentials import access_token
-from .models import SET_COOKIES, Email, Password, RequestBody, TokenAnswer, UserAnswer
+from .devices import Device
+from .models import SET_COOKIES, DeviceId, DeviceName, Email, Password, RequestBody, TokenAnswer, UserAnswer
 from .presented_cookies import fields_to_set
 
 
@@ -34,7 +37,7 @@ class Registration(RequestBody):
 
 
 class Login(RequestBody):
-    """E-mail and password, and where the tokens shall travel."""
+    """E-mail and password, where the tokens shall travel, and what the client says about itself."""
 
     email: Email
     password: Password
@@ -48,6 +51,22 @@ class Login(RequestBody):
     remember: Annotated[
         bool | None,
         Field(description="Whether cookies outlive the browser session. Unset: the service's default."),
+    ] = None
+    device_id: Annotated[
+        DeviceId | None,
+        Field(
+            description="The client's own id of its device: chosen at random once, and kept. A session of the same "
+            "device is replaced. Unset: in the modes with cookies, the device cookie."
+        ),
+    ] = None
+    device_name: Annotated[DeviceName | None, Field(description="The name of the device, for its user.")] = None
+    scope: Annotated[
+        str | None,
+        Field(
+            max_length=1024,
+            description="The scopes to grant, separated by blanks (RFC 6749 section 3.3), of those that the service "
+            "allows. Unset: all of these.",
+        ),
     ] = None
 
 
@@ -70,22 +89,46 @@ async def register(keyturn: Keyturn, request: Request) -> Answer:
 async def login(keyturn: Keyturn, request: Request) -> Answer:
     """Start a session with e-mail address and password.
 
+    A live session of the same device is replaced. If the user has more sessions than the service allows, the oldest
+    end. After the answer, no access token of those is accepted any more.
+
     In the modes with cookies, the request needs an allowed `Origin`, or `Sec-Fetch-Site: same-origin`.
     """
     body = request.content(Login)
-    policy = keyturn.policies.in_force
+    cookies, policy = keyturn.cookies, keyturn.policies.in_force
     mode = body.mode or policy.mode
+    remembered = policy.remember if body.remember is None else body.remember
+    scope = _scopes_asked_for(body.scope)
     if mode != "bearer":
-        if not keyturn.cookies.enabled:
+        if not cookies.enabled:
             raise InvalidRequest("cookies are off", description="mode: this service sets no cookies.")
         # Otherwise another site's page could sign a browser in as somebody else (login CSRF).
         request.require_own_site()
     proof = await keyturn.sign_in.authenticate(body.email, body.password)
-    by = request.by("user", proof.user_id)
-    tokens = await keyturn.starting.start(proof, by=by, user_agent=request.user_agent())
+    device = Device.of(cookies, request, None if mode == "bearer" else mode, body.device_id)
+    tokens = await keyturn.starting.start(
+        proof,
+        by=request.by("user", proof.user_id),
+        user_agent=request.user_agent(),
+        device_id=device.id,
+        device_name=body.device_name,
+        scope=scope,
+    )
     request.session_id = tokens.session_id
-    remembered = policy.remember if body.remember is None else body.remember
-    return of_json(to_json(tokens.body(mode)), fields_to_set(keyturn.cookies, mode, tokens, remembered=remembered))
+    fields = fields_to_set(cookies, mode, tokens, remembered=remembered)
+    return of_json(to_json(tokens.body(mode)), [*fields, *device.fields_to_set(remembered=remembered)])
+
+
+def _scopes_asked_for(scope: str | None) -> frozenset[str] | None:
+    """The scopes of a request. An empty text counts as none at all (RFC 6749 section 3.2).
+
+    Raises:
+        InvalidScope: the text is malformed.
+    """
+    try:
+        return scopes_in(scope) if scope else None
+    except ValueError:
+        raise InvalidScope("malformed") from None
 
 
 async def password(keyturn: Keyturn, request: Request) -> Answer:

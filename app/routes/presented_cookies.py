@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from operator import itemgetter
 from typing import get_args
 from uuid import UUID
@@ -193,7 +194,8 @@ def fields_to_set(cookies: Cookies, mode: Mode, tokens: Tokens, *, remembered: b
     refresh = (_SET_COOKIE, cookies.set(name, session_id, tokens.refresh_token, life, remembered=remembered))
     if mode == "split":
         return [refresh]
-    life = tokens.access_expires_at - now
+    # The access token of a late retry may have expired, and Max-Age has no sign (RFC 6265 section 4.1.1).
+    life = max(tokens.access_expires_at - now, timedelta(0))
     access = cookies.set(cookies.access, session_id, tokens.access_token, life, remembered=remembered)
     return [(_SET_COOKIE, access), refresh]
 

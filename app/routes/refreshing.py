@@ -1,4 +1,8 @@
-"""The refresh behind `POST /auth/refresh` and behind `GET /auth/verify?refresh=true`."""
+"""The refresh behind `POST /auth/refresh` and behind `GET /auth/verify?refresh=true`.
+
+Only the first reads Idempotency-Key. The proxy's request to verify carries the header fields of its client's request to
+an app. There the field is a key for that app: of a payment, and not of a refresh.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,19 @@ from ..tokens.cookies import CookieMode
 from .presented_cookies import PresentedCookies
 
 
-async def refresh_by_token(keyturn: Keyturn, request: Request, refresh_token: str) -> Tokens:
+async def refresh_by_token(
+    keyturn: Keyturn,
+    request: Request,
+    refresh_token: str,
+    *,
+    retry_key: str | None = None,
+    scope: frozenset[str] | None = None,
+) -> Tokens:
     """Refreshes by `Rotation.refresh`, and notes the session for the log.
 
     Raises:
         InvalidGrant: the refresh token is refused for good.
+        InvalidScope: the session was not granted these scopes.
         TemporarilyUnavailable: the database is away. The client may try again after a random time. Or the client has
             gone: it can't know that its token was rotated, and may come back after the retry window, as a reuse.
     """
@@ -26,7 +38,7 @@ async def refresh_by_token(keyturn: Keyturn, request: Request, refresh_token: st
         raise TemporarilyUnavailable("the client has gone")
     by = request.by()
     try:
-        tokens = await keyturn.rotation.refresh(refresh_token, by=by)
+        tokens = await keyturn.rotation.refresh(refresh_token, by=by, retry_key=retry_key, scope=scope)
     except TemporarilyUnavailable as e:
         # At most a sixth of the retry window, so that a client that obeys retries before its token counts as reused.
         # At random, so that clients that were refused at the same time do not retry at the same time.
@@ -62,14 +74,21 @@ def presented_refresh(
 
 
 async def refresh_by_cookie(
-    keyturn: Keyturn, request: Request, presented: PresentedCookies, mode: CookieMode
+    keyturn: Keyturn,
+    request: Request,
+    presented: PresentedCookies,
+    mode: CookieMode,
+    *,
+    retry_key: str | None = None,
+    scope: frozenset[str] | None = None,
 ) -> tuple[Tokens, Fields]:
     """Refreshes by the refresh cookie of a mode. Returns also the Set-Cookie fields that give the browser the tokens.
 
     Raises:
         InvalidGrant: the cookies are refused for good.
+        InvalidScope: as `refresh_by_token`.
         TemporarilyUnavailable: as `refresh_by_token`, or nobody can say which cookie counts.
     """
     cookie = await presented.refresh_token(mode)
-    tokens = await refresh_by_token(keyturn, request, cookie.token)
+    tokens = await refresh_by_token(keyturn, request, cookie.token, retry_key=retry_key, scope=scope)
     return tokens, presented.fields_to_set(mode, tokens, remembered=cookie.remembered)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated
 
 from pydantic import Field
 from pydantic_core import to_json
 
-from ..errors import CrossSite, InvalidGrant, InvalidRequest, InvalidToken, TemporarilyUnavailable
+from ..errors import CrossSite, InvalidGrant, InvalidRequest, InvalidScope, InvalidToken, TemporarilyUnavailable
 from ..http.answers import Answer, Fields, of_json
-from ..http.endpoints import Endpoint
+from ..http.endpoints import Endpoint, HeaderField
+from ..http.idempotency_keys import PATTERN
 from ..http.request import Request
 from ..keyturn import Keyturn
 from ..sessions.ending import Reach
+from ..settings_values import MOST_SCOPES, scopes_in
 from ..tokens.cookies import CookieMode
 from .models import COOKIE_MODE, SET_COOKIES, RefreshToken, RequestBody, TokenAnswer
 from .presented_cookies import PresentedCookies
@@ -24,6 +27,28 @@ class Refresh(RequestBody):
 
     refresh_token: Annotated[RefreshToken | None, Field(repr=False)] = None
     mode: Annotated[CookieMode | None, COOKIE_MODE] = None
+    scope: Annotated[
+        str | None,
+        Field(
+            max_length=MOST_SCOPES,
+            description="Scopes of the access token, separated by blanks: some of those that the session was granted. "
+            "Unset: all of them.",
+            examples=["orders.read"],
+        ),
+    ] = None
+
+    def scopes(self) -> frozenset[str] | None:
+        """The scopes, or None where nothing is said.
+
+        Raises:
+            InvalidScope: the text names no scope (RFC 6749 section 3.3).
+        """
+        if self.scope is None:
+            return None
+        with suppress(ValueError):
+            if scopes := scopes_in(self.scope):
+                return scopes
+        raise InvalidScope("malformed scope")
 
 
 class Logout(RequestBody):
@@ -45,17 +70,21 @@ async def refresh(keyturn: Keyturn, request: Request) -> Answer:
     """Get the next access and refresh token (RFC 6749 section 6).
 
     A retry is safe: within the retry window, and until its successor is used, the same refresh token gets the same
-    answer. A refresh token that is sent again later ends its session.
+    answer. A refresh token that is sent again later ends its session, unless it comes with the `Idempotency-Key` of its
+    first use. With that key, and until the successor is used, the same answer comes for as long as the session lives.
 
     Without `refresh_token`, the refresh cookie counts. The request then needs an allowed `Origin`, or `Sec-Fetch-Site:
     same-origin`, and the answer sets the cookies anew. A 401 clears them, and no other answer touches them.
     """
+    retry_key = request.idempotency_key()
     body = request.content_or_default(Refresh)
+    scope = body.scopes()
     if body.refresh_token is not None:
-        return of_json(to_json((await refresh_by_token(keyturn, request, body.refresh_token)).body()))
+        tokens = await refresh_by_token(keyturn, request, body.refresh_token, retry_key=retry_key, scope=scope)
+        return of_json(to_json(tokens.body()))
     presented, mode = presented_refresh(keyturn, request, body.mode)
     try:
-        tokens, fields = await refresh_by_cookie(keyturn, request, presented, mode)
+        tokens, fields = await refresh_by_cookie(keyturn, request, presented, mode, retry_key=retry_key, scope=scope)
     except InvalidGrant as refusal:
         return request.refused(refusal, presented.fields_to_clear())
     return of_json(to_json(tokens.body(mode)), fields)
@@ -102,6 +131,14 @@ ENDPOINTS = (
         body=Refresh,
         body_is_optional=True,
         model=TokenAnswer,
+        fields=(
+            HeaderField(
+                "Idempotency-Key",
+                "A secret for this refresh alone, chosen at random and stored before the request: 16 to 255 printable "
+                "ASCII characters, bare or as a quoted string (RFC 9651 section 3.3.3).",
+                schema={"type": "string", "pattern": f"^(?:{PATTERN})$"},
+            ),
+        ),
         response_headers=SET_COOKIES,
         refusal_headers={401: SET_COOKIES},
         refusals=(InvalidRequest, InvalidGrant, CrossSite, TemporarilyUnavailable),

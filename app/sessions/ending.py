@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_
+from sqlalchemy import ColumnElement, and_, or_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..actors import SERVICE, Actor
@@ -183,6 +183,23 @@ class Ending:
         """
         which = and_(*filtered.matching())
         return await self._end_each(which, by=by, most=most, after=after, ranges=ranges, of_user=filtered.user_id)
+
+    async def end_over(self, *, by: Actor, most: int = 1000) -> None:
+        """Marks the sessions that are over by the policy in force alone, each with the deadline that it had.
+
+        Those whose own deadlines have passed need no mark: no policy can lengthen these. If a call breaks off, call it
+        again.
+
+        Raises:
+            TemporarilyUnavailable: as `end`.
+        """
+        policy, now = self._policies.in_force, self._db.now()
+        over = or_(
+            self._db.after(Session.rotated_at, policy.idle_lifetime) <= now,
+            self._db.after(Session.created_at, policy.absolute_lifetime) <= now,
+        )
+        alone = and_(over, Session.idle_expires_at > now, Session.absolute_expires_at > now)
+        await self._end_each(alone, by=by, most=most)
 
     async def _end_each(
         self,

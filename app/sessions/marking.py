@@ -32,8 +32,10 @@ TIMEOUTS = {"idle_timeout", "absolute_timeout"}
 """The reasons of a session that nobody ended."""
 
 
-def ends(db: Database, policy: Policy, reason: Reason, *which: ColumnElement[bool]) -> ReturningUpdate[Any]:
-    """The statement that ends some sessions.
+def ends(
+    db: Database, policy: Policy, reason: Reason | ColumnElement[str], *which: ColumnElement[bool]
+) -> ReturningUpdate[Any]:
+    """The statement that ends some sessions, for one reason or for one that depends on the row.
 
     The first reason stays: to end an ended session changes nothing, and a deadline that has passed came first. (Such a
     row is marked all the same: until their leeway is over, its access tokens would be good.)
@@ -104,8 +106,8 @@ def lived(ended: Sequence[Any]) -> int:
     return sum(row.end_reason not in TIMEOUTS for row in ended)
 
 
-# The same rules as `ends`, for a batch in which each session has an actor of its own. SKIP LOCKED, LATERAL and LIMIT as
-# in a rotation.
+# The same rules as `ends`, for a batch in which each session has an actor of its own. SKIP LOCKED, LATERAL, LIMIT and
+# `end_reason IS NULL` as in a rotation.
 _LOG_OUT = f"""
 WITH batch AS (
   SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[])
@@ -115,7 +117,7 @@ WITH batch AS (
   SELECT b.*, live.* FROM batch b CROSS JOIN LATERAL (
     SELECT least(s.idle_expires_at, s.rotated_at + $10::interval) AS idle,
       least(s.absolute_expires_at, s.created_at + $11::interval) AS absolute
-    FROM sessions s WHERE s.id = b.id AND s.ended_at IS NULL FOR NO KEY UPDATE SKIP LOCKED
+    FROM sessions s WHERE s.id = b.id AND s.end_reason IS NULL FOR NO KEY UPDATE SKIP LOCKED
   ) live
 ), ended AS (
   UPDATE sessions s

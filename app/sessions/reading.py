@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ..errors import InvalidToken, NotFound, Refusal
 from ..policies import Policies, Policy
 from ..revocation.revocations import Revocations
+from ..settings import LEEWAY
 from ..storage.database import Database
 from ..storage.tables import Session
 from ..storage.tasks import own_task
@@ -36,6 +37,10 @@ class Page(NamedTuple):
     """The session after which the next page begins. None: there is none."""
 
 
+_LEEWAY = LEEWAY.total_seconds()
+_BY_TIME = 7  # the version of the UUIDs that begin with a moment
+
+
 class Reading:
     """Verifies access tokens, and reads sessions."""
 
@@ -56,12 +61,44 @@ class Reading:
             InvalidToken: the token is not good. If it is genuine, the refusal has a reason.
             TemporarilyUnavailable: neither Redis nor the database can say whether the token was revoked.
         """
-        token = self._access_tokens.verify(access_token, self._db.clock())
+        now = self._db.clock()
+        token = self._access_tokens.verify(access_token, now)
+        self._check_policy(token, now.timestamp())
         try:
             await self._revocations.check(token.session_id, token.claims["iat"])
         except Refusal as refusal:
             raise refusal.about(token.session_id, token.user_id) from None
         return token
+
+    def _check_policy(self, token: AccessToken, now: float) -> None:
+        """Refuses a token that is older than the policy in force lets it become. No I/O.
+
+        A policy that became shorter holds for tokens that were issued before. The session's id tells when it began
+        (RFC 9562 section 5.7), by the clock of the process that signed it in. A difference of clocks moves the end of
+        a session's last access token by as much, and opens no session: each refresh goes by the row.
+
+        The settings alone have no part in this, so that instances with other settings accept each other's tokens.
+
+        Raises:
+            InvalidToken: the token is over under the policy in force. Its client may refresh, and learns more there.
+            TemporarilyUnavailable: no policy is in force.
+        """
+        policy, first = self._policies.in_force, self._policies.first
+        if policy is first:
+            return
+        ends = []
+        if policy.access_lifetime < first.access_lifetime:
+            ends.append(token.claims["iat"] + policy.access_lifetime.total_seconds())
+        if policy.absolute_lifetime < first.absolute_lifetime and token.session_id.version == _BY_TIME:
+            milliseconds = token.session_id.int >> 80
+            ends.append(milliseconds / 1000 + policy.absolute_lifetime.total_seconds())
+        if ends and min(ends) <= now - _LEEWAY:
+            raise InvalidToken(
+                "over under the policy in force",
+                reason="token_expired",
+                session_id=token.session_id,
+                user_id=token.user_id,
+            )
 
     def verify_new(self, access_token: str) -> AccessToken:
         """The claims of a token that this request's refresh gave. The refresh showed that its session lives.

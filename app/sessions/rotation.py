@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
+from hashlib import sha256
 from itertools import chain
 from typing import Any
 from uuid import UUID
 
 from ..actors import Actor
-from ..errors import InvalidGrant, Refusal, TemporarilyUnavailable
+from ..errors import InvalidGrant, InvalidScope, Refusal, TemporarilyUnavailable
 from ..policies import Policies
 from ..storage.batches import Batch
 from ..storage.database import Database
@@ -22,10 +24,18 @@ from .answers import Answers, Tokens
 from .ending import Ending
 from .lookup import Lookup
 from .outcomes import Outcomes
-from .rows import Granted, Verdict, judge
+from .rows import Granted, SessionRow, Verdict, judge, same_retry_key
 
 _WAITS = tuple(timedelta(milliseconds=ms) for ms in (20, 100, 400))
 """Pauses before another try, while another transaction holds the row for a few round trips and a commit."""
+
+
+@dataclass(slots=True)  # not frozen: to make one takes a tenth of the time, and each request makes some
+class Presented:
+    """A refresh token that a client presented, and SHA-256 of the retry key beside it."""
+
+    token: RefreshToken
+    retry_key_digest: bytes | None = field(default=None, repr=False)
 
 
 class Rotation:
@@ -45,32 +55,42 @@ class Rotation:
         # Two batches at once, so that a stuck connection does not stop every refresh. SQLite has one writer at a time.
         self._rotations = Batch(self._rotate, in_flight=2 if db.is_postgres else 1)
 
-    async def refresh(self, text: str, *, by: Actor) -> Tokens:
+    async def refresh(
+        self, text: str, *, by: Actor, retry_key: str | None = None, scope: frozenset[str] | None = None
+    ) -> Tokens:
         """The successor of a refresh token, and an access token (RFC 6749 section 6).
 
         Idempotent within the retry window: the same token gives the same answer, from any number of clients and
-        instances at once.
+        instances at once. With the retry key of the rotation, idempotent until the successor is used.
+
+        Args:
+            text: the refresh token.
+            by: who presents it.
+            retry_key: a secret of the client for this refresh alone. The rotation remembers its SHA-256.
+            scope: the scopes of the access token, not more than the session was granted. None: all of them.
 
         Raises:
             InvalidGrant: the token is not one of Keyturn's, which is found without I/O. Or its session is over: the
                 refusal has the reason. Or it was reused: the session has ended.
+            InvalidScope: the session was not granted these scopes. Nothing has changed.
             TemporarilyUnavailable: the database is away, or other transactions held the session four times.
         """
         try:
-            presented = self._keys.verify_refresh_token(text)
+            token = self._keys.verify_refresh_token(text)
         except Refusal as refusal:
             self.outcomes.count(refusal)
             raise
+        presented = Presented(token, None if retry_key is None else sha256(retry_key.encode()).digest())
         try:
-            if not presented.key.retired:
+            if scope is None and not token.key.retired:
                 rotated = await self._rotations(presented)
                 if rotated is not None:
                     self.outcomes.rotated += 1
                     return self._answers.tokens(*rotated, rotated[0].rotated_at)
-            return await self._not_rotated(presented, by)
+            return await self._decided(presented, scope, by)
         except Refusal as refusal:
             self.outcomes.count(refusal)
-            raise refusal.about(presented.session_id) from None
+            raise refusal.about(token.session_id) from None
 
     async def holder(self, text: str, *, by: Actor) -> tuple[RefreshToken, UUID]:
         """The token, and the user of its session, if a refresh with it would be answered now. Rotates nothing.
@@ -87,29 +107,36 @@ class Rotation:
         await self.refresh(text, by=by)
         raise TemporarilyUnavailable("the session changed meanwhile")
 
-    async def _not_rotated(self, presented: RefreshToken, by: Actor) -> Tokens:
-        """The answer to a token that was not the newest of a live session, or whose session was locked."""
+    async def _decided(self, asked: Presented, scope: frozenset[str] | None, by: Actor) -> Tokens:
+        """The answer to a token that was not the newest of a live session, or whose session was locked.
+
+        With a scope, the row is read before the rotation too: a token that asks for more than was granted must not
+        rotate. The comparison stays true until the rotation, because no statement changes the scope of a session.
+        """
+        presented = asked.token
         if self._keys.retired(presented.key.number):
             over = await self._ending.over_under_retired_key(presented.session_id, by=by)
             raise InvalidGrant("retired refresh key", reason=over.over(), user_id=over.user_id)
-        for wait in (*_WAITS, None):
+        for wait in (*_WAITS, None) if scope is None else (timedelta(0), *_WAITS, None):
             # A second statement, because the snapshot of the first one may be older than another process's rotation.
             row = await self._lookup.row(presented.session_id)
             if row is None:
                 raise InvalidGrant("no such session")
             key = self._keys.refresh(row.key_number)
-            match judge(row, presented, key):
+            match judge(row, presented, key, asked.retry_key_digest):
                 case Verdict.AGAIN:
+                    _check_granted(row, scope)
                     if wait is not None:
                         await asyncio.sleep(wait.total_seconds())
-                        rotated = await self._rotations(presented)
+                        rotated = await self._rotations(asked)
                         if rotated is not None:
                             self.outcomes.rotated += 1
-                            return self._answers.tokens(*rotated, rotated[0].rotated_at)
+                            return self._answers.tokens(*rotated, rotated[0].rotated_at, scope)
                 case Verdict.RETRY:
+                    _check_granted(row, scope)
                     assert key is not None
                     self.outcomes.retried += 1
-                    return self._answers.tokens(row, presented.successor(key), row.now)
+                    return self._answers.tokens(row, presented.successor(key), row.now, scope)
                 case Verdict.REUSE:
                     reason = await self._ending.end_for_reuse(row.id, presented.generation, by=by)
                     self.outcomes.reuse_detected += 1
@@ -120,46 +147,66 @@ class Rotation:
                     raise InvalidGrant("session is over", reason=reason, user_id=row.user_id)
         raise TemporarilyUnavailable("the session was locked four times")
 
-    async def _rotate(self, batch: Sequence[RefreshToken]) -> Sequence[tuple[Granted, RefreshToken] | None]:
-        """Rotates each session whose newest token was presented, by one statement and one commit for the batch."""
+    async def _rotate(self, batch: Sequence[Presented]) -> Sequence[tuple[Granted, RefreshToken] | None]:
+        """Rotates each session whose newest token was presented, by one statement and one commit for the batch.
+
+        If a token is in the batch several times, the first one rotates, and its retry key is remembered. The others
+        with the same retry key, or like it without one, get the same answer. Those with another one count as presented
+        after the rotation: `judge` decides about them.
+        """
         key, policy = self._keys.signing_refresh, self._policies.in_force
-        presented = [token.digest for token in batch]
-        successors = {digest: token.successor(key) for digest, token in zip(presented, batch, strict=True)}
+        presented = [each.token.digest for each in batch]
+        first: dict[bytes, Presented] = {}
+        for digest, each in zip(presented, batch, strict=True):
+            first.setdefault(digest, each)
+        retry_keys = [each.retry_key_digest for each in first.values()]
+        successors = {digest: each.token.successor(key) for digest, each in first.items()}
         derived = {digest: successor.digest for digest, successor in successors.items()}
         ids = [successor.session_id for successor in successors.values()]
         idle, absolute, access = policy.idle_lifetime, policy.absolute_lifetime, policy.access_lifetime
         if self._db.is_postgres:
             batch_of = (ids, list(derived), list(derived.values()), key.number, LAST_GENERATION)
-            rows = [Granted._make(row) for row in await self._db.fetch(_POSTGRES, *batch_of, idle, absolute, access)]
+            found = await self._db.fetch(_POSTGRES, *batch_of, idle, absolute, access, retry_keys)
+            rows = [Granted._make(row) for row in found]
         else:
             durations = (microseconds(each) for each in (self._db.clock(), idle, absolute, access))
-            members = zip((session_id.hex for session_id in ids), derived, derived.values(), strict=True)
+            members = zip((session_id.hex for session_id in ids), derived, derived.values(), retry_keys, strict=True)
             statement = _rotate_sqlite(len(ids))
             found = await self._db.fetch(statement, key.number, LAST_GENERATION, *durations, *chain(*members))
             rows = [_of_sqlite(*row) for row in found]
         rotated = {row.token_digest: row for row in rows}
         return [
-            (rotated[derived[digest]], successors[digest]) if derived[digest] in rotated else None
-            for digest in presented
+            (rotated[derived[digest]], successors[digest])
+            if derived[digest] in rotated and same_retry_key(each.retry_key_digest, first[digest].retry_key_digest)
+            else None
+            for digest, each in zip(presented, batch, strict=True)
         ]
+
+
+def _check_granted(row: SessionRow, scope: frozenset[str] | None) -> None:
+    """Checks that the session was granted these scopes (RFC 6749 section 6)."""
+    if scope is not None and not scope <= frozenset((row.scope or "").split()):
+        raise InvalidScope("more scopes than were granted", user_id=row.user_id)
 
 
 # Both statements name the columns of `Granted` in its order. So a column that a later release adds does not change the
 # statements that this release has prepared.
 #
 # SKIP LOCKED: the statement leaves out a row that another transaction holds. So no two statements can wait for each
-# other. `_not_rotated` then reads that row and decides. The policy in force shortens the row's deadlines and lifetimes.
+# other. `_decided` then reads that row and decides. The policy in force shortens the row's deadlines and lifetimes.
 #
 # With LATERAL and LIMIT, Postgres looks each id up by the primary key, even if the table has no statistics yet. For a
 # plain join, Postgres may compare each live row with each id of the batch: 100 ms a batch with 7500 sessions. The LIMIT
-# cuts nothing off. A generic plan does not know its value, and so Postgres expects few rows.
+# cuts nothing off. A generic plan does not know its value, and so Postgres expects few rows. `ended_at IS NULL` would
+# offer the index of live sessions, which begins with the user. `end_reason IS NULL` says the same (a constraint).
 _POSTGRES = """
 WITH batch AS (
-  SELECT * FROM unnest($1::uuid[], $2::bytea[], $3::bytea[]) AS b(id, old, new) ORDER BY id LIMIT cardinality($1)
+  SELECT * FROM unnest($1::uuid[], $2::bytea[], $3::bytea[], $9::bytea[]) AS b(id, old, new, retry_key)
+  ORDER BY id LIMIT cardinality($1)
 ), hit AS MATERIALIZED (
-  SELECT b.id, b.new FROM batch b CROSS JOIN LATERAL (
+  SELECT b.id, b.new, b.retry_key FROM batch b CROSS JOIN LATERAL (
     SELECT FROM sessions s
-    WHERE s.id = b.id AND s.token_digest = b.old AND s.ended_at IS NULL AND s.generation < $5
+    WHERE s.id = b.id AND s.token_digest = b.old AND s.end_reason IS NULL AND s.generation < $5
       AND s.idle_expires_at > statement_timestamp() AND s.absolute_expires_at > statement_timestamp()
       AND s.rotated_at + $6::interval > statement_timestamp()
       AND s.created_at + $7::interval > statement_timestamp()
@@ -168,6 +215,7 @@ WITH batch AS (
 )
 UPDATE sessions s
 SET token_digest = hit.new, key_number = $4, generation = s.generation + 1, rotated_at = statement_timestamp(),
+  retry_key_digest = hit.retry_key,
   idle_expires_at = least(
     statement_timestamp() + least(s.idle_lifetime * interval '1 second', $6::interval),
     s.absolute_expires_at, s.created_at + $7::interval)
@@ -180,11 +228,12 @@ RETURNING s.token_digest, s.id, s.user_id, s.role, s.client_id, s.generation, s.
 
 @cache
 def _rotate_sqlite(count: int) -> str:
-    values = ", ".join(f"(?{i}, ?{i + 1}, ?{i + 2})" for i in range(7, 7 + 3 * count, 3))
+    values = ", ".join(f"(?{i}, ?{i + 1}, ?{i + 2}, ?{i + 3})" for i in range(7, 7 + 4 * count, 4))
     return f"""
-WITH batch(id, old, new) AS (VALUES {values})
+WITH batch(id, old, new, retry_key) AS (VALUES {values})
 UPDATE sessions
 SET token_digest = batch.new, key_number = ?1, generation = generation + 1, rotated_at = ?3,
+  retry_key_digest = batch.retry_key,
   idle_expires_at = min(?3 + min(idle_lifetime * 1000000, ?4), absolute_expires_at, created_at + ?5)
 FROM batch
 WHERE sessions.id = batch.id AND sessions.token_digest = batch.old AND sessions.ended_at IS NULL

@@ -14,16 +14,22 @@ token's generation n and the row's generation g:
 5. n < g - 1: REUSE. The session ends.
 6. n = g - 1, and the row's token is not its successor, as far as this process can derive it: REFUSED. Nothing changes,
    because it is another branch of the chain.
-7. n = g - 1, the row's token is its successor, and the window is open: RETRY. The same answer again.
-8. n = g - 1, the row's token is its successor, and the window is over: REUSE. The session ends.
+7. n = g - 1, the row's token is its successor, and the window is open, or it is presented with the same retry key,
+   whatever the window: RETRY. The same answer again.
+8. n = g - 1, the row's token is its successor, the window is over, and there is no retry key or another one: REUSE. The
+   session ends.
 
 Generations decide whether a token is older, and never moments. A moment decides only whether the token before the
 newest is a retry: the window begins at the rotation. If the successor is used, the window closes by itself, because the
 row then has a higher generation. docs/architecture.md has the same cases with the same numbers.
+
+A retry key is a secret of the client, sent with a refresh and remembered by that rotation. It opens case 7 alone, which
+the successor's use closes. So a retry key never lets two clients follow one chain, and a token alone proves nothing.
 """
 
 from __future__ import annotations
 
+import hmac
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import Enum, auto
@@ -139,18 +145,27 @@ class Verdict(Enum):
     AGAIN = auto()
 
 
-def judge(row: SessionRow, presented: RefreshToken, key: RefreshKey | None) -> Verdict | Reason:
+def same_retry_key(one: bytes | None, other: bytes | None) -> bool:
+    """Whether two digests are of one retry key, or both of none. Takes the same time wherever they differ."""
+    return hmac.compare_digest(one or b"", other or b"")
+
+
+def judge(
+    row: SessionRow, presented: RefreshToken, key: RefreshKey | None, retry_key_digest: bytes | None = None
+) -> Verdict | Reason:
     """The state machine for a token that did not rotate. Pure.
 
     Args:
         row: the row, read after the rotation failed.
         presented: the token, whose tag was verified.
         key: the key that the row's token was derived under, or None if this process does not have it.
+        retry_key_digest: SHA-256 of the retry key that the token was presented with, or None without one.
 
     Returns:
         A reason (case 1 of this file's docstring): the session is over.
         AGAIN (case 3): the token is the newest after all, and another transaction had locked the row.
-        RETRY (case 7): the row's token is this one's successor, unused and within the window: the same answer again.
+        RETRY (case 7): the row's token is this one's successor, unused, and within the window or with the same retry
+            key: the same answer again.
         REUSE (cases 5 and 8): an older generation that is no retry: the session must end.
         REFUSED (cases 2, 4 and 6): not of this chain, or not derivable: nothing changes.
     """
@@ -166,5 +181,6 @@ def judge(row: SessionRow, presented: RefreshToken, key: RefreshKey | None) -> V
         return Verdict.REUSE
     if key is None or presented.successor(key).digest != row.token_digest:
         return Verdict.REFUSED
+    proven = retry_key_digest is not None and same_retry_key(retry_key_digest, row.retry_key_digest)
     # If a clock stepped, the age is below zero. A session must not end for that.
-    return Verdict.RETRY if row.now - row.rotated_at < row.retry_window else Verdict.REUSE
+    return Verdict.RETRY if proven or row.now - row.rotated_at < row.retry_window else Verdict.REUSE

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from uuid import UUID
 
 from sqlalchemy import insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..actors import Actor
-from ..errors import InvalidGrant
+from ..errors import InvalidGrant, InvalidScope
 from ..events.audit import Event, record
-from ..policies import Policies
+from ..policies import Policies, Policy
+from ..revocation.publishing import Comparison, Publishing
 from ..storage.database import Database
 from ..storage.tables import Session, User, uuid7
 from ..storage.tasks import own_task
 from ..tokens.keys import Keys
-from ..tokens.refresh_tokens import issue
+from ..tokens.refresh_tokens import RefreshKey, issue
 from .answers import Answers, Tokens
+from .displaced import Newcomer, end_displaced
 from .rows import SessionRow
+from .turns import Turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,76 +33,158 @@ class Authenticated:
     password_hash: str = field(repr=False)
 
 
+_ATTEMPTS = 3
+
+
 class Starting:
     """Starts sessions."""
 
-    def __init__(self, db: Database, keys: Keys, answers: Answers, policies: Policies, client_id: str) -> None:
+    def __init__(
+        self,
+        db: Database,
+        keys: Keys,
+        answers: Answers,
+        policies: Policies,
+        client_id: str,
+        publishing: Publishing,
+    ) -> None:
         """Every session that starts here gets the policy in force and this client."""
         self._db = db
         self._keys = keys
         self._answers = answers
         self._policies = policies
         self._client_id = client_id
+        self._publishing = publishing
+        self._turns = Turns()
 
     @own_task
-    async def start(self, proof: Authenticated, *, by: Actor, user_agent: str | None = None) -> Tokens:
-        """Starts a session for a user whose password was right.
+    async def start(
+        self,
+        proof: Authenticated,
+        *,
+        by: Actor,
+        user_agent: str | None = None,
+        device_id: str | None = None,
+        device_name: str | None = None,
+        scope: frozenset[str] | None = None,
+    ) -> Tokens:
+        """Starts a session for a user whose password was right. The sessions that it displaces end before the answer.
 
         Args:
             proof: the outcome of the check of the password.
             by: the actor. The session keeps its address.
             user_agent: the client's own name for itself, which the session keeps: 256 characters at most.
+            device_id: the client's name for its device. A live session of the same device and client is replaced.
+            device_name: the name of the device, for people.
+            scope: the scopes that the client asks for. None: all that the policy has.
 
         Raises:
             InvalidGrant: the password was changed, or the user was disabled or deleted, since then.
-            TemporarilyUnavailable: the database is away.
+            InvalidScope: the policy does not have all of these scopes.
+            TemporarilyUnavailable: the database is away, or other sign-ins of the user are before this one.
         """
         key, policy = self._keys.signing_refresh, self._policies.in_force
-        first = issue(key, uuid7())
+        granted = policy.scopes if scope is None else scope
+        if not granted <= policy.scopes:
+            raise InvalidScope("not in the policy", user_id=proof.user_id)
+        told = {
+            "scope": " ".join(sorted(granted)) or None,
+            "device_id": device_id,
+            "device_name": device_name,
+            "address": by.address,
+            "user_agent": user_agent,
+        }
+        if device_id is not None or policy.session_limit is not None:
+            return await self._start_in_turn(key, proof, told, policy, by)
         async with self._db.begin() as tx:
-            # FOR SHARE lets no transaction change or disable the user until this one commits. A transaction that comes
-            # later ends this session. If one came earlier, this transaction sees the change.
-            columns = User.id, User.role, User.claims, User.password_hash, User.disabled_at
-            user = (
-                await tx.execute(
-                    select(*columns, self._db.now().label("now"))
-                    .where(User.id == proof.user_id)
-                    .with_for_update(read=True)
-                )
-            ).one_or_none()
-            if user is None or user.disabled_at is not None or user.password_hash != proof.password_hash:
-                raise InvalidGrant(
-                    "user changed meanwhile", description="E-mail or password is wrong.", user_id=proof.user_id
-                )
-            session = {
-                "id": first.session_id,
-                "user_id": user.id,
-                "role": user.role,
-                "client_id": self._client_id,
-                "token_digest": first.digest,
-                "key_number": key.number,
-                "generation": 0,
-                "created_at": user.now,
-                "rotated_at": user.now,
-                "idle_expires_at": user.now + min(policy.idle_lifetime, policy.absolute_lifetime),
-                "absolute_expires_at": user.now + policy.absolute_lifetime,
-                "ended_at": None,
-                "end_reason": None,
-                "idle_lifetime": policy.idle_lifetime,
-                "absolute_lifetime": policy.absolute_lifetime,
-                "retry_window": policy.retry_window,
-                "access_lifetime": policy.access_lifetime,
-                "auth_time": user.now,
-                "amr": "pwd",
-                "scope": None,
-                "claims": user.claims,
-                "device_id": None,
-                "device_name": None,
-                "address": by.address,
-                "user_agent": user_agent,
-                "retry_key_digest": None,
-            }
-            await tx.execute(insert(Session).values(session))
-            started = Event("session_started", user.id, first.session_id, self._client_id)
-            await record(tx, user.now, by, [started])
+            return await self._insert(tx, key, proof, told, policy, by)
+
+    async def _start_in_turn(
+        self, key: RefreshKey, proof: Authenticated, told: Mapping[str, str | None], policy: Policy, by: Actor
+    ) -> Tokens:
+        """Starts a session, and ends those that it displaces, in one transaction.
+
+        Redis has to learn of an end before the transaction (app/revocation/publishing.py). So this function looks first
+        which sessions will end. If another sign-in of the user came between on another process, it looks again.
+        Otherwise the transaction would fence, and parallel sign-ins of one user would keep all processes from Redis.
+        After some attempts it fences all the same: that is slow, and right.
+        """
+        newcomer = Newcomer(proof.user_id, self._client_id, told["device_id"])
+        comparison: Comparison | None = None
+        async with self._turns.of(proof.user_id):
+            for last in (*[False] * (_ATTEMPTS - 1), True):
+                async with self._db.look(hot_path=False) as connection:
+                    expected = await newcomer.looks(connection, self._db, self._keys, policy)
+                published = await self._publishing.publish(expected.ids)
+                async with self._db.begin() as tx:
+                    await self._publishing.hold(tx)
+                    # Sign-ins of one user take turns from here to the commit, so that each counts the one before. The
+                    # lock also keeps out a sign-in on a process that does not know of the limit yet (FOR SHARE).
+                    await tx.execute(select(User.id).where(User.id == proof.user_id).with_for_update(key_share=True))
+                    displaced = await newcomer.looks(tx, self._db, self._keys, policy)
+                    if not last and not displaced.ids <= published.ids:
+                        continue
+                    ended = await end_displaced(tx, self._db, policy, displaced, by=by)
+                    tokens = await self._insert(tx, key, proof, told, policy, by)
+                    if ended:
+                        comparison = await self._publishing.compare(tx, published, ended)
+                break
+        if comparison is not None:
+            await comparison.known_to_all()
+        return tokens
+
+    async def _insert(
+        self,
+        tx: AsyncConnection,
+        key: RefreshKey,
+        proof: Authenticated,
+        told: Mapping[str, str | None],
+        policy: Policy,
+        by: Actor,
+    ) -> Tokens:
+        """Inserts the session, if the user has not changed since the password was checked.
+
+        Raises:
+            InvalidGrant: as `start`.
+        """
+        first = issue(key, uuid7())
+        # FOR SHARE lets no transaction change or disable the user until this one commits. A transaction that comes
+        # later ends this session. If one came earlier, this transaction sees the change.
+        columns = User.id, User.role, User.claims, User.password_hash, User.disabled_at
+        user = (
+            await tx.execute(
+                select(*columns, self._db.now().label("now")).where(User.id == proof.user_id).with_for_update(read=True)
+            )
+        ).one_or_none()
+        if user is None or user.disabled_at is not None or user.password_hash != proof.password_hash:
+            raise InvalidGrant(
+                "user changed meanwhile", description="E-mail or password is wrong.", user_id=proof.user_id
+            )
+        session = {
+            "id": first.session_id,
+            "user_id": user.id,
+            "role": user.role,
+            "client_id": self._client_id,
+            "token_digest": first.digest,
+            "key_number": key.number,
+            "generation": 0,
+            "created_at": user.now,
+            "rotated_at": user.now,
+            "idle_expires_at": user.now + min(policy.idle_lifetime, policy.absolute_lifetime),
+            "absolute_expires_at": user.now + policy.absolute_lifetime,
+            "ended_at": None,
+            "end_reason": None,
+            "idle_lifetime": policy.idle_lifetime,
+            "absolute_lifetime": policy.absolute_lifetime,
+            "retry_window": policy.retry_window,
+            "access_lifetime": policy.access_lifetime,
+            "auth_time": user.now,
+            "amr": "pwd",
+            "claims": user.claims,
+            "retry_key_digest": None,
+            **told,
+        }
+        await tx.execute(insert(Session).values(session))
+        started = Event("session_started", user.id, first.session_id, self._client_id)
+        await record(tx, user.now, by, [started])
         return self._answers.tokens(SessionRow.of(session, user.now, policy), first, user.now)

@@ -75,19 +75,12 @@ class Cookies:
         self._common = "; HttpOnly" + ("; Secure" if secure else "") + f"; SameSite={same_site}"
         self._common += "; Partitioned" if settings.cookie_partitioned else ""
         self._split_path = f"{settings.root_path}/auth"
-        if not secure:
-            access, refresh, split = "keyturn-access", "keyturn-refresh", "keyturn-split-refresh"
-        elif domain:
-            access, refresh, split = (
-                "__Secure-keyturn-access",
-                "__Secure-keyturn-refresh",
-                "__Secure-Http-keyturn-refresh",
-            )
-        else:
-            access, refresh = "__Host-Http-keyturn-access", "__Host-Http-keyturn-refresh"
-            split = "__Secure-Http-keyturn-refresh"
+        prefix = "" if not secure else "__Secure-" if domain else "__Host-Http-"
+        access, refresh = f"{prefix}keyturn-access", f"{prefix}keyturn-refresh"
+        split = "__Secure-Http-keyturn-refresh" if secure else "keyturn-split-refresh"
         self.access, self.refresh, self.split = access, refresh, split
         """The names: access cookie, refresh cookie of mode "cookie", refresh cookie of mode "split"."""
+        self._device = self._form(f"{prefix}keyturn-device", "/", domain)
         self._forms = {
             name: self._form(name, path, domain)
             for name, path in ((access, "/"), (refresh, "/"), (split, self._split_path))
@@ -111,6 +104,11 @@ class Cookies:
                 "KEYTURN_ISSUER and KEYTURN_AUDIENCE are too long: the access cookie could exceed 4096 bytes "
                 "(KEYTURN_COOKIES=false: no cookies)"
             )
+
+    @property
+    def device(self) -> str:
+        """The name of the device cookie. This cookie is no token, so `ours` and every logout pass over it."""
+        return self._device.name
 
     def refresh_name(self, mode: CookieMode) -> str:
         """The name of the cookie that holds the refresh token in this mode."""
@@ -152,6 +150,15 @@ class Cookies:
         value = self._sealed.seal(name, session_id, bytes([_REMEMBERED * remembered]) + token.encode())
         age = f"; Max-Age={min(life + margin(life), _LONGEST_AGE) // timedelta(seconds=1)}" if remembered else ""
         return f"{name}={value}{age}{form.attributes}".encode()
+
+    def set_device(self, value: str, *, remembered: bool) -> bytes:
+        """The Set-Cookie field that gives a browser the id of its device. The id is no secret, and stands in the open.
+
+        A thief of the value gains nothing. A sign-in with it needs the password all the same, and then ends at most
+        other sessions of the same user, which it could end anyway.
+        """
+        age = f"; Max-Age={_LONGEST_AGE // timedelta(seconds=1)}" if remembered else ""
+        return f"{self._device.name}={value}{age}{self._device.attributes}".encode()
 
     def clear(self, name: str) -> bytes:
         """The Set-Cookie field that deletes a cookie. It names the same path and domain as the one that set it."""
