@@ -7,6 +7,7 @@ the order of its steps.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Literal
 from uuid import UUID
@@ -76,18 +77,27 @@ class Ending:
 
     @own_task
     async def end_of_user(
-        self, user_id: UUID, reason: Reason, *, by: Actor, but: frozenset[UUID] = frozenset(), also: Also | None = None
+        self,
+        user_id: UUID,
+        reason: Reason,
+        *,
+        by: Actor,
+        but: frozenset[UUID] = frozenset(),
+        also: Also | None = None,
+        renamed: UUID | None = None,
     ) -> int:
         """Ends the live sessions of a user, except those in `but`. Returns how many were live.
 
-        If the user's row has to change too, `also` changes it. A sign-in of the user waits for the lock on that row.
+        If the user's row has to change too, `also` changes it. A sign-in of the user waits for the lock on that row. If
+        `also` gives the sessions another user's id, it is `renamed`.
 
         Raises:
             TemporarilyUnavailable: as `end`.
         """
         async with self._db.look() as connection:
             live = set((await connection.scalars(live_of(user_id))).all())
-        which = live_of(user_id).where(Session.id.not_in(but)) if but else live_of(user_id)
+        which = live_of(renamed or user_id)
+        which = which.where(Session.id.not_in(but)) if but else which
         return lived(await self._end(live - but, reason, Session.id.in_(which.with_for_update()), by=by, also=also))
 
     @own_task
@@ -239,13 +249,17 @@ class Ending:
         """The session of a token whose key is retired. The returned session is over.
 
         A thief of the key could have made the token. So the token ends only sessions that the retirement ends anyway.
+        After everyone was signed out, no row is written: the key says already why each of its sessions is over.
 
         Raises:
             InvalidGrant: the session goes on under another key, or there is no such session.
             TemporarilyUnavailable: as `end`.
         """
         row = await self._lookup.row(session_id)
-        if row is not None and not row.over() and self._keys.retired(row.key_number):
+        reason = None if row is None or row.over() else self._keys.retired(row.key_number)
+        if row is not None and reason == "signed_out_everywhere":
+            return replace(row, has_key=False, key_retired_for=reason)
+        if reason is not None:
             # `end_under` has not come to this session yet. Keyturn ends it, in the request that presented the token.
             service = SERVICE._replace(address=by.address, request_id=by.request_id)
             await self.end({session_id}, "revoked_by_admin", by=service)
@@ -354,7 +368,7 @@ class Ending:
             raise refusal.about(session_id) from None
         if row is None:
             raise InvalidGrant("no such session", session_id=session_id)
-        over = row.over()
+        over = row.over() or self._keys.retired(row.key_number)
         if over and not (reach == "all" and over == "logout_all"):
             raise InvalidGrant("session is over", reason=over, session_id=row.id, user_id=row.user_id)
         if isinstance(token, AccessToken):
