@@ -153,7 +153,7 @@ def legend() -> str:
 # -- the requests
 
 
-@dataclass
+@dataclass(eq=False)
 class Caller:
     """Somebody who sends the request of a row."""
 
@@ -269,6 +269,17 @@ async def a_world(url: str, logs: Path) -> AsyncIterator[World]:
             world = World(keyturn, client, url)
             await world.a_user("admin")  # one more, so that no caller is the last
             yield world
+
+
+USES_UP = {
+    "POST /auth/login",  # from the same device, it replaces the session
+    "POST /auth/refresh",
+    "POST /auth/reauthenticate",
+    "POST /auth/logout",
+    "POST /auth/password",
+    "POST /admin/sign-everyone-out",
+}
+"""The requests after which their caller is another than before."""
 
 
 Sample = Callable[[World, Caller], Awaitable[tuple[str, Any]]]
@@ -391,3 +402,14 @@ async def end_sessions(world: World, _caller: Caller) -> tuple[str, Any]:
     email, user_id = await world.a_user()
     await world.signed_in(email)
     return "/admin/sessions/end", {"user": str(user_id)}
+
+
+SAMPLES["POST /admin/keys"] = plain("/admin/keys", {"use": "access"})
+SAMPLES["POST /admin/keys/rotate"] = plain("/admin/keys/rotate", {"use": "cookie"})
+SAMPLES["POST /admin/sign-everyone-out"] = plain("/admin/sign-everyone-out")
+
+
+@sample("POST /admin/keys/{kid}/retire")
+async def retire_key(world: World, _caller: Caller) -> tuple[str, Any]:
+    made = await world.keyturn.key_changes.generate("access", None, None, by=SERVICE)
+    return f"/admin/keys/{made.kid}/retire", None

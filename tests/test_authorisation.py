@@ -25,6 +25,7 @@ from tests.authorisation import (
     ERRORS,
     ROWS,
     SAMPLES,
+    USES_UP,
     Caller,
     World,
     a_world,
@@ -72,13 +73,14 @@ def test_everything_under_admin_is_for_administrators_alone_and_says_so_in_its_r
 @pytest.mark.parametrize("column", COLUMNS)
 async def test_each_caller_gets_what_the_table_says_at_each_endpoint_by_both_doors(world: World, column: str) -> None:
     wrong: list[str] = []
+    lasting = await world.caller(column)
     for name, endpoint in ENDPOINTS.items():
         for door in ((), (SLOW,)):
             expected = ROWS[name][column]
-            caller = await world.caller(column)
+            caller = await world.caller(column) if name in USES_UP else lasting
             path, body = await SAMPLES[name](world, caller)
             ids = about(caller, path)
-            before = await world.state(*ids)
+            before = None if expected == "ok" else await world.state(*ids)
             headers = [*caller.headers, *door]
             answer = await world.client.request(endpoint.method, path, json=body, headers=headers)
             said = difference(expected, endpoint.status, answer)
@@ -89,6 +91,8 @@ async def test_each_caller_gets_what_the_table_says_at_each_endpoint_by_both_doo
                 said = None if head.status_code == answer.status_code else f"HEAD: {head.status_code}"
             if said is not None:
                 wrong.append(f"{name}, {'slow' if door else 'fast'} door: {expected} expected, but {said}")
+            if name == "POST /admin/sign-everyone-out" and expected == "ok":
+                lasting = await world.caller(column)
     assert not wrong, "\n".join(wrong)
 
 
@@ -176,6 +180,37 @@ async def test_after_a_demotion_the_next_request_of_a_list_is_refused(world: Wor
         await world.keyturn.users.set_role(caller.user_id, "user", by=SERVICE)
         demoted.set()
     assert set(after) == {403}
+
+
+async def test_the_last_administrator_can_neither_leave_nor_be_made_to_leave(world: World) -> None:
+    caller = await world.caller("admin")
+    async with world.keyturn.db.begin() as tx:
+        await tx.execute(update(User).where(User.id != caller.user_id).values(role="user"))
+    user = f"/admin/users/{caller.user_id}"
+    before = await world.state(caller.user_id)
+    for method, path, body in (
+        ("POST", f"{user}/disable", None),
+        ("PUT", f"{user}/role", {"role": "user"}),
+        ("DELETE", user, None),
+    ):
+        answer = await world.client.request(method, path, json=body, headers=caller.headers)
+        assert (answer.status_code, answer.json()["error"]) == (409, "conflict"), (method, path, answer.text)
+    assert await world.state(caller.user_id) == before
+
+    # Two who demote each other at once: one of them stays.
+    for _ in range(5):
+        other = await world.caller("admin")
+        pair = (caller, other)
+        answers = await asyncio.gather(
+            *(
+                world.client.put(f"/admin/users/{whom.user_id}/role", json={"role": "user"}, headers=who.headers)
+                for who, whom in (pair, pair[::-1])
+            )
+        )
+        statuses = sorted(answer.status_code for answer in answers)
+        assert statuses in ([200, 403], [200, 409]), statuses
+        roles = {each: (await world.keyturn.users.find(each.user_id)).role for each in pair}
+        [caller] = [each for each in pair if roles[each] == "admin"]
 
 
 async def test_a_session_of_another_user_is_answered_as_a_missing_one_to_the_byte(world: World) -> None:
