@@ -22,8 +22,12 @@ from .http.request import Request as OurRequest
 from .keyturn import Keyturn, opened, running
 from .routes import (
     admin_events,
+    admin_keys,
     admin_policies,
+    admin_sessions,
     admin_stats,
+    admin_user_changes,
+    admin_users,
     health,
     login,
     me,
@@ -43,6 +47,10 @@ _ENDPOINTS = (
     *verification.ENDPOINTS,
     *me.ENDPOINTS,
     *sessions.ENDPOINTS,
+    *admin_users.ENDPOINTS,
+    *admin_user_changes.ENDPOINTS,
+    *admin_sessions.ENDPOINTS,
+    *admin_keys.ENDPOINTS,
     *admin_policies.ENDPOINTS,
     *admin_events.ENDPOINTS,
     *admin_stats.ENDPOINTS,

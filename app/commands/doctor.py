@@ -26,6 +26,7 @@ from ..tokens.key_set import Use
 from ..users.administrators import administrators
 from .addresses import listen
 from .arguments import Words
+from .users import ran_out
 
 _SOURCES = {"policy": "its row", "settings": "the settings", "default": "Keyturn's defaults"}
 
@@ -123,13 +124,21 @@ async def _keys(keyturn: Keyturn) -> AsyncIterator[Finding]:
         ]
         wanted = keyturn.settings.signing_algorithm
         new = (
-            f"KEYTURN_SIGNING_ALGORITHM is {wanted}, which a new key would have: {called()} keys generate access, "
+            f"KEYTURN_SIGNING_ALGORITHM is {wanted}, which a new key would have: {called()} keys rotate access, "
             "or change the setting"
         )
         other = use == "access" and bool(these) and these[-1]["algorithm"] != wanted
         if these:
             used = "cookies sealed" if use == "cookie" else f"{use} tokens signed"
             yield Finding(f"{used} with {', '.join(signers)}", new if other else "")
+    if keyturn.settings.secret_previous is not None:
+        under = sum(key["sealed_under"] == "previous" for key in keys)
+        yield Finding(
+            f"keys under KEYTURN_SECRET_PREVIOUS ({under})",
+            f"when every instance has both secrets: {called()} keys rotate master"
+            if under
+            else "no longer needed: restart the instances without KEYTURN_SECRET_PREVIOUS",
+        )
 
 
 async def _policies(keyturn: Keyturn) -> AsyncIterator[Finding]:
@@ -153,9 +162,11 @@ def _text(value: object) -> str:
 
 
 async def _administrators(keyturn: Keyturn) -> AsyncIterator[Finding]:
-    enabled, initial = await administrators(keyturn.db)
+    found = await administrators(keyturn.db)
+    initial = found.with_initial_password
     yield Finding("initial password", f"change it: {called()} users set-password {initial}" if initial else "")
-    yield Finding("administrator", "" if enabled else f"make one: {called()} users create EMAIL --role admin")
+    yield Finding("passwords that Keyturn made", ran_out(found))
+    yield Finding("administrator", "" if found.enabled else f"make one: {called()} users create EMAIL --role admin")
 
 
 async def _hashing(keyturn: Keyturn) -> AsyncIterator[Finding]:

@@ -14,10 +14,12 @@ from ..command_name import called
 from ..http import open_files
 from ..keyturn import opened, running
 from ..settings import Settings, read
+from ..users.administrators import administrators
 from ..users.first_administrator import ADMINISTRATOR, first_administrator
 from .addresses import listen, url
 from .arguments import Words, whole
 from .first_start import prepare
+from .users import ran_out
 
 
 def add_to(words: Words) -> None:
@@ -50,9 +52,9 @@ def _serve_on(sockets: list[socket.socket], settings: Settings) -> int:
 
     port = sockets[0].getsockname()[1]
     prepare(settings)
-    password = asyncio.run(_check(settings))
+    password, advice = asyncio.run(_check(settings))
     if not settings.production:
-        print(_greeting(settings, url(settings.host, port) + settings.root_path, password), flush=True)
+        print(_greeting(settings, url(settings.host, port) + settings.root_path, password, advice), flush=True)
     log.configure(settings.log_level)
     # When all is closed, uvicorn raises the signal that ended it again. An orderly end must not look like a failure.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -83,22 +85,29 @@ def _serve_on(sockets: list[socket.socket], settings: Settings) -> int:
     return 0 if server.started or settings.workers > 1 else 3
 
 
-async def _check(settings: Settings) -> str | None:
+async def _check(settings: Settings) -> tuple[str | None, str]:
     """Opens all parts once, so that a fault stops the start with one line and not with the traceback of a worker.
 
     Returns:
-        The first administrator's password, if this start of the embedded default has made one.
+        The first administrator's password, if this start of the embedded default has made one; and what to type if a
+        password that Keyturn made has run out.
     """
     async with opened(settings) as keyturn, running(keyturn):
-        return None if settings.production else await first_administrator(keyturn.db, keyturn.users)
+        if settings.production:
+            return None, ""
+        password = await first_administrator(keyturn.db, keyturn.users)
+        return password, ran_out(await administrators(keyturn.db))
 
 
-def _greeting(settings: Settings, url: str, password: str | None) -> str:
+def _greeting(settings: Settings, url: str, password: str | None, advice: str) -> str:
     shown = password or "<password>"
     made = (
         f"Made an administrator. The password is shown this once:\n\n    {ADMINISTRATOR}   {password}\n\n"
         f"Change it: {called()} users set-password {ADMINISTRATOR}\n"
+        "It is good for 24 hours.\n"
         if password
+        else f"Passwords that Keyturn made: {advice}\n"
+        if advice
         else ""
     )
     post = f"curl -sS -H 'Content-Type: application/json' {url}/auth"

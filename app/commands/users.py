@@ -5,17 +5,23 @@ from __future__ import annotations
 import argparse
 import getpass
 import re
-import secrets
 import sys
 from datetime import timedelta
+from typing import get_args
 
 from ..command_name import called
 from ..errors import InvalidRequest, NotFound
 from ..keyturn import Keyturn
 from ..storage.tables import User
+from ..users.administrators import Administrators
+from ..users.claims import read, stored
+from ..users.lookup import Status
+from ..users.made_passwords import LIFETIME, make
 from .acts import add_verb, by
 from .arguments import Words, identifier, whole
-from .output import Row, count_of_sessions, more, show
+from .output import Row, count_of_sessions, more, note, show
+
+_LONGEST_CLAIMS = 64 * 1024  # characters that are read of standard input: white space may stand between members
 
 
 def add_to(words: Words) -> None:
@@ -28,18 +34,32 @@ def add_to(words: Words) -> None:
     verb = add_verb(verbs, "list", _list, "users by age", reading=True)
     verb.add_argument("--limit", type=whole, default=100)
     verb.add_argument("--after", type=identifier, metavar="ID", help="users after this one")
+    verb.add_argument("--email", help="of this address; or how it begins, with a * behind")
+    verb.add_argument("--role", help="of this role")
+    verb.add_argument("--status", choices=get_args(Status))
+    verb = add_verb(verbs, "show", _show, "one user", reading=True)
+    verb.add_argument("user", help="id or e-mail")
     for name, act, line in (
         ("disable", _disable, "end all sessions and let no more begin"),
         ("enable", _enable, "let a user sign in again"),
         ("set-role", _set_role, "change the role; live sessions have it from their next refresh"),
+        ("set-claims", _set_claims, "set the claims of access tokens; live sessions have them from their next refresh"),
         ("set-password", _set_password, "set a password; ends all sessions"),
+        ("reset-password", _reset_password, "make a password for a day and print it, once; ends all sessions"),
+        ("erase", _erase, "for good: account, sessions and everything personal; events keep a pseudonym"),
     ):
         verb = add_verb(verbs, name, act, line, reading=False)
         verb.add_argument("user", help="id or e-mail")
         if name == "set-role":
             verb.add_argument("role")
+        if name == "set-claims":
+            which = verb.add_mutually_exclusive_group(required=True)
+            which.add_argument("--json-stdin", action="store_true", help="read a JSON object from standard input")
+            which.add_argument("--clear", action="store_true", help="take them away")
         if name == "set-password":
             _add_password_options(verb)
+        if name == "erase":
+            verb.add_argument("--yes-erase", action="store_true", required=True, help="must be given: there is no undo")
 
 
 def _add_password_options(parser: argparse.ArgumentParser) -> None:
@@ -50,18 +70,34 @@ def _add_password_options(parser: argparse.ArgumentParser) -> None:
 
 
 async def _create(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
-    password = _password(arguments)
-    user = await keyturn.users.create(arguments.email, password, arguments.role, by=by())
+    made: bool = arguments.generate
+    password = make() if made else _typed_password(arguments)
+    user = await keyturn.users.create(arguments.email, password, arguments.role, initial=made, by=by())
     print(user.id)
-    if arguments.generate:
+    if made:
         print(password)
+        _note_lifetime()
 
 
 async def _list(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
-    users = await keyturn.users.list(limit=arguments.limit, after=arguments.after)
+    users = await keyturn.users.list(
+        limit=arguments.limit,
+        after=arguments.after,
+        email=arguments.email,
+        role=arguments.role,
+        status=arguments.status,
+    )
     show([_user(user) for user in users], arguments)
     if not arguments.json:
         more([user.id for user in users], arguments.limit, "--after")
+
+
+async def _show(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
+    user = await found(keyturn, arguments.user)
+    claims = stored(user.claims)
+    shown = claims if arguments.json else user.claims
+    dates = {"disabled_at": user.disabled_at, "password_expires_at": user.password_expires_at}
+    show({**_user(user), **dates, "claims": shown}, arguments)
 
 
 async def _disable(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
@@ -91,14 +127,52 @@ async def _set_role(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     )
 
 
-async def _set_password(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
+async def _set_claims(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     user = await found(keyturn, arguments.user)
-    password = _password(arguments)
-    ended = await keyturn.users.set_password(user.id, password, by=by())
+    claims = None if arguments.clear else read(_from_stdin(sys.stdin.buffer.read(_LONGEST_CLAIMS)))
+    await keyturn.users.set_claims(user.id, claims, by=by())
+    number = len(claims or {})
+    print(f"{user.email} has {number or 'no'} claim{'s' * (number != 1)}; live sessions from their next refresh on")
+
+
+async def _set_password(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
+    if arguments.generate:
+        return await _reset_password(keyturn, arguments)
+    user = await found(keyturn, arguments.user)
+    ended = await keyturn.users.set_password(user.id, _typed_password(arguments), by=by())
+    return _say_renewed(user, ended)
+
+
+async def _reset_password(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
+    user = await found(keyturn, arguments.user)
+    reset = await keyturn.users.reset_password(user.id, by=by())
+    _say_renewed(user, reset.ended)
+    print(reset.password)
+    _note_lifetime()
+
+
+def _say_renewed(user: User, ended: int) -> None:
     still = "; the user stays disabled" if user.disabled_at else ""
     print(f"{user.email} has a new password; {count_of_sessions(ended)} ended{still}")
-    if arguments.generate:
-        print(password)
+
+
+def _note_lifetime() -> None:
+    note(f"it is good for {LIFETIME // timedelta(hours=1)} hours, or until the user changes it")
+
+
+async def _erase(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
+    user = await found(keyturn, arguments.user)
+    pseudonym = await keyturn.erasing.erase(user.id, by=by())
+    print(f"the user is erased; events name {pseudonym} in the place of {user.id}")
+
+
+def ran_out(administrators: Administrators) -> str:
+    """What an operator has to type if passwords that Keyturn made have run out. Empty if none has."""
+    number, email = administrators.run_out, administrators.first_run_out
+    if not number:
+        return ""
+    rest = f" (and {number - 1} more)" if number > 1 else ""
+    return f"that of {email}{rest} has run out, so it lets nobody in: {called()} users reset-password {email}"
 
 
 async def found(keyturn: Keyturn, named: str) -> User:
@@ -115,18 +189,20 @@ async def found(keyturn: Keyturn, named: str) -> User:
         raise NotFound(f"no such user{shown}; {called()} users list shows them") from None
 
 
-def _password(arguments: argparse.Namespace) -> str:
-    if arguments.generate:
-        return secrets.token_urlsafe(15)
+def _typed_password(arguments: argparse.Namespace) -> str:
     if arguments.password_stdin or not sys.stdin.isatty():
-        try:
-            return sys.stdin.buffer.readline().decode().rstrip("\r\n")
-        except UnicodeDecodeError:
-            raise InvalidRequest("not UTF-8", description="The password must be UTF-8.") from None
+        return _from_stdin(sys.stdin.buffer.readline()).rstrip("\r\n")
     first = getpass.getpass("New password: ")
     if getpass.getpass("Again: ") != first:
         raise InvalidRequest("the two differ", description="The two passwords differ.")
     return first
+
+
+def _from_stdin(raw: bytes) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        raise InvalidRequest("not UTF-8", description="Standard input must be UTF-8.") from None
 
 
 def _user(user: User) -> Row:

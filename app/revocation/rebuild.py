@@ -178,6 +178,7 @@ class Rebuild:
         Each ending that the rebuild has to find was committed before the claim. So the statements after the claim need
         no common snapshot.
         """
+        last = Session.ended_at, Session.id
         async with self._db.look() as connection:
             if after is None:
                 now: datetime = (await connection.execute(select(self._db.now()))).scalar_one()
@@ -185,8 +186,8 @@ class Rebuild:
             rows = await connection.execute(
                 select(Session.id, Session.ended_at, self._db.now().label("now"))
                 .where(Session.ended_at.is_not(None), Session.ended_at >= after[0])
-                .where(tuple_(Session.ended_at, Session.id) > tuple_(*after))
-                .order_by(Session.ended_at, Session.id)
+                .where(tuple_(*last) > tuple_(*after, types=[column.type for column in last]))
+                .order_by(*last)
                 .limit(CHUNK)
             )
             return rows.all()

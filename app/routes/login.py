@@ -25,8 +25,9 @@ from ..settings_values import scopes_in
 from ..tokens.cookies import Mode
 from .credentials import access_token
 from .devices import Device
-from .models import SET_COOKIES, DeviceId, DeviceName, Email, Password, RequestBody, TokenAnswer, UserAnswer
+from .models import SET_COOKIES, DeviceId, Email, Password, RequestBody, TokenAnswer, UserAnswer
 from .presented_cookies import fields_to_set
+from .session_answers import DeviceName
 
 
 class Registration(RequestBody):
@@ -78,10 +79,16 @@ class PasswordChange(RequestBody):
 
 
 async def register(keyturn: Keyturn, request: Request) -> Answer:
-    """Make an account, if the operator allows it. The answer has no tokens: log in next."""
+    """Make an account, if the operator allows it. The answer has no tokens: log in next.
+
+    If the service does not tell whether an address is taken, the answer is an empty object with 202, in both cases.
+    """
     body = request.content(Registration)
     if not keyturn.settings.registration:
         raise AccessDenied("registration is off", description="Registration is off.")
+    if not keyturn.settings.registration_tells:
+        await keyturn.registering.register(body.email, body.password, by=request.by())
+        return of_json(b"{}", status=202)
     user = await keyturn.users.create(body.email, body.password, by=request.by())
     return of_model(UserAnswer(id=user.id, email=user.email, role=user.role, created_at=user.created_at), status=201)
 
@@ -116,7 +123,8 @@ async def login(keyturn: Keyturn, request: Request) -> Answer:
     )
     request.session_id = tokens.session_id
     fields = fields_to_set(cookies, mode, tokens, remembered=remembered)
-    return of_json(to_json(tokens.body(mode)), [*fields, *device.fields_to_set(remembered=remembered)])
+    answer = tokens.body(mode) | ({"password_change_required": True} if proof.password_change_required else {})
+    return of_json(to_json(answer), [*fields, *device.fields_to_set(remembered=remembered)])
 
 
 def _scopes_asked_for(scope: str | None) -> frozenset[str] | None:
@@ -151,6 +159,12 @@ ENDPOINTS = (
         status=201,
         model=UserAnswer,
         refusals=(InvalidRequest, AccessDenied, Conflict, TemporarilyUnavailable),
+        responses={
+            202: {
+                "description": "The service does not tell whether the address was taken. An empty object.",
+                "content": {"application/json": {"schema": {"type": "object", "maxProperties": 0}}},
+            }
+        },
     ),
     Endpoint(
         "POST",

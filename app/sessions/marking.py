@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, and_, case, select, update
+from sqlalchemy import ColumnElement, Select, and_, case, false, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.dml import ReturningUpdate
 
@@ -38,13 +38,14 @@ def ends(
     """The statement that ends some sessions, for one reason or for one that depends on the row.
 
     The first reason stays: to end an ended session changes nothing, and a deadline that has passed came first. (Such a
-    row is marked all the same: until their leeway is over, its access tokens would be good.)
+    row is marked all the same: until their leeway is over, its access tokens would be good.) One reason goes before
+    deadlines: all sessions of an erased user get it, so that `Upkeep.gc` finds and deletes them.
     """
     now: ColumnElement[Any] = db.now()
     idle = db.earliest(Session.idle_expires_at, db.after(Session.rotated_at, policy.idle_lifetime))
     absolute = db.earliest(Session.absolute_expires_at, db.after(Session.created_at, policy.absolute_lifetime))
     deadline = db.earliest(idle, absolute)
-    late = deadline <= now
+    late = deadline <= now if reason != "user_erased" else false()
     return (
         update(Session)
         .where(*which, Session.ended_at.is_(None))

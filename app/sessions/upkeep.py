@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import delete, or_, select
+from sqlalchemy import and_, delete, or_, select
 
 from ..actors import Actor
 from ..events.audit import Event, record
@@ -29,6 +29,8 @@ class Upkeep:
     async def gc(self, *, by: Actor, kept_for: timedelta = KEPT_FOR, most: int = 1000) -> int:
         """Deletes sessions that have been over for `kept_for`, `most` in a transaction. Returns how many in all.
 
+        The sessions of an erased user stay only for `LOOK_BACK`, as long as a rebuild of Redis has to find them.
+
         The deadlines must not be indexed (guarantee 5). So `gc` walks the primary key, which is ordered by age.
 
         Raises:
@@ -48,6 +50,7 @@ class Upkeep:
             now = await tx.scalar(select(self._db.now()))
             assert now is not None
             long_ago = now - max(kept_for, LOOK_BACK)
+            erased = and_(Session.end_reason == "user_erased", Session.ended_at < now - LOOK_BACK)
             ids = (
                 await tx.scalars(select(Session.id).where(Session.id > after).order_by(Session.id).limit(most))
             ).all()
@@ -56,7 +59,7 @@ class Upkeep:
             over = select(Session.id).where(
                 Session.id > after,
                 Session.id <= ids[-1],
-                or_(Session.ended_at < long_ago, Session.idle_expires_at < long_ago),
+                or_(Session.ended_at < long_ago, Session.idle_expires_at < long_ago, erased),
             )
             # If another transaction holds a row, it refreshes or ends the session. So this one leaves the row out.
             doomed = over.order_by(Session.id).with_for_update(skip_locked=True)

@@ -1,33 +1,58 @@
-"""The administrators, for an operator: how many there are, and whether one still has the initial password."""
+"""The administrators: one always stays enabled, and an operator learns whose password is to be changed."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
+from uuid import UUID
 
 from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from ..errors import Conflict
 from ..storage.database import Database
 from ..storage.tables import User
 
 
 class Administrators(NamedTuple):
-    """The administrators that are enabled, as `keyturn doctor` needs them."""
+    """The administrators that are enabled, and the passwords that Keyturn made, as an operator needs them."""
 
     enabled: int
     """The number of enabled administrators."""
     with_initial_password: str | None
-    """The e-mail address of an enabled user who still has the password that a first start printed; else None."""
+    """The e-mail address of an enabled administrator whose password Keyturn made; None if all have changed theirs."""
+    run_out: int
+    """The number of enabled users whose password Keyturn made and has run out. None of them can sign in."""
+    first_run_out: str | None
+    """The e-mail address of one of these, an administrator if there is one."""
 
 
 async def administrators(db: Database) -> Administrators:
-    """Counts the administrators.
+    """Counts the administrators, and the passwords that have run out.
 
     Raises:
         TemporarilyUnavailable: the database is away.
     """
-    enabled = User.disabled_at.is_(None)
+    enabled, admin = User.disabled_at.is_(None), User.role == "admin"
+    run_out = select(User.email).where(User.password_expires_at <= db.now(), enabled)
     async with db.look() as connection:
-        made = User.password_expires_at.is_not(None)
-        initial = await connection.scalar(select(User.email).where(made, enabled).limit(1))
-        number = await connection.scalar(select(func.count()).where(User.role == "admin", enabled))
-    return Administrators(number or 0, initial)
+        made = select(User.email).where(User.password_expires_at > db.now(), admin, enabled)
+        return Administrators(
+            enabled=await connection.scalar(select(func.count()).where(admin, enabled)) or 0,
+            with_initial_password=await connection.scalar(made.limit(1)),
+            run_out=await connection.scalar(select(func.count()).select_from(run_out.subquery())) or 0,
+            first_run_out=await connection.scalar(run_out.order_by(admin.desc(), User.id).limit(1)),
+        )
+
+
+async def keep_one(tx: AsyncConnection, user_id: UUID) -> None:
+    """Lets a transaction demote, disable or erase this user only if another administrator stays enabled.
+
+    The transaction locks every enabled administrator, in the order of their ids. So two who demote each other at the
+    same time can't both succeed.
+
+    Raises:
+        Conflict: the user is the last enabled administrator.
+    """
+    administrators = select(User.id).where(User.role == "admin", User.disabled_at.is_(None))
+    if (await tx.scalars(administrators.order_by(User.id).with_for_update())).all() == [user_id]:
+        raise Conflict("last administrator", description="It is the last enabled administrator.")

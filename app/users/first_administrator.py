@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import secrets
-
 from sqlalchemy import func, select
 
 from ..actors import SERVICE
 from ..errors import Conflict
 from ..storage.database import Database
 from ..storage.tables import User
+from .made_passwords import make
 from .users import Users
 
 ADMINISTRATOR = "admin@localhost"
@@ -27,7 +26,7 @@ async def first_administrator(db: Database, users: Users) -> str | None:
     async with db.look() as connection:
         if await connection.scalar(select(func.count()).select_from(User)):
             return None
-    password = secrets.token_urlsafe(15)
+    password = make()
     try:
         await users.create(ADMINISTRATOR, password, "admin", initial=True, by=SERVICE)
     except Conflict:  # another first start made it at the same moment, and prints the password

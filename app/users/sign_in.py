@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, select, update
 
+from ..command_name import called
 from ..errors import InvalidGrant, InvalidRequest, TemporarilyUnavailable, WrongPassword
 from ..log import get_logger
 from ..sessions.start import Authenticated
@@ -14,6 +15,7 @@ from ..storage.database import Database
 from ..storage.tables import User
 from ..storage.tasks import own_task
 from .emails import normalised
+from .made_passwords import has_run_out
 from .passwords import LONGEST, Passwords
 
 _PAGE = 5_000
@@ -33,7 +35,7 @@ class SignIn:
     async def authenticate(self, email: str, password: str) -> Authenticated:
         """Proof that the e-mail address and the password are an enabled user's.
 
-        Unknown user, disabled user and wrong password get the same answer after the same work.
+        Unknown user, disabled user, wrong password and one that has run out get the same answer after the same work.
 
         Raises:
             InvalidRequest: the address or the password is malformed.
@@ -47,25 +49,25 @@ class SignIn:
             raise InvalidRequest("password length", description=f"password: at most {LONGEST} bytes and no NUL.")
         if not self._know_the_oldest:
             await self._learn_the_oldest()
-        found = await self._stored(address)
+        found = await self._stored(User.email == address)
         row = None if found is None or found.disabled_at is not None else found
         if not await self.is_right(row, raw) or row is None:
             # Only the log tells the causes apart. Log and answer don't have the address: users type passwords there.
             cause = "wrong password" if row else "user is disabled" if found else "unknown user"
             raise InvalidGrant(cause, description="E-mail or password is wrong.", user_id=found.id if found else None)
-        hashed = row.password_hash
+        hashed, made = row.password_hash, row.password_expires_at is not None
         if self._passwords.outdated(hashed):
             try:
                 fresh = await self._passwords.hash(raw)
             except TemporarilyUnavailable as e:
                 # The password is right all the same. A later sign-in renews its hash.
                 _log.warning("hash_not_renewed", user_id=str(row.id), cause=e.cause)
-                return Authenticated(row.id, hashed)
+                return Authenticated(row.id, hashed, password_change_required=made)
             if not await self._replace(row.id, hashed, fresh):
                 # The hash changed meanwhile: another sign-in renewed it, or the password is another one now.
                 return await self.authenticate(email, password)
             hashed = fresh
-        return Authenticated(row.id, hashed)
+        return Authenticated(row.id, hashed, password_change_required=made)
 
     async def prove(self, user_id: UUID, password: str) -> Authenticated:
         """Proof that the password is this user's.
@@ -75,19 +77,27 @@ class SignIn:
             TemporarilyUnavailable: the database is away, or the hash can't be computed now.
         """
         self._passwords.admit()
-        found = await self._of(user_id)
+        found = await self._stored(User.id == user_id)
         row = None if found is None or found.disabled_at is not None else found
         raw = password.encode()
         if len(raw) > LONGEST or 0 in raw or not await self.is_right(row, raw) or row is None:
             raise WrongPassword("wrong password" if row else "user is disabled or gone")
-        return Authenticated(row.id, row.password_hash)
+        return Authenticated(row.id, row.password_hash, password_change_required=row.password_expires_at is not None)
 
     async def is_right(self, user: Any, password: bytes) -> bool:
-        """Whether it is the user's password: for None, False after the same work. Logs a hash that is not computed."""
+        """Whether it is the user's password, and has not run out: for None, False after the same work.
+
+        Logs a hash that is not computed, and what to type for the user of a password that has run out.
+        """
         hashed = user.password_hash if user is not None else None
         if hashed is not None and (obstacle := self._passwords.obstacle(hashed)):
             _log.error("stored_hash_not_computed", user_id=str(user.id), cause=obstacle)
-        return await self._passwords.verify(hashed, password)
+        right = await self._passwords.verify(hashed, password)
+        if right and has_run_out(user.password_expires_at, self._db.clock()):
+            advice = f"the password that Keyturn made has run out: {called()} users reset-password {user.id}"
+            _log.warning("made_password_ran_out", user_id=str(user.id), detail=advice)
+            return False
+        return right
 
     async def not_computed(self) -> tuple[int, UUID | None]:
         """How many users have a stored hash that is not computed, and the oldest of these users. Reads every user."""
@@ -115,18 +125,10 @@ class SignIn:
         self._know_the_oldest = True
 
     @own_task
-    async def _stored(self, email: str) -> Any:
+    async def _stored(self, which: ColumnElement[bool]) -> Any:
         async with self._db.look(hot_path=False) as connection:
-            found = await connection.execute(
-                select(User.id, User.password_hash, User.disabled_at).where(User.email == email)
-            )
-            return found.one_or_none()
-
-    @own_task
-    async def _of(self, user_id: UUID) -> Any:
-        async with self._db.look(hot_path=False) as connection:
-            columns = select(User.id, User.password_hash, User.disabled_at)
-            return (await connection.execute(columns.where(User.id == user_id))).one_or_none()
+            columns = select(User.id, User.password_hash, User.password_expires_at, User.disabled_at)
+            return (await connection.execute(columns.where(which))).one_or_none()
 
     @own_task
     async def _replace(self, user_id: UUID, old: str, new: str) -> bool:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import builtins
 import re
-from collections.abc import Collection
-from datetime import timedelta
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import Select, insert, select, update
+from sqlalchemy import insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -21,12 +19,13 @@ from ..sessions.marking import live_of
 from ..storage.database import Database
 from ..storage.tables import Session, User, uuid7
 from ..storage.tasks import own_task
+from .administrators import keep_one
+from .claims import checked
 from .emails import normalised
+from .lookup import UserLookup
+from .made_passwords import LIFETIME, Reset, make
 from .passwords import Passwords, acceptable
 from .sign_in import SignIn
-
-MADE_PASSWORD_LIFETIME = timedelta(hours=24)
-"""How long a password that Keyturn made is good, unless the user changes it before (ASVS 5.0 6.4.1)."""
 
 _ROLE = re.compile(r"[a-z][a-z0-9_-]{0,31}", re.ASCII)
 
@@ -37,25 +36,25 @@ def _role(role: str) -> str:
     return role
 
 
-class Users:
-    """The users in the database."""
+class Users(UserLookup):
+    """The users in the database: read as `UserLookup` does, and changed here."""
 
     def __init__(self, db: Database, passwords: Passwords, sign_in: SignIn, ending: Ending) -> None:
         """Needs `ending`, because a user who is disabled, or gets a new password, loses sessions."""
-        self._db = db
+        super().__init__(db)
         self._passwords = passwords
         self._sign_in = sign_in
         self._ending = ending
 
-    @own_task
-    async def emails(self, user_ids: Collection[UUID]) -> dict[UUID, str]:
-        """The e-mail addresses of these users, by id. An id that no user has is left out."""
-        async with self._db.look(hot_path=False) as connection:
-            found = await connection.execute(select(User.id, User.email).where(User.id.in_(user_ids)))
-            return {row.id: row.email for row in found}
-
     async def create(self, email: str, password: str, role: str = "user", *, initial: bool = False, by: Actor) -> User:
         """Makes a user.
+
+        Args:
+            email: the address.
+            password: the password.
+            role: the role.
+            initial: whether Keyturn made the password, so that it is good for a day.
+            by: the actor.
 
         Raises:
             InvalidRequest: address, password or role is malformed.
@@ -77,8 +76,9 @@ class Users:
                     "id": uuid7(),
                     "email": email,
                     "password_hash": password_hash,
-                    "password_expires_at": now + MADE_PASSWORD_LIFETIME if initial else None,
+                    "password_expires_at": now + LIFETIME if initial else None,
                     "role": role,
+                    "claims": None,
                     "created_at": now,
                     "disabled_at": None,
                 }
@@ -89,34 +89,6 @@ class Users:
                 raise
             raise Conflict("email exists", description="There is a user of this address.") from None
         return User(**user)
-
-    async def find(self, user: str | UUID) -> User:
-        """The user of this id or e-mail address.
-
-        Raises:
-            NotFound: there is no such user.
-        """
-        try:
-            condition = User.id == (user if isinstance(user, UUID) else UUID(user))
-        except ValueError:
-            try:
-                condition = User.email == normalised(str(user))
-            except InvalidRequest:
-                raise NotFound("no such user") from None
-        found = await self._read(select(User.__table__).where(condition))
-        if not found:
-            raise NotFound("no such user")
-        return found[0]
-
-    async def list(self, *, limit: int, after: UUID | None = None) -> builtins.list[User]:
-        """Users in the order of age: `limit` at most, those after the id `after`."""
-        query = select(User.__table__).order_by(User.id).limit(limit)
-        return await self._read(query.where(User.id > after) if after else query)
-
-    @own_task
-    async def _read(self, query: Select[Any]) -> builtins.list[User]:
-        async with self._db.look(hot_path=False) as connection:
-            return [User(**row) for row in (await connection.execute(query)).mappings()]
 
     @own_task
     async def set_role(self, user_id: UUID, role: str, *, by: Actor) -> None:
@@ -130,7 +102,7 @@ class Users:
         name = _role(role)
         async with self._db.begin() as tx:
             if name != "admin":
-                await self._not_the_last_administrator(tx, user_id)
+                await keep_one(tx, user_id)
             before = await self._locked(tx, user_id)
             if before.role == name:
                 return
@@ -138,6 +110,27 @@ class Users:
             await record(tx, before.now, by, [Event("role_changed", user_id, detail=name)])
             await tx.execute(
                 update(Session).where(Session.id.in_(live_of(user_id).with_for_update())).values(role=name)
+            )
+
+    @own_task
+    async def set_claims(self, user_id: UUID, claims: Mapping[str, Any] | None, *, by: Actor) -> None:
+        """Changes the claims of a user and of the user's live sessions, so that their next refresh has the new ones.
+
+        The event has no values: an administrator may look up the ones that hold, and none of the former ones.
+
+        Raises:
+            InvalidRequest: the claims are malformed, too large, or have a reserved name.
+            NotFound: there is no such user.
+        """
+        text = checked(claims or {})
+        async with self._db.begin() as tx:
+            before = await self._locked(tx, user_id)
+            if before.claims == text:
+                return
+            await tx.execute(update(User).where(User.id == user_id).values(claims=text))
+            await record(tx, before.now, by, [Event("claims_changed", user_id)])
+            await tx.execute(
+                update(Session).where(Session.id.in_(live_of(user_id).with_for_update())).values(claims=text)
             )
 
     async def disable(self, user_id: UUID, *, by: Actor) -> int:
@@ -149,7 +142,7 @@ class Users:
         """
 
         async def change(tx: AsyncConnection) -> None:
-            await self._not_the_last_administrator(tx, user_id)
+            await keep_one(tx, user_id)
             before = await self._locked(tx, user_id)
             if before.disabled_at is None:
                 await tx.execute(update(User).where(User.id == user_id).values(disabled_at=before.now))
@@ -177,13 +170,29 @@ class Users:
             NotFound: there is no such user.
             InvalidRequest: the password is too short, too long or has a NUL.
         """
-        hashed = await self._passwords.hash(acceptable(password))
+        return await self._renew_password(user_id, acceptable(password), "password_changed", by=by)
+
+    async def reset_password(self, user_id: UUID, *, by: Actor) -> Reset:
+        """Makes a password for a user, good for a day, and ends all the user's sessions.
+
+        Raises:
+            NotFound: there is no such user.
+        """
+        password = make()
+        ended = await self._renew_password(user_id, password.encode(), "password_reset", by=by)
+        return Reset(password, ended)
+
+    async def _renew_password(
+        self, user_id: UUID, password: bytes, kind: Literal["password_changed", "password_reset"], *, by: Actor
+    ) -> int:
+        hashed = await self._passwords.hash(password)
 
         async def change(tx: AsyncConnection) -> None:
             before = await self._locked(tx, user_id)
-            renewed = update(User).where(User.id == user_id).values(password_hash=hashed, password_expires_at=None)
+            runs_out = before.now + LIFETIME if kind == "password_reset" else None
+            renewed = update(User).where(User.id == user_id).values(password_hash=hashed, password_expires_at=runs_out)
             await tx.execute(renewed)
-            await record(tx, before.now, by, [Event("password_changed", user_id)])
+            await record(tx, before.now, by, [Event(kind, user_id)])
 
         return await self._ending.end_of_user(user_id, "password_changed", by=by, also=change)
 
@@ -235,21 +244,8 @@ class Users:
         Raises:
             NotFound: there is no such user.
         """
-        columns = select(User.role, User.disabled_at, self._db.now().label("now"))
+        columns = select(User.role, User.claims, User.disabled_at, self._db.now().label("now"))
         row = (await tx.execute(columns.where(User.id == user_id).with_for_update())).one_or_none()
         if row is None:
             raise NotFound("no such user")
         return row
-
-    async def _not_the_last_administrator(self, tx: AsyncConnection, user_id: UUID) -> None:
-        # Lock every enabled administrator, so that two who demote each other at the same time can't both succeed.
-        admins = (
-            await tx.scalars(
-                select(User.id)
-                .where(User.role == "admin", User.disabled_at.is_(None))
-                .order_by(User.id)
-                .with_for_update()
-            )
-        ).all()
-        if list(admins) == [user_id]:
-            raise Conflict("last administrator", description="It is the last enabled administrator.")

@@ -1,0 +1,222 @@
+"""/admin/users: the users, listed, made, read and erased. `keyturn users` is the twin of each act."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Annotated, Any, get_args
+from uuid import UUID
+
+from pydantic import BaseModel, Field
+from pydantic.json_schema import SkipJsonSchema
+
+from ..errors import (
+    AccessDenied,
+    Conflict,
+    CrossSite,
+    InsufficientUserAuthentication,
+    InvalidRequest,
+    InvalidToken,
+    NotFound,
+    TemporarilyUnavailable,
+)
+from ..http.answers import Answer, of_model
+from ..http.endpoints import Endpoint, QueryParameter
+from ..http.request import Request
+from ..keyturn import Keyturn
+from ..storage.tables import User
+from ..users.claims import stored
+from ..users.lookup import Status
+from ..users.made_passwords import make
+from .administration import administrator
+from .models import Email, RequestBody
+
+_ORDERS = ("newest", "oldest")
+_MOST = 100
+
+
+class AdminUserAnswer(BaseModel):
+    """A user, as administrators see one."""
+
+    id: UUID
+    email: str
+    role: str
+    claims: Annotated[dict[str, Any], Field(description="The claims that access tokens have beside Keyturn's own.")]
+    status: Annotated[str, Field(description="`enabled` or `disabled`.", examples=["enabled"])]
+    created_at: datetime
+    disabled_at: datetime | SkipJsonSchema[None] = None
+    password_expires_at: Annotated[
+        datetime | SkipJsonSchema[None],
+        Field(description="When the password runs out that Keyturn made. Absent where the user chose it."),
+    ] = None
+
+    @classmethod
+    def of(cls, user: User, **more: Any) -> AdminUserAnswer:
+        """A user's row in the form of the answer."""
+        return cls(
+            id=user.id,
+            email=user.email,
+            role=user.role,
+            claims=stored(user.claims),
+            status="disabled" if user.disabled_at else "enabled",
+            created_at=user.created_at,
+            disabled_at=user.disabled_at,
+            password_expires_at=user.password_expires_at,
+            **more,
+        )
+
+
+class UserPageAnswer(BaseModel):
+    """A page of the list of users."""
+
+    items: list[AdminUserAnswer]
+    next_cursor: Annotated[
+        str | SkipJsonSchema[None], Field(description="The `cursor` of the next page. Absent at the end.")
+    ] = None
+
+
+class NewUser(RequestBody):
+    """A new user. Without a password, Keyturn makes one."""
+
+    email: Email
+    password: Annotated[
+        str | None, Field(max_length=1024, repr=False, description="8 to 1024 bytes of UTF-8 without NUL.")
+    ] = None
+    role: Annotated[str | None, Field(max_length=1024, description="Up to 32 of a-z, 0-9, _ and -. Unset: `user`.")] = (
+        None
+    )
+
+
+class MadeUserAnswer(AdminUserAnswer):
+    """The user, and the password if Keyturn made it."""
+
+    password: Annotated[
+        str | SkipJsonSchema[None],
+        Field(repr=False, description="The password that Keyturn made. Shown this once, and good for 24 hours."),
+    ] = None
+
+
+class ErasedAnswer(BaseModel):
+    """The trace that is left of a user."""
+
+    pseudonym: Annotated[UUID, Field(description="The id that stands in the events in the place of the user's.")]
+
+
+async def list_users(keyturn: Keyturn, request: Request) -> Answer:
+    """List users, page by page."""
+    await administrator(keyturn, request)
+    order = _word(request, "order", _ORDERS) or _ORDERS[0]
+    status = _word(request, "status", get_args(Status))
+    email, role = request.parameter("email"), request.parameter("role")
+    limit = request.number("limit", default=20, most=_MOST)
+    listing = json.dumps(["users", order, status, email, role])
+    cursor = request.parameter("cursor")
+    users = await keyturn.users.list(
+        limit=limit + 1,
+        after=None if cursor is None else keyturn.cursors.open(listing, cursor),
+        newest_first=order == "newest",
+        email=email,
+        role=role,
+        status="enabled" if status == "enabled" else "disabled" if status else None,
+    )
+    page = users[:limit]
+    following = keyturn.cursors.make(listing, page[-1].id) if len(users) > limit else None
+    return of_model(
+        UserPageAnswer(items=[AdminUserAnswer.of(user) for user in page], next_cursor=following), exclude_none=True
+    )
+
+
+def _word(request: Request, name: str, words: tuple[str, ...]) -> str | None:
+    value = request.parameter(name)
+    if value is not None and value not in words:
+        raise InvalidRequest(f"{name} of the query", description=f"{name}: must be {' or '.join(words)}.")
+    return value
+
+
+async def create_user(keyturn: Keyturn, request: Request) -> Answer:
+    """Make a user. Without a password, Keyturn makes one: it is shown this once, and good for 24 hours."""
+    session = await administrator(keyturn, request, changes=True)
+    body = request.content(NewUser)
+    initial = body.password is None
+    password = make() if body.password is None else body.password
+    by = request.by("administrator", session.user_id)
+    user = await keyturn.users.create(
+        body.email, password, "user" if body.role is None else body.role, initial=initial, by=by
+    )
+    return of_model(MadeUserAnswer.of(user, password=password if initial else None), status=201, exclude_none=True)
+
+
+async def get_user(keyturn: Keyturn, request: Request) -> Answer:
+    """Get a user."""
+    await administrator(keyturn, request)
+    return details(await keyturn.users.find(request.identifier("user_id")))
+
+
+async def erase_user(keyturn: Keyturn, request: Request) -> Answer:
+    """Erase a user for good: account, sessions and everything personal. Events keep a random pseudonym."""
+    session = await administrator(keyturn, request, changes=True)
+    by = request.by("administrator", session.user_id)
+    return of_model(ErasedAnswer(pseudonym=await keyturn.erasing.erase(request.identifier("user_id"), by=by)))
+
+
+def details(user: User) -> Answer:
+    """The answer that shows a user to administrators."""
+    return of_model(AdminUserAnswer.of(user), exclude_none=True)
+
+
+READING = (InvalidRequest, InvalidToken, AccessDenied, InsufficientUserAuthentication, TemporarilyUnavailable)
+"""The refusals of each endpoint for administrators."""
+
+CHANGING = (*READING, CrossSite)
+"""The refusals of each endpoint by which administrators change something."""
+
+ENDPOINTS = (
+    Endpoint(
+        "GET",
+        "/admin/users",
+        list_users,
+        tag="admin",
+        credentials="bearer",
+        query=(
+            QueryParameter("email", "An address; or how it begins, with a `*` behind."),
+            QueryParameter("role", "Only users of this role."),
+            QueryParameter("status", "Only these.", schema={"type": "string", "enum": list(get_args(Status))}),
+            QueryParameter("order", "By age.", schema={"type": "string", "enum": list(_ORDERS), "default": _ORDERS[0]}),
+            QueryParameter(
+                "limit", "Users a page.", schema={"type": "integer", "minimum": 1, "maximum": _MOST, "default": 20}
+            ),
+            QueryParameter("cursor", "The `next_cursor` of the page before."),
+        ),
+        model=UserPageAnswer,
+        refusals=READING,
+    ),
+    Endpoint(
+        "POST",
+        "/admin/users",
+        create_user,
+        tag="admin",
+        credentials="bearer",
+        body=NewUser,
+        status=201,
+        model=MadeUserAnswer,
+        refusals=(*CHANGING, Conflict),
+    ),
+    Endpoint(
+        "GET",
+        "/admin/users/{user_id}",
+        get_user,
+        tag="admin",
+        credentials="bearer",
+        model=AdminUserAnswer,
+        refusals=(*READING, NotFound),
+    ),
+    Endpoint(
+        "DELETE",
+        "/admin/users/{user_id}",
+        erase_user,
+        tag="admin",
+        credentials="bearer",
+        model=ErasedAnswer,
+        refusals=(*CHANGING, NotFound, Conflict),
+    ),
+)
