@@ -24,6 +24,7 @@ from .sessions.reading import Reading
 from .sessions.rotation import Rotation
 from .sessions.start import Starting
 from .sessions.statistics import Statistics
+from .sessions.sweeping import Sweeping
 from .sessions.upkeep import Upkeep
 from .settings import Settings
 from .storage.database import Database
@@ -31,8 +32,11 @@ from .storage.schema import check_schema
 from .tokens.access_tokens import AccessTokens
 from .tokens.cookies import Cookies
 from .tokens.cursors import Cursors
+from .tokens.key_rotation import KeyRotation
+from .tokens.key_seal import KeySeal
+from .tokens.key_sharing import KeySharing
 from .tokens.keys import Keys
-from .tokens.master_secret import master_secret_of
+from .tokens.master_secret import master_secret_of, previous_secret_of
 from .tokens.sealed_cookies import SealedCookies
 from .users.container import container
 from .users.erasing import Erasing
@@ -64,12 +68,14 @@ class Keyturn:
     moves: Moves
     reauthentication: Reauthentication
     ending: Ending
+    sweeping: Sweeping
     reading: Reading
     naming: Naming
     upkeep: Upkeep
     events: Events
     statistics: Statistics
     key_changes: KeyChanges
+    key_sharing: KeySharing
     cookies: Cookies
     policies: Policies
     policy_changes: PolicyChanges
@@ -81,19 +87,22 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     """Makes the parts, without background tasks, and closes them at the end of the block.
 
     Raises:
-        ConfigurationError: the master secret is missing or weak, or cookies could become too large.
+        ConfigurationError: a master secret is missing or weak, or cookies could become too large.
     """
     db = Database(settings)
     master = master_secret_of(settings)
-    keys = Keys(db, master, settings.signing_algorithm)
+    previous = previous_secret_of(settings)
+    seal = KeySeal(master, previous)
+    keys = Keys(db, seal, settings.signing_algorithm)
     revocations = Revocations(db, settings, lambda event, *, level, **more: getattr(_log, level)(event, **more))
     passwords = Passwords(settings, HashingRoom.of(settings, container()))
     sign_in = SignIn(db, passwords)
     policies = Policies(db, Policy.of(settings), cookies=settings.cookies, given=settings.model_fields_set)
     access_tokens = AccessTokens(keys, settings)
-    answers, lookup = Answers(access_tokens, policies), Lookup(db, policies)
+    answers, lookup = Answers(access_tokens, keys, policies), Lookup(db, policies)
     cookies = Cookies(settings, SealedCookies(keys))
     ending = Ending(db, keys, access_tokens, revocations.publishing, lookup, policies)
+    sweeping = Sweeping(db, revocations.publishing, ending, policies)
     rotation = Rotation(db, keys, answers, ending, lookup, policies)
     try:
         yield Keyturn(
@@ -104,22 +113,24 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             passwords=passwords,
             sign_in=sign_in,
             users=Users(db, passwords, sign_in, ending),
+            starting=Starting(db, keys, answers, policies, settings.client_id, revocations.publishing),
             registering=Registering(db, passwords),
             erasing=Erasing(db, ending),
-            starting=Starting(db, keys, answers, policies, settings.client_id, revocations.publishing),
             rotation=rotation,
             moves=Moves(db),
             reauthentication=Reauthentication(db, sign_in, rotation),
             ending=ending,
+            sweeping=sweeping,
             reading=Reading(db, access_tokens, revocations, lookup, policies),
             naming=Naming(db),
             upkeep=Upkeep(db),
             events=Events(db),
             statistics=Statistics(db, policies),
-            key_changes=KeyChanges(keys, ending, settings.signing_algorithm),
+            key_changes=KeyChanges(keys, KeyRotation(db, keys, seal, settings), sweeping, settings.signing_algorithm),
+            key_sharing=KeySharing(db, keys, seal, (master, previous)),
             cookies=cookies,
             policies=policies,
-            policy_changes=PolicyChanges(policies, ending),
+            policy_changes=PolicyChanges(policies, sweeping),
             cursors=Cursors(master),
         )
     finally:

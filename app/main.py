@@ -22,7 +22,9 @@ from .http.request import Request as OurRequest
 from .keyturn import Keyturn, opened, running
 from .routes import (
     admin_events,
+    admin_keys,
     admin_policies,
+    admin_sessions,
     admin_stats,
     admin_user_changes,
     admin_users,
@@ -47,6 +49,8 @@ _ENDPOINTS = (
     *sessions.ENDPOINTS,
     *admin_users.ENDPOINTS,
     *admin_user_changes.ENDPOINTS,
+    *admin_sessions.ENDPOINTS,
+    *admin_keys.ENDPOINTS,
     *admin_policies.ENDPOINTS,
     *admin_events.ENDPOINTS,
     *admin_stats.ENDPOINTS,

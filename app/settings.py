@@ -62,6 +62,10 @@ class Settings(SessionSettings):
         SecretStr | None,
         Field(description="The one master secret, at least 256 random bits as base64 or hex. Seals the keys at rest."),
     ] = None
+    secret_previous: Annotated[
+        SecretStr | None,
+        Field(description="The master secret before, while the keys move to a new one. Opens keys and seals none."),
+    ] = None
 
     # Names in tokens
     issuer: Annotated[

@@ -132,7 +132,7 @@ def _from_files(values: dict[str, Any], only: Collection[str] | None) -> dict[st
         path = _path(values.pop(name), called)
         try:
             mode = mode_if_ours(path, f"{called}: ")
-            if target == "secret" and stat.S_ISREG(mode) and mode & 0o007:
+            if target in {"secret", "secret_previous"} and stat.S_ISREG(mode) and mode & 0o007:
                 raise ConfigurationError(f"{called}: is open to everyone; chmod 600 it")
             content = path.read_text(encoding="utf-8-sig")
         except OSError as e:

@@ -90,7 +90,7 @@ def _users(users: list[UUID], hashed: str) -> list[dict[str, Any]]:
             "id": user,
             "email": email(number),
             "password_hash": hashed,
-            "password_is_initial": False,
+            "password_expires_at": None,
             "role": "user",
             "created_at": now,
             "disabled_at": None,

@@ -2,7 +2,8 @@
 
 The browser sends what its store holds. Its answers arrive in any order, or never. The model counts generations and
 whole windows, and shares no code with the service. It says each answer before the service gives it. So a live browser
-is signed out only where the model says so: by a logout, by reuse, or by an answer that clears and comes late.
+is signed out only where the model says so: by a logout, by reuse, by a later sign-in of its own whose answer is late
+or lost, or by an answer that clears and comes late.
 
 `pytest -rP` prints how often each transition was reached.
 """
@@ -26,9 +27,10 @@ from app.actors import SERVICE
 from app.keyturn import Keyturn
 from app.main import create_app
 from tests.conftest import PASSWORD, settings_of, time_passes
-from tests.cookies import HTTPS, SAME_SITE, Browser, Sealer, SetCookie, ask, client_of, login, set_cookies
+from tests.cookies import HTTPS, SAME_SITE, Browser, Sealer, SetCookie, ask, client_of, set_cookies
 
 A, R, _ = HTTPS
+D = HTTPS.device
 WINDOW = timedelta(seconds=61)
 
 Step = tuple[str, int]
@@ -48,6 +50,7 @@ class Session:
     generation: int = 0
     in_window: bool = True
     ended: str | None = None
+    device: str | None = None
 
     def refresh(self, generation: int) -> str:
         """The verdict on a refresh cookie of this generation: "rotate", "retry", or why the session is over."""
@@ -124,7 +127,7 @@ class Play:
     def send(self, answer: httpx2.Response, why: str) -> None:
         """Takes an answer on its way. The fields of one answer set both cookies, or clear both, or there are none."""
         fields = set_cookies(answer)
-        assert [each.name for each in fields] in ([], [A, R])
+        assert [each.name for each in fields] in ([], [A, R], *([[A, R, D]] if why == "login" else []))
         assert len({each.clears for each in fields}) <= 1
         self.reached[why] += 1
         if fields:
@@ -136,15 +139,23 @@ class Play:
             self.browser.take(answer.fields)
             if answer.fields[0].clears:
                 # Nothing but these takes the cookies of a browser.
-                assert answer.why in {"logout", "reuse_detected"}, answer.why
+                assert answer.why in {"logout", "reuse_detected", "replaced"}, answer.why
                 self.reached[f"cleared: {answer.why}"] += 1
 
     async def login(self) -> None:
-        remember = len(self.sessions) % 2 == 0
-        answer = await login(self.client, self.email, remember=remember)
+        """A sign-in, which replaces the session of the device that the browser names."""
+        sent, device = self.browser.sent_to("/auth/login"), self.browser.value(D)
+        body = {"email": self.email, "password": PASSWORD, "mode": "cookie", "remember": len(self.sessions) % 2 == 0}
+        answer = await ask(self.client, "POST", "/auth/login", sent, body=body, headers=SAME_SITE)
+        assert answer.status_code == 200, answer.text
         session_id = answer.json()["session_id"]
         assert session_id not in self.sessions
-        self.sessions[session_id] = Session()
+        for session in self.sessions.values():
+            if device is not None and session.device == device:
+                session.ended = session.ended or "replaced"
+        given = [each.value for each in set_cookies(answer) if each.name == D]
+        assert len(given) == (device is None)
+        self.sessions[session_id] = Session(device=device or given[0])
         self.send(answer, "login")
 
     async def on_the_way_to_a_page(self) -> None:
@@ -297,4 +308,13 @@ def test_no_order_of_requests_and_answers_signs_a_live_browser_out_but_for_a_doc
 
         played()
     print(sorted(reached.items()))
-    assert reached.keys() >= {"rotate", "retry", "reuse_detected", "logout", "page", "signed out", "cleared: logout"}
+    assert reached.keys() >= {
+        "rotate",
+        "retry",
+        "reuse_detected",
+        "logout",
+        "page",
+        "signed out",
+        "cleared: logout",
+        "replaced",
+    }

@@ -10,7 +10,7 @@ import gc
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -26,8 +26,8 @@ from app.revocation import redis_server
 from app.revocation.publishing import Comparison, Published, Publishing
 from app.sessions import start
 from app.sessions.answers import Tokens
-from app.sessions.displaced import Displaced, Newcomer, end_displaced
-from app.sessions.rows import SessionRow
+from app.sessions.displaced import Displaced, Live, Newcomer, end_displaced
+from app.sessions.filters import Filter
 from app.sessions.start import Authenticated, Starting
 from app.storage.tables import Event, Session, uuid7
 from tests.conftest import a_user, time_passes
@@ -197,39 +197,17 @@ async def test_what_is_under_a_retired_key_does_not_count_and_keeps_its_reason(k
         await keyturn.reading.verify(tokens.access_token)
 
 
-_NOW = datetime(2026, 1, 1, tzinfo=UTC)
-_DAY = timedelta(days=1)
-
-
-def a_row(client_id: str, device_id: str | None) -> SessionRow:
-    return SessionRow(
-        id=uuid7(),
-        user_id=UUID(int=0),
-        role="user",
-        client_id=client_id,
-        token_digest=b"",
-        key_number=1,
-        generation=0,
-        created_at=_NOW,
-        rotated_at=_NOW,
-        idle_expires_at=_NOW + _DAY,
-        absolute_expires_at=_NOW + _DAY,
-        retry_window=_DAY,
-        access_lifetime=_DAY,
-        ended_at=None,
-        end_reason=None,
-        now=_NOW,
-        device_id=device_id,
-    )
+def a_session_of(client_id: str, device_id: str | None) -> Live:
+    return Live(uuid7(), client_id, device_id)
 
 
 @given(
-    st.lists(st.builds(a_row, st.sampled_from("ab"), st.sampled_from([None, "x", "y"])), max_size=8),
+    st.lists(st.builds(a_session_of, st.sampled_from("ab"), st.sampled_from([None, "x", "y"])), max_size=8),
     st.none() | st.integers(1, 6),
     st.sampled_from([None, "x", "y"]),
 )
 def test_a_sign_in_ends_those_of_its_device_and_of_the_others_as_few_as_the_limit_asks_for(
-    live: list[SessionRow], limit: int | None, device_id: str | None
+    live: list[Live], limit: int | None, device_id: str | None
 ) -> None:
     ends = Newcomer(UUID(int=0), "a", device_id).displaces(live, limit)
     same = {row.id for row in live if row.client_id == "a" and row.device_id == device_id and device_id is not None}
@@ -518,7 +496,7 @@ def off_by(number: int) -> Callable[[Patch], None]:
 
 
 def expired_ones_count(patch: Patch) -> None:
-    patch.setattr(SessionRow, "over", lambda _: None)
+    patch.setattr(Filter, "conditions", lambda self, *_: [*self.matching(), Session.ended_at.is_(None)])
 
 
 def publish_left_out(patch: Patch) -> None:

@@ -336,6 +336,14 @@ async def test_junk_with_a_retry_key_gets_the_answer_of_junk_and_costs_nothing(
     assert counted.commands() == commands
     await unharmed(counted, pair)
 
+    # A genuine token with a key costs one statement, as one without.
+    async with at(counted.database_url) as keyturn:
+        [planted] = await logins(keyturn, 1)
+    before = len(counted.statements())
+    genuine = Request("POST", "/auth/refresh", refresh_token=planted.refresh_token, fields=(a_key(dice),))
+    assert [status for status, _, _ in await ask_all(counted.service, [genuine])] == [200]
+    assert sum("sessions" in statement for statement in counted.statements()[before:]) == 1
+
 
 HOSTILE = [
     b"", b" ", b"\t", b"x" * 15, b"x" * 256, b"x" * 4000, b'""', b'"', b'"' + b"x" * 15 + b'"', b'"' + b"x" * 256 + b'"',

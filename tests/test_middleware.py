@@ -93,9 +93,19 @@ def ask(
 
 @dataclass
 class Browser:
-    """The cookies of a visitor, kept as a browser keeps them: of several of one name the last counts."""
+    """The cookies of a visitor, kept as a browser keeps them: of several of one name the last counts.
+
+    The device cookie is kept apart from those with tokens.
+    """
 
     cookies: dict[str, str] = field(default_factory=dict)
+    device: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def sent(self) -> list[tuple[str, str]]:
+        """The Cookie field, if there is a cookie."""
+        pairs = [f"{name}={value}" for name, value in (self.device | self.cookies).items()]
+        return [("Cookie", "; ".join(pairs))] if pairs else []
 
     def sign_in(self, service: Service, email: str = ADA) -> None:
         body = {"email": email, "password": PASSWORD, "mode": "cookie"}
@@ -106,14 +116,14 @@ class Browser:
     def keep(self, answer: Answer) -> None:
         for value in answer.all("set-cookie"):
             name, _, text = value.partition(";")[0].partition("=")
+            kept = self.device if name.endswith("keyturn-device") else self.cookies
             if "Max-Age=0;" in value:
-                self.cookies.pop(name, None)
+                kept.pop(name, None)
             else:
-                self.cookies[name] = text
+                kept[name] = text
 
     def get(self, port: int, path: str = "/hello", *fields: tuple[str, str]) -> Answer:
-        cookie = [("Cookie", "; ".join(f"{name}={value}" for name, value in self.cookies.items()))]
-        answer = ask(port, "GET", path, [*(cookie if self.cookies else []), *fields])
+        answer = ask(port, "GET", path, [*self.sent, *fields])
         self.keep(answer)
         return answer
 

@@ -548,7 +548,9 @@ async def test_refreshes_are_hot_updates_and_the_table_stays_flat(open_keyturn: 
 
         async def client(ids: list[UUID]) -> None:
             for session_id in ids:
-                held[session_id] = (await keyturn.rotation.refresh(held[session_id], by=SERVICE)).refresh_token
+                key = dice.choice([None, secrets.token_urlsafe(24)])
+                tokens = await keyturn.rotation.refresh(held[session_id], by=SERVICE, retry_key=key)
+                held[session_id] = tokens.refresh_token
 
         for _ in range(4):
             order = dice.sample([*held] * 2, 4000) + dice.sample([*held], 1000)

@@ -81,8 +81,7 @@ def post(
 ) -> Answer:
     """Sends a form, as a browser does that sends it from the application's own page (`own`)."""
     body = urlencode(values)
-    cookie = [("Cookie", "; ".join(f"{name}={value}" for name, value in browser.cookies.items()))]
-    sent = [*(cookie if browser.cookies else []), FORM, ("Content-Length", str(len(body))), *([OWN] if own else [])]
+    sent = [*browser.sent, FORM, ("Content-Length", str(len(body))), *([OWN] if own else [])]
     answer = ask(port, "POST", path, [*sent, *fields], text=body)
     browser.keep(answer)
     return answer
@@ -108,14 +107,15 @@ def test_a_visitor_signs_in_on_the_way_to_a_page_sees_the_session_and_logs_out(p
     [action] = re.findall('action="([^"]+)"', form)
     browser, answer = sign_in(port, action)
     assert location(answer) == "/session?tab=2"
-    assert browser.cookies.keys() == {"keyturn-access", "keyturn-refresh", "keyturn-device"}
+    assert browser.cookies.keys() == {"keyturn-access", "keyturn-refresh"}
+    assert browser.device.keys() == {"keyturn-device"}
     del browser.cookies["keyturn-access"]
     page = browser.get(port, "/session").body.decode()
     for shown in (ADA, "Signed in at", "Ends in any case", "Refreshed on the way to /session"):
         assert shown in page
     assert location(browser.get(port, "/login?return_to=/protected")) == "/protected"
     assert location(post(browser, port, "/logout", {"reach": "this"})) == "/"
-    assert browser.cookies.keys() == {"keyturn-device"}
+    assert browser.cookies == {}
     assert browser.get(port, "/protected").status == 303
 
 
@@ -131,7 +131,7 @@ def test_a_refused_sign_in_shows_the_form_again_and_sets_no_cookie(port: int, em
 @pytest.mark.parametrize(("remember", "kept"), [("true", True), ("", False)])
 def test_a_sign_in_lasts_as_long_as_the_visitor_chose(port: int, remember: str, kept: bool) -> None:
     _, answer = sign_in(port, remember=remember)
-    assert [("Max-Age" in value) for value in answer.all("set-cookie")] == [kept, kept]
+    assert [("Max-Age" in value) for value in answer.all("set-cookie")] == [kept, kept, kept]
 
 
 def test_a_logout_everywhere_ends_the_sessions_of_other_browsers(port: int) -> None:
@@ -203,7 +203,7 @@ def test_a_browser_that_sends_the_origin_alone_may_sign_in_and_out(port: int, or
     for path in ("/login", "/logout"):
         answer = post(browser, port, path, {"email": ADA, "password": PASSWORD}, ("Origin", origin), own=False)
         assert answer.status == 303
-    assert browser.cookies.keys() == {"keyturn-device"}
+    assert browser.cookies == {}
 
 
 @pytest.mark.parametrize("body", ["email=" + "a" * 20_000, "&".join(["a=b"] * 21), "email=%ff"])
@@ -334,7 +334,7 @@ def test_behind_nginx_the_application_needs_no_middleware(service: Service, tmp_
         assert Browser().get(nginx.port, "/static/style.css").status == 200
         assert Browser().get(nginx.port, "/login", ("X-Auth-Subject", "someone")).status == 200  # and not led on
         assert location(post(browser, nginx.port, "/logout", {"reach": "this"})) == "/"
-        assert browser.cookies.keys() == {"keyturn-device"}
+        assert browser.cookies == {}
 
 
 def test_a_page_shows_text_as_text() -> None:

@@ -124,13 +124,21 @@ async def _keys(keyturn: Keyturn) -> AsyncIterator[Finding]:
         ]
         wanted = keyturn.settings.signing_algorithm
         new = (
-            f"KEYTURN_SIGNING_ALGORITHM is {wanted}, which a new key would have: {called()} keys generate access, "
+            f"KEYTURN_SIGNING_ALGORITHM is {wanted}, which a new key would have: {called()} keys rotate access, "
             "or change the setting"
         )
         other = use == "access" and bool(these) and these[-1]["algorithm"] != wanted
         if these:
             used = "cookies sealed" if use == "cookie" else f"{use} tokens signed"
             yield Finding(f"{used} with {', '.join(signers)}", new if other else "")
+    if keyturn.settings.secret_previous is not None:
+        under = sum(key["sealed_under"] == "previous" for key in keys)
+        yield Finding(
+            f"keys under KEYTURN_SECRET_PREVIOUS ({under})",
+            f"when every instance has both secrets: {called()} keys rotate master"
+            if under
+            else "no longer needed: restart the instances without KEYTURN_SECRET_PREVIOUS",
+        )
 
 
 async def _policies(keyturn: Keyturn) -> AsyncIterator[Finding]:

@@ -1,14 +1,17 @@
-"""`keyturn keys`: the working keys, made, listed, retired and replaced."""
+"""`keyturn keys`: the working keys, made, listed, rotated, shared, retired and replaced."""
 
 from __future__ import annotations
 
 import argparse
+import getpass
+import sys
 from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import get_args
 
 from ..command_name import called
-from ..errors import NotFound
+from ..errors import InvalidRequest, NotFound
 from ..keyturn import Keyturn
 from ..sessions.key_changes import LAST_SIGN_IN, Replaced, Retired
 from ..settings import Algorithm
@@ -20,6 +23,7 @@ from .arguments import Words
 from .output import Row, count_of_sessions, moment, note, show
 
 _SECOND = timedelta(seconds=1)
+_LONGEST_LINE = 4096  # characters
 
 
 def add_to(words: Words) -> None:
@@ -29,12 +33,25 @@ def add_to(words: Words) -> None:
     verb.add_argument("use", choices=get_args(Use))
     verb.add_argument("--algorithm", choices=get_args(Algorithm), help="of an access key")
     verb.add_argument("--bits", type=int, choices=get_args(RsaBits), help="of an RS256 key (2048)")
+    verb = add_verb(
+        verbs, "rotate", _rotate, "a new key in the place of the old ones; nobody is signed out", reading=False
+    )
+    verb.add_argument("use", choices=(*get_args(Use), "master"), help="master: the keys move to KEYTURN_SECRET")
+    verb.add_argument("--algorithm", choices=get_args(Algorithm), help="of an access key")
+    verb.add_argument("--bits", type=int, choices=get_args(RsaBits), help="of an RS256 key (2048)")
+    verb.add_argument("--no-wait", action="store_true", help="do not wait until the new key signs")
     add_verb(verbs, "list", _list, "all keys, without secrets", reading=True)
     verb = add_verb(verbs, "retire", _retire, "refuse what a key made, end a refresh key's sessions", reading=False)
     verb.add_argument("kid")
     verb = add_verb(verbs, "replace", _replace, "where the master secret leaked or is lost: new keys", reading=False)
     verb.add_argument("--sign-everyone-out", action="store_true", required=True, help="must be given, as this happens")
     verb.set_defaults(run=on_parts(_replace, load=False))
+    add_verb(verbs, "sign-everyone-out", _sign_everyone_out, "end all sessions of all users at once", reading=False)
+    verb = add_verb(verbs, "import", _import, "take an HS256 access key from elsewhere", reading=False)
+    verb.add_argument("file", type=Path, nargs="?", help="whose first line it is; none: standard input")
+    verb = add_verb(verbs, "export", _export, "print an HS256 access key", reading=False)
+    verb.add_argument("kid")
+    verb.add_argument("--yes-export-this-secret", action="store_true", required=True, help="must be given")
 
 
 async def _generate(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
@@ -46,9 +63,68 @@ async def _generate(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
 async def _list(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     keys: list[Row] = list(await keyturn.keys.list())
     if not arguments.json:
-        columns = ("kid", "use", "algorithm", "status", "signs_from", "retired_at")
-        keys = [{column: key[column] for column in columns} for key in keys]
+        columns = ("kid", "use", "algorithm", "status", "signs_from", "retires_at", "retired_at")
+        keys = [
+            {column: key[column] for column in columns}
+            | ({"sealed_under": key["sealed_under"] or "neither"} if keyturn.settings.secret_previous else {})
+            for key in keys
+        ]
     show(keys, arguments)
+
+
+async def _rotate(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
+    if arguments.use == "master":
+        await _rewrap(keyturn, arguments)
+        return
+    made = await keyturn.key_changes.rotate(arguments.use, arguments.algorithm, arguments.bits, by=by())
+    print(made.kid, flush=True)
+    note(_signing(made.keys, arguments.use))
+    for key in made.keys:
+        if key["retires_at"]:
+            note(
+                f"{key['kid']} ({key['algorithm']}) retires at {moment(key['retires_at'])}, when its last token is over"
+            )
+    if not arguments.no_wait:
+        note("waiting until it does (if this breaks off, call it again)")
+        note(_signing((await keyturn.key_changes.signs(made.kid)).keys, arguments.use))
+
+
+async def _rewrap(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
+    if arguments.algorithm or arguments.bits:
+        raise InvalidRequest("algorithm", description="algorithm and bits are for access keys.")
+    moved = await keyturn.key_changes.rewrap(by=by())
+    print(f"{moved} key{'s' * (moved != 1)} moved; all that are in force are sealed under KEYTURN_SECRET")
+    if keyturn.settings.secret_previous:
+        note("restart the instances without KEYTURN_SECRET_PREVIOUS, one after another")
+
+
+async def _sign_everyone_out(keyturn: Keyturn, _arguments: argparse.Namespace) -> None:
+    done = await keyturn.key_changes.sign_everyone_out(by=by())
+    print(f"everyone is signed out; within {READ_BY_ALL // _SECOND} s all tokens made so far are refused everywhere")
+    print(f"new sign-ins work at once, under {done.access_kid} and {done.refresh_kid}")
+
+
+async def _import(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
+    kid = await keyturn.key_sharing.take(_secret(arguments.file), by=by())
+    print(kid, flush=True)
+    note(_signing(await keyturn.keys.list(), "access"))
+    note("each holder of this key can sign any access token; remove the copy from which you read it")
+
+
+def _secret(path: Path | None) -> str:
+    """The first line of a file or of standard input. No option takes a key: every user may read command lines."""
+    if path is None:
+        return getpass.getpass("Key: ") if sys.stdin.isatty() else sys.stdin.readline(_LONGEST_LINE).strip()
+    try:
+        with path.open(encoding="ascii") as file:
+            return file.readline(_LONGEST_LINE).strip()
+    except (OSError, UnicodeDecodeError):
+        raise InvalidRequest("file", description="The file can't be read.") from None
+
+
+async def _export(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
+    print(await keyturn.key_sharing.give(arguments.kid, by=by()), flush=True)
+    note("each holder of this key can sign any access token: for any user, with any role")
 
 
 async def _retire(keyturn: Keyturn, arguments: argparse.Namespace) -> None:

@@ -25,8 +25,9 @@ from ..settings_values import scopes_in
 from ..tokens.cookies import Mode
 from .credentials import access_token
 from .devices import Device
-from .models import SET_COOKIES, DeviceId, DeviceName, Email, Password, RequestBody, TokenAnswer, UserAnswer
+from .models import SET_COOKIES, DeviceId, Email, Password, RequestBody, TokenAnswer, UserAnswer
 from .presented_cookies import fields_to_set
+from .session_answers import DeviceName
 
 
 class Registration(RequestBody):

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from ..tokens.refresh_tokens import PATTERN
@@ -16,12 +16,6 @@ class RequestBody(BaseModel):
     """The body of a request. Unknown fields are refused. No error and no repr repeats a part of it."""
 
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
-
-
-def _printable(value: str) -> str:
-    if not value.isprintable():
-        raise ValueError("must be printable")
-    return value
 
 
 # The fields of requests have no `format`. With `email`, generated clients refuse `admin@localhost`. With `password`,
@@ -49,12 +43,6 @@ DeviceId = Annotated[
     str, Field(max_length=64, pattern=r"^[!-~]{1,64}$", examples=["6f1c1f0e-6a0b-4c3e-9d55-0b7d3b1f2a11"])
 ]
 """A client's name for its device: 1 to 64 visible characters of ASCII."""
-DeviceName = Annotated[
-    str,
-    Field(min_length=1, max_length=100, examples=["Ada's telephone"]),
-    AfterValidator(_printable),
-]
-"""A name that people give to a device: 1 to 100 printable characters."""
 assert PATTERN.fullmatch("ktr_" + "x" * 84), "the documented example has the form of a token"
 
 

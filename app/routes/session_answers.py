@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, cast, get_args
 from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from ..errors import InvalidRequest, Reason
+from ..errors import Reason
 from ..http.documentation import word
 from ..http.endpoints import QueryParameter
 from ..http.request import Request
 from ..sessions import devices
 from ..sessions.filters import Status
 from ..sessions.rows import SessionRow
-
-_USUAL, _MOST = 20, 100  # items of a page
+from . import filters
 
 
 class DeviceAnswer(BaseModel):
@@ -83,28 +82,11 @@ def _members(row: SessionRow, current: UUID, device: devices.Device) -> dict[str
     }
 
 
-# -- what the lists have in common
-
 STATUS = QueryParameter(
     "status",
     "Which sessions: those that live, those that are over, or all.",
     schema={"type": "string", "enum": list(get_args(Status)), "default": "live"},
 )
-LIMIT = QueryParameter(
-    "limit",
-    "How many items a page has, at most.",
-    schema={"type": "integer", "minimum": 1, "maximum": _MOST, "default": _USUAL},
-)
-CURSOR = QueryParameter("cursor", "The `next_cursor` of the page before, with the same filters as there.")
-
-
-def limit_of(request: Request) -> int:
-    """The limit of a page that the query asks for.
-
-    Raises:
-        InvalidRequest: it is no number from 1 to 100.
-    """
-    return request.number("limit", default=_USUAL, most=_MOST)
 
 
 def status_of(request: Request) -> Status:
@@ -113,13 +95,7 @@ def status_of(request: Request) -> Status:
     Raises:
         InvalidRequest: it is none of the three.
     """
-    given = request.parameter("status")
-    if given is None:
-        return "live"
-    for status in get_args(Status):
-        if given == status:
-            return status  # type: ignore[no-any-return]  # one of the words of Status
-    raise InvalidRequest("status of the query", description="status: must be live, ended or all.")
+    return cast("Status", filters.word(request, "status", get_args(Status)) or "live")
 
 
 def _name(text: str) -> str:

@@ -19,10 +19,11 @@ from ..http.request import Request
 from ..keyturn import Keyturn
 from ..sessions.filters import Filter
 from ..sessions.rows import SessionRow
+from . import filters
 from .credentials import access_token
 from .models import SET_COOKIES, RequestBody
 from .presented_cookies import fields_to_clear_of
-from .session_answers import CURSOR, LIMIT, STATUS, DeviceName, SessionAnswer, limit_of, members, status_of
+from .session_answers import STATUS, DeviceName, SessionAnswer, members, status_of
 
 
 class SessionsAnswer(BaseModel):
@@ -66,7 +67,7 @@ _BEHIND_THE_SCENES = {"administrator", "command", "service"}
 async def list_sessions(keyturn: Keyturn, request: Request) -> Answer:
     """List one's own sessions, the newest first."""
     own = await _own(keyturn, request)
-    filtered, limit = Filter(user_id=own.user_id, status=status_of(request)), limit_of(request)
+    filtered, limit = Filter(user_id=own.user_id, status=status_of(request)), filters.limit(request)
     listing, cursor = f"sessions {filtered}", request.parameter("cursor")
     before = None if cursor is None else keyturn.cursors.open(listing, cursor)
     page = await keyturn.reading.list(filtered, limit=limit, before=before)
@@ -109,7 +110,7 @@ async def list_session_events(keyturn: Keyturn, request: Request) -> Answer:
     """List what happened to one of one's own sessions, the newest first: why it ended, and by whom."""
     own = await _own(keyturn, request)
     session = await keyturn.reading.find(request.identifier("session_id"), user_id=own.user_id)
-    listing, limit, cursor = f"events of {session.id}", limit_of(request), request.parameter("cursor")
+    listing, limit, cursor = f"events of {session.id}", filters.limit(request), request.parameter("cursor")
     before = None if cursor is None else keyturn.cursors.open(listing, cursor)
     events = await keyturn.events.list(limit=limit + 1, before=before, user_id=own.user_id, session_id=session.id)
     more = len(events) > limit
@@ -158,7 +159,7 @@ ENDPOINTS = (
         list_sessions,
         tag="sessions",
         credentials="bearer",
-        query=(STATUS, LIMIT, CURSOR),
+        query=(STATUS, *filters.PAGE),
         model=SessionsAnswer,
         refusals=_REFUSALS,
     ),
@@ -198,7 +199,7 @@ ENDPOINTS = (
         list_session_events,
         tag="sessions",
         credentials="bearer",
-        query=(LIMIT, CURSOR),
+        query=filters.PAGE,
         model=SessionEventsAnswer,
         refusals=(*_REFUSALS, NotFound),
     ),

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from uuid import UUID
 
+from ..errors import InvalidGrant
 from ..policies import Policies, jittered
 from ..tokens.access_tokens import AccessTokens
 from ..tokens.cookies import Mode
+from ..tokens.keys import Keys
 from ..tokens.refresh_tokens import RefreshToken
 from .rows import Granted, SessionRow
 
@@ -61,9 +63,10 @@ def whole_seconds(duration: timedelta) -> int:
 class Answers:
     """Makes the answers. The same row and refresh token always give the same answer (guarantee 1)."""
 
-    def __init__(self, access_tokens: AccessTokens, policies: Policies) -> None:
+    def __init__(self, access_tokens: AccessTokens, keys: Keys, policies: Policies) -> None:
         """The policy in force has the jitter; the lifetimes come from the row, which it has cut."""
         self._access_tokens = access_tokens
+        self._keys = keys
         self._policies = policies
 
     def tokens(
@@ -75,12 +78,21 @@ class Answers:
     ) -> Tokens:
         """The tokens of a session's newest generation.
 
+        The refresh key may have been retired while the database worked. The access key that signs now may be a new one,
+        which vouches for no session that is over. So both are judged by one state of the key set.
+
         Args:
             row: the session.
             refresh_token: its newest one.
             now: a moment of the database's clock. Durations count from it.
             scopes: the scopes of the access token, all granted to the session. None: all that were granted.
+
+        Raises:
+            InvalidGrant: the key of the refresh token is retired.
+            TemporarilyUnavailable: this process has no key set in force.
         """
+        if reason := self._keys.retired(refresh_token.key.number):
+            raise InvalidGrant("retired refresh key", reason=reason, session_id=row.id, user_id=row.user_id)
         jitter = self._policies.in_force.access_jitter
         scope = row.scope if scopes is None else " ".join(sorted(scopes))
         access_token, access_expires_at = self._access_tokens.sign(

@@ -10,19 +10,27 @@ Only live sessions count and end. One that is past a deadline, or under a retire
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 from uuid import UUID
 
-from sqlalchemy import and_, case, select
+from sqlalchemy import case, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..actors import Actor
 from ..policies import Policy
 from ..storage.database import Database
 from ..storage.tables import Session
-from ..tokens.keys import Keys
+from .filters import Filter
 from .marking import ends, locked, mark
-from .rows import SessionRow
+
+
+class Live(NamedTuple):
+    """A live session of the user."""
+
+    id: UUID
+    client_id: str
+    device_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +54,7 @@ class Newcomer:
     client_id: str
     device_id: str | None
 
-    def displaces(self, live: Sequence[SessionRow], limit: int | None) -> Displaced:
+    def displaces(self, live: Sequence[Live], limit: int | None) -> Displaced:
         """Which of the user's live sessions, in the order of their age, this sign-in ends. Pure."""
         own = self.client_id, self.device_id
         same = [row for row in live if self.device_id is not None and (row.client_id, row.device_id) == own]
@@ -55,19 +63,15 @@ class Newcomer:
         surplus = 0 if limit is None else max(0, len(rest) + 1 - limit)
         return Displaced(replaced, frozenset(rest[:surplus]))
 
-    async def looks(self, connection: AsyncConnection, db: Database, keys: Keys, policy: Policy) -> Displaced:
+    async def looks(self, connection: AsyncConnection, db: Database, policy: Policy) -> Displaced:
         """Which sessions this sign-in would end now."""
-        which = Session.user_id == self.user_id
-        if policy.session_limit is None:
-            which = and_(which, Session.client_id == self.client_id, Session.device_id == self.device_id)
-        query = select(Session.__table__, db.now().label("now")).where(which, Session.ended_at.is_(None))
-        live = []
-        for each in (await connection.execute(query.order_by(Session.id))).mappings():
-            row = SessionRow.of(each, each["now"], policy)
-            row = replace(row, has_key=not keys.retired(row.key_number))
-            if row.over() is None:
-                live.append(row)
-        return self.displaces(live, policy.session_limit)
+        now = await connection.scalar(select(db.now()))
+        assert now is not None
+        same = Filter(self.user_id, self.client_id, device_id=self.device_id)
+        which = same if policy.session_limit is None else Filter(self.user_id)
+        columns = select(Session.id, Session.client_id, Session.device_id)
+        live = await connection.execute(columns.where(*which.conditions(now, policy)).order_by(Session.id))
+        return self.displaces([Live(*row) for row in live], policy.session_limit)
 
 
 async def end_displaced(

@@ -7,10 +7,11 @@ from datetime import datetime
 from typing import Literal
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, exists, not_, or_
+from sqlalchemy import ColumnElement, ScalarSelect, and_, exists, not_, select
 
 from ..policies import Policy
 from ..storage.tables import Key, Session
+from ..tokens.key_rows import in_force
 
 Status = Literal["live", "ended", "all"]
 """Which sessions a filter lets through: those that live, those that are over, or both."""
@@ -95,8 +96,13 @@ def has_key(now: datetime) -> ColumnElement[bool]:
         .where(
             Key.use == "refresh",
             Key.number == Session.key_number,
-            or_(Key.retired_at.is_(None), Key.retired_at > now),
+            in_force(now),
             Key.created_at <= Session.rotated_at,
         )
         .is_(True)
     )
+
+
+def key_retired_for() -> ScalarSelect[str | None]:
+    """Why the key of a session's refresh token was retired, where the reason is the session's too."""
+    return select(Key.retired_for).where(Key.use == "refresh", Key.number == Session.key_number).scalar_subquery()

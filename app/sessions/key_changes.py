@@ -12,13 +12,14 @@ from datetime import datetime
 from typing import Any
 
 from ..actors import Actor
-from ..errors import InvalidRequest, NotFound
+from ..errors import Conflict, InvalidRequest, NotFound
 from ..settings import Algorithm
-from ..storage.tasks import TIME_LIMIT
+from ..storage.tasks import TIME_LIMIT, keep
+from ..tokens.key_rotation import KeyRotation
 from ..tokens.key_set import Use
 from ..tokens.keys import READ_BY_ALL, Keys
 from ..tokens.primitives import RsaBits
-from .ending import Ending
+from .sweeping import Sweeping
 
 LAST_SIGN_IN = READ_BY_ALL + TIME_LIMIT
 """How long after the retirement of a refresh key a sign-in or refresh under it may still be answered.
@@ -69,13 +70,22 @@ class Replaced:
     """How many sessions ended."""
 
 
-class KeyChanges:
-    """Makes, retires and replaces working keys."""
+@dataclass(frozen=True, slots=True)
+class SignedOut:
+    """The new keys, after everyone was signed out."""
 
-    def __init__(self, keys: Keys, ending: Ending, algorithm: Algorithm) -> None:
+    access_kid: str
+    refresh_kid: str
+
+
+class KeyChanges:
+    """Makes, rotates, retires and replaces working keys."""
+
+    def __init__(self, keys: Keys, rotation: KeyRotation, sweeping: Sweeping, algorithm: Algorithm) -> None:
         """`algorithm` is for access keys if a call names no other."""
         self._keys = keys
-        self._ending = ending
+        self._rotation = rotation
+        self._sweeping = sweeping
         self._algorithm = algorithm
 
     async def generate(
@@ -94,12 +104,68 @@ class KeyChanges:
             Conflict: all numbers of refresh keys are taken.
             TemporarilyUnavailable: the database is away.
         """
-        if use != "access" and (algorithm or bits):
-            raise InvalidRequest("algorithm", description="--algorithm and --bits are for access keys.")
-        if bits and (algorithm or self._algorithm) != "RS256":
-            raise InvalidRequest("bits", description="--bits is for RS256 keys.")
+        self._check(use, algorithm, bits)
         kid = await self._keys.generate(use, algorithm, bits or 2048, by=by)
-        return Generated(kid, [key for key in await self._keys.list() if key["use"] == use])
+        return Generated(kid, await self._of_use(use))
+
+    async def rotate(
+        self, use: Use, algorithm: Algorithm | None = None, bits: RsaBits | None = None, *, by: Actor
+    ) -> Generated:
+        """Makes a key as `generate`, and plans when the others of its use retire: when their last token is over.
+
+        Nobody is signed out, and no session ends. A repeated call, while the new key is only published, makes none and
+        returns the same. Arguments and errors are those of `generate`.
+        """
+        self._check(use, algorithm, bits)
+        kid = await self._rotation.rotate(use, algorithm, bits, by=by)
+        return Generated(kid, await self._of_use(use))
+
+    async def signs(self, kid: str) -> Generated:
+        """Waits until a published key signs. Every process knows it by then.
+
+        Raises:
+            Conflict: the key was retired meanwhile, or another key took its place.
+            TemporarilyUnavailable: the database is away.
+        """
+        while True:
+            keys = await self._keys.list()
+            key = next((key for key in keys if key["kid"] == kid), None)
+            if key is None or key["status"] not in {"published", "signs"}:
+                raise Conflict("no longer published", description=f"The key {kid} does not sign: see the list of keys.")
+            if key["status"] == "signs":
+                return Generated(kid, [each for each in keys if each["use"] == key["use"]])
+            await asyncio.sleep(1)
+
+    async def rewrap(self, *, by: Actor) -> int:
+        """Seals all keys under the present master secret. Returns how many were under the previous one.
+
+        Raises:
+            ConfigurationError: a key that is in force opens under neither.
+            TemporarilyUnavailable: the database is away.
+        """
+        return await self._rotation.rewrap(by=by)
+
+    async def sign_everyone_out(self, *, by: Actor) -> SignedOut:
+        """Ends all sessions of all users by one act on the keys. No row of a session is written.
+
+        Every process that reaches the database refuses all tokens made so far within `READ_BY_ALL`, and mostly within a
+        second. New sign-ins work at once.
+
+        Raises:
+            Conflict: all numbers of refresh keys are taken.
+            TemporarilyUnavailable: the database is away.
+        """
+        kids = await self._keys.sign_everyone_out(by=by)
+        return SignedOut(kids["access"], kids["refresh"])
+
+    def _check(self, use: Use, algorithm: Algorithm | None, bits: RsaBits | None) -> None:
+        if use != "access" and (algorithm or bits):
+            raise InvalidRequest("algorithm", description="algorithm and bits are for access keys.")
+        if bits and (algorithm or self._algorithm) != "RS256":
+            raise InvalidRequest("bits", description="bits is for RS256 keys.")
+
+    async def _of_use(self, use: Use) -> Sequence[Mapping[str, Any]]:
+        return [key for key in await self._keys.list() if key["use"] == use]
 
     async def retire(self, kid: str, *, by: Actor, begun: Callable[[Retired], object] | None = None) -> Retired:
         """Retires a key. Each process refuses what it made within `READ_BY_ALL`, and its sessions have ended on return.
@@ -120,14 +186,25 @@ class KeyChanges:
         if before is None:
             raise NotFound("no such key")
         number = await self._keys.retire(kid, by=by)
-        keys = [key for key in await self._keys.list() if key["use"] == before["use"]]
+        keys = await self._of_use(before["use"])
         done = Retired(kid, before["use"], before["retired_at"], before["status"] == "signs", keys)
         if begun is not None:
             begun(done)
         if number is None:
             return done
-        ended, ended_later = await _twice(lambda: self._ending.end_under(number, by=by))
+        ended, ended_later = await _twice(lambda: self._sweeping.end_under(number, by=by))
         return replace(done, ended=ended, ended_later=ended_later)
+
+    async def begin_retirement(self, kid: str, *, by: Actor) -> Retired:
+        """Retires a key as `retire` does, and returns when that is done. The sessions end in a task of its own.
+
+        The raised errors are those of `retire`. If the process stops, a further call ends the rest.
+        """
+        begun: asyncio.Future[Retired] = asyncio.get_running_loop().create_future()
+        ending = asyncio.create_task(self.retire(kid, by=by, begun=begun.set_result))
+        keep(ending)
+        await asyncio.wait({begun, ending}, return_when=asyncio.FIRST_COMPLETED)
+        return begun.result() if begun.done() else await ending
 
     async def replace(self, *, by: Actor, begun: Callable[[Replaced], object] | None = None) -> Replaced:
         """Retires all keys, makes new ones in use at once, and ends all sessions, after a leak of the master secret.
@@ -147,7 +224,7 @@ class KeyChanges:
         done = Replaced(kids["access"], kids["refresh"], kids["cookie"], await self._keys.list())
         if begun is not None:
             begun(done)
-        return replace(done, ended=sum(await _twice(lambda: self._ending.end_all_but_under(number, by=by))))
+        return replace(done, ended=sum(await _twice(lambda: self._sweeping.end_all_but_under(number, by=by))))
 
 
 async def _twice(end: Callable[[], Awaitable[int]]) -> tuple[int, int]:

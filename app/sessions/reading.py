@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import and_, select, true
+from sqlalchemy import Select, and_, select, true
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..errors import InvalidToken, NotFound, Refusal
@@ -20,7 +20,7 @@ from ..storage.tables import Session
 from ..storage.tasks import own_task
 from ..tokens.access_tokens import AccessToken, AccessTokens
 from . import walk
-from .filters import Filter, has_key
+from .filters import Filter, has_key, key_retired_for
 from .lookup import Lookup
 from .rows import SessionRow
 from .walk import BEGINNING
@@ -180,7 +180,7 @@ class Reading:
                     select(Session.id).where(*here).order_by(newest).offset(_LOOK - 1).limit(1)
                 )
                 here += [Session.id >= end] if end is not None else []
-            query = select(Session.__table__, has_key(now).label("has_key"))
+            query = _rows(now)
             query = query.where(*here, *filtered.conditions(now, policy)).order_by(newest).limit(limit + 1)
             rows = [_row(each, now, policy) for each in (await connection.execute(query)).mappings()]
         if len(rows) > limit:
@@ -218,7 +218,7 @@ class Reading:
     async def _one(self, session_id: UUID, user_id: UUID | None) -> SessionRow | None:
         async with self._db.look(hot_path=False) as connection:
             now = await self._now(connection)
-            query = select(Session.__table__, has_key(now).label("has_key")).where(Session.id == session_id)
+            query = _rows(now).where(Session.id == session_id)
             if user_id is not None:
                 query = query.where(Session.user_id == user_id)
             found = (await connection.execute(query)).mappings().one_or_none()
@@ -230,5 +230,10 @@ class Reading:
         return now
 
 
+def _rows(now: datetime) -> Select[Any]:
+    return select(Session.__table__, has_key(now).label("has_key"), key_retired_for().label("key_retired_for"))
+
+
 def _row(found: Any, now: datetime, policy: Policy) -> SessionRow:
-    return replace(SessionRow.of(found, now, policy), has_key=bool(found["has_key"]))
+    row = SessionRow.of(found, now, policy)
+    return replace(row, has_key=bool(found["has_key"]), key_retired_for=found["key_retired_for"])

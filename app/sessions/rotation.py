@@ -156,9 +156,14 @@ class Rotation:
         """
         key, policy = self._keys.signing_refresh, self._policies.in_force
         presented = [each.token.digest for each in batch]
+        # The process may have read since the request came that a key is retired. A session under that key is over, and
+        # must not move to the key that signs now.
         first: dict[bytes, Presented] = {}
         for digest, each in zip(presented, batch, strict=True):
-            first.setdefault(digest, each)
+            if not self._keys.retired(each.token.key.number):
+                first.setdefault(digest, each)
+        if not first:
+            return [None] * len(batch)
         retry_keys = [each.retry_key_digest for each in first.values()]
         successors = {digest: each.token.successor(key) for digest, each in first.items()}
         derived = {digest: successor.digest for digest, successor in successors.items()}
@@ -177,7 +182,7 @@ class Rotation:
         rotated = {row.token_digest: row for row in rows}
         return [
             (rotated[derived[digest]], successors[digest])
-            if derived[digest] in rotated and same_retry_key(each.retry_key_digest, first[digest].retry_key_digest)
+            if derived.get(digest) in rotated and same_retry_key(each.retry_key_digest, first[digest].retry_key_digest)
             else None
             for digest, each in zip(presented, batch, strict=True)
         ]

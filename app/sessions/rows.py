@@ -71,7 +71,9 @@ class SessionRow:
     user_agent: str | None = None
     retry_key_digest: bytes | None = field(default=None, repr=False)
     has_key: bool = True
-    """Whether the key of its refresh token is not retired. Only `Reading.find` and `Reading.list` read this."""
+    """Whether the key of its refresh token is not retired. A batch of look-ups does not read this."""
+    key_retired_for: Reason | None = None
+    """Why that key was retired, where the reason is the session's too."""
 
     @classmethod
     def of(cls, row: Any, now: datetime, policy: Policy) -> SessionRow:
@@ -113,7 +115,8 @@ class SessionRow:
             return "absolute_timeout"
         if self.idle_expires_at <= self.now:
             return "idle_timeout"
-        return None if self.has_key else "revoked_by_admin"  # the retirement or deletion of its key ended the session
+        # The retirement or deletion of its key ended the session.
+        return None if self.has_key else self.key_retired_for or "revoked_by_admin"
 
 
 class Granted(NamedTuple):

@@ -85,6 +85,7 @@ class Starting:
             InvalidScope: the policy does not have all of these scopes.
             TemporarilyUnavailable: the database is away, or other sign-ins of the user are before this one.
         """
+        await self._keys.catch_up()
         key, policy = self._keys.signing_refresh, self._policies.in_force
         granted = policy.scopes if scope is None else scope
         if not granted <= policy.scopes:
@@ -97,9 +98,12 @@ class Starting:
             "user_agent": user_agent,
         }
         if device_id is not None or policy.session_limit is not None:
-            return await self._start_in_turn(key, proof, told, policy, by)
-        async with self._db.begin() as tx:
-            return await self._insert(tx, key, proof, told, policy, by)
+            tokens = await self._start_in_turn(key, proof, told, policy, by)
+        else:
+            async with self._db.begin() as tx:
+                tokens = await self._insert(tx, key, proof, told, policy, by)
+        await self._keys.known_to_all(key)
+        return tokens
 
     async def _start_in_turn(
         self, key: RefreshKey, proof: Authenticated, told: Mapping[str, str | None], policy: Policy, by: Actor
@@ -116,14 +120,14 @@ class Starting:
         async with self._turns.of(proof.user_id):
             for last in (*[False] * (_ATTEMPTS - 1), True):
                 async with self._db.look(hot_path=False) as connection:
-                    expected = await newcomer.looks(connection, self._db, self._keys, policy)
+                    expected = await newcomer.looks(connection, self._db, policy)
                 published = await self._publishing.publish(expected.ids)
                 async with self._db.begin() as tx:
                     await self._publishing.hold(tx)
                     # Sign-ins of one user take turns from here to the commit, so that each counts the one before. The
                     # lock also keeps out a sign-in on a process that does not know of the limit yet (FOR SHARE).
                     await tx.execute(select(User.id).where(User.id == proof.user_id).with_for_update(key_share=True))
-                    displaced = await newcomer.looks(tx, self._db, self._keys, policy)
+                    displaced = await newcomer.looks(tx, self._db, policy)
                     if not last and not displaced.ids <= published.ids:
                         continue
                     ended = await end_displaced(tx, self._db, policy, displaced, by=by)

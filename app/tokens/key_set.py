@@ -8,13 +8,14 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm, get_default_algorithms
 
+from ..errors import Reason
 from ..settings import Algorithm
 from .primitives import (
     KEY_BYTES,
@@ -111,11 +112,34 @@ class KeySet:
     access: Mapping[str, AccessKey]
     refresh: Mapping[int, RefreshKey]
     retired: Mapping[int, RefreshKey]
-    """Retired refresh keys. A holder of a token under one of them only learns why the session ended."""
+    """Retired refresh keys. A holder of a token under one of them only learns why the session is over."""
     cookie: Mapping[bytes, CookieKey]
     """The cookie keys by the bytes of their ids."""
     signs_from: Mapping[str | int | bytes, datetime]
     """When each key begins to sign, or a cookie key to seal."""
+    retires_at: Mapping[str | int | bytes, datetime] = field(default_factory=dict)
+    """When each key retires whose retirement is planned."""
+    retired_for: Mapping[int, Reason] = field(default_factory=dict)
+    """Why the sessions under a retired refresh key are over, where that is not `revoked_by_admin`."""
+    unpublished: Mapping[int, datetime] = field(default_factory=dict)
+    """When those refresh keys were made that took the place of others and signed at once."""
+
+    def as_of(self, now: datetime) -> Self:
+        """The keys that are in force at a moment. Planned retirements until then are done."""
+        over = {name for name, moment in self.retires_at.items() if moment <= now}
+        if not over:
+            return self
+        return replace(
+            self,
+            access={kid: key for kid, key in self.access.items() if kid not in over},
+            refresh={number: key for number, key in self.refresh.items() if number not in over},
+            retired={
+                **self.retired,
+                **{number: replace(key, retired=True) for number, key in self.refresh.items() if number in over},
+            },
+            cookie={kid: key for kid, key in self.cookie.items() if kid not in over},
+            retires_at={name: moment for name, moment in self.retires_at.items() if name not in over},
+        )
 
     def signing(self, now: datetime) -> tuple[AccessKey, RefreshKey] | None:
         """The access key and the refresh key that sign at a moment. None if there is no key of one use."""

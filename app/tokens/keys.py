@@ -12,11 +12,15 @@ from datetime import datetime, timedelta
 from time import monotonic
 from typing import Any, TypeVar
 
-from ..errors import InvalidGrant, TemporarilyUnavailable
+from sqlalchemy import select
+
+from ..errors import ConfigurationError, InvalidGrant, Reason, TemporarilyUnavailable
 from ..log import get_logger
 from ..settings import Algorithm
 from ..storage.database import Database
+from ..storage.tables import Pulse
 from ..storage.tasks import keep
+from .key_seal import KeySeal
 from .key_set import AccessKey, CookieKey, KeySet
 from .key_table import KeyTable
 from .refresh_tokens import RefreshKey, RefreshToken, verify
@@ -43,9 +47,9 @@ _log = get_logger()
 class Keys(KeyTable):
     """The table, and its key set in memory, which is at most `READ_BY_ALL` behind the table."""
 
-    def __init__(self, db: Database, master: bytes, algorithm: Algorithm) -> None:
+    def __init__(self, db: Database, seal: KeySeal, algorithm: Algorithm) -> None:
         """The key set is empty until `load` is called."""
-        super().__init__(db, master, algorithm)
+        super().__init__(db, seal, algorithm)
         self._set = KeySet({}, {}, {}, {}, {})
         self._presentable: Mapping[int, RefreshKey] = {}  # all refresh keys, also retired ones
         self._version: int | None = None
@@ -56,6 +60,7 @@ class Keys(KeyTable):
         self._failure: tuple[int, str] | None = None  # the version that can't be loaded, and why
         self._signing: tuple[AccessKey, RefreshKey] | None = None
         self._signing_cookie: CookieKey | None = None
+        self._one_load = asyncio.Lock()  # so that no older reading of the table takes the place of a newer one
 
     # -- for the tokens
 
@@ -127,9 +132,11 @@ class Keys(KeyTable):
         if monotonic() - self._read_at > UNREAD_LIMIT.total_seconds():
             raise TemporarilyUnavailable("unknown key, and the key set is out of date")
 
-    def retired(self, number: int) -> bool:
-        """Whether the refresh key of this number was retired. Its sessions are over or about to end."""
-        return number in self._set.retired
+    def retired(self, number: int) -> Reason | None:
+        """Why the sessions under this refresh key are over or about to end. None if the key was not retired."""
+        if number not in self._set.retired:
+            return None
+        return self._set.retired_for.get(number, "revoked_by_admin")
 
     def verify_refresh_token(self, text: str) -> RefreshToken:
         """The refresh token that a text spells, found without I/O. If its key is `retired`, the token opens nothing.
@@ -163,14 +170,48 @@ class Keys(KeyTable):
             ConfigurationError: a row was sealed under another master secret, or was changed.
             TemporarilyUnavailable: the database is away.
         """
+        async with self._one_load:
+            await self._load()
+
+    async def _load(self) -> None:
         began = monotonic()
         self._set, self._version, now = await self.read()
-        self._presentable = {**self._set.refresh, **self._set.retired}
-        self._sign_as_of(now)
+        self._go_by(now)
         self._read_at = self._loaded_at = began
         self._behind_since = None
 
-    def _sign_as_of(self, now: datetime) -> None:
+    async def catch_up(self) -> None:
+        """Reads the table if it has changed since this process read it: a sign-in must not begin under retired keys.
+
+        Raises:
+            TemporarilyUnavailable: the database is away, or the keys have changed and can't be read.
+        """
+        async with self._db.look() as connection:
+            version = await connection.scalar(select(Pulse.keys))
+        if version == self._version:
+            return
+        async with self._one_load:
+            if version == self._version:  # another sign-in has read the table meanwhile
+                return
+            try:
+                await self._load()
+            except ConfigurationError as e:
+                raise TemporarilyUnavailable(f"the keys have changed and can't be read: {e}") from e
+
+    async def known_to_all(self, key: RefreshKey) -> None:
+        """Waits until every process knows a key that signed as soon as it was made, in the place of other keys.
+
+        Until then, another process would refuse what the key made. `READ_BY_ALL` after its making all know it.
+        """
+        made = self._set.unpublished.get(key.number)
+        if made is not None:
+            left = made + READ_BY_ALL - self._db.clock()
+            await asyncio.sleep(min(left, READ_BY_ALL).total_seconds())  # a clock that went back must not add to it
+
+    def _go_by(self, now: datetime) -> None:
+        """Takes planned retirements into account, and chooses the keys that sign at a moment."""
+        self._set = self._set.as_of(now)
+        self._presentable = {**self._set.refresh, **self._set.retired}
         self._signing = self._set.signing(now)
         self._signing_cookie = self._set.signing_cookie(now)
 
@@ -182,12 +223,13 @@ class Keys(KeyTable):
 
         Args:
             version: the version of the keys in the pulse.
-            now: the database's clock at the reading. With it, a published key begins to sign when its time comes.
+            now: the database's clock at the reading. With it, a published key begins to sign when its time comes, and
+                a key whose retirement was planned for then is retired.
             began: when the reading began, in seconds of the monotonic clock.
         """
         if version == self._version:
             self._read_at = max(self._read_at, began)
-            self._sign_as_of(now)
+            self._go_by(now)
             self._behind_since = None
         elif self._behind_since is None:
             self._behind_since = began

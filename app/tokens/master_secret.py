@@ -42,6 +42,20 @@ def master_secret_of(settings: Settings) -> bytes:
         raise ConfigurationError(f"the master secret in {path} can't be read") from None
 
 
+def previous_secret_of(settings: Settings) -> bytes | None:
+    """The master secret before the present one, while the keys move from one to the other. None if none is set.
+
+    Raises:
+        WrongSettings: the secret is weak, or is the present one.
+    """
+    if settings.secret_previous is None:
+        return None
+    previous = master_secret(settings.secret_previous.get_secret_value(), f"{PREFIX}SECRET_PREVIOUS")
+    if previous == master_secret_of(settings):
+        raise WrongSettings(f"{PREFIX}SECRET_PREVIOUS: is the same secret as {PREFIX}SECRET")
+    return previous
+
+
 def make_secret(settings: Settings) -> bool:
     """Makes the embedded default's master secret if there is none. Returns whether it made one.
 
@@ -72,8 +86,18 @@ _HEX = re.compile(r"(?:[0-9A-Fa-f]{2})+")
 _SAMPLES = {"secret", "changeme", "change-me", "password", "keyturn", "example", "default", "insecure", "sample"}
 
 
-def master_secret(text: str) -> bytes:
-    """The master secret's bytes from its base64, base64url or hex text.
+def master_secret(text: str, name: str = f"{PREFIX}SECRET") -> bytes:
+    """The master secret's bytes from its base64, base64url or hex text. `name` is the setting's.
+
+    Raises:
+        WrongSettings: as `random_secret`.
+    """
+    # The key derivation gets the same size for every text.
+    return hashlib.sha256(b"keyturn master secret\0" + random_secret(text, name)).digest()
+
+
+def random_secret(text: str, name: str) -> bytes:
+    """The bytes that a text spells in base64, base64url or hex. `name` names them in an error.
 
     Raises:
         WrongSettings: the secret is shorter than 256 bits, is not random, or is a sample.
@@ -81,14 +105,13 @@ def master_secret(text: str) -> bytes:
     decoded = _decode(text)
     if decoded is None or len(decoded) < SECRET_BYTES:
         raise WrongSettings(
-            f"{PREFIX}SECRET: must be at least 256 random bits as base64 or hex; make one with: openssl rand -base64 32"
+            f"{name}: must be at least 256 random bits as base64 or hex; make one with: openssl rand -base64 32"
         )
     # 32 random bytes have fewer than 16 distinct values about once in 10**13, and practically never the same steps.
     repetitive = len(set(decoded)) < SECRET_BYTES // 2 or len({(b - a) % 256 for a, b in pairwise(decoded)}) == 1
     if repetitive or _typed(text.strip(), decoded) or any(word in text.lower() for word in _SAMPLES):
-        raise WrongSettings(f"{PREFIX}SECRET: is not random; make one with: openssl rand -base64 32")
-    # The key derivation gets the same size for every text.
-    return hashlib.sha256(b"keyturn master secret\0" + decoded).digest()
+        raise WrongSettings(f"{name}: is not random; make one with: openssl rand -base64 32")
+    return decoded
 
 
 def _typed(text: str, decoded: bytes) -> bool:

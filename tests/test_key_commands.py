@@ -1,0 +1,124 @@
+"""`keyturn keys rotate`, `import`, `export` and `sign-everyone-out`: what an operator types and reads."""
+
+from __future__ import annotations
+
+import base64
+import os
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from app.keyturn import Keyturn
+from tests.conftest import SECRET
+from tests.test_cli import Command, findings, keyturn, user
+
+__all__ = ["keyturn"]  # the fixture
+OTHER = "b" + SECRET[1:]
+
+
+async def a_minute_passes(keyturn: Keyturn) -> None:
+    async with keyturn.db.begin() as tx:
+        await tx.execute(text("UPDATE keys SET signs_from = created_at WHERE signs_from > created_at"))
+
+
+def listed(keyturn: Command) -> dict[str, dict[str, str]]:
+    return {key["kid"]: key for key in keyturn.ok("keys", "list", "--json").json}
+
+
+def test_a_rotation_says_what_will_happen_when_and_the_list_shows_it(keyturn: Command) -> None:
+    user(keyturn)
+    keyturn.login("ada@example.com")
+    done = keyturn.ok("keys", "rotate", "refresh", "--no-wait")
+    assert done.out == "refresh-2\n"
+    assert "refresh-1 (HMAC-SHA256) signs refresh tokens now; refresh-2 (HMAC-SHA256) is published" in done.err
+    assert "refresh-1 (HMAC-SHA256) retires at 20" in done.err
+    assert "waiting" not in done.err
+    assert keyturn.ok("keys", "rotate", "refresh", "--no-wait").out == "refresh-2\n"
+    keys = listed(keyturn)
+    assert (keys["refresh-1"]["status"], keys["refresh-2"]["status"]) == ("signs", "published")
+    assert keys["refresh-1"]["retires_at"] > keys["refresh-2"]["signs_from"]
+    assert keys["refresh-1"]["retires_at"].replace("T", " ")[:19] in keyturn.ok("keys", "list").out.replace("T", " ")
+    keyturn.inside(a_minute_passes)
+    assert {kid: key["status"] for kid, key in listed(keyturn).items() if "refresh" in kid} == {
+        "refresh-1": "retiring", "refresh-2": "signs",
+    }  # fmt: skip
+    output = keyturn.ok("keys", "rotate", "access", "--algorithm", "EdDSA", "--no-wait")
+    assert listed(keyturn)[output.out.strip()]["algorithm"] == "EdDSA"
+    assert "algorithm" in keyturn.refused(1, "keys", "rotate", "cookie", "--algorithm", "ES256")
+    assert "algorithm" in keyturn.refused(1, "keys", "rotate", "master", "--bits", "2048")
+    assert keyturn.refused(2, "keys", "rotate", "everything")
+
+
+def test_the_master_secret_is_rotated_and_the_doctor_says_which_step_comes_next(keyturn: Command) -> None:
+    user(keyturn)
+    keyturn.login("ada@example.com")
+    assert not [check for check in findings(keyturn("doctor", "--json")) if "PREVIOUS" in check]
+    assert keyturn.ok("keys", "rotate", "master").out.startswith("0 keys moved")
+    assert "sealed_under" not in keyturn.ok("keys", "list").out
+    keyturn.environment |= {"KEYTURN_SECRET": OTHER, "KEYTURN_SECRET_PREVIOUS": SECRET}
+    assert "previous" in keyturn.ok("keys", "list").out
+    assert "keys rotate master" in findings(keyturn("doctor", "--json"))["keys under KEYTURN_SECRET_PREVIOUS (3)"]
+    done = keyturn.ok("keys", "rotate", "master")
+    assert done.out.startswith("3 keys moved")
+    assert "without KEYTURN_SECRET_PREVIOUS" in done.err
+    assert {key["sealed_under"] for key in listed(keyturn).values()} == {"current"}
+    assert "no longer needed" in findings(keyturn("doctor", "--json"))["keys under KEYTURN_SECRET_PREVIOUS (0)"]
+    del keyturn.environment["KEYTURN_SECRET_PREVIOUS"]
+    keyturn.login("ada@example.com")
+    keyturn.environment["KEYTURN_SECRET"] = SECRET
+    assert "can't be unsealed" in keyturn.refused(1, "keys", "list")
+
+
+def test_the_previous_secret_may_stand_in_a_file_that_nobody_else_reads(keyturn: Command, tmp_path: Path) -> None:
+    user(keyturn)
+    file = tmp_path / "previous"
+    file.write_text(SECRET)
+    keyturn.environment |= {"KEYTURN_SECRET": OTHER, "KEYTURN_SECRET_PREVIOUS_FILE": str(file)}
+    file.chmod(0o644)
+    assert "KEYTURN_SECRET_PREVIOUS_FILE: is open to everyone" in keyturn.refused(2, "keys", "list")
+    file.chmod(0o600)
+    keyturn.ok("keys", "list")
+    keyturn.environment["KEYTURN_SECRET"] = SECRET
+    assert "same secret" in keyturn.refused(2, "keys", "list")
+
+
+@pytest.mark.parametrize("by_file", [False, True])
+def test_a_key_is_imported_and_exported_and_both_say_what_that_means(
+    keyturn: Command, tmp_path: Path, by_file: bool
+) -> None:
+    user(keyturn)
+    keyturn.login("ada@example.com")
+    secret = os.urandom(32)
+    line = base64.b64encode(secret) + b"\n"
+    file = tmp_path / "key"
+    file.write_bytes(line)
+    done = keyturn.ok("keys", "import", str(file)) if by_file else keyturn.ok("keys", "import", stdin=line)
+    kid = done.out.strip()
+    assert listed(keyturn)[kid]["status"] == "published"
+    assert "can sign any access token" in done.err
+    assert f"{kid} (HS256) is published and signs from" in done.err
+    assert "--yes-export-this-secret" in keyturn.refused(2, "keys", "export", kid)
+    given = keyturn.ok("keys", "export", kid, "--yes-export-this-secret")
+    assert given.out == base64.urlsafe_b64encode(secret).decode().rstrip("=") + "\n"
+    assert "for any user, with any role" in given.err
+    assert {e["event"] for e in keyturn.ok("events", "list", "--json").json} >= {"key_imported", "key_exported"}
+    assert "Only HS256" in keyturn.refused(1, "keys", "export", "refresh-1", "--yes-export-this-secret")
+    assert "there already" in keyturn.refused(1, "keys", "import", stdin=line)
+    assert "256 random bits" in keyturn.refused(2, "keys", "import", stdin=b"hunter2\n")
+    assert "hunter2" not in keyturn.refused(2, "keys", "import", stdin=b"hunter2\n")
+    assert "can't be read" in keyturn.refused(1, "keys", "import", str(tmp_path / "missing"))
+    file.write_bytes(b"\xff\xfe")
+    assert "can't be read" in keyturn.refused(1, "keys", "import", str(file))
+
+
+def test_everyone_is_signed_out_by_one_command_and_listed_so(keyturn: Command) -> None:
+    user(keyturn)
+    old = [str(keyturn.login("ada@example.com").session_id) for _ in range(2)]
+    output = keyturn.ok("keys", "sign-everyone-out").out
+    assert output.startswith("everyone is signed out; within 2 s all tokens made so far are refused everywhere\n")
+    assert "refresh-2" in output
+    new = str(keyturn.login("ada@example.com").session_id)
+    assert {s["id"]: s["status"] for s in keyturn.ok("sessions", "list", "--json").json} == {
+        new: "live", **dict.fromkeys(old, "signed_out_everywhere"),
+    }  # fmt: skip
