@@ -24,6 +24,7 @@ from .sessions.reading import Reading
 from .sessions.rotation import Rotation
 from .sessions.start import Starting
 from .sessions.statistics import Statistics
+from .sessions.sweeping import Sweeping
 from .sessions.upkeep import Upkeep
 from .settings import Settings
 from .storage.database import Database
@@ -67,6 +68,7 @@ class Keyturn:
     moves: Moves
     reauthentication: Reauthentication
     ending: Ending
+    sweeping: Sweeping
     reading: Reading
     naming: Naming
     upkeep: Upkeep
@@ -100,6 +102,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     answers, lookup = Answers(access_tokens, keys, policies), Lookup(db, policies)
     cookies = Cookies(settings, SealedCookies(keys))
     ending = Ending(db, keys, access_tokens, revocations.publishing, lookup, policies)
+    sweeping = Sweeping(db, revocations.publishing, ending, policies)
     rotation = Rotation(db, keys, answers, ending, lookup, policies)
     try:
         yield Keyturn(
@@ -117,16 +120,17 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             moves=Moves(db),
             reauthentication=Reauthentication(db, sign_in, rotation),
             ending=ending,
+            sweeping=sweeping,
             reading=Reading(db, access_tokens, revocations, lookup, policies),
             naming=Naming(db),
             upkeep=Upkeep(db),
             events=Events(db),
             statistics=Statistics(db, policies),
-            key_changes=KeyChanges(keys, KeyRotation(db, keys, seal, settings), ending, settings.signing_algorithm),
+            key_changes=KeyChanges(keys, KeyRotation(db, keys, seal, settings), sweeping, settings.signing_algorithm),
             key_sharing=KeySharing(db, keys, seal, (master, previous)),
             cookies=cookies,
             policies=policies,
-            policy_changes=PolicyChanges(policies, ending),
+            policy_changes=PolicyChanges(policies, sweeping),
             cursors=Cursors(master),
         )
     finally:

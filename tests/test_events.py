@@ -124,8 +124,8 @@ async def test_a_session_that_ends_on_whatever_path_leaves_one_event_with_its_re
         "reuse_detected": reuse,
         "revoked_by_admin": lambda t: keyturn.ending.end({t.session_id}, "revoked_by_admin", by=by),
         "revoked_by_admin with the user": lambda _: keyturn.ending.end_of_user(user.user_id, "revoked_by_admin", by=by),
-        "revoked_by_admin under the key": lambda _: keyturn.ending.end_under(1, by=by),
-        "revoked_by_admin under others": lambda _: keyturn.ending.end_all_but_under(2, by=by),
+        "revoked_by_admin under the key": lambda _: keyturn.sweeping.end_under(1, by=by),
+        "revoked_by_admin under others": lambda _: keyturn.sweeping.end_all_but_under(2, by=by),
         "idle_timeout": idle,
     }
     for path, end in paths.items():

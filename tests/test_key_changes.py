@@ -71,7 +71,7 @@ async def test_a_session_that_another_instance_began_under_the_key_meanwhile_is_
         async def sign_in() -> None:
             began.append(await late.starting.start(proof, by=SERVICE))
 
-        real, times = one.ending.end_under, 0
+        real, times = one.sweeping.end_under, 0
 
         async def end_under(number: int, **more: Any) -> int:
             nonlocal times
@@ -81,7 +81,7 @@ async def test_a_session_that_another_instance_began_under_the_key_meanwhile_is_
                 await sign_in()
             return count
 
-        monkeypatch.setattr(one.ending, "end_under", end_under)
+        monkeypatch.setattr(one.sweeping, "end_under", end_under)
         done = await one.key_changes.retire("refresh-1", by=SERVICE)
         assert (done.ended, done.ended_later) == (1, 1)
         assert began[0].refresh_token[4:6] == "AQ"  # key number 1

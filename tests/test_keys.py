@@ -261,8 +261,8 @@ async def test_retiring_a_refresh_key_ends_every_session_under_it_and_tells_thei
         moved = await one.rotation.refresh(before.refresh_token, by=SERVICE)
         number = await one.keys.retire("refresh-1", by=SERVICE)
         assert number == 1
-        assert await one.ending.end_under(number, most=2, by=SERVICE) == 5
-        assert await one.ending.end_under(number, most=2, by=SERVICE) == 0
+        assert await one.sweeping.end_under(number, most=2, by=SERVICE) == 5
+        assert await one.sweeping.end_under(number, most=2, by=SERVICE) == 0
         for keyturn in (one, two):
             await keyturn.keys.load()
             for tokens in under:
@@ -311,7 +311,7 @@ async def test_a_retirement_that_broke_off_leaves_nothing_that_can_be_refreshed_
         await one.keys.load()
         # The command stopped after its first range of sessions. A client of a later range is refused with the reason,
         # and its session ends.
-        assert (await one.ending._end_range(UUID(int=0), Session.key_number == 1, 2, SERVICE))[0] == 2
+        assert (await one.sweeping._end_range(UUID(int=0), Session.key_number == 1, 2, SERVICE))[0] == 2
         await refused_as(one, sessions[2].refresh_token, "revoked_by_admin")
         with pytest.raises(InvalidToken):
             await one.reading.verify(sessions[2].access_token)
@@ -320,7 +320,7 @@ async def test_a_retirement_that_broke_off_leaves_nothing_that_can_be_refreshed_
         unread = await late.starting.start(proof, by=SERVICE)
         assert late.keys.verify_refresh_token(unread.refresh_token).key.number == 1
         assert await one.keys.retire("refresh-1", by=SERVICE) == 1
-        assert await one.ending.end_under(1, by=SERVICE) == 2
+        assert await one.sweeping.end_under(1, by=SERVICE) == 2
         assert {(await one.reading.find(t.session_id)).over() for t in (*sessions, unread)} == {"revoked_by_admin"}
 
 

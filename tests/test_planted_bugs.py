@@ -25,6 +25,7 @@ from app.sessions.answers import Answers
 from app.sessions.ending import Ending
 from app.sessions.rotation import Rotation
 from app.sessions.rows import SessionRow, Verdict, judge
+from app.sessions.sweeping import Sweeping
 from app.storage.tables import Session
 from app.tokens import key_table, keys
 from app.tokens.keys import Keys
@@ -321,7 +322,7 @@ def the_sessions_of_a_retired_refresh_key_live_on(patch: Patch) -> None:
     async def end_under(*_: Any, **__: Any) -> int:
         return 0
 
-    patch.setattr(Ending, "end_under", end_under)
+    patch.setattr(Sweeping, "end_under", end_under)
 
 
 @bug

@@ -617,7 +617,7 @@ async def test_a_logout_fences_if_the_fence_is_not_the_one_that_it_knew(pair: Pa
 async def test_a_session_that_was_not_published_but_ended_fences(pair: Pair) -> None:
     one, another = await a_session(pair.here), await a_session(pair.here)
     both = Session.id.in_([one.session_id, another.session_id])
-    await pair.here.ending._end([one.session_id], "logout", both, by=SERVICE)
+    await pair.here.ending.end_where([one.session_id], "logout", both, by=SERVICE)
     assert (await fence_of(pair.here))[1] is None
     await refused(pair.there, one)
     await read(pair.there)
@@ -698,7 +698,7 @@ async def test_the_key_is_set_before_the_commit(pair: Pair, cache: redis_asyncio
         there.append(await cache.exists(f"{KEYS}{tokens.session_id}"))
 
     this = Session.id == tokens.session_id
-    await pair.here.ending._end([tokens.session_id], "logout", this, by=SERVICE, also=look)
+    await pair.here.ending.end_where([tokens.session_id], "logout", this, by=SERVICE, also=look)
     assert there == [1]
 
 

@@ -241,7 +241,7 @@ async def test_a_session_that_is_refreshed_between_the_look_and_the_end_is_no_lo
         return await publish(sessions)
 
     monkeypatch.setattr(keyturn.ending._publishing, "publish", late)
-    ended = await keyturn.ending.end_matching(Filter(idle_since=idle_since), by=SERVICE, ranges=9)
+    ended = await keyturn.sweeping.end_matching(Filter(idle_since=idle_since), by=SERVICE, ranges=9)
     assert ended == (1, None)
     assert (await keyturn.reading.find(used.session_id)).over() is None
     assert (await keyturn.reading.find(unused.session_id)).over() == "revoked_by_admin"
@@ -271,7 +271,7 @@ async def test_exactly_the_sessions_that_fit_end_while_all_refresh(keyturn: Keyt
         await asyncio.sleep(0.01)
     total, last = 0, BEGINNING
     while True:
-        count, end = await keyturn.ending.end_matching(
+        count, end = await keyturn.sweeping.end_matching(
             Filter(client_id="shop"), by=SERVICE, after=last, ranges=1, most=3
         )
         total += count

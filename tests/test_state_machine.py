@@ -742,7 +742,7 @@ class Machine(RuleBasedStateMachine):
         under = [s for s in self.model.live() if s.chain[-1].key is key]
         if under and which % 2:  # the client comes before the command reaches its session
             self.present(under[0], under[0].generation)
-        assert self.ask(self.keyturn.ending.end_under(answer, most=2, by=SERVICE)) == self.model.retire(key)
+        assert self.ask(self.keyturn.sweeping.end_under(answer, most=2, by=SERVICE)) == self.model.retire(key)
         for s in under[:2]:
             self.present(s, s.generation)
             self.log_out(None, (s, s.generation), "this")

@@ -132,7 +132,7 @@ async def _end_matching(keyturn: Keyturn, arguments: argparse.Namespace) -> None
         if arguments.preview:
             number, end = await keyturn.reading.count(filtered, after=last, ranges=_RANGES)
         else:
-            number, end = await keyturn.ending.end_matching(filtered, by=by(), after=last, ranges=_RANGES)
+            number, end = await keyturn.sweeping.end_matching(filtered, by=by(), after=last, ranges=_RANGES)
         total += number
         if end is None:
             break

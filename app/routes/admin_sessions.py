@@ -178,7 +178,7 @@ async def end_sessions(keyturn: Keyturn, request: Request) -> Answer:
         answer = EndedAnswer(count=counted)
     else:
         by = request.by("administrator", admin.user_id)
-        ended, last = await keyturn.ending.end_matching(filtered, by=by, after=after, ranges=_RANGES_TO_END)
+        ended, last = await keyturn.sweeping.end_matching(filtered, by=by, after=after, ranges=_RANGES_TO_END)
         answer = EndedAnswer(ended=ended)
     if last is not None:
         answer.next_cursor = keyturn.cursors.make(listing, last)

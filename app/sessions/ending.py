@@ -1,7 +1,7 @@
-"""Ending sessions: one, many, all of a user, all under a key; and logout.
+"""Ending sessions: one, many, all of a user; and logout. `Sweeping` ends those that only a walk over the table finds.
 
-Each ending is one transaction that reads from top to bottom: see `Ending._end`, and `app/revocation/publishing.py` for
-the order of its steps.
+Each ending is one transaction that reads from top to bottom: see `Ending.end_where`, and
+`app/revocation/publishing.py` for the order of its steps.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, or_
+from sqlalchemy import ColumnElement, and_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..actors import SERVICE, Actor
@@ -28,11 +28,9 @@ from ..tokens.access_tokens import AccessToken, AccessTokens
 from ..tokens.keys import Keys
 from ..tokens.refresh_tokens import RefreshToken
 from .answers import whole_seconds
-from .filters import Filter
 from .lookup import Lookup
 from .marking import TIMEOUTS, ends, live_of, lived, locked, mark, mark_logouts_on_postgres
 from .rows import SessionRow, Verdict, judge
-from .walk import BEGINNING, next_range
 
 Reach = Literal["this", "others", "all"]
 """Which sessions a logout ends."""
@@ -73,7 +71,7 @@ class Ending:
         Raises:
             TemporarilyUnavailable: the database is away. The sessions have ended or not: the client has to ask again.
         """
-        return lived(await self._end(session_ids, reason, locked(Session.id.in_(session_ids)), by=by))
+        return lived(await self.end_where(session_ids, reason, locked(Session.id.in_(session_ids)), by=by))
 
     @own_task
     async def end_of_user(
@@ -98,13 +96,15 @@ class Ending:
             live = set((await connection.scalars(live_of(user_id))).all())
         which = live_of(renamed or user_id)
         which = which.where(Session.id.not_in(but)) if but else which
-        return lived(await self._end(live - but, reason, Session.id.in_(which.with_for_update()), by=by, also=also))
+        return lived(
+            await self.end_where(live - but, reason, Session.id.in_(which.with_for_update()), by=by, also=also)
+        )
 
     @own_task
     async def end_for_reuse(self, session_id: UUID, generation: int, *, by: Actor) -> Reason:
         """Ends a session of which an old generation was presented. Returns why it ended, now or earlier."""
         older = and_(Session.id == session_id, Session.generation > generation)
-        ended = await self._end({session_id}, "reuse_detected", older, by=by)
+        ended = await self.end_where({session_id}, "reuse_detected", older, by=by)
         # Only the call that ends the session writes the line in the log. Later calls find the session ended.
         for row in ended:
             if row.end_reason not in TIMEOUTS:
@@ -122,7 +122,7 @@ class Ending:
         return "reuse_detected" if row is None or row.end_reason is None else row.end_reason
 
     @own_task
-    async def _end(
+    async def end_where(
         self,
         ids: Collection[UUID],
         reason: Reason,
@@ -153,97 +153,7 @@ class Ending:
         await comparison.known_to_all()
         return ended
 
-    # -- under a key, and by a filter
-
-    async def end_under(self, key_number: int, *, by: Actor, most: int = 1000) -> int:
-        """Ends the live sessions under a retired refresh key, `most` in a transaction. Returns how many were live.
-
-        If a call breaks off, call it again. A process that has not read yet that the key is retired may still start
-        sessions under the key. So call it once more later: `KeyChanges` does.
-
-        Raises:
-            TemporarilyUnavailable: as `end`.
-        """
-        return (await self._end_each(Session.key_number == key_number, by=by, most=most))[0]
-
-    async def end_all_but_under(self, key_number: int, *, by: Actor, most: int = 1000) -> int:
-        """Ends the live sessions under all refresh keys but one, as `end_under` does. Returns how many were live."""
-        return (await self._end_each(Session.key_number != key_number, by=by, most=most))[0]
-
-    async def end_matching(
-        self, filtered: Filter, *, by: Actor, after: UUID = BEGINNING, ranges: int, most: int = 1000
-    ) -> tuple[int, UUID | None]:
-        """Ends the live sessions that a filter lets through, `most` in a transaction.
-
-        The statement that ends a session checks the filter again. So a session that was refreshed in the meantime, and
-        is no longer idle, stays. If a call breaks off, call it again: those that ended are no longer found.
-
-        Args:
-            filtered: the filter. Its status has no part in this, since only live sessions can end.
-            by: the actor.
-            after: where the call before ended.
-            ranges: how many ranges of the walk one call takes, at most.
-            most: how many sessions end in one transaction, at most.
-
-        Returns:
-            How many were live, and where the next call goes on: None at the end.
-
-        Raises:
-            TemporarilyUnavailable: as `end`.
-        """
-        which = and_(*filtered.matching())
-        return await self._end_each(which, by=by, most=most, after=after, ranges=ranges, of_user=filtered.user_id)
-
-    async def end_over(self, *, by: Actor, most: int = 1000) -> None:
-        """Marks the sessions that are over by the policy in force alone, each with the deadline that it had.
-
-        Those whose own deadlines have passed need no mark: no policy can lengthen these. If a call breaks off, call it
-        again.
-
-        Raises:
-            TemporarilyUnavailable: as `end`.
-        """
-        policy, now = self._policies.in_force, self._db.now()
-        over = or_(
-            self._db.after(Session.rotated_at, policy.idle_lifetime) <= now,
-            self._db.after(Session.created_at, policy.absolute_lifetime) <= now,
-        )
-        alone = and_(over, Session.idle_expires_at > now, Session.absolute_expires_at > now)
-        await self._end_each(alone, by=by, most=most)
-
-    async def _end_each(
-        self,
-        which: ColumnElement[bool],
-        *,
-        by: Actor,
-        most: int,
-        after: UUID = BEGINNING,
-        ranges: int | None = None,
-        of_user: UUID | None = None,
-    ) -> tuple[int, UUID | None]:
-        ended, last, done = 0, after, 0
-        while ranges is None or done < ranges:
-            count, end = await self._end_range(last, which, most, by, of_user)
-            ended, done = ended + count, done + 1
-            if end is None:
-                return ended, None
-            last = end
-        return ended, last
-
-    @own_task
-    async def _end_range(
-        self, after: UUID, which: ColumnElement[bool], most: int, by: Actor, of_user: UUID | None = None
-    ) -> tuple[int, UUID | None]:
-        async with self._db.look(hot_path=False) as connection:
-            doomed = and_(which, Session.ended_at.is_(None))
-            ids, last = await next_range(connection, after, doomed, most=most, of_user=of_user)
-        if not ids:
-            return 0, last
-        await self._publishing.read_fence()  # the walk may take longer than a reading counts
-        # A session may change between the two statements, for example by a refresh, which moves it to another key. So
-        # the second statement checks `which` again.
-        ended = await self._end(ids, "revoked_by_admin", and_(locked(Session.id.in_(ids), which), which), by=by)
-        return lived(ended), last
+    # -- under a retired key
 
     async def over_under_retired_key(self, session_id: UUID, *, by: Actor) -> SessionRow:
         """The session of a token whose key is retired. The returned session is over.

@@ -19,7 +19,7 @@ from ..tokens.key_rotation import KeyRotation
 from ..tokens.key_set import Use
 from ..tokens.keys import READ_BY_ALL, Keys
 from ..tokens.primitives import RsaBits
-from .ending import Ending
+from .sweeping import Sweeping
 
 LAST_SIGN_IN = READ_BY_ALL + TIME_LIMIT
 """How long after the retirement of a refresh key a sign-in or refresh under it may still be answered.
@@ -81,11 +81,11 @@ class SignedOut:
 class KeyChanges:
     """Makes, rotates, retires and replaces working keys."""
 
-    def __init__(self, keys: Keys, rotation: KeyRotation, ending: Ending, algorithm: Algorithm) -> None:
+    def __init__(self, keys: Keys, rotation: KeyRotation, sweeping: Sweeping, algorithm: Algorithm) -> None:
         """`algorithm` is for access keys if a call names no other."""
         self._keys = keys
         self._rotation = rotation
-        self._ending = ending
+        self._sweeping = sweeping
         self._algorithm = algorithm
 
     async def generate(
@@ -192,7 +192,7 @@ class KeyChanges:
             begun(done)
         if number is None:
             return done
-        ended, ended_later = await _twice(lambda: self._ending.end_under(number, by=by))
+        ended, ended_later = await _twice(lambda: self._sweeping.end_under(number, by=by))
         return replace(done, ended=ended, ended_later=ended_later)
 
     async def begin_retirement(self, kid: str, *, by: Actor) -> Retired:
@@ -224,7 +224,7 @@ class KeyChanges:
         done = Replaced(kids["access"], kids["refresh"], kids["cookie"], await self._keys.list())
         if begun is not None:
             begun(done)
-        return replace(done, ended=sum(await _twice(lambda: self._ending.end_all_but_under(number, by=by))))
+        return replace(done, ended=sum(await _twice(lambda: self._sweeping.end_all_but_under(number, by=by))))
 
 
 async def _twice(end: Callable[[], Awaitable[int]]) -> tuple[int, int]:

@@ -8,15 +8,15 @@ from __future__ import annotations
 from ..actors import Actor
 from ..policies import Policies, Stored
 from ..policies.members import Values
-from .ending import Ending
+from .sweeping import Sweeping
 
 
 class PolicyChanges:
     """Changes policies."""
 
-    def __init__(self, policies: Policies, ending: Ending) -> None:
+    def __init__(self, policies: Policies, sweeping: Sweeping) -> None:
         self._policies = policies
-        self._ending = ending
+        self._sweeping = sweeping
 
     async def change(self, scope: str, values: Values, *, by: Actor) -> Stored:
         """As `Policies.change`, and first marks the sessions that would come back to life under a longer lifetime.
@@ -34,5 +34,5 @@ class PolicyChanges:
         now, then = before.in_force, after.in_force
         if then.idle_lifetime > now.idle_lifetime or then.absolute_lifetime > now.absolute_lifetime:
             await self._policies.load()  # the marks get their reasons by the policy in force in this process
-            await self._ending.end_over(by=by)
+            await self._sweeping.end_over(by=by)
         return await self._policies.change(scope, values, by=by)
