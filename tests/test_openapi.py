@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import operator
 import re
 import subprocess
 import sys
@@ -13,14 +12,10 @@ from typing import Any, get_args
 
 import pytest
 import requests
-import schemathesis
 from fastapi import FastAPI
-from hypothesis import HealthCheck, given, settings
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 from pydantic import BaseModel
-from schemathesis import Case, GenerationMode
-from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
 from app.errors import Reason
 from app.http.answers import NO_CONTENT, Answer
@@ -327,7 +322,7 @@ def test_the_bearer_token_is_asked_for_where_one_is_needed(document: Json) -> No
     assert (scheme["type"], scheme["scheme"], scheme["bearerFormat"]) == ("http", "bearer", "JWT")
 
 
-# -- a random client
+# -- a running service
 
 
 @pytest.fixture(scope="module")
@@ -383,45 +378,6 @@ def test_a_logout_that_says_something_else_is_refused_and_ends_nothing(
     headers = {"Authorization": f"Bearer {access_token}", "Content-Type": "application/json"}
     assert session.post(f"{service.url}/auth/logout", data=body, headers=headers, timeout=10).status_code == 400
     assert session.get(f"{service.url}/auth/verify", headers=headers, timeout=10).status_code == 200
-
-
-POSITIVE, NEGATIVE = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
-# The other operations have no input that can be wrong.
-TAKING = {
-    *("register", "login", "refresh", "logout", "password", "verify"),
-    *("list_sessions", "get_session", "rename_session", "end_session", "list_session_events"),
-    *("list_all_sessions", "get_any_session", "end_any_session", "end_sessions"),
-}
-
-
-@pytest.mark.parametrize(
-    ("name", "mode"),
-    [(name, POSITIVE) for name in REFUSALS] + [(name, NEGATIVE) for name in REFUSALS if name in TAKING],
-    ids=lambda value: value if isinstance(value, str) else value.value,
-)
-def test_a_random_client_gets_only_documented_answers(
-    document: Json, service: Service, session: requests.Session, access_token: str, name: str, mode: GenerationMode
-) -> None:
-    schema = schemathesis.openapi.from_dict(document)
-    operation = next(
-        o
-        for o in map(operator.methodcaller("ok"), schema.get_all_operations())
-        if o.definition.raw["operationId"] == name
-    )
-    statuses: set[int] = set()
-    # A schema can't say "8 to 1024 bytes" or "no NUL". And verify ignores a query, because a proxy may append one.
-    excluded: list[Any] = [positive_data_acceptance, *([negative_data_rejection] if name == "verify" else [])]
-
-    @settings(max_examples=30, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @given(case=operation.as_strategy(generation_mode=mode))
-    def holds(case: Case[Any]) -> None:
-        headers = {"Authorization": f"Bearer {access_token}"}
-        answer = case.call_and_validate(service.url, session, headers=headers, excluded_checks=excluded, timeout=10)
-        statuses.add(answer.status_code)
-
-    holds()
-    assert statuses
-    assert max(statuses) < 500
 
 
 def test_the_document_says_form_for_each_path_under_which_the_edge_reads_forms() -> None:

@@ -73,34 +73,40 @@ class Filter:
 
 def lives(now: datetime, policy: Policy) -> list[ColumnElement[bool]]:
     """The rule of `SessionRow.over`, as conditions."""
+    return [*not_over(now, policy), has_key(now)]
+
+
+def not_over(now: datetime, policy: Policy) -> list[ColumnElement[bool]]:
+    """The part of `lives` that a session's own row decides."""
     return [
         Session.ended_at.is_(None),
         Session.idle_expires_at > now,
         Session.rotated_at > now - policy.idle_lifetime,
         Session.created_at > now - policy.absolute_lifetime,
-        has_key(now),
     ]
 
 
 def has_key(now: datetime) -> ColumnElement[bool]:
     """Whether the key of a session's refresh token is not retired.
 
-    The number alone is not enough. If an operator has deleted all keys, the numbers begin anew. Then a session under
-    the deleted key is older than the new key of the same number.
-
     As a value (`is_`), Postgres looks for the key row by row. Of a bare EXISTS it makes a join, and expects that hardly
     a session has a key. Then a page of a list would read and sort all sessions of its user.
     """
-    return (
-        exists()
-        .where(
-            Key.use == "refresh",
-            Key.number == Session.key_number,
-            in_force(now),
-            Key.created_at <= Session.rotated_at,
-        )
-        .is_(True)
-    )
+    return exists().where(*its_key(now)).is_(True)
+
+
+def its_key(now: datetime) -> list[ColumnElement[bool]]:
+    """Which row of `keys` is the key of a session's refresh token, if the key is not retired. One at most.
+
+    The number alone is not enough. If an operator has deleted all keys, the numbers begin anew. Then a session under
+    the deleted key is older than the new key of the same number.
+    """
+    return [
+        Key.use == "refresh",
+        Key.number == Session.key_number,
+        in_force(now),
+        Key.created_at <= Session.rotated_at,
+    ]
 
 
 def key_retired_for() -> ScalarSelect[str | None]:
