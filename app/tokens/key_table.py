@@ -179,7 +179,10 @@ class KeyTable(KeyRows):
         return made
 
     async def changing(self, tx: AsyncConnection) -> datetime:
-        """Begins a change of the table, one at a time over all processes. Adds one to the version. Returns the time."""
+        """Begins a change of the table, one at a time over all processes, and gives it a new version. Returns the time.
+
+        The version is a random number: a count would come a second time after a restore.
+        """
         if self._db.is_postgres:  # SQLite's transaction holds the write lock already
             await tx.execute(select(func.pg_advisory_xact_lock(KEYS)))
         # Nobody sees the new version before this transaction's other changes. `one`: without the pulse's row no process
