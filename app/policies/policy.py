@@ -74,6 +74,8 @@ def jittered(lifetime: timedelta, jitter: timedelta, session_id: UUID, generatio
         session_id: the session.
         generation: the generation of its refresh token.
     """
+    if not jitter:  # as by default: each refresh comes here
+        return lifetime
     most = min(jitter, lifetime / 3) // _SECOND
     if most <= 0:
         return lifetime
