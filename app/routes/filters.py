@@ -39,7 +39,7 @@ def moment(request: Request, name: str) -> datetime | None:
     """
     value = request.parameter(name)
     try:
-        # A plus sign in a query means a space (URL Standard, section 5.1), and many clients forget to encode it.
+        # A plus sign in a query means a space (URL Standard), and many clients forget to encode it.
         return None if value is None else moment_of(value.replace(" ", "+"))
     except ValueError:
         raise InvalidRequest(
