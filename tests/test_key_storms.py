@@ -82,6 +82,7 @@ class Storm:
             if "access_token" in tokens:
                 kids["access"] = jwt.get_unverified_header(tokens["access_token"])["kid"]
                 kids["refresh"] = tokens["refresh_token"][4:6]  # the first byte after `ktr_` is the key's number
+                kids["rounds"] = kids.get("rounds", 0) + 1
 
     async def cookie(self, kids: dict[str, Any]) -> None:
         same, jar = {"Sec-Fetch-Site": "same-origin"}, dict[str, str]()
@@ -92,6 +93,7 @@ class Storm:
             kids["cookie"] = [
                 value[:10] for name, value in jar.items() if "refresh" in name
             ]  # the key's id comes first
+            kids["rounds"] = kids.get("rounds", 0) + 1
             fields = {**same, "Cookie": "; ".join(f"{name}={value}" for name, value in jar.items())}
             await self.ask("GET", "/auth/verify", headers=fields)
             answer = await self.ask("POST", "/auth/refresh", headers=fields)
@@ -119,8 +121,8 @@ class Storm:
 
     async def goes_on(self) -> None:
         """Waits until every client has new tokens."""
-        self.kids[:] = [kids.clear() or kids for kids in self.kids]  # type: ignore[func-returns-value]  # `clear` gives None
-        await self.until(lambda: all(self.kids))
+        before = [kids["rounds"] for kids in self.kids]
+        await self.until(lambda: all(k["rounds"] > was + 1 for k, was in zip(self.kids, before, strict=True)))
 
 
 async def moved(keyturn: Keyturn, kid: str, column: str, seconds: int) -> None:
@@ -133,13 +135,13 @@ async def moved(keyturn: Keyturn, kid: str, column: str, seconds: int) -> None:
 
 
 async def rotated(storm: Storm, keyturn: Keyturn, use: Use, algorithm: Algorithm | None, *, truly: bool) -> None:
+    before = [dict(kids) for kids in storm.kids if use in kids]
     made = await asked_again(lambda: keyturn.key_changes.rotate(use, algorithm, by=SERVICE))
     old = next(key["kid"] for key in made.keys if key["status"] == "signs")
     if not truly:
         await moved(keyturn, made.kid, "signs_from", 4)
     waiting = asyncio.create_task(asked_again(lambda: keyturn.key_changes.signs(made.kid)))
     await storm.until(waiting.done)
-    before = [dict(kids) for kids in storm.kids if use in kids]
 
     def all_moved() -> bool:
         return all(kids[use] != was[use] for kids, was in zip((k for k in storm.kids if use in k), before, strict=True))

@@ -200,7 +200,9 @@ class Theft:
     thiefs: tuple[int, str] | None = None
     rule: Rule = field(default_factory=Rule)
     key: str | None = None
-    """The key of the last rotation, if the owner did it."""
+    """The key of the last rotation."""
+    had: set[tuple[int, str]] = field(default_factory=set, repr=False)
+    """All that the thief was ever given."""
     seen: list[str] = field(default_factory=list)
     caught: bool = False
 
@@ -236,10 +238,18 @@ class Theft:
         generation, token = self.thiefs
         key = self.dice.choice([None, "a key that the thief made up", "x" * 16])
         expected = self.rule.of(generation)
+        own = key is not None and key == self.key and generation == self.rule.generation - 1
+        if expected == "reuse" and own:
+            expected = "retry"  # of a rotation of the thief's own
         self.seen.append(f"thief {expected}")
-        self.thiefs = await self._present(keyturn, generation, token, key, expected) or self.thiefs
+        given = await self._present(keyturn, generation, token, key, expected)
+        if own and given:
+            assert given in self.had, "the retry gives the thief what the thief has already"
         if expected == "rotates":
-            self.key = None
+            self.key = key
+        if given:
+            self.thiefs = given
+            self.had.add(given)
 
     async def _owner(self, keyturn: Keyturn, *, lost: bool = False) -> None:
         generation, token = self.owners

@@ -188,7 +188,7 @@ async def test_a_name_that_a_user_gives_is_kept_and_can_be_taken_away(api: Api) 
     assert await events_of(api.keyturn, there) == ["session_renamed", "session_started"]  # one of two
     assert "name" not in (await send(api, "PATCH", path, here, {"device_name": None})).json()["device"]
     assert await events_of(api.keyturn, there) == ["session_renamed"] * 2 + ["session_started"]
-    for wrong in ("", "x" * 101, "a\nb", "\x00", "\u202e", " ", 1, ["x"]):
+    for wrong in ("", "x" * 101, "a\nb", "\x00", "\u202e", 1, ["x"]):
         refused(await send(api, "PATCH", path, here, {"device_name": wrong}), 400, "invalid_request")
     bodies: list[Any] = [
         {},

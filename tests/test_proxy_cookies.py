@@ -115,9 +115,9 @@ def with_cookies(*cookies: str) -> tuple[str, str]:
 
 
 def set_by(answer: Answer) -> dict[str, str]:
-    """Keyturn's cookies that an answer sets: their names, and their values with all attributes."""
+    """Keyturn's cookies with tokens that an answer sets: their names, and their values with all attributes."""
     fields = [field.split("=", 1) for field in answer.all("set-cookie")]
-    found = [(name, rest) for name, rest in fields if "keyturn" in name]
+    found = [(name, rest) for name, rest in fields if "keyturn" in name and "device" not in name]
     assert len(found) == len(dict(found)), found
     assert not any("keyturn" in rest for _, rest in found), found  # two in one field, joined with a comma
     return dict(found)
@@ -582,6 +582,7 @@ def test_sign_in_refresh_and_logout_with_cookies_pass_through_to_keyturn(proxy: 
     body = f'{{"email": "ada@example.com", "password": "{PASSWORD}", "mode": "cookie"}}'.encode()
     assert proxy.ask("POST", "/auth/login", [content], body).status == HTTPStatus.FORBIDDEN
     answer = proxy.ask("POST", "/auth/login", [content, *OWN_PAGE], body)
+    assert sum("keyturn-device=" in field for field in answer.all("set-cookie")) == 1
     access, refresh = refreshed(answer)
     assert proxy.ask("GET", "/auth/me", [with_cookies(access, refresh)]).status == HTTPStatus.OK
     answer = proxy.ask("POST", "/auth/refresh", [*OWN_PAGE, with_cookies(access, refresh)])

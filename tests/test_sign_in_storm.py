@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID
 
 import httpx2
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.keyturn import Keyturn
-from app.sessions.start import Authenticated
 from app.storage.migrating import migrate
 from app.storage.tables import Event, Session
 from tests.conftest import PASSWORD, a_user, settings_of, sync
 from tests.servers import Redis
 from tests.service import Service
-from tests.test_races import a_client, all_ready, at, serve, until, verify
+from tests.test_races import a_client, all_ready, at, connected, serve, until, verify
 
 LIMIT = 3
 LOGINS = 50
@@ -62,13 +63,15 @@ class Storm:
     """Sign-ins of one user, and what was seen of them."""
 
     stage: Stage
-    keyturn: Keyturn
+    watching: AsyncConnection
+    """A connection of the test alone, so that no pool of Keyturn's is in its way."""
     client: httpx2.AsyncClient
     email: str
-    proof: Authenticated
+    user_id: UUID
     tokens: dict[UUID, str] = field(default_factory=dict)
     refused_at_once: int = 0
-    counts: set[int] = field(default_factory=set)
+    counts: Counter[int] = field(default_factory=Counter)
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def sign_in(self, number: int, body: Mapping[str, str]) -> None:
         """Signs in at one service, and asks the other for the tokens of the sessions that this sign-in ended."""
@@ -88,20 +91,22 @@ class Storm:
                 assert refused.json()["reason"] in {"session_limit", "replaced"}
                 self.refused_at_once += 1
 
-    async def ended_by(self, request_id: str) -> list[UUID]:
-        async with self.keyturn.db.look() as connection:
-            query = select(Event.session_id).where(Event.event == "session_ended", Event.request_id == request_id)
-            return [row.session_id for row in await connection.execute(query)]
+    async def read(self, query: Any) -> Sequence[Any]:
+        async with self.turn:
+            return (await self.watching.execute(query)).all()
 
-    async def live(self) -> int:
-        async with self.keyturn.db.look() as connection:
-            which = Session.user_id == self.proof.user_id, Session.ended_at.is_(None)
-            return await connection.scalar(select(func.count()).select_from(Session).where(*which)) or 0
+    async def ended_by(self, request_id: str) -> list[UUID]:
+        query = select(Event.session_id).where(Event.event == "session_ended", Event.request_id == request_id)
+        return [row.session_id for row in await self.read(query)]
+
+    async def sessions(self) -> Sequence[Any]:
+        query = select(Session.id, Session.end_reason).where(Session.user_id == self.user_id)
+        return await self.read(query.order_by(Session.id))
 
     async def watch(self) -> None:
         """Notes how many sessions live, until it is cancelled. Each reading is a snapshot between two commits."""
         while True:
-            self.counts.add(await self.live())
+            self.counts[sum(row.end_reason is None for row in await self.sessions())] += 1
             await asyncio.sleep(0.005)
 
 
@@ -110,32 +115,33 @@ async def raged(storm: Storm, body: Mapping[str, str], first: int) -> None:
     for number in range(first):
         await storm.sign_in(number, body)
     watch = asyncio.create_task(storm.watch())
-    try:
-        await asyncio.gather(*(storm.sign_in(number, body) for number in range(LOGINS)))
-    finally:
+    await asyncio.gather(*(storm.sign_in(number, body) for number in range(LOGINS)))
+    async with storm.turn:  # the watch is between two readings
         watch.cancel()
-        await asyncio.wait({watch})
+    await asyncio.wait({watch})
 
 
 @pytest.mark.parametrize("device", [False, True], ids=["limit", "device"])
 async def test_50_sign_ins_at_once_on_two_processes_leave_exactly_what_may_live_at_every_moment(
     stage: Stage, device: bool
 ) -> None:
-    async with at(stage.database_url) as keyturn, a_client(30) as client:
-        email = f"{secrets.token_hex(8)}@example.com"
-        storm = Storm(stage, keyturn, client, email, await a_user(keyturn, email))
+    email = f"{secrets.token_hex(8)}@example.com"
+    async with at(stage.database_url) as keyturn:
+        user_id = (await a_user(keyturn, email)).user_id
+    async with connected(stage.database_url) as watching, a_client(30) as client:
+        storm = Storm(stage, watching, client, email, user_id)
         body, exactly = ({"device_id": "laptop"}, 1) if device else ({}, LIMIT)
         await raged(storm, body, exactly)
-        assert storm.counts == {exactly}, "exceeded, or fewer"
-        assert await storm.live() == exactly
-        async with keyturn.db.look() as connection:
-            query = select(Session.id, Session.end_reason).where(Session.user_id == storm.proof.user_id)
-            rows = (await connection.execute(query.order_by(Session.id))).all()
+        assert storm.counts.keys() == {exactly}, f"exceeded, or fewer: {storm.counts}"
+        rows = await storm.sessions()
         # One that a service answered with 503 may have been started all the same.
         assert len(rows) >= LOGINS + exactly
         reason = "replaced" if device else "session_limit"
         assert [row.end_reason for row in rows] == [reason] * (len(rows) - exactly) + [None] * exactly
-        print(f"{len(rows)} sessions, {storm.refused_at_once} of the ended ones asked for at once")
+        print(
+            f"{len(rows)} sessions, counted {storm.counts[exactly]} times meanwhile,"
+            f" {storm.refused_at_once} of the ended ones asked for at once"
+        )
         assert storm.refused_at_once >= LOGINS / 5
         for row in rows:
             for service in stage.services if row.id in storm.tokens else ():

@@ -340,8 +340,9 @@ async def ahead(keyturn: Keyturn, seconds: int, asked: Coroutine[Any, Any, T]) -
 
 WHICH = integers(0, 15)
 ROLES = sampled_from(["editor", "admin", "user"])
-USES = sampled_from(["refresh", "access", "refresh"])
-KEYS = sampled_from(["the first of two keys", "the second of two keys", None])
+USES = sampled_from(["access", "refresh"])
+FIRST, SECOND = "the first of two keys", "the second of two keys"
+KEYS = sampled_from([FIRST, SECOND, FIRST, None])
 
 
 class Machine(RuleBasedStateMachine):
@@ -527,12 +528,26 @@ class Machine(RuleBasedStateMachine):
             self.grow_older(after)
         self.present(s, s.generation - 1)
 
-    @rule(which=WHICH, keys=lists(KEYS, min_size=1, max_size=3), again=KEYS, after=sampled_from([10, WINDOW, 300]))
-    def retry_with_a_key(self, which: int, keys: list[str | None], again: str | None, after: int) -> None:
+    @rule(
+        which=WHICH,
+        keys=lists(KEYS, min_size=1, max_size=3),
+        back=sampled_from([1, 2, 1]),
+        after=sampled_from([WINDOW, 10, IDLE]),
+        again=KEYS,
+    )
+    def retry_with_a_key(self, which: int, keys: list[str | None], back: int, after: int, again: str | None) -> None:
         s = self.pick(which * 2)
-        self.present(s, s.generation, keys=keys)
+        for _ in range(back):
+            self.present(s, s.generation, keys=keys)
         self.grow_older(after)
-        self.present(s, max(0, s.generation - 1), keys=[again])
+        self.present(s, s.generation - back, keys=[again])
+
+    @rule(which=WHICH, after=sampled_from([WINDOW, 700]))
+    def a_late_retry_with_its_key(self, which: int, after: int) -> None:
+        s = self.pick(which * 2)
+        self.present(s, s.generation, keys=[FIRST])
+        self.grow_older(after)
+        self.present(s, s.generation - 1, keys=[FIRST])
 
     @rule(which=WHICH, back=integers(2, 4))
     def reuse(self, which: int, back: int) -> None:
@@ -709,6 +724,15 @@ class Machine(RuleBasedStateMachine):
                 self.generate(use)
             case "a minute passes":
                 self.a_minute_passes()
+
+    @rule(which=WHICH)
+    def the_refresh_key_of_live_sessions_is_retired(self, which: int) -> None:
+        s = self.pick(which * 2)
+        self.sign_in(s.user)
+        self.generate("refresh")
+        self.a_minute_passes()
+        there = [key for key in self.model.keys["refresh"] if not key.retired]
+        self.retire("refresh", there.index(s.chain[-1].key) + which % 2 * len(there))
 
     def generate(self, use: Any) -> None:
         self.model.keys[use].append(Key(self.run(self.keyturn.keys.generate(use, by=SERVICE))))

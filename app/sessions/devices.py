@@ -55,7 +55,7 @@ def described(user_agent: str | None) -> Device:
 
 @lru_cache(maxsize=1)
 def _parser() -> Parser:
-    # Loaded on first use: the patterns take a fifth of a second and 16 MB, and most processes never list a session.
+    # Loaded on first use: the patterns take a third of a second and 4 MB, and many processes never list a session.
     from ua_parser import Parser  # noqa: PLC0415
     from ua_parser.basic import Resolver  # noqa: PLC0415
     from ua_parser.loaders import load_lazy_builtins  # noqa: PLC0415

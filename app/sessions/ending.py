@@ -96,9 +96,8 @@ class Ending:
             live = set((await connection.scalars(live_of(user_id))).all())
         which = live_of(renamed or user_id)
         which = which.where(Session.id.not_in(but)) if but else which
-        return lived(
-            await self.end_where(live - but, reason, Session.id.in_(which.with_for_update()), by=by, also=also)
-        )
+        condition = Session.id.in_(which.with_for_update())
+        return lived(await self.end_where(live - but, reason, condition, by=by, also=also))
 
     @own_task
     async def end_for_reuse(self, session_id: UUID, generation: int, *, by: Actor) -> Reason:

@@ -1,4 +1,4 @@
-"""Ending sessions by a walk over the table: those under a key, those that a filter lets through, those over by a policy.
+"""Ending sessions by a walk over the table: those under a key, those that a filter finds, those over by a policy.
 
 Each range of the walk is a transaction of its own, so a call that breaks off is simply made again.
 """
@@ -117,7 +117,6 @@ class Sweeping:
         await self._publishing.read_fence()  # the walk may take longer than a reading counts
         # A session may change between the two statements, for example by a refresh, which moves it to another key. So
         # the second statement checks `which` again.
-        ended = await self._ending.end_where(
-            ids, "revoked_by_admin", and_(locked(Session.id.in_(ids), which), which), by=by
-        )
+        condition = and_(locked(Session.id.in_(ids), which), which)
+        ended = await self._ending.end_where(ids, "revoked_by_admin", condition, by=by)
         return lived(ended), last
