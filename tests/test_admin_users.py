@@ -270,7 +270,7 @@ async def test_each_act_is_for_administrators_who_signed_in_a_short_while_ago_an
     async def ask(token: str | None, **fields: str) -> httpx2.Response:
         return await api.client.request(method, path, json=body, headers=authorization(token) | fields)
 
-    # Roles that look like the administrators' (attack 99), and a token that claims the role which its row has not.
+    # Roles that look like the administrators', and a token that claims the role which its row has not.
     tokens = {}
     for role in ("user", "administrator", "xadmin", "admin2", "admin_"):
         email = f"{role}@example.com"

@@ -178,7 +178,6 @@ async def test_two_administrators_who_erase_each_other_at_once_leave_one(open_ke
 
 
 async def test_the_same_address_created_again_gets_nothing_of_the_former_user(keyturn: Keyturn) -> None:
-    """Attack 60."""
     first = await a_user(keyturn)
     await keyturn.users.set_claims(first.user_id, {"org": "acme"}, by=SERVICE)
     tokens = await keyturn.starting.start(first, by=SERVICE)

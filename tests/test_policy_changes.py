@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import Any
 
@@ -524,16 +524,18 @@ async def test_a_shorter_policy_holds_for_access_tokens_that_were_given_before_a
     old = await keyturn.starting.start(proof, by=SERVICE)
     await change(keyturn, access_lifetime=60, retry_window=20)
     new = await keyturn.starting.start(proof, by=SERVICE)
-    at = keyturn.db.clock()
-    for seconds, lives in ((64, True), (66, False)):  # with the leeway of 5 seconds, as for `exp`
-        keyturn.db.clock = lambda: at + seconds * SECOND  # type: ignore[method-assign]  # noqa: B023  # called at once
-        for tokens in (old, new):
+    for tokens in (old, new):
+        issued = (await keyturn.reading.verify(tokens.access_token)).claims["iat"]
+        for seconds, lives in ((64, True), (66, False)):  # with the leeway of 5 seconds, as for `exp`
+            keyturn.db.clock = lambda: datetime.fromtimestamp(issued + seconds, UTC)  # type: ignore[method-assign]  # noqa: B023  # called at once
             if lives:
                 await keyturn.reading.verify(tokens.access_token)
             else:
                 with pytest.raises(InvalidToken) as caught:
                     await keyturn.reading.verify(tokens.access_token)
                 assert caught.value.reason == "token_expired"
+        del keyturn.db.clock
+    keyturn.db.clock = lambda: datetime.fromtimestamp(issued + 66, UTC)  # type: ignore[method-assign]
     await change(keyturn, access_lifetime=None, retry_window=None)
     await keyturn.reading.verify(old.access_token)
     with pytest.raises(InvalidToken):
@@ -544,7 +546,7 @@ async def test_the_last_access_token_of_a_session_that_a_shorter_policy_ends_is_
     proof = await a_user(keyturn)
     tokens = await keyturn.starting.start(proof, by=SERVICE)
     await change(keyturn, access_lifetime=60, retry_window=0, idle_lifetime=60, absolute_lifetime=60)
-    at = keyturn.db.clock()
+    at = datetime.fromtimestamp((tokens.session_id.int >> 80) / 1000, UTC)  # the moment in the session's id
     for seconds, lives in ((64, True), (66, False)):
         keyturn.db.clock = lambda: at + seconds * SECOND  # type: ignore[method-assign]  # noqa: B023  # called at once
         # A token that was issued a moment ago, as a refresh just before the change would have given it.

@@ -65,7 +65,7 @@ def moment(request: Request, name: str) -> datetime | None:
     if value is None:
         return None
     try:
-        # A plus sign in a query means a space (URL Standard, section 5.1), and many clients forget to encode it.
+        # A plus sign in a query means a space (URL Standard), and many clients forget to encode it.
         found = datetime.fromisoformat(value.replace(" ", "+").upper())
         if found.tzinfo is not None and "T" in value.upper():
             return found.astimezone(UTC)

@@ -35,8 +35,8 @@ RESERVED = frozenset(
         "azp at_hash c_hash s_hash sid sub_jwk events",  # OpenID Connect Core and Back-Channel Logout
         "name given_name family_name middle_name nickname preferred_username profile picture website email",
         "email_verified gender birthdate zoneinfo locale phone_number phone_number_verified address updated_at",
-        "_claim_names _claim_sources",  # OpenID Connect Core section 5.6.2
-        "active username token_type token_introspection",  # RFC 7662 section 2.2, RFC 9701 section 5
+        "_claim_names _claim_sources",  # OpenID Connect Core, aggregated and distributed claims
+        "active username token_type token_introspection",  # RFC 7662 section 2.2, RFC 9701
         "role",  # Keyturn's own
     )
     for name in names.split()

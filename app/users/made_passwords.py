@@ -1,6 +1,6 @@
 """Passwords that Keyturn makes: for the first administrator, for a new user, and in the place of a lost one.
 
-Such a password is good for `LIFETIME` or until its user changes it, and never longer (ASVS 5.0 section 6.4.1). For it
+Such a password is good for `LIFETIME` or until its user changes it, and never longer (ASVS 5.0 6.4.1). For it
 has been on a screen, and in the hands of the person who asked for it.
 """
 
