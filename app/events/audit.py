@@ -57,7 +57,7 @@ class Event:
     reason: str | None = None
     """Why a session ended."""
     detail: str | None = None
-    """The id of a key, a new role, or the number of sessions that were deleted."""
+    """The id of a key, a new role, a member of a policy with its new value, or the number of sessions or keys."""
 
 
 async def record(tx: AsyncConnection, now: datetime, by: Actor, events: Iterable[Event]) -> None:

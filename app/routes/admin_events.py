@@ -40,7 +40,10 @@ class AuditEventAnswer(BaseModel):
     address: Annotated[str | SkipJsonSchema[None], Field(description="From where the actor came.")] = None
     request_id: Annotated[str | SkipJsonSchema[None], Field(description="The request's id in answer and log.")] = None
     reason: Annotated[str | SkipJsonSchema[None], Field(description="Why a session ended.")] = None
-    detail: Annotated[str | SkipJsonSchema[None], Field(description="A key's id, a role, a number of sessions.")] = None
+    detail: Annotated[
+        str | SkipJsonSchema[None],
+        Field(description="A key's id, a role, a member of a policy with its value, or how many sessions or keys."),
+    ] = None
 
 
 class AuditEventsAnswer(BaseModel):
