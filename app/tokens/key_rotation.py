@@ -22,8 +22,8 @@ from ..storage.tables import Key
 from ..storage.tasks import own_task
 from .key_rows import known_here
 from .key_seal import KeySeal
-from .key_set import AccessKey, Use, new_secret
-from .key_table import PUBLISHED_FOR, KeyTable
+from .key_set import AccessKey, Use
+from .key_table import PUBLISHED_FOR, KeyTable, made_beside
 from .primitives import KEY_BYTES, RsaBits
 
 _MARGIN = timedelta(seconds=60)
@@ -67,7 +67,9 @@ class KeyRotation:
             TemporarilyUnavailable: the database is away.
         """
         # Before the transaction, as in `KeyTable.generate`.
-        secret = new_secret(algorithm or self._algorithm, bits or 2048) if use == "access" else os.urandom(KEY_BYTES)
+        secret = os.urandom(KEY_BYTES)
+        if use == "access":
+            secret = await made_beside(algorithm or self._algorithm, bits or 2048)
         async with self._db.begin() as tx:
             now = await self._table.changing(tx)
             events = []
