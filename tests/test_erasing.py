@@ -107,7 +107,7 @@ async def test_nothing_personal_stays_of_an_erased_user(keyturn: Keyturn) -> Non
 
 
 async def test_events_stay_under_a_pseudonym_and_say_who_erased(keyturn: Keyturn) -> None:
-    user_id, other = (await a_user(keyturn)).user_id, (await a_user(keyturn, BOB)).user_id
+    user_id, other = (await a_user(keyturn)).user_id, (await a_user(keyturn, BOB, "admin")).user_id
     tokens = await ada_signs_in(keyturn, user_id)
     bobs = await keyturn.events.list(limit=99, user_id=other)
     kinds = [row["event"] for row in await rows(keyturn, Event) if row["user_id"] == user_id]
