@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 from typing import Annotated, Any, get_args
 from uuid import UUID
 
@@ -60,6 +61,7 @@ class SessionEventsAnswer(BaseModel):
     next_cursor: Annotated[str | SkipJsonSchema[None], Field(description="Absent at the end.")] = None
 
 
+_TICK = timedelta(microseconds=1)  # of the clocks of both databases
 _BEHIND_THE_SCENES = {"administrator", "command", "service"}
 """The kinds of actors whose address is no business of the session's user."""
 
@@ -113,12 +115,22 @@ async def list_session_events(keyturn: Keyturn, request: Request) -> Answer:
     listing, limit, cursor = f"events of {session.id}", filters.limit(request), request.parameter("cursor")
     before = None if cursor is None else keyturn.cursors.open(listing, cursor)
     events = await keyturn.events.list(limit=limit + 1, before=before, user_id=own.user_id, session_id=session.id)
+    if before is None:
+        events = [*await _of_everyone(keyturn, session), *events]
     more = len(events) > limit
     answer = SessionEventsAnswer(
         items=[_event(each) for each in events[:limit]],
         next_cursor=keyturn.cursors.make(listing, events[limit - 1]["id"]) if more else None,
     )
     return of_model(answer, exclude_none=True)
+
+
+async def _of_everyone(keyturn: Keyturn, session: SessionRow) -> Sequence[Any]:
+    """The event that signed everyone out, if it ended the session. No session has one of its own from that act."""
+    at = session.over_since()
+    if at is None or session.over() != "signed_out_everywhere":
+        return []
+    return await keyturn.events.list(limit=1, event="signed_out_everywhere", since=at, until=at + _TICK)
 
 
 async def _own(keyturn: Keyturn, request: Request, *, changes: bool = False) -> SessionRow:
