@@ -534,11 +534,11 @@ def published_after_the_commit(patch: Patch) -> None:
         late.append((self, ids))
         return Published(frozenset(ids), None, frozenset())
 
-    async def started(self: Starting, *args: Any) -> Tokens:
-        tokens = await real(self, *args)
+    async def started(self: Starting, *args: Any) -> Any:
+        done = await real(self, *args)
         for publishing, ids in late:
             await publish(publishing, ids)
-        return tokens
+        return done
 
     patch.setattr(Publishing, "publish", remembered)
     patch.setattr(Starting, "_start_in_turn", started)
