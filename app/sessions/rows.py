@@ -74,6 +74,8 @@ class SessionRow:
     """Whether the key of its refresh token is not retired. A batch of look-ups does not read this."""
     key_retired_for: Reason | None = None
     """Why that key was retired, where the reason is the session's too."""
+    key_retired_at: datetime | None = None
+    """When that key was retired or will be. Read with `has_key`."""
 
     @classmethod
     def of(cls, row: Any, now: datetime, policy: Policy) -> SessionRow:
@@ -117,6 +119,20 @@ class SessionRow:
             return "idle_timeout"
         # The retirement or deletion of its key ended the session.
         return None if self.has_key else self.key_retired_for or "revoked_by_admin"
+
+    def over_since(self) -> datetime | None:
+        """When the session ended. None while it lives, or if its key was deleted."""
+        match self.over():
+            case None:
+                return None
+            case _ if self.ended_at is not None:
+                return self.ended_at
+            case "absolute_timeout":
+                return self.absolute_expires_at
+            case "idle_timeout":
+                return self.idle_expires_at
+            case _:
+                return self.key_retired_at
 
 
 class Granted(NamedTuple):
