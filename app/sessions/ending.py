@@ -29,7 +29,7 @@ from ..tokens.keys import Keys
 from ..tokens.refresh_tokens import RefreshToken
 from .answers import whole_seconds
 from .lookup import Lookup
-from .marking import TIMEOUTS, ends, live_of, lived, locked, mark, mark_logouts_on_postgres
+from .marking import OVER_BEFORE, ends, live_of, lived, locked, mark, mark_logouts_on_postgres
 from .rows import SessionRow, Verdict, judge
 
 Reach = Literal["this", "others", "all"]
@@ -106,7 +106,7 @@ class Ending:
         ended = await self.end_where({session_id}, "reuse_detected", older, by=by)
         # Only the call that ends the session writes the line in the log. Later calls find the session ended.
         for row in ended:
-            if row.end_reason not in TIMEOUTS:
+            if row.end_reason not in OVER_BEFORE:
                 _log.warning(
                     "reuse_detected",
                     session_id=str(session_id),
@@ -197,9 +197,11 @@ class Ending:
         """
         presented = await self._presented(access_tokens, refresh_tokens, by)
         if reach == "this":
-            for session_id in presented:
+            for session_id, token in presented.items():
+                # `ends` has the reason of a retired key, and the statement of the batch has not.
+                retired = isinstance(token, RefreshToken) and token.key.retired
                 try:
-                    known_to_all_at = await self._logouts((session_id, by))
+                    known_to_all_at = None if retired else await self._logouts((session_id, by))
                     if known_to_all_at is None:
                         await self.end({session_id}, "logout", by=by)
                     else:

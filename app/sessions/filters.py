@@ -112,3 +112,9 @@ def its_key(now: datetime) -> list[ColumnElement[bool]]:
 def key_retired_for() -> ScalarSelect[str | None]:
     """Why the key of a session's refresh token was retired, where the reason is the session's too."""
     return select(Key.retired_for).where(Key.use == "refresh", Key.number == Session.key_number).scalar_subquery()
+
+
+def signed_out_at() -> ScalarSelect[datetime | None]:
+    """When that key was retired, where `key_retired_for` has a reason. The sessions under it were over from then on."""
+    of_session = (Key.use == "refresh", Key.number == Session.key_number)
+    return select(Key.retired_at).where(*of_session, Key.retired_for.is_not(None)).scalar_subquery()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, and_, case, false, select, update
+from sqlalchemy import ColumnElement, Select, and_, case, false, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.dml import ReturningUpdate
 
@@ -17,6 +17,7 @@ from ..policies import Policy
 from ..revocation.publishing import DIFFERS_ON_POSTGRES, FENCE_ON_POSTGRES, HOLD_ON_POSTGRES, Published, new_epoch
 from ..storage.database import Database
 from ..storage.tables import Session, uuid7
+from .filters import key_retired_for, signed_out_at
 
 _ENDED = (
     Session.id,
@@ -28,8 +29,8 @@ _ENDED = (
     Session.end_reason,
 )
 
-TIMEOUTS = {"idle_timeout", "absolute_timeout"}
-"""The reasons of a session that nobody ended."""
+OVER_BEFORE = {"idle_timeout", "absolute_timeout", "signed_out_everywhere"}
+"""The reasons of a session that was over before it was marked: a deadline had passed, or everyone was signed out."""
 
 
 def ends(
@@ -37,21 +38,24 @@ def ends(
 ) -> ReturningUpdate[Any]:
     """The statement that ends some sessions, for one reason or for one that depends on the row.
 
-    The first reason stays: to end an ended session changes nothing, and a deadline that has passed came first. (Such a
-    row is marked all the same: until their leeway is over, its access tokens would be good.) One reason goes before
-    deadlines: all sessions of an erased user get it, so that `Upkeep.gc` finds and deletes them.
+    The first reason stays: to end an ended session changes nothing. A deadline that has passed came first, and so did
+    the moment at which everyone was signed out. (Such a row is marked all the same: until their leeway is over, or
+    every process has read the keys, its access tokens would be good.) One reason goes before these: all sessions of an
+    erased user get it, so that `Upkeep.gc` finds and deletes them.
     """
     now: ColumnElement[Any] = db.now()
     idle = db.earliest(Session.idle_expires_at, db.after(Session.rotated_at, policy.idle_lifetime))
     absolute = db.earliest(Session.absolute_expires_at, db.after(Session.created_at, policy.absolute_lifetime))
     deadline = db.earliest(idle, absolute)
-    late = deadline <= now if reason != "user_erased" else false()
+    until: ColumnElement[Any] = func.coalesce(signed_out_at(), now) if reason != "user_erased" else now
+    first = func.coalesce(key_retired_for(), reason) if reason != "user_erased" else reason
+    late = deadline <= until if reason != "user_erased" else false()
     return (
         update(Session)
         .where(*which, Session.ended_at.is_(None))
         .values(
-            ended_at=case((late, deadline), else_=now),
-            end_reason=case((and_(late, idle < absolute), "idle_timeout"), (late, "absolute_timeout"), else_=reason),
+            ended_at=case((late, deadline), else_=until),
+            end_reason=case((and_(late, idle < absolute), "idle_timeout"), (late, "absolute_timeout"), else_=first),
         )
         .returning(*_ENDED, now.label("now"))
     )
@@ -103,12 +107,12 @@ def locked(*which: ColumnElement[bool]) -> ColumnElement[bool]:
 
 
 def lived(ended: Sequence[Any]) -> int:
-    """How many of the ended sessions were not over before, by a deadline."""
-    return sum(row.end_reason not in TIMEOUTS for row in ended)
+    """How many of the ended sessions were not over before."""
+    return sum(row.end_reason not in OVER_BEFORE for row in ended)
 
 
-# The same rules as `ends`, for a batch in which each session has an actor of its own. SKIP LOCKED, LATERAL, LIMIT and
-# `end_reason IS NULL` as in a rotation.
+# The same rules as `ends`, for a batch in which each session has an actor of its own, and a key that is not retired.
+# SKIP LOCKED, LATERAL, LIMIT and `end_reason IS NULL` as in a rotation.
 _LOG_OUT = f"""
 WITH batch AS (
   SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[])
