@@ -523,6 +523,44 @@ def test_events_are_listed_of_one_user_of_one_session_and_page_by_page(keyturn: 
 
 
 @on_sqlite
+def test_events_are_listed_by_kind_by_actor_and_between_two_moments(keyturn: Command) -> None:
+    ada = user(keyturn)
+    keyturn.ok("users", "set-role", ada, "editor")
+    keyturn.login("ada@example.com")
+    listed = keyturn.ok("events", "list", "--json").json
+    moments = [event["at"] for event in listed]
+    assert len(set(moments)) > 3
+
+    def found(*options: str) -> list[Any]:
+        events: list[Any] = keyturn.ok("events", "list", "--json", *options).json
+        return events
+
+    assert found("--event", "role_changed") == [e for e in listed if e["event"] == "role_changed"] != []
+    assert found("--actor", "command") == [e for e in listed if e["actor"] == "command"] != []
+    assert found("--actor", ada) == []
+    assert found("--since", moments[1]) == [e for e in listed if e["at"] >= moments[1]]
+    assert found("--until", moments[1].removesuffix("Z")) == [e for e in listed if e["at"] < moments[1]]
+    for wrong in (("--event", "nothing"), ("--actor", "nobody"), ("--since", "yesterday"), ("--until", "12:00")):
+        keyturn.refused(2, "events", "list", *wrong)
+
+
+def test_stats_tell_users_and_live_sessions(keyturn: Command) -> None:
+    ada = user(keyturn)
+    user(keyturn, "bob@example.com")
+    keyturn.login("bob@example.com")
+    keyturn.ok("users", "disable", ada)
+    assert keyturn.ok("stats", "--json").json == {
+        "users": {"enabled": 1, "disabled": 1},
+        "sessions": [{"client_id": "first-party", "live": 1}],
+        "complete": True,
+    }
+    done = keyturn.ok("stats")
+    assert [line.split("  ")[0] for line in done.out.splitlines()] == [
+        "of", "users, enabled", "users, disabled", "live sessions of first-party"
+    ]  # fmt: skip
+    assert "GET /admin/stats" in done.err
+
+
 def test_the_table_of_events_names_who_and_on_whom_and_no_terminal_obeys_it(keyturn: Command) -> None:
     user(keyturn)
     user(keyturn, "bob@example.com")

@@ -87,6 +87,8 @@ async def test_moments_bound_the_events_though_the_clock_of_a_process_differs_fr
         (-1, None, [20, 1, 0, -1]),
         (None, 1, [0, -1, -20]),  # `until` itself is left out
         (-1, 1, [0, -1]),
+        (10, None, [20]),  # its id lies 20 hours before its moment
+        (None, -10, [-20]),
         (21, None, []),
     ):
         found = await keyturn.events.list(

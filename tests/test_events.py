@@ -259,7 +259,7 @@ async def test_every_refusal_names_the_session_that_it_is_about(
     async def away(*_: object, **__: object) -> Any:
         raise TemporarilyUnavailable("away")
 
-    monkeypatch.setattr(keyturn.ending, "_end", away)
+    monkeypatch.setattr(keyturn.ending, "end_where", away)
     monkeypatch.setattr(keyturn.ending._logouts, "_run", away)
     monkeypatch.setattr(keyturn.rotation._rotations, "_run", away)
     for refused in (

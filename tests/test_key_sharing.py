@@ -62,7 +62,9 @@ async def test_a_key_is_read_in_each_spelling(keyturn: Keyturn, spell: object) -
 
 
 @pytest.mark.parametrize(
-    "text", ["", "c2hvcnQ=", a_key(31)[1], "A" * 44, "correct horse battery staple, correct horse", "é" * 44]
+    "text",
+    ["", "c2hvcnQ=", a_key(31)[1], "A" * 44, "correct horse battery staple, correct horse", "é" * 44],
+    ids=["empty", "short", "31 bytes", "one letter", "words", "not ASCII"],
 )
 async def test_a_weak_key_is_refused_and_not_repeated(keyturn: Keyturn, text: str) -> None:
     before = await rows(keyturn)

@@ -74,8 +74,7 @@ def jittered(lifetime: timedelta, jitter: timedelta, session_id: UUID, generatio
         session_id: the session.
         generation: the generation of its refresh token.
     """
-    most = min(jitter, lifetime / 3) // _SECOND
-    if most <= 0:
+    if not jitter or (most := min(jitter, lifetime / 3) // _SECOND) <= 0:
         return lifetime
     digest = sha256(b"keyturn jitter v1" + session_id.bytes + generation.to_bytes(8)).digest()
     return lifetime - int.from_bytes(digest[:8]) % (most + 1) * _SECOND
