@@ -693,7 +693,7 @@ async def test_a_published_key_verifies_what_its_secret_half_signed(open_keyturn
         assert jwt.decode(tokens.access_token, key, [algorithm], audience="https://auth.example.com")["sid"]
 
 
-async def test_numbers_of_refresh_keys_are_never_given_twice_and_end_at_254(keyturn: Keyturn) -> None:
+async def test_numbers_of_refresh_keys_are_never_given_twice_and_end_at_200(keyturn: Keyturn) -> None:
     async with keyturn.db.begin() as tx:
         now = await tx.scalar(select(keyturn.db.now()))
         assert now is not None
@@ -705,14 +705,22 @@ async def test_numbers_of_refresh_keys_are_never_given_twice_and_end_at_254(keyt
             "signs_from": now,
             "retired_at": now,
         }
-        await tx.execute(insert(Key), [{"kid": f"refresh-{n}", "number": n, **retired} for n in range(2, 254)])
-    assert await keyturn.keys.generate("refresh", by=SERVICE) == "refresh-254"
-    with pytest.raises(Conflict, match="254 refresh keys"):
+        await tx.execute(insert(Key), [{"kid": f"refresh-{n}", "number": n, **retired} for n in range(2, 200)])
+    assert await keyturn.keys.generate("refresh", by=SERVICE) == "refresh-200"
+    with pytest.raises(Conflict, match="200 refresh keys"):
         await keyturn.keys.generate("refresh", by=SERVICE)
     assert await keyturn.keys.generate("access", by=SERVICE)
     # A retired row that can't be unsealed does not prevent a start.
     await keyturn.keys.load()
-    assert sorted(keyturn.keys._set.refresh) == [1, 254]
+    assert sorted(keyturn.keys._set.refresh) == [1, 200]
+    # Whoever used these up can't keep anybody from signing everyone out: 54 numbers are kept for that.
+    for number in range(201, 255):
+        kids = await (keyturn.keys.sign_everyone_out if number % 2 else keyturn.keys.replace)(by=SERVICE)
+        assert f"refresh-{number}" in str(kids)
+    with pytest.raises(Conflict, match="254 refresh keys"):
+        await keyturn.keys.sign_everyone_out(by=SERVICE)
+    with pytest.raises(Conflict, match="200 refresh keys"):
+        await keyturn.key_changes.rotate("refresh", by=SERVICE)
     async with keyturn.db.begin() as tx:
         assert await tx.scalar(select(func.count()).where(Key.number.is_not(None))) == 254
 

@@ -84,6 +84,7 @@ class AdminSessionAnswer(SessionAnswer):
 
     user_id: UUID
     email: str | SkipJsonSchema[None] = None
+    device_id: Annotated[str | SkipJsonSchema[None], Field(description="As the filter `device` takes it.")] = None
 
 
 class AdminSessionsAnswer(BaseModel):
@@ -177,7 +178,7 @@ def _filter_of(request: Request) -> Filter:
 async def _shown(keyturn: Keyturn, rows: Sequence[SessionRow], admin: SessionRow) -> list[AdminSessionAnswer]:
     emails = await keyturn.users.emails({row.user_id for row in rows})
     return [
-        AdminSessionAnswer(**answer, user_id=row.user_id, email=emails.get(row.user_id))
+        AdminSessionAnswer(**answer, user_id=row.user_id, email=emails.get(row.user_id), device_id=row.device_id)
         for row, answer in zip(rows, await members(rows, admin.id), strict=True)
     ]
 

@@ -12,6 +12,7 @@ from ..errors import InsufficientScope, InsufficientUserAuthentication, InvalidR
 from ..tokens.access_tokens import AccessToken
 
 _CLAIM = "claim."
+_OTHERS = {"role", "scope", "max_age", "refresh"}
 _LONGEST_AGE = timedelta(days=366)
 
 
@@ -32,10 +33,14 @@ class Demands:
         """The demands in the query.
 
         Raises:
-            InvalidRequest: a value is malformed. An operator who mistypes one learns it from the first request.
+            InvalidRequest: a value is malformed, or a name is none of a demand. An operator who mistypes one learns it
+                from the first request, and a mistyped demand lets no one through.
         """
         if not parameters:
             return _NONE
+        if not all(name in _OTHERS or name.startswith(_CLAIM) for name in parameters):
+            description = "The query may have role, scope, claim.NAME, max_age and refresh."
+            raise InvalidRequest("an unknown demand in the query", description=description)
         refresh = set(parameters.get("refresh", ()))
         if not refresh <= {"true", "false"}:
             raise InvalidRequest("refresh is neither true nor false", description="refresh: must be true or false.")

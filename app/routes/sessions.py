@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 from typing import Annotated, Any, get_args
 from uuid import UUID
 
@@ -60,6 +61,7 @@ class SessionEventsAnswer(BaseModel):
     next_cursor: NextCursor = None
 
 
+_TICK = timedelta(microseconds=1)  # of the clocks of both databases
 _BEHIND_THE_SCENES = {"administrator", "command", "service"}
 """The kinds of actors whose address is no business of the session's user."""
 
@@ -110,9 +112,19 @@ async def list_session_events(keyturn: Keyturn, request: Request) -> Answer:
     found = await keyturn.events.list(
         limit=page.limit + 1, before=page.after, user_id=own.user_id, session_id=session.id
     )
+    if page.after is None:
+        found = [*await _of_everyone(keyturn, session), *found]
     rows, next_cursor = page.cut(found, lambda row: row["id"])
     answer = SessionEventsAnswer(items=[_event(row) for row in rows], next_cursor=next_cursor)
     return of_model(answer, exclude_none=True)
+
+
+async def _of_everyone(keyturn: Keyturn, session: SessionRow) -> Sequence[Any]:
+    """The event that signed everyone out, if it ended the session. No session has one of its own from that act."""
+    at = session.over_since()
+    if at is None or session.over() != "signed_out_everywhere":
+        return []
+    return await keyturn.events.list(limit=1, event="signed_out_everywhere", since=at, until=at + _TICK)
 
 
 async def _own(keyturn: Keyturn, request: Request, *, changes: bool = False) -> SessionRow:

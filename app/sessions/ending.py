@@ -197,7 +197,9 @@ class Ending:
         """
         presented = await self._presented(access_tokens, refresh_tokens, by)
         if reach == "this":
-            for session_id in presented:
+            for session_id, token in presented.items():
+                if isinstance(token, RefreshToken) and self._keys.retired(token.key.number) == "signed_out_everywhere":
+                    continue  # over already, and its access tokens too: see `ends`
                 try:
                     known_to_all_at = await self._logouts((session_id, by))
                     if known_to_all_at is None:

@@ -17,6 +17,7 @@ from ..policies import Policy
 from ..revocation.publishing import DIFFERS_ON_POSTGRES, FENCE_ON_POSTGRES, HOLD_ON_POSTGRES, Published, new_epoch
 from ..storage.database import Database
 from ..storage.tables import Session, uuid7
+from .filters import not_signed_out
 
 _ENDED = (
     Session.id,
@@ -37,9 +38,15 @@ def ends(
 ) -> ReturningUpdate[Any]:
     """The statement that ends some sessions, for one reason or for one that depends on the row.
 
-    The first reason stays: to end an ended session changes nothing, and a deadline that has passed came first. (Such a
-    row is marked all the same: until their leeway is over, its access tokens would be good.) One reason goes before
-    deadlines: all sessions of an erased user get it, so that `Upkeep.gc` finds and deletes them.
+    The first reason stays:
+
+    1. To end an ended session changes nothing.
+    2. A deadline that has passed came first. Such a row is marked all the same: until their leeway is over, its access
+       tokens would be good.
+    3. A session that ended when everyone was signed out is left alone. Its key says why it is over, and its access
+       tokens are refused by theirs.
+
+    One reason goes before all: the sessions of an erased user get it, so that `Upkeep.gc` finds and deletes them.
     """
     now: ColumnElement[Any] = db.now()
     idle = db.earliest(Session.idle_expires_at, db.after(Session.rotated_at, policy.idle_lifetime))
@@ -47,9 +54,10 @@ def ends(
     deadline = db.earliest(idle, absolute)
     erased = isinstance(reason, str) and reason == "user_erased"
     late = false() if erased else deadline <= now
+    over_by_key = [] if erased else [not_signed_out(now)]
     return (
         update(Session)
-        .where(*which, Session.end_reason.is_(None))
+        .where(*which, Session.end_reason.is_(None), *over_by_key)
         .values(
             ended_at=case((late, deadline), else_=now),
             end_reason=case((and_(late, idle < absolute), "idle_timeout"), (late, "absolute_timeout"), else_=reason),

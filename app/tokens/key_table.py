@@ -32,6 +32,16 @@ PUBLISHED_FOR = timedelta(seconds=60)
 """How long a new key is known before it signs: twice `keys.UNREAD_LIMIT`, so that no process takes its tokens for junk.
 """
 
+_NUMBERS = range(1, 255)
+"""The numbers of refresh keys. No number is given twice."""
+
+_OF_GENERATION = range(1, 201)
+"""The numbers that `generate` and a rotation may take. The rest is kept back for `sign_everyone_out` and `replace`.
+
+Otherwise a stolen session of an administrator could use up all numbers, and nobody could be signed out by the keys any
+more.
+"""
+
 
 class KeyTable(KeyRows):
     """The rows of the table: read and changed."""
@@ -196,13 +206,24 @@ class KeyTable(KeyRows):
         self, tx: AsyncConnection, use: Use, algorithm: Algorithm, secret: bytes, now: datetime, *,
         signs_from: datetime,
     ) -> tuple[str, int | None]:  # fmt: skip
-        """Inserts a key. `algorithm` is for an access key alone. Returns its id, and the number of a refresh key."""
+        """Inserts a key. `algorithm` is for an access key alone. Returns its id, and the number of a refresh key.
+
+        A key that signs at once is an act of `sign_everyone_out`, of `replace`, or of a start without keys. Only such
+        a key may take a number that is kept back.
+
+        Raises:
+            Conflict: all numbers of refresh keys are taken that this act may take.
+        """
         number = None
         if use == "refresh":
             taken = set((await tx.scalars(select(Key.number).where(Key.number.is_not(None)))).all())
-            number = next((n for n in range(1, 255) if n not in taken), None)
+            may_take = _NUMBERS if signs_from <= now else _OF_GENERATION
+            number = next((n for n in may_take if n not in taken), None)
             if number is None:
-                raise Conflict("254 refresh keys", description="All 254 numbers of refresh keys are taken.")
+                raise Conflict(
+                    f"{may_take[-1]} refresh keys",
+                    description=f"All {may_take[-1]} numbers of refresh keys are taken that this act may take.",
+                )
             kid = f"refresh-{number}"
         elif use == "cookie":
             kid = secrets.token_hex(COOKIE_KID_BYTES)
