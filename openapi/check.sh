@@ -69,10 +69,10 @@ class Try {
         client.updateBaseUri(given[0]);
         AuthApi auth = new AuthApi(client);
         TokenAnswer first = auth.login(new Login().email("admin@localhost").password(given[1]));
-        TokenAnswer next = auth.refresh(new Refresh().refreshToken(first.getRefreshToken()));
+        TokenAnswer next = auth.refresh(null, new Refresh().refreshToken(first.getRefreshToken()));
         client.setRequestInterceptor(request -> request.header("Authorization", "Bearer " + next.getAccessToken()));
         auth = new AuthApi(client);
-        System.out.println(auth.verify(null, null, null).getAud() + " " + auth.me().getUser().getEmail());
+        System.out.println(auth.verify(null, null, null, null).getAud() + " " + auth.me().getUser().getEmail());
         auth.logout(null);
     }
 }

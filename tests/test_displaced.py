@@ -88,6 +88,17 @@ async def test_a_sign_in_from_the_same_device_replaces_its_session_and_no_other(
     assert (event.actor_id, event.address, event.request_id) == (str(proof.user_id), "192.0.2.7", "request-7")
 
 
+async def test_a_device_keeps_its_name_unless_the_sign_in_brings_another(keyturn: Keyturn) -> None:
+    proof = await a_user(keyturn)
+    tokens = await sign_in(keyturn, proof, "phone")
+    await keyturn.naming.name(tokens.session_id, proof.user_id, "Ada's phone", by=SERVICE)
+    names = []
+    for device_id, more in (("phone", {}), ("other", {}), ("phone", {"device_name": "New"}), ("phone", {})):
+        tokens = await sign_in(keyturn, proof, device_id, **more)
+        names.append((await keyturn.reading.find(tokens.session_id)).device_name)
+    assert names == ["Ada's phone", None, "New", "New"]
+
+
 async def test_the_same_device_of_another_client_keeps_its_session(keyturn: Keyturn) -> None:
     proof = await a_user(keyturn)
     first = await sign_in(keyturn, proof, "laptop")
@@ -523,11 +534,11 @@ def published_after_the_commit(patch: Patch) -> None:
         late.append((self, ids))
         return Published(frozenset(ids), None, frozenset())
 
-    async def started(self: Starting, *args: Any) -> Tokens:
-        tokens = await real(self, *args)
+    async def started(self: Starting, *args: Any) -> Any:
+        done = await real(self, *args)
         for publishing, ids in late:
             await publish(publishing, ids)
-        return tokens
+        return done
 
     patch.setattr(Publishing, "publish", remembered)
     patch.setattr(Starting, "_start_in_turn", started)

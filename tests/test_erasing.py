@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 import redis
@@ -310,3 +310,6 @@ def test_the_command_erases_a_user_and_must_be_told_so(command: Command) -> None
     assert (session["user_id"], session["status"], session["email"]) == (pseudonym, "user_erased", None)
     events = command.ok("events", "list", "--json").json
     assert {event["user_id"] for event in events if event["user_id"]} == {pseudonym}
+    of_pseudonym = command.ok("events", "list", "--user", pseudonym, "--json").json
+    assert of_pseudonym == [event for event in events if event["user_id"]]
+    assert command.ok("events", "list", "--user", str(uuid4()), "--json").json == []

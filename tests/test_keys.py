@@ -23,11 +23,12 @@ from app.errors import ConfigurationError, Conflict, InvalidGrant, InvalidToken,
 from app.events.reading import Events
 from app.keyturn import Keyturn
 from app.settings import Algorithm
+from app.storage.copies import READ_BY_ALL
 from app.storage.tables import Key, Pulse, Session, uuid7
 from app.tokens.key_seal import KeySeal
 from app.tokens.key_set import AccessKey, Use, kid_of, new_secret
 from app.tokens.key_table import PUBLISHED_FOR
-from app.tokens.keys import READ_BY_ALL, UNREAD_LIMIT, Keys
+from app.tokens.keys import UNREAD_LIMIT, Keys
 from app.tokens.master_secret import master_secret
 from app.tokens.primitives import RsaBits
 from app.tokens.refresh_tokens import issue
@@ -509,7 +510,7 @@ async def test_a_load_that_failed_is_tried_again_at_the_next_reading_and_told_on
     keyturn: Keyturn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines: list[tuple[str, str]] = []
-    monkeypatch.setattr("app.tokens.keys._log.warning", lambda event, cause: lines.append((event, cause)))
+    monkeypatch.setattr("app.storage.copies._log.warning", lambda event, cause: lines.append((event, cause)))
     keys = Followed(keyturn)
     await keys.load()
     await keyturn.keys.generate("refresh", by=SERVICE)
@@ -517,7 +518,7 @@ async def test_a_load_that_failed_is_tried_again_at_the_next_reading_and_told_on
     keys.fails = ConfigurationError("a row was changed")
     for n in range(3):
         keys.follow(newer, now=now, began=monotonic())
-        await until(lambda: keys.loads == 2 + n and keys._loading is not None and keys._loading.done(), 5)  # noqa: B023  # called at once
+        await until(lambda: keys.loads == 2 + n and keys._copy._loading is not None and keys._copy._loading.done(), 5)  # noqa: B023  # called at once
     assert lines == [("keys_not_read", "ConfigurationError: a row was changed")]
     assert keys.refresh(1) is not None
     # The process could not read the newest keys all that time, so an unknown key may be a new one.
@@ -540,10 +541,10 @@ async def test_a_load_that_failed_is_tried_again_at_the_next_reading_and_told_on
         with pytest.raises(TemporarilyUnavailable):
             asked()
     keys.fails = None
-    await until(lambda: keys._loading is not None and keys._loading.done(), 5)
+    await until(lambda: keys._copy._loading is not None and keys._copy._loading.done(), 5)
     keys.follow(newer, now=now, began=monotonic())
     await until(lambda: 2 in keys._set.refresh, 5)
-    assert keys._failure is None
+    assert keys._copy._failure is None
     assert keys.refresh(1) is not None
     assert keys.signing_refresh.number == 1
     assert keys.signing_cookie == keyturn.keys.signing_cookie

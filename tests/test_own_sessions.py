@@ -231,6 +231,28 @@ async def test_a_sessions_events_say_why_it_ended_and_by_whom(api: Api) -> None:
     assert ended_event["address"] == "127.0.0.1"  # from where the stolen token came
 
 
+async def test_a_session_that_ended_with_all_others_says_so_and_when_and_by_whom(api: Api) -> None:
+    old = await api.login()
+    by = Actor("administrator", str(uuid4()), "10.9.8.7", "request")
+    await api.keyturn.key_changes.sign_everyone_out(by=by)
+    here = await api.login()
+    path = f"/auth/sessions/{old['session_id']}"
+    (event, began), *none = await pages(api, here, "", f"{path}/events")
+    assert none == []
+    assert (event["event"], event["actor"], "address" in event) == ("signed_out_everywhere", "administrator", False)
+    assert began["event"] == "session_started"
+    assert [[e["id"] for e in page] for page in await pages(api, here, "limit=1", f"{path}/events")] == [
+        [event["id"]],
+        [began["id"]],
+    ]
+    shown = (await api.get(path, here["access_token"])).json()
+    assert (shown["status"], shown["ended_at"]) == ("signed_out_everywhere", event["at"])
+    (session_event,) = (await api.get(f"/auth/sessions/{here['session_id']}/events", here["access_token"])).json()[
+        "items"
+    ]
+    assert session_event["event"] == "session_started"
+
+
 async def test_each_endpoint_needs_a_live_session(api: Api) -> None:
     over, theirs = await api.login(), await api.login(BOB)
     await api.post("/auth/logout", {"refresh_token": over["refresh_token"]})

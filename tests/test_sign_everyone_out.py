@@ -15,8 +15,9 @@ from app.errors import ConfigurationError, InvalidGrant, InvalidToken, Temporari
 from app.events.reading import Events
 from app.keyturn import Keyturn
 from app.sessions.filters import Filter
+from app.sessions.walk import BEGINNING
+from app.storage.copies import READ_BY_ALL
 from app.storage.tables import Key, Session
-from app.tokens.keys import READ_BY_ALL
 from tests.conftest import Opener, a_user
 from tests.test_keys import nothing, published, status, until
 
@@ -44,6 +45,9 @@ async def test_every_token_made_so_far_is_refused_everywhere_and_no_session_s_ro
         cookie = one.cookies._sealed.seal("name", old.session_id, b"plain")
         before = await session_rows(one)
         made = await one.key_changes.sign_everyone_out(by=Actor("command", "ada"))
+        await refused(one, old.refresh_token)  # at once, where the act was answered
+        with pytest.raises(InvalidToken):
+            await one.reading.verify(old.access_token)
         for keyturn in (one, two):
             await until(lambda: keyturn.keys.retired(1) is not None, READ_BY_ALL.total_seconds() * 5)  # noqa: B023  # called at once
             for each in (old, *tokens):
@@ -70,6 +74,30 @@ async def test_a_session_that_ended_before_keeps_its_reason(keyturn: Keyturn) ->
     await keyturn.keys.load()
     assert (await keyturn.reading.find(tokens.session_id)).over() == "logout"
     await refused(keyturn, tokens.refresh_token, "logout")
+
+
+async def test_no_later_act_gives_a_session_another_reason_or_another_end(keyturn: Keyturn) -> None:
+    proof = await a_user(keyturn)
+    tokens = [await keyturn.starting.start(proof, by=SERVICE, device_id="phone") for _ in range(2)][1]
+    await keyturn.key_changes.sign_everyone_out(by=SERVICE)
+    session_id, user_id = tokens.session_id, proof.user_id
+    before = await keyturn.reading.find(session_id)
+    assert (before.over(), before.over_since()) == (REASON, before.key_retired_at)
+    assert before.key_retired_at is not None
+    everything = Filter(user_id=user_id)
+    assert await keyturn.reading.count(everything, after=BEGINNING, ranges=9) == (0, None)
+    assert await keyturn.sweeping.end_matching(everything, by=SERVICE, ranges=9) == (0, None)
+    assert await keyturn.ending.end({session_id}, "revoked_by_admin", by=SERVICE) == 0
+    await keyturn.ending.logout([], [tokens.refresh_token], "this", by=SERVICE)
+    await keyturn.starting.start(proof, by=SERVICE, device_id="phone")
+    assert await keyturn.users.set_password(user_id, "another good one", by=SERVICE) == 1  # the new sign-in
+    assert await keyturn.users.disable(user_id, by=SERVICE) == 0
+    after = await keyturn.reading.find(session_id)
+    assert (after.over(), after.over_since()) == (REASON, before.key_retired_at)
+    events = await Events(keyturn.db).list(limit=9, session_id=session_id)
+    assert [e["event"] for e in events] == ["session_started"]
+    await keyturn.erasing.erase(user_id, by=SERVICE)  # alone goes before
+    assert (await keyturn.reading.find(session_id)).over() == "user_erased"
 
 
 async def test_keys_of_a_rotation_under_way_are_retired_too(keyturn: Keyturn) -> None:

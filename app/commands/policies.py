@@ -83,7 +83,7 @@ def _members(policy: Stored) -> Sequence[Row]:
     return [
         {
             "member": name,
-            "in_force": _text(getattr(policy.in_force, name)),
+            "in_force": _text(getattr(policy.in_force, name), none="any" if name == "session_limit" else ""),
             "from": policy.source(name),
             "set": _text(policy.values.get(name)),
             "most": _text(getattr(policy.bounds.ceiling, name)),
@@ -92,9 +92,9 @@ def _members(policy: Stored) -> Sequence[Row]:
     ]
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, none: str = "") -> str:
     if value is None:
-        return ""
+        return none
     return str(value).lower() if isinstance(value, bool) else str(shown(value))
 
 

@@ -153,6 +153,9 @@ def _session(session: SessionRow, emails: Mapping[UUID, str]) -> Row:
         "email": emails.get(session.user_id),
         "client_id": session.client_id,
         "status": session.over() or "live",
+        "amr": session.amr,
+        "authenticated_at": session.auth_time,
+        "scope": session.scope,
         "device_id": session.device_id,
         "device_name": session.device_name,
         "address": session.address,
@@ -162,7 +165,7 @@ def _session(session: SessionRow, emails: Mapping[UUID, str]) -> Row:
         "rotated_at": session.rotated_at,
         "idle_expires_at": session.idle_expires_at,
         "absolute_expires_at": session.absolute_expires_at,
-        "ended_at": session.ended_at,
+        "ended_at": session.over_since(),
     }
 
 

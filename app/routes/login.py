@@ -173,7 +173,7 @@ ENDPOINTS = (
         tag="auth",
         body=Login,
         model=TokenAnswer,
-        refusals=(InvalidRequest, InvalidGrant, CrossSite, TemporarilyUnavailable),
+        refusals=(InvalidRequest, InvalidScope, InvalidGrant, CrossSite, TemporarilyUnavailable),
         response_headers=SET_COOKIES,
         fast=True,
     ),
@@ -186,6 +186,6 @@ ENDPOINTS = (
         body=PasswordChange,
         status=204,
         response_description="The password is changed.",
-        refusals=(InvalidRequest, InvalidToken, CrossSite, TemporarilyUnavailable),
+        refusals=(InvalidRequest, InvalidToken, InvalidGrant, CrossSite, TemporarilyUnavailable),
     ),
 )

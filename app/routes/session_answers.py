@@ -61,8 +61,6 @@ async def members(rows: Sequence[SessionRow], current: UUID) -> list[dict[str, A
 
 def _members(row: SessionRow, current: UUID, device: devices.Device) -> dict[str, Any]:
     over = row.over()
-    # Nobody has to mark a session whose deadline has passed, so its row may say nothing of an end.
-    deadlines = {"idle_timeout": row.idle_expires_at, "absolute_timeout": row.absolute_expires_at}
     return {
         "id": row.id,
         "status": over or "live",
@@ -72,7 +70,7 @@ def _members(row: SessionRow, current: UUID, device: devices.Device) -> dict[str
         "last_used_at": row.rotated_at,
         "idle_expires_at": row.idle_expires_at,
         "absolute_expires_at": row.absolute_expires_at,
-        "ended_at": row.ended_at or (deadlines.get(over) if over else None),
+        "ended_at": row.over_since(),
         "end_reason": over,
         "device": DeviceAnswer(name=row.device_name, browser=device.browser, system=device.system, kind=device.kind),
         "address": row.address,

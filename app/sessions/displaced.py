@@ -31,6 +31,7 @@ class Live(NamedTuple):
     id: UUID
     client_id: str
     device_id: str | None
+    device_name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,8 @@ class Displaced:
 
     replaced: frozenset[UUID]
     beyond_limit: frozenset[UUID]
+    device_name: str | None = None
+    """The name of the replaced session's device: a name that a user gave stays with the device."""
 
     @property
     def ids(self) -> frozenset[UUID]:
@@ -61,7 +64,7 @@ class Newcomer:
         replaced = frozenset(row.id for row in same)
         rest = [row.id for row in live if row.id not in replaced]
         surplus = 0 if limit is None else max(0, len(rest) + 1 - limit)
-        return Displaced(replaced, frozenset(rest[:surplus]))
+        return Displaced(replaced, frozenset(rest[:surplus]), same[-1].device_name if same else None)
 
     async def looks(self, connection: AsyncConnection, db: Database, policy: Policy) -> Displaced:
         """Which sessions this sign-in would end now."""
@@ -69,7 +72,7 @@ class Newcomer:
         assert now is not None
         same = Filter(self.user_id, self.client_id, device_id=self.device_id)
         which = same if policy.session_limit is None else Filter(self.user_id)
-        columns = select(Session.id, Session.client_id, Session.device_id)
+        columns = select(Session.id, Session.client_id, Session.device_id, Session.device_name)
         live = await connection.execute(columns.where(*which.conditions(now, policy)).order_by(Session.id))
         return self.displaces([Live(*row) for row in live], policy.session_limit)
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal, TypeVar
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, ScalarSelect, and_, exists, not_, select
+from sqlalchemy.orm import InstrumentedAttribute
 
 from ..policies import Policy
 from ..storage.tables import Key, Session
 from ..tokens.key_rows import in_force
+
+_T = TypeVar("_T")
 
 Status = Literal["live", "ended", "all"]
 """Which sessions a filter lets through: those that live, those that are over, or both."""
@@ -109,6 +112,12 @@ def its_key(now: datetime) -> list[ColumnElement[bool]]:
     ]
 
 
-def key_retired_for() -> ScalarSelect[str | None]:
-    """Why the key of a session's refresh token was retired, where the reason is the session's too."""
-    return select(Key.retired_for).where(Key.use == "refresh", Key.number == Session.key_number).scalar_subquery()
+def not_signed_out(now: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Whether the key of a session's refresh token was not retired to sign everyone out. A value, as in `has_key`."""
+    for_sessions = Key.retired_for.is_not(None), Key.retired_at <= now
+    return exists().where(Key.use == "refresh", Key.number == Session.key_number, *for_sessions).is_(False)
+
+
+def of_its_key(column: InstrumentedAttribute[_T]) -> ScalarSelect[_T]:
+    """A column of the key of a session's refresh token, retired or not. NULL if the key was deleted."""
+    return select(column).where(Key.use == "refresh", Key.number == Session.key_number).scalar_subquery()

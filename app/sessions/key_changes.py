@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from ..actors import Actor
-from ..errors import Conflict, InvalidRequest, NotFound
+from ..errors import Conflict, InvalidRequest, NotFound, TemporarilyUnavailable
 from ..settings import Algorithm
+from ..storage.copies import READ_BY_ALL
 from ..storage.tasks import TIME_LIMIT, keep
 from ..tokens.key_rotation import KeyRotation
 from ..tokens.key_set import Use
-from ..tokens.keys import READ_BY_ALL, Keys
+from ..tokens.keys import Keys
 from ..tokens.primitives import RsaBits
 from .sweeping import Sweeping
 
@@ -148,14 +150,16 @@ class KeyChanges:
     async def sign_everyone_out(self, *, by: Actor) -> SignedOut:
         """Ends all sessions of all users by one act on the keys. No row of a session is written.
 
-        Every process that reaches the database refuses all tokens made so far within `READ_BY_ALL`, and mostly within a
-        second. New sign-ins work at once.
+        On return, this process refuses all tokens made so far. Every other process that reaches the database does so
+        within `READ_BY_ALL`, and mostly within a second. New sign-ins work at once.
 
         Raises:
             Conflict: all numbers of refresh keys are taken.
             TemporarilyUnavailable: the database is away.
         """
         kids = await self._keys.sign_everyone_out(by=by)
+        with suppress(TemporarilyUnavailable):  # the act is done, and the pulse will tell this process of it
+            await self._keys.catch_up()
         return SignedOut(kids["access"], kids["refresh"])
 
     def _check(self, use: Use, algorithm: Algorithm | None, bits: RsaBits | None) -> None:

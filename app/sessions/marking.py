@@ -17,6 +17,7 @@ from ..policies import Policy
 from ..revocation.publishing import DIFFERS_ON_POSTGRES, FENCE_ON_POSTGRES, HOLD_ON_POSTGRES, Published, new_epoch
 from ..storage.database import Database
 from ..storage.tables import Session, uuid7
+from .filters import not_signed_out
 
 _ENDED = (
     Session.id,
@@ -37,18 +38,26 @@ def ends(
 ) -> ReturningUpdate[Any]:
     """The statement that ends some sessions, for one reason or for one that depends on the row.
 
-    The first reason stays: to end an ended session changes nothing, and a deadline that has passed came first. (Such a
-    row is marked all the same: until their leeway is over, its access tokens would be good.) One reason goes before
-    deadlines: all sessions of an erased user get it, so that `Upkeep.gc` finds and deletes them.
+    The first reason stays:
+
+    1. To end an ended session changes nothing.
+    2. A deadline that has passed came first. Such a row is marked all the same: until their leeway is over, its access
+       tokens would be good.
+    3. A session that ended when everyone was signed out is left alone. Its key says why it is over, and its access
+       tokens are refused by theirs.
+
+    One reason goes before all: the sessions of an erased user get it, so that `Upkeep.gc` finds and deletes them.
     """
     now: ColumnElement[Any] = db.now()
     idle = db.earliest(Session.idle_expires_at, db.after(Session.rotated_at, policy.idle_lifetime))
     absolute = db.earliest(Session.absolute_expires_at, db.after(Session.created_at, policy.absolute_lifetime))
     deadline = db.earliest(idle, absolute)
-    late = deadline <= now if reason != "user_erased" else false()
+    erased = isinstance(reason, str) and reason == "user_erased"
+    late = false() if erased else deadline <= now
+    over_by_key = [] if erased else [not_signed_out(now)]
     return (
         update(Session)
-        .where(*which, Session.ended_at.is_(None))
+        .where(*which, Session.end_reason.is_(None), *over_by_key)
         .values(
             ended_at=case((late, deadline), else_=now),
             end_reason=case((and_(late, idle < absolute), "idle_timeout"), (late, "absolute_timeout"), else_=reason),
@@ -92,8 +101,11 @@ def _event(row: Any) -> Event:
     return Event("session_ended", row.user_id, row.id, row.client_id, reason=row.end_reason)
 
 
-def live_of(user_id: UUID) -> Select[UUID]:
-    """The live sessions of a user. By id, so that transactions that end several lock them in the same order."""
+def unended_of(user_id: UUID) -> Select[UUID]:
+    """The sessions of a user that no one has ended, in the order of their ids, in which all transactions lock them.
+
+    Some may be over by a deadline. The transaction that ends them marks these with it.
+    """
     return select(Session.id).where(Session.user_id == user_id, Session.ended_at.is_(None)).order_by(Session.id)
 
 
@@ -107,8 +119,8 @@ def lived(ended: Sequence[Any]) -> int:
     return sum(row.end_reason not in TIMEOUTS for row in ended)
 
 
-# The same rules as `ends`, for a batch in which each session has an actor of its own. SKIP LOCKED, LATERAL, LIMIT and
-# `end_reason IS NULL` as in a rotation.
+# The same rules as `ends`, for a batch in which each session has an actor of its own. SKIP LOCKED, LATERAL and LIMIT as
+# in a rotation.
 _LOG_OUT = f"""
 WITH batch AS (
   SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[])

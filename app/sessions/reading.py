@@ -16,11 +16,11 @@ from ..policies import Policies, Policy
 from ..revocation.revocations import Revocations
 from ..settings import LEEWAY
 from ..storage.database import Database
-from ..storage.tables import Session
+from ..storage.tables import Key, Session
 from ..storage.tasks import own_task
 from ..tokens.access_tokens import AccessToken, AccessTokens
 from . import walk
-from .filters import Filter, has_key, key_retired_for
+from .filters import Filter, has_key, of_its_key
 from .lookup import Lookup
 from .rows import SessionRow
 from .walk import BEGINNING
@@ -157,7 +157,7 @@ class Reading:
 
     @own_task
     async def list(self, filtered: Filter, *, limit: int, before: UUID | None = None) -> Page:
-        """The sessions that a filter lets through, the newest first: one statement, so each is there once.
+        """The sessions that a filter lets through, the newest first: one statement reads them, so each is there once.
 
         A page ends at `limit` sessions. One of all users also ends where it has looked at `_LOOK` of them, however few
         fit: so no page takes longer, the larger the table grows.
@@ -231,9 +231,15 @@ class Reading:
 
 
 def _rows(now: datetime) -> Select[Any]:
-    return select(Session.__table__, has_key(now).label("has_key"), key_retired_for().label("key_retired_for"))
+    return select(
+        Session.__table__,
+        has_key(now).label("has_key"),
+        of_its_key(Key.retired_for).label("key_retired_for"),
+        of_its_key(Key.retired_at).label("key_retired_at"),
+    )
 
 
 def _row(found: Any, now: datetime, policy: Policy) -> SessionRow:
     row = SessionRow.of(found, now, policy)
-    return replace(row, has_key=bool(found["has_key"]), key_retired_for=found["key_retired_for"])
+    of_key = {name: found[name] for name in ("key_retired_for", "key_retired_at")}
+    return replace(row, has_key=bool(found["has_key"]), **of_key)

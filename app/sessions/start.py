@@ -18,7 +18,7 @@ from ..storage.database import Database
 from ..storage.tables import Session, User, uuid7
 from ..storage.tasks import own_task
 from ..tokens.keys import Keys
-from ..tokens.refresh_tokens import RefreshKey, issue
+from ..tokens.refresh_tokens import RefreshKey, RefreshToken, issue
 from .answers import Answers, Tokens
 from .displaced import Newcomer, end_displaced
 from .rows import SessionRow
@@ -77,11 +77,11 @@ class Starting:
             by: the actor. The session keeps its address.
             user_agent: the client's own name for itself, which the session keeps: 256 characters at most.
             device_id: the client's name for its device. A live session of the same device and client is replaced.
-            device_name: the name of the device, for people.
+            device_name: the name of the device, for people. None: that of the session that is replaced.
             scope: the scopes that the client asks for. None: all that the policy has.
 
         Raises:
-            InvalidGrant: the password was changed, or the user was disabled or deleted, since then.
+            InvalidGrant: since then the password was changed, the user was disabled or deleted, or everyone signed out.
             InvalidScope: the policy does not have all of these scopes.
             TemporarilyUnavailable: the database is away, or other sign-ins of the user are before this one.
         """
@@ -98,16 +98,18 @@ class Starting:
             "user_agent": user_agent,
         }
         if device_id is not None or policy.session_limit is not None:
-            tokens = await self._start_in_turn(key, proof, told, policy, by)
+            started = await self._start_in_turn(key, proof, told, policy, by)
         else:
             async with self._db.begin() as tx:
-                tokens = await self._insert(tx, key, proof, told, policy, by)
+                started = await self._insert(tx, key, proof, told, policy, by)
         await self._keys.known_to_all(key)
-        return tokens
+        # Made last, so that a sign-in is refused if this process has read meanwhile that everyone was signed out.
+        row, first = started
+        return self._answers.tokens(row, first, row.now)
 
     async def _start_in_turn(
         self, key: RefreshKey, proof: Authenticated, told: Mapping[str, str | None], policy: Policy, by: Actor
-    ) -> Tokens:
+    ) -> tuple[SessionRow, RefreshToken]:
         """Starts a session, and ends those that it displaces, in one transaction.
 
         Redis has to learn of an end before the transaction (app/revocation/publishing.py). So this function looks first
@@ -131,13 +133,14 @@ class Starting:
                     if not last and not displaced.ids <= published.ids:
                         continue
                     ended = await end_displaced(tx, self._db, policy, displaced, by=by)
-                    tokens = await self._insert(tx, key, proof, told, policy, by)
+                    named = {**told, "device_name": told["device_name"] or displaced.device_name}
+                    started = await self._insert(tx, key, proof, named, policy, by)
                     if ended:
                         comparison = await self._publishing.compare(tx, published, ended)
                 break
         if comparison is not None:
             await comparison.known_to_all()
-        return tokens
+        return started
 
     async def _insert(
         self,
@@ -147,8 +150,8 @@ class Starting:
         told: Mapping[str, str | None],
         policy: Policy,
         by: Actor,
-    ) -> Tokens:
-        """Inserts the session, if the user has not changed since the password was checked.
+    ) -> tuple[SessionRow, RefreshToken]:
+        """Inserts the session, if the user has not changed since the password was checked, with its refresh token.
 
         Raises:
             InvalidGrant: as `start`.
@@ -193,4 +196,4 @@ class Starting:
         await tx.execute(insert(Session).values(session))
         started = Event("session_started", user.id, first.session_id, self._client_id)
         await record(tx, user.now, by, [started])
-        return self._answers.tokens(SessionRow.of(session, user.now, policy), first, user.now)
+        return SessionRow.of(session, user.now, policy), first

@@ -62,7 +62,7 @@ class KeyTable(KeyRows):
         async with self._db.look() as connection:
             if set((await connection.scalars(live)).all()) >= set(get_args(Use)):
                 return False
-        secret = await made_beside(self._algorithm)  # before the transaction, as in `generate`
+        secret = await secret_of("access", self._algorithm)  # before the transaction, as in `generate`
         async with self._db.begin() as tx:
             now = await self.changing(tx)
             there = set((await tx.scalars(live)).all())
@@ -84,7 +84,7 @@ class KeyTable(KeyRows):
         """
         algorithm = algorithm or self._algorithm
         # Before the transaction, because to find the primes of an RSA key may take longer than a transaction may last.
-        secret = await made_beside(algorithm, bits) if use == "access" else os.urandom(KEY_BYTES)
+        secret = await secret_of(use, algorithm, bits)
         async with self._db.begin() as tx:
             now = await self.changing(tx)
             kid, _ = await self.insert(tx, use, algorithm, secret, now, signs_from=now + PUBLISHED_FOR)
@@ -143,7 +143,7 @@ class KeyTable(KeyRows):
             Conflict: all numbers of refresh keys are taken.
             TemporarilyUnavailable: the database is away.
         """
-        secret = await made_beside(self._algorithm)  # before the transaction, as in `generate`
+        secret = await secret_of("access", self._algorithm)  # before the transaction, as in `generate`
         async with self._db.begin() as tx:
             now = await self.changing(tx)
             retire_all = update(Key).where(in_force(now)).values(retired_at=now).returning(Key.kid)
@@ -174,7 +174,7 @@ class KeyTable(KeyRows):
             TemporarilyUnavailable: the database is away.
         """
         uses: tuple[Use, ...] = ("access", "refresh")
-        secret = await made_beside(self._algorithm)  # before the transaction, as in `generate`
+        secret = await secret_of("access", self._algorithm)  # before the transaction, as in `generate`
         async with self._db.begin() as tx:
             now = await self.changing(tx)
             over = update(Key).where(Key.use.in_(uses), in_force(now))
@@ -190,7 +190,10 @@ class KeyTable(KeyRows):
         return made
 
     async def changing(self, tx: AsyncConnection) -> datetime:
-        """Begins a change of the table, one at a time over all processes. Adds one to the version. Returns the time."""
+        """Begins a change of the table, one at a time over all processes, and gives it a new version. Returns the time.
+
+        The version is a random number: a count would come a second time after a restore.
+        """
         if self._db.is_postgres:  # SQLite's transaction holds the write lock already
             await tx.execute(select(func.pg_advisory_xact_lock(KEYS)))
         # Nobody sees the new version before this transaction's other changes. `one`: without the pulse's row no process
@@ -232,11 +235,11 @@ class KeyTable(KeyRows):
         return kid, number
 
 
+async def secret_of(use: Use, algorithm: Algorithm, bits: RsaBits = 2048) -> bytes:
+    """The secret of a new key. Requests go on meanwhile: a thread looks for the primes of an RSA key."""
+    return await asyncio.to_thread(new_secret, algorithm, bits) if use == "access" else os.urandom(KEY_BYTES)
+
+
 def _secret(use: Use, of_access_key: bytes) -> bytes:
     """The secret of a first key. An access key's was made before the transaction, because it may take long."""
     return of_access_key if use == "access" else os.urandom(KEY_BYTES)
-
-
-async def made_beside(algorithm: Algorithm, bits: RsaBits = 2048) -> bytes:
-    """As `new_secret`, by a thread: no other request waits for the primes of an RSA key, which may take seconds."""
-    return await asyncio.to_thread(new_secret, algorithm, bits)

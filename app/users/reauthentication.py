@@ -64,7 +64,7 @@ class Reauthentication:
                 update(Session)
                 .where(
                     Session.id == presented.session_id,
-                    Session.ended_at.is_(None),
+                    Session.end_reason.is_(None),
                     Session.generation.in_((presented.generation, presented.generation + 1)),
                 )
                 .values(auth_time=user.now, amr="pwd")

@@ -15,7 +15,7 @@ from ..actors import Actor
 from ..errors import Conflict, InvalidGrant, InvalidRequest, NotFound
 from ..events.audit import Event, record
 from ..sessions.ending import Ending
-from ..sessions.marking import live_of
+from ..sessions.marking import unended_of
 from ..storage.database import Database
 from ..storage.tables import Session, User, uuid7
 from ..storage.tasks import own_task
@@ -108,7 +108,7 @@ class Users(UserLookup):
             await tx.execute(update(User).where(User.id == user_id).values(role=name))
             await record(tx, before.now, by, [Event("role_changed", user_id, detail=name)])
             await tx.execute(
-                update(Session).where(Session.id.in_(live_of(user_id).with_for_update())).values(role=name)
+                update(Session).where(Session.id.in_(unended_of(user_id).with_for_update())).values(role=name)
             )
 
     @own_task
@@ -129,7 +129,7 @@ class Users(UserLookup):
             await tx.execute(update(User).where(User.id == user_id).values(claims=text))
             await record(tx, before.now, by, [Event("claims_changed", user_id)])
             await tx.execute(
-                update(Session).where(Session.id.in_(live_of(user_id).with_for_update())).values(claims=text)
+                update(Session).where(Session.id.in_(unended_of(user_id).with_for_update())).values(claims=text)
             )
 
     async def disable(self, user_id: UUID, *, by: Actor) -> int:
@@ -224,7 +224,7 @@ class Users(UserLookup):
                 .returning(self._db.now())
             )
             # 2. The session must be live. All live ones are locked, in the order of ids as everywhere (no deadlock).
-            live = (await tx.scalars(live_of(user.id).with_for_update())).all()
+            live = (await tx.scalars(unended_of(user.id).with_for_update())).all()
             if changed is None or session_id not in live:
                 raise InvalidGrant(
                     "user or session changed meanwhile",
