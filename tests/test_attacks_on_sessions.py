@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -12,7 +13,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from app.actors import SERVICE
-from tests.conftest import PASSWORD
+from app.errors import InvalidGrant
+from app.keyturn import Keyturn
+from tests.conftest import PASSWORD, a_user, time_passes
 from tests.test_api import ADA, Api, authorization, serving
 
 ROOT, EVE = "root@example.com", "eve@example.com"
@@ -103,3 +106,33 @@ async def test_an_administrator_demotes_and_erases_himself(api: Api) -> None:
     answer = await api.client.request("DELETE", f"/admin/users/{eve.id}", headers=authorization(token))
     assert answer.status_code == 200
     assert UUID(answer.json()["pseudonym"]) != eve.id
+
+
+async def test_a_policy_that_was_shortened_during_the_walk_of_a_longer_one_keeps_its_sessions_ended(
+    keyturn: Keyturn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise one administrator would bring back what another one, in an emergency, has just ended."""
+    tokens = await keyturn.starting.start(await a_user(keyturn), by=SERVICE)
+    two_hours = {"idle_lifetime": timedelta(hours=2), "access_lifetime": timedelta(minutes=5)}
+    await keyturn.policy_changes.change("global", two_hours, by=SERVICE)
+    await keyturn.policies.load()
+    await time_passes(keyturn, timedelta(hours=1))
+    walk, walks = keyturn.sweeping.end_over, 0
+
+    async def walked(**by: Any) -> None:
+        nonlocal walks
+        walks += 1
+        await walk(**by)
+        if walks == 1:
+            await keyturn.policies.change("global", {"idle_lifetime": timedelta(minutes=10)}, by=SERVICE)
+            await keyturn.policies.load()
+            with pytest.raises(InvalidGrant, match="over"):
+                await keyturn.rotation.refresh(tokens.refresh_token, by=SERVICE)
+
+    monkeypatch.setattr(keyturn.sweeping, "end_over", walked)  # the real walk, and another change at its end
+    await keyturn.policy_changes.change("global", {"idle_lifetime": timedelta(hours=3)}, by=SERVICE)
+    await keyturn.policies.load()
+    assert keyturn.policies.in_force.idle_lifetime == timedelta(hours=3)
+    with pytest.raises(InvalidGrant) as refused:
+        await keyturn.rotation.refresh(tokens.refresh_token, by=SERVICE)
+    assert (refused.value.reason, walks) == ("idle_timeout", 2)

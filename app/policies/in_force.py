@@ -35,6 +35,10 @@ GLOBAL = "global"
 _MOST_DETAIL = 64  # characters of an event's detail: the most that the column takes
 
 
+class ChangedMeanwhileError(Exception):
+    """Another change of the policy came first."""
+
+
 class Policies:
     """The policy in force in this process, and the table that it comes from."""
 
@@ -129,7 +133,7 @@ class Policies:
     # -- changing
 
     @own_task
-    async def change(self, scope: str, values: Values, *, by: Actor) -> Stored:
+    async def change(self, scope: str, values: Values, *, by: Actor, seen: Stored | None = None) -> Stored:
         """Changes members of a policy. It is in force on each instance within a second, and at once for live sessions.
 
         A shorter lifetime holds for sessions that began under a longer one. A longer one lengthens no session, because
@@ -139,6 +143,7 @@ class Policies:
             scope: the scope of the policy.
             values: the new values of some members. None: the value of the settings.
             by: the actor.
+            seen: the policy that the caller has prepared the change for. None: any will do.
 
         Returns:
             The policy after the change.
@@ -146,6 +151,7 @@ class Policies:
         Raises:
             NotFound: there is no such scope.
             InvalidRequest: a value is laxer than the settings, or does not go with another member.
+            ChangedMeanwhileError: the policy is no longer the one that was seen. Nothing has changed.
             TemporarilyUnavailable: the database is away. The policy has changed or not: ask again.
         """
         _check_scope(scope)
@@ -154,6 +160,8 @@ class Policies:
             found = await tx.execute(select(Row.__table__).where(Row.scope == scope))
             row: Any = found.mappings().one_or_none()
             before = self._stored(scope, row or {})
+            if seen is not None and before.values != seen.values:
+                raise ChangedMeanwhileError
             after = before.changed(values)
             changed = [name for name in SETTINGS if after.values.get(name) != before.values.get(name)]
             if changed:

@@ -5,8 +5,10 @@ The command line and the API are two callers of the same function.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from ..actors import Actor
-from ..policies import Policies, Stored
+from ..policies import ChangedMeanwhileError, Policies, Stored
 from ..policies.members import Values
 from .sweeping import Sweeping
 
@@ -30,10 +32,13 @@ class PolicyChanges:
         Raises:
             NotFound, InvalidRequest, TemporarilyUnavailable: as `Policies.change`.
         """
-        before = await self._policies.find(scope)
-        after = before.changed(values)
-        now, then = before.in_force, after.in_force
-        if then.idle_lifetime > now.idle_lifetime or then.absolute_lifetime > now.absolute_lifetime:
-            await self._policies.load()  # the marks get their reasons by the policy in force in this process
-            await self._sweeping.end_over(by=by)
-        return await self._policies.change(scope, values, by=by)
+        while True:
+            before = await self._policies.find(scope)
+            after = before.changed(values)
+            now, then = before.in_force, after.in_force
+            if then.idle_lifetime > now.idle_lifetime or then.absolute_lifetime > now.absolute_lifetime:
+                await self._policies.load()  # the marks get their reasons by the policy in force in this process
+                await self._sweeping.end_over(by=by)
+            # If another administrator shortened the policy during the walk, more sessions are over than it has marked.
+            with suppress(ChangedMeanwhileError):
+                return await self._policies.change(scope, values, by=by, seen=before)
