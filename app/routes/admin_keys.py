@@ -136,8 +136,8 @@ async def sign_everyone_out(keyturn: Keyturn, request: Request) -> Answer:
     """End all sessions of all users by one act on the keys, also the caller's own.
 
     The process that answers refuses all tokens made so far from its answer on. Every other one does so within two
-    seconds, and mostly within one. Refresh tokens are refused with the reason `signed_out_everywhere`. New sign-ins work
-    at once.
+    seconds, and mostly within one. Refresh tokens are refused with the reason `signed_out_everywhere`. New sign-ins
+    work at once.
     """
     session = await administrator(keyturn, request, changes=True)
     done = await keyturn.key_changes.sign_everyone_out(by=request.by("administrator", session.user_id))
