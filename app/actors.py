@@ -7,9 +7,9 @@ from typing import Literal, NamedTuple
 Kind = Literal["user", "administrator", "client", "command", "upstream", "service", "anonymous"]
 """The kind of an actor.
 
-`anonymous` is a caller that has proved nothing yet, `user` one who proved to be a user, `command` the command line, and
-`service` Keyturn itself. No code acts as the other three yet: `administrator` is a user who acts on others by the API,
-`client` an OAuth client, and `upstream` an issuer whose tokens are exchanged.
+`anonymous` is a caller that has proved nothing yet, `user` one who proved to be a user, `administrator` a user who acts
+by /admin, `command` the command line, and `service` Keyturn itself. No code acts as the other two yet: `client` is an
+OAuth client, and `upstream` an issuer whose tokens are exchanged.
 """
 
 

@@ -739,6 +739,22 @@ async def test_a_demand_that_is_mistyped_before_what_a_proxy_appends_lets_no_one
             refused(await api.get(f"/auth/verify{demand}{below}", token), 404, "not_found")
 
 
+async def test_a_demand_that_is_mistyped_in_the_query_lets_no_one_through(api: Api) -> None:
+    token = (await api.login())["access_token"]
+    for query in (
+        "rolle=user",
+        "Role=user",
+        "roles=user",
+        "claim=acme",
+        "clam.org=acme",
+        "role=user&x=y",
+        "role%20=user",
+    ):
+        for before in ("", ";role=user"):
+            refused(await api.get(f"/auth/verify{before}?{query}", token), 400, "invalid_request")
+    assert (await api.get("/auth/verify/?rolle=admin", token)).status_code == 200  # a client's, below
+
+
 async def test_a_second_role_or_scope_in_the_query_can_only_narrow(api: Api) -> None:
     token = (await api.login())["access_token"]
     for query in ("role=admin&role=user", "role=user&role=admin", "scope=read&scope="):

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 import redis
@@ -107,7 +107,7 @@ async def test_nothing_personal_stays_of_an_erased_user(keyturn: Keyturn) -> Non
 
 
 async def test_events_stay_under_a_pseudonym_and_say_who_erased(keyturn: Keyturn) -> None:
-    user_id, other = (await a_user(keyturn)).user_id, (await a_user(keyturn, BOB)).user_id
+    user_id, other = (await a_user(keyturn)).user_id, (await a_user(keyturn, BOB, "admin")).user_id
     tokens = await ada_signs_in(keyturn, user_id)
     bobs = await keyturn.events.list(limit=99, user_id=other)
     kinds = [row["event"] for row in await rows(keyturn, Event) if row["user_id"] == user_id]
@@ -310,3 +310,6 @@ def test_the_command_erases_a_user_and_must_be_told_so(command: Command) -> None
     assert (session["user_id"], session["status"], session["email"]) == (pseudonym, "user_erased", None)
     events = command.ok("events", "list", "--json").json
     assert {event["user_id"] for event in events if event["user_id"]} == {pseudonym}
+    of_pseudonym = command.ok("events", "list", "--user", pseudonym, "--json").json
+    assert of_pseudonym == [event for event in events if event["user_id"]]
+    assert command.ok("events", "list", "--user", str(uuid4()), "--json").json == []

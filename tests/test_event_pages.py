@@ -12,13 +12,13 @@ from uuid import UUID
 
 import httpx2
 import pytest
-from sqlalchemy import Connection, event, insert, text
+from sqlalchemy import Connection, event, insert, text, update
 
 from app.actors import SERVICE, Actor
 from app.events.audit import Event as Recorded
 from app.events.audit import record
 from app.keyturn import Keyturn
-from app.storage.tables import Event, uuid7
+from app.storage.tables import Event, User, uuid7
 from tests.conftest import CHEAP, SECRET, Opener, a_user
 from tests.service import Service
 
@@ -30,6 +30,9 @@ SORTS = re.compile(r"Sort|TEMP B-TREE|Seq Scan|SCAN events(?! USING)")
 
 async def test_each_filter_leaves_exactly_the_events_that_it_names(keyturn: Keyturn) -> None:
     ada, bob = [await a_user(keyturn, f"{name}@example.com") for name in ("ada", "bob")]
+    root = await a_user(keyturn, "root@example.com", "admin")
+    async with keyturn.db.begin() as tx:
+        await tx.execute(update(User).where(User.id == root.user_id).values(id=ROOT))
     session = await keyturn.starting.start(ada, by=Actor("user", str(ada.user_id)))
     await keyturn.starting.start(ada, by=Actor("user", str(ada.user_id)))
     await keyturn.users.set_role(bob.user_id, "editor", by=BY_ROOT)

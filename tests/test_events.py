@@ -22,7 +22,7 @@ from app.storage.tables import Event, Session, uuid7
 from tests.conftest import CHEAP, PASSWORD, SECRET, Opener, a_user, time_passes
 from tests.service import Service
 
-ROOT = Actor("administrator", "root", "192.0.2.7", "request-7")
+ROOT = Actor("command", "root", "192.0.2.7", "request-7")
 
 
 async def events_of(keyturn: Keyturn) -> list[dict[str, Any]]:
@@ -37,16 +37,18 @@ async def since(keyturn: Keyturn, before: list[dict[str, Any]]) -> list[dict[str
 
 
 async def test_every_change_of_a_user_leaves_one_event_that_says_who_did_it_and_from_where(keyturn: Keyturn) -> None:
-    user = await keyturn.users.create("ada@example.com", PASSWORD, by=ROOT)
-    await keyturn.users.set_role(user.id, "editor", by=ROOT)
-    await keyturn.users.set_password(user.id, "a new password", by=ROOT)
+    root = Actor("administrator", str((await a_user(keyturn, "root@example.com", "admin")).user_id), "192.0.2.7", "r")
+    before = await events_of(keyturn)
+    user = await keyturn.users.create("ada@example.com", PASSWORD, by=root)
+    await keyturn.users.set_role(user.id, "editor", by=root)
+    await keyturn.users.set_password(user.id, "a new password", by=root)
     proof = await keyturn.sign_in.authenticate("ada@example.com", "a new password")
     herself = Actor("user", str(user.id), "192.0.2.8", "request-8")
     tokens = await keyturn.starting.start(proof, by=herself)
     await keyturn.users.change_password(tokens.session_id, user.id, "a new password", PASSWORD, by=herself)
-    await keyturn.users.disable(user.id, by=ROOT)
-    await keyturn.users.enable(user.id, by=ROOT)
-    events = await events_of(keyturn)
+    await keyturn.users.disable(user.id, by=root)
+    await keyturn.users.enable(user.id, by=root)
+    events = await since(keyturn, before)
     assert [(e["event"], e["actor"], e["session_id"], e["reason"], e["detail"]) for e in events] == [
         ("user_created", "administrator", None, None, None),
         ("role_changed", "administrator", None, None, "editor"),
@@ -59,7 +61,7 @@ async def test_every_change_of_a_user_leaves_one_event_that_says_who_did_it_and_
     ]
     assert {e["user_id"] for e in events} == {user.id}
     for e in events:
-        by = herself if e["actor"] == "user" else ROOT
+        by = herself if e["actor"] == "user" else root
         assert (e["actor_id"], e["address"], e["request_id"]) == (by.id, by.address, by.request_id)
         assert (e["client_id"] is not None) == e["event"].startswith("session_")
 

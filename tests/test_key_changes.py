@@ -20,8 +20,8 @@ from app.actors import SERVICE
 from app.errors import Conflict, InvalidGrant, InvalidRequest, NotFound
 from app.sessions import key_changes
 from app.sessions.key_changes import LAST_SIGN_IN, Retired
+from app.storage.copies import READ_BY_ALL
 from app.storage.tasks import TIME_LIMIT
-from app.tokens.keys import READ_BY_ALL
 from tests.conftest import CHEAP, PASSWORD, SECRET, Opener, a_user, sync
 from tests.service import ROOT, Service
 from tests.test_keys import nothing, published, until

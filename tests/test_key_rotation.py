@@ -8,6 +8,7 @@ from time import monotonic
 from typing import Any, get_args
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
 from sqlalchemy import text, update
 
 from app.actors import SERVICE
@@ -119,6 +120,22 @@ async def test_a_rotation_goes_on_with_a_key_that_was_generated_and_makes_one_of
     for use, algorithm, bits in (("refresh", "ES256", None), ("cookie", None, 2048), ("access", "ES256", 2048)):
         with pytest.raises(InvalidRequest):
             await keyturn.key_changes.rotate(use, algorithm, bits, by=SERVICE)  # type: ignore[arg-type]  # strings
+
+
+async def test_requests_go_on_while_the_primes_of_an_rsa_key_are_searched(
+    keyturn: Keyturn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search, loops = rsa.generate_private_key, []
+
+    def noted(**sizes: int) -> rsa.RSAPrivateKey:
+        loops.append(asyncio._get_running_loop())  # None in a thread of its own
+        return search(**sizes)
+
+    monkeypatch.setattr(rsa, "generate_private_key", noted)
+    await keyturn.key_changes.generate("access", "RS256", by=SERVICE)
+    await keyturn.key_changes.rotate("access", "RS256", 3072, by=SERVICE)
+    assert len(loops) >= 2  # more where an id would begin with "-"
+    assert set(loops) == {None}
 
 
 @pytest.mark.parametrize("algorithm", get_args(Algorithm))

@@ -23,11 +23,12 @@ from app.errors import ConfigurationError, Conflict, InvalidGrant, InvalidToken,
 from app.events.reading import Events
 from app.keyturn import Keyturn
 from app.settings import Algorithm
+from app.storage.copies import READ_BY_ALL
 from app.storage.tables import Key, Pulse, Session, uuid7
 from app.tokens.key_seal import KeySeal
 from app.tokens.key_set import AccessKey, Use, kid_of, new_secret
 from app.tokens.key_table import PUBLISHED_FOR
-from app.tokens.keys import READ_BY_ALL, UNREAD_LIMIT, Keys
+from app.tokens.keys import UNREAD_LIMIT, Keys
 from app.tokens.master_secret import master_secret
 from app.tokens.primitives import RsaBits
 from app.tokens.refresh_tokens import issue
@@ -509,7 +510,7 @@ async def test_a_load_that_failed_is_tried_again_at_the_next_reading_and_told_on
     keyturn: Keyturn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines: list[tuple[str, str]] = []
-    monkeypatch.setattr("app.tokens.keys._log.warning", lambda event, cause: lines.append((event, cause)))
+    monkeypatch.setattr("app.storage.copies._log.warning", lambda event, cause: lines.append((event, cause)))
     keys = Followed(keyturn)
     await keys.load()
     await keyturn.keys.generate("refresh", by=SERVICE)
@@ -517,7 +518,7 @@ async def test_a_load_that_failed_is_tried_again_at_the_next_reading_and_told_on
     keys.fails = ConfigurationError("a row was changed")
     for n in range(3):
         keys.follow(newer, now=now, began=monotonic())
-        await until(lambda: keys.loads == 2 + n and keys._loading is not None and keys._loading.done(), 5)  # noqa: B023  # called at once
+        await until(lambda: keys.loads == 2 + n and keys._copy._loading is not None and keys._copy._loading.done(), 5)  # noqa: B023  # called at once
     assert lines == [("keys_not_read", "ConfigurationError: a row was changed")]
     assert keys.refresh(1) is not None
     # The process could not read the newest keys all that time, so an unknown key may be a new one.
@@ -540,10 +541,10 @@ async def test_a_load_that_failed_is_tried_again_at_the_next_reading_and_told_on
         with pytest.raises(TemporarilyUnavailable):
             asked()
     keys.fails = None
-    await until(lambda: keys._loading is not None and keys._loading.done(), 5)
+    await until(lambda: keys._copy._loading is not None and keys._copy._loading.done(), 5)
     keys.follow(newer, now=now, began=monotonic())
     await until(lambda: 2 in keys._set.refresh, 5)
-    assert keys._failure is None
+    assert keys._copy._failure is None
     assert keys.refresh(1) is not None
     assert keys.signing_refresh.number == 1
     assert keys.signing_cookie == keyturn.keys.signing_cookie
@@ -692,7 +693,7 @@ async def test_a_published_key_verifies_what_its_secret_half_signed(open_keyturn
         assert jwt.decode(tokens.access_token, key, [algorithm], audience="https://auth.example.com")["sid"]
 
 
-async def test_numbers_of_refresh_keys_are_never_given_twice_and_end_at_254(keyturn: Keyturn) -> None:
+async def test_numbers_of_refresh_keys_are_never_given_twice_and_end_at_200(keyturn: Keyturn) -> None:
     async with keyturn.db.begin() as tx:
         now = await tx.scalar(select(keyturn.db.now()))
         assert now is not None
@@ -704,14 +705,22 @@ async def test_numbers_of_refresh_keys_are_never_given_twice_and_end_at_254(keyt
             "signs_from": now,
             "retired_at": now,
         }
-        await tx.execute(insert(Key), [{"kid": f"refresh-{n}", "number": n, **retired} for n in range(2, 254)])
-    assert await keyturn.keys.generate("refresh", by=SERVICE) == "refresh-254"
-    with pytest.raises(Conflict, match="254 refresh keys"):
+        await tx.execute(insert(Key), [{"kid": f"refresh-{n}", "number": n, **retired} for n in range(2, 200)])
+    assert await keyturn.keys.generate("refresh", by=SERVICE) == "refresh-200"
+    with pytest.raises(Conflict, match="200 refresh keys"):
         await keyturn.keys.generate("refresh", by=SERVICE)
     assert await keyturn.keys.generate("access", by=SERVICE)
     # A retired row that can't be unsealed does not prevent a start.
     await keyturn.keys.load()
-    assert sorted(keyturn.keys._set.refresh) == [1, 254]
+    assert sorted(keyturn.keys._set.refresh) == [1, 200]
+    # Whoever used these up can't keep anybody from signing everyone out: 54 numbers are kept for that.
+    for number in range(201, 255):
+        kids = await (keyturn.keys.sign_everyone_out if number % 2 else keyturn.keys.replace)(by=SERVICE)
+        assert f"refresh-{number}" in str(kids)
+    with pytest.raises(Conflict, match="254 refresh keys"):
+        await keyturn.keys.sign_everyone_out(by=SERVICE)
+    with pytest.raises(Conflict, match="200 refresh keys"):
+        await keyturn.key_changes.rotate("refresh", by=SERVICE)
     async with keyturn.db.begin() as tx:
         assert await tx.scalar(select(func.count()).where(Key.number.is_not(None))) == 254
 

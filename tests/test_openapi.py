@@ -23,6 +23,7 @@ from app.http.bodies import FORM, JSON
 from app.http.doors import Doors
 from app.http.endpoints import Endpoint
 from app.http.request import Request
+from app.main import _ENDPOINTS as ENDPOINTS
 from app.main import create_app
 from app.settings import read
 from tests.conftest import CHEAP, PASSWORD, SECRET
@@ -258,6 +259,16 @@ def test_no_answer_holds_an_enum_that_a_later_word_would_break(document: Json) -
         assert f"`{word}`" in answer["error"]["description"]
     for reason in get_args(Reason):
         assert f"`{reason}`" in answer["reason"]["description"]
+
+
+def test_a_response_describes_each_refusal_of_its_status(document: Json) -> None:
+    compared = 0
+    for endpoint in ENDPOINTS:
+        responses = document["paths"][endpoint.path][endpoint.method.lower()]["responses"]
+        for refusal in endpoint.refusals:
+            assert refusal.sentence in responses[str(refusal.status)]["description"], (endpoint.path, refusal)
+            compared += 1
+    assert compared > 100
 
 
 def test_every_example_is_valid(document: Json) -> None:

@@ -336,7 +336,7 @@ def a_token_under_a_retired_key_ends_a_session_that_moved_on(patch: Patch) -> No
 
 @bug
 def a_changed_role_is_not_copied_to_the_sessions(patch: Patch) -> None:
-    patch.setattr(users, "live_of", lambda _: select(Session.id).where(false()))
+    patch.setattr(users, "unended_of", lambda _: select(Session.id).where(false()))
 
 
 @bug

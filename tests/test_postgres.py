@@ -23,8 +23,8 @@ from app.commands import doctor
 from app.errors import ConfigurationError, InvalidToken, TemporarilyUnavailable
 from app.keyturn import Keyturn, opened, running
 from app.sessions import marking, rotation
+from app.storage.copies import READ_BY_ALL
 from app.storage.migrating import migrate
-from app.tokens.keys import READ_BY_ALL
 from tests.conftest import CHEAP, PASSWORD, SECRET, Opener, a_user, settings_of, sync
 from tests.servers import Postgres, free_port
 from tests.service import Service

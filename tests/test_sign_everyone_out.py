@@ -16,8 +16,8 @@ from app.events.reading import Events
 from app.keyturn import Keyturn
 from app.sessions.filters import Filter
 from app.sessions.walk import BEGINNING
+from app.storage.copies import READ_BY_ALL
 from app.storage.tables import Key, Session
-from app.tokens.keys import READ_BY_ALL
 from tests.conftest import Opener, a_user
 from tests.test_keys import nothing, published, status, until
 

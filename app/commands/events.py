@@ -32,7 +32,7 @@ def add_to(words: Words) -> None:
 
 
 async def _list(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
-    user_id = (await found(keyturn, arguments.user)).id if arguments.user else None
+    user_id = await _user_named(keyturn, arguments.user) if arguments.user else None
     events = await keyturn.events.list(
         limit=arguments.limit,
         before=arguments.before,
@@ -50,6 +50,13 @@ async def _list(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     emails = await keyturn.users.emails(set(named))
     show([_in_short(event, emails) for event in events], arguments)
     more([event["id"] for event in events], arguments.limit, "--before")
+
+
+async def _user_named(keyturn: Keyturn, named: str) -> UUID:
+    """The id of a user, who may be erased: then the events have the pseudonym, which no user has."""
+    with suppress(ValueError):
+        return UUID(named)
+    return (await found(keyturn, named)).id
 
 
 def _of_actor(text: str) -> Kind | UUID:

@@ -15,8 +15,8 @@ from ..errors import InvalidRequest, NotFound
 from ..keyturn import Keyturn
 from ..sessions.key_changes import LAST_SIGN_IN, Replaced, Retired
 from ..settings import Algorithm
+from ..storage.copies import READ_BY_ALL
 from ..tokens.key_set import Use
-from ..tokens.keys import READ_BY_ALL
 from ..tokens.primitives import RsaBits
 from .acts import add_verb, by, on_parts
 from .arguments import Words

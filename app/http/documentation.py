@@ -62,15 +62,17 @@ _OF_THE_EDGE_TO_A_BODY = (RequestTimeout, ContentTooLarge, UnsupportedMediaType)
 
 
 def refused(*classes: type[Refusal]) -> dict[int | str, dict[str, Any]]:
-    """The ``responses`` of an endpoint that may raise these."""
-    return {
-        each.status: {
+    """The ``responses`` of an endpoint that may raise these. Refusals of one status share a response."""
+    responses: dict[int | str, dict[str, Any]] = {}
+    for each in classes:
+        headers = _CHALLENGE if each.challenge else HEADERS.get(each.status, {})
+        others = responses.get(each.status, {"description": "", "headers": {}})
+        responses[each.status] = {
             "model": ErrorAnswer,
-            "description": each.sentence,
-            "headers": _CHALLENGE if each.challenge else HEADERS.get(each.status, {}),
+            "description": f"{others['description']} {each.sentence}".lstrip(),
+            "headers": others["headers"] | headers,
         }
-        for each in classes
-    }
+    return responses
 
 
 def documented(document: dict[str, Any]) -> dict[str, Any]:

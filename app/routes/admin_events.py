@@ -10,13 +10,6 @@ from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from ..actors import Kind
-from ..errors import (
-    AccessDenied,
-    InsufficientUserAuthentication,
-    InvalidRequest,
-    InvalidToken,
-    TemporarilyUnavailable,
-)
 from ..events.audit import EventKind
 from ..http.answers import Answer, of_model
 from ..http.documentation import word
@@ -24,7 +17,8 @@ from ..http.endpoints import Endpoint, QueryParameter
 from ..http.request import Request
 from ..keyturn import Keyturn
 from . import filters
-from .administration import administrator
+from .administration import READING, administrator
+from .pages import PAGE, NextCursor, Page
 
 _KINDS, _ACTORS = get_args(EventKind), get_args(Kind)
 
@@ -53,22 +47,19 @@ class AuditEventsAnswer(BaseModel):
     """A page of events."""
 
     items: list[AuditEventAnswer]
-    next_cursor: Annotated[str | SkipJsonSchema[None], Field(description="Absent on the last page.")] = None
+    next_cursor: NextCursor = None
 
 
 async def list_events(keyturn: Keyturn, request: Request) -> Answer:
     """List the changes, the newest first. An event exists if and only if its change was made."""
     await administrator(keyturn, request)
-    limit = filters.limit(request)
     user_id, session_id = filters.identifier(request, "user"), filters.identifier(request, "session")
     event, actor = filters.word(request, "event", _KINDS), _actor(request)
     since, until = filters.moment(request, "since"), filters.moment(request, "until")
-    listing = f"events {user_id} {session_id} {event} {actor} {since} {until}"
-    cursor = request.parameter("cursor")
-    # One more than asked for tells whether there is a next page.
+    page = Page.of(keyturn.cursors, request, f"events {user_id} {session_id} {event} {actor} {since} {until}")
     found = await keyturn.events.list(
-        limit=limit + 1,
-        before=None if cursor is None else keyturn.cursors.open(listing, cursor),
+        limit=page.limit + 1,
+        before=page.after,
         user_id=user_id,
         session_id=session_id,
         event=cast("EventKind | None", event),
@@ -76,12 +67,9 @@ async def list_events(keyturn: Keyturn, request: Request) -> Answer:
         since=since,
         until=until,
     )
-    more = len(found) > limit
-    page = AuditEventsAnswer(
-        items=[AuditEventAnswer.model_validate(dict(row)) for row in found[:limit]],
-        next_cursor=keyturn.cursors.make(listing, found[limit - 1]["id"]) if more else None,
-    )
-    return of_model(page, exclude_none=True)
+    rows, next_cursor = page.cut(found, lambda row: row["id"])
+    items = [AuditEventAnswer.model_validate(dict(row)) for row in rows]
+    return of_model(AuditEventsAnswer(items=items, next_cursor=next_cursor), exclude_none=True)
 
 
 def _actor(request: Request) -> Kind | UUID | None:
@@ -112,9 +100,9 @@ ENDPOINTS = (
             QueryParameter("event", "Only those of this kind.", schema={"type": "string", "enum": list(_KINDS)}),
             QueryParameter("since", "Only those from this moment on.", schema=filters.MOMENT),
             QueryParameter("until", "Only those before this moment.", schema=filters.MOMENT),
-            *filters.PAGE,
+            *PAGE,
         ),
         model=AuditEventsAnswer,
-        refusals=(InvalidRequest, InvalidToken, InsufficientUserAuthentication, AccessDenied, TemporarilyUnavailable),
+        refusals=READING,
     ),
 )

@@ -15,16 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from ..errors import (
-    AccessDenied,
-    Conflict,
-    CrossSite,
-    InsufficientUserAuthentication,
-    InvalidRequest,
-    InvalidToken,
-    NotFound,
-    TemporarilyUnavailable,
-)
+from ..errors import Conflict, InvalidRequest, NotFound
 from ..http.answers import Answer, of_model
 from ..http.documentation import word
 from ..http.endpoints import Endpoint
@@ -33,7 +24,7 @@ from ..keyturn import Keyturn
 from ..settings import Algorithm
 from ..tokens.key_set import Use
 from ..tokens.primitives import RsaBits
-from .administration import administrator
+from .administration import CHANGING, READING, administrator
 from .models import RequestBody
 
 _KID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
@@ -152,11 +143,10 @@ def _key(key: Mapping[str, Any]) -> KeyAnswer:
     return KeyAnswer(**{name: key[name] for name in KeyAnswer.model_fields})
 
 
-_READING = (InvalidRequest, InvalidToken, InsufficientUserAuthentication, AccessDenied, TemporarilyUnavailable)
-_CHANGING = (*_READING, CrossSite, Conflict)
+_CHANGING = (*CHANGING, Conflict)
 
 ENDPOINTS = (
-    Endpoint("GET", "/admin/keys", list_keys, tag="admin", credentials="bearer", model=KeysAnswer, refusals=_READING),
+    Endpoint("GET", "/admin/keys", list_keys, tag="admin", credentials="bearer", model=KeysAnswer, refusals=READING),
     Endpoint(
         "POST",
         "/admin/keys",

@@ -8,22 +8,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from ..errors import (
-    AccessDenied,
-    CrossSite,
-    InsufficientUserAuthentication,
-    InvalidRequest,
-    InvalidToken,
-    NotFound,
-    TemporarilyUnavailable,
-)
+from ..errors import InvalidRequest, NotFound
 from ..http.answers import Answer, of_model
 from ..http.documentation import word
 from ..http.endpoints import Endpoint
 from ..http.request import Request
 from ..keyturn import Keyturn
 from ..policies.members import SETTINGS, value_of
-from .administration import administrator
+from .administration import CHANGING, READING, administrator
 from .models import RequestBody
 
 _Whole = Annotated[int, Field(ge=0, le=10**9)]
@@ -123,16 +115,6 @@ def _value(name: str, given: object) -> Any:
         raise InvalidRequest("form of a member", description=f"{name}: {e}.") from None
 
 
-_REFUSALS = (
-    InvalidRequest,
-    InvalidToken,
-    InsufficientUserAuthentication,
-    CrossSite,
-    AccessDenied,
-    NotFound,
-    TemporarilyUnavailable,
-)
-
 ENDPOINTS = (
     Endpoint(
         "GET",
@@ -141,7 +123,7 @@ ENDPOINTS = (
         tag="admin",
         credentials="bearer",
         model=PoliciesAnswer,
-        refusals=(InvalidRequest, InvalidToken, InsufficientUserAuthentication, AccessDenied, TemporarilyUnavailable),
+        refusals=READING,
     ),
     Endpoint(
         "PUT",
@@ -151,6 +133,6 @@ ENDPOINTS = (
         credentials="bearer",
         body=PolicyChange,
         model=PolicyAnswer,
-        refusals=_REFUSALS,
+        refusals=(*CHANGING, NotFound),
     ),
 )

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 from pydantic.json_schema import SkipJsonSchema, WithJsonSchema
 
-from ..errors import (
-    AccessDenied,
-    CrossSite,
-    InsufficientUserAuthentication,
-    InvalidRequest,
-    InvalidToken,
-    NotFound,
-    TemporarilyUnavailable,
-)
+from ..errors import InvalidRequest, NotFound
 from ..http.answers import Answer, of_model
 from ..http.endpoints import Endpoint, QueryParameter
 from ..http.request import Request
@@ -28,26 +19,16 @@ from ..sessions.filters import Filter
 from ..sessions.rows import SessionRow
 from ..sessions.walk import BEGINNING
 from . import filters
-from .administration import administrator
+from .administration import CHANGING, READING, administrator
 from .models import SET_COOKIES, RequestBody
+from .pages import PAGE, NextCursor, Page
 from .presented_cookies import fields_to_clear_of
 from .session_answers import STATUS, SessionAnswer, members, status_of
 
 _RANGES_TO_END, _RANGES_TO_COUNT = 10, 100
 """How many ranges of the walk one request takes, so that it is answered within seconds: then there is a cursor."""
 
-_MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
-_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 _LONGEST_CURSOR = 64
-
-
-def _moment(text: object) -> datetime:
-    if not isinstance(text, str) or not _MOMENT.fullmatch(text):
-        raise ValueError
-    try:
-        return datetime.fromisoformat(text.upper()).astimezone(UTC)
-    except OverflowError:
-        raise ValueError from None
 
 
 def _printable(text: str) -> str:
@@ -56,19 +37,13 @@ def _printable(text: str) -> str:
     return text
 
 
-def _id(text: object) -> UUID:
-    if not isinstance(text, str) or not _ID.fullmatch(text):
-        raise ValueError
-    return UUID(text)
-
-
 # A client's tool must not refuse a value that it has to send, so the requests' fields have no format.
 _Moment = Annotated[
     datetime,
-    BeforeValidator(_moment),
+    BeforeValidator(filters.moment_of),
     WithJsonSchema({"type": "string", "examples": ["2026-01-31T12:00:00Z"]}),
 ]
-_Id = Annotated[UUID, BeforeValidator(_id), WithJsonSchema({"type": "string"})]
+_Id = Annotated[UUID, BeforeValidator(filters.id_of), WithJsonSchema({"type": "string"})]
 _Words = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_printable)]
 
 
@@ -116,7 +91,7 @@ class AdminSessionsAnswer(BaseModel):
     """A page of sessions, the newest first. It may have fewer than `limit`, or none, and still not be the last."""
 
     items: list[AdminSessionAnswer]
-    next_cursor: Annotated[str | SkipJsonSchema[None], Field(description="Absent at the end.")] = None
+    next_cursor: NextCursor = None
 
 
 class EndedAnswer(BaseModel):
@@ -124,21 +99,17 @@ class EndedAnswer(BaseModel):
 
     ended: Annotated[int | SkipJsonSchema[None], Field(description="Sessions that this call ended.")] = None
     count: Annotated[int | SkipJsonSchema[None], Field(description="Sessions that this preview counted.")] = None
-    next_cursor: Annotated[str | SkipJsonSchema[None], Field(description="Absent at the end.")] = None
+    next_cursor: NextCursor = None
 
 
 async def list_all_sessions(keyturn: Keyturn, request: Request) -> Answer:
     """List the sessions of all users, the newest first."""
     admin = await administrator(keyturn, request)
-    filtered, limit = _filter_of(request), filters.limit(request)
-    listing, cursor = f"all sessions {filtered}", request.parameter("cursor")
-    before = None if cursor is None else keyturn.cursors.open(listing, cursor)
-    page = await keyturn.reading.list(filtered, limit=limit, before=before)
-    answer = AdminSessionsAnswer(
-        items=await _shown(keyturn, page.sessions, admin),
-        next_cursor=None if page.last is None else keyturn.cursors.make(listing, page.last),
-    )
-    return of_model(answer, exclude_none=True)
+    filtered = _filter_of(request)
+    page = Page.of(keyturn.cursors, request, f"all sessions {filtered}")
+    found = await keyturn.reading.list(filtered, limit=page.limit, before=page.after)
+    items = await _shown(keyturn, found.sessions, admin)
+    return of_model(AdminSessionsAnswer(items=items, next_cursor=page.next_cursor(found.last)), exclude_none=True)
 
 
 async def get_any_session(keyturn: Keyturn, request: Request) -> Answer:
@@ -221,7 +192,6 @@ _FILTERS = (
     QueryParameter("address", "Only those from this address."),
     QueryParameter("device", "Only those of this device id, which the client gave."),
 )
-_REFUSALS = (InvalidRequest, InvalidToken, InsufficientUserAuthentication, AccessDenied, TemporarilyUnavailable)
 
 ENDPOINTS = (
     Endpoint(
@@ -230,9 +200,9 @@ ENDPOINTS = (
         list_all_sessions,
         tag="admin",
         credentials="bearer",
-        query=(*_FILTERS, STATUS, *filters.PAGE),
+        query=(*_FILTERS, STATUS, *PAGE),
         model=AdminSessionsAnswer,
-        refusals=_REFUSALS,
+        refusals=READING,
     ),
     Endpoint(
         "GET",
@@ -241,7 +211,7 @@ ENDPOINTS = (
         tag="admin",
         credentials="bearer",
         model=AdminSessionAnswer,
-        refusals=(*_REFUSALS, NotFound),
+        refusals=(*READING, NotFound),
     ),
     Endpoint(
         "DELETE",
@@ -252,7 +222,7 @@ ENDPOINTS = (
         status=204,
         response_description="The session is over.",
         response_headers=SET_COOKIES,
-        refusals=(*_REFUSALS, CrossSite, NotFound),
+        refusals=(*CHANGING, NotFound),
     ),
     Endpoint(
         "POST",
@@ -262,6 +232,6 @@ ENDPOINTS = (
         credentials="bearer",
         body=EndSessions,
         model=EndedAnswer,
-        refusals=(*_REFUSALS, CrossSite),
+        refusals=CHANGING,
     ),
 )

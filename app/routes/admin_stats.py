@@ -7,13 +7,12 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
-from ..errors import AccessDenied, InsufficientUserAuthentication, InvalidToken, TemporarilyUnavailable
 from ..http.answers import Answer, of_model
 from ..http.endpoints import Endpoint
 from ..http.request import Request
 from ..keyturn import Keyturn
 from ..sessions.statistics import MOST
-from .administration import administrator
+from .administration import READING, administrator
 
 
 class UserNumbers(BaseModel):
@@ -81,6 +80,6 @@ ENDPOINTS = (
         tag="admin",
         credentials="bearer",
         model=StatsAnswer,
-        refusals=(InvalidToken, InsufficientUserAuthentication, AccessDenied, TemporarilyUnavailable),
+        refusals=READING,
     ),
 )

@@ -13,8 +13,8 @@ from ..http.endpoints import Endpoint
 from ..http.request import Request
 from ..keyturn import Keyturn
 from ..users.made_passwords import LIFETIME
-from .admin_users import CHANGING, AdminUserAnswer, details
-from .administration import administrator
+from .admin_users import AdminUserAnswer, details
+from .administration import CHANGING, administrator
 from .models import RequestBody
 
 

@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, cast, get_args
 from uuid import UUID
 
 from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from ..errors import (
-    AccessDenied,
-    Conflict,
-    CrossSite,
-    InsufficientUserAuthentication,
-    InvalidRequest,
-    InvalidToken,
-    NotFound,
-    TemporarilyUnavailable,
-)
+from ..errors import Conflict, NotFound
 from ..http.answers import Answer, of_model
 from ..http.endpoints import Endpoint, QueryParameter
 from ..http.request import Request
@@ -28,11 +19,12 @@ from ..storage.tables import User
 from ..users.claims import stored
 from ..users.lookup import Status
 from ..users.made_passwords import make
-from .administration import administrator
+from . import filters
+from .administration import CHANGING, READING, administrator
 from .models import Email, RequestBody
+from .pages import PAGE, NextCursor, Page
 
 _ORDERS = ("newest", "oldest")
-_MOST = 100
 
 
 class AdminUserAnswer(BaseModel):
@@ -70,9 +62,7 @@ class UserPageAnswer(BaseModel):
     """A page of the list of users."""
 
     items: list[AdminUserAnswer]
-    next_cursor: Annotated[
-        str | SkipJsonSchema[None], Field(description="The `cursor` of the next page. Absent at the end.")
-    ] = None
+    next_cursor: NextCursor = None
 
 
 class NewUser(RequestBody):
@@ -105,32 +95,21 @@ class ErasedAnswer(BaseModel):
 async def list_users(keyturn: Keyturn, request: Request) -> Answer:
     """List users, page by page."""
     await administrator(keyturn, request)
-    order = _word(request, "order", _ORDERS) or _ORDERS[0]
-    status = _word(request, "status", get_args(Status))
+    order = filters.word(request, "order", _ORDERS) or _ORDERS[0]
+    status = cast("Status | None", filters.word(request, "status", get_args(Status)))
     email, role = request.parameter("email"), request.parameter("role")
-    limit = request.number("limit", default=20, most=_MOST)
-    listing = json.dumps(["users", order, status, email, role])
-    cursor = request.parameter("cursor")
-    users = await keyturn.users.list(
-        limit=limit + 1,
-        after=None if cursor is None else keyturn.cursors.open(listing, cursor),
+    page = Page.of(keyturn.cursors, request, json.dumps(["users", order, status, email, role]))
+    found = await keyturn.users.list(
+        limit=page.limit + 1,
+        after=page.after,
         newest_first=order == "newest",
         email=email,
         role=role,
-        status="enabled" if status == "enabled" else "disabled" if status else None,
+        status=status,
     )
-    page = users[:limit]
-    following = keyturn.cursors.make(listing, page[-1].id) if len(users) > limit else None
-    return of_model(
-        UserPageAnswer(items=[AdminUserAnswer.of(user) for user in page], next_cursor=following), exclude_none=True
-    )
-
-
-def _word(request: Request, name: str, words: tuple[str, ...]) -> str | None:
-    value = request.parameter(name)
-    if value is not None and value not in words:
-        raise InvalidRequest(f"{name} of the query", description=f"{name}: must be {' or '.join(words)}.")
-    return value
+    users, next_cursor = page.cut(found, lambda user: user.id)
+    answer = UserPageAnswer(items=[AdminUserAnswer.of(user) for user in users], next_cursor=next_cursor)
+    return of_model(answer, exclude_none=True)
 
 
 async def create_user(keyturn: Keyturn, request: Request) -> Answer:
@@ -164,12 +143,6 @@ def details(user: User) -> Answer:
     return of_model(AdminUserAnswer.of(user), exclude_none=True)
 
 
-READING = (InvalidRequest, InvalidToken, AccessDenied, InsufficientUserAuthentication, TemporarilyUnavailable)
-"""The refusals of each endpoint for administrators."""
-
-CHANGING = (*READING, CrossSite)
-"""The refusals of each endpoint by which administrators change something."""
-
 ENDPOINTS = (
     Endpoint(
         "GET",
@@ -182,10 +155,7 @@ ENDPOINTS = (
             QueryParameter("role", "Only users of this role."),
             QueryParameter("status", "Only these.", schema={"type": "string", "enum": list(get_args(Status))}),
             QueryParameter("order", "By age.", schema={"type": "string", "enum": list(_ORDERS), "default": _ORDERS[0]}),
-            QueryParameter(
-                "limit", "Users a page.", schema={"type": "integer", "minimum": 1, "maximum": _MOST, "default": 20}
-            ),
-            QueryParameter("cursor", "The `next_cursor` of the page before."),
+            *PAGE,
         ),
         model=UserPageAnswer,
         refusals=READING,

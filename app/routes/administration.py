@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from ..errors import AccessDenied, InsufficientUserAuthentication
+from ..errors import (
+    AccessDenied,
+    CrossSite,
+    InsufficientUserAuthentication,
+    InvalidRequest,
+    InvalidToken,
+    TemporarilyUnavailable,
+)
 from ..http.request import Request
 from ..keyturn import Keyturn
 from ..sessions.rows import SessionRow
 from .credentials import access_token
 
 ROLE = "admin"
+
+READING = (InvalidRequest, InvalidToken, AccessDenied, InsufficientUserAuthentication, TemporarilyUnavailable)
+"""The refusals of each endpoint for administrators."""
+
+CHANGING = (*READING, CrossSite)
+"""The refusals of each endpoint by which administrators change something."""
 
 
 async def administrator(keyturn: Keyturn, request: Request, *, changes: bool = False) -> SessionRow:

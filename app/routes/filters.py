@@ -1,40 +1,21 @@
-"""The filters of a list, as they stand in the query of a request."""
+"""The filters of a list, as a request has them: in its query, or ids and moments in its body."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from datetime import UTC, datetime
 from uuid import UUID
 
 from ..errors import InvalidRequest
-from ..http.endpoints import QueryParameter
 from ..http.request import Request
 
-MOST = 100
-"""How many items a page has, at most."""
-
-PAGE = (
-    QueryParameter(
-        "limit",
-        f"How many items, 1 to {MOST}. Unset: 20.",
-        schema={"type": "integer", "minimum": 1, "maximum": MOST},
-    ),
-    QueryParameter("cursor", "The `next_cursor` of the page before."),
-)
-"""The query parameters of each list."""
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
 
 ID = {"type": "string", "format": "uuid"}
 MOMENT = {"type": "string", "format": "date-time"}
 """The schemas of filters."""
-
-
-def limit(request: Request) -> int:
-    """How many items a page shall have.
-
-    Raises:
-        InvalidRequest: no number from 1 to 100.
-    """
-    return request.number("limit", default=20, most=MOST)
 
 
 def identifier(request: Request, name: str) -> UUID | None:
@@ -44,15 +25,10 @@ def identifier(request: Request, name: str) -> UUID | None:
         InvalidRequest: the value has not the form of an id.
     """
     value = request.parameter(name)
-    if value is None:
-        return None
     try:
-        found = UUID(value)
+        return None if value is None else id_of(value)
     except ValueError:
-        found = None
-    if found is None or str(found) != value.lower():  # not the other spellings that Python reads
-        raise InvalidRequest(f"{name} of the query", description=f"{name}: must be an id (a UUID).")
-    return found
+        raise InvalidRequest(f"{name} of the query", description=f"{name}: must be an id (a UUID).") from None
 
 
 def moment(request: Request, name: str) -> datetime | None:
@@ -62,18 +38,13 @@ def moment(request: Request, name: str) -> datetime | None:
         InvalidRequest: the value is no moment, or has no offset from UTC.
     """
     value = request.parameter(name)
-    if value is None:
-        return None
     try:
         # A plus sign in a query means a space (URL Standard), and many clients forget to encode it.
-        found = datetime.fromisoformat(value.replace(" ", "+").upper())
-        if found.tzinfo is not None and "T" in value.upper():
-            return found.astimezone(UTC)
-    except (ValueError, OverflowError):
-        pass
-    raise InvalidRequest(
-        f"{name} of the query", description=f"{name}: must be a moment (RFC 3339), such as 2026-01-31T12:00:00Z."
-    )
+        return None if value is None else moment_of(value.replace(" ", "+"))
+    except ValueError:
+        raise InvalidRequest(
+            f"{name} of the query", description=f"{name}: must be a moment (RFC 3339), such as 2026-01-31T12:00:00Z."
+        ) from None
 
 
 def word(request: Request, name: str, words: Collection[str]) -> str | None:
@@ -86,3 +57,28 @@ def word(request: Request, name: str, words: Collection[str]) -> str | None:
     if value is not None and value not in words:
         raise InvalidRequest(f"{name} of the query", description=f"{name}: must be one of {', '.join(words)}.")
     return value
+
+
+def id_of(text: object) -> UUID:
+    """The id that a text spells, in the one form that Keyturn writes, in letters of either case.
+
+    Raises:
+        ValueError: the value is no such text.
+    """
+    if not isinstance(text, str) or not _ID.fullmatch(text):
+        raise ValueError
+    return UUID(text)
+
+
+def moment_of(text: object) -> datetime:
+    """The moment that a text spells (RFC 3339 section 5.6), in UTC.
+
+    Raises:
+        ValueError: the value is no such text.
+    """
+    if not isinstance(text, str) or not _MOMENT.fullmatch(text):
+        raise ValueError
+    try:
+        return datetime.fromisoformat(text.upper()).astimezone(UTC)
+    except OverflowError:  # the years 1 and 9999, with an offset
+        raise ValueError from None

@@ -123,8 +123,8 @@ async def login(keyturn: Keyturn, request: Request) -> Answer:
     )
     request.session_id = tokens.session_id
     fields = fields_to_set(cookies, mode, tokens, remembered=remembered)
-    answer = tokens.body(mode) | ({"password_change_required": True} if proof.password_change_required else {})
-    return of_json(to_json(answer), [*fields, *device.fields_to_set(remembered=remembered)])
+    tokens.password_change_required = proof.password_change_required
+    return of_json(to_json(tokens.body(mode)), [*fields, *device.fields_to_set(remembered=remembered)])
 
 
 def _scopes_asked_for(scope: str | None) -> frozenset[str] | None:
@@ -173,7 +173,7 @@ ENDPOINTS = (
         tag="auth",
         body=Login,
         model=TokenAnswer,
-        refusals=(InvalidRequest, InvalidGrant, CrossSite, TemporarilyUnavailable),
+        refusals=(InvalidRequest, InvalidScope, InvalidGrant, CrossSite, TemporarilyUnavailable),
         response_headers=SET_COOKIES,
         fast=True,
     ),
@@ -186,6 +186,6 @@ ENDPOINTS = (
         body=PasswordChange,
         status=204,
         response_description="The password is changed.",
-        refusals=(InvalidRequest, InvalidToken, CrossSite, TemporarilyUnavailable),
+        refusals=(InvalidRequest, InvalidToken, InvalidGrant, CrossSite, TemporarilyUnavailable),
     ),
 )

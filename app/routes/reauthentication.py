@@ -60,6 +60,6 @@ ENDPOINTS = (
         model=TokenAnswer,
         response_headers=SET_COOKIES,
         refusal_headers={401: SET_COOKIES},
-        refusals=(InvalidRequest, InvalidGrant, CrossSite, TemporarilyUnavailable),
+        refusals=(InvalidRequest, InvalidGrant, WrongPassword, CrossSite, TemporarilyUnavailable),
     ),
 )

@@ -20,9 +20,9 @@ from ..http.request import Request
 from ..keyturn import Keyturn
 from ..sessions.filters import Filter
 from ..sessions.rows import SessionRow
-from . import filters
 from .credentials import access_token
 from .models import SET_COOKIES, RequestBody
+from .pages import PAGE, NextCursor, Page
 from .presented_cookies import fields_to_clear_of
 from .session_answers import STATUS, DeviceName, SessionAnswer, members, status_of
 
@@ -31,7 +31,7 @@ class SessionsAnswer(BaseModel):
     """A page of sessions, the newest first."""
 
     items: list[SessionAnswer]
-    next_cursor: Annotated[str | SkipJsonSchema[None], Field(description="Absent at the end.")] = None
+    next_cursor: NextCursor = None
 
 
 class Rename(RequestBody):
@@ -58,7 +58,7 @@ class SessionEventsAnswer(BaseModel):
     """A page of a session's events, the newest first."""
 
     items: list[SessionEventAnswer]
-    next_cursor: Annotated[str | SkipJsonSchema[None], Field(description="Absent at the end.")] = None
+    next_cursor: NextCursor = None
 
 
 _TICK = timedelta(microseconds=1)  # of the clocks of both databases
@@ -69,15 +69,11 @@ _BEHIND_THE_SCENES = {"administrator", "command", "service"}
 async def list_sessions(keyturn: Keyturn, request: Request) -> Answer:
     """List one's own sessions, the newest first."""
     own = await _own(keyturn, request)
-    filtered, limit = Filter(user_id=own.user_id, status=status_of(request)), filters.limit(request)
-    listing, cursor = f"sessions {filtered}", request.parameter("cursor")
-    before = None if cursor is None else keyturn.cursors.open(listing, cursor)
-    page = await keyturn.reading.list(filtered, limit=limit, before=before)
-    answer = SessionsAnswer(
-        items=[SessionAnswer(**each) for each in await members(page.sessions, own.id)],
-        next_cursor=None if page.last is None else keyturn.cursors.make(listing, page.last),
-    )
-    return of_model(answer, exclude_none=True)
+    filtered = Filter(user_id=own.user_id, status=status_of(request))
+    page = Page.of(keyturn.cursors, request, f"sessions {filtered}")
+    found = await keyturn.reading.list(filtered, limit=page.limit, before=page.after)
+    items = [SessionAnswer(**each) for each in await members(found.sessions, own.id)]
+    return of_model(SessionsAnswer(items=items, next_cursor=page.next_cursor(found.last)), exclude_none=True)
 
 
 async def get_session(keyturn: Keyturn, request: Request) -> Answer:
@@ -112,16 +108,14 @@ async def list_session_events(keyturn: Keyturn, request: Request) -> Answer:
     """List what happened to one of one's own sessions, the newest first: why it ended, and by whom."""
     own = await _own(keyturn, request)
     session = await keyturn.reading.find(request.identifier("session_id"), user_id=own.user_id)
-    listing, limit, cursor = f"events of {session.id}", filters.limit(request), request.parameter("cursor")
-    before = None if cursor is None else keyturn.cursors.open(listing, cursor)
-    events = await keyturn.events.list(limit=limit + 1, before=before, user_id=own.user_id, session_id=session.id)
-    if before is None:
-        events = [*await _of_everyone(keyturn, session), *events]
-    more = len(events) > limit
-    answer = SessionEventsAnswer(
-        items=[_event(each) for each in events[:limit]],
-        next_cursor=keyturn.cursors.make(listing, events[limit - 1]["id"]) if more else None,
+    page = Page.of(keyturn.cursors, request, f"events of {session.id}")
+    found = await keyturn.events.list(
+        limit=page.limit + 1, before=page.after, user_id=own.user_id, session_id=session.id
     )
+    if page.after is None:
+        found = [*await _of_everyone(keyturn, session), *found]
+    rows, next_cursor = page.cut(found, lambda row: row["id"])
+    answer = SessionEventsAnswer(items=[_event(row) for row in rows], next_cursor=next_cursor)
     return of_model(answer, exclude_none=True)
 
 
@@ -171,7 +165,7 @@ ENDPOINTS = (
         list_sessions,
         tag="sessions",
         credentials="bearer",
-        query=(STATUS, *filters.PAGE),
+        query=(STATUS, *PAGE),
         model=SessionsAnswer,
         refusals=_REFUSALS,
     ),
@@ -211,7 +205,7 @@ ENDPOINTS = (
         list_session_events,
         tag="sessions",
         credentials="bearer",
-        query=filters.PAGE,
+        query=PAGE,
         model=SessionEventsAnswer,
         refusals=(*_REFUSALS, NotFound),
     ),

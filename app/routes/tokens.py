@@ -141,7 +141,7 @@ ENDPOINTS = (
         ),
         response_headers=SET_COOKIES,
         refusal_headers={401: SET_COOKIES},
-        refusals=(InvalidRequest, InvalidGrant, CrossSite, TemporarilyUnavailable),
+        refusals=(InvalidRequest, InvalidScope, InvalidGrant, CrossSite, TemporarilyUnavailable),
         fast=True,
     ),
     Endpoint(

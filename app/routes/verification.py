@@ -13,6 +13,7 @@ from pydantic_core import to_json
 
 from ..errors import (
     InsufficientScope,
+    InsufficientUserAuthentication,
     InvalidGrant,
     InvalidRequest,
     InvalidToken,
@@ -198,7 +199,13 @@ ENDPOINTS = (
         response_headers=_IDENTITY | SET_COOKIES,
         # The 403 of a demand that is not met comes after the refresh, so it gives the new cookies.
         refusal_headers={401: SET_COOKIES, 403: SET_COOKIES},
-        refusals=(InvalidRequest, InvalidToken, InsufficientScope, TemporarilyUnavailable),
+        refusals=(
+            InvalidRequest,
+            InvalidToken,
+            InsufficientUserAuthentication,
+            InsufficientScope,
+            TemporarilyUnavailable,
+        ),
         any_method=True,  # some proxies ask with their client's method, others with one of their own
         fast=True,
     ),

@@ -31,6 +31,8 @@ class Tokens:
     address: str | None = None
     """The address and the user agent that the session's row has, for `Moves`."""
     user_agent: str | None = None
+    password_change_required: bool = False
+    """Whether the password that was proved for this answer is one that Keyturn made."""
 
     def body(self, mode: Mode = "bearer") -> dict[str, str | int]:
         """The members of the answer (RFC 6749 section 5.1), and its deadlines. Durations are whole seconds.
@@ -48,6 +50,8 @@ class Tokens:
         }
         if self.scope:
             body["scope"] = self.scope
+        if self.password_change_required:
+            body["password_change_required"] = True
         if mode != "bearer":
             del body["refresh_token"]
         if mode == "cookie":

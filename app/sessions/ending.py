@@ -29,7 +29,7 @@ from ..tokens.keys import Keys
 from ..tokens.refresh_tokens import RefreshToken
 from .answers import whole_seconds
 from .lookup import Lookup
-from .marking import TIMEOUTS, ends, live_of, lived, locked, mark, mark_logouts_on_postgres
+from .marking import TIMEOUTS, ends, lived, locked, mark, mark_logouts_on_postgres, unended_of
 from .rows import SessionRow, Verdict, judge
 
 Reach = Literal["this", "others", "all"]
@@ -93,8 +93,8 @@ class Ending:
             TemporarilyUnavailable: as `end`.
         """
         async with self._db.look() as connection:
-            live = set((await connection.scalars(live_of(user_id))).all())
-        which = live_of(renamed or user_id)
+            live = set((await connection.scalars(unended_of(user_id))).all())
+        which = unended_of(renamed or user_id)
         which = which.where(Session.id.not_in(but)) if but else which
         condition = Session.id.in_(which.with_for_update())
         return lived(await self.end_where(live - but, reason, condition, by=by, also=also))

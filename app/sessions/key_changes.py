@@ -15,10 +15,11 @@ from typing import Any
 from ..actors import Actor
 from ..errors import Conflict, InvalidRequest, NotFound, TemporarilyUnavailable
 from ..settings import Algorithm
+from ..storage.copies import READ_BY_ALL
 from ..storage.tasks import TIME_LIMIT, keep
 from ..tokens.key_rotation import KeyRotation
 from ..tokens.key_set import Use
-from ..tokens.keys import READ_BY_ALL, Keys
+from ..tokens.keys import Keys
 from ..tokens.primitives import RsaBits
 from .sweeping import Sweeping
 

@@ -57,7 +57,7 @@ def ends(
     over_by_key = [] if erased else [not_signed_out(now)]
     return (
         update(Session)
-        .where(*which, Session.ended_at.is_(None), *over_by_key)
+        .where(*which, Session.end_reason.is_(None), *over_by_key)
         .values(
             ended_at=case((late, deadline), else_=now),
             end_reason=case((and_(late, idle < absolute), "idle_timeout"), (late, "absolute_timeout"), else_=reason),
@@ -101,8 +101,11 @@ def _event(row: Any) -> Event:
     return Event("session_ended", row.user_id, row.id, row.client_id, reason=row.end_reason)
 
 
-def live_of(user_id: UUID) -> Select[UUID]:
-    """The live sessions of a user. By id, so that transactions that end several lock them in the same order."""
+def unended_of(user_id: UUID) -> Select[UUID]:
+    """The sessions of a user that no one has ended, in the order of their ids, in which all transactions lock them.
+
+    Some may be over by a deadline. The transaction that ends them marks these with it.
+    """
     return select(Session.id).where(Session.user_id == user_id, Session.ended_at.is_(None)).order_by(Session.id)
 
 
@@ -116,8 +119,8 @@ def lived(ended: Sequence[Any]) -> int:
     return sum(row.end_reason not in TIMEOUTS for row in ended)
 
 
-# The same rules as `ends`, for a batch in which each session has an actor of its own. SKIP LOCKED, LATERAL, LIMIT and
-# `end_reason IS NULL` as in a rotation.
+# The same rules as `ends`, for a batch in which each session has an actor of its own. SKIP LOCKED, LATERAL and LIMIT as
+# in a rotation.
 _LOG_OUT = f"""
 WITH batch AS (
   SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[])

@@ -82,7 +82,7 @@ class Moves:
                 select(Session.id)
                 .where(
                     Session.id.in_(last),
-                    Session.ended_at.is_(None),
+                    Session.end_reason.is_(None),
                     or_(Session.moved_at.is_(None), Session.moved_at <= now - ONCE_IN),
                 )
                 .order_by(Session.id)

@@ -24,7 +24,8 @@ class PolicyChanges:
         A session that is over only by the policy in force has no mark on its row. Under a longer policy it could be
         refreshed again, although its client was told that it is over. A stolen token would come back with it. So before
         idle or absolute lifetime grows, each such session is marked with the deadline that it had. This walks the table
-        once. If a call breaks off, nothing has changed but some marks: call it again.
+        once. If a call breaks off, nothing has changed but some marks: call it again. A session that is over since the
+        walk has passed it goes on, as if the change had come a moment earlier.
 
         Raises:
             NotFound, InvalidRequest, TemporarilyUnavailable: as `Policies.change`.

@@ -157,7 +157,7 @@ class Reading:
 
     @own_task
     async def list(self, filtered: Filter, *, limit: int, before: UUID | None = None) -> Page:
-        """The sessions that a filter lets through, the newest first: one statement, so each is there once.
+        """The sessions that a filter lets through, the newest first: one statement reads them, so each is there once.
 
         A page ends at `limit` sessions. One of all users also ends where it has looked at `_LOOK` of them, however few
         fit: so no page takes longer, the larger the table grows.

@@ -202,8 +202,7 @@ def _check_granted(row: SessionRow, scope: frozenset[str] | None) -> None:
 #
 # With LATERAL and LIMIT, Postgres looks each id up by the primary key, even if the table has no statistics yet. For a
 # plain join, Postgres may compare each live row with each id of the batch: 100 ms a batch with 7500 sessions. The LIMIT
-# cuts nothing off. A generic plan does not know its value, and so Postgres expects few rows. `ended_at IS NULL` would
-# offer the index of live sessions, which begins with the user. `end_reason IS NULL` says the same (a constraint).
+# cuts nothing off. A generic plan does not know its value, and so Postgres expects few rows.
 _POSTGRES = """
 WITH batch AS (
   SELECT * FROM unnest($1::uuid[], $2::bytea[], $3::bytea[], $9::bytea[]) AS b(id, old, new, retry_key)

@@ -113,12 +113,18 @@ class SessionRow:
         """Why the session is over, or None while it lives."""
         if self.ended_at is not None:
             return self.end_reason
+        by_key, deadline = (
+            self.key_retired_for or "revoked_by_admin",
+            min(self.idle_expires_at, self.absolute_expires_at),
+        )
+        if not self.has_key and self.key_retired_at is not None and self.key_retired_at <= deadline:
+            return by_key  # the first of several ends is the reason
         if self.absolute_expires_at <= self.idle_expires_at and self.absolute_expires_at <= self.now:
             return "absolute_timeout"
         if self.idle_expires_at <= self.now:
             return "idle_timeout"
         # The retirement or deletion of its key ended the session.
-        return None if self.has_key else self.key_retired_for or "revoked_by_admin"
+        return None if self.has_key else by_key
 
     def over_since(self) -> datetime | None:
         """When the session ended. None while it lives, or if its key was deleted."""

@@ -13,6 +13,7 @@ from ..revocation.lifetimes import LOOK_BACK
 from ..storage.database import Database
 from ..storage.tables import Session
 from ..storage.tasks import own_task
+from .walk import BEGINNING
 
 KEPT_FOR = timedelta(days=30)
 """How long a session that is over stays, with its reason, before `Upkeep.gc` may delete it."""
@@ -36,7 +37,7 @@ class Upkeep:
         Raises:
             TemporarilyUnavailable: the database is away.
         """
-        deleted, after = 0, UUID(int=0)
+        deleted, after = 0, BEGINNING
         while True:
             last, count = await self._gc_range(after, kept_for, most, by)
             deleted += count

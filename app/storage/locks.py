@@ -1,6 +1,17 @@
 """Locks: how long a transaction waits for one, and the numbers of Postgres's advisory locks.
 
 All programs that use the same database share these numbers.
+
+Every transaction takes its locks in this order, so no two can wait for each other:
+
+1. an advisory lock: `KEYS`, or `ENDINGS`;
+2. rows of users: the enabled administrators by their ids, and then the one user whom the transaction is about;
+3. rows of sessions, by their ids;
+4. rows of events: an erasure alone changes these, and two erasures take turns by the rows of the administrators;
+5. the one row of the pulse, or of the fence, and then rows of keys or policies.
+
+A statement that has rows of several users (refresh, logout, move, `gc`) leaves out those that it would wait for: SKIP
+LOCKED. SQLite has one writer at a time, and none of these locks.
 """
 
 from __future__ import annotations

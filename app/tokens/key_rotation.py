@@ -5,7 +5,6 @@ Both are declarative. A call says what shall be in the end, and a repeated one f
 
 from __future__ import annotations
 
-import os
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -22,9 +21,9 @@ from ..storage.tables import Key
 from ..storage.tasks import own_task
 from .key_rows import known_here
 from .key_seal import KeySeal
-from .key_set import AccessKey, Use, new_secret
-from .key_table import PUBLISHED_FOR, KeyTable
-from .primitives import KEY_BYTES, RsaBits
+from .key_set import AccessKey, Use
+from .key_table import PUBLISHED_FOR, KeyTable, secret_of
+from .primitives import RsaBits
 
 _MARGIN = timedelta(seconds=60)
 """Time beside the lifetimes: for a process that learns late that another key signs, and for clocks."""
@@ -67,7 +66,7 @@ class KeyRotation:
             TemporarilyUnavailable: the database is away.
         """
         # Before the transaction, as in `KeyTable.generate`.
-        secret = new_secret(algorithm or self._algorithm, bits or 2048) if use == "access" else os.urandom(KEY_BYTES)
+        secret = await secret_of(use, algorithm or self._algorithm, bits or 2048)
         async with self._db.begin() as tx:
             now = await self._table.changing(tx)
             events = []

@@ -6,6 +6,7 @@ others. Each change gives the keys another version in the pulse, in its own tran
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 from datetime import datetime, timedelta
@@ -31,6 +32,16 @@ PUBLISHED_FOR = timedelta(seconds=60)
 """How long a new key is known before it signs: twice `keys.UNREAD_LIMIT`, so that no process takes its tokens for junk.
 """
 
+_NUMBERS = range(1, 255)
+"""The numbers of refresh keys. No number is given twice."""
+
+_OF_GENERATION = range(1, 201)
+"""The numbers that `generate` and a rotation may take. The rest is kept back for `sign_everyone_out` and `replace`.
+
+Otherwise a stolen session of an administrator could use up all numbers, and nobody could be signed out by the keys any
+more.
+"""
+
 
 class KeyTable(KeyRows):
     """The rows of the table: read and changed."""
@@ -51,7 +62,7 @@ class KeyTable(KeyRows):
         async with self._db.look() as connection:
             if set((await connection.scalars(live)).all()) >= set(get_args(Use)):
                 return False
-        secret = new_secret(self._algorithm)  # before the transaction, as in `generate`
+        secret = await secret_of("access", self._algorithm)  # before the transaction, as in `generate`
         async with self._db.begin() as tx:
             now = await self.changing(tx)
             there = set((await tx.scalars(live)).all())
@@ -73,7 +84,7 @@ class KeyTable(KeyRows):
         """
         algorithm = algorithm or self._algorithm
         # Before the transaction, because to find the primes of an RSA key may take longer than a transaction may last.
-        secret = new_secret(algorithm, bits) if use == "access" else os.urandom(KEY_BYTES)
+        secret = await secret_of(use, algorithm, bits)
         async with self._db.begin() as tx:
             now = await self.changing(tx)
             kid, _ = await self.insert(tx, use, algorithm, secret, now, signs_from=now + PUBLISHED_FOR)
@@ -132,7 +143,7 @@ class KeyTable(KeyRows):
             Conflict: all numbers of refresh keys are taken.
             TemporarilyUnavailable: the database is away.
         """
-        secret = new_secret(self._algorithm)  # before the transaction, as in `generate`
+        secret = await secret_of("access", self._algorithm)  # before the transaction, as in `generate`
         async with self._db.begin() as tx:
             now = await self.changing(tx)
             retire_all = update(Key).where(in_force(now)).values(retired_at=now).returning(Key.kid)
@@ -163,7 +174,7 @@ class KeyTable(KeyRows):
             TemporarilyUnavailable: the database is away.
         """
         uses: tuple[Use, ...] = ("access", "refresh")
-        secret = new_secret(self._algorithm)  # before the transaction, as in `generate`
+        secret = await secret_of("access", self._algorithm)  # before the transaction, as in `generate`
         async with self._db.begin() as tx:
             now = await self.changing(tx)
             over = update(Key).where(Key.use.in_(uses), in_force(now))
@@ -179,7 +190,10 @@ class KeyTable(KeyRows):
         return made
 
     async def changing(self, tx: AsyncConnection) -> datetime:
-        """Begins a change of the table, one at a time over all processes. Adds one to the version. Returns the time."""
+        """Begins a change of the table, one at a time over all processes, and gives it a new version. Returns the time.
+
+        The version is a random number: a count would come a second time after a restore.
+        """
         if self._db.is_postgres:  # SQLite's transaction holds the write lock already
             await tx.execute(select(func.pg_advisory_xact_lock(KEYS)))
         # Nobody sees the new version before this transaction's other changes. `one`: without the pulse's row no process
@@ -192,13 +206,24 @@ class KeyTable(KeyRows):
         self, tx: AsyncConnection, use: Use, algorithm: Algorithm, secret: bytes, now: datetime, *,
         signs_from: datetime,
     ) -> tuple[str, int | None]:  # fmt: skip
-        """Inserts a key. `algorithm` is for an access key alone. Returns its id, and the number of a refresh key."""
+        """Inserts a key. `algorithm` is for an access key alone. Returns its id, and the number of a refresh key.
+
+        A key that signs at once is an act of `sign_everyone_out`, of `replace`, or of a start without keys. Only such
+        a key may take a number that is kept back.
+
+        Raises:
+            Conflict: all numbers of refresh keys are taken that this act may take.
+        """
         number = None
         if use == "refresh":
             taken = set((await tx.scalars(select(Key.number).where(Key.number.is_not(None)))).all())
-            number = next((n for n in range(1, 255) if n not in taken), None)
+            may_take = _NUMBERS if signs_from <= now else _OF_GENERATION
+            number = next((n for n in may_take if n not in taken), None)
             if number is None:
-                raise Conflict("254 refresh keys", description="All 254 numbers of refresh keys are taken.")
+                raise Conflict(
+                    f"{may_take[-1]} refresh keys",
+                    description=f"All {may_take[-1]} numbers of refresh keys are taken that this act may take.",
+                )
             kid = f"refresh-{number}"
         elif use == "cookie":
             kid = secrets.token_hex(COOKIE_KID_BYTES)
@@ -208,6 +233,11 @@ class KeyTable(KeyRows):
         row = {"kid": kid, "use": use, "algorithm": name, "number": number, "created_at": now, "signs_from": signs_from}
         await tx.execute(insert(Key).values(**row, sealed=self._seal.seal(secret, kid, use, name, number)))
         return kid, number
+
+
+async def secret_of(use: Use, algorithm: Algorithm, bits: RsaBits = 2048) -> bytes:
+    """The secret of a new key. Requests go on meanwhile: a thread looks for the primes of an RSA key."""
+    return await asyncio.to_thread(new_secret, algorithm, bits) if use == "access" else os.urandom(KEY_BYTES)
 
 
 def _secret(use: Use, of_access_key: bytes) -> bytes:

@@ -1,7 +1,6 @@
 """The key set of one process, kept in memory and up to date.
 
-Each transaction that changes the table of keys adds one to the table's version in the pulse. Every process reads the
-pulse twice a second with the fence. If the version differs from that of its key set, the process reads the table again.
+The key set is a copy of the table, which follows the version of the keys in the pulse: see `app/storage/copies.py`.
 """
 
 from __future__ import annotations
@@ -15,11 +14,10 @@ from typing import Any, TypeVar
 from sqlalchemy import select
 
 from ..errors import ConfigurationError, InvalidGrant, Reason, TemporarilyUnavailable
-from ..log import get_logger
 from ..settings import Algorithm
+from ..storage.copies import READ_BY_ALL, Copy
 from ..storage.database import Database
 from ..storage.tables import Pulse
-from ..storage.tasks import keep
 from .key_seal import KeySeal
 from .key_set import AccessKey, CookieKey, KeySet
 from .key_table import KeyTable
@@ -28,20 +26,8 @@ from .refresh_tokens import RefreshKey, RefreshToken, verify
 _N = TypeVar("_N")
 _K = TypeVar("_K")
 
-READ_BY_ALL = timedelta(seconds=2)
-"""How long after a change of the table each process that reaches the database uses the changed keys.
-
-A process begins a reading of the pulse each half second. If none returns within 0.4 seconds, the database counts as
-away. So the process learns of a commit within 0.9 seconds. The rest is for reading the table: some 300 rows at most.
-"""
-
 UNREAD_LIMIT = timedelta(seconds=30)
 """If a process has not read the version for this long, an unknown key may be a new one, and is not called junk."""
-
-_RELOAD_EVERY = timedelta(minutes=5)
-"""The table is read again after this time, also where the version stays the same: a second line of defence."""
-
-_log = get_logger()
 
 
 class Keys(KeyTable):
@@ -52,12 +38,8 @@ class Keys(KeyTable):
         super().__init__(db, seal, algorithm)
         self._set = KeySet({}, {}, {}, {}, {})
         self._presentable: Mapping[int, RefreshKey] = {}  # all refresh keys, also retired ones
-        self._version: int | None = None
-        self._read_at = float("-inf")  # when the last reading of the pulse with `_version` began
-        self._loaded_at = float("-inf")
-        self._behind_since: float | None = None  # when the first reading began that found another version than this one
-        self._loading: asyncio.Task[None] | None = None
-        self._failure: tuple[int, str] | None = None  # the version that can't be loaded, and why
+        self._copy = Copy(self.load, "keys_not_read")
+        self._read_at = float("-inf")  # when the last reading of the pulse with the version of the key set began
         self._signing: tuple[AccessKey, RefreshKey] | None = None
         self._signing_cookie: CookieKey | None = None
         self._one_load = asyncio.Lock()  # so that no older reading of the table takes the place of a newer one
@@ -175,10 +157,10 @@ class Keys(KeyTable):
 
     async def _load(self) -> None:
         began = monotonic()
-        self._set, self._version, now = await self.read()
+        self._set, version, now = await self.read()
         self._go_by(now)
-        self._read_at = self._loaded_at = began
-        self._behind_since = None
+        self._read_at = began
+        self._copy.was_read(version, began)
 
     async def catch_up(self) -> None:
         """Reads the table if it has changed since this process read it: a sign-in must not begin under retired keys.
@@ -188,10 +170,10 @@ class Keys(KeyTable):
         """
         async with self._db.look() as connection:
             version = await connection.scalar(select(Pulse.keys))
-        if version == self._version:
+        if version == self._copy.version:
             return
         async with self._one_load:
-            if version == self._version:  # another sign-in has read the table meanwhile
+            if version == self._copy.version:  # another sign-in has read the table meanwhile
                 return
             try:
                 await self._load()
@@ -218,8 +200,8 @@ class Keys(KeyTable):
     def follow(self, version: int, *, now: datetime, began: float) -> None:
         """Takes a reading of the pulse, and reads the table again if the version of the keys has changed.
 
-        One load is under way at a time. One that failed is tried again at the next reading. A process that knows for
-        longer than `READ_BY_ALL` that its key set is old goes by none: a retired key may be in it.
+        A process that has known for longer than `READ_BY_ALL` that its key set is old goes by none: a retired key may
+        be in it.
 
         Args:
             version: the version of the keys in the pulse.
@@ -227,28 +209,11 @@ class Keys(KeyTable):
                 a key whose retirement was planned for then is retired.
             began: when the reading began, in seconds of the monotonic clock.
         """
-        if version == self._version:
-            self._read_at = max(self._read_at, began)
-            self._go_by(now)
-            self._behind_since = None
-        elif self._behind_since is None:
-            self._behind_since = began
-        elif began - self._behind_since > READ_BY_ALL.total_seconds():
-            self._set, self._presentable, self._signing = KeySet({}, {}, {}, {}, {}), {}, None
-            self._signing_cookie = None
-            self._read_at = float("-inf")  # so that every key is unknown for now, and no token is junk
-        due = version != self._version or began - self._loaded_at > _RELOAD_EVERY.total_seconds()
-        if due and (self._loading is None or self._loading.done()):
-            self._loading = asyncio.create_task(self._reload(version))
-            keep(self._loading)
-
-    async def _reload(self, version: int) -> None:
-        try:
-            await self.load()
-        except Exception as e:  # noqa: BLE001  # whatever it was, the next reading tries again
-            failure = version, e.cause if isinstance(e, TemporarilyUnavailable) else f"{type(e).__name__}: {e}"
-            if failure != self._failure:  # one line, and not two in each second
-                _log.warning("keys_not_read", cause=failure[1])
-            self._failure = failure
-        else:
-            self._failure = None
+        match self._copy.follow(version, began):
+            case "current":
+                self._read_at = max(self._read_at, began)
+                self._go_by(now)
+            case "too old":
+                self._set, self._presentable, self._signing = KeySet({}, {}, {}, {}, {}), {}, None
+                self._signing_cookie = None
+                self._read_at = float("-inf")  # so that every key is unknown for now, and no token is junk

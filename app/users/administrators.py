@@ -8,7 +8,8 @@ from uuid import UUID
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ..errors import Conflict
+from ..actors import Actor
+from ..errors import AccessDenied, Conflict
 from ..storage.database import Database
 from ..storage.tables import User
 
@@ -56,3 +57,20 @@ async def keep_one(tx: AsyncConnection, user_id: UUID) -> None:
     administrators = select(User.id).where(User.role == "admin", User.disabled_at.is_(None))
     if (await tx.scalars(administrators.order_by(User.id).with_for_update())).all() == [user_id]:
         raise Conflict("last administrator", description="It is the last enabled administrator.")
+
+
+async def check_still(tx: AsyncConnection, by: Actor) -> None:
+    """Checks within a transaction that an administrator who sent the request still is one, before anything changes.
+
+    The guard of /admin looked before the transaction, and a hash may take seconds in between. Without this look, a
+    thief of an administrator's session could make another administrator after that one was disabled. The look locks
+    nothing: a dismissal that commits later than this statement comes after the act.
+
+    Raises:
+        AccessDenied: the administrator was demoted, disabled or erased meanwhile.
+    """
+    if by.kind != "administrator" or by.id is None:
+        return
+    still = select(User.id).where(User.id == UUID(by.id), User.role == "admin", User.disabled_at.is_(None))
+    if await tx.scalar(still) is None:
+        raise AccessDenied("no administrator any more")

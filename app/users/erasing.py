@@ -24,7 +24,7 @@ from ..sessions.ending import Ending
 from ..storage.database import Database
 from ..storage.tables import Event as EventRow
 from ..storage.tables import Session, User
-from .administrators import keep_one
+from .administrators import check_still, keep_one
 
 
 class Erasing:
@@ -44,11 +44,12 @@ class Erasing:
             TemporarilyUnavailable: the database is away. The user is erased or not: call again.
         """
         # Version 4: the ids of users are of version 7, and would tell when the account was made.
-        pseudonym = uuid4()
+        pseudonym, sender = uuid4(), by
         if by.id == str(user_id):  # administrators may erase themselves
             by = Actor(by.kind, str(pseudonym))
 
         async def change(tx: AsyncConnection) -> None:
+            await check_still(tx, sender)
             await keep_one(tx, user_id)
             columns = User.role, self._db.now().label("now")
             user = (await tx.execute(select(*columns).where(User.id == user_id).with_for_update())).one_or_none()

@@ -42,7 +42,9 @@ class Reauthentication:
         except WrongPassword as refusal:
             raise refusal.about(presented.session_id, user_id) from None
         await self._renew(presented, proof, by._replace(kind="user", id=str(user_id)))
-        return await self._rotation.refresh(refresh_token, by=by)
+        tokens = await self._rotation.refresh(refresh_token, by=by)
+        tokens.password_change_required = proof.password_change_required
+        return tokens
 
     @own_task
     async def _renew(self, presented: RefreshToken, proof: Authenticated, by: Actor) -> None:
@@ -62,7 +64,7 @@ class Reauthentication:
                 update(Session)
                 .where(
                     Session.id == presented.session_id,
-                    Session.ended_at.is_(None),
+                    Session.end_reason.is_(None),
                     Session.generation.in_((presented.generation, presented.generation + 1)),
                 )
                 .values(auth_time=user.now, amr="pwd")

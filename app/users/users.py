@@ -15,11 +15,11 @@ from ..actors import Actor
 from ..errors import Conflict, InvalidGrant, InvalidRequest, NotFound
 from ..events.audit import Event, record
 from ..sessions.ending import Ending
-from ..sessions.marking import live_of
+from ..sessions.marking import unended_of
 from ..storage.database import Database
 from ..storage.tables import Session, User, uuid7
 from ..storage.tasks import own_task
-from .administrators import keep_one
+from .administrators import check_still, keep_one
 from .claims import checked
 from .emails import normalised
 from .lookup import UserLookup
@@ -54,7 +54,7 @@ class Users(UserLookup):
             password: the password.
             role: the role.
             initial: whether Keyturn made the password, so that it is good for a day.
-            by: the actor.
+            by: the actor. An administrator is looked up again (`check_still`), as in every change here.
 
         Raises:
             InvalidRequest: address, password or role is malformed.
@@ -63,16 +63,15 @@ class Users(UserLookup):
         """
         address, name = normalised(email), _role(role)
         # Hash before any look-up, so that an address that exists takes as long as a new one.
-        hashed = await self._passwords.hash(acceptable(password))
-        return await self._insert(address, hashed, name, initial, by=by)
+        return await self._insert(address, await self._passwords.hash(acceptable(password)), name, initial, by=by)
 
     @own_task
     async def _insert(self, email: str, password_hash: str, role: str, initial: bool, *, by: Actor) -> User:  # noqa: FBT001
         try:
             async with self._db.begin() as tx:
-                now = await tx.scalar(select(self._db.now()))
-                assert now is not None
-                user = {
+                await check_still(tx, by)
+                now = (await tx.execute(select(self._db.now()))).scalar_one()
+                user: dict[str, Any] = {
                     "id": uuid7(),
                     "email": email,
                     "password_hash": password_hash,
@@ -103,13 +102,13 @@ class Users(UserLookup):
         async with self._db.begin() as tx:
             if name != "admin":
                 await keep_one(tx, user_id)
-            before = await self._locked(tx, user_id)
+            before = await self._locked(tx, user_id, by)
             if before.role == name:
                 return
             await tx.execute(update(User).where(User.id == user_id).values(role=name))
             await record(tx, before.now, by, [Event("role_changed", user_id, detail=name)])
             await tx.execute(
-                update(Session).where(Session.id.in_(live_of(user_id).with_for_update())).values(role=name)
+                update(Session).where(Session.id.in_(unended_of(user_id).with_for_update())).values(role=name)
             )
 
     @own_task
@@ -124,13 +123,13 @@ class Users(UserLookup):
         """
         text = checked(claims or {})
         async with self._db.begin() as tx:
-            before = await self._locked(tx, user_id)
+            before = await self._locked(tx, user_id, by)
             if before.claims == text:
                 return
             await tx.execute(update(User).where(User.id == user_id).values(claims=text))
             await record(tx, before.now, by, [Event("claims_changed", user_id)])
             await tx.execute(
-                update(Session).where(Session.id.in_(live_of(user_id).with_for_update())).values(claims=text)
+                update(Session).where(Session.id.in_(unended_of(user_id).with_for_update())).values(claims=text)
             )
 
     async def disable(self, user_id: UUID, *, by: Actor) -> int:
@@ -143,7 +142,7 @@ class Users(UserLookup):
 
         async def change(tx: AsyncConnection) -> None:
             await keep_one(tx, user_id)
-            before = await self._locked(tx, user_id)
+            before = await self._locked(tx, user_id, by)
             if before.disabled_at is None:
                 await tx.execute(update(User).where(User.id == user_id).values(disabled_at=before.now))
                 await record(tx, before.now, by, [Event("user_disabled", user_id)])
@@ -158,7 +157,7 @@ class Users(UserLookup):
             NotFound: there is no such user.
         """
         async with self._db.begin() as tx:
-            before = await self._locked(tx, user_id)
+            before = await self._locked(tx, user_id, by)
             if before.disabled_at is not None:
                 await tx.execute(update(User).where(User.id == user_id).values(disabled_at=None))
                 await record(tx, before.now, by, [Event("user_enabled", user_id)])
@@ -167,8 +166,7 @@ class Users(UserLookup):
         """Sets a user's password and ends all the user's sessions. Returns how many.
 
         Raises:
-            NotFound: there is no such user.
-            InvalidRequest: the password is too short, too long or has a NUL.
+            NotFound, InvalidRequest: as `reset_password`; or the password is too short, too long or has a NUL.
         """
         return await self._renew_password(user_id, acceptable(password), "password_changed", by=by)
 
@@ -188,7 +186,7 @@ class Users(UserLookup):
         hashed = await self._passwords.hash(password)
 
         async def change(tx: AsyncConnection) -> None:
-            before = await self._locked(tx, user_id)
+            before = await self._locked(tx, user_id, by)
             runs_out = before.now + LIFETIME if kind == "password_reset" else None
             renewed = update(User).where(User.id == user_id).values(password_hash=hashed, password_expires_at=runs_out)
             await tx.execute(renewed)
@@ -226,7 +224,7 @@ class Users(UserLookup):
                 .returning(self._db.now())
             )
             # 2. The session must be live. All live ones are locked, in the order of ids as everywhere (no deadlock).
-            live = (await tx.scalars(live_of(user.id).with_for_update())).all()
+            live = (await tx.scalars(unended_of(user.id).with_for_update())).all()
             if changed is None or session_id not in live:
                 raise InvalidGrant(
                     "user or session changed meanwhile",
@@ -238,12 +236,13 @@ class Users(UserLookup):
 
         await self._ending.end_of_user(user.id, "password_changed", by=by, but=frozenset({session_id}), also=change)
 
-    async def _locked(self, tx: AsyncConnection, user_id: UUID) -> Any:
+    async def _locked(self, tx: AsyncConnection, user_id: UUID, by: Actor) -> Any:
         """The user's row, locked until the transaction ends. A sign-in waits for the lock (see `Starting.start`).
 
         Raises:
-            NotFound: there is no such user.
+            NotFound, AccessDenied: there is no such user; or the actor is no administrator any more.
         """
+        await check_still(tx, by)
         columns = select(User.role, User.claims, User.disabled_at, self._db.now().label("now"))
         row = (await tx.execute(columns.where(User.id == user_id).with_for_update())).one_or_none()
         if row is None:
