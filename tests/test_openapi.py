@@ -203,7 +203,7 @@ def test_no_format_makes_a_client_hide_or_refuse_what_it_has_to_send(document: J
 
 
 OPTIONAL = {
-    "AdminSessionAnswer": {"ended_at", "end_reason", "address", "authenticated_at", "scope", "email"},
+    "AdminSessionAnswer": {"ended_at", "end_reason", "address", "authenticated_at", "scope", "email", "device_id"},
     "AdminSessionsAnswer": {"next_cursor"},
     "AuditEventAnswer": {"actor_id", "user_id", "session_id", "client_id", "address", "request_id", "reason", "detail"},
     "AuditEventsAnswer": {"next_cursor"},

@@ -126,10 +126,10 @@ def reuse_ends_nothing(patch: Patch) -> None:
 def a_retry_gets_a_fresh_random_successor(patch: Patch) -> None:
     real = Answers.tokens
 
-    def tokens(self: Answers, row: Any, refresh_token: RefreshToken, now: datetime) -> Any:
+    def tokens(self: Answers, row: Any, refresh_token: RefreshToken, now: datetime, *more: Any) -> Any:
         if now != row.rotated_at:  # a retry
             refresh_token = replace(refresh_token, secret=os.urandom(32), raw=b"")
-        return real(self, row, refresh_token, now)
+        return real(self, row, refresh_token, now, *more)
 
     patch.setattr(Answers, "tokens", tokens)
 
