@@ -20,6 +20,7 @@ from app.actors import SERVICE
 from app.errors import TemporarilyUnavailable
 from app.keyturn import Keyturn, opened
 from app.settings import Algorithm
+from app.storage.tables import microseconds
 from app.tokens.key_set import Use
 from app.tokens.key_table import PUBLISHED_FOR
 from tests.conftest import CHEAP, PASSWORD, SECRET, Opener, settings_of
@@ -127,7 +128,7 @@ class Storm:
 
 async def moved(keyturn: Keyturn, kid: str, column: str, seconds: int) -> None:
     """Moves a moment of a key to some seconds from now, and tells all processes."""
-    now = "statement_timestamp()" if keyturn.db.is_postgres else "CAST(unixepoch('subsec') * 1000000 AS INTEGER)"
+    now = "statement_timestamp()" if keyturn.db.is_postgres else str(microseconds(keyturn.db.clock()))
     ahead = f"{now} + interval '{seconds} seconds'" if keyturn.db.is_postgres else f"{now} + {seconds * 1_000_000}"
     async with keyturn.db.begin() as tx:
         await tx.execute(text(f"UPDATE keys SET {column} = {ahead} WHERE kid = :kid"), {"kid": kid})
