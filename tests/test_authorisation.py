@@ -271,7 +271,9 @@ async def test_no_credential_in_another_place_counts(world: World) -> None:
             (path, {"Cookie": f"access_token={token}; keyturn-access={token}"}),
         ):
             answer = await world.client.request(method, target, json=body, headers=headers)
-            assert answer.status_code == 401, (name, target.partition("?")[2][:12], list(headers))
+            # Verify refuses a query whose name it does not know, before it looks at any token.
+            wanted = 400 if "?" in target and path == "/auth/verify" else 401
+            assert answer.status_code == wanted, (name, target.partition("?")[2][:12], list(headers))
 
 
 def place(part: str) -> re.Pattern[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import operator
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -26,7 +27,8 @@ OPERATIONS = {
     for operation in methods.values()
 }
 POSITIVE, NEGATIVE = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
-EXAMPLES = 15
+EXAMPLES = 40 if "TEST_LONG" in os.environ else 4
+"""Requests for each operation and mode."""
 OPEN_LISTS = {"list_events", "stats", "list_policies", "list_sessions", "me", "list_users", "list_keys"}
 """Reading operations that give an administrator something, whatever the other requests did."""
 
