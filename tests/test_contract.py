@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import operator
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
