@@ -19,6 +19,7 @@ import pytest
 from sqlalchemy import false, select, update
 
 from app.actors import SERVICE
+from app.errors import InvalidGrant
 from app.revocation.checks import Checks
 from app.sessions import ending, marking, rotation, upkeep
 from app.sessions.answers import Answers
@@ -29,7 +30,7 @@ from app.sessions.sweeping import Sweeping
 from app.storage.tables import Session
 from app.tokens import key_table, keys
 from app.tokens.keys import Keys
-from app.tokens.refresh_tokens import RefreshKey, RefreshToken
+from app.tokens.refresh_tokens import PATTERN, RefreshKey, RefreshToken
 from app.users import users
 from tests.test_state_machine import ACCESS, a_world, drive
 
@@ -299,6 +300,8 @@ def a_generation_that_never_was_is_reuse(patch: Patch) -> None:
 @bug
 def a_token_with_a_wrong_tag_is_taken_for_ours(patch: Patch) -> None:
     def unverified(spelled: str, known: Mapping[int, RefreshKey]) -> RefreshToken:
+        if not PATTERN.fullmatch(spelled):
+            raise InvalidGrant("not of a refresh token's form")
         raw = base64.urlsafe_b64decode(spelled[4:])
         return RefreshToken(known[raw[0]], UUID(bytes=raw[1:17]), int.from_bytes(raw[17:21]), raw[21:53])
 
