@@ -27,7 +27,11 @@ BODIES: dict[str, Json] = {
     "/auth/password": {"current_password": PASSWORD, "new_password": NEW},
 }
 OPTIONAL = {("/auth/logout", "refresh_token"), ("/auth/logout", "scope")}
-MORE = {"/auth/login": ["mode", "remember"], "/auth/refresh": ["mode"], "/auth/logout": ["mode"]}
+MORE = {
+    "/auth/login": ["mode", "remember", "device_id", "device_name", "scope"],
+    "/auth/refresh": ["mode", "scope"],
+    "/auth/logout": ["mode"],
+}
 """The fields that the bodies above leave out."""
 assert BODIES.keys() == set(POSTS)
 FIELDS = {path: [*good, *MORE.get(path, ())] for path, good in BODIES.items()}
