@@ -305,6 +305,7 @@ async def test_a_retirement_that_broke_off_leaves_nothing_that_can_be_refreshed_
     open_keyturn: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_keyturn() as one, open_keyturn() as late:
+        late.revocations.fence.on_reading = lambda _: None  # this process learns of no change
         proof = await a_user(one)
         sessions = [await one.starting.start(proof, by=SERVICE) for _ in range(4)]
         await published(one, await one.keys.generate("refresh", by=SERVICE))
