@@ -329,10 +329,10 @@ def user(database_url: str) -> Iterator[str]:
 GRANTS = (
     "GRANT USAGE ON SCHEMA public TO {user}",
     "GRANT SELECT ON alembic_version TO {user}",
-    "GRANT SELECT, INSERT, UPDATE ON users, keys TO {user}",
-    "GRANT SELECT, INSERT, UPDATE, DELETE ON sessions TO {user}",
+    "GRANT SELECT, INSERT, UPDATE ON keys TO {user}",
+    "GRANT SELECT, INSERT, UPDATE, DELETE ON users, sessions, policies TO {user}",
     "GRANT SELECT, UPDATE ON cache_fence, pulse TO {user}",
-    "GRANT SELECT, INSERT ON events TO {user}",
+    "GRANT SELECT, INSERT, UPDATE ON events TO {user}",
 )
 
 
