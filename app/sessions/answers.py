@@ -15,7 +15,7 @@ from ..tokens.refresh_tokens import RefreshToken
 from .rows import Granted, SessionRow
 
 
-@dataclass(slots=True)  # not frozen: to make one takes a tenth of the time, and each request makes some
+@dataclass(slots=True, unsafe_hash=True)  # not frozen: to make one takes a tenth of the time, and nobody changes one
 class Tokens:
     """The answer to a sign-in or refresh, with moments. `body` makes durations of them."""
 

@@ -68,7 +68,7 @@ class RefreshKey:
         return self.derive_tag(body)[:_TAG]
 
 
-@dataclass(slots=True)  # not frozen: to make one takes a tenth of the time, and each request makes some
+@dataclass(slots=True, unsafe_hash=True)  # not frozen: to make one takes a tenth of the time, and nobody changes one
 class RefreshToken:
     """A token that Keyturn issued. Only `issue`, `successor` and `verify` make one."""
 
