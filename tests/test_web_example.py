@@ -393,7 +393,11 @@ def test_the_demo_says_where_to_look_and_ctrl_c_ends_all_of_it(tmp_path: Path) -
             assert found[1] in browser.get(ports[0], "/session").body.decode()
         finally:
             demo.send_signal(signal.SIGINT)
-            code = demo.wait(30)
+            try:
+                code = demo.wait(30)
+            except subprocess.TimeoutExpired:
+                demo.kill()  # otherwise the end of the block would wait for it for ever
+                raise
     assert code == 0
     for port in ports:
         with pytest.raises(ConnectionRefusedError):
