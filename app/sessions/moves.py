@@ -49,8 +49,8 @@ class Moves:
 
     def seen(self, tokens: Tokens, *, by: Actor, user_agent: str | None) -> None:
         """Takes a refresh. Returns at once: if the session has moved, a task notes it."""
-        if tokens.address == by.address and tokens.user_agent == user_agent:
-            return
+        if tokens.address is None or (tokens.address == by.address and tokens.user_agent == user_agent):
+            return  # a session whose sign-in left no address has none to move from
         now = monotonic()
         asked = self._asked.get(tokens.session_id)
         if self._waiting >= _WAITING or (asked is not None and now - asked < _ASKED_AGAIN_AFTER.total_seconds()):
