@@ -1,4 +1,4 @@
-"""Who may call which endpoint: a row for each endpoint, a column for each credential, and a request for each row.
+"""The callers of each endpoint: a row for each endpoint, a column for each credential, and a request for each row.
 
 `tests/test_authorisation.py` sends each cell's request to a real service. docs/authorisation.md shows the same table.
 """

@@ -105,7 +105,7 @@ _ID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
 
 def difference(expected: str, good: int, answer: httpx2.Response) -> str | None:
-    """What an answer has that the cell of the table does not say; None if it is as it should be."""
+    """The part of an answer that the cell of the table does not say; None if the answer is as it should be."""
     shown = f"{answer.status_code} {answer.text[:200]}"
     if expected == "ok":
         return None if answer.status_code == good else shown

@@ -714,7 +714,7 @@ async def test_numbers_of_refresh_keys_are_never_given_twice_and_end_at_200(keyt
     # A retired row that can't be unsealed does not prevent a start.
     await keyturn.keys.load()
     assert sorted(keyturn.keys._set.refresh) == [1, 200]
-    # Whoever used these up can't keep anybody from signing everyone out: 54 numbers are kept for that.
+    # A caller who used these up can't keep anybody from signing everyone out: 54 numbers are kept for that.
     for number in range(201, 255):
         kids = await (keyturn.keys.sign_everyone_out if number % 2 else keyturn.keys.replace)(by=SERVICE)
         assert f"refresh-{number}" in str(kids)

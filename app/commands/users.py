@@ -167,7 +167,7 @@ async def _erase(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
 
 
 def ran_out(administrators: Administrators) -> str:
-    """What an operator has to type if passwords that Keyturn made have run out. Empty if none has."""
+    """The commands for an operator if passwords that Keyturn made have run out. Empty if none has."""
     number, email = administrators.run_out, administrators.first_run_out
     if not number:
         return ""

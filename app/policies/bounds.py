@@ -92,7 +92,7 @@ class Bounds:
             raise InvalidRequest("laxer than a rule", description=f"{name}: {self.rule(name)}.")
 
     def rule(self, member: str) -> str:
-        """What a member's value may be, in words."""
+        """The values that a member may have, in words."""
         least, other = _RULES.get(member, (None, ""))
         most = shown(getattr(self.ceiling, member))
         if least is None:

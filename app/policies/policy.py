@@ -22,7 +22,7 @@ _SECOND = timedelta(seconds=1)
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What a session begins with, and what holds for it while it lives."""
+    """The durations and bounds that a session begins with, and that hold for it while it lives."""
 
     idle_lifetime: timedelta
     """How long a session lives without a refresh."""

@@ -154,7 +154,7 @@ class Publishing:
         fence = (await tx.execute(_FENCE)).one()
         acknowledged = published.server is not None and published.server == fence.server
         known_here = acknowledged and fence.epoch in published.epochs
-        # What ends nothing has nothing to make known: the user of a disabled account may have no session.
+        # An ending of no session has nothing to make known: a user who is disabled may have none.
         nothing = not ended and not published.ids
         fences = fence.server is not None and not nothing and not (known_here and published.ids.issuperset(ended))
         if fences:

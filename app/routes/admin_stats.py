@@ -41,7 +41,7 @@ class RefreshNumbers(BaseModel):
 
 
 class StatsAnswer(BaseModel):
-    """What there is, and what this process did."""
+    """The numbers of users and live sessions, and of the refreshes of this process."""
 
     users: UserNumbers
     sessions: Annotated[list[LiveSessions], Field(description="By client, those with the most first.")]
