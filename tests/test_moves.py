@@ -59,6 +59,7 @@ async def test_a_refresh_from_another_address_is_an_event_and_the_row_has_the_ne
     newer = await refreshed(keyturn, tokens, AWAY)
     [move] = await moves(keyturn, 1)
     assert (move["actor"], move["address"], move["session_id"]) == ("user", AWAY.address, tokens.session_id)
+    assert move["detail"] == "address"
     async with keyturn.db.look() as connection:
         row = (await connection.execute(select(Session.address, Session.moved_at, Session.generation))).one()
     assert (row.address, row.moved_at, row.generation) == (AWAY.address, move["at"], 1)
@@ -70,7 +71,7 @@ async def test_another_user_agent_is_a_move_too(keyturn: Keyturn) -> None:
     tokens = await signed_in(keyturn)
     await refreshed(keyturn, tokens, HOME, "laptop")
     [move] = await moves(keyturn, 1)
-    assert move["address"] == HOME.address
+    assert (move["address"], move["detail"]) == (HOME.address, "user agent")
 
 
 async def test_a_session_between_two_places_is_noted_once_a_day_whichever_process_it_reaches(keyturn: Keyturn) -> None:

@@ -36,6 +36,8 @@ class _Move(NamedTuple):
     session_id: UUID
     by: Actor
     user_agent: str | None
+    changed: str
+    """The detail of the event: `address`, `user agent`, or both."""
 
 
 class Moves:
@@ -51,6 +53,8 @@ class Moves:
         """Takes a refresh. Returns at once: if the session has moved, a task notes it."""
         if tokens.address is None or (tokens.address == by.address and tokens.user_agent == user_agent):
             return  # a session whose sign-in left no address has none to move from
+        pairs = (("address", tokens.address, by.address), ("user agent", tokens.user_agent, user_agent))
+        changed = ", ".join(name for name, before, after in pairs if before != after)
         now = monotonic()
         asked = self._asked.get(tokens.session_id)
         if self._waiting >= _WAITING or (asked is not None and now - asked < _ASKED_AGAIN_AFTER.total_seconds()):
@@ -60,7 +64,7 @@ class Moves:
         if len(self._asked) > _REMEMBERED:
             self._asked.popitem(last=False)
         self._waiting += 1
-        task = asyncio.create_task(self._noted(_Move(tokens.session_id, by, user_agent)))
+        task = asyncio.create_task(self._noted(_Move(tokens.session_id, by, user_agent, changed)))
         task.add_done_callback(self._no_longer_waits)
         keep(task)
 
@@ -90,7 +94,7 @@ class Moves:
             )
             acts = []
             for session_id in free.all():
-                _, by, user_agent = last[session_id]
+                _, by, user_agent, changed = last[session_id]
                 row = (
                     await tx.execute(
                         update(Session)
@@ -99,6 +103,7 @@ class Moves:
                         .returning(Session.user_id, Session.client_id)
                     )
                 ).one()
-                acts.append((by._replace(kind="user"), Event("session_moved", row.user_id, session_id, row.client_id)))
+                moved = Event("session_moved", row.user_id, session_id, row.client_id, detail=changed)
+                acts.append((by._replace(kind="user"), moved))
             await record_each(tx, now, acts)
         return [None] * len(moves)
