@@ -57,8 +57,8 @@ class Event:
     reason: str | None = None
     """Why a session ended."""
     detail: str | None = None
-    """The id of a key, a new role, a member of a policy with its new value, the number of sessions or keys, or what was new
-    about a session that moved."""
+    """The id of a key, a new role, a member of a policy with its new value, the number of sessions or keys, or the new
+    things about a session that moved."""
 
 
 async def record(tx: AsyncConnection, now: datetime, by: Actor, events: Iterable[Event]) -> None:
