@@ -1,7 +1,7 @@
 """HS256 keys that are shared with services which verify access tokens by themselves: imported and exported.
 
-Such a service can also sign any access token: whoever checks HS256 can make it. So Keyturn gives no key out by itself,
-and its own endpoints go by the database and never by a claim.
+Such a service can also sign any access token: whoever checks HS256 can make it. So Keyturn gives no key out by itself.
+Its own endpoints take role and state from the database, but the token says which session it is of (docs/keys.md).
 """
 
 from __future__ import annotations
