@@ -123,7 +123,6 @@ async def login(keyturn: Keyturn, request: Request) -> Answer:
     )
     request.session_id = tokens.session_id
     fields = fields_to_set(cookies, mode, tokens, remembered=remembered)
-    tokens.password_change_required = proof.password_change_required
     return of_json(to_json(tokens.body(mode)), [*fields, *device.fields_to_set(remembered=remembered)])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 from sqlalchemy import insert, select
@@ -105,7 +105,8 @@ class Starting:
         await self._keys.known_to_all(key)
         # Made last, so that a sign-in is refused if this process has read meanwhile that everyone was signed out.
         row, first = started
-        return self._answers.tokens(row, first, row.now)
+        tokens = self._answers.tokens(row, first, row.now)
+        return replace(tokens, password_change_required=proof.password_change_required)
 
     async def _start_in_turn(
         self, key: RefreshKey, proof: Authenticated, told: Mapping[str, str | None], policy: Policy, by: Actor

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sqlalchemy import select, update
 
 from ..actors import Actor
@@ -43,8 +45,7 @@ class Reauthentication:
             raise refusal.about(presented.session_id, user_id) from None
         await self._renew(presented, proof, by._replace(kind="user", id=str(user_id)))
         tokens = await self._rotation.refresh(refresh_token, by=by)
-        tokens.password_change_required = proof.password_change_required
-        return tokens
+        return replace(tokens, password_change_required=proof.password_change_required)
 
     @own_task
     async def _renew(self, presented: RefreshToken, proof: Authenticated, by: Actor) -> None:
