@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
@@ -57,7 +59,8 @@ _ENDPOINTS = (
     *well_known.ENDPOINTS,
     *health.ENDPOINTS,
 )
-_FIRST_SEGMENTS = frozenset(path.split("/")[1] for path in ("/openapi.json", *(each.path for each in _ENDPOINTS)))
+_DOCUMENT = "/openapi.json"
+_FIRST_SEGMENTS = frozenset(path.split("/")[1] for path in (_DOCUMENT, *(each.path for each in _ENDPOINTS)))
 """The first segments of all paths that Keyturn serves."""
 
 _DESCRIPTION = """
@@ -103,6 +106,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         openapi_tags=_TAGS,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         lifespan=lifespan,
+        openapi_url=None,  # FastAPI's route would write the document anew for each request
         docs_url=None,  # FastAPI's reference page loads its scripts from another host
         redoc_url=None,
         telemetry={"logs": False},
@@ -120,6 +124,18 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         return documented(raw())
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to change the document
+
+    @cache  # anyone may ask, and to write the document takes milliseconds
+    def document() -> bytes:
+        served = openapi()
+        if settings.root_path:
+            served = {**served, "servers": [{"url": settings.root_path}, *served["servers"]]}
+        return to_json(served)
+
+    async def described(_: Request) -> Response:
+        return Response(document(), media_type="application/json")
+
+    app.router.add_route(_DOCUMENT, described, include_in_schema=False)
     return app
 
 
