@@ -355,7 +355,11 @@ def test_a_client_that_sends_without_reading_costs_little(tmp_path: Path, logs: 
             pages = int(Path(f"/proc/{service.pid}/statm").read_text().split()[1])
             return pages * os.sysconf("SC_PAGE_SIZE") // 2**20
 
-        before = resident()
+        def worked() -> float:  # seconds of a core
+            user, system = Path(f"/proc/{service.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+            return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+        before, began = resident(), worked()
         for _ in range(10):
             client = open_clients.enter_context(socket.socket())
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -366,6 +370,9 @@ def test_a_client_that_sends_without_reading_costs_little(tmp_path: Path, logs: 
                     client.send(requests)
         grown = resident() - before
         assert grown < 50, f"{grown} MiB for 10 connections"
+        # Seconds of work, and not of the clock: a busy machine changes little. Reading on would take 20 a connection.
+        assert worked() - began < 20, f"{worked() - began:.1f} s of a core for 10 connections"
+        print(f"{grown} MiB and {worked() - began:.1f} s of a core for 10 connections")
 
 
 @pytest.mark.parametrize(

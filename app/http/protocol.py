@@ -104,6 +104,9 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Feeds the parser, and enforces the limits."""
         if self.ignores_input:
+            # A client that reads no answer may send without end. `Lingering.close` reads on when the last one is out.
+            if not self.transport.is_closing():
+                self.flow.pause_reading()
             return
         self._unset_keepalive_if_required()
         self._received += len(data)
