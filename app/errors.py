@@ -155,6 +155,19 @@ class InvalidScope(InvalidRequest):
     sentence = "The scope is malformed, or more than may be granted."
 
 
+class UnacceptableToken(InvalidGrant):
+    """An external token is not acceptable (RFC 8693 section 2.2.2). The cause is one word, and goes to the log."""
+
+    sentence = "The subject token is not acceptable."
+
+
+class InvalidTarget(InvalidRequest):
+    """The audience or resource that is asked for is none of this service (RFC 8693 section 2.2.2)."""
+
+    error = "invalid_target"
+    sentence = "Tokens for this audience are not issued here."
+
+
 class InvalidToken(Refusal):
     """An access token is refused (RFC 6750 section 3.1)."""
 

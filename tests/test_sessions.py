@@ -589,7 +589,7 @@ async def test_a_hash_with_old_parameters_is_replaced_at_the_next_login(open_key
         proof = await a_user(before)
         proofs = await asyncio.gather(*(after.sign_in.authenticate("ada@example.com", PASSWORD) for _ in range(5)))
         hashed = (await after.users.find("ada@example.com")).password_hash
-        assert "t=2" in hashed
+        assert "t=2" in (hashed or "")
         assert "t=1" in proof.password_hash
         assert await after.starting.start(await after.sign_in.authenticate("ada@example.com", PASSWORD), by=SERVICE)
         assert hashed in {p.password_hash for p in proofs}

@@ -42,6 +42,13 @@ EventKind = Literal[
     "key_exported",
     "key_retired",
     "keys_rewrapped",
+    "identity_linked",
+    "identity_unlinked",
+    "email_verified",
+    "issuer_changed",
+    "issuer_removed",
+    "upstream_revoked",
+    "upstream_given_up",
 ]
 """The kinds of events."""
 

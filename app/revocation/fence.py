@@ -63,6 +63,8 @@ class Reading:
     """The version number of the keys. If it differs from the one before, the keys have changed."""
     policies_version: int
     """The version number of the policies, likewise."""
+    issuers_version: int
+    """The version number of the issuers, likewise."""
 
 
 def _ignore(_: Reading) -> None:
@@ -115,6 +117,7 @@ class FenceReader:
                         self._db.read_only().label("read_only"),
                         Pulse.keys.label("keys_version"),
                         Pulse.policies.label("policies_version"),
+                        Pulse.issuers.label("issuers_version"),
                     ).where(Pulse.id == CacheFence.id)  # the only row of each table is 1
                 )
             ).one()
@@ -133,7 +136,7 @@ class FenceReader:
             else:
                 # With a new `seen`: a look-up that is under way adds to the one of the epoch before.
                 self.last = Fence(row.epoch, server, began, monotonic(), vouches_from)
-            self.on_reading(Reading(began, row.now, row.keys_version, row.policies_version))
+            self.on_reading(Reading(began, row.now, row.keys_version, row.policies_version, row.issuers_version))
 
     def _look_at_the_clock(self, now: datetime, epoch: str) -> None:
         """Disbelieves the epoch under which the database's clock goes back."""

@@ -31,7 +31,9 @@ class AdminUserAnswer(BaseModel):
     """A user, as administrators see one."""
 
     id: UUID
-    email: str
+    email: Annotated[
+        str | SkipJsonSchema[None], Field(description="Absent where no trusted issuer and nobody else has told one.")
+    ] = None
     role: str
     claims: Annotated[dict[str, Any], Field(description="The claims that access tokens have beside Keyturn's own.")]
     status: Annotated[str, Field(description="`enabled` or `disabled`.", examples=["enabled"])]

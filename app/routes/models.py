@@ -89,6 +89,8 @@ class UserAnswer(BaseModel):
     """A user."""
 
     id: UUID
-    email: str
+    email: Annotated[
+        str | SkipJsonSchema[None], Field(description="Absent where no trusted issuer and nobody else has told one.")
+    ] = None
     role: str
     created_at: datetime

@@ -1,9 +1,10 @@
-"""Starting a session for a user whose password was right."""
+"""Starting a session for a user whose password was right, or for whom an issuer vouches."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import insert, select
@@ -35,6 +36,28 @@ class Authenticated:
     """Whether Keyturn made the password, so that it is good for a day at most."""
 
 
+@dataclass(frozen=True, slots=True)
+class Vouched:
+    """Proof that an issuer vouches for a user, with all that the session takes over from it."""
+
+    user_id: UUID
+    name: bytes = field(repr=False)
+    """A name of the issuer's token and of its caller. The first refresh token is derived from it (see `issue`)."""
+    note: Callable[[AsyncConnection, UUID, datetime], Awaitable[None]] = field(repr=False)
+    """Called in the transaction that inserts the session, with its id and the time. If it raises, no session starts."""
+    auth_time: datetime | None = None
+    """When the user signed in at the issuer. None: the issuer does not say, so no demand for a fresh sign-in is met."""
+    amr: str | None = None
+    """How the user signed in there (RFC 8176): words separated by blanks."""
+    absolute_expires_at: datetime | None = None
+    """When the issuer's own session ends in any case, where that is known. The local one never outlives it."""
+    password_change_required: bool = False
+
+
+Proof = Authenticated | Vouched
+"""The reason for which a session may start."""
+
+
 _ATTEMPTS = 3
 
 
@@ -62,7 +85,7 @@ class Starting:
     @own_task
     async def start(
         self,
-        proof: Authenticated,
+        proof: Proof,
         *,
         by: Actor,
         user_agent: str | None = None,
@@ -70,10 +93,10 @@ class Starting:
         device_name: str | None = None,
         scope: frozenset[str] | None = None,
     ) -> Tokens:
-        """Starts a session for a user whose password was right. The sessions that it displaces end before the answer.
+        """Starts a session for a user. The sessions that it displaces end before the answer.
 
         Args:
-            proof: the outcome of the check of the password.
+            proof: the outcome of the check of the password, or of an issuer's token.
             by: the actor. The session keeps its address.
             user_agent: the client's own name for itself, which the session keeps: 256 characters at most.
             device_id: the client's name for its device. A live session of the same device and client is replaced.
@@ -81,6 +104,7 @@ class Starting:
             scope: the scopes that the client asks for. None: all that the policy has.
 
         Raises:
+            Exception: whatever the `note` of a proof raises.
             InvalidGrant: since then the password was changed, the user was disabled or deleted, or everyone signed out.
             InvalidScope: the policy does not have all of these scopes.
             TemporarilyUnavailable: the database is away, or other sign-ins of the user are before this one.
@@ -109,7 +133,7 @@ class Starting:
         return replace(tokens, password_change_required=proof.password_change_required)
 
     async def _start_in_turn(
-        self, key: RefreshKey, proof: Authenticated, told: Mapping[str, str | None], policy: Policy, by: Actor
+        self, key: RefreshKey, proof: Proof, told: Mapping[str, str | None], policy: Policy, by: Actor
     ) -> tuple[SessionRow, RefreshToken]:
         """Starts a session, and ends those that it displaces, in one transaction.
 
@@ -147,7 +171,7 @@ class Starting:
         self,
         tx: AsyncConnection,
         key: RefreshKey,
-        proof: Authenticated,
+        proof: Proof,
         told: Mapping[str, str | None],
         policy: Policy,
         by: Actor,
@@ -157,7 +181,8 @@ class Starting:
         Raises:
             InvalidGrant: as `start`.
         """
-        first = issue(key, uuid7())
+        vouched = proof if isinstance(proof, Vouched) else None
+        first = issue(key, uuid7(), vouched.name if vouched else None)
         # FOR SHARE lets no transaction change or disable the user until this one commits. A transaction that comes
         # later ends this session. If one came earlier, this transaction sees the change.
         columns = User.id, User.role, User.claims, User.password_hash, User.disabled_at
@@ -166,10 +191,14 @@ class Starting:
                 select(*columns, self._db.now().label("now")).where(User.id == proof.user_id).with_for_update(read=True)
             )
         ).one_or_none()
-        if user is None or user.disabled_at is not None or user.password_hash != proof.password_hash:
+        same = isinstance(proof, Vouched) or (user is not None and user.password_hash == proof.password_hash)
+        if user is None or user.disabled_at is not None or not same:
             raise InvalidGrant(
                 "user changed meanwhile", description="E-mail or password is wrong.", user_id=proof.user_id
             )
+        ends = user.now + policy.absolute_lifetime
+        if vouched and vouched.absolute_expires_at:
+            ends = min(ends, vouched.absolute_expires_at)
         session = {
             "id": first.session_id,
             "user_id": user.id,
@@ -180,21 +209,23 @@ class Starting:
             "generation": 0,
             "created_at": user.now,
             "rotated_at": user.now,
-            "idle_expires_at": user.now + min(policy.idle_lifetime, policy.absolute_lifetime),
-            "absolute_expires_at": user.now + policy.absolute_lifetime,
+            "idle_expires_at": min(user.now + policy.idle_lifetime, ends),
+            "absolute_expires_at": ends,
             "ended_at": None,
             "end_reason": None,
             "idle_lifetime": policy.idle_lifetime,
             "absolute_lifetime": policy.absolute_lifetime,
             "retry_window": policy.retry_window,
             "access_lifetime": policy.access_lifetime,
-            "auth_time": user.now,
-            "amr": "pwd",
+            "auth_time": vouched.auth_time if vouched else user.now,
+            "amr": vouched.amr if vouched else "pwd",
             "claims": user.claims,
             "retry_key_digest": None,
             **told,
         }
         await tx.execute(insert(Session).values(session))
+        if vouched:
+            await vouched.note(tx, first.session_id, user.now)
         started = Event("session_started", user.id, first.session_id, self._client_id)
         await record(tx, user.now, by, [started])
         return SessionRow.of(session, user.now, policy), first

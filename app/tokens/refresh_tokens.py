@@ -43,11 +43,12 @@ _TAG = 10
 
 @dataclass(frozen=True, slots=True)
 class RefreshKey:
-    """A refresh key as two keys, derived from its secret by HKDF (RFC 5869) with different labels."""
+    """A refresh key as three keys, derived from its secret by HKDF (RFC 5869) with different labels."""
 
     number: int
     next_key: bytes = field(repr=False)
     tag_key: bytes = field(repr=False)
+    first_key: bytes = field(repr=False)
     retired: bool = False
     """Whether the key is retired: its sessions are over or about to end. Its tags still verify, but open nothing."""
     derive_next: Callable[[bytes], bytes] = field(init=False, repr=False, compare=False)
@@ -60,8 +61,9 @@ class RefreshKey:
     @classmethod
     def derive(cls, number: int, secret: bytes, *, retired: bool = False) -> RefreshKey:
         """The key with this number (1 to 254) from its 32 secret bytes."""
-        next_key, tag_key = (derive(secret, b"keyturn refresh token " + label) for label in (b"successor", b"tag"))
-        return cls(number, next_key, tag_key, retired)
+        labels = b"successor", b"tag", b"first"
+        next_key, tag_key, first_key = (derive(secret, b"keyturn refresh token " + label) for label in labels)
+        return cls(number, next_key, tag_key, first_key, retired)
 
     def tag(self, body: bytes) -> bytes:
         """The tag, which proves that Keyturn made the other bytes of a token."""
@@ -104,9 +106,18 @@ class RefreshToken:
         return RefreshToken(key, self.session_id, generation, key.derive_next(message))
 
 
-def issue(key: RefreshKey, session_id: UUID) -> RefreshToken:
-    """The first token of a session: 256 random bits."""
-    return RefreshToken(key, session_id, 0, os.urandom(32))
+def issue(key: RefreshKey, session_id: UUID, proof: bytes | None = None) -> RefreshToken:
+    """The first token of a session.
+
+    Args:
+        key: the refresh key that signs now.
+        session_id: the session.
+        proof: a name of the credential that the session is given for, and of its caller. The same key, session and
+            proof give the same token, so that a lost answer can be given again. None: 256 random bits.
+    """
+    if proof is None:
+        return RefreshToken(key, session_id, 0, os.urandom(32))
+    return RefreshToken(key, session_id, 0, prepared_hmac(key.first_key)(session_id.bytes + proof))
 
 
 def verify(text: str, keys: Mapping[int, RefreshKey]) -> RefreshToken:

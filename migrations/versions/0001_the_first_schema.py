@@ -1,4 +1,4 @@
-"""The first schema: users, sessions, keys, events, the fence and the pulse.
+"""The first schema: users, sessions, keys, events, policies, issuers, the fence and the pulse.
 
 Revision ID: 0001
 Revises: nothing
@@ -49,8 +49,9 @@ def upgrade() -> None:
     op.create_table(
         "users",
         sa.Column("id", sa.Uuid(), nullable=False),
-        sa.Column("email", sa.String(length=254), nullable=False),
-        sa.Column("password_hash", sa.String(length=255), nullable=False),
+        sa.Column("email", sa.String(length=254), nullable=True),
+        sa.Column("email_verified_at", moment, nullable=True),
+        sa.Column("password_hash", sa.String(length=255), nullable=True),
         sa.Column("password_expires_at", moment, nullable=True),
         sa.Column("role", sa.String(length=32), nullable=False),
         sa.Column("claims", sa.Text(), nullable=True),
@@ -162,10 +163,76 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("scope", name=op.f("pk_policies")),
     )
     op.create_table(
+        "issuers",
+        sa.Column("name", sa.String(length=32), nullable=False),
+        sa.Column("configuration", sa.Text(), nullable=False),
+        sa.Column("sealed", sa.LargeBinary(), nullable=True),
+        sa.Column("changed_at", moment, nullable=False),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_issuers")),
+    )
+    op.create_table(
+        "identities",
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("user_id", sa.Uuid(), nullable=False),
+        sa.Column("issuer", sa.String(length=255), nullable=False),
+        sa.Column("subject", sa.String(length=255), nullable=False),
+        sa.Column("email", sa.String(length=254), nullable=True),
+        sa.Column("created_at", moment, nullable=False),
+        sa.Column("last_used_at", moment, nullable=False),
+        sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_identities_user_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_identities")),
+        sa.UniqueConstraint("issuer", "subject", name=op.f("uq_identities_issuer_subject")),
+    )
+    op.create_table(
+        "upstream_sessions",
+        sa.Column("session_id", sa.Uuid(), nullable=False),
+        sa.Column("issuer_name", sa.String(length=32), nullable=False),
+        sa.Column("identity_id", sa.Uuid(), nullable=True),
+        sa.Column("upstream_id", sa.String(length=255), nullable=True),
+        sa.Column("organization", sa.String(length=255), nullable=True),
+        sa.Column("created_at", moment, nullable=False),
+        sa.Column("due_at", moment, nullable=True),
+        sa.Column("attempts", sa.SmallInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("settled_at", moment, nullable=True),
+        sa.Column("outcome", sa.String(length=16), nullable=True),
+        sa.Column("failure", sa.String(length=64), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["identity_id"], ["identities.id"], name=op.f("fk_upstream_sessions_identity_id"), ondelete="SET NULL"
+        ),
+        sa.PrimaryKeyConstraint("session_id", name=op.f("pk_upstream_sessions")),
+    )
+    op.create_table(
+        "taken_tokens",
+        sa.Column("digest", sa.LargeBinary(), nullable=False),
+        sa.Column("caller", sa.LargeBinary(), nullable=True),
+        sa.Column("session_id", sa.Uuid(), nullable=True),
+        sa.Column("taken_at", moment, nullable=False),
+        sa.Column("expires_at", moment, nullable=False),
+        sa.CheckConstraint("length(digest) = 32", name=op.f("ck_taken_tokens_digest_is_sha256")),
+        sa.PrimaryKeyConstraint("digest", name=op.f("pk_taken_tokens")),
+    )
+    for table, columns in (
+        ("identities", ["user_id"]),
+        ("upstream_sessions", ["issuer_name", "upstream_id"]),
+        ("upstream_sessions", ["identity_id"]),
+        ("taken_tokens", ["expires_at"]),
+    ):
+        with op.batch_alter_table(table, schema=None) as batch_op:
+            batch_op.create_index(batch_op.f(f"ix_{table}_{'_'.join(columns)}"), columns, unique=False)
+    with op.batch_alter_table("upstream_sessions", schema=None) as batch_op:
+        batch_op.create_index(
+            "ix_upstream_sessions_due",
+            ["due_at"],
+            unique=False,
+            postgresql_where=sa.text("due_at IS NOT NULL"),
+            sqlite_where=sa.text("due_at IS NOT NULL"),
+        )
+    op.create_table(
         "pulse",
         sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("keys", sa.BigInteger(), nullable=False),
         sa.Column("policies", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("issuers", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.CheckConstraint("id = 1", name=op.f("ck_pulse_one_row")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_pulse")),
     )
@@ -207,6 +274,10 @@ def downgrade() -> None:
         )
 
     op.drop_table("pulse")
+    op.drop_table("taken_tokens")
+    op.drop_table("upstream_sessions")
+    op.drop_table("identities")
+    op.drop_table("issuers")
     op.drop_table("policies")
     op.drop_table("events")
     op.drop_table("sessions")

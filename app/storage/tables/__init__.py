@@ -3,10 +3,14 @@
 from .cache_fence import CacheFence
 from .columns import Base, Duration, Moment, microseconds, moment, uuid7
 from .events import Event
+from .identities import Identity
+from .issuers import Issuer
 from .keys import Key
 from .policies import Policy
 from .pulse import Pulse
 from .sessions import Session
+from .taken_tokens import TakenToken
+from .upstream_sessions import UpstreamSession
 from .users import User
 
 __all__ = [
@@ -14,11 +18,15 @@ __all__ = [
     "CacheFence",
     "Duration",
     "Event",
+    "Identity",
+    "Issuer",
     "Key",
     "Moment",
     "Policy",
     "Pulse",
     "Session",
+    "TakenToken",
+    "UpstreamSession",
     "User",
     "microseconds",
     "moment",

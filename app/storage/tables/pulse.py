@@ -22,5 +22,6 @@ class Pulse(Base):
     id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
     keys: Mapped[int] = mapped_column(BigInteger)
     policies: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    issuers: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
 
     __table_args__ = (CheckConstraint("id = 1", name="one_row"),)

@@ -12,13 +12,20 @@ from .columns import Base, uuid7
 
 
 class User(Base):
-    """A user, who signs in with e-mail and password. A changed role or claims are copied to the live sessions."""
+    """A user, who signs in with e-mail and password, or by an issuer that vouches for an identity of the user.
+
+    A changed role or claims are copied to the live sessions.
+    """
 
     __tablename__ = "users"
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid7)
-    email: Mapped[str] = mapped_column(String(254), unique=True)
-    password_hash: Mapped[str] = mapped_column(String(255))
+    # None: an issuer vouched for the user, and is not trusted for e-mail addresses.
+    email: Mapped[str | None] = mapped_column(String(254), unique=True)
+    # When a trusted issuer or an operator said that the address is the user's. None: nobody has proved it.
+    email_verified_at: Mapped[datetime | None]
+    # None: the user has no password, and no password is right.
+    password_hash: Mapped[str | None] = mapped_column(String(255))
     # When a password that Keyturn made runs out. None for one that a person chose.
     password_expires_at: Mapped[datetime | None]
     role: Mapped[str] = mapped_column(String(32))

@@ -1,0 +1,1 @@
+"""Federation: tokens of other issuers are exchanged for local ones, and logout is honoured both ways. Optional."""

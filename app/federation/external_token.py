@@ -1,0 +1,36 @@
+"""An external token whose signature and claims were verified. Pure: no I/O, no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from .issuer import Configured, Kind
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalToken:
+    """A token of a configured issuer, verified. `ExternalTokens.verify` alone makes one."""
+
+    by: Configured
+    """The issuer."""
+    kind: Kind
+    subject: str
+    digest: bytes = field(repr=False)
+    """SHA-256 over its header and payload. A second signature of the same content has the same digest."""
+    issued_at: datetime
+    expires_at: datetime
+    claims: Mapping[str, Any] = field(repr=False)
+    """All its claims. Only those that the issuer's configuration maps may reach a local token."""
+    upstream_id: str | None = None
+    """The issuer's own session (`sid`), where the token names it."""
+    organization: str | None = None
+    """The organization (`oid`), likewise."""
+    auth_time: datetime | None = None
+    """When the user signed in there (OpenID Connect Core section 2). None: the token does not say."""
+    amr: str | None = None
+    """How (RFC 8176): words separated by blanks, 64 characters at most."""
+    email: str | None = field(default=None, repr=False)
+    """The normalised e-mail address, if the issuer is trusted for it and says that it is verified. Else None."""

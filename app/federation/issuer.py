@@ -1,0 +1,176 @@
+"""One issuer as its operator configures it: members, defaults and rules. Pure: no I/O.
+
+The same members stand in the table, in the file of `KEYTURN_FEDERATION_FILE` and in the bodies of `/admin/federation`.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+Preset = Literal["scalekit", "oidc"]
+"""The kind of an issuer: Scalekit, or any issuer with OpenID Connect Discovery."""
+
+Kind = Literal["access_token", "id_token"]
+"""The kind of an external token that is exchanged."""
+
+Algorithm = Literal["RS256", "ES256", "EdDSA"]
+"""The algorithms that may sign external tokens. None is symmetric: a client's secret must never sign its tokens."""
+
+Check = Literal["off", "open", "closed"]
+"""Whether a refresh asks the issuer if its session lives, and the answer while the issuer is away: go on, or wait."""
+
+NAME = re.compile(r"[a-z][a-z0-9-]{0,31}", re.ASCII)
+"""The form of an issuer's name, which stands in paths."""
+
+MOST_SECONDS = 365 * 86_400
+
+
+def _https(url: str) -> str:
+    parts = urlsplit(url)  # may raise ValueError by itself
+    if parts.scheme != "https" or not parts.hostname or parts.username is not None or parts.query or parts.fragment:
+        raise ValueError("must be an https URL without user, query and fragment")
+    if not re.fullmatch(r"[\x21-\x7e]{1,255}", url):
+        raise ValueError("must have 1 to 255 characters of visible ASCII")
+    return url
+
+
+Url = Annotated[str, AfterValidator(_https)]
+Word = Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,255}$")]
+Seconds = Annotated[int, Field(ge=1, le=MOST_SECONDS)]
+Names = Annotated[tuple[Word, ...], Field(max_length=50)]
+
+
+class Issuer(BaseModel):
+    """An issuer without its secrets."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, hide_input_in_errors=True)
+
+    preset: Annotated[Preset, Field(description="`scalekit`, or `oidc` for any issuer with OpenID Connect Discovery.")]
+    issuer: Annotated[
+        Url, Field(description="The exact `iss`. Scalekit: the environment URL. Identities belong to it.")
+    ]
+    also_issuers: Annotated[
+        tuple[Url, ...], Field(max_length=10, description="Other exact `iss` values of the same issuer and subjects.")
+    ] = ()
+    client_id: Annotated[Word, Field(description="Your client id at the issuer.")]
+    audiences: Annotated[Names, Field(description="Accepted `aud` values. Empty: the client id.")] = ()
+    algorithms: Annotated[tuple[Algorithm, ...], Field(min_length=1, max_length=3)] = ("RS256",)
+    kinds: Annotated[
+        tuple[Kind, ...],
+        Field(max_length=2, description="The kinds of tokens that are exchanged. Empty: those of the preset."),
+    ] = ()
+    organizations: Annotated[Names, Field(description="Allowed organizations (`oid`). Empty: any, also none.")] = ()
+
+    jwks_uri: Annotated[
+        Url | None, Field(description="The key set. Unset: Scalekit's `/keys`, or the one that discovery names.")
+    ] = None
+    ca_file: Annotated[
+        str | None,
+        Field(max_length=1024, description="The authorities (PEM) that sign its certificate. Unset: public."),
+    ] = None
+    private_addresses: Annotated[
+        bool, Field(description="Whether its hosts may have private or loopback addresses.")
+    ] = False
+
+    longest_lifetime: Annotated[Seconds, Field(description="The longest `exp - iat` of a token, in seconds.")] = 86_400
+    id_token_age: Annotated[Seconds, Field(description="The highest age of an ID token, in seconds.")] = 300
+
+    create_users: Annotated[bool, Field(description="Whether the first exchange of an unknown user makes one.")] = True
+    trust_email: Annotated[bool, Field(description="Whether its `email` with `email_verified` counts as proved.")] = (
+        False
+    )
+    link_by_email: Annotated[
+        bool, Field(description="Whether a proved address links a user with the same proved address. Never: admins.")
+    ] = False
+    roles: Annotated[
+        dict[Word, Word],
+        Field(max_length=50, description="Its role or permission → role here. The first that matches counts."),
+    ] = {}
+    default_role: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")] = "user"
+    claims: Annotated[
+        dict[Word, Word], Field(max_length=20, description="Its claim → claim here. No other claim is copied.")
+    ] = {}
+
+    revoke_sessions: Annotated[
+        bool | None, Field(description="Whether a local logout revokes its session. Unset: if the preset can.")
+    ] = None
+    check_sessions: Annotated[Check, Field(description="Whether a refresh asks if its session lives.")] = "off"
+    check_every: Annotated[Seconds, Field(description="How long an answer of that check counts, in seconds.")] = 60
+    webhook_organizations: Annotated[
+        bool, Field(description="Whether webhooks of organizations that are not allowed count, too.")
+    ] = True
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Self:
+        rules = (
+            (self.link_by_email and not self.trust_email, "link_by_email: needs trust_email"),
+            (
+                self.preset == "oidc" and (self.check_sessions != "off" or bool(self.revoke_sessions)),
+                "check_sessions, revoke_sessions: only Scalekit has an API for its sessions",
+            ),
+            (self.default_role == "admin", "default_role: must not be admin"),
+            (self.issuer in self.also_issuers, "also_issuers: repeats the issuer"),
+        )
+        if broken := [rule for is_broken, rule in rules if is_broken]:
+            raise ValueError("; ".join(broken))
+        return self
+
+    @property
+    def all_issuers(self) -> tuple[str, ...]:
+        """Every exact `iss` that its tokens may have."""
+        return (self.issuer, *self.also_issuers)
+
+    @property
+    def all_audiences(self) -> frozenset[str]:
+        """Every `aud` of which a token must have one."""
+        return frozenset(self.audiences or (self.client_id,))
+
+    @property
+    def all_kinds(self) -> frozenset[Kind]:
+        """The kinds of tokens that are exchanged. An OpenID Connect issuer's access token is no business of ours."""
+        return frozenset(self.kinds or (("access_token", "id_token") if self.preset == "scalekit" else ("id_token",)))
+
+    @property
+    def longest(self) -> timedelta:
+        """The longest lifetime of a token."""
+        return timedelta(seconds=self.longest_lifetime)
+
+
+class IssuerSecrets(BaseModel):
+    """The secrets of an issuer. They are sealed at rest, and no answer, log or repr has them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    client_secret: Annotated[
+        SecretStr | None, Field(max_length=1024, description="For Scalekit's API: revoke, check and list sessions.")
+    ] = None
+    webhook_secret: Annotated[
+        SecretStr | None, Field(max_length=1024, description="For its webhooks (Standard Webhooks): `whsec_…`.")
+    ] = None
+
+
+class Configured(BaseModel):
+    """An issuer with its name and secrets, as a process holds it."""
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    name: Annotated[str, Field(pattern=rf"^{NAME.pattern}$")]
+    issuer: Issuer
+    secrets: IssuerSecrets = IssuerSecrets()
+    source: Literal["table", "file"] = "table"
+
+    def public(self) -> dict[str, Any]:
+        """All members but the secrets, of which it says only whether they are there."""
+        shown: dict[str, Any] = self.issuer.model_dump(mode="json")
+        has = {name: getattr(self.secrets, name) is not None for name in IssuerSecrets.model_fields}
+        return {
+            "name": self.name,
+            "source": self.source,
+            **shown,
+            **{f"has_{name}": is_set for name, is_set in has.items()},
+        }

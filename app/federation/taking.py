@@ -1,0 +1,64 @@
+"""Taking: an external token, logout token or webhook counts once, on whichever instance it arrives first.
+
+One row remembers each for as long as it could be good. Its primary key decides between two transactions: the second
+waits for the first, and then finds the row.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from hashlib import sha256
+from typing import Any, Literal
+from uuid import UUID
+
+from sqlalchemy import insert, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ..storage.tables import TakenToken
+
+Use = Literal["exchange", "logout", "webhook", "session", "subject"]
+"""The use of a digest: a token, logout token or webhook that was taken; an upstream session or subject logged out."""
+
+
+class TakenError(Exception):
+    """The token was taken before."""
+
+
+def name_of(use: Use, issuer: str, which: str) -> bytes:
+    """The digest under which something is remembered. No two uses or issuers have one in common.
+
+    Args:
+        use: what is remembered.
+        issuer: the name of the issuer's configuration.
+        which: the hexadecimal digest or `jti` of a token, the id of a webhook, or an upstream session or subject.
+    """
+    return sha256(json.dumps([use, issuer, which]).encode()).digest()
+
+
+async def take(
+    tx: AsyncConnection,
+    digest: bytes,
+    now: datetime,
+    expires_at: datetime,
+    *,
+    caller: bytes | None = None,
+    session_id: UUID | None = None,
+) -> None:
+    """Remembers a token in the transaction of the act for which it is taken.
+
+    Raises:
+        TakenError: it was taken before. The transaction can't go on.
+    """
+    row = {"digest": digest, "caller": caller, "session_id": session_id, "taken_at": now, "expires_at": expires_at}
+    try:
+        await tx.execute(insert(TakenToken).values(row))
+    except IntegrityError as e:
+        raise TakenError from e
+
+
+async def taken(connection: AsyncConnection, digest: bytes) -> Any | None:
+    """The row of a token that was taken: caller, session, moments. None if it was not."""
+    found = await connection.execute(select(TakenToken.__table__).where(TakenToken.digest == digest))
+    return found.one_or_none()
