@@ -3,6 +3,7 @@
 python3 dev.py serve             starts the service (all options of `keyturn serve`)
 python3 dev.py demo              starts the service and two web applications that sign in with it (examples/web)
 python3 dev.py test [...]        runs the tests in several processes (all options of pytest; -n 0: one process)
+python3 dev.py test --deep       runs the storms, outages and planted bugs, which the line above leaves out
 python3 dev.py coverage [...]    runs the tests slowly, and reports the lines and branches of app/ that no test ran
 python3 dev.py check             checks lint, format, types and imports
 python3 dev.py bench [...]       measures Keyturn against its rivals (--quick: two minutes; see bench/)
@@ -27,10 +28,6 @@ LOCK = ROOT / "requirements.lock"
 BROWSER_LOCK = ROOT / "requirements.browser.lock"  # for the tests that drive Chromium, where there is one
 VENV = ROOT / ".venv"
 TEST = ("pytest", "-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder")  # tests/conftest.py says how many
-REPEATING = (
-    *("planted_bugs", "key_storms", "sign_in_storm", "policy_storm"),
-    *("redis_faults", "browser", "proxies", "contract"),
-)
 CHECKS = (
     ("-m", "ruff", "check"),
     ("-m", "ruff", "format", "--check"),
@@ -160,8 +157,8 @@ def main(command: str = "--help", *options: str) -> None:
         sys.exit(not all(_succeeds(_python(VENV), *check) for check in CHECKS))
     if command == "coverage":
         coverage = (_python(VENV), "-m", "coverage")
-        # These repeat for long what others run once: planted bugs, storms, outages, browsers.
-        left_out = (f"--ignore-glob=tests/test_{name}*" for name in REPEATING)
+        # These run little of app/ in a process that the tracer sees, and are slow.
+        left_out = (f"--ignore-glob=tests/test_{name}*" for name in ("browser", "proxies"))
         steps = (("erase",), ("run", "-m", *TEST, *left_out, *options), ("combine", "--quiet"), ("report",))
         # The share of branches decides, not the tests: the tracer slows a process until a time limit of it may fail.
         sys.exit(not [_succeeds(*coverage, *step) for step in steps][-1])

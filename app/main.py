@@ -97,14 +97,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     app = _Application(
         Origins(settings.iss, origins_in(settings.allowed_origins), settings.hsts),
-        title="Keyturn",
-        summary="Sign in, refresh, log out, verify.",
-        description=_DESCRIPTION,
-        version=release(),
-        contact={"name": "Keyturn"},
-        servers=[{"url": settings.iss, "description": "The public URL of this service."}],
-        openapi_tags=_TAGS,
-        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         lifespan=lifespan,
         openapi_url=None,  # FastAPI's route would write the document anew for each request
         docs_url=None,  # FastAPI's reference page loads its scripts from another host
@@ -118,10 +110,21 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.exception_handler(Refusal)(_refused)
     app.exception_handler(HTTPException)(_starlette_refused)
     app.exception_handler(Exception)(_defect)
-    raw = app.openapi
 
+    @cache
     def openapi() -> dict[str, Any]:
-        return documented(raw())
+        about = FastAPI(
+            title="Keyturn",
+            summary="Sign in, refresh, log out, verify.",
+            description=_DESCRIPTION,
+            version=release(),
+            contact={"name": "Keyturn"},
+            servers=[{"url": settings.iss, "description": "The public URL of this service."}],
+            openapi_tags=_TAGS,
+            license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        )
+        app.doors.describe_to(about.router)
+        return documented(about.openapi())
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to change the document
 
@@ -146,6 +149,7 @@ def served() -> FastAPI:
     collection would keep every request waiting for tens of milliseconds.
     """
     app = create_app()
+    app.openapi()  # made now, so that who asks for the document first keeps no other request waiting
     gc.collect()
     gc.freeze()
     return app

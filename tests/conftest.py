@@ -45,10 +45,25 @@ LONGEST = (
     "test_state_machine",
     "test_planted_bugs",
     "test_races",
+    "test_cli",
     "test_revocations",
     "test_revocation_model",
 )
 """These files begin first, so that no process is still busy with a long file while all others have ended."""
+
+DEEP = {
+    "test_browser_demo",
+    "test_contract",
+    "test_crashes",
+    "test_key_storms",
+    "test_planted_bugs",
+    "test_policy_storm",
+    "test_redis_faults",
+    "test_revocation_model",
+    "test_sign_in_storm",
+}
+"""These files repeat for long what others run once: storms, outages, planted bugs. Only `--deep`, or their names, runs
+them."""
 
 
 # No deadline, because the processes of tests share the cores: a slow example shows no fault of the tested code.
@@ -92,12 +107,30 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     one_file = len(config.args) == 1 and ".py" in config.args[0]
     if one_file or os.environ.keys() & {"TEST_DATABASE_URL", "TEST_REDIS_URL"}:
         return 0  # no further process: tests on a server that the environment names run one after the other
-    return min(2 * (os.cpu_count() or 1), 8)
+    cores = os.cpu_count() or 1
+    return cores if config.getoption("deep") else min(2 * cores, 8)  # a storm keeps a core busy by itself
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--deep", action="store_true", help="run only the storms, outages and planted bugs")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     order = {f"{name}.py": n for n, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
+    if any(".py" in argument for argument in config.args):
+        return
+    left_out = [item for item in items if (item.path.stem in DEEP) != config.getoption("deep")]
+    config.hook.pytest_deselected(items=left_out)
+    kept = {*items} - {*left_out}
+    items[:] = [item for item in items if item in kept]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if not config.getoption("deep") and not any(".py" in argument for argument in config.args):
+        terminalreporter.write_line(
+            f"Left out: {len(DEEP)} files that repeat for long. python3 dev.py test --deep runs them."
+        )
 
 
 @pytest.fixture(scope="session", autouse=True)

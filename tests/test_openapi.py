@@ -406,7 +406,7 @@ def test_the_document_says_form_for_each_path_under_which_the_edge_reads_forms()
         Endpoint("POST", "/oauth/token", token, tag="auth", body=Content),
         Endpoint("POST", "/auth/oauth/token", other, tag="auth", body=Content),
     ]
-    Doors[None](endpoints).add_to(app.router)
+    Doors[None](endpoints).describe_to(app.router)
     paths = app.openapi()["paths"]
     types = {path: list(paths[path]["post"]["requestBody"]["content"]) for path in paths}
     assert types == {"/oauth/token": [FORM], "/auth/oauth/token": [JSON]}

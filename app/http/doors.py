@@ -3,6 +3,9 @@
 The doors differ in how they find the endpoint, and in nothing else: both call its `answer` with the same request.
 FastAPI's matching alone costs more than all other work on a request. So plain requests take the fast door, and
 FastAPI gets all others: those with another path or method, with a query, or with a header field that is not plain.
+
+FastAPI reads no parameter, because `answer` reads them behind either door. So the routes that serve are Starlette's,
+which cost nothing to make. FastAPI's own routes are made for the OpenAPI document alone.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from fastapi.security import APIKeyCookie, HTTPBearer
 from pydantic import WithJsonSchema
 from pydantic.json_schema import SkipJsonSchema
 from starlette import requests
+from starlette.routing import Router
 
 from .answers import Answer
 from .bodies import FORM, FORMS_UNDER, JSON
@@ -106,21 +110,15 @@ class Doors(Generic[Parts]):
             return None
         return answer(self.parts, request)
 
-    def add_to(self, router: APIRouter) -> None:
-        """Makes FastAPI's door: its routes, and with them the entries of the OpenAPI document."""
-        router.route_class = _Route
+    def add_to(self, router: Router) -> None:
+        """Makes FastAPI's door: the routes that serve."""
         for endpoint in self._endpoints:
-            handler = self._handler(endpoint)
-            # FastAPI documents a route once for each method. So an undocumented route serves the further methods.
-            if endpoint.any_method or endpoint.method == "GET":
-                methods = [] if endpoint.any_method else ["GET", "HEAD"]
-                router.add_api_route(
-                    endpoint.path,
-                    handler,
-                    methods=methods,
-                    include_in_schema=False,
-                    generate_unique_id_function=_name,  # FastAPI's own ids begin with a method
-                )
+            methods = [] if endpoint.any_method else [endpoint.method]  # Starlette adds HEAD to GET; none: any method
+            router.add_route(endpoint.path, self._handler(endpoint), methods)
+
+    def describe_to(self, router: APIRouter) -> None:
+        """Makes the routes that only the OpenAPI document is made from. None of them ever serves."""
+        for endpoint in self._endpoints:
             # Leave the good answer out where it has no header fields, because FastAPI warns about the needless entry.
             good: dict[int | str, dict[str, Any]] = (
                 {endpoint.status: {"headers": dict(endpoint.response_headers)}} if endpoint.response_headers else {}
@@ -130,7 +128,7 @@ class Doors(Generic[Parts]):
                 refusals[status]["headers"] = {**refusals[status]["headers"], **headers}
             router.add_api_route(
                 endpoint.path,
-                handler,
+                _described(endpoint),
                 methods=[endpoint.method],
                 description=inspect.cleandoc(endpoint.answer.__doc__ or ""),
                 tags=[endpoint.tag],
@@ -139,7 +137,7 @@ class Doors(Generic[Parts]):
                 response_description=endpoint.response_description,
                 responses={**good, **refusals, **endpoint.responses},
                 openapi_extra={"security": [{}]} if endpoint.credentials.startswith("optional") else None,
-                generate_unique_id_function=_name,
+                generate_unique_id_function=_name,  # FastAPI's own ids begin with a method
             )
 
     def _handler(self, endpoint: Endpoint[Parts]) -> Callable[[requests.Request], Coroutine[Any, Any, Response]]:
@@ -148,24 +146,25 @@ class Doors(Generic[Parts]):
             ours.identifiers = request.path_params
             return response(await endpoint.answer(self.parts, ours))
 
-        handler.__name__ = endpoint.name
-        handler.__signature__ = _documented(endpoint)  # type: ignore[attr-defined]  # FastAPI reads it
         return handler
-
-
-class _Route(APIRoute):
-    """A route whose parameters FastAPI documents but does not read: `answer` reads them, behind either door."""
-
-    def get_route_handler(self) -> Callable[[requests.Request], Coroutine[Any, Any, Response]]:
-        return self.endpoint
 
 
 def _name(route: APIRoute) -> str:
     return route.name
 
 
-def _documented(endpoint: Endpoint[Any]) -> inspect.Signature:
-    """The signature from which FastAPI makes the operation's parameters, body and security."""
+def _described(endpoint: Endpoint[Any]) -> Callable[..., None]:
+    """A function whose name and signature FastAPI documents: the operation's id, parameters, body and security."""
+
+    def operation() -> None:
+        raise NotImplementedError
+
+    operation.__name__ = endpoint.name
+    operation.__signature__ = _signature(endpoint)  # type: ignore[attr-defined]  # FastAPI reads it
+    return operation
+
+
+def _signature(endpoint: Endpoint[Any]) -> inspect.Signature:
     annotations: dict[str, tuple[Any, Any]] = {}
     schemes = {
         "none": (),
