@@ -44,6 +44,10 @@ _RIGHTS = {
     "pulse": "SELECT, UPDATE",
     "events": "SELECT, INSERT, UPDATE",
     "policies": "SELECT, INSERT, UPDATE, DELETE",
+    "issuers": "SELECT, INSERT, UPDATE, DELETE",
+    "identities": "SELECT, INSERT, UPDATE, DELETE",
+    "upstream_sessions": "SELECT, INSERT, UPDATE, DELETE",
+    "taken_tokens": "SELECT, INSERT, DELETE",
 }
 """The rights on each table that the service needs. The README has them as GRANT statements."""
 
