@@ -94,7 +94,9 @@ def signed(header: Mapping[str, Any] | str, claims: Mapping[str, Any] | str, key
         claims: likewise.
         key: the key; octets are a secret of HS256; None leaves the signature empty.
     """
-    first, second = (part if isinstance(part, str) else json.dumps(part) for part in (header, claims))
+    first, second = (
+        part if isinstance(part, str) else json.dumps(part, separators=(",", ":")) for part in (header, claims)
+    )
     content = f"{base64url(first.encode())}.{base64url(second.encode())}"
     if isinstance(key, Key):
         signature = key.sign(content.encode())

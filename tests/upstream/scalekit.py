@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlencode
 
 from . import rest
 from .keys import Keys
-from .minting import MACHINE_LIFETIME, Kind, changed, claims_of, half_digest
+from .minting import MACHINE_LIFETIME, Kind, Subject, changed, claims_of, half_digest
 from .rest import Refused
 from .store import Code, Session, Store
 from .wire import Answer, Request
@@ -42,9 +42,8 @@ class Scalekit:
 
     def machine_token(self) -> str:
         now = self.store.now()
-        subject = Session("", self.store.user("m2m@example.com"), "", now, now, now, now).subject
         claims = claims_of(
-            "machine", issuer=self.url, client_id=self.client_id, subject=subject, now=int(now.timestamp())
+            "machine", issuer=self.url, client_id=self.client_id, subject=Subject(), now=int(now.timestamp())
         )
         about = {"sub": self.client_id, "client_id": self.client_id}
         token = self.keys.named(self.signing).token(changed(claims, about))
