@@ -103,6 +103,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     master = master_secret_of(settings)
     previous = previous_secret_of(settings)
     seal = KeySeal(master, previous)
+    issuers = Issuers(db, seal, settings)
     keys = Keys(db, seal, settings.signing_algorithm)
     revocations = Revocations(db, settings, lambda event, *, level, **more: getattr(_log, level)(event, **more))
     passwords = Passwords(settings, HashingRoom.of(settings, container()))
@@ -114,7 +115,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     ending = Ending(db, keys, access_tokens, revocations.publishing, lookup, policies)
     sweeping = Sweeping(db, revocations.publishing, ending, policies)
     rotation = Rotation(db, keys, answers, ending, lookup, policies)
-    issuers, fetching = Issuers(db, seal, settings), Fetching()
+    fetching = Fetching()
     discovery = Discovery(fetching)
     try:
         yield Keyturn(
