@@ -162,7 +162,11 @@ async def _policies(keyturn: Keyturn) -> AsyncIterator[Finding]:
 async def _issuers(keyturn: Keyturn) -> AsyncIterator[Finding]:
     await keyturn.issuers.load()
     for each in await keyturn.issuers.rows():
-        where, of, add = f"issuer {each.name} ({each.source})", each.configured, f"{called()} federation add {each.name}"
+        where, of, add = (
+            f"issuer {each.name} ({each.source})",
+            each.configured,
+            f"{called()} federation add {each.name}",
+        )
         if each.status == "hidden":
             yield Finding(where, "not in force: the file, or an issuer before it, has its name or its iss")
         elif of is None:

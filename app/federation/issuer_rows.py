@@ -79,7 +79,8 @@ class Listed:
             "changed_at": self.changed_at,
             "secrets_are_lost": self.secrets_are_lost,
         }
-        return own | (self.configured.public() if self.configured else {})
+        without = {f"has_{name}": False for name in IssuerSecrets.model_fields}
+        return own | (self.configured.public() if self.configured else without)
 
 
 def listed(rows: Iterable[Any], of_file: Mapping[str, Configured], seal: KeySeal) -> list[Listed]:

@@ -7,18 +7,27 @@ from datetime import datetime
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, Field, create_model
+from pydantic.fields import FieldInfo
 from pydantic.json_schema import SkipJsonSchema
 
 from ..federation.issuer import Issuer, IssuerSecrets
+from ..federation.issuer_members import shown
 from ..http.documentation import word
 from .models import RequestBody
 
 _SECRET = Field(min_length=1, max_length=1024, json_schema_extra={"writeOnly": True}, repr=False)
 
 
-def _in_body(kind: Any) -> Any:
-    """The type of a member in a request's body, where an array is a list."""
-    return list[get_args(kind)[0]] if get_origin(kind) is tuple else kind  # type: ignore[misc]  # made at run time
+def _in_body(field: FieldInfo) -> tuple[Any, Any]:
+    """A member of a request's body. An array is a list. One that need not be there has no default, but may be null."""
+    kind: Any = field.annotation
+    if get_origin(kind) is tuple:
+        kind = list[get_args(kind)[0]]  # type: ignore[misc]  # made at run time
+    kind = Annotated[(kind, *field.metadata)]
+    if field.is_required():
+        return Annotated[kind, Field(description=field.description)], ...
+    default = f" Default: `{shown(field.default)}`." if shown(field.default) else ""
+    return Annotated[kind | None, Field(description=f"{field.description}{default}")], None
 
 
 def _in_answer(kind: Any) -> Any:
@@ -37,13 +46,7 @@ def _in_answer(kind: Any) -> Any:
     return kind
 
 
-_BODY: Mapping[str, Any] = {
-    name: (
-        Annotated[(_in_body(field.annotation), *field.metadata, Field(description=field.description))],
-        ... if field.is_required() else list(field.default) if isinstance(field.default, tuple) else field.default,
-    )
-    for name, field in Issuer.model_fields.items()
-}
+_BODY: Mapping[str, Any] = {name: _in_body(field) for name, field in Issuer.model_fields.items()}
 _SECRETS: Mapping[str, Any] = {
     name: (
         Annotated[str | None, _SECRET, Field(description=f"{field.description} Absent: it stays. Null: it goes.")],
@@ -63,7 +66,7 @@ IssuerChange: type[RequestBody] = create_model(
     "IssuerChange",
     __base__=RequestBody,
     __module__=__name__,
-    __doc__="All members of an issuer, and the secrets to change. A member that is absent has its default.",
+    __doc__="All members of an issuer, and the secrets to change. A member that is absent or null has its default.",
     **_BODY,
     **_SECRETS,
 )
@@ -76,11 +79,11 @@ class _Known(BaseModel):
     source: Annotated[str, word("Where it is configured.", "table", "file")]
     status: Annotated[str, word("Whether it is in force.", "in_force", "hidden", "unreadable")]
     changed_at: Annotated[datetime | SkipJsonSchema[None], Field(description="Absent for one of the file.")] = None
-    has_client_secret: bool = False
-    has_webhook_secret: bool = False
+    has_client_secret: bool
+    has_webhook_secret: bool
     secrets_are_lost: Annotated[
         bool, Field(description="Whether it has secrets that no master secret opens: give them again.")
-    ] = False
+    ]
     warning: Annotated[
         str | SkipJsonSchema[None], Field(description="After a change: why the issuer itself could not be examined.")
     ] = None
@@ -101,8 +104,8 @@ class IssuersAnswer(BaseModel):
     items: list[IssuerAnswer]  # type: ignore[valid-type]  # made at run time
 
 
-def changes_in(body: RequestBody) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The members of an issuer, and the secrets that a body gives or removes."""
+def changes_in(body: RequestBody) -> tuple[dict[str, Any], dict[str, str | None]]:
+    """The members of an issuer that a body sets, and the secrets that it gives or removes."""
     sent = {name: getattr(body, name) for name in body.model_fields_set}
     secrets = {name: sent.pop(name) for name in IssuerSecrets.model_fields if name in sent}
-    return sent, secrets
+    return {name: value for name, value in sent.items() if value is not None}, secrets
