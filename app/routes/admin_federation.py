@@ -34,7 +34,7 @@ async def find_issuer(keyturn: Keyturn, request: Request) -> Answer:
 async def put_issuer(keyturn: Keyturn, request: Request) -> Answer:
     """Add an issuer, or replace its members. It is in force on every instance within a second.
 
-    A member that is absent or null has its default, and a secret that is absent stays. The issuer is asked first: with a
+    A member that is absent or null has its default. A secret that is absent stays. The issuer is asked first: with a
     discovery document of another issuer the change is refused. While the issuer is away, the change is made, and the
     answer has a `warning`. An issuer of the file is changed in the file alone.
     """

@@ -23,7 +23,7 @@ def _in_body(field: FieldInfo) -> tuple[Any, Any]:
     kind: Any = field.annotation
     if get_origin(kind) is tuple:
         kind = list[get_args(kind)[0]]  # type: ignore[misc]  # made at run time
-    kind = Annotated[(kind, *field.metadata)]
+    kind = Annotated[(kind, Field(), *field.metadata)]
     if field.is_required():
         return Annotated[kind, Field(description=field.description)], ...
     default = f" Default: `{shown(field.default)}`." if shown(field.default) else ""
