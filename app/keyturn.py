@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from .actors import SERVICE
 from .errors import TemporarilyUnavailable
 from .events.reading import Events
+from .federation.diagnosis import Diagnosis
 from .federation.discovery import Discovery
+from .federation.external_tokens import ExternalTokens
 from .federation.fetching import Fetching
 from .federation.issuer_changes import IssuerChanges
 from .federation.issuers import Issuers
+from .federation.key_sets import KeySets
 from .log import get_logger
 from .policies import Policies, Policy
 from .revocation.fence import Reading as PulseReading
@@ -89,6 +92,8 @@ class Keyturn:
     issuer_changes: IssuerChanges
     fetching: Fetching
     discovery: Discovery
+    external_tokens: ExternalTokens
+    diagnosis: Diagnosis
 
 
 @asynccontextmanager
@@ -117,6 +122,8 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     rotation = Rotation(db, keys, answers, ending, lookup, policies)
     fetching = Fetching()
     discovery = Discovery(fetching)
+    key_sets = KeySets(fetching, discovery)
+    external_tokens = ExternalTokens(issuers, key_sets, db)
     try:
         yield Keyturn(
             settings=settings,
@@ -149,6 +156,8 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             issuer_changes=IssuerChanges(issuers, discovery),
             fetching=fetching,
             discovery=discovery,
+            external_tokens=external_tokens,
+            diagnosis=Diagnosis(issuers, key_sets, external_tokens),
         )
     finally:
         await revocations.close()

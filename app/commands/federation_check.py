@@ -26,7 +26,6 @@ async def _check(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     """Prints what was found. The exit code is 1 if the token is refused, and 3 if an issuer or its keys are away."""
     # A longer line is read only so far as to see that it is too long.
     text = sys.stdin.readline(MOST_BYTES + 2).strip() if arguments.token_stdin else None
-    await keyturn.issuers.load()
     found = await keyturn.diagnosis.conditions(arguments.name)
     verdict = None
     if text is not None:
