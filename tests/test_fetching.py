@@ -371,9 +371,8 @@ async def test_forms_json_and_bearer_tokens_arrive(upstream: Upstream, tmp_path:
     path = f"{upstream.url}/api/v1/sessions/{login.session_id}"
     assert (await Fetching().get_json(path, of=of))[0] == 401
     status, session = await Fetching().get_json(path, of=of, bearer=answer["access_token"])
-    assert (
-        (status, session["session"]["session_id"]) == (200, login.session_id) if "session" in session else status == 200
-    )
+    assert status == 200
+    assert login.session_id in json.dumps(session)
     status, _ = await Fetching().post_json(f"{path}/revoke", of=of, bearer=answer["access_token"])
     assert status == 200
     assert upstream.status(login.session_id) == "revoked"
