@@ -239,6 +239,16 @@ def test_the_methods_of_the_sign_in_are_kept_as_far_as_they_fit(upstream: Upstre
     assert judged(upstream, amr=amr).amr == kept
 
 
+def test_an_organization_of_another_meaning_is_ignored_unless_it_counts(upstream: Upstream) -> None:
+    """Entra's `oid` names the user."""
+    for oid in ("1f0c", {"id": 7}, ["org_1"]):
+        assert judged(upstream, oid=oid).organization is None
+    only = {"organizations": ["org_1"]}
+    assert judged(upstream, issuer=only, oid="org_1").organization == "org_1"
+    with pytest.raises(UnacceptableToken, match="organization"):
+        judged(upstream, issuer=only, oid="org_2")
+
+
 def test_no_claim_makes_a_sign_in_fresher_than_its_token(upstream: Upstream) -> None:
     now = int(NOW.timestamp())
     assert judged(upstream, auth_time=now - 30).auth_time == NOW - 30 * SECOND
