@@ -102,7 +102,7 @@ def _name(claims: Mapping[str, Any], name: str) -> str | None:
 
 
 def _organization(claims: Mapping[str, Any], issuer: Issuer) -> str | None:
-    """The organization, if it is allowed. At an issuer that is not Scalekit, `oid` may be anything, unless it counts."""
+    """The organization, if it is allowed. Other issuers than Scalekit give `oid` other meanings, unless it counts."""
     if issuer.preset != "scalekit" and not issuer.organizations:
         return None
     organization = _name(claims, "oid")
