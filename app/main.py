@@ -25,6 +25,7 @@ from .keyturn import Keyturn, opened, running
 from .routes import (
     admin_events,
     admin_federation,
+    admin_federation_check,
     admin_keys,
     admin_policies,
     admin_sessions,
@@ -56,6 +57,7 @@ _ENDPOINTS = (
     *admin_keys.ENDPOINTS,
     *admin_policies.ENDPOINTS,
     *admin_federation.ENDPOINTS,
+    *admin_federation_check.ENDPOINTS,
     *admin_events.ENDPOINTS,
     *admin_stats.ENDPOINTS,
     *well_known.ENDPOINTS,

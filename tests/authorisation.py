@@ -130,6 +130,7 @@ ROWS: dict[str, Mapping[str, str]] = {
     "GET /admin/federation/{name}": ADMIN_READS,
     "PUT /admin/federation/{name}": ADMIN_ACTS,
     "DELETE /admin/federation/{name}": ADMIN_ACTS,
+    "POST /admin/federation/{name}/check": ADMIN_ACTS,
     "GET /admin/events": ADMIN_READS,
     "GET /admin/stats": ADMIN_READS,
     "GET /.well-known/jwks.json": ANYONE,
@@ -374,12 +375,12 @@ for _name, _body in {
 SAMPLES["PUT /admin/policies/{scope}"] = plain("/admin/policies/global", {"session_limit": 1000})
 
 
-def on_an_issuer(name: str) -> Sample:
+def on_an_issuer(name: str, more: str = "", body: Any = None) -> Sample:
     """A request about an issuer of the table. It is away: nothing listens on the port of its URL."""
 
     async def made(world: World, _caller: Caller) -> tuple[str, Any]:
         await world.keyturn.issuers.put(name, Issuer(**issuer_members(name)), IssuerSecrets(), by=SERVICE)
-        return f"/admin/federation/{name}", None
+        return f"/admin/federation/{name}{more}", body
 
     return made
 
@@ -395,6 +396,7 @@ def issuer_members(name: str) -> dict[str, Any]:
 
 SAMPLES["GET /admin/federation/{name}"] = on_an_issuer("looked-at")
 SAMPLES["DELETE /admin/federation/{name}"] = on_an_issuer("removed")
+SAMPLES["POST /admin/federation/{name}/check"] = on_an_issuer("checked", "/check", {"token": "x"})
 SAMPLES["PUT /admin/federation/{name}"] = plain("/admin/federation/put", issuer_members("put"))
 
 
