@@ -11,18 +11,16 @@ import random
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Literal
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, select, text, update
+from sqlalchemy import ColumnElement, and_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..actors import SERVICE, Actor
-from ..errors import NotFound
 from ..events.audit import Event, EventKind, record
 from ..storage.database import Database
 from ..storage.tables import Session, UpstreamSession
-from ..storage.tables.upstream_sessions import OPEN
 from ..storage.tasks import own_task
 
 LEASE = timedelta(seconds=30)
@@ -37,8 +35,6 @@ _MOST_WORDS = 64  # characters of a failure: the most that the column takes
 
 Outcome = Literal["revoked", "gone"]
 """The outcome of an order that was carried out: revoked now, or over before."""
-
-State = Literal["waiting", "given_up"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +130,8 @@ class Orders:
                         .where(mine, UpstreamSession.due_at.is_not(None))
                         .values(due_at=now + pause_after(order.attempts), failure=why[:_MOST_WORDS])
                     )
-            await self._record(tx, now, "upstream_revoked", revoked, issuer, by=SERVICE)
-            await self._record(tx, now, "upstream_given_up", given_up, issuer, by=SERVICE)
+            await record_about(tx, now, "upstream_revoked", revoked, issuer, by=SERVICE)
+            await record_about(tx, now, "upstream_given_up", given_up, issuer, by=SERVICE)
         return given_up
 
     @own_task
@@ -159,66 +155,9 @@ class Orders:
             async with self._db.begin() as tx:
                 at: datetime = (await tx.execute(select(self._db.now()))).scalar_one()
                 these = await self._settled(tx, at, "given_up", and_(UpstreamSession.session_id.in_(ids), old))
-                await self._record(tx, at, "upstream_given_up", these, name, by=SERVICE)
+                await record_about(tx, at, "upstream_given_up", these, name, by=SERVICE)
             given_up += these
         return given_up
-
-    # -- for operators
-
-    @own_task
-    async def list(self, state: State | None = None, *, limit: int, after: UUID | None = None) -> Sequence[Any]:
-        """Orders that wait and those that were given up, by the ids of their sessions, the newest first.
-
-        Args:
-            state: only these.
-            limit: how many, at most.
-            after: only those that come after this session in the list.
-
-        Raises:
-            TemporarilyUnavailable: the database is away.
-        """
-        which = {
-            None: [],
-            "waiting": [UpstreamSession.due_at.is_not(None)],
-            "given_up": [UpstreamSession.outcome == "given_up"],
-        }[state]
-        if after is not None:
-            which.append(UpstreamSession.session_id < after)
-        columns = (
-            UpstreamSession.session_id,
-            UpstreamSession.issuer_name.label("issuer"),
-            UpstreamSession.upstream_id.label("upstream_session"),
-            UpstreamSession.outcome.label("state"),
-            UpstreamSession.attempts,
-            UpstreamSession.ordered_at,
-            UpstreamSession.due_at,
-            UpstreamSession.settled_at.label("given_up_at"),
-            UpstreamSession.failure,
-        )
-        query = select(*columns).where(text(OPEN), *which)  # the words of the index, which SQLite needs
-        async with self._db.look(hot_path=False) as connection:
-            rows = await connection.execute(query.order_by(UpstreamSession.session_id.desc()).limit(limit))
-            return [{**row, "state": row["state"] or "waiting"} for row in rows.mappings()]
-
-    @own_task
-    async def renew(self, session_id: UUID, *, by: Actor) -> None:
-        """Orders anew what was given up, with as many attempts and as much time as at first.
-
-        Raises:
-            NotFound: nothing was given up for this session.
-            TemporarilyUnavailable: the database is away.
-        """
-        async with self._db.begin() as tx:
-            now: datetime = (await tx.execute(select(self._db.now()))).scalar_one()
-            name = await tx.scalar(
-                update(UpstreamSession)
-                .where(UpstreamSession.session_id == session_id, UpstreamSession.outcome == "given_up")
-                .values(ordered_at=now, due_at=now, attempts=0, settled_at=None, outcome=None)
-                .returning(UpstreamSession.issuer_name)
-            )
-            if name is None:
-                raise NotFound("nothing was given up for this session")
-            await self._record(tx, now, "upstream_ordered_anew", [session_id], name, by=by)
 
     async def _settled(
         self, tx: AsyncConnection, now: datetime, outcome: str, *which: ColumnElement[bool], failure: str | None = None
@@ -233,19 +172,20 @@ class Orders:
         )
         return (await tx.scalars(settled)).all()
 
-    async def _record(
-        self, tx: AsyncConnection, now: datetime, what: EventKind, ids: Collection[UUID], issuer: str, *, by: Actor
-    ) -> None:
-        """Writes an event for each session. `gc` may have deleted some: then the event names no user."""
-        if not ids:
-            return
-        found = await tx.execute(select(Session.id, Session.user_id, Session.client_id).where(Session.id.in_(ids)))
-        known = {row.id: (row.user_id, row.client_id) for row in found}
-        events = (
-            Event(what, known.get(each, (None, None))[0], each, known.get(each, (None, None))[1], detail=issuer)
-            for each in ids
-        )
-        await record(tx, now, by, events)
+
+async def record_about(
+    tx: AsyncConnection, now: datetime, what: EventKind, ids: Collection[UUID], issuer: str, *, by: Actor
+) -> None:
+    """Writes an event about each of these sessions. `gc` may have deleted some: then the event names no user."""
+    if not ids:
+        return
+    found = await tx.execute(select(Session.id, Session.user_id, Session.client_id).where(Session.id.in_(ids)))
+    known = {row.id: (row.user_id, row.client_id) for row in found}
+    nobody = None, None
+    events = [
+        Event(what, user, each, client, detail=issuer) for each in ids for user, client in [known.get(each, nobody)]
+    ]
+    await record(tx, now, by, events)
 
 
 def pause_after(attempts: int) -> timedelta:

@@ -26,6 +26,10 @@ class Remembered(Generic[K, V]):
         self._values.move_to_end(key)
         return self._values[key]
 
+    def get(self, key: K) -> V | None:
+        """The value, which counts as used now, or None if there is none."""
+        return self[key] if key in self._values else None
+
     def __setitem__(self, key: K, value: V) -> None:
         self._values[key] = value
         self._values.move_to_end(key)

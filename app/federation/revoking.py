@@ -25,7 +25,8 @@ from ..storage.database import Database
 from .harvest import Harvest
 from .issuer import Configured
 from .issuers import Issuers
-from .orders import LEASE, Order, Orders, Outcome, State
+from .orders import LEASE, Order, Orders, Outcome
+from .owed import Owed, State
 from .scalekit import Scalekit
 
 _EVERY = timedelta(seconds=1)
@@ -59,6 +60,7 @@ class Revoking:
         self._scalekit = scalekit
         self._harvest = Harvest(db)
         self._orders = Orders(db)
+        self._owed = Owed(db)
         self._rounds: dict[str, asyncio.Task[None]] = {}
         self._rests: dict[str, _Rest] = {}
         self._thorough_at = self._give_up_at = float("-inf")
@@ -83,11 +85,33 @@ class Revoking:
 
     # -- for operators
 
+    async def revoke(self, of: Configured, upstream_id: str, *, by: Actor) -> Outcome:
+        """Revokes a session at an issuer now, with an event. Local sessions end when the issuer tells of the end.
+
+        Raises:
+            InvalidRequest: the issuer has no API, or refuses.
+            TemporarilyUnavailable: the issuer is away, or the database, for the event. A repeated call is safe.
+        """
+        outcome = await self._scalekit.revoke_session(of, upstream_id)
+        await self._owed.note(f"{of.name} {upstream_id}", by=by)
+        return outcome
+
+    async def revoke_all(self, of: Configured, upstream_user: str, *, by: Actor) -> int | None:
+        """Revokes all sessions of a user at an issuer now, with an event. Returns how many, if the issuer says it.
+
+        Raises:
+            NotFound: the issuer has no such user.
+            InvalidRequest, TemporarilyUnavailable: as `revoke`.
+        """
+        revoked = await self._scalekit.revoke_sessions_of(of, upstream_user)
+        await self._owed.note(f"{of.name} {upstream_user}", by=by)
+        return revoked
+
     async def list(
         self, state: State | None = None, *, limit: int = 100, after: UUID | None = None
     ) -> Sequence[dict[str, Any]]:
-        """Revocations that wait and those that were given up: see `Orders.list`."""
-        return cast("Sequence[dict[str, Any]]", await self._orders.list(state, limit=limit, after=after))
+        """Revocations that wait and those that were given up: see `Owed.list`."""
+        return cast("Sequence[dict[str, Any]]", await self._owed.list(state, limit=limit, after=after))
 
     async def dead_letters(self, *, limit: int = 100, after: UUID | None = None) -> Sequence[dict[str, Any]]:
         """Revocations that were given up."""
@@ -100,7 +124,7 @@ class Revoking:
             NotFound: nothing was given up for this local session.
             TemporarilyUnavailable: the database is away.
         """
-        await self._orders.renew(session_id, by=by)
+        await self._owed.renew(session_id, by=by)
 
     # -- the task
 

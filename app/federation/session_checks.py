@@ -65,8 +65,13 @@ class _Origin(NamedTuple):
 class _Seen(NamedTuple):
     """What the issuer said about a session, and until when that counts (monotonic clock)."""
 
-    over: bool
+    session: ScalekitSession | None
+    """None: the issuer has none of this id."""
     until: float
+
+    @property
+    def over(self) -> bool:
+        return self.session is None or self.session.over
 
 
 @dataclass(slots=True)
@@ -95,7 +100,7 @@ class SessionChecks:
         self._origins = Remembered[UUID, _Origin | None](_REMEMBERED)
         self._answers = Remembered[_Origin, _Seen](_REMEMBERED)
         self._reads = Batch(self._read, in_flight=2)
-        self._flights = Flights[_Origin, ScalekitSession | None]()
+        self._flights = Flights[_Origin, _Seen]()
         self._healths: dict[str, _Health] = {}
         self._in_force: Mapping[str, Configured] = {}
         self._checking: Mapping[str, Configured] = {}
@@ -141,7 +146,7 @@ class SessionChecks:
             return None
         origin = _Origin(token.by.name, token.upstream_id)
         try:
-            session = await self._asked(token.by, origin)
+            session = (await self._asked(token.by, origin)).session
         except TemporarilyUnavailable as e:
             _log.warning("upstream_session_unknown", issuer=token.by.name, cause=e.cause)
             return None
@@ -188,15 +193,16 @@ class SessionChecks:
     # -- what the issuer says
 
     async def _state(self, of: Configured, origin: _Origin) -> Literal["live", "over", "away"]:
-        if origin not in self._answers or monotonic() >= self._answers[origin].until:
+        seen = self._answers.get(origin)
+        if seen is None or monotonic() >= seen.until:
             try:
-                await self._asked(of, origin)
+                seen = await self._asked(of, origin)
             except TemporarilyUnavailable:
                 return "away"
-        return "over" if self._answers[origin].over else "live"
+        return "over" if seen.over else "live"
 
-    async def _asked(self, of: Configured, origin: _Origin) -> ScalekitSession | None:
-        """The upstream session. None if the issuer has none of this id. Callers that come together ask once.
+    async def _asked(self, of: Configured, origin: _Origin) -> _Seen:
+        """The issuer's own word. Callers that come together ask once.
 
         Raises:
             TemporarilyUnavailable: the issuer is away, or does not answer within `PATIENCE`.
@@ -210,7 +216,7 @@ class SessionChecks:
         except TimeoutError:
             raise TemporarilyUnavailable(f"issuer {of.name}: no answer in time") from None
 
-    async def _answer(self, of: Configured, origin: _Origin, health: _Health) -> ScalekitSession | None:
+    async def _answer(self, of: Configured, origin: _Origin, health: _Health) -> _Seen:
         """Asks, and remembers the answer, also if nobody waits for it any more."""
         health.asking += 1
         try:
@@ -225,5 +231,5 @@ class SessionChecks:
         finally:
             health.asking -= 1
         health.failures = 0
-        self._answers[origin] = _Seen(session is None or session.over, monotonic() + of.issuer.check_every)
-        return session
+        seen = self._answers[origin] = _Seen(session, monotonic() + of.issuer.check_every)
+        return seen
