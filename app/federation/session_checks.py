@@ -25,7 +25,7 @@ from uuid import UUID
 from sqlalchemy import select
 
 from ..actors import Actor
-from ..errors import NotFound, Refusal, TemporarilyUnavailable, UnacceptableToken
+from ..errors import InvalidRequest, NotFound, Refusal, TemporarilyUnavailable, UnacceptableToken
 from ..log import get_logger
 from ..sessions.ending import Ending
 from ..sessions.lookup import Lookup
@@ -223,6 +223,8 @@ class SessionChecks:
             session = await self._scalekit.get_session(of, origin.upstream_id)
         except NotFound:
             session = None
+        except InvalidRequest as e:  # about this session alone
+            raise TemporarilyUnavailable(e.cause) from None
         except Refusal as e:
             health.failures += 1
             if health.failures >= _FAILURES:
