@@ -14,6 +14,9 @@ from .federation.discovery import Discovery
 from .federation.fetching import Fetching
 from .federation.issuer_changes import IssuerChanges
 from .federation.issuers import Issuers
+from .federation.revoking import Revoking
+from .federation.scalekit import Scalekit
+from .federation.session_checks import SessionChecks
 from .log import get_logger
 from .policies import Policies, Policy
 from .revocation.fence import Reading as PulseReading
@@ -89,6 +92,9 @@ class Keyturn:
     issuer_changes: IssuerChanges
     fetching: Fetching
     discovery: Discovery
+    scalekit: Scalekit
+    revoking: Revoking
+    session_checks: SessionChecks
 
 
 @asynccontextmanager
@@ -117,6 +123,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     rotation = Rotation(db, keys, answers, ending, lookup, policies)
     fetching = Fetching()
     discovery = Discovery(fetching)
+    scalekit = Scalekit(fetching)
     try:
         yield Keyturn(
             settings=settings,
@@ -149,6 +156,9 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             issuer_changes=IssuerChanges(issuers, discovery),
             fetching=fetching,
             discovery=discovery,
+            scalekit=scalekit,
+            revoking=Revoking(db, issuers, scalekit),
+            session_checks=SessionChecks(db, issuers, scalekit, keys, lookup, ending),
         )
     finally:
         await revocations.close()
@@ -180,10 +190,12 @@ async def running(keyturn: Keyturn) -> AsyncIterator[None]:
 
     keyturn.revocations.fence.on_reading = follow
     await keyturn.revocations.fence.read()
-    watch = asyncio.create_task(keyturn.revocations.watch())
+    tasks = [asyncio.create_task(keyturn.revocations.watch()), asyncio.create_task(keyturn.revoking.run())]
     try:
         yield
     finally:
-        watch.cancel()
-        with suppress(asyncio.CancelledError):
-            await watch
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with suppress(asyncio.CancelledError):
+                await task
