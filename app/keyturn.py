@@ -17,6 +17,9 @@ from .federation.fetching import Fetching
 from .federation.issuer_changes import IssuerChanges
 from .federation.issuers import Issuers
 from .federation.key_sets import KeySets
+from .federation.revoking import Revoking
+from .federation.scalekit import Scalekit
+from .federation.session_checks import SessionChecks
 from .log import get_logger
 from .policies import Policies, Policy
 from .revocation.fence import Reading as PulseReading
@@ -94,6 +97,9 @@ class Keyturn:
     discovery: Discovery
     external_tokens: ExternalTokens
     diagnosis: Diagnosis
+    scalekit: Scalekit
+    revoking: Revoking
+    session_checks: SessionChecks
 
 
 @asynccontextmanager
@@ -124,6 +130,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     discovery = Discovery(fetching)
     key_sets = KeySets(fetching, discovery)
     external_tokens = ExternalTokens(issuers, key_sets, db)
+    scalekit = Scalekit(fetching)
     try:
         yield Keyturn(
             settings=settings,
@@ -158,6 +165,9 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             discovery=discovery,
             external_tokens=external_tokens,
             diagnosis=Diagnosis(issuers, key_sets, external_tokens),
+            scalekit=scalekit,
+            revoking=Revoking(db, issuers, scalekit),
+            session_checks=SessionChecks(db, issuers, scalekit, keys, lookup, ending),
         )
     finally:
         await revocations.close()
@@ -189,10 +199,12 @@ async def running(keyturn: Keyturn) -> AsyncIterator[None]:
 
     keyturn.revocations.fence.on_reading = follow
     await keyturn.revocations.fence.read()
-    watch = asyncio.create_task(keyturn.revocations.watch())
+    tasks = [asyncio.create_task(keyturn.revocations.watch()), asyncio.create_task(keyturn.revoking.run())]
     try:
         yield
     finally:
-        watch.cancel()
-        with suppress(asyncio.CancelledError):
-            await watch
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with suppress(asyncio.CancelledError):
+                await task
