@@ -41,6 +41,7 @@ def _https(url: str) -> str:
 
 Url = Annotated[str, AfterValidator(_https)]
 Word = Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,255}$")]
+Role = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
 Seconds = Annotated[int, Field(ge=1, le=MOST_SECONDS)]
 Names = Annotated[tuple[Word, ...], Field(max_length=50)]
 
@@ -88,10 +89,10 @@ class Issuer(BaseModel):
         bool, Field(description="Whether a proved address links a user with the same proved address. Never: admins.")
     ] = False
     roles: Annotated[
-        dict[Word, Word],
+        dict[Word, Role],
         Field(max_length=50, description="Its role or permission → role here. The first that matches counts."),
     ] = {}
-    default_role: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")] = "user"
+    default_role: Role = "user"
     claims: Annotated[
         dict[Word, Word], Field(max_length=20, description="Its claim → claim here. No other claim is copied.")
     ] = {}

@@ -83,7 +83,5 @@ async def logged_out(connection: AsyncConnection, token: ExternalToken) -> bool:
     names = [subject]
     if token.upstream_id is not None:
         names.append(name_of("session", token.by.name, token.upstream_id))
-    rows = await connection.execute(
-        select(TakenToken.digest, TakenToken.taken_at).where(TakenToken.digest.in_(names))
-    )
+    rows = await connection.execute(select(TakenToken.digest, TakenToken.taken_at).where(TakenToken.digest.in_(names)))
     return any(row.digest != subject or token.issued_at <= row.taken_at for row in rows)

@@ -35,7 +35,7 @@ class SignIn:
     async def authenticate(self, email: str, password: str) -> Authenticated:
         """Proof that the e-mail address and the password are an enabled user's.
 
-        Unknown user, disabled user, a user without password, wrong password and one that has run out get the same answer
+        Unknown user, disabled user, user without password, wrong password and one that has run out get the same answer
         after the same work.
 
         Raises:
