@@ -24,13 +24,16 @@ from .http.request import Request as OurRequest
 from .keyturn import Keyturn, opened, running
 from .routes import (
     admin_events,
+    admin_identities,
     admin_keys,
     admin_policies,
     admin_sessions,
     admin_stats,
     admin_user_changes,
     admin_users,
+    exchange,
     health,
+    identities,
     login,
     me,
     reauthentication,
@@ -44,6 +47,8 @@ from .settings_values import origins_in
 
 _ENDPOINTS = (
     *login.ENDPOINTS,
+    *exchange.ENDPOINTS,
+    *identities.ENDPOINTS,
     *tokens.ENDPOINTS,
     *reauthentication.ENDPOINTS,
     *verification.ENDPOINTS,
@@ -51,6 +56,7 @@ _ENDPOINTS = (
     *sessions.ENDPOINTS,
     *admin_users.ENDPOINTS,
     *admin_user_changes.ENDPOINTS,
+    *admin_identities.ENDPOINTS,
     *admin_sessions.ENDPOINTS,
     *admin_keys.ENDPOINTS,
     *admin_policies.ENDPOINTS,

@@ -6,6 +6,7 @@ import argparse
 import getpass
 import re
 import sys
+from dataclasses import asdict
 from datetime import timedelta
 from typing import get_args
 
@@ -180,7 +181,7 @@ async def _verify_email(keyturn: Keyturn, arguments: argparse.Namespace) -> None
 
 async def _identities(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     user = await found(keyturn, arguments.user)
-    show([each.shown() for each in await keyturn.identities.of_user(user.id)], arguments)
+    show([asdict(each) for each in await keyturn.identities.of_user(user.id)], arguments)
 
 
 async def _unlink(keyturn: Keyturn, arguments: argparse.Namespace) -> None:

@@ -104,7 +104,10 @@ class Exchange:
             kind: the kind that the caller says it is. None: any that the issuer's configuration allows.
             caller: what the caller says about itself, by `caller_of`.
             by: the actor. The session keeps its address.
-            user_agent, device_id, device_name, scope: as `Starting.start`.
+            user_agent: the client's own name for itself, as for `Starting.start`.
+            device_id: the client's name for its device, likewise.
+            device_name: the name of the device, for people, likewise.
+            scope: the scopes that the client asks for, likewise.
 
         Raises:
             UnacceptableToken: the token is not good, was taken, or its user or upstream session is shut out.
