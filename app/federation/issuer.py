@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
+from .webhook_signatures import key_of
+
 Preset = Literal["scalekit", "oidc"]
 """The kind of an issuer: Scalekit, or any issuer with OpenID Connect Discovery."""
 
@@ -42,6 +44,8 @@ def _https(url: str) -> str:
 Url = Annotated[str, AfterValidator(_https)]
 Word = Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,255}$")]
 Role = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
+Address = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9+.-]{0,31}:[\x21\x22\x24-\x7e]{1,223}$")]
+"""A URI without a fragment, also of a native app's own scheme (RFC 8252 section 7.1)."""
 Seconds = Annotated[int, Field(ge=1, le=MOST_SECONDS)]
 Names = Annotated[tuple[Word, ...], Field(max_length=50)]
 
@@ -97,6 +101,10 @@ class Issuer(BaseModel):
         dict[Word, Word], Field(max_length=20, description="Its claim → claim here. No other claim is copied.")
     ] = {}
 
+    post_logout_redirect_uris: Annotated[
+        tuple[Address, ...],
+        Field(max_length=50, description="The pages to which the issuer may send a browser after a logout there."),
+    ] = ()
     revoke_sessions: Annotated[
         bool | None, Field(description="Whether a local logout revokes its session. Unset: if the preset can.")
     ] = None
@@ -142,6 +150,12 @@ class Issuer(BaseModel):
         return timedelta(seconds=self.longest_lifetime)
 
 
+def _with_a_key(secret: SecretStr | None) -> SecretStr | None:
+    if secret is not None:
+        key_of(secret.get_secret_value())
+    return secret
+
+
 class IssuerSecrets(BaseModel):
     """The secrets of an issuer. They are sealed at rest, and no answer, log or repr has them."""
 
@@ -151,7 +165,9 @@ class IssuerSecrets(BaseModel):
         SecretStr | None, Field(max_length=1024, description="For Scalekit's API: revoke, check and list sessions.")
     ] = None
     webhook_secret: Annotated[
-        SecretStr | None, Field(max_length=1024, description="For its webhooks (Standard Webhooks): `whsec_…`.")
+        SecretStr | None,
+        Field(max_length=1024, description="For its webhooks (Standard Webhooks): `whsec_…`."),
+        AfterValidator(_with_a_key),
     ] = None
 
 

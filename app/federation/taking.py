@@ -12,11 +12,12 @@ from hashlib import sha256
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import insert, select
+from sqlalchemy import func, insert, select
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ..storage.tables import TakenToken
+from ..storage.tables import Moment, TakenToken
 
 Use = Literal["exchange", "logout", "webhook", "session", "subject"]
 """The use of a digest: a token, logout token or webhook that was taken; an upstream session or subject logged out."""
@@ -56,6 +57,23 @@ async def take(
         await tx.execute(insert(TakenToken).values(row))
     except IntegrityError as e:
         raise TakenError from e
+
+
+async def remember(tx: AsyncConnection, digest: bytes, moment: datetime, expires_at: datetime) -> None:
+    """Remembers an upstream session or subject that was logged out. A repeated call keeps the later moments.
+
+    An exchange refuses a token of the session while the row is there, and a token of the subject that was issued at
+    `moment` or before.
+    """
+    on_postgres = tx.dialect.name == "postgresql"
+    row = {"digest": digest, "caller": None, "session_id": None, "taken_at": moment, "expires_at": expires_at}
+    new = (postgresql.insert(TakenToken) if on_postgres else sqlite.insert(TakenToken)).values(row)
+    later = func.greatest if on_postgres else func.max
+    kept = {
+        "taken_at": later(TakenToken.taken_at, new.excluded.taken_at, type_=Moment()),
+        "expires_at": later(TakenToken.expires_at, new.excluded.expires_at, type_=Moment()),
+    }
+    await tx.execute(new.on_conflict_do_update(index_elements=[TakenToken.digest], set_=kept))
 
 
 async def taken(connection: AsyncConnection, digest: bytes) -> Any | None:
