@@ -43,7 +43,6 @@ def _https(url: str) -> str:
 
 Url = Annotated[str, AfterValidator(_https)]
 Word = Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,255}$")]
-Role = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
 Address = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9+.-]{0,31}:[\x21\x22\x24-\x7e]{1,223}$")]
 """A URI without a fragment, also of a native app's own scheme (RFC 8252 section 7.1)."""
 Seconds = Annotated[int, Field(ge=1, le=MOST_SECONDS)]
@@ -93,10 +92,10 @@ class Issuer(BaseModel):
         bool, Field(description="Whether a proved address links a user with the same proved address. Never: admins.")
     ] = False
     roles: Annotated[
-        dict[Word, Role],
+        dict[Word, Word],
         Field(max_length=50, description="Its role or permission → role here. The first that matches counts."),
     ] = {}
-    default_role: Role = "user"
+    default_role: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")] = "user"
     claims: Annotated[
         dict[Word, Word], Field(max_length=20, description="Its claim → claim here. No other claim is copied.")
     ] = {}
