@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import jwt
+from jwt.exceptions import InvalidSubjectError
 from jwt.types import Options
 
 from ..errors import UnacceptableToken
@@ -154,7 +155,7 @@ _WORDS: Final[Mapping[type[Exception], Word]] = {
     jwt.InvalidSignatureError: "signature",
     jwt.InvalidAlgorithmError: "algorithm",
     jwt.InvalidIssuerError: "unknown_issuer",
-    jwt.InvalidSubjectError: "subject",
+    InvalidSubjectError: "subject",
     jwt.InvalidKeyError: "weak_key",
 }
 _CALLED: Final[Mapping[Kind, str]] = {"access_token": "an access token", "id_token": "an ID token"}
