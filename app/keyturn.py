@@ -19,6 +19,7 @@ from .federation.identities import Identities
 from .federation.issuer_changes import IssuerChanges
 from .federation.issuers import Issuers
 from .federation.key_sets import KeySets
+from .federation.upstream_sessions import UpstreamSessions
 from .log import get_logger
 from .policies import Policies, Policy
 from .revocation.fence import Reading as PulseReading
@@ -98,6 +99,7 @@ class Keyturn:
     identities: Identities
     exchange: Exchange
     forgetting: Forgetting
+    upstream_sessions: UpstreamSessions
 
 
 @asynccontextmanager
@@ -166,6 +168,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             identities=identities,
             exchange=Exchange(db, external_tokens, identities, sessions),
             forgetting=Forgetting(db),
+            upstream_sessions=UpstreamSessions(db),
         )
     finally:
         await revocations.close()

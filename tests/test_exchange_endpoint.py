@@ -58,7 +58,8 @@ async def sessions(world: World) -> int:
 
 
 async def test_an_exchange_answers_like_a_login_and_its_tokens_work_everywhere(world: World) -> None:
-    answer = await exchange(world, world.upstream.mint("id_token", subject=a_subject(world)))
+    subject = a_subject(world)
+    answer = await exchange(world, world.upstream.mint("id_token", subject=subject))
     assert answer.status_code == 200, answer.text
     assert answer.headers["cache-control"] == "no-store"
     tokens = answer.json()
@@ -71,6 +72,12 @@ async def test_an_exchange_answers_like_a_login_and_its_tokens_work_everywhere(w
     assert "email" not in me["user"], "nobody has told one"
     [own] = (await world.client.get("/auth/sessions", headers=bearer)).json()["items"]
     assert own["id"] == tokens["session_id"]
+    assert own["upstream"] == {
+        "issuer": "acme",
+        "organization": world.upstream.subject.organization_id,
+        "session_id": subject.session_id,
+    }
+    assert own["amr"] == [world.upstream.subject.connection_id]
     refreshed = await world.client.post("/auth/refresh", json={"refresh_token": tokens["refresh_token"]})
     assert refreshed.status_code == 200
     assert (await world.client.post("/auth/logout", headers=bearer)).status_code in {200, 204}
