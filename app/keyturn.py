@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from .actors import SERVICE
 from .errors import TemporarilyUnavailable
 from .events.reading import Events
+from .federation.diagnosis import Diagnosis
 from .federation.discovery import Discovery
 from .federation.exchange import Exchange, Sessions
 from .federation.external_tokens import ExternalTokens
@@ -96,6 +97,7 @@ class Keyturn:
     fetching: Fetching
     discovery: Discovery
     external_tokens: ExternalTokens
+    diagnosis: Diagnosis
     identities: Identities
     exchange: Exchange
     forgetting: Forgetting
@@ -128,7 +130,8 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     rotation = Rotation(db, keys, answers, ending, lookup, policies)
     fetching = Fetching()
     discovery = Discovery(fetching)
-    external_tokens = ExternalTokens(issuers, KeySets(fetching, discovery), db)
+    key_sets = KeySets(fetching, discovery)
+    external_tokens = ExternalTokens(issuers, key_sets, db)
     starting = Starting(db, keys, answers, policies, settings.client_id, revocations.publishing)
     identities = Identities(db, issuers)
     sessions = Sessions(starting, lookup, ending, answers, keys)
@@ -165,6 +168,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             fetching=fetching,
             discovery=discovery,
             external_tokens=external_tokens,
+            diagnosis=Diagnosis(issuers, key_sets, external_tokens),
             identities=identities,
             exchange=Exchange(db, external_tokens, identities, sessions),
             forgetting=Forgetting(db),
