@@ -12,14 +12,18 @@ from .errors import TemporarilyUnavailable
 from .events.reading import Events
 from .federation.diagnosis import Diagnosis
 from .federation.discovery import Discovery
+from .federation.exchange import Exchange, Sessions
 from .federation.external_tokens import ExternalTokens
 from .federation.fetching import Fetching
+from .federation.forgetting import Forgetting
+from .federation.identities import Identities
 from .federation.issuer_changes import IssuerChanges
 from .federation.issuers import Issuers
 from .federation.key_sets import KeySets
 from .federation.revoking import Revoking
 from .federation.scalekit import Scalekit
 from .federation.session_checks import SessionChecks
+from .federation.upstream_sessions import UpstreamSessions
 from .log import get_logger
 from .policies import Policies, Policy
 from .revocation.fence import Reading as PulseReading
@@ -100,6 +104,10 @@ class Keyturn:
     scalekit: Scalekit
     revoking: Revoking
     session_checks: SessionChecks
+    identities: Identities
+    exchange: Exchange
+    forgetting: Forgetting
+    upstream_sessions: UpstreamSessions
 
 
 @asynccontextmanager
@@ -131,6 +139,9 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     key_sets = KeySets(fetching, discovery)
     external_tokens = ExternalTokens(issuers, key_sets, db)
     scalekit = Scalekit(fetching)
+    starting = Starting(db, keys, answers, policies, settings.client_id, revocations.publishing)
+    identities = Identities(db, issuers)
+    sessions = Sessions(starting, lookup, ending, answers, keys)
     try:
         yield Keyturn(
             settings=settings,
@@ -140,7 +151,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             passwords=passwords,
             sign_in=sign_in,
             users=Users(db, passwords, sign_in, ending),
-            starting=Starting(db, keys, answers, policies, settings.client_id, revocations.publishing),
+            starting=starting,
             registering=Registering(db, passwords),
             erasing=Erasing(db, ending),
             rotation=rotation,
@@ -168,6 +179,10 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             scalekit=scalekit,
             revoking=Revoking(db, issuers, scalekit),
             session_checks=SessionChecks(db, issuers, scalekit, keys, lookup, ending),
+            identities=identities,
+            exchange=Exchange(db, external_tokens, identities, sessions),
+            forgetting=Forgetting(db),
+            upstream_sessions=UpstreamSessions(db),
         )
     finally:
         await revocations.close()

@@ -1,80 +1,72 @@
-"""Local sessions that came from an upstream session, made without an exchange."""
+"""Instances of Keyturn that trust a stand-in of Scalekit, for the tests of exchange and identities."""
 
 from __future__ import annotations
 
-import asyncio
-import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import func, select
 
-from app.actors import SERVICE
-from app.keyturn import Keyturn, opened
+from app.actors import Actor
+from app.federation.exchange import caller_of
+from app.federation.issuer import Kind
+from app.keyturn import Keyturn
 from app.sessions.answers import Tokens
-from app.sessions.start import Vouched
-from app.storage.tables import UpstreamSession
-from tests.conftest import PASSWORD, settings_of
+from app.storage.tables import Base, Event, Session, User
+from tests.conftest import Opener
 from tests.upstream.upstream import Upstream
 
-NAME = "acme"
+BY = Actor("anonymous", address="192.0.2.7", request_id="r1")
+CALLER = caller_of("keyturn", None, None, "agent/1")
+ANOTHER = caller_of("keyturn", None, None, "agent/2")
 
 
-def file_of_issuers(folder: Path, upstream: Upstream, **changes: Any) -> Path:
-    """A file of issuers that names the stand-in."""
-    path = folder / "issuers.toml"
-    path.write_text(upstream.toml(NAME, **changes))
+def file_of(upstream: Upstream, folder: Path, name: str = "acme", **members: Any) -> str:
+    """The path of a file of issuers that names the stand-in."""
+    path = folder / f"{name}.toml"
+    path.write_text(upstream.toml(name, **members), encoding="utf-8")
     path.chmod(0o600)
-    return path
-
-
-async def a_user_id(keyturn: Keyturn, email: str = "ada@example.com") -> UUID:
-    return UUID(str((await keyturn.users.create(email, PASSWORD, "user", by=SERVICE)).id))
-
-
-async def federated(
-    keyturn: Keyturn, user_id: UUID, upstream_id: str | None, issuer: str = NAME, **more: Any
-) -> Tokens:
-    """A local session of a user, which came from this session of an issuer."""
-
-    async def note(tx: AsyncConnection, session_id: UUID, now: datetime) -> None:
-        row = {"session_id": session_id, "issuer_name": issuer, "upstream_id": upstream_id, "created_at": now}
-        await tx.execute(insert(UpstreamSession).values(row))
-
-    return await keyturn.starting.start(Vouched(user_id, os.urandom(32), note), by=SERVICE, **more)
+    return str(path)
 
 
 @asynccontextmanager
-async def without_tasks(database_url: str, **settings: Any) -> AsyncIterator[Keyturn]:
-    """The parts of a process as a command has them: without background tasks."""
-    async with opened(settings_of(database_url, None, **settings)) as keyturn:
-        await keyturn.keys.load()
-        await keyturn.policies.load()
-        await keyturn.issuers.load()
-        await keyturn.revocations.fence.read()
+async def federated(
+    open_keyturn: Opener, upstream: Upstream, folder: Path, *, settings: dict[str, Any] | None = None, **members: Any
+) -> AsyncIterator[Keyturn]:
+    """An instance whose only issuer is the stand-in. `members` change its configuration."""
+    async with open_keyturn(federation_file=file_of(upstream, folder, **members), **(settings or {})) as keyturn:
         yield keyturn
 
 
-async def rows(keyturn: Keyturn) -> dict[UUID, Any]:
-    """The rows of all upstream sessions, by their local sessions."""
+async def exchanged(
+    keyturn: Keyturn, token: str, *, kind: Kind | None = None, caller: bytes = CALLER, **more: Any
+) -> Tokens:
+    return await keyturn.exchange.exchange(token, kind, caller=caller, by=BY, **more)
+
+
+async def rows(keyturn: Keyturn, table: type[Base], **which: Any) -> list[Any]:
+    """The rows of a table whose columns have these values."""
+    query = select(table.__table__).where(*(getattr(table, name) == value for name, value in which.items()))
     async with keyturn.db.look(hot_path=False) as connection:
-        found = await connection.execute(select(UpstreamSession.__table__))
-    return {row.session_id: row for row in found}
+        return list((await connection.execute(query)).all())
 
 
-async def write(keyturn: Keyturn, session_id: UUID, **values: Any) -> None:
-    """Changes the row of an upstream session."""
-    async with keyturn.db.begin() as tx:
-        await tx.execute(update(UpstreamSession).where(UpstreamSession.session_id == session_id).values(**values))
+async def count(keyturn: Keyturn, table: type[Base]) -> int:
+    async with keyturn.db.look(hot_path=False) as connection:
+        return await connection.scalar(select(func.count()).select_from(table)) or 0
 
 
-async def becomes(true: Callable[[], Awaitable[object]], seconds: float = 60) -> None:
-    """Waits until something is true. The time is that of a hopelessly busy machine."""
-    async with asyncio.timeout(seconds):
-        while not await true():
-            await asyncio.sleep(0.05)
+async def the_user(keyturn: Keyturn, tokens: Tokens) -> Any:
+    """The row of the user of a session."""
+    [session] = await rows(keyturn, Session, id=tokens.session_id)
+    [user] = await rows(keyturn, User, id=session.user_id)
+    return user
+
+
+async def told(keyturn: Keyturn, user_id: UUID) -> list[tuple[str, str, str | None, str | None]]:
+    """The events about a user, in their order: kind, kind and id of the actor, reason or detail."""
+    found = sorted(await rows(keyturn, Event, user_id=user_id), key=lambda row: row.id.int)
+    return [(row.event, row.actor, row.actor_id, row.reason or row.detail) for row in found]

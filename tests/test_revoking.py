@@ -19,9 +19,9 @@ from app.federation.orders import LIFE, MOST_ATTEMPTS, Orders, pause_after
 from app.keyturn import Keyturn
 from app.storage.tables import Event, Session, UpstreamSession, uuid7
 from tests.conftest import CHEAP, SECRET, Opener
-from tests.federated import NAME, a_user_id, becomes, federated, file_of_issuers, rows, without_tasks, write
 from tests.service import Service
 from tests.upstream.upstream import Login, Upstream
+from tests.without_exchange import NAME, a_user_id, becomes, federated, file_of_issuers, rows, without_tasks, write
 
 OPERATOR = Actor("command", "an operator")
 

@@ -194,7 +194,9 @@ async def test_a_token_counts_until_shortly_before_its_end(
 ) -> None:
     now = [1000.0]
     monkeypatch.setattr("app.federation.scalekit.monotonic", lambda: now[0])
-    body = {"access_token": "opaque", "token_type": "Bearer"} | ({} if expires_in is None else {"expires_in": expires_in})
+    body = {"access_token": "opaque", "token_type": "Bearer"} | (
+        {} if expires_in is None else {"expires_in": expires_in}
+    )
     upstream.fault("/oauth/token", "answer", body=json.dumps(body))
     upstream.fault("/api", "answer", body=json.dumps({"session_id": "ses_1", "status": "active"}))
     of = upstream.configured()

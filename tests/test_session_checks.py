@@ -22,10 +22,10 @@ from app.federation.session_checks import SessionChecks
 from app.keyturn import Keyturn
 from app.sessions.answers import Tokens
 from tests.conftest import Opener, time_passes
-from tests.federated import NAME, a_user_id, federated, file_of_issuers, without_tasks
 from tests.service import Service
 from tests.test_revoking import environment
 from tests.upstream.upstream import Login, Upstream
+from tests.without_exchange import NAME, a_user_id, federated, file_of_issuers, without_tasks
 
 BY = Actor("anonymous", address="192.0.2.1")
 
