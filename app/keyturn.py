@@ -142,6 +142,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     starting = Starting(db, keys, answers, policies, settings.client_id, revocations.publishing)
     identities = Identities(db, issuers)
     sessions = Sessions(starting, lookup, ending, answers, keys)
+    session_checks = SessionChecks(db, issuers, scalekit, keys, lookup, ending)
     try:
         yield Keyturn(
             settings=settings,
@@ -178,9 +179,9 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             diagnosis=Diagnosis(issuers, key_sets, external_tokens),
             scalekit=scalekit,
             revoking=Revoking(db, issuers, scalekit),
-            session_checks=SessionChecks(db, issuers, scalekit, keys, lookup, ending),
+            session_checks=session_checks,
             identities=identities,
-            exchange=Exchange(db, external_tokens, identities, sessions),
+            exchange=Exchange(db, external_tokens, identities, sessions, session_checks.absolute_end),
             forgetting=Forgetting(db),
             upstream_sessions=UpstreamSessions(db),
         )
