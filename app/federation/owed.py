@@ -93,4 +93,5 @@ class Owed:
         """
         async with self._db.begin() as tx:
             now: datetime = (await tx.execute(select(self._db.now()))).scalar_one()
-            await record(tx, now, by, [Event("upstream_revoked", detail=what[:_MOST_DETAIL])])
+            shown = "".join(c if c.isprintable() else "?" for c in what[:_MOST_DETAIL])  # Postgres refuses NUL
+            await record(tx, now, by, [Event("upstream_revoked", detail=shown)])

@@ -104,7 +104,7 @@ class Revoking:
             InvalidRequest, TemporarilyUnavailable: as `revoke`.
         """
         revoked = await self._scalekit.revoke_sessions_of(of, upstream_user)
-        await self._owed.note(f"{of.name} {upstream_user}", by=by)
+        await self._owed.note(of.name, by=by)  # not the user: its id may be an address, and the event stays
         return revoked
 
     async def list(
