@@ -95,7 +95,8 @@ async def _replay(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
             count += 1
         except NotFound:
             missing.append(str(session_id))
-    print(f"{count} revocation{'s' * (count != 1)} due now; a running instance carries them out")
+    if count or not missing:
+        print(f"{count} revocation{'s' * (count != 1)} due now; a running instance carries them out")
     if missing and arguments.session:
         raise NotFound(f"nothing was given up for {', '.join(missing)}")
 
