@@ -99,7 +99,7 @@ async def test_each_reason_goes_up_or_stays_here_as_the_documentation_says(
 async def test_each_act_that_ends_sessions_revokes_the_upstream_session(
     open_keyturn: Opener, issuers: Path, upstream: Upstream
 ) -> None:
-    async with open_keyturn(federation_file=issuers, retry_window=1) as keyturn:
+    async with open_keyturn(federation_file=issuers) as keyturn:
         logins = [await asyncio.to_thread(upstream.sign_in, f"user{n}@example.com") for n in range(5)]
         users = [await a_user_id(keyturn, f"user{n}@example.com") for n in range(5)]
         tokens = [await federated(keyturn, user, login.session_id) for user, login in zip(users, logins, strict=True)]
