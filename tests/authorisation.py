@@ -407,12 +407,12 @@ for _name, _body in {
 SAMPLES["PUT /admin/policies/{scope}"] = plain("/admin/policies/global", {"session_limit": 1000})
 
 
-def on_an_issuer(name: str, more: str = "", body: Any = None) -> Sample:
+def on_an_issuer(name: str) -> Sample:
     """A request about an issuer of the table. It is away: nothing listens on the port of its URL."""
 
     async def made(world: World, _caller: Caller) -> tuple[str, Any]:
         await world.keyturn.issuers.put(name, Issuer(**issuer_members(name)), IssuerSecrets(), by=SERVICE)
-        return f"/admin/federation/{name}{more}", body
+        return f"/admin/federation/{name}", None
 
     return made
 
@@ -428,7 +428,7 @@ def issuer_members(name: str) -> dict[str, Any]:
 
 SAMPLES["GET /admin/federation/{name}"] = on_an_issuer("looked-at")
 SAMPLES["DELETE /admin/federation/{name}"] = on_an_issuer("removed")
-SAMPLES["POST /admin/federation/{name}/check"] = on_an_issuer("checked", "/check", {"token": "x"})
+SAMPLES["POST /admin/federation/{name}/check"] = plain("/admin/federation/acme/check", {"token": "x"})
 SAMPLES["PUT /admin/federation/{name}"] = plain("/admin/federation/put", issuer_members("put"))
 
 
