@@ -1,0 +1,238 @@
+"""Requests to an issuer: the only ones that Keyturn sends out.
+
+Their URLs come from the issuer's configuration and its discovery document, and never from a token. Each request is
+bounded in time and in size, follows no redirect, takes no proxy from the environment, and goes to an address that was
+checked after it was resolved. Every failure is an outage of the issuer, and says nothing about a token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import httpx2
+
+from ..errors import TemporarilyUnavailable
+from .addresses import is_allowed
+from .issuer import Configured
+from .strict_json import parsed
+
+LIMIT = timedelta(seconds=4)
+"""How long one request may take altogether: name, connection, certificate and the last byte of the answer."""
+
+MOST_BYTES = 512 * 1024
+"""Bytes of an answer's body. The largest key set that is taken has 100 keys of some 2 KiB."""
+
+_MOST_ADDRESSES = 3
+_REDIRECTS = range(300, 400)
+_FIRST_ERROR = 400
+
+Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
+"""Finds the addresses of a host's name."""
+
+
+class AddressRefused(TemporarilyUnavailable):
+    """A host of an issuer has an address that the issuer may not have."""
+
+
+async def resolved(host: str, port: int) -> Sequence[str]:
+    """The addresses of a host, as the machine's resolver orders them (RFC 6724)."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+class Fetching:
+    """Sends requests to issuers. Each has a connection of its own, so no connection serves two issuers."""
+
+    def __init__(self, resolve: Resolve = resolved) -> None:
+        """Opens nothing yet."""
+        self._resolve = resolve
+        self._contexts: dict[str | None, tuple[object, ssl.SSLContext]] = {}
+
+    async def get_json(self, url: str, *, of: Configured, bearer: str | None = None) -> tuple[int, Any]:
+        """Status and JSON value of a GET. None for the value of an answer without a body, or of an error.
+
+        Args:
+            url: an https URL of the issuer's.
+            of: the issuer, which decides about the addresses and authorities that count.
+            bearer: an access token for the issuer's API (RFC 6750 section 2.1).
+
+        Raises:
+            AddressRefused: a host has an address that the issuer may not have.
+            TemporarilyUnavailable: the issuer is away or slow, or its answer is a redirect, too large or no JSON.
+        """
+        return await self._send("GET", url, of, bearer)
+
+    async def post_form(
+        self, url: str, fields: Mapping[str, str], *, of: Configured, bearer: str | None = None
+    ) -> tuple[int, Any]:
+        """As `get_json`, for a POST of a form."""
+        body = urlencode(fields).encode()
+        return await self._send("POST", url, of, bearer, body, "application/x-www-form-urlencoded")
+
+    async def post_json(
+        self, url: str, body: Any = None, *, of: Configured, bearer: str | None = None
+    ) -> tuple[int, Any]:
+        """As `get_json`, for a POST of a JSON value. None: a POST without a body."""
+        if body is None:
+            return await self._send("POST", url, of, bearer)
+        return await self._send("POST", url, of, bearer, json.dumps(body).encode(), "application/json")
+
+    async def _send(
+        self, method: str, url: str, of: Configured, bearer: str | None, body: bytes = b"", media_type: str = ""
+    ) -> tuple[int, Any]:
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "keyturn"}
+        if bearer is not None:
+            headers["Authorization"] = f"Bearer {bearer}"
+        if media_type:
+            headers["Content-Type"] = media_type
+        try:
+            async with asyncio.timeout(LIMIT.total_seconds()):
+                target = _target(url, of)
+                addresses = await self._addresses(target, of)
+                status, raw = await self._answer(method, target, addresses, headers, body, of)
+        except TimeoutError:
+            cause = f"issuer {of.name}: no answer in time"
+        except (httpx2.HTTPError, httpx2.StreamError, OSError) as e:
+            cause = f"issuer {of.name}: {_plain(e)}"
+        else:
+            return status, _value(status, raw, of)
+        raise TemporarilyUnavailable(cause)  # outside of the handler: an error of the library may hold the request
+
+    async def _addresses(self, target: httpx2.URL, of: Configured) -> Sequence[str]:
+        """The checked addresses of a host. One that is not allowed refuses them all: nobody needs such a name."""
+        host = target.raw_host.decode()
+        try:
+            found = await self._resolve(host, target.port or 443)
+        except (OSError, UnicodeError):
+            found = ()
+        if not found:
+            raise TemporarilyUnavailable(f"issuer {of.name}: the name of its host has no address")
+        if not all(is_allowed(address, private=of.issuer.private_addresses) for address in found):
+            raise AddressRefused(f"issuer {of.name}: its host has an address that it may not have")
+        return found[:_MOST_ADDRESSES]
+
+    async def _answer(
+        self,
+        method: str,
+        target: httpx2.URL,
+        addresses: Sequence[str],
+        headers: Mapping[str, str],
+        body: bytes,
+        of: Configured,
+    ) -> tuple[int, bytes]:
+        """Status and body, from the first address that takes a connection. No request is sent twice."""
+        context = await asyncio.to_thread(self._context, of)
+        transport = httpx2.AsyncHTTPTransport(verify=context, trust_env=False)
+        # The URL has the checked address in the place of the name. The name stays where it counts: in `Host`, and for
+        # TLS, which asks for the name (SNI) and compares it with the certificate (RFC 9525).
+        headers = {"Host": target.netloc.decode(), "Connection": "close", **headers}
+        extensions = {"sni_hostname": target.raw_host.decode()}
+        # A dead address leaves time for the next one.
+        timeout = httpx2.Timeout(LIMIT.total_seconds(), connect=LIMIT.total_seconds() / len(addresses))
+        async with httpx2.AsyncClient(
+            transport=transport, trust_env=False, follow_redirects=False, timeout=timeout
+        ) as client:
+            for address in addresses:
+                url = target.copy_with(host=address)
+                request = client.build_request(
+                    method, url, headers=headers, content=body or None, extensions=extensions
+                )
+                try:
+                    response = await client.send(request, stream=True)
+                except (httpx2.ConnectError, httpx2.ConnectTimeout):
+                    if address == addresses[-1]:
+                        raise
+                    continue
+                try:
+                    return response.status_code, await _body(response, of)
+                finally:
+                    await response.aclose()
+        raise TemporarilyUnavailable(f"issuer {of.name}: its host has no address")
+
+    def _context(self, of: Configured) -> ssl.SSLContext:
+        """The authorities that count for an issuer. A file of its own is read again where it has changed.
+
+        Raises:
+            TemporarilyUnavailable: the file can't be read, or holds no certificates.
+        """
+        name = of.issuer.ca_file
+        try:
+            state = Path(name).stat() if name is not None else None
+            stamp = state and (state.st_mtime_ns, state.st_size, state.st_ino)
+            held = self._contexts.get(name)
+            if held is None or held[0] != stamp:
+                made = ssl.create_default_context(cafile=name) if name is not None else httpx2.create_ssl_context()
+                held = self._contexts[name] = stamp, made
+        except OSError:  # an `ssl.SSLError` too
+            raise TemporarilyUnavailable(f"issuer {of.name}: its ca_file can't be read") from None
+        return held[1]
+
+
+def _target(url: str, of: Configured) -> httpx2.URL:
+    """The URL, parsed once, so that what is checked and what is used can't differ.
+
+    Raises:
+        TemporarilyUnavailable: the URL is none of https, or it names a user.
+    """
+    try:
+        target = httpx2.URL(url)
+    except (httpx2.InvalidURL, UnicodeError):
+        target = httpx2.URL()
+    if target.scheme != "https" or not target.raw_host or target.userinfo:
+        raise TemporarilyUnavailable(f"issuer {of.name}: one of its URLs is not https")
+    return target.copy_with(fragment=None)
+
+
+async def _body(response: httpx2.Response, of: Configured) -> bytes:
+    """The body as it was sent, `MOST_BYTES` at most. A compressed one is refused: a few bytes may become gigabytes."""
+    if response.headers.get("content-encoding", "identity").lower() != "identity":
+        raise TemporarilyUnavailable(f"issuer {of.name}: its answer is compressed")
+    received = bytearray()
+    async for part in response.aiter_raw():
+        received += part
+        if len(received) > MOST_BYTES:
+            raise TemporarilyUnavailable(f"issuer {of.name}: its answer is too large")
+    return bytes(received)
+
+
+def _value(status: int, raw: bytes, of: Configured) -> Any:
+    """The JSON value of an answer. The status says all about an error, whose body may be a page of a proxy."""
+    if status in _REDIRECTS:
+        raise TemporarilyUnavailable(f"issuer {of.name}: its answer is a redirect")
+    if not raw.strip():
+        return None
+    try:
+        return parsed(raw)
+    except ValueError:
+        if status >= _FIRST_ERROR:
+            return None
+    raise TemporarilyUnavailable(f"issuer {of.name}: its answer is no JSON")
+
+
+def _plain(error: Exception) -> str:
+    """A failure in words without addresses, URLs and header fields."""
+    match error:
+        case httpx2.TimeoutException():
+            return "no answer in time"
+        case httpx2.ConnectError() if _is_of_certificate(error):
+            return "its certificate is not valid"
+        case httpx2.ConnectError():
+            return "no connection"
+        case _:
+            return f"its answer broke off ({type(error).__name__})"
+
+
+def _is_of_certificate(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

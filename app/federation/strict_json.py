@@ -1,0 +1,52 @@
+"""JSON from outside, read strictly: one meaning for each text. Pure: no I/O."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+
+def parsed(raw: bytes) -> Any:
+    """The value that a text spells in JSON (RFC 8259) and UTF-8.
+
+    A name that stands twice in one object is refused: parsers differ in which of the two counts (RFC 8259 section 4).
+    So are `NaN`, numbers too large for a float, and nesting that is deeper than Python's stack.
+
+    Raises:
+        ValueError: the text is no such JSON. The error does not hold the text.
+    """
+    try:
+        return _DECODER.decode(raw.decode())
+    except (ValueError, RecursionError):
+        pass
+    raise ValueError("not JSON, or ambiguous")
+
+
+def parsed_object(raw: bytes) -> dict[str, Any]:
+    """The members of a JSON object.
+
+    Raises:
+        ValueError: as `parsed`, or the text is another value than an object.
+    """
+    value = parsed(raw)
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")  # noqa: TRY004  # the text is wrong, and not the type of an argument
+    return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("duplicate name")
+    return members
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("not a finite number")
+    return number
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_float=_finite, parse_constant=_finite)
