@@ -23,7 +23,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, select
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..actors import Actor
@@ -32,12 +32,13 @@ from ..sessions.ending import Also, Ending
 from ..sessions.marking import locked
 from ..settings import LEEWAY
 from ..storage.database import Database
-from ..storage.tables import Identity, Session, UpstreamSession
+from ..storage.tables import Session
 from ..storage.tasks import own_task
 from .external_tokens import ExternalTokens
 from .issuer import Configured
 from .issuers import Issuers
 from .taking import TakenError, name_of, remember, take, taken
+from .upstream_sessions import live_of
 from .webhook_signatures import WINDOW, verified_id
 
 Outcome = Literal["ended", "repeated", "ignored"]
@@ -78,11 +79,9 @@ class UpstreamLogout:
             raise InvalidRequest(cause, description="The logout token is not acceptable.") from None
         taking = name_of("logout", name, token.jti), token.expires_at + _SLACK
         try:
-            # `sid` goes before `sub`: the issuer means that one session (section 2.4 of Back-Channel Logout).
-            if token.upstream_id is not None:
-                return await self._log_out_session(of, token.upstream_id, taking, by=by)
-            assert token.subject is not None
-            return await self._log_out_subject(of, token.subject, token.issued_at, taking, by=by)
+            return await self._log_out(
+                of, taking, upstream_id=token.upstream_id, subject=token.subject, moment=token.issued_at, by=by
+            )
         except TakenError:
             raise InvalidRequest(
                 "logout token: taken", description="The logout token was received before, and its sessions have ended."
@@ -121,48 +120,39 @@ class UpstreamLogout:
         taking = name_of("webhook", name, webhook_id), self._db.clock() + 2 * WINDOW + _SLACK
         try:
             # The type counts, and not the status in it: Scalekit's own example still has an active one.
-            return "ended", await self._log_out_session(of, _upstream_id(content), taking, by=by)
+            return "ended", await self._log_out(of, taking, upstream_id=_upstream_id(content), by=by)
         except TakenError:
             return "repeated", 0
 
     @own_task
-    async def _log_out_session(
-        self, of: Configured, upstream_id: str, taking: tuple[bytes, datetime], *, by: Actor
-    ) -> int:
-        name = name_of("session", of.name, upstream_id)
-        which = and_(UpstreamSession.issuer_name == of.name, UpstreamSession.upstream_id == upstream_id)
-        return await self._log_out(of, name, None, which, taking, by=by)
-
-    @own_task
-    async def _log_out_subject(
-        self, of: Configured, subject: str, moment: datetime, taking: tuple[bytes, datetime], *, by: Actor
-    ) -> int:
-        name = name_of("subject", of.name, subject)
-        identity = select(Identity.id).where(Identity.issuer == of.issuer.issuer, Identity.subject == subject)
-        which = UpstreamSession.identity_id.in_(identity)
-        return await self._log_out(of, name, moment, which, taking, by=by)
-
     async def _log_out(
         self,
         of: Configured,
-        name: bytes,
-        moment: datetime | None,
-        which: ColumnElement[bool],
         taking: tuple[bytes, datetime],
         *,
+        upstream_id: str | None,
+        subject: str | None = None,
+        moment: datetime | None = None,
         by: Actor,
     ) -> int:
-        """The three steps. Raises TakenError if the message was taken before.
+        """The three steps. Returns how many sessions ended.
 
         Args:
             of: the issuer.
-            name: the name under which the upstream session or subject is remembered.
-            moment: the moment of the logout by the issuer's clock, by which exchanges judge a subject's tokens.
-            which: the upstream sessions that were logged out.
             taking: the name of the message, and the moment until which it could be repeated.
+            upstream_id: the issuer's session. It goes before the subject: the issuer means that one session
+                (Back-Channel Logout section 2.4).
+            subject: the user, all of whose sessions are meant where no session is named.
+            moment: the moment of the logout by the issuer's clock, by which exchanges judge a subject's tokens.
             by: the request.
+
+        Raises:
+            TakenError: the message was taken before.
         """
         digest, until = taking
+        name = name_of("subject", of.name, subject or "")
+        if upstream_id is not None:
+            name = name_of("session", of.name, upstream_id)
         async with self._db.begin() as tx:
             now = await self._now(tx)
             if await taken(tx, digest) is not None:
@@ -170,9 +160,7 @@ class UpstreamLogout:
             # No token of the session or subject that exists now is good any longer than that.
             await remember(tx, name, moment or now, now + of.issuer.longest + LEEWAY + _SLACK)
         async with self._db.look() as connection:
-            upstream = select(UpstreamSession.session_id).where(which)
-            live = select(Session.id).where(Session.id.in_(upstream), Session.ended_at.is_(None)).order_by(Session.id)
-            ids = set((await connection.scalars(live)).all())
+            ids = await live_of(connection, of, upstream_id=upstream_id, subject=subject)
 
         async def taking_it(tx: AsyncConnection) -> None:
             await take(tx, digest, await self._now(tx), until)
