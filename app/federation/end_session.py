@@ -72,15 +72,10 @@ class EndSession:
             return None
         for session_id, name in zip(ids, names, strict=True):
             of = None if name is None else issuers.get(name)
-            endpoint = None if of is None else self._endpoint(of)
+            endpoint = None if of is None else self._discovery.end_session_endpoint(of)
             if of is not None and endpoint is not None:
                 return _with_query(endpoint, of, hints.get(session_id), return_to)
         return None
-
-    def _endpoint(self, of: Configured) -> str | None:
-        if of.issuer.preset == "scalekit":
-            return f"{of.issuer.issuer.rstrip('/')}/oidc/logout"
-        return self._discovery.end_session_endpoint(of)
 
     async def _read(self, ids: Sequence[UUID]) -> Sequence[str | None]:
         async with self._db.look() as connection:
