@@ -4,6 +4,7 @@ python3 dev.py serve             starts the service (all options of `keyturn ser
 python3 dev.py demo              starts the service and two web applications that sign in with it (examples/web)
 python3 dev.py test [...]        runs the tests in several processes (all options of pytest; -n 0: one process)
 python3 dev.py test --deep       runs the storms, outages and planted bugs, which the line above leaves out
+python3 dev.py conformance [...] holds the stand-in of Scalekit against Scalekit's SDK, which it installs (130 MB)
 python3 dev.py coverage [...]    runs the tests slowly, and reports the lines and branches of app/ that no test ran
 python3 dev.py check             checks lint, format, types and imports
 python3 dev.py bench [...]       measures Keyturn against its rivals (--quick: two minutes; see bench/)
@@ -26,7 +27,9 @@ from typing import NoReturn
 ROOT = Path(__file__).resolve().parent
 LOCK = ROOT / "requirements.lock"
 BROWSER_LOCK = ROOT / "requirements.browser.lock"  # for the tests that drive Chromium, where there is one
+SCALEKIT_LOCK = ROOT / "requirements.scalekit.lock"  # for the tests that hold the stand-in against Scalekit's SDK
 VENV = ROOT / ".venv"
+SCALEKIT_VENV = ROOT / ".venv-scalekit"
 TEST = ("pytest", "-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder")  # tests/conftest.py says how many
 CHECKS = (
     ("-m", "ruff", "check"),
@@ -53,6 +56,7 @@ LOCKS = (
         "requirements.runtime.lock",
     ),  # the lock that the image installs
     ("--group", "browser", "-c", "requirements.lock", "-o", "requirements.browser.lock"),
+    ("--group", "scalekit", "-o", "requirements.scalekit.lock"),  # for an environment of its own
 )
 
 
@@ -90,32 +94,33 @@ def _locks() -> list[Path]:
     return [LOCK, BROWSER_LOCK] if shutil.which("chromium") else [LOCK]
 
 
-def _wanted() -> str | None:
-    """The stamp of a finished .venv: a digest of locks and Python's version. None if that Python does not run."""
-    asked = [_python(VENV), "-c", "import sys; print(sys.version, end='')"]
+def _wanted(folder: Path, locks: list[Path]) -> str | None:
+    """The stamp of a finished environment: a digest of locks and Python's version. None if that Python does not run."""
+    asked = [_python(folder), "-c", "import sys; print(sys.version, end='')"]
     with contextlib.suppress(OSError):
         version = subprocess.run(asked, check=False, capture_output=True).stdout
-        locks = b"".join(lock.read_bytes() for lock in _locks())
-        return hashlib.sha256(locks + version).hexdigest() if version else None
+        content = b"".join(lock.read_bytes() for lock in locks)
+        return hashlib.sha256(content + version).hexdigest() if version else None
     return None
 
 
-def _prepare() -> None:
-    if VENV.is_symlink():
-        sys.exit(f"{VENV} is a link, and an installation would empty the folder that it leads to. Remove the link.")
-    stamp = VENV / "keyturn.stamp"
-    with LOCK.open() as lock:
+def _prepare(folder: Path, locks: list[Path]) -> None:
+    if folder.is_symlink():
+        sys.exit(f"{folder} is a link, and an installation would empty the folder that it leads to. Remove the link.")
+    stamp = folder / "keyturn.stamp"
+    with locks[0].open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # a second call waits here, and then finds the stamp
-        # The version is that of the Python in .venv. So a call by another Python than the one that made .venv keeps it.
-        if stamp.exists() and stamp.read_text() == _wanted():
+        # The version is that of the Python in the folder. So a call by another Python than the one that made the folder
+        # keeps it.
+        if stamp.exists() and stamp.read_text() == _wanted(folder, locks):
             return
-        print("Installing the dependencies into .venv (once; about a minute).", file=sys.stderr, flush=True)
+        print(f"Installing the dependencies into {folder.name} (once; about a minute).", file=sys.stderr, flush=True)
         stamp.unlink(missing_ok=True)  # the stamp is written last, so that an installation that broke off is repeated
-        requirements = ("--require-hashes", *(word for lock in _locks() for word in ("-r", str(lock))))
+        requirements = ("--require-hashes", *(word for lock in locks for word in ("-r", str(lock))))
         # uv is only faster. If uv cannot reach the registry that pip is configured for, pip installs the packages.
-        if not _uv_install(VENV, *requirements) and not _pip_install(VENV, *requirements):
+        if not _uv_install(folder, *requirements) and not _pip_install(folder, *requirements):
             sys.exit("The dependencies could not be installed; the next call tries again.")
-        stamp.write_text(_wanted() or "")
+        stamp.write_text(_wanted(folder, locks) or "")
 
 
 def _compile_lock(*options: str) -> bool:
@@ -140,6 +145,7 @@ def main(command: str = "--help", *options: str) -> None:
         "serve": ("app", "serve"),
         "demo": ("examples.web",),
         "test": TEST,
+        "conformance": ("pytest", "-n", "0", "-rs", "tests/test_scalekit_sdk.py"),
         "bench": ("bench",),
         "keyturn": ("app",),
     }
@@ -152,7 +158,9 @@ def main(command: str = "--help", *options: str) -> None:
     os.chdir(ROOT)  # so that `python -m` finds the packages of this checkout from any directory
     if command == "lock":
         sys.exit(not _compile_lock(*options))
-    _prepare()
+    _prepare(VENV, _locks())
+    if command == "conformance":
+        _prepare(SCALEKIT_VENV, [SCALEKIT_LOCK])
     if command == "check":
         sys.exit(not all(_succeeds(_python(VENV), *check) for check in CHECKS))
     if command == "coverage":

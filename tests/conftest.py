@@ -33,6 +33,8 @@ from tests.servers import Postgres, Redis
 if TYPE_CHECKING:
     from playwright.async_api import Browser, Playwright
 
+pytest_plugins = ("tests.upstream.fixtures",)
+
 SECRET = "x3pQkq0q4v0Tn5oHn1o9R2m8mWb7s3eJf6dKz1uYc5g="
 """The master secret of all tests. Its bytes are random, so that the settings accept them. Nothing else uses it."""
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.conftest import NEW_PASSWORD, PASSWORD, SECRET
+from tests.upstream.shared_secrets import CLIENT_SECRET, WEBHOOK_SECRET
 
 SECRETS = {
     "refresh token": re.compile(r"ktr_[A-Za-z0-9_-]{84}"),
@@ -18,6 +19,8 @@ SECRETS = {
     "password": re.compile("|".join(re.escape(password) for password in (PASSWORD, NEW_PASSWORD))),
     "master secret": re.compile(re.escape(SECRET.rstrip("="))),
     "Argon2 hash": re.compile(r"\$argon2(?:id|i|d)\$"),
+    "secret of an issuer": re.compile("|".join(re.escape(each) for each in (CLIENT_SECRET, WEBHOOK_SECRET[6:30]))),
+    "refresh token of an issuer": re.compile(r"\brt_[A-Za-z0-9_-]{43}"),
     "private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
 }
 

@@ -14,6 +14,7 @@ from tests.conftest import CHEAP, PASSWORD, SECRET, settings_of
 from tests.conftest import NEW_PASSWORD as NEW
 from tests.leaks import SECRETS, leaks
 from tests.service import ROOT, Service
+from tests.upstream.shared_secrets import CLIENT_SECRET
 
 
 def test_each_kind_of_secret_would_be_found(tmp_path: Path) -> None:
@@ -24,6 +25,8 @@ def test_each_kind_of_secret_would_be_found(tmp_path: Path) -> None:
         PASSWORD,
         SECRET,
         "$argon2id$v=19$m=8,t=1,p=1$c2FsdA$aGFzaA",
+        CLIENT_SECRET,
+        "rt_" + "aB3-_x4" * 6 + "a",
         "-----BEGIN EC PRIVATE KEY-----",
     ]
     nested = tmp_path / "a" / "test0"
