@@ -31,6 +31,7 @@ from .routes import (
     admin_stats,
     admin_user_changes,
     admin_users,
+    federation,
     health,
     login,
     me,
@@ -58,6 +59,7 @@ _ENDPOINTS = (
     *admin_federation.ENDPOINTS,
     *admin_events.ENDPOINTS,
     *admin_stats.ENDPOINTS,
+    *federation.ENDPOINTS,
     *well_known.ENDPOINTS,
     *health.ENDPOINTS,
 )
@@ -78,6 +80,7 @@ _TAGS = [
     {"name": "auth", "description": "Sign in, refresh, log out, verify."},
     {"name": "admin", "description": "For administrators: each act is the twin of a command."},
     {"name": "sessions", "description": "See where one is signed in, and end what one does not know."},
+    {"name": "federation", "description": "For issuers that say who was logged out there."},
     {"name": "well-known", "description": "For services that verify access tokens by themselves."},
     {"name": "health", "description": "For those who watch the process."},
 ]

@@ -61,9 +61,10 @@ async def upstream_webhook(keyturn: Keyturn, request: Request) -> Answer:
     """
     fields = {}
     for name in HEADERS:
-        if request.has_several(name.encode()):
-            raise InvalidRequest("webhook: a field stands twice", description=f"There must be one {name} header.")
-        fields[name] = request.fields.get(name.encode(), b"").decode("latin-1")
+        value = request.fields.get(name.encode())
+        if value is None or request.has_several(name.encode()):
+            raise InvalidRequest("webhook: header fields", description=f"There must be one {name} header.")
+        fields[name] = value.decode("latin-1")
     name = request.identifiers["name"]
     outcome, ended = await keyturn.upstream_logout.by_webhook(
         name, fields, request.raw, request.json, by=request.by("upstream")
