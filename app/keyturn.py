@@ -11,9 +11,16 @@ from .actors import SERVICE
 from .errors import TemporarilyUnavailable
 from .events.reading import Events
 from .federation.discovery import Discovery
+from .federation.end_session import EndSession
+from .federation.exchange import Exchange, Sessions
+from .federation.external_tokens import ExternalTokens
 from .federation.fetching import Fetching
+from .federation.forgetting import Forgetting
+from .federation.identities import Identities
 from .federation.issuer_changes import IssuerChanges
 from .federation.issuers import Issuers
+from .federation.key_sets import KeySets
+from .federation.upstream_logout import UpstreamLogout
 from .log import get_logger
 from .policies import Policies, Policy
 from .revocation.fence import Reading as PulseReading
@@ -89,6 +96,12 @@ class Keyturn:
     issuer_changes: IssuerChanges
     fetching: Fetching
     discovery: Discovery
+    external_tokens: ExternalTokens
+    identities: Identities
+    exchange: Exchange
+    forgetting: Forgetting
+    upstream_logout: UpstreamLogout
+    end_session: EndSession
 
 
 @asynccontextmanager
@@ -117,6 +130,10 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     rotation = Rotation(db, keys, answers, ending, lookup, policies)
     fetching = Fetching()
     discovery = Discovery(fetching)
+    external_tokens = ExternalTokens(issuers, KeySets(fetching, discovery), db)
+    starting = Starting(db, keys, answers, policies, settings.client_id, revocations.publishing)
+    identities = Identities(db, issuers)
+    sessions = Sessions(starting, lookup, ending, answers, keys)
     try:
         yield Keyturn(
             settings=settings,
@@ -126,7 +143,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             passwords=passwords,
             sign_in=sign_in,
             users=Users(db, passwords, sign_in, ending),
-            starting=Starting(db, keys, answers, policies, settings.client_id, revocations.publishing),
+            starting=starting,
             registering=Registering(db, passwords),
             erasing=Erasing(db, ending),
             rotation=rotation,
@@ -149,6 +166,12 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             issuer_changes=IssuerChanges(issuers, discovery),
             fetching=fetching,
             discovery=discovery,
+            external_tokens=external_tokens,
+            identities=identities,
+            exchange=Exchange(db, external_tokens, identities, sessions),
+            forgetting=Forgetting(db),
+            upstream_logout=UpstreamLogout(db, issuers, external_tokens, ending),
+            end_session=EndSession(db, issuers, discovery),
         )
     finally:
         await revocations.close()

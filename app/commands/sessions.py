@@ -16,7 +16,7 @@ from ..sessions.rows import SessionRow
 from ..sessions.walk import BEGINNING
 from .acts import add_verb, by, on_parts
 from .arguments import Words, identifier, moment, whole
-from .output import Row, count_of_sessions, note, shortened, show
+from .output import Row, count_of_sessions, note, show, user_of
 from .users import found
 
 _RANGES = 100
@@ -173,7 +173,7 @@ def _in_short(session: SessionRow, emails: Mapping[UUID, str]) -> Row:
     over = session.over()
     return {
         "id": session.id,
-        "email": shortened(emails.get(session.user_id, "")),
+        "email": user_of(session.user_id, emails),
         "status": over or "live",
         "begun": f"{_short(session.now - session.created_at)} ago",
         "refreshed": f"{_short(session.now - session.rotated_at)} ago" if session.generation else "never",
