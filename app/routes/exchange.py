@@ -52,11 +52,12 @@ class Exchange(SignIn):
     subject_token: SubjectToken
     subject_token_type: Annotated[SubjectTokenType | None, TYPE] = None
     id_token: Annotated[
-        SubjectToken | None,
+        str | None,
         Field(
+            max_length=65_536,
             repr=False,
-            description="The ID token of the same sign-in, in the modes with cookies. It lives in a sealed cookie of its "
-            "own, and serves at a logout, so that the issuer signs the browser out without asking.",
+            description="The ID token of the same sign-in, for the modes with cookies. It lives in a sealed cookie of "
+            "its own, and tells the issuer at a logout whom to sign out.",
         ),
     ] = None
 
