@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from .actors import SERVICE
 from .errors import TemporarilyUnavailable
 from .events.reading import Events
+from .federation.diagnosis import Diagnosis
 from .federation.discovery import Discovery
 from .federation.end_session import EndSession
 from .federation.exchange import Exchange, Sessions
@@ -20,7 +21,11 @@ from .federation.identities import Identities
 from .federation.issuer_changes import IssuerChanges
 from .federation.issuers import Issuers
 from .federation.key_sets import KeySets
+from .federation.revoking import Revoking
+from .federation.scalekit import Scalekit
+from .federation.session_checks import SessionChecks
 from .federation.upstream_logout import UpstreamLogout
+from .federation.upstream_sessions import UpstreamSessions
 from .log import get_logger
 from .policies import Policies, Policy
 from .revocation.fence import Reading as PulseReading
@@ -97,9 +102,14 @@ class Keyturn:
     fetching: Fetching
     discovery: Discovery
     external_tokens: ExternalTokens
+    diagnosis: Diagnosis
+    scalekit: Scalekit
+    revoking: Revoking
+    session_checks: SessionChecks
     identities: Identities
     exchange: Exchange
     forgetting: Forgetting
+    upstream_sessions: UpstreamSessions
     upstream_logout: UpstreamLogout
     end_session: EndSession
 
@@ -130,10 +140,13 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     rotation = Rotation(db, keys, answers, ending, lookup, policies)
     fetching = Fetching()
     discovery = Discovery(fetching)
-    external_tokens = ExternalTokens(issuers, KeySets(fetching, discovery), db)
+    key_sets = KeySets(fetching, discovery)
+    external_tokens = ExternalTokens(issuers, key_sets, db)
+    scalekit = Scalekit(fetching)
     starting = Starting(db, keys, answers, policies, settings.client_id, revocations.publishing)
     identities = Identities(db, issuers)
     sessions = Sessions(starting, lookup, ending, answers, keys)
+    session_checks = SessionChecks(db, issuers, scalekit, keys, lookup, ending)
     try:
         yield Keyturn(
             settings=settings,
@@ -167,9 +180,14 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             fetching=fetching,
             discovery=discovery,
             external_tokens=external_tokens,
+            diagnosis=Diagnosis(issuers, key_sets, external_tokens),
+            scalekit=scalekit,
+            revoking=Revoking(db, issuers, scalekit),
+            session_checks=session_checks,
             identities=identities,
-            exchange=Exchange(db, external_tokens, identities, sessions),
+            exchange=Exchange(db, external_tokens, identities, sessions, session_checks.absolute_end),
             forgetting=Forgetting(db),
+            upstream_sessions=UpstreamSessions(db),
             upstream_logout=UpstreamLogout(db, issuers, external_tokens, ending),
             end_session=EndSession(db, issuers, discovery),
         )
@@ -203,10 +221,12 @@ async def running(keyturn: Keyturn) -> AsyncIterator[None]:
 
     keyturn.revocations.fence.on_reading = follow
     await keyturn.revocations.fence.read()
-    watch = asyncio.create_task(keyturn.revocations.watch())
+    tasks = [asyncio.create_task(keyturn.revocations.watch()), asyncio.create_task(keyturn.revoking.run())]
     try:
         yield
     finally:
-        watch.cancel()
-        with suppress(asyncio.CancelledError):
-            await watch
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with suppress(asyncio.CancelledError):
+                await task

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import getpass
 import sys
 from dataclasses import asdict
 
@@ -24,9 +25,7 @@ def add_to(verbs: Words) -> None:
 
 async def _check(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     """Prints what was found. The exit code is 1 if the token is refused, and 3 if an issuer or its keys are away."""
-    # A longer line is read only so far as to see that it is too long.
-    text = sys.stdin.readline(MOST_BYTES + 2).strip() if arguments.token_stdin else None
-    await keyturn.issuers.load()
+    text = _token() if arguments.token_stdin else None
     found = await keyturn.diagnosis.conditions(arguments.name)
     verdict = None
     if text is not None:
@@ -41,6 +40,13 @@ async def _check(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
         raise UnacceptableToken(f"the token is refused: {verdict.word}")
     if away := [each for each in found if each.failure]:
         raise TemporarilyUnavailable("; ".join(each.failure for each in away))
+
+
+def _token() -> str:
+    """The first line of standard input. A longer one is read only so far as to see that it is too long."""
+    if sys.stdin.isatty():
+        return getpass.getpass("Token: ").strip()
+    return sys.stdin.buffer.readline(MOST_BYTES + 2).decode("ascii", "replace").strip()
 
 
 def _print(found: list[Condition], judged: Row | None, arguments: argparse.Namespace) -> None:

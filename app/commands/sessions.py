@@ -88,7 +88,13 @@ async def _show(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
         session = await keyturn.reading.find(arguments.session)
     except NotFound:
         raise _none(str(arguments.session)) from None
-    show(_session(session, await keyturn.users.emails({session.user_id})), arguments)
+    upstream = (await keyturn.upstream_sessions.of([session.id])).get(session.id)
+    of_upstream = {
+        "upstream": upstream and upstream.issuer_name,
+        "upstream_session_id": upstream and upstream.upstream_id,
+        "organization": upstream and upstream.organization,
+    }
+    show({**_session(session, await keyturn.users.emails({session.user_id})), **of_upstream}, arguments)
 
 
 def _checked(arguments: argparse.Namespace) -> None:

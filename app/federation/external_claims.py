@@ -47,9 +47,7 @@ def external_token(
     if is_kind == "id_token" and now.timestamp() - issued_at > of.issuer.id_token_age + _LEEWAY:
         raise refused("too_old")
     _check_parties(claims, of.issuer, is_kind)
-    organization = _name(claims, "oid")
-    if of.issuer.organizations and organization not in of.issuer.organizations:
-        raise refused("organization")
+    organization = _organization(claims, of.issuer)
     return ExternalToken(
         by=of,
         kind=is_kind,
@@ -101,6 +99,16 @@ def _name(claims: Mapping[str, Any], name: str) -> str | None:
     if not isinstance(value, str) or not value.isprintable() or not 0 < len(value) <= MOST_NAME:
         raise refused("malformed")
     return value
+
+
+def _organization(claims: Mapping[str, Any], issuer: Issuer) -> str | None:
+    """The organization, if it is allowed. Other issuers than Scalekit give `oid` other meanings, unless it counts."""
+    if issuer.preset != "scalekit" and not issuer.organizations:
+        return None
+    organization = _name(claims, "oid")
+    if issuer.organizations and organization not in issuer.organizations:
+        raise refused("organization")
+    return organization
 
 
 def _subject(claims: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ the token again gets them only after another look.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -22,10 +22,29 @@ from uuid import UUID
 from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from ..storage.database import Database
 from ..storage.tables import Identity, Session, TakenToken, UpstreamSession
+from ..storage.tasks import own_task
 from .external_token import ExternalToken
 from .issuer import Configured
 from .taking import name_of
+
+
+class UpstreamSessions:
+    """Reads the upstream side of sessions, for answers to their users and to administrators."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    @own_task
+    async def of(self, session_ids: Collection[UUID]) -> Mapping[UUID, Any]:
+        """The rows of `of`, by the ids of their sessions. A session that began by a password has none.
+
+        Raises:
+            TemporarilyUnavailable: the database is away.
+        """
+        async with self._db.look(hot_path=False) as connection:
+            return {row.session_id: row for row in await of(connection, session_ids)}
 
 
 async def note(tx: AsyncConnection, session_id: UUID, token: ExternalToken, identity_id: UUID, now: datetime) -> None:
