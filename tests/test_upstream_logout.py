@@ -203,6 +203,18 @@ async def test_a_token_without_a_user_ends_its_session(pair: Pair, upstream: Ups
     assert not await pair.live(tokens)
 
 
+async def test_a_session_or_user_of_the_same_id_at_another_issuer_goes_on(
+    pair: Pair, upstream: Upstream, someone: Subject
+) -> None:
+    tokens = await pair.exchange(upstream, someone)
+    there = await pair.exchange(pair.beta, someone)
+    for whole in ({}, {"sid": ...}):
+        token = pair.beta.mint("logout_token", subject=someone, **whole)
+        assert (await pair.log_out(token, "/federation/beta/logout")).status_code == 200
+        assert not await pair.live(there)
+        assert await pair.live(tokens)
+
+
 async def test_a_session_that_was_ended_before_keeps_its_reason(
     pair: Pair, upstream: Upstream, someone: Subject
 ) -> None:
