@@ -165,7 +165,11 @@ class Browser:
 
     def sign_out(self) -> None:
         """Signs out at the provider's end-session endpoint, and confirms. The provider then sends its logout tokens."""
-        answer = self._client.get(f"{self._provider.url}/session/end", params={"client_id": CLIENT_ID})
+        self.sign_out_at(f"{self._provider.url}/session/end?client_id={CLIENT_ID}")
+
+    def sign_out_at(self, url: str) -> None:
+        """Signs out at an address to which an application sent the browser."""
+        answer = self._client.get(url)
         answer = self._submit(answer, {"logout": "yes"})
         assert answer.status_code == 303, answer.text
 
