@@ -32,6 +32,7 @@ SCALEKIT_LOCK = ROOT / "requirements.scalekit.lock"  # for the tests that hold t
 VENV = ROOT / ".venv"
 SCALEKIT_VENV = ROOT / ".venv-scalekit"
 TEST = ("pytest", "-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder")  # tests/conftest.py says how many
+CONFORMANCE = ("tests/test_scalekit_sdk.py", "tests/test_federation_end_to_end.py")
 CHECKS = (
     ("-m", "ruff", "check"),
     ("-m", "ruff", "format", "--check"),
