@@ -28,7 +28,7 @@ import httpx2
 
 from app.storage.migrating import migrate
 from tests.conftest import settings_of, sync
-from tests.federated import federated, federation_file
+from tests.federated_app import federated, federation_file
 from tests.scalekit_sdk import MISSING, PYTHON, environment
 from tests.sentinel import Sentinel
 from tests.servers import Postgres, free_port
