@@ -8,7 +8,12 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from .actors import SERVICE
+from .errors import TemporarilyUnavailable
 from .events.reading import Events
+from .federation.discovery import Discovery
+from .federation.fetching import Fetching
+from .federation.issuer_changes import IssuerChanges
+from .federation.issuers import Issuers
 from .log import get_logger
 from .policies import Policies, Policy
 from .revocation.fence import Reading as PulseReading
@@ -80,6 +85,10 @@ class Keyturn:
     policies: Policies
     policy_changes: PolicyChanges
     cursors: Cursors
+    issuers: Issuers
+    issuer_changes: IssuerChanges
+    fetching: Fetching
+    discovery: Discovery
 
 
 @asynccontextmanager
@@ -87,12 +96,14 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     """Makes the parts, without background tasks, and closes them at the end of the block.
 
     Raises:
-        ConfigurationError: a master secret is missing or weak, or cookies could become too large.
+        ConfigurationError: a master secret is missing or weak, cookies could become too large, or the file of issuers
+            is not valid.
     """
     db = Database(settings)
     master = master_secret_of(settings)
     previous = previous_secret_of(settings)
     seal = KeySeal(master, previous)
+    issuers = Issuers(db, seal, settings)
     keys = Keys(db, seal, settings.signing_algorithm)
     revocations = Revocations(db, settings, lambda event, *, level, **more: getattr(_log, level)(event, **more))
     passwords = Passwords(settings, HashingRoom.of(settings, container()))
@@ -104,6 +115,8 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     ending = Ending(db, keys, access_tokens, revocations.publishing, lookup, policies)
     sweeping = Sweeping(db, revocations.publishing, ending, policies)
     rotation = Rotation(db, keys, answers, ending, lookup, policies)
+    fetching = Fetching()
+    discovery = Discovery(fetching)
     try:
         yield Keyturn(
             settings=settings,
@@ -132,6 +145,10 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             policies=policies,
             policy_changes=PolicyChanges(policies, sweeping),
             cursors=Cursors(master),
+            issuers=issuers,
+            issuer_changes=IssuerChanges(issuers, discovery),
+            fetching=fetching,
+            discovery=discovery,
         )
     finally:
         await revocations.close()
@@ -140,7 +157,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
 
 @asynccontextmanager
 async def running(keyturn: Keyturn) -> AsyncIterator[None]:
-    """Checks the schema, makes the first keys, and keeps key set, policies and fence up to date while the block runs.
+    """Checks the schema, makes the first keys, and keeps whatever follows the pulse up to date while the block runs.
 
     Raises:
         ConfigurationError: the schema is behind, the keys were sealed under another secret, or no hash fits into the
@@ -152,10 +169,14 @@ async def running(keyturn: Keyturn) -> AsyncIterator[None]:
     await keyturn.keys.make_first(by=SERVICE)
     await keyturn.keys.load()
     await keyturn.policies.load()
+    await keyturn.issuers.load()
 
     def follow(reading: PulseReading) -> None:
         keyturn.keys.follow(reading.keys_version, now=reading.now, began=reading.began)
         keyturn.policies.follow(reading.policies_version, began=reading.began)
+        keyturn.issuers.follow(reading.issuers_version, began=reading.began)
+        with suppress(TemporarilyUnavailable):  # none in force: nothing to discover
+            keyturn.discovery.follow(keyturn.issuers.in_force)
 
     keyturn.revocations.fence.on_reading = follow
     await keyturn.revocations.fence.read()

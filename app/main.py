@@ -24,6 +24,7 @@ from .http.request import Request as OurRequest
 from .keyturn import Keyturn, opened, running
 from .routes import (
     admin_events,
+    admin_federation,
     admin_keys,
     admin_policies,
     admin_sessions,
@@ -54,6 +55,7 @@ _ENDPOINTS = (
     *admin_sessions.ENDPOINTS,
     *admin_keys.ENDPOINTS,
     *admin_policies.ENDPOINTS,
+    *admin_federation.ENDPOINTS,
     *admin_events.ENDPOINTS,
     *admin_stats.ENDPOINTS,
     *well_known.ENDPOINTS,

@@ -66,6 +66,10 @@ class Settings(SessionSettings):
         SecretStr | None,
         Field(description="The master secret before, while the keys move to a new one. Opens keys and seals none."),
     ] = None
+    federation_file: Annotated[
+        Path | None,
+        Field(description="TOML file of issuers whose tokens are exchanged: a table `[issuers.NAME]` for each."),
+    ] = None
 
     # Names in tokens
     issuer: Annotated[

@@ -21,6 +21,9 @@ from .settings_values import given
 PREFIX = "KEYTURN_"
 """The beginning of every variable. The names in a TOML file have no prefix."""
 
+_PATHS = frozenset({"federation_file"})
+"""Settings whose own names end as those of files that hold one value. Their values are paths."""
+
 
 def sources(
     environ: Mapping[str, str], config: Path | None, names: Collection[str], only: Collection[str] | None = None
@@ -125,7 +128,7 @@ def _from_files(values: dict[str, Any], only: Collection[str] | None) -> dict[st
     """Replaces each ``x_file`` by ``x`` and the file's content, so that no secret need stand in the environment."""
     if only is not None:
         values = {name: value for name, value in values.items() if name.removesuffix("_file") in only}
-    for name in [n for n in values if n.endswith("_file")]:
+    for name in [n for n in values if n.endswith("_file") and n not in _PATHS]:
         target, called = name.removesuffix("_file"), f"{PREFIX}{name.upper()}"
         if target in values:
             raise ConfigurationError(f"{called}: {PREFIX}{target.upper()} is set too; use one of them")

@@ -21,10 +21,12 @@ import pytest
 from sqlalchemy import or_, select, text
 
 from app.actors import SERVICE
+from app.federation.issuer import Issuer, IssuerSecrets
 from app.http.endpoints import Endpoint
 from app.keyturn import Keyturn, opened, running
 from app.main import _ENDPOINTS
 from app.storage.tables import Event, Key, Policy, Session, User, uuid7
+from app.storage.tables import Issuer as IssuerRow
 from tests.conftest import CHEAP, NEW_PASSWORD, PASSWORD, SECRET, settings_of, sync
 from tests.cookies import set_cookies
 from tests.servers import Postgres
@@ -124,6 +126,10 @@ ROWS: dict[str, Mapping[str, str]] = {
     "POST /admin/sign-everyone-out": ADMIN_ACTS,
     "GET /admin/policies": ADMIN_READS,
     "PUT /admin/policies/{scope}": ADMIN_ACTS,
+    "GET /admin/federation": ADMIN_READS,
+    "GET /admin/federation/{name}": ADMIN_READS,
+    "PUT /admin/federation/{name}": ADMIN_ACTS,
+    "DELETE /admin/federation/{name}": ADMIN_ACTS,
     "GET /admin/events": ADMIN_READS,
     "GET /admin/stats": ADMIN_READS,
     "GET /.well-known/jwks.json": ANYONE,
@@ -230,13 +236,17 @@ class World:
         return await self.client.request(method or name.partition(" ")[0], path, json=body, headers=headers)
 
     async def state(self, *ids: UUID) -> list[Any]:
-        """All rows about these users and sessions, and all keys and policies: a refused request leaves them as they are."""
+        """All rows about these users and sessions, and all keys, policies and issuers.
+
+        A refused request leaves them as they are.
+        """
         asked = [
             select(User.__table__).where(User.id.in_(ids)).order_by(User.id),
             select(Session.__table__).where(or_(Session.user_id.in_(ids), Session.id.in_(ids))).order_by(Session.id),
             select(Event.__table__).where(or_(Event.user_id.in_(ids), Event.session_id.in_(ids))).order_by(Event.id),
             select(Key.__table__).order_by(Key.kid),
             select(Policy.__table__).order_by(Policy.scope),
+            select(IssuerRow.__table__).order_by(IssuerRow.name),
         ]
         async with self.keyturn.db.look(hot_path=False) as connection:
             rows = [(await connection.execute(query)).all() for query in asked]
@@ -334,6 +344,7 @@ for _name in (
     "GET /admin/sessions",
     "GET /admin/keys",
     "GET /admin/policies",
+    "GET /admin/federation",
     "GET /admin/events",
     "GET /admin/stats",
     "GET /.well-known/jwks.json",
@@ -361,6 +372,30 @@ for _name, _body in {
 }.items():
     SAMPLES[_name] = on_a_session(_name.partition(" ")[2], _body, own="/auth/" in _name)
 SAMPLES["PUT /admin/policies/{scope}"] = plain("/admin/policies/global", {"session_limit": 1000})
+
+
+def on_an_issuer(name: str) -> Sample:
+    """A request about an issuer of the table. It is away: nothing listens on the port of its URL."""
+
+    async def made(world: World, _caller: Caller) -> tuple[str, Any]:
+        await world.keyturn.issuers.put(name, Issuer(**issuer_members(name)), IssuerSecrets(), by=SERVICE)
+        return f"/admin/federation/{name}", None
+
+    return made
+
+
+def issuer_members(name: str) -> dict[str, Any]:
+    return {
+        "preset": "scalekit",
+        "issuer": f"https://127.0.0.1:9/{name}",
+        "client_id": "skc_1",
+        "private_addresses": True,
+    }
+
+
+SAMPLES["GET /admin/federation/{name}"] = on_an_issuer("looked-at")
+SAMPLES["DELETE /admin/federation/{name}"] = on_an_issuer("removed")
+SAMPLES["PUT /admin/federation/{name}"] = plain("/admin/federation/put", issuer_members("put"))
 
 
 @sample("POST /auth/register")

@@ -18,6 +18,7 @@ from openapi_spec_validator import validate
 from pydantic import BaseModel
 
 from app.errors import Reason
+from app.federation.issuer import Issuer
 from app.http.answers import NO_CONTENT, Answer
 from app.http.bodies import FORM, JSON
 from app.http.doors import Doors
@@ -57,6 +58,10 @@ REFUSALS = {
     "sign_everyone_out": {"401", "403", "409", "503"},
     "list_policies": {"401", "403", "503"},
     "set_policy": {"401", "403", "404", "503"},
+    "list_issuers": {"401", "403", "503"},
+    "find_issuer": {"401", "403", "404", "503"},
+    "put_issuer": {"401", "403", "409", "503"},
+    "remove_issuer": {"401", "403", "404", "409", "503"},
     "list_events": {"401", "403", "503"},
     "stats": {"401", "403", "503"},
     "list_users": {"401", "403", "503"},
@@ -211,6 +216,8 @@ OPTIONAL = {
     "DeviceAnswer": {"name", "browser", "system", "kind"},
     "EndedAnswer": {"ended", "count", "next_cursor"},
     "ErrorAnswer": {"reason"},
+    # Nothing of a row that this release can't read is known but its name.
+    "IssuerAnswer": {"changed_at", "warning", *Issuer.model_fields},
     "KeyAnswer": {"retired_at", "retires_at", "sealed_under"},
     "PolicyAnswer": {"changed_at"},
     "PublicKey": {"crv", "x", "y", "n", "e"},

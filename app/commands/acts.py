@@ -43,6 +43,7 @@ def on_parts(act: Act, *, load: bool = True) -> Callable[[argparse.Namespace], N
             if load:
                 await keyturn.keys.load()
             await keyturn.policies.load()
+            await keyturn.issuers.load()
             await keyturn.revocations.fence.read()
             await act(keyturn, arguments)
 

@@ -133,10 +133,12 @@ async def _keys(keyturn: Keyturn) -> AsyncIterator[Finding]:
             yield Finding(f"{used} with {', '.join(signers)}", new if other else "")
     if keyturn.settings.secret_previous is not None:
         under = sum(key["sealed_under"] == "previous" for key in keys)
+        issuers = sum(issuer.sealed_under == "previous" for issuer in await keyturn.issuers.rows())
         yield Finding(
-            f"keys under KEYTURN_SECRET_PREVIOUS ({under})",
+            f"keys under KEYTURN_SECRET_PREVIOUS ({under})"
+            + (f", and secrets of issuers ({issuers})" if issuers else ""),
             f"when every instance has both secrets: {called()} keys rotate master"
-            if under
+            if under or issuers
             else "no longer needed: restart the instances without KEYTURN_SECRET_PREVIOUS",
         )
 
@@ -155,6 +157,29 @@ async def _policies(keyturn: Keyturn) -> AsyncIterator[Finding]:
                 f"it is set laxer than the settings allow, and counts as {shown(value)}: "
                 f"{called()} policies unset {policy.scope} {name}, or set a value that they allow",
             )
+
+
+async def _issuers(keyturn: Keyturn) -> AsyncIterator[Finding]:
+    await keyturn.issuers.load()
+    for each in await keyturn.issuers.rows():
+        where, of, add = (
+            f"issuer {each.name} ({each.source})",
+            each.configured,
+            f"{called()} federation add {each.name}",
+        )
+        if each.status == "hidden":
+            yield Finding(where, "not in force: the file, or an issuer before it, has its name or its iss")
+        elif of is None:
+            yield Finding(where, f"not in force: this release can't read its row; {add}, or remove it")
+        elif each.secrets_are_lost:
+            yield Finding(where, f"KEYTURN_SECRET does not open its secrets; give them again: {add}")
+        else:
+            lacks = dict(of.lacks())
+            refused = f", without webhook_secret: {lacks['webhook_secret']}" if "webhook_secret" in lacks else ""
+            yield Finding(f"{where}: {of.issuer.preset}, {of.issuer.issuer}{refused}")
+            if words := lacks.get("client_secret"):
+                how = f"{add} --client-secret-stdin" if each.source == "table" else "set it in the file"
+                yield Finding(f"client_secret of the issuer {each.name}", f"without it, {words}: {how}")
 
 
 def _text(value: object) -> str:
@@ -214,6 +239,6 @@ async def _open_files(_keyturn: Keyturn) -> AsyncIterator[Finding]:
 
 
 _EXAMINATIONS = (
-    *(_address, _schema, _migration, _keys, _policies),
+    *(_address, _schema, _migration, _keys, _policies, _issuers),
     *(_administrators, _hashing, _clock, _redis, _open_files),
 )

@@ -70,6 +70,9 @@ async def _list(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
             for key in keys
         ]
     show(keys, arguments)
+    issuers = [issuer.name for issuer in await keyturn.issuers.rows() if issuer.sealed_under == "previous"]
+    if issuers:
+        note(f"secrets of issuers that are still under KEYTURN_SECRET_PREVIOUS: {', '.join(issuers)}")
 
 
 async def _rotate(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
@@ -93,7 +96,7 @@ async def _rewrap(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     if arguments.algorithm or arguments.bits:
         raise InvalidRequest("algorithm", description="algorithm and bits are for access keys.")
     moved = await keyturn.key_changes.rewrap(by=by())
-    print(f"{moved} key{'s' * (moved != 1)} moved; all that are in force are sealed under KEYTURN_SECRET")
+    print(f"{moved} row{'s' * (moved != 1)} moved: all keys in force and secrets of issuers are under KEYTURN_SECRET")
     if keyturn.settings.secret_previous:
         note("restart the instances without KEYTURN_SECRET_PREVIOUS, one after another")
 

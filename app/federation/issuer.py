@@ -6,12 +6,15 @@ The same members stand in the table, in the file of `KEYTURN_FEDERATION_FILE` an
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import timedelta
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
+from ..errors import InvalidRequest
+from ..users.claims import checked
 from .webhook_signatures import key_of
 
 Preset = Literal["scalekit", "oidc"]
@@ -33,12 +36,21 @@ MOST_SECONDS = 365 * 86_400
 
 
 def _https(url: str) -> str:
-    parts = urlsplit(url)  # may raise ValueError by itself
-    if parts.scheme != "https" or not parts.hostname or parts.username is not None or parts.query or parts.fragment:
-        raise ValueError("must be an https URL without user, query and fragment")
     if not re.fullmatch(r"[\x21-\x7e]{1,255}", url):
         raise ValueError("must have 1 to 255 characters of visible ASCII")
+    if not is_https(url) or "?" in url:
+        raise ValueError("must be an https URL without user, query and fragment")
     return url
+
+
+def is_https(url: str) -> bool:
+    """Whether a text is an https URL with a host, and without user and fragment."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:  # its message may repeat a part of the URL
+        return False
+    return parts.scheme == "https" and bool(parts.hostname) and port != 0 and "@" not in parts.netloc and "#" not in url
 
 
 Url = Annotated[str, AfterValidator(_https)]
@@ -47,6 +59,7 @@ Address = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9+.-]{0,31}:[\x21\x22
 """A URI without a fragment, also of a native app's own scheme (RFC 8252 section 7.1)."""
 Seconds = Annotated[int, Field(ge=1, le=MOST_SECONDS)]
 Names = Annotated[tuple[Word, ...], Field(max_length=50)]
+Role = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
 
 
 class Issuer(BaseModel):
@@ -63,7 +76,9 @@ class Issuer(BaseModel):
     ] = ()
     client_id: Annotated[Word, Field(description="Your client id at the issuer.")]
     audiences: Annotated[Names, Field(description="Accepted `aud` values. Empty: the client id.")] = ()
-    algorithms: Annotated[tuple[Algorithm, ...], Field(min_length=1, max_length=3)] = ("RS256",)
+    algorithms: Annotated[
+        tuple[Algorithm, ...], Field(min_length=1, max_length=3, description="Algorithms that may sign its tokens.")
+    ] = ("RS256",)
     kinds: Annotated[
         tuple[Kind, ...],
         Field(max_length=2, description="The kinds of tokens that are exchanged. Empty: those of the preset."),
@@ -92,10 +107,10 @@ class Issuer(BaseModel):
         bool, Field(description="Whether a proved address links a user with the same proved address. Never: admins.")
     ] = False
     roles: Annotated[
-        dict[Word, Word],
+        dict[Word, Role],
         Field(max_length=50, description="Its role or permission → role here. The first that matches counts."),
     ] = {}
-    default_role: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")] = "user"
+    default_role: Annotated[Role, Field(description="The role of a user none of whose roles matches.")] = "user"
     claims: Annotated[
         dict[Word, Word], Field(max_length=20, description="Its claim → claim here. No other claim is copied.")
     ] = {}
@@ -126,6 +141,10 @@ class Issuer(BaseModel):
         )
         if broken := [rule for is_broken, rule in rules if is_broken]:
             raise ValueError("; ".join(broken))
+        try:
+            checked(dict.fromkeys(self.claims.values()))
+        except InvalidRequest as e:
+            raise ValueError(e.description.removesuffix(".")) from None
         return self
 
     @property
@@ -161,11 +180,12 @@ class IssuerSecrets(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     client_secret: Annotated[
-        SecretStr | None, Field(max_length=1024, description="For Scalekit's API: revoke, check and list sessions.")
+        SecretStr | None,
+        Field(min_length=1, max_length=1024, description="For Scalekit's API: revoke, check and list sessions."),
     ] = None
     webhook_secret: Annotated[
         SecretStr | None,
-        Field(max_length=1024, description="For its webhooks (Standard Webhooks): `whsec_…`."),
+        Field(min_length=1, max_length=1024, description="For its webhooks (Standard Webhooks): `whsec_…`."),
         AfterValidator(_with_a_key),
     ] = None
 
@@ -180,6 +200,15 @@ class Configured(BaseModel):
     secrets: IssuerSecrets = IssuerSecrets()
     source: Literal["table", "file"] = "table"
 
+    def lacks(self) -> list[tuple[str, str]]:
+        """The secrets that it has not got, each with what does not work without it."""
+        if self.issuer.preset != "scalekit":
+            return []
+        acts = ["local logouts do not end its sessions"] * (self.issuer.revoke_sessions is not False)
+        acts += ["refreshes do not ask if its sessions live"] * (self.issuer.check_sessions != "off")
+        needs = (("client_secret", " and ".join(acts)), ("webhook_secret", "its webhooks are refused"))
+        return [(name, words) for name, words in needs if words and getattr(self.secrets, name) is None]
+
     def public(self) -> dict[str, Any]:
         """All members but the secrets, of which it says only whether they are there."""
         shown: dict[str, Any] = self.issuer.model_dump(mode="json")
@@ -190,3 +219,44 @@ class Configured(BaseModel):
             **shown,
             **{f"has_{name}": is_set for name, is_set in has.items()},
         }
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+_PLAIN_NAME = re.compile(r"[a-z]{1,16}(?:_[a-z]{1,16}){0,3}", re.ASCII)
+"""The form of a member's name: a few short words. A secret in the place of a name is not repeated."""
+
+
+def issuer_of(members: Mapping[str, Any]) -> Issuer:
+    """The issuer of these members, without its secrets.
+
+    Raises:
+        InvalidRequest: a member is unknown, missing or not valid. The sentence names the member and repeats no value.
+    """
+    return _made(Issuer, members)
+
+
+def secrets_of(members: Mapping[str, Any]) -> IssuerSecrets:
+    """The secrets of an issuer, of which some may be absent.
+
+    Raises:
+        InvalidRequest: as `issuer_of`.
+    """
+    return _made(IssuerSecrets, members)
+
+
+def _made(model: type[_Model], members: Mapping[str, Any]) -> _Model:
+    try:
+        return model.model_validate(dict(members))
+    except ValidationError as e:
+        error = e.errors(include_url=False, include_context=False, include_input=False)[0]
+    raise InvalidRequest(f"issuer: {error['type']}", description=f"{_in_words(error)}.")  # without the error's context
+
+
+def _in_words(error: Any) -> str:
+    text = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be", 1)
+    if not error["loc"]:
+        return str(text)  # a rule on several members, which names them
+    name = str(error["loc"][0])
+    if error["type"] == "extra_forbidden":
+        return f"{name}: there is no such member" if _PLAIN_NAME.fullmatch(name) else "there is an unknown member"
+    return f"{name}: is missing" if error["type"] == "missing" else f"{name}: {text}"

@@ -194,9 +194,9 @@ def not_as_modelled(model: type[BaseModel], value: object, error: ValidationErro
             fields = ", ".join(model.model_fields)
             sentence = f"{named} a field that this endpoint does not have. It has: {fields}."
         case "missing" if where:
-            sentence = f"{where[-1]}: is missing."
-        case _ if where:
-            sentence = f"{where[-1]}: is not valid."
+            sentence = f"{where[0]}: is missing."
+        case _ if where:  # the first part is the field; within a mapping or a list, the others are the client's
+            sentence = f"{where[0]}: is not valid."
         case _:
             sentence = "The body must be a JSON object with the documented fields."
     return InvalidRequest(f"validation: {kind}", description=sentence)

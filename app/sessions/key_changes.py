@@ -139,10 +139,10 @@ class KeyChanges:
             await asyncio.sleep(1)
 
     async def rewrap(self, *, by: Actor) -> int:
-        """Seals all keys under the present master secret. Returns how many were under the previous one.
+        """Seals all keys, and the secrets of issuers, under the present master secret. Returns how many rows moved.
 
         Raises:
-            ConfigurationError: a key that is in force opens under neither.
+            ConfigurationError: a key that is in force, or the secrets of an issuer, open under neither.
             TemporarilyUnavailable: the database is away.
         """
         return await self._rotation.rewrap(by=by)

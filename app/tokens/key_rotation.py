@@ -1,4 +1,4 @@
-"""Rotation: a new key takes the place of the others of its use, and rows move to a new master secret.
+"""Rotation: a new key takes the place of the others of its use, and sealed rows move to a new master secret.
 
 Both are declarative. A call says what shall be in the end, and a repeated one finds what is done already.
 """
@@ -17,7 +17,7 @@ from ..events.audit import Event, record
 from ..settings import LEEWAY, Algorithm, Settings
 from ..settings_sessions import LONGEST_ACCESS_TOKEN
 from ..storage.database import Database
-from ..storage.tables import Key
+from ..storage.tables import Issuer, Key
 from ..storage.tasks import own_task
 from .key_rows import known_here
 from .key_seal import KeySeal
@@ -30,7 +30,7 @@ _MARGIN = timedelta(seconds=60)
 
 
 class KeyRotation:
-    """Rotates the keys of one use, and moves all keys under another master secret."""
+    """Rotates the keys of one use, and moves all that is sealed under another master secret."""
 
     def __init__(self, db: Database, table: KeyTable, seal: KeySeal, settings: Settings) -> None:
         """The settings have the algorithm of new access keys, and the longest lifetimes that a policy may allow."""
@@ -108,10 +108,11 @@ class KeyRotation:
     async def rewrap(self, *, by: Actor) -> int:
         """Seals each row that the previous master secret opens under the current one. Returns how many there were.
 
-        All in one transaction: no row is ever without a secret that an instance has. A repeated call finds none.
+        The rows are those of keys, and those of issuers with secrets. All in one transaction: no row is ever without a
+        secret that an instance has. A repeated call finds none.
 
         Raises:
-            ConfigurationError: a key that is in force opens under neither secret.
+            ConfigurationError: a key that is in force, or the secrets of an issuer, open under neither secret.
             TemporarilyUnavailable: the database is away.
         """
         async with self._db.begin() as tx:
@@ -129,6 +130,25 @@ class KeyRotation:
                     sealed = self._seal.seal(secret, row.kid, row.use, row.algorithm, row.number)
                     await tx.execute(update(Key).where(Key.kid == row.kid).values(sealed=sealed))
                     moved += 1
+            moved += await self._rewrap_issuers(tx)
             if moved:
                 await record(tx, now, by, [Event("keys_rewrapped", detail=str(moved))])
+        return moved
+
+    async def _rewrap_issuers(self, tx: AsyncConnection) -> int:
+        """The same for the secrets of issuers. A change of an issuer waits for the pulse's row, which `tx` has."""
+        moved = 0
+        sealed = select(Issuer.__table__).where(Issuer.sealed.is_not(None)).order_by(Issuer.name)
+        for row in (await tx.execute(sealed)).all():
+            opened = self._seal.open_secrets(row)
+            if opened is None:
+                raise ConfigurationError(
+                    f"the secrets of the issuer {row.name} open neither under KEYTURN_SECRET nor under "
+                    "KEYTURN_SECRET_PREVIOUS; nothing was changed; give them again by keyturn federation add"
+                )
+            under, secrets = opened
+            if under == "previous":
+                again = self._seal.seal_secrets(secrets, row.name, row.configuration)
+                await tx.execute(update(Issuer).where(Issuer.name == row.name).values(sealed=again))
+                moved += 1
         return moved

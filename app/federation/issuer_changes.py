@@ -1,0 +1,60 @@
+"""Changes of the issuers, by the command line and by administrators: the issuer is looked at before it is stored."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+
+from ..actors import Actor
+from ..errors import TemporarilyUnavailable
+from .discovery import Discovery
+from .issuer import Configured, Issuer, IssuerSecrets
+from .issuers import Issuers
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """An issuer that was added or changed."""
+
+    configured: Configured
+    not_examined: str
+    """Why the issuer itself could not be asked, in words for an operator. Empty if it was asked, and all is well."""
+
+
+class IssuerChanges:
+    """Adds, changes and removes issuers."""
+
+    def __init__(self, issuers: Issuers, discovery: Discovery) -> None:
+        self._issuers = issuers
+        self._discovery = discovery
+
+    async def put(
+        self, name: str, issuer: Issuer, secrets: IssuerSecrets, *, by: Actor, seen: Configured | None = None
+    ) -> Put:
+        """Adds an issuer, or replaces its members. It is in force on each instance within a second, here at once.
+
+        The issuer is asked first. If its discovery document is wrong, nothing is stored. If it is away, the change goes
+        on. No transaction is open meanwhile.
+
+        Arguments and errors are those of `Issuers.put`.
+
+        Raises:
+            InvalidRequest: the discovery document is another issuer's, or a host has an address that it may not have.
+        """
+        self._issuers.check_name(name)
+        not_examined = await self._discovery.examine(Configured(name=name, issuer=issuer))
+        configured = await self._issuers.put(name, issuer, secrets, by=by, seen=seen)
+        await self._load()
+        return Put(configured, not_examined)
+
+    async def remove(self, name: str, *, by: Actor) -> None:
+        """Removes an issuer. Within a second no instance takes its tokens, and this one at once.
+
+        Errors are those of `Issuers.remove`.
+        """
+        await self._issuers.remove(name, by=by)
+        await self._load()
+
+    async def _load(self) -> None:
+        with suppress(TemporarilyUnavailable):  # the act is done, and the pulse will tell this process of it
+            await self._issuers.load()

@@ -1,0 +1,111 @@
+"""The bodies of /admin/federation, made from the members of `Issuer`, so that they never differ from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, Field, create_model
+from pydantic.fields import FieldInfo
+from pydantic.json_schema import SkipJsonSchema
+
+from ..federation.issuer import Issuer, IssuerSecrets
+from ..federation.issuer_members import shown
+from ..http.documentation import word
+from .models import RequestBody
+
+_SECRET = Field(min_length=1, max_length=1024, json_schema_extra={"writeOnly": True}, repr=False)
+
+
+def _in_body(field: FieldInfo) -> tuple[Any, Any]:
+    """A member of a request's body. An array is a list. One that need not be there has no default, but may be null."""
+    kind: Any = field.annotation
+    if get_origin(kind) is tuple:
+        kind = list[get_args(kind)[0]]  # type: ignore[misc]  # made at run time
+    kind = Annotated[(kind, Field(), *field.metadata)]
+    if field.is_required():
+        return Annotated[kind, Field(description=field.description)], ...
+    default = f" Default: `{shown(field.default)}`." if shown(field.default) else ""
+    return Annotated[kind | None, Field(description=f"{field.description}{default}")], None
+
+
+def _in_answer(kind: Any) -> Any:
+    """The type of a member in an answer: later releases may add words, so that no enum stands in it."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _in_answer(arguments[0])
+    if origin is Literal:
+        return str
+    if origin is tuple:
+        return list[_in_answer(arguments[0])]  # type: ignore[misc]  # made at run time
+    if origin is dict:
+        return dict[str, str]
+    if arguments:  # an optional one
+        return next(_in_answer(each) for each in arguments if each is not type(None))
+    return kind
+
+
+_BODY: Mapping[str, Any] = {name: _in_body(field) for name, field in Issuer.model_fields.items()}
+_SECRETS: Mapping[str, Any] = {
+    name: (
+        Annotated[str | None, _SECRET, Field(description=f"{field.description} Absent: it stays. Null: it goes.")],
+        None,
+    )
+    for name, field in IssuerSecrets.model_fields.items()
+}
+_ANSWER: Mapping[str, Any] = {
+    name: (
+        Annotated[_in_answer(field.annotation) | SkipJsonSchema[None], Field(description=field.description)],
+        None,
+    )
+    for name, field in Issuer.model_fields.items()
+}
+
+IssuerChange: type[RequestBody] = create_model(
+    "IssuerChange",
+    __base__=RequestBody,
+    __module__=__name__,
+    __doc__="All members of an issuer, and the secrets to change. A member that is absent or null has its default.",
+    **_BODY,
+    **_SECRETS,
+)
+
+
+class _Known(BaseModel):
+    """The members of each issuer in an answer."""
+
+    name: Annotated[str, Field(examples=["acme"])]
+    source: Annotated[str, word("Where it is configured.", "table", "file")]
+    status: Annotated[str, word("Whether it is in force.", "in_force", "hidden", "unreadable")]
+    changed_at: Annotated[datetime | SkipJsonSchema[None], Field(description="Absent for one of the file.")] = None
+    has_client_secret: bool
+    has_webhook_secret: bool
+    secrets_are_lost: Annotated[
+        bool, Field(description="Whether it has secrets that no master secret opens: give them again.")
+    ]
+    warning: Annotated[
+        str | SkipJsonSchema[None], Field(description="After a change: why the issuer itself could not be examined.")
+    ] = None
+
+
+IssuerAnswer: type[_Known] = create_model(
+    "IssuerAnswer",
+    __base__=_Known,
+    __module__=__name__,
+    __doc__="An issuer without its secrets. Its members are absent where its row is `unreadable`.",
+    **_ANSWER,
+)
+
+
+class IssuersAnswer(BaseModel):
+    """All issuers, in force or not: first those of the file."""
+
+    items: list[IssuerAnswer]  # type: ignore[valid-type]  # made at run time
+
+
+def changes_in(body: RequestBody) -> tuple[dict[str, Any], dict[str, str | None]]:
+    """The members of an issuer that a body sets, and the secrets that it gives or removes."""
+    sent = {name: getattr(body, name) for name in body.model_fields_set}
+    secrets = {name: sent.pop(name) for name in IssuerSecrets.model_fields if name in sent}
+    return {name: value for name, value in sent.items() if value is not None}, secrets
