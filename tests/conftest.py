@@ -57,6 +57,7 @@ DEEP = {
     "test_browser_demo",
     "test_contract",
     "test_crashes",
+    "test_federation_storm",
     "test_key_storms",
     "test_planted_bugs",
     "test_policy_storm",
