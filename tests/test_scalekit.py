@@ -188,7 +188,7 @@ async def test_a_client_that_is_refused_again_with_a_new_token_gives_up(scalekit
     assert token_requests(upstream) == 2
 
 
-@pytest.mark.parametrize("expires_in", [86_399, 600, 1, 0, -1, None, 10**400, "x", True])
+@pytest.mark.parametrize("expires_in", [86_399, 600, 1, 0, -1, None, 10**400, "x", True], ids=lambda n: str(n)[:9])
 async def test_a_token_counts_until_shortly_before_its_end(
     scalekit: Scalekit, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, expires_in: Any
 ) -> None:
@@ -197,8 +197,8 @@ async def test_a_token_counts_until_shortly_before_its_end(
     body = {"access_token": "opaque", "token_type": "Bearer"} | (
         {} if expires_in is None else {"expires_in": expires_in}
     )
-    upstream.fault("/oauth/token", "answer", body=json.dumps(body))
-    upstream.fault("/api", "answer", body=json.dumps({"session_id": "ses_1", "status": "active"}))
+    upstream.fault("/oauth/token", "answer", status=200, body=json.dumps(body))
+    upstream.fault("/api", "answer", status=200, body=json.dumps({"session_id": "ses_1", "status": "active"}))
     of = upstream.configured()
     known = {86_399: 86_339, 600: 540, 1: 0.9, 10**400: 86_340}
     life = 270 if expires_in is True else known.get(expires_in, 270)  # five minutes where it says nothing usable
@@ -226,7 +226,7 @@ async def test_another_secret_of_the_client_needs_another_token(scalekit: Scalek
     "body", ["[]", "{}", '{"access_token": 7}', '{"access_token": ""}', '{"access_token": "a\\r\\nX-Evil: 1"}']
 )
 async def test_an_answer_without_a_usable_token_is_an_outage(scalekit: Scalekit, upstream: Upstream, body: str) -> None:
-    upstream.fault("/oauth/token", "answer", body=body)
+    upstream.fault("/oauth/token", "answer", status=200, body=body)
     with pytest.raises(TemporarilyUnavailable):
         await scalekit.get_session(upstream.configured(), "ses_1")
     assert upstream.requests("/api") == []
@@ -244,7 +244,7 @@ async def test_an_answer_without_a_verdict_is_an_outage(scalekit: Scalekit, upst
 async def test_an_answer_that_describes_no_session_is_an_outage(
     scalekit: Scalekit, upstream: Upstream, body: str
 ) -> None:
-    upstream.fault("/api", "answer", body=body)
+    upstream.fault("/api", "answer", status=200, body=body)
     with pytest.raises(TemporarilyUnavailable):
         await scalekit.get_session(upstream.configured(), "ses_1")
 

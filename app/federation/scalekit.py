@@ -31,7 +31,7 @@ _NO_EXPIRY = timedelta(minutes=5)
 _LONGEST_LIFE = timedelta(days=1)
 
 _GOOD, _CLIENT_ERRORS = range(200, 300), range(400, 500)
-_UNAUTHORIZED, _NOT_FOUND = 401, 404
+_BAD_REQUEST, _UNAUTHORIZED, _NOT_FOUND = 400, 401, 404
 _NO_VERDICT = {_UNAUTHORIZED, 403, 408, 429}
 """Client errors that say nothing about a session: a missing permission, a time limit, a rate limit."""
 
@@ -173,8 +173,10 @@ class Scalekit:
         began = monotonic()
         form = {"grant_type": "client_credentials", "client_id": client[1], "client_secret": client[2]}
         status, body = await self._fetching.post_form(f"{_base(of)}/oauth/token", form, of=of)
-        if status not in _GOOD:
+        if status in {_BAD_REQUEST, _UNAUTHORIZED}:  # RFC 6749 section 5.2
             raise TemporarilyUnavailable(f"issuer {of.name}: it refuses the client's secret ({status})")
+        if status not in _GOOD:
+            raise TemporarilyUnavailable(f"issuer {of.name}: its token endpoint answered {status}")
         text = body.get("access_token") if isinstance(body, dict) else None
         if not isinstance(text, str) or not text.isascii() or not text.isprintable() or not text:
             raise _not_understood(of)
