@@ -92,21 +92,21 @@ async def test_a_refresh_goes_on_while_the_upstream_session_lives_and_asks_once_
 
 
 @pytest.mark.parametrize("check", ["open", "closed"])
-@pytest.mark.parametrize("how", ["expired", "revoked", "logout"])
 async def test_an_upstream_session_that_ended_ends_the_local_one_at_the_next_refresh(
-    placed: Placed, upstream: Upstream, check: str, how: str
+    placed: Placed, upstream: Upstream, check: str
 ) -> None:
-    login = upstream.sign_in()
     async with placed(check_sessions=check) as place:
-        tokens = await place.session(login)
-        await asyncio.to_thread(upstream.end, login.session_id, how)
-        for _ in range(2):
-            answer = await place.refresh(tokens.refresh_token)
-            assert (answer.status_code, answer.json().get("reason")) == (401, "upstream_logout")
-        verified = await place.client.get("/auth/verify", headers={"authorization": f"Bearer {tokens.access_token}"})
-        assert verified.status_code == 401
-        (event,) = await place.keyturn.events.list(limit=9, event="session_ended", session_id=tokens.session_id)
-        assert (event["actor"], event["actor_id"], event["reason"]) == ("upstream", NAME, "upstream_logout")
+        for how in ("expired", "revoked", "logout"):
+            login = await asyncio.to_thread(upstream.sign_in)
+            tokens = await place.session(login)
+            await asyncio.to_thread(upstream.end, login.session_id, how)
+            for _ in range(2):
+                answer = await place.refresh(tokens.refresh_token)
+                assert (answer.status_code, answer.json().get("reason")) == (401, "upstream_logout"), how
+            bearer = {"authorization": f"Bearer {tokens.access_token}"}
+            assert (await place.client.get("/auth/verify", headers=bearer)).status_code == 401
+            (event,) = await place.keyturn.events.list(limit=9, event="session_ended", session_id=tokens.session_id)
+            assert (event["actor"], event["actor_id"], event["reason"]) == ("upstream", NAME, "upstream_logout")
 
 
 async def test_a_session_that_the_issuer_does_not_know_is_over_and_a_page_of_a_proxy_says_nothing(
@@ -197,7 +197,7 @@ async def test_refreshes_that_come_together_ask_once_and_wait_no_longer_than_the
         async with asyncio.timeout(30):
             answers = await asyncio.gather(*(place.refresh(tokens.refresh_token) for _ in range(20)))
         assert {answer.status_code for answer in answers} == {200}
-        assert len({answer.text for answer in answers}) == 1
+        assert len({answer.json()["refresh_token"] for answer in answers}) == 1
         # The late answer counts for the next refresh.
         async with asyncio.timeout(60):
             while not any(each["status"] == 200 for each in await asyncio.to_thread(upstream.requests, "/api")):
