@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -248,9 +248,14 @@ async def test_where_a_session_came_from_is_read_once(
 ) -> None:
     async with open_keyturn(federation_file=file_of_issuers(tmp_path, upstream, check_sessions="open")) as keyturn:
         user = await a_user_id(keyturn)
-        reads = []
+        reads: list[Sequence[UUID]] = []
         read = keyturn.session_checks._read
-        monkeypatch.setattr(keyturn.session_checks._reads, "_run", lambda ids: reads.append(ids) or read(ids))
+
+        async def noted(ids: Sequence[UUID]) -> Sequence[Any]:
+            reads.append(ids)
+            return await read(ids)
+
+        monkeypatch.setattr(keyturn.session_checks._reads, "_run", noted)
         mine = await federated(keyturn, user, upstream.sign_in().session_id)
         others = await federated(keyturn, user, None)
         for _ in range(3):

@@ -91,15 +91,16 @@ async def list_upstream_sessions(keyturn: Keyturn, request: Request) -> Answer:
     user = request.parameter("user")
     if not user:
         raise InvalidRequest("no user", description="user: is missing.")
-    statuses = request.parameters().get("status", ())
-    if not set(statuses) <= set(get_args(Status)):
-        raise InvalidRequest("status", description=f"status: must be one of {', '.join(get_args(Status))}.")
+    words: tuple[Status, ...] = get_args(Status)
+    asked = request.parameters().get("status", ())
+    if not set(asked) <= set(words):
+        raise InvalidRequest("status", description=f"status: must be one of {', '.join(words)}.")
     page = await keyturn.scalekit.list_sessions(
         of,
         user,
         page_size=request.number("limit", default=20, most=_MOST_OF_A_PAGE),
         page_token=request.parameter("page"),
-        statuses=statuses,
+        statuses=[word for word in words if word in asked],
         created_after=filters.moment(request, "created_after"),
         created_before=filters.moment(request, "created_before"),
     )
