@@ -64,8 +64,8 @@ async def test_a_local_logout_revokes_the_upstream_session(
     async with open_keyturn(federation_file=issuers) as keyturn:
         tokens = await federated(keyturn, await a_user_id(keyturn), login.session_id)
         await keyturn.ending.logout([], [tokens.refresh_token], "this", by=Actor("user"))
-        await becomes(lambda: is_revoked(upstream, login))
-        await becomes(lambda: settled(keyturn, tokens.session_id))
+        await becomes(is_revoked, upstream, login)
+        await becomes(settled, keyturn, tokens.session_id)
         row = (await rows(keyturn))[tokens.session_id]
         assert (row.outcome, row.attempts, row.due_at, row.failure) == ("revoked", 1, None, None)
         assert await events_of(keyturn, tokens.session_id) == [("upstream_revoked", "service", NAME)]
@@ -87,7 +87,7 @@ async def test_each_reason_goes_up_or_stays_here_as_the_documentation_says(
         tokens = await federated(keyturn, user, last.session_id)
         await keyturn.ending.end({tokens.session_id}, "logout", by=SERVICE)
         for login in (*(logins[reason] for reason in REASONS), last):
-            await becomes(lambda login=login: is_revoked(upstream, login))
+            await becomes(is_revoked, upstream, login)
         # The last one ended after all the others. So whatever should go up has gone up with it, or before.
         went_up = {reason for reason, login in logins.items() if await is_revoked(upstream, login)}
         assert went_up == {
@@ -111,7 +111,7 @@ async def test_each_act_that_ends_sessions_revokes_the_upstream_session(
         assert await keyturn.ending.end_for_reuse(tokens[3].session_id, 0, by=SERVICE) == "reuse_detected"
         await keyturn.ending.end({tokens[4].session_id}, "revoked_by_admin", by=OPERATOR)
         for login in logins:
-            await becomes(lambda login=login: is_revoked(upstream, login))
+            await becomes(is_revoked, upstream, login)
 
 
 async def test_one_logout_is_a_logout_also_where_another_local_session_of_the_upstream_session_lives(
@@ -122,12 +122,12 @@ async def test_one_logout_is_a_logout_also_where_another_local_session_of_the_up
         user = await a_user_id(keyturn)
         ended, lives = [await federated(keyturn, user, login.session_id) for _ in range(2)]
         await keyturn.ending.end({ended.session_id}, "logout", by=SERVICE)
-        await becomes(lambda: is_revoked(upstream, login))
+        await becomes(is_revoked, upstream, login)
         assert (await rows(keyturn))[lives.session_id].due_at is None
         assert await keyturn.rotation.refresh(lives.refresh_token, by=SERVICE)
         # The other one ends here by the issuer's own logout, or by its own: both are harmless.
         await keyturn.ending.end({lives.session_id}, "logout", by=SERVICE)
-        await becomes(lambda: settled(keyturn, lives.session_id))
+        await becomes(settled, keyturn, lives.session_id)
         assert (await rows(keyturn))[lives.session_id].outcome == "gone"
 
 
@@ -141,7 +141,7 @@ async def test_sessions_without_an_upstream_session_or_of_other_issuers_ask_nobo
         elsewhere = await federated(keyturn, user, other.session_id, issuer="another")
         for tokens in (without, elsewhere, await federated(keyturn, user, login.session_id)):
             await keyturn.ending.end({tokens.session_id}, "logout", by=SERVICE)
-        await becomes(lambda: is_revoked(upstream, login))
+        await becomes(is_revoked, upstream, login)
         assert revocations(upstream) == [login.session_id]
         found = await rows(keyturn)
         assert found[without.session_id].ordered_at is None
@@ -427,9 +427,9 @@ async def test_the_local_logout_stands_while_scalekit_is_away_and_goes_up_when_i
         assert failures == {"issuer acme: no connection"}
         await asyncio.to_thread(upstream.heal)
         for login in logins:
-            await becomes(lambda login=login: is_revoked(upstream, login))
+            await becomes(is_revoked, upstream, login)
         for tokens in sessions:
-            await becomes(lambda tokens=tokens: settled(keyturn, tokens.session_id))
+            await becomes(settled, keyturn, tokens.session_id)
 
 
 async def test_while_scalekit_is_away_few_orders_are_tried(
@@ -471,13 +471,13 @@ async def test_fifty_failures_across_restarts_end_with_an_entry(
         await becomes(was_tried)
     async with open_keyturn(federation_file=issuers) as keyturn:
         await write(keyturn, tokens.session_id, attempts=MOST_ATTEMPTS - 1, due_at=await database_now(keyturn))
-        await becomes(lambda: settled(keyturn, tokens.session_id))
+        await becomes(settled, keyturn, tokens.session_id)
         assert await events_of(keyturn, tokens.session_id) == [("upstream_given_up", "service", NAME)]
         (dead,) = await keyturn.revoking.dead_letters()
         assert dead["failure"] == "issuer acme: its API answered 503"
         await asyncio.to_thread(upstream.heal)
         await keyturn.revoking.replay(tokens.session_id, by=OPERATOR)
-        await becomes(lambda: is_revoked(upstream, login))
+        await becomes(is_revoked, upstream, login)
 
 
 # -- processes that die
@@ -534,7 +534,7 @@ async def test_a_service_that_is_killed_between_any_two_steps_loses_no_revocatio
         await asyncio.to_thread(upstream.fault, "/api", "hang")
         service = await asyncio.to_thread(start)
         await log_out(service, tokens[2].refresh_token)
-        await becomes(lambda: is_claimed(2))
+        await becomes(is_claimed, 2)
         await asyncio.to_thread(service.kill)
         service.close()
         assert await status(upstream, logins[2]) == "active"
@@ -543,7 +543,7 @@ async def test_a_service_that_is_killed_between_any_two_steps_loses_no_revocatio
         await asyncio.to_thread(upstream.fault, f"/api/v1/sessions/{logins[3].session_id}/revoke", "lost")
         service = await asyncio.to_thread(start)
         await log_out(service, tokens[3].refresh_token)
-        await becomes(lambda: is_revoked(upstream, logins[3]))
+        await becomes(is_revoked, upstream, logins[3])
         await asyncio.to_thread(service.kill)
         service.close()
         assert (await rows(keyturn))[tokens[3].session_id].settled_at is None
@@ -554,8 +554,8 @@ async def test_a_service_that_is_killed_between_any_two_steps_loses_no_revocatio
         await asyncio.to_thread(upstream.heal)
         with await asyncio.to_thread(start):
             for login, each in zip(logins, tokens, strict=True):
-                await becomes(lambda login=login: is_revoked(upstream, login))
-                await becomes(lambda each=each: settled(keyturn, each.session_id))
+                await becomes(is_revoked, upstream, login)
+                await becomes(settled, keyturn, each.session_id)
         assert [(await rows(keyturn))[each.session_id].outcome for each in tokens[:1]] == ["revoked"]
         assert (await rows(keyturn))[tokens[3].session_id].outcome == "gone"
 
@@ -581,7 +581,7 @@ async def test_two_services_share_the_revocations_and_ask_once_for_each(
             services = (one, other)
             await asyncio.gather(*(log_out(services[n % 2], each.refresh_token) for n, each in enumerate(tokens)))
             for each in tokens:
-                await becomes(lambda each=each: settled(keyturn, each.session_id))
+                await becomes(settled, keyturn, each.session_id)
         assert sorted(revocations(upstream)) == sorted(login.session_id for login in logins)
 
 
@@ -612,7 +612,7 @@ async def test_no_event_and_no_row_keeps_a_token_of_the_upstream(
     async with open_keyturn(federation_file=issuers) as keyturn:
         tokens = await federated(keyturn, await a_user_id(keyturn), login.session_id)
         await keyturn.ending.end({tokens.session_id}, "logout", by=SERVICE)
-        await becomes(lambda: settled(keyturn, tokens.session_id))
+        await becomes(settled, keyturn, tokens.session_id)
         async with keyturn.db.look() as connection:
             told = [tuple(row) for row in await connection.execute(select(Event.__table__))]
             told += [tuple(row) for row in await connection.execute(select(UpstreamSession.__table__))]

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from app.errors import InvalidRequest, NotFound, TemporarilyUnavailable
 from app.federation.fetching import Fetching
@@ -214,7 +215,7 @@ async def test_a_token_counts_until_shortly_before_its_end(
 async def test_another_secret_of_the_client_needs_another_token(scalekit: Scalekit, upstream: Upstream) -> None:
     login = upstream.sign_in()
     await scalekit.get_session(upstream.configured(), login.session_id)
-    wrong = IssuerSecrets(client_secret="a wrong secret")
+    wrong = IssuerSecrets(client_secret=SecretStr("a wrong secret"))
     with pytest.raises(TemporarilyUnavailable, match="refuses the client's secret") as refused:
         await scalekit.get_session(upstream.configured().model_copy(update={"secrets": wrong}), login.session_id)
     assert "a wrong secret" not in repr(refused.value) + refused.value.cause

@@ -73,8 +73,8 @@ async def write(keyturn: Keyturn, session_id: UUID, **values: Any) -> None:
         await tx.execute(update(UpstreamSession).where(UpstreamSession.session_id == session_id).values(**values))
 
 
-async def becomes(true: Callable[[], Awaitable[object]], seconds: float = 60) -> None:
-    """Waits until something is true. The time is that of a hopelessly busy machine."""
-    async with asyncio.timeout(seconds):
-        while not await true():
+async def becomes(true: Callable[..., Awaitable[object]], *arguments: object) -> None:
+    """Waits until something is true. The limit is that of a hopelessly busy machine."""
+    async with asyncio.timeout(120):
+        while not await true(*arguments):
             await asyncio.sleep(0.05)

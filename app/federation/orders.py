@@ -93,7 +93,7 @@ class Orders:
             .returning(UpstreamSession.session_id, UpstreamSession.upstream_id, UpstreamSession.attempts)
         )
         async with self._db.begin() as tx:
-            return [Order(*row) for row in await tx.execute(claimed)]
+            return [Order(row.session_id, row.upstream_id, row.attempts) for row in await tx.execute(claimed)]
 
     @own_task
     async def settle(
@@ -193,5 +193,5 @@ def pause_after(attempts: int) -> timedelta:
 
     Orders that failed together, because Scalekit was away, do not come back together.
     """
-    longest = min(_FIRST_PAUSE * 2 ** min(attempts - 1, 20), _LONGEST_PAUSE)
+    longest: timedelta = min(_FIRST_PAUSE * 2 ** min(attempts - 1, 20), _LONGEST_PAUSE)
     return longest * random.uniform(0.5, 1)  # noqa: S311  # jitter

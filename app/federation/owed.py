@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import select, text, update
+from sqlalchemy import ColumnElement, select, text, update
 
 from ..actors import Actor
 from ..errors import NotFound
@@ -41,11 +41,11 @@ class Owed:
         Raises:
             TemporarilyUnavailable: the database is away.
         """
-        which = {
-            None: [],
-            "waiting": [UpstreamSession.due_at.is_not(None)],
-            "given_up": [UpstreamSession.outcome == "given_up"],
-        }[state]
+        which: list[ColumnElement[bool]] = []
+        if state == "waiting":
+            which.append(UpstreamSession.due_at.is_not(None))
+        if state == "given_up":
+            which.append(UpstreamSession.outcome == "given_up")
         if after is not None:
             which.append(UpstreamSession.session_id < after)
         columns = (
