@@ -453,7 +453,7 @@ async def test_while_scalekit_is_away_few_orders_are_tried(
 
         await becomes(rests)
         attempts = sum(row.attempts for row in (await rows(keyturn)).values())
-        assert attempts <= 16 + 5, first
+        assert attempts <= 4 + 5, first
 
 
 async def test_fifty_failures_across_restarts_end_with_an_entry(

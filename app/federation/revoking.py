@@ -33,8 +33,8 @@ _EVERY = timedelta(seconds=1)
 _THOROUGH_EVERY = timedelta(seconds=10)
 _GIVE_UP_EVERY = timedelta(minutes=1)
 
-_AT_ONCE = 16
-"""Calls to one issuer at a time, in each process."""
+_AT_ONCE = 4
+"""Calls to one issuer at a time, in each process. Each has a TLS handshake, whose work refreshes have to wait for."""
 
 _ATTEMPT = LEASE - timedelta(seconds=10)
 """How long one attempt may take. The rest of the lease is for writing what became of it."""
