@@ -181,6 +181,21 @@ async def test_a_token_that_is_refused_is_renewed_once_for_all_callers(scalekit:
     assert token_requests(upstream) == 2
 
 
+async def test_a_late_refusal_of_the_old_token_leaves_the_new_one_in_force(
+    scalekit: Scalekit, upstream: Upstream
+) -> None:
+    slow, quick, of = upstream.sign_in(), upstream.sign_in(), upstream.configured()
+    await scalekit.get_session(of, quick.session_id)
+    upstream.call("forget_machine_tokens")
+    upstream.fault(f"/api/v1/sessions/{slow.session_id}", "slow", seconds=1, times=1)
+    late = asyncio.create_task(scalekit.get_session(of, slow.session_id))
+    while not upstream.requests(f"/api/v1/sessions/{slow.session_id}"):
+        await asyncio.sleep(0.01)
+    await scalekit.get_session(of, quick.session_id)
+    await late
+    assert token_requests(upstream) == 2
+
+
 async def test_a_client_that_is_refused_again_with_a_new_token_gives_up(scalekit: Scalekit, upstream: Upstream) -> None:
     login = upstream.sign_in()
     upstream.fault("/api", "status", status=401)
