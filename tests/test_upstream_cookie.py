@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from time import time
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
@@ -133,10 +134,10 @@ async def test_an_id_token_that_is_not_of_the_same_sign_in_is_refused_and_no_ses
         mint("id_token", subject=someone, sid=other.session_id),
         mint("id_token", subject=someone, sid=...),
         mint("id_token", subject=someone, sub=other.user_id),
-        mint("id_token", subject=someone, iat=1),
+        mint("id_token", subject=someone, iat=int(time()) - 400),
         mint("id_token", subject=someone, aud=["skc_other"], azp="skc_other", client_id="skc_other"),
         mint("id_token", subject=someone, iss="https://evil.example"),
-        mint("id_token", subject=someone, key=site.upstream.keys.rsa(7)),
+        mint("id_token", subject=someone, key=site.upstream.keys.rsa(7), header={"kid": site.upstream.signing.kid}),
         mint("access_token", subject=someone),
         mint("logout_token", subject=someone),
         "x",

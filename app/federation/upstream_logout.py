@@ -85,7 +85,7 @@ class UpstreamLogout:
         except TakenError:
             raise InvalidRequest(
                 "upstream logout: taken",
-                description="The logout token was received before, and its sessions have ended.",
+                description="The logout token came before, and its sessions have ended.",
             ) from None
 
     async def by_webhook(
