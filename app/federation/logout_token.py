@@ -2,7 +2,7 @@
 
 The caller has verified the signature, `iss` and `aud` as those of any external token. These rules tell a logout token
 from the other tokens that the same keys sign. An ID token has no `events`, and a logout token must have no `nonce`
-(section 2.4), so neither passes for the other.
+(Back-Channel Logout section 2.4), so neither passes for the other.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ EVENT = "http://schemas.openid.net/event/backchannel-logout"
 """The member of `events` that makes a token a logout token. The name is a word, and no place to fetch anything from."""
 
 HIGHEST_AGE = timedelta(minutes=5)
-"""How old a logout token may be. An issuer sends it at once, and recommended is a life of two minutes (Back-Channel
-Logout section 2.4)."""
+"""How old a logout token may be. An issuer sends it at once, for two minutes at most by Back-Channel Logout section 2.4.
+"""
 
 _LONGEST = 255  # characters of an id: the most that the columns take
 _TYPED = frozenset({"logout+jwt", "application/logout+jwt"})  # RFC 7515 section 4.1.9: either spelling, any case
@@ -35,7 +35,7 @@ class LogoutToken:
     upstream_id: str | None
     """The issuer's own session (`sid`). With it, that session alone was logged out."""
     subject: str | None = field(repr=False)
-    """The user (`sub`). Without `upstream_id`, all sessions of the user were logged out (Back-Channel Logout section 2.4)."""
+    """The user (`sub`). Without `upstream_id`, all sessions of the user were logged out."""
     issued_at: datetime
 
     @property
