@@ -20,7 +20,7 @@ EVENT = "http://schemas.openid.net/event/backchannel-logout"
 """The member of `events` that makes a token a logout token. The name is a word, and no place to fetch anything from."""
 
 HIGHEST_AGE = timedelta(minutes=5)
-"""How old a logout token may be. An issuer sends it at once, and Back-Channel Logout section 2.4 recommends two minutes.
+"""How old a logout token may be. An issuer sends it at once, and Back-Channel Logout section 2.4 advises two minutes.
 """
 
 _LONGEST = 255  # characters of an id: the most that the columns take
