@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from app.actors import SERVICE
 from app.keyturn import Keyturn
 from app.main import create_app
 from tests.conftest import CHEAP, SECRET, a_user, settings_of
-from tests.cookies import HTTPS, SAME_SITE, Browser, Sealer, ask, client_of, login, set_cookies
+from tests.cookies import DOMAIN, HTTPS, LOOPBACK, SAME_SITE, Browser, Names, Sealer, ask, client_of, login, set_cookies
 from tests.service import Service
 from tests.upstream.minting import Subject, new_id
 from tests.upstream.upstream import Upstream
@@ -61,11 +61,13 @@ class Site:
 
 
 @asynccontextmanager
-async def a_site(database_url: str, upstream: Upstream, folder: Path, **members: Any) -> AsyncIterator[Site]:
+async def a_site(
+    database_url: str, upstream: Upstream, folder: Path, settings: Mapping[str, str] | None = None, **members: Any
+) -> AsyncIterator[Site]:
     federation = folder / "federation.toml"
     federation.write_text(upstream.toml("acme", **members), encoding="utf-8")
     federation.chmod(0o600)
-    app = create_app(settings_of(database_url, None, federation_file=str(federation)))
+    app = create_app(settings_of(database_url, None, federation_file=str(federation), **(settings or {})))
     async with app.router.lifespan_context(app), client_of(app) as client:
         yield Site(client, app.state.keyturn, upstream)
 
@@ -304,6 +306,26 @@ async def test_whatever_clears_the_other_cookies_clears_the_id_token(site: Site,
     answer = await ask(site.client, "DELETE", path, browser.sent_to(path), headers=SAME_SITE)
     assert answer.status_code == 204
     assert cleared(answer) == {HTTPS.access, HTTPS.refresh, ID}
+
+
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [({}, HTTPS), ({"cookie_domain": "example.com"}, DOMAIN), ({"issuer": "http://127.0.0.1:8000"}, LOOPBACK)],
+)
+async def test_a_proxy_that_reads_two_fields_deletes_the_access_and_the_refresh_cookie(
+    database_url: str, upstream: Upstream, tmp_path: Path, settings: dict[str, str], names: Names
+) -> None:
+    async with a_site(database_url, upstream, tmp_path, settings) as site:
+        cookies = f"{names.access}=junk; {names.refresh}=junk"
+        headers = [*SAME_SITE, ("Sec-Keyturn-Set-Cookie", "repeat")]
+        answer = await ask(site.client, "GET", "/auth/verify?refresh=true", cookies, headers=headers)
+    assert answer.status_code == 401
+    first, second, third = (each.name for each in set_cookies(answer))
+    assert (first, second) == (names.access, names.refresh)
+    assert third.endswith("keyturn-id")
+    for name, field in (("access", names.access), ("refresh", names.refresh)):
+        assert answer.headers[f"x-auth-set-cookie-{name}"].startswith(f"{field}=;")
 
 
 async def test_an_id_token_cookie_alone_is_no_credential(site: Site, someone: Subject) -> None:
