@@ -143,7 +143,7 @@ def test_a_path_that_is_no_text_file_is_refused(tmp_path: Path) -> None:
     binary = tmp_path / "binary"
     binary.write_bytes(b"\xff\xfe")
     for path in (tmp_path / "missing", tmp_path, binary):
-        with pytest.raises(ConfigurationError, match="^KEYTURN_FEDERATION_FILE: "):
+        with pytest.raises(ConfigurationError, match=r"^KEYTURN_FEDERATION_FILE: "):
             read(path)
 
 
