@@ -65,7 +65,7 @@ DEEP = {
     "test_sign_in_storm",
 }
 """These files repeat for long what others run once: storms, outages, planted bugs. Only `--deep`, or their names, runs
-them."""
+them, and the single tests that `pytest.mark.deep` marks."""
 
 
 # No deadline, because the processes of tests share the cores: a slow example shows no fault of the tested code.
@@ -122,7 +122,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
     if any(".py" in argument for argument in config.args):
         return
-    left_out = [item for item in items if (item.path.stem in DEEP) != config.getoption("deep")]
+    deep = {item for item in items if item.path.stem in DEEP or item.get_closest_marker("deep")}
+    left_out = [item for item in items if (item in deep) != config.getoption("deep")]
     config.hook.pytest_deselected(items=left_out)
     kept = {*items} - {*left_out}
     items[:] = [item for item in items if item in kept]
@@ -130,9 +131,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if not config.getoption("deep") and not any(".py" in argument for argument in config.args):
-        terminalreporter.write_line(
-            f"Left out: {len(DEEP)} files that repeat for long. python3 dev.py test --deep runs them."
-        )
+        terminalreporter.write_line("Left out: what repeats for long. python3 dev.py test --deep runs it.")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -188,6 +188,7 @@ def through(url: str, proxy: Lossy) -> str:
     return make_url(url).set(port=proxy.port).render_as_string(hide_password=False)
 
 
+@pytest.mark.deep
 async def test_a_network_that_loses_one_packet_in_ten_ends_no_session_and_revives_none(
     database_url: str, own_redis: Redis, logs: Path
 ) -> None:
@@ -318,6 +319,7 @@ async def a_hundred(client: httpx2.AsyncClient, service: Service, clients: list[
     await all_live(client, service, clients)
 
 
+@pytest.mark.deep
 async def test_while_a_migration_runs_no_refresh_of_a_hundred_clients_waits_longer_than_the_lock_timeout(
     database_url: str, logs: Path, upgrade: Callable[[], tuple[int, str]]
 ) -> None:

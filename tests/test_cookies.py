@@ -101,6 +101,7 @@ async def outcome(w: World, case: Case, *, fastapi: bool) -> tuple[Outcome, bool
     return Outcome(answer.status_code, body.get("error", ""), body.get("reason", ""), fields, ", ".join(changes)), fast
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.__name__)
 async def test_each_case_of_the_table_has_its_answer_through_both_doors(

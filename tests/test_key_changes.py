@@ -161,6 +161,7 @@ async def test_what_does_not_go_together_is_refused(open_keyturn: Opener) -> Non
         assert len(await one.keys.list()) == before
 
 
+@pytest.mark.deep
 def test_a_running_process_goes_by_a_change_of_the_command_line_within_two_seconds(
     database_url: str, tmp_path: Path, logs: Path
 ) -> None:

@@ -41,13 +41,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [wheel] = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(packages)
-    assert (
-        "keyturn = keyturn.commands.command:main"
-        in (packages / "keyturn-0.1.0.dist-info" / "entry_points.txt").read_text()
-    )
+    assert "keyturn = keyturn.__main__:main" in (packages / "keyturn-0.1.0.dist-info" / "entry_points.txt").read_text()
     script = environment / "bin" / "keyturn"
     script.write_text(
-        f"#!{environment}/bin/python\nimport sys\nfrom keyturn.commands.command import main\n"
+        f"#!{environment}/bin/python\nimport sys\nfrom keyturn.__main__ import main\n"
         "if __name__ == '__main__':\n    sys.exit(main())\n"
     )
     script.chmod(0o755)

@@ -285,6 +285,7 @@ async def intact(keyturn: Keyturn, first: list[Tokens], newest: list[str], gener
     await asyncio.gather(*map(patient(keyturn, Counter()), newest))
 
 
+@pytest.mark.deep
 async def test_answers_lost_after_the_commit_lose_no_session(open_keyturn: Opener, engine: str) -> None:
     number = 1000
     seen: Counter[str] = Counter()
@@ -540,6 +541,7 @@ async def test_no_verification_that_began_after_the_logouts_answer_accepts_the_t
 
 
 @on_postgres
+@pytest.mark.deep
 async def test_refreshes_are_hot_updates_and_the_table_stays_flat(open_keyturn: Opener, database_url: str) -> None:
     sizes: list[int] = []
     async with open_keyturn() as keyturn, connected(database_url) as onlooker:

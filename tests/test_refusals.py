@@ -12,6 +12,7 @@ from threading import Thread
 from typing import Any
 
 import httpx2
+import pytest
 
 from tests.conftest import PASSWORD, SECRET
 from tests.leaks import leaks
@@ -55,6 +56,7 @@ async def test_a_secret_in_a_refusal_would_be_found(tmp_path: Path) -> None:
             (tmp_path / "service-refusals.log").unlink()
 
 
+@pytest.mark.deep
 def test_a_run_in_which_a_refusal_held_a_secret_fails() -> None:
     test = f"""
 import httpx2

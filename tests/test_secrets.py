@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import httpx2
+import pytest
 
 from tests.conftest import CHEAP, PASSWORD, SECRET, settings_of
 from tests.conftest import NEW_PASSWORD as NEW
@@ -73,6 +74,7 @@ def test_requests_full_of_secrets_leave_none_in_a_service_s_log(tmp_path: Path, 
     assert not [name for name, pattern in SECRETS.items() if pattern.search(written)]
 
 
+@pytest.mark.deep
 def test_a_run_whose_services_logged_a_secret_fails_in_whichever_process_it_was() -> None:
     text = "def test_it(tmp_path):\n    (tmp_path / 'service-1-x.log').write_text({!r})\n"
     with TemporaryDirectory() as folder:  # a folder outside of this run's, because this run's is searched too

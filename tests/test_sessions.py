@@ -151,6 +151,7 @@ async def test_once_the_successor_is_used_the_older_token_is_reuse_even_within_t
     await refused(keyturn, first.refresh_token, "reuse_detected")
 
 
+@pytest.mark.deep
 async def test_each_of_fifty_older_generations_ends_its_session_and_no_other(keyturn: Keyturn) -> None:
     proof = await a_user(keyturn)
     bystander = await keyturn.starting.start(proof, by=SERVICE)
