@@ -76,7 +76,7 @@ def test_the_stand_in_writes_such_a_file(tmp_path: Path, upstream: Upstream) -> 
         ("[issuers.Acme]", "a name must have"),
         (f'[issuers."{HUNTER}!"]', "a name must have"),
         ("[issuers.acme]", "acme: preset: is missing"),
-        (f'{ACME}preset = "scalekit"', "not valid TOML (line 5)"),
+        (f'{ACME}preset = "scalekit"\n', "not valid TOML (line 5)"),
         (f"{ACME}client_secret = {HUNTER}", "not valid TOML (line 5)"),
         (f'{ACME}client_secret = "{HUNTER}', "not valid TOML"),
         ("x = " + "[" * 100_000, "not valid TOML"),
