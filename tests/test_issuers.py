@@ -531,6 +531,7 @@ async def test_an_issuer_that_is_not_as_stored_is_logged_once(
         await tx.execute(update(Row).where(Row.name == "acme").values(sealed=bytes(60)))
     for _ in range(3):
         await keyturn.issuers.load()
+        keyturn.issuers.follow(await version(keyturn), began=monotonic())
     assert sorted(lines) == [
         ("issuer_not_as_stored", "acme", "secrets are lost"),
         ("issuer_not_as_stored", "later", "unreadable"),
