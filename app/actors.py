@@ -8,8 +8,8 @@ Kind = Literal["user", "administrator", "client", "command", "upstream", "servic
 """The kind of an actor.
 
 `anonymous` is a caller that has proved nothing yet, `user` one who proved to be a user, `administrator` a user who acts
-by /admin, `command` the command line, and `service` Keyturn itself. No code acts as the other two yet: `client` is an
-OAuth client, and `upstream` an issuer whose tokens are exchanged.
+by /admin, `command` the command line, `service` Keyturn itself, and `upstream` an issuer whose tokens are exchanged. No
+code acts as `client` yet, an OAuth client.
 """
 
 
@@ -18,7 +18,7 @@ class Actor(NamedTuple):
 
     kind: Kind
     id: str | None = None
-    """The id of a user or client, or the name of the operating system's user. None if it is not known."""
+    """The id of a user or client, the name of an issuer or of the operating system's user. None if it is not known."""
     address: str | None = None
     """The client's address. None for the command line and for Keyturn itself."""
     request_id: str | None = None

@@ -18,19 +18,22 @@ from uuid import UUID
 
 import httpx2
 import pytest
-from sqlalchemy import or_, select, text
+from sqlalchemy import insert, or_, select, text
 
-from app.actors import SERVICE
+from app.actors import SERVICE, Actor
 from app.federation.issuer import Issuer, IssuerSecrets
 from app.http.endpoints import Endpoint
 from app.keyturn import Keyturn, opened, running
 from app.main import _ENDPOINTS
-from app.storage.tables import Event, Key, Policy, Session, User, uuid7
+from app.storage.tables import Event, Identity, Key, Policy, Session, UpstreamSession, User, uuid7
 from app.storage.tables import Issuer as IssuerRow
 from tests.conftest import CHEAP, NEW_PASSWORD, PASSWORD, SECRET, settings_of, sync
 from tests.cookies import set_cookies
 from tests.servers import Postgres
 from tests.service import Service
+from tests.upstream.keys import Keys
+from tests.upstream.minting import Subject
+from tests.upstream.upstream import Upstream
 
 ISSUER = "https://auth.example.com"
 
@@ -86,6 +89,8 @@ ADMIN_READS = row( "401          | 403    | 403  | ok    | 401 over   | 401 fres
 ADMIN_ACTS = row(  "401          | 403    | 403  | ok    | 401 over   | 401 fresh| 403 origin | ok     | 401 over   | 403")  # fmt: skip
 USER_READS = row(  "401          | ok     | ok   | ok    | 401 over   | ok       | ok         | ok     | 401 over   | ok")  # fmt: skip
 USER_ACTS = row(   "401          | ok     | ok   | ok    | 401 over   | ok       | 403 origin | ok     | 401 over   | ok")  # fmt: skip
+FRESH_ACTS = row(  "401          | ok     | ok   | ok    | 401 over   | 401 fresh| 403 origin | ok     | 401 over   | ok")  # fmt: skip
+OWN_FRESH = row(   "401          | 404    | ok   | ok    | 401 over   | 401 fresh| 403 origin | ok     | 401 over   | ok")  # fmt: skip
 OWN_READS = row(   "401          | 404    | ok   | ok    | 401 over   | ok       | ok         | ok     | 401 over   | ok")  # fmt: skip
 OWN_ACTS = row(    "401          | 404    | ok   | ok    | 401 over   | ok       | 403 origin | ok     | 401 over   | ok")  # fmt: skip
 REFRESHES = row(   "400          | ok     | ok   | ok    | 401 refused| ok       | 403 origin | ok     | 401 refused| ok")  # fmt: skip
@@ -95,6 +100,10 @@ LOGS_OUT = row(    "401          | ok     | ok   | ok    | ok         | ok      
 ROWS: dict[str, Mapping[str, str]] = {
     "POST /auth/register": ANYONE,
     "POST /auth/login": SIGNS_IN,
+    "POST /auth/exchange": SIGNS_IN,
+    "GET /auth/identities": USER_READS,
+    "POST /auth/identities": FRESH_ACTS,
+    "DELETE /auth/identities/{identity_id}": OWN_FRESH,
     "POST /auth/refresh": REFRESHES,
     "POST /auth/reauthenticate": REFRESHES,
     "POST /auth/logout": LOGS_OUT,
@@ -115,6 +124,9 @@ ROWS: dict[str, Mapping[str, str]] = {
     "POST /admin/users/{user_id}/password": ADMIN_ACTS,
     "PUT /admin/users/{user_id}/role": ADMIN_ACTS,
     "PUT /admin/users/{user_id}/claims": ADMIN_ACTS,
+    "PUT /admin/users/{user_id}/email-verified": ADMIN_ACTS,
+    "GET /admin/users/{user_id}/identities": ADMIN_READS,
+    "DELETE /admin/users/{user_id}/identities/{identity_id}": ADMIN_ACTS,
     "GET /admin/sessions": ADMIN_READS,
     "POST /admin/sessions/end": ADMIN_ACTS,
     "GET /admin/sessions/{session_id}": ADMIN_READS,
@@ -130,6 +142,13 @@ ROWS: dict[str, Mapping[str, str]] = {
     "GET /admin/federation/{name}": ADMIN_READS,
     "PUT /admin/federation/{name}": ADMIN_ACTS,
     "DELETE /admin/federation/{name}": ADMIN_ACTS,
+    "POST /admin/federation/{name}/check": ADMIN_ACTS,
+    "GET /admin/federation/{name}/sessions": ADMIN_READS,
+    "GET /admin/federation/{name}/sessions/{session}": ADMIN_READS,
+    "POST /admin/federation/{name}/sessions/{session}/revoke": ADMIN_ACTS,
+    "POST /admin/federation/{name}/sessions/revoke": ADMIN_ACTS,
+    "GET /admin/upstream-revocations": ADMIN_READS,
+    "POST /admin/upstream-revocations/{session_id}/replay": ADMIN_ACTS,
     "GET /admin/events": ADMIN_READS,
     "GET /admin/stats": ADMIN_READS,
     "GET /.well-known/jwks.json": ANYONE,
@@ -178,10 +197,12 @@ class Caller:
 class World:
     """A service, and the parts of a further process on its database, which put callers into their states."""
 
-    def __init__(self, keyturn: Keyturn, client: httpx2.AsyncClient, database_url: str) -> None:
+    def __init__(self, keyturn: Keyturn, client: httpx2.AsyncClient, database_url: str, upstream: Upstream) -> None:
         self.keyturn = keyturn
         self.client = client
         self.database_url = database_url
+        self.upstream = upstream
+        """The only issuer that the service trusts: its name is `acme`."""
 
     async def a_user(self, role: str = "user") -> tuple[str, UUID]:
         email = f"{uuid7().hex}@example.com"
@@ -244,9 +265,11 @@ class World:
             select(User.__table__).where(User.id.in_(ids)).order_by(User.id),
             select(Session.__table__).where(or_(Session.user_id.in_(ids), Session.id.in_(ids))).order_by(Session.id),
             select(Event.__table__).where(or_(Event.user_id.in_(ids), Event.session_id.in_(ids))).order_by(Event.id),
+            select(Identity.__table__).where(Identity.user_id.in_(ids)).order_by(Identity.id),
             select(Key.__table__).order_by(Key.kid),
             select(Policy.__table__).order_by(Policy.scope),
             select(IssuerRow.__table__).order_by(IssuerRow.name),
+            select(UpstreamSession.__table__).where(UpstreamSession.session_id.in_(ids)),
         ]
         async with self.keyturn.db.look(hot_path=False) as connection:
             rows = [(await connection.execute(query)).all() for query in asked]
@@ -266,19 +289,25 @@ def new_database(kind: str, request: pytest.FixtureRequest, folder: Path) -> str
 
 @asynccontextmanager
 async def a_world(url: str, logs: Path) -> AsyncIterator[World]:
-    """A service on a database."""
-    values = {"database_url": url, "redis_url": "none", "secret": SECRET, "issuer": ISSUER, "registration": "true"}
-    environment = {f"KEYTURN_{name.upper()}": value for name, value in (values | CHEAP).items()}
-    settings = settings_of(url, None, registration="true")
-    with await asyncio.to_thread(Service.start, environment, logs=logs) as service:
-        async with (
-            httpx2.AsyncClient(base_url=service.url, timeout=30) as client,
-            opened(settings) as keyturn,
-            running(keyturn),
-        ):
-            world = World(keyturn, client, url)
-            await world.a_user("admin")  # one more, so that no caller is the last
-            yield world
+    """A service on a database, which trusts one issuer."""
+    folder = logs / f"upstream-{secrets.token_hex(4)}"
+    folder.mkdir()
+    with await asyncio.to_thread(Upstream.start, Keys(folder)) as upstream:
+        issuers = folder / "issuers.toml"
+        issuers.write_text(upstream.toml(), encoding="utf-8")
+        issuers.chmod(0o600)
+        values = {"database_url": url, "redis_url": "none", "secret": SECRET, "issuer": ISSUER}
+        more = {"registration": "true", "federation_file": str(issuers)}
+        environment = {f"KEYTURN_{name.upper()}": value for name, value in (values | more | CHEAP).items()}
+        with await asyncio.to_thread(Service.start, environment, logs=logs) as service:
+            async with (
+                httpx2.AsyncClient(base_url=service.url, timeout=30) as client,
+                opened(settings_of(url, None, **more)) as keyturn,
+                running(keyturn),
+            ):
+                world = World(keyturn, client, url, upstream)
+                await world.a_user("admin")  # one more, so that no caller is the last
+                yield world
 
 
 USES_UP = {
@@ -340,11 +369,13 @@ for _name in (
     "GET /auth/me",
     "POST /auth/logout",
     "GET /auth/sessions",
+    "GET /auth/identities",
     "GET /admin/users",
     "GET /admin/sessions",
     "GET /admin/keys",
     "GET /admin/policies",
     "GET /admin/federation",
+    "GET /admin/upstream-revocations",
     "GET /admin/events",
     "GET /admin/stats",
     "GET /.well-known/jwks.json",
@@ -360,6 +391,8 @@ for _name, _body in {
     "POST /admin/users/{user_id}/password": None,
     "PUT /admin/users/{user_id}/role": {"role": "editor"},
     "PUT /admin/users/{user_id}/claims": {"claims": {"org": "acme"}},
+    "PUT /admin/users/{user_id}/email-verified": {"email_verified": True},
+    "GET /admin/users/{user_id}/identities": None,
 }.items():
     SAMPLES[_name] = on_a_user(_name.partition(" ")[2], _body)
 for _name, _body in {
@@ -374,12 +407,12 @@ for _name, _body in {
 SAMPLES["PUT /admin/policies/{scope}"] = plain("/admin/policies/global", {"session_limit": 1000})
 
 
-def on_an_issuer(name: str) -> Sample:
+def on_an_issuer(name: str, more: str = "", body: Any = None) -> Sample:
     """A request about an issuer of the table. It is away: nothing listens on the port of its URL."""
 
     async def made(world: World, _caller: Caller) -> tuple[str, Any]:
         await world.keyturn.issuers.put(name, Issuer(**issuer_members(name)), IssuerSecrets(), by=SERVICE)
-        return f"/admin/federation/{name}", None
+        return f"/admin/federation/{name}{more}", body
 
     return made
 
@@ -395,7 +428,43 @@ def issuer_members(name: str) -> dict[str, Any]:
 
 SAMPLES["GET /admin/federation/{name}"] = on_an_issuer("looked-at")
 SAMPLES["DELETE /admin/federation/{name}"] = on_an_issuer("removed")
+SAMPLES["POST /admin/federation/{name}/check"] = on_an_issuer("checked", "/check", {"token": "x"})
 SAMPLES["PUT /admin/federation/{name}"] = plain("/admin/federation/put", issuer_members("put"))
+
+
+@sample("GET /admin/federation/{name}/sessions")
+async def list_upstream_sessions(world: World, _caller: Caller) -> tuple[str, Any]:
+    login = await asyncio.to_thread(world.upstream.sign_in)
+    return f"/admin/federation/acme/sessions?user={login.user_id}", None
+
+
+@sample("GET /admin/federation/{name}/sessions/{session}")
+async def get_upstream_session(world: World, _caller: Caller) -> tuple[str, Any]:
+    login = await asyncio.to_thread(world.upstream.sign_in)
+    return f"/admin/federation/acme/sessions/{login.session_id}", None
+
+
+@sample("POST /admin/federation/{name}/sessions/{session}/revoke")
+async def revoke_upstream_session(world: World, _caller: Caller) -> tuple[str, Any]:
+    login = await asyncio.to_thread(world.upstream.sign_in)
+    return f"/admin/federation/acme/sessions/{login.session_id}/revoke", None
+
+
+@sample("POST /admin/federation/{name}/sessions/revoke")
+async def revoke_upstream_sessions(world: World, _caller: Caller) -> tuple[str, Any]:
+    login = await asyncio.to_thread(world.upstream.sign_in)
+    return "/admin/federation/acme/sessions/revoke", {"user": login.user_id}
+
+
+@sample("POST /admin/upstream-revocations/{session_id}/replay")
+async def replay_upstream_revocation(world: World, _caller: Caller) -> tuple[str, Any]:
+    session_id = uuid7()
+    async with world.keyturn.db.begin() as tx:
+        now = (await tx.execute(select(world.keyturn.db.now()))).scalar_one()
+        moments = dict.fromkeys(("created_at", "ordered_at", "settled_at"), now)
+        what = {"issuer_name": "acme", "upstream_id": "ses_1", "outcome": "given_up"}
+        await tx.execute(insert(UpstreamSession).values(session_id=session_id, **moments, **what))
+    return f"/admin/upstream-revocations/{session_id}/replay", None
 
 
 @sample("POST /auth/register")
@@ -412,6 +481,48 @@ async def create_user(_world: World, _caller: Caller) -> tuple[str, Any]:
 async def login(_world: World, caller: Caller) -> tuple[str, Any]:
     mode = "cookie" if caller.by_cookie else "bearer"
     return "/auth/login", {"email": caller.email, "password": PASSWORD, "mode": mode}
+
+
+async def an_identity(world: World, user_id: UUID) -> tuple[Subject, UUID]:
+    """An identity that is linked to a user, and who it is at the issuer."""
+    subject = world.upstream.other(secrets.randbelow(10**9))
+    by = Actor("user", str(user_id))
+    linked = await world.keyturn.exchange.link(world.upstream.mint(subject=subject), None, user_id, by=by)
+    return subject, linked.id
+
+
+@sample("POST /auth/exchange")
+async def exchange(world: World, caller: Caller) -> tuple[str, Any]:
+    subject, _ = await (an_identity_of_a_disabled if caller.column == "disabled" else an_identity)(
+        world, caller.user_id
+    )
+    mode = "cookie" if caller.by_cookie else "bearer"
+    return "/auth/exchange", {"subject_token": world.upstream.mint(subject=subject), "mode": mode}
+
+
+async def an_identity_of_a_disabled(world: World, user_id: UUID) -> tuple[Subject, UUID]:
+    await world.keyturn.users.enable(user_id, by=SERVICE)
+    made = await an_identity(world, user_id)
+    await world.keyturn.users.disable(user_id, by=SERVICE)
+    return made
+
+
+@sample("POST /auth/identities")
+async def link_identity(world: World, _caller: Caller) -> tuple[str, Any]:
+    subject = world.upstream.other(secrets.randbelow(10**9))
+    return "/auth/identities", {"subject_token": world.upstream.mint(subject=subject)}
+
+
+@sample("DELETE /auth/identities/{identity_id}")
+async def unlink_identity(world: World, caller: Caller) -> tuple[str, Any]:
+    user_id = (await world.a_user())[1] if caller.column in {"other", "disabled"} else caller.user_id
+    return f"/auth/identities/{(await an_identity(world, user_id))[1]}", None
+
+
+@sample("DELETE /admin/users/{user_id}/identities/{identity_id}")
+async def unlink_user_identity(world: World, _caller: Caller) -> tuple[str, Any]:
+    _, user_id = await world.a_user()
+    return f"/admin/users/{user_id}/identities/{(await an_identity(world, user_id))[1]}", None
 
 
 @sample("POST /auth/refresh")

@@ -443,7 +443,12 @@ def test_gc_deletes_what_is_long_over_and_nothing_else(keyturn: Command) -> None
     live = str(keyturn.login("ada@example.com").session_id)
     assert keyturn.ok("gc", "--keep-days", "11").out.startswith("0 sessions deleted; kept: ")
     assert keyturn.ok("gc", "--keep-days", "99999", "--json").json["deleted"] == 0
-    assert keyturn.ok("gc", "--keep-days", "9", "--json").json == {"deleted": 1, "kept_for_seconds": 777_600}
+    assert keyturn.ok("gc", "--keep-days", "9", "--json").json == {
+        "deleted": 1,
+        "kept_for_seconds": 777_600,
+        "taken_tokens": 0,
+        "upstream_sessions": 0,
+    }
     assert "90065 s is the least: " in keyturn.ok("gc", "--keep-days", "0").out
     assert [s["id"] for s in keyturn.ok("sessions", "list", "--json").json] == [live]
 

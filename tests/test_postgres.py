@@ -330,8 +330,8 @@ GRANTS = (
     "GRANT USAGE ON SCHEMA public TO {user}",
     "GRANT SELECT ON alembic_version TO {user}",
     "GRANT SELECT, INSERT, UPDATE ON keys TO {user}",
-    "GRANT SELECT, INSERT, UPDATE, DELETE ON users, sessions, policies, issuers, identities, upstream_sessions TO {user}",
-    "GRANT SELECT, INSERT, DELETE ON taken_tokens TO {user}",
+    "GRANT SELECT, INSERT, UPDATE, DELETE ON users, sessions, policies, issuers, identities TO {user}",
+    "GRANT SELECT, INSERT, UPDATE, DELETE ON upstream_sessions, taken_tokens TO {user}",
     "GRANT SELECT, UPDATE ON cache_fence, pulse TO {user}",
     "GRANT SELECT, INSERT, UPDATE ON events TO {user}",
 )

@@ -13,7 +13,7 @@ from ..events.audit import EventKind
 from ..keyturn import Keyturn
 from .acts import add_verb
 from .arguments import Words, identifier, moment, whole
-from .output import Row, more, shortened, show
+from .output import Row, more, show, user_of
 from .users import found
 
 
@@ -91,5 +91,4 @@ def _acting_user(event: Row) -> UUID | None:
 
 
 def _user(user_id: UUID | None, emails: Mapping[UUID, str]) -> str:
-    """A user as a table shows one: the e-mail address, or the id if no user has this id any more."""
-    return "" if user_id is None else shortened(emails.get(user_id, str(user_id)))
+    return "" if user_id is None else user_of(user_id, emails)

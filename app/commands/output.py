@@ -66,6 +66,12 @@ def shortened(email: str) -> str:
     return email if len(email) <= _LONGEST_EMAIL else f"{email[: _LONGEST_EMAIL - 1]}…"
 
 
+def user_of(user_id: UUID, emails: Mapping[UUID, str]) -> str:
+    """A user as a table shows one: the e-mail address, or the id of a user who has none or was erased."""
+    email = emails.get(user_id)
+    return str(user_id) if email is None else shortened(email)
+
+
 def count_of_sessions(number: int) -> str:
     """A number of sessions in words."""
     return f"{number} session{'s' * (number != 1)}"

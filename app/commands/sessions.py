@@ -16,7 +16,7 @@ from ..sessions.rows import SessionRow
 from ..sessions.walk import BEGINNING
 from .acts import add_verb, by, on_parts
 from .arguments import Words, identifier, moment, whole
-from .output import Row, count_of_sessions, note, shortened, show
+from .output import Row, count_of_sessions, note, show, user_of
 from .users import found
 
 _RANGES = 100
@@ -88,7 +88,13 @@ async def _show(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
         session = await keyturn.reading.find(arguments.session)
     except NotFound:
         raise _none(str(arguments.session)) from None
-    show(_session(session, await keyturn.users.emails({session.user_id})), arguments)
+    upstream = (await keyturn.upstream_sessions.of([session.id])).get(session.id)
+    of_upstream = {
+        "upstream": upstream and upstream.issuer_name,
+        "upstream_session_id": upstream and upstream.upstream_id,
+        "organization": upstream and upstream.organization,
+    }
+    show({**_session(session, await keyturn.users.emails({session.user_id})), **of_upstream}, arguments)
 
 
 def _checked(arguments: argparse.Namespace) -> None:
@@ -173,7 +179,7 @@ def _in_short(session: SessionRow, emails: Mapping[UUID, str]) -> Row:
     over = session.over()
     return {
         "id": session.id,
-        "email": shortened(emails.get(session.user_id, "")),
+        "email": user_of(session.user_id, emails),
         "status": over or "live",
         "begun": f"{_short(session.now - session.created_at)} ago",
         "refreshed": f"{_short(session.now - session.rotated_at)} ago" if session.generation else "never",

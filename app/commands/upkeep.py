@@ -1,4 +1,4 @@
-"""`keyturn gc`: deletes sessions that were over long ago."""
+"""`keyturn gc`: deletes sessions that were over long ago, and what federation no longer needs."""
 
 from __future__ import annotations
 
@@ -26,12 +26,16 @@ async def _gc(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     wanted = timedelta(days=arguments.keep_days)
     kept = max(wanted, LOOK_BACK)
     deleted = await keyturn.upkeep.gc(by=by(), kept_for=wanted)
+    forgotten = await keyturn.forgetting.gc()
     if arguments.json:
-        print(json.dumps({"deleted": deleted, "kept_for_seconds": kept // timedelta(seconds=1)}))
+        seconds = kept // timedelta(seconds=1)
+        print(json.dumps({"deleted": deleted, "kept_for_seconds": seconds, **forgotten._asdict()}))
         return
     period = f"{arguments.keep_days} days" if kept == wanted else f"{kept // timedelta(seconds=1)} s"
     print(
         f"{count_of_sessions(deleted)} deleted; kept: those that live, and those that were over for less than {period}"
     )
+    if any(forgotten):
+        print(f"forgotten: {forgotten.taken_tokens} external tokens, {forgotten.upstream_sessions} upstream sessions")
     if kept > wanted:
         print(f"{period} is the least: while their access tokens could be valid, a rebuild of Redis needs them")

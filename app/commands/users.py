@@ -6,6 +6,7 @@ import argparse
 import getpass
 import re
 import sys
+from dataclasses import asdict
 from datetime import timedelta
 from typing import get_args
 
@@ -46,10 +47,17 @@ def add_to(words: Words) -> None:
         ("set-claims", _set_claims, "set the claims of access tokens; live sessions have them from their next refresh"),
         ("set-password", _set_password, "set a password; ends all sessions"),
         ("reset-password", _reset_password, "make a password for a day and print it, once; ends all sessions"),
+        ("verify-email", _verify_email, "note that the e-mail address is the user's, as you know"),
+        ("identities", _identities, "who the user is at other issuers"),
+        ("unlink", _unlink, "take an identity away from the user; never the last way in"),
         ("erase", _erase, "for good: account, sessions and everything personal; events keep a pseudonym"),
     ):
-        verb = add_verb(verbs, name, act, line, reading=False)
+        verb = add_verb(verbs, name, act, line, reading=name == "identities")
         verb.add_argument("user", help="id or e-mail")
+        if name == "unlink":
+            verb.add_argument("identity", type=identifier, help="id, as `users identities` shows it")
+        if name == "verify-email":
+            verb.add_argument("--withdraw", action="store_true", help="take an earlier word back")
         if name == "set-role":
             verb.add_argument("role")
         if name == "set-claims":
@@ -96,31 +104,36 @@ async def _show(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     user = await found(keyturn, arguments.user)
     claims = stored(user.claims)
     shown = claims if arguments.json else user.claims
-    dates = {"disabled_at": user.disabled_at, "password_expires_at": user.password_expires_at}
-    show({**_user(user), **dates, "claims": shown}, arguments)
+    more_of_it = {
+        "disabled_at": user.disabled_at,
+        "email_verified_at": user.email_verified_at,
+        "has_password": user.password_hash is not None,
+        "password_expires_at": user.password_expires_at,
+    }
+    show({**_user(user), **more_of_it, "claims": shown}, arguments)
 
 
 async def _disable(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     user = await found(keyturn, arguments.user)
     ended = await keyturn.users.disable(user.id, by=by())
     change = "was disabled already" if user.disabled_at else "is disabled"
-    print(f"{user.email} {change}; {count_of_sessions(ended)} ended")
+    print(f"{named(user)} {change}; {count_of_sessions(ended)} ended")
 
 
 async def _enable(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     user = await found(keyturn, arguments.user)
     await keyturn.users.enable(user.id, by=by())
-    print(f"{user.email} {'may sign in again' if user.disabled_at else 'was enabled already'}")
+    print(f"{named(user)} {'may sign in again' if user.disabled_at else 'was enabled already'}")
 
 
 async def _set_role(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     user = await found(keyturn, arguments.user)
     await keyturn.users.set_role(user.id, arguments.role, by=by())
     if user.role == arguments.role:
-        print(f"{user.email} had the role {user.role} already")
+        print(f"{named(user)} had the role {user.role} already")
         return
     seconds = keyturn.policies.in_force.access_lifetime // timedelta(seconds=1)
-    print(f"{user.email} has the role {arguments.role} (before: {user.role})")
+    print(f"{named(user)} has the role {arguments.role} (before: {user.role})")
     print(
         f"access tokens say {user.role} until their session's next refresh, {seconds} s at most; "
         f"to end them now: {called()} sessions end --user {user.id}"
@@ -132,7 +145,7 @@ async def _set_claims(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     claims = None if arguments.clear else read(_from_stdin(sys.stdin.buffer.read(_LONGEST_CLAIMS)))
     await keyturn.users.set_claims(user.id, claims, by=by())
     number = len(claims or {})
-    print(f"{user.email} has {number or 'no'} claim{'s' * (number != 1)}; live sessions from their next refresh on")
+    print(f"{named(user)} has {number or 'no'} claim{'s' * (number != 1)}; live sessions from their next refresh on")
 
 
 async def _set_password(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
@@ -153,17 +166,39 @@ async def _reset_password(keyturn: Keyturn, arguments: argparse.Namespace) -> No
 
 def _say_renewed(user: User, ended: int) -> None:
     still = "; the user stays disabled" if user.disabled_at else ""
-    print(f"{user.email} has a new password; {count_of_sessions(ended)} ended{still}")
+    print(f"{named(user)} has a new password; {count_of_sessions(ended)} ended{still}")
 
 
 def _note_lifetime() -> None:
     note(f"it is good for {LIFETIME // timedelta(hours=1)} hours, or until the user changes it")
 
 
+async def _verify_email(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
+    user = await found(keyturn, arguments.user)
+    await keyturn.users.set_email_verified(user.id, verified=not arguments.withdraw, by=by())
+    print(f"{named(user)} counts as {'not ' if arguments.withdraw else ''}proved")
+
+
+async def _identities(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
+    user = await found(keyturn, arguments.user)
+    show([asdict(each) for each in await keyturn.identities.of_user(user.id)], arguments)
+
+
+async def _unlink(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
+    user = await found(keyturn, arguments.user)
+    await keyturn.identities.unlink(user.id, arguments.identity, by=by())
+    print(f"{named(user)} has no longer the identity {arguments.identity}")
+
+
 async def _erase(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     user = await found(keyturn, arguments.user)
     pseudonym = await keyturn.erasing.erase(user.id, by=by())
     print(f"the user is erased; events name {pseudonym} in the place of {user.id}")
+
+
+def named(user: User) -> str:
+    """The user's e-mail address, or the id where there is none."""
+    return user.email or str(user.id)
 
 
 def ran_out(administrators: Administrators) -> str:

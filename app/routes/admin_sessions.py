@@ -179,7 +179,7 @@ async def _shown(keyturn: Keyturn, rows: Sequence[SessionRow], admin: SessionRow
     emails = await keyturn.users.emails({row.user_id for row in rows})
     return [
         AdminSessionAnswer(**answer, user_id=row.user_id, email=emails.get(row.user_id), device_id=row.device_id)
-        for row, answer in zip(rows, await members(rows, admin.id), strict=True)
+        for row, answer in zip(rows, await members(keyturn, rows, admin.id), strict=True)
     ]
 
 

@@ -37,6 +37,14 @@ class ClaimsChange(RequestBody):
     ]
 
 
+class EmailVerified(RequestBody):
+    """Whether the e-mail address is known to be the user's."""
+
+    email_verified: Annotated[
+        bool, Field(description="`true`: an operator knows that the address is the user's. `false`: takes this back.")
+    ]
+
+
 class MadePasswordAnswer(BaseModel):
     """A password that Keyturn made. It is shown this once."""
 
@@ -65,7 +73,8 @@ async def enable_user(keyturn: Keyturn, request: Request) -> Answer:
 async def reset_user_password(keyturn: Keyturn, request: Request) -> Answer:
     """Make a password for a user, and end all sessions of the user.
 
-    The password is shown this once. It is good for 24 hours or until the user changes it.
+    The password is shown this once. It is good for 24 hours or until the user changes it. A user without e-mail address
+    could not sign in with it, and gets none.
     """
     session = await administrator(keyturn, request, changes=True)
     by = request.by("administrator", session.user_id)
@@ -86,6 +95,15 @@ async def set_user_claims(keyturn: Keyturn, request: Request) -> Answer:
     session = await administrator(keyturn, request, changes=True)
     user_id, body = request.identifier("user_id"), request.content(ClaimsChange)
     await keyturn.users.set_claims(user_id, body.claims, by=request.by("administrator", session.user_id))
+    return details(await keyturn.users.find(user_id))
+
+
+async def set_user_email_verified(keyturn: Keyturn, request: Request) -> Answer:
+    """Note that the e-mail address is the user's. Only such an address may link the user to an identity."""
+    session = await administrator(keyturn, request, changes=True)
+    user_id, body = request.identifier("user_id"), request.content(EmailVerified)
+    by = request.by("administrator", session.user_id)
+    await keyturn.users.set_email_verified(user_id, verified=body.email_verified, by=by)
     return details(await keyturn.users.find(user_id))
 
 
@@ -115,7 +133,7 @@ ENDPOINTS = (
         tag="admin",
         credentials="bearer",
         model=MadePasswordAnswer,
-        refusals=(*CHANGING, NotFound),
+        refusals=(*CHANGING, NotFound, Conflict),
     ),
     Endpoint(
         "PUT",
@@ -136,5 +154,15 @@ ENDPOINTS = (
         body=ClaimsChange,
         model=AdminUserAnswer,
         refusals=(*CHANGING, NotFound),
+    ),
+    Endpoint(
+        "PUT",
+        "/admin/users/{user_id}/email-verified",
+        set_user_email_verified,
+        tag="admin",
+        credentials="bearer",
+        body=EmailVerified,
+        model=AdminUserAnswer,
+        refusals=(*CHANGING, NotFound, Conflict),
     ),
 )

@@ -34,6 +34,11 @@ class AdminUserAnswer(BaseModel):
     email: Annotated[
         str | SkipJsonSchema[None], Field(description="Absent where no trusted issuer and nobody else has told one.")
     ] = None
+    email_verified_at: Annotated[
+        datetime | SkipJsonSchema[None],
+        Field(description="Since when the address is known to be the user's, by a trusted issuer or an operator."),
+    ] = None
+    has_password: Annotated[bool, Field(description="`false`: only issuers can sign the user in.")]
     role: str
     claims: Annotated[dict[str, Any], Field(description="The claims that access tokens have beside Keyturn's own.")]
     status: Annotated[str, Field(description="`enabled` or `disabled`.", examples=["enabled"])]
@@ -50,6 +55,8 @@ class AdminUserAnswer(BaseModel):
         return cls(
             id=user.id,
             email=user.email,
+            email_verified_at=user.email_verified_at,
+            has_password=user.password_hash is not None,
             role=user.role,
             claims=stored(user.claims),
             status="disabled" if user.disabled_at else "enabled",

@@ -14,6 +14,7 @@ from ..http.request import Request
 from ..keyturn import Keyturn
 from ..sessions.rows import SessionRow
 from .credentials import access_token
+from .freshness import require_fresh
 
 ROLE = "admin"
 
@@ -44,9 +45,5 @@ async def administrator(keyturn: Keyturn, request: Request, *, changes: bool = F
     request.session_id = session.id
     if session.role != ROLE:
         raise AccessDenied("no administrator", session_id=session.id, user_id=session.user_id)
-    max_age = keyturn.policies.in_force.reauthentication_age
-    if session.auth_time is None or session.now - session.auth_time > max_age:
-        raise InsufficientUserAuthentication(
-            "signed in too long ago", max_age, session_id=session.id, user_id=session.user_id
-        )
+    require_fresh(keyturn, session)
     return session

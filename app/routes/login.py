@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-from pydantic_core import to_json
-
 from ..errors import (
     AccessDenied,
     Conflict,
@@ -21,13 +16,9 @@ from ..http.answers import NO_CONTENT, Answer, of_json, of_model
 from ..http.endpoints import Endpoint
 from ..http.request import Request
 from ..keyturn import Keyturn
-from ..settings_values import scopes_in
-from ..tokens.cookies import Mode
 from .credentials import access_token
-from .devices import Device
-from .models import SET_COOKIES, DeviceId, Email, Password, RequestBody, TokenAnswer, UserAnswer
-from .presented_cookies import fields_to_set
-from .session_answers import DeviceName
+from .models import SET_COOKIES, Email, Password, RequestBody, TokenAnswer, UserAnswer
+from .starting import SignIn, Wanted
 
 
 class Registration(RequestBody):
@@ -37,38 +28,11 @@ class Registration(RequestBody):
     password: Password
 
 
-class Login(RequestBody):
+class Login(SignIn):
     """E-mail and password, where the tokens shall travel, and what the client says about itself."""
 
     email: Email
     password: Password
-    mode: Annotated[
-        Mode | None,
-        Field(
-            description="`bearer`: both tokens in the answer. `cookie`: both in cookies. `split`: the access token in "
-            "the answer, the refresh token in a cookie. Unset: the service's default."
-        ),
-    ] = None
-    remember: Annotated[
-        bool | None,
-        Field(description="Whether cookies outlive the browser session. Unset: the service's default."),
-    ] = None
-    device_id: Annotated[
-        DeviceId | None,
-        Field(
-            description="The client's own id of its device: chosen at random once, and kept. A session of the same "
-            "device is replaced. Unset: in the modes with cookies, the device cookie."
-        ),
-    ] = None
-    device_name: Annotated[DeviceName | None, Field(description="The name of the device, for its user.")] = None
-    scope: Annotated[
-        str | None,
-        Field(
-            max_length=1024,
-            description="The scopes to grant, separated by blanks (RFC 6749 section 3.3), of those that the service "
-            "allows. Unset: all of these.",
-        ),
-    ] = None
 
 
 class PasswordChange(RequestBody):
@@ -102,40 +66,18 @@ async def login(keyturn: Keyturn, request: Request) -> Answer:
     In the modes with cookies, the request needs an allowed `Origin`, or `Sec-Fetch-Site: same-origin`.
     """
     body = request.content(Login)
-    cookies, policy = keyturn.cookies, keyturn.policies.in_force
-    mode = body.mode or policy.mode
-    remembered = policy.remember if body.remember is None else body.remember
-    scope = _scopes_asked_for(body.scope)
-    if mode != "bearer":
-        if not cookies.enabled:
-            raise InvalidRequest("cookies are off", description="mode: this service sets no cookies.")
-        # Otherwise another site's page could sign a browser in as somebody else (login CSRF).
-        request.require_own_site()
+    wanted = Wanted.of(keyturn, request, body)
     proof = await keyturn.sign_in.authenticate(body.email, body.password)
-    device = Device.of(cookies, request, None if mode == "bearer" else mode, body.device_id)
+    device = wanted.device(request)
     tokens = await keyturn.starting.start(
         proof,
         by=request.by("user", proof.user_id),
         user_agent=request.user_agent(),
         device_id=device.id,
         device_name=body.device_name,
-        scope=scope,
+        scope=wanted.scope,
     )
-    request.session_id = tokens.session_id
-    fields = fields_to_set(cookies, mode, tokens, remembered=remembered)
-    return of_json(to_json(tokens.body(mode)), [*fields, *device.fields_to_set(remembered=remembered)])
-
-
-def _scopes_asked_for(scope: str | None) -> frozenset[str] | None:
-    """The scopes of a request. An empty text counts as none at all (RFC 6749 section 3.2).
-
-    Raises:
-        InvalidScope: the text is malformed.
-    """
-    try:
-        return scopes_in(scope) if scope else None
-    except ValueError:
-        raise InvalidScope("malformed") from None
+    return wanted.answer(request, tokens, device)
 
 
 async def password(keyturn: Keyturn, request: Request) -> Answer:

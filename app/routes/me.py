@@ -50,7 +50,8 @@ async def me(keyturn: Keyturn, request: Request) -> Answer:
                 idle_expires_at=session.idle_expires_at,
                 absolute_expires_at=session.absolute_expires_at,
             ),
-        )
+        ),
+        exclude_none=True,
     )
 
 

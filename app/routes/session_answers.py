@@ -14,6 +14,7 @@ from ..errors import Reason
 from ..http.documentation import word
 from ..http.endpoints import QueryParameter
 from ..http.request import Request
+from ..keyturn import Keyturn
 from ..sessions import devices
 from ..sessions.filters import Status
 from ..sessions.rows import SessionRow
@@ -29,6 +30,14 @@ class DeviceAnswer(BaseModel):
     browser: Annotated[str | SkipJsonSchema[None], Field(examples=["Firefox 128"])] = None
     system: Annotated[str | SkipJsonSchema[None], Field(examples=["Windows 10"])] = None
     kind: Annotated[str, word("The kind.", *get_args(devices.Kind))] | SkipJsonSchema[None] = None
+
+
+class UpstreamAnswer(BaseModel):
+    """The sign-in at an issuer that a session came from."""
+
+    issuer: Annotated[str, Field(description="The name of the issuer in this service.", examples=["acme"])]
+    organization: Annotated[str | SkipJsonSchema[None], Field(description="The organization of the sign-in.")] = None
+    session_id: Annotated[str | SkipJsonSchema[None], Field(description="The issuer's own session (`sid`).")] = None
 
 
 class SessionAnswer(BaseModel):
@@ -48,18 +57,27 @@ class SessionAnswer(BaseModel):
     address: Annotated[str | SkipJsonSchema[None], Field(description="The client's address.")] = None
     amr: Annotated[list[str], Field(description="How the user signed in (RFC 8176).", examples=[["pwd"]])]
     authenticated_at: Annotated[
-        datetime | SkipJsonSchema[None], Field(description="When the user last proved the password.")
+        datetime | SkipJsonSchema[None],
+        Field(description="When the user last proved to be the user, by the password or as the issuer says."),
     ] = None
     scope: str | SkipJsonSchema[None] = None
+    upstream: Annotated[
+        UpstreamAnswer | SkipJsonSchema[None], Field(description="Absent where the session began by a password.")
+    ] = None
 
 
-async def members(rows: Sequence[SessionRow], current: UUID) -> list[dict[str, Any]]:
-    """The members of `SessionAnswer` for each session. `current` is the session of the request."""
+async def members(keyturn: Keyturn, rows: Sequence[SessionRow], current: UUID) -> list[dict[str, Any]]:
+    """The members of `SessionAnswer` for each session. `current` is the session of the request.
+
+    Raises:
+        TemporarilyUnavailable: the database is away.
+    """
     found = await devices.described_each({row.user_agent for row in rows})
-    return [_members(row, current, found[row.user_agent]) for row in rows]
+    upstream = await keyturn.upstream_sessions.of([row.id for row in rows])
+    return [_members(row, current, found[row.user_agent], upstream.get(row.id)) for row in rows]
 
 
-def _members(row: SessionRow, current: UUID, device: devices.Device) -> dict[str, Any]:
+def _members(row: SessionRow, current: UUID, device: devices.Device, upstream: Any) -> dict[str, Any]:
     over = row.over()
     return {
         "id": row.id,
@@ -77,7 +95,12 @@ def _members(row: SessionRow, current: UUID, device: devices.Device) -> dict[str
         "amr": (row.amr or "").split(),
         "authenticated_at": row.auth_time,
         "scope": row.scope,
+        "upstream": None if upstream is None else _upstream(upstream),
     }
+
+
+def _upstream(row: Any) -> UpstreamAnswer:
+    return UpstreamAnswer(issuer=row.issuer_name, organization=row.organization, session_id=row.upstream_id)
 
 
 STATUS = QueryParameter(

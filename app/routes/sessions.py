@@ -72,7 +72,7 @@ async def list_sessions(keyturn: Keyturn, request: Request) -> Answer:
     filtered = Filter(user_id=own.user_id, status=status_of(request))
     page = Page.of(keyturn.cursors, request, f"sessions {filtered}")
     found = await keyturn.reading.list(filtered, limit=page.limit, before=page.after)
-    items = [SessionAnswer(**each) for each in await members(found.sessions, own.id)]
+    items = [SessionAnswer(**each) for each in await members(keyturn, found.sessions, own.id)]
     return of_model(SessionsAnswer(items=items, next_cursor=page.next_cursor(found.last)), exclude_none=True)
 
 
@@ -140,7 +140,7 @@ async def _own(keyturn: Keyturn, request: Request, *, changes: bool = False) -> 
 
 async def _shown(keyturn: Keyturn, session_id: UUID, own: SessionRow) -> Answer:
     session = await keyturn.reading.find(session_id, user_id=own.user_id)
-    (answer,) = await members([session], own.id)
+    (answer,) = await members(keyturn, [session], own.id)
     return of_model(SessionAnswer(**answer), exclude_none=True)
 
 

@@ -193,9 +193,8 @@ class Starting:
         ).one_or_none()
         same = isinstance(proof, Vouched) or (user is not None and user.password_hash == proof.password_hash)
         if user is None or user.disabled_at is not None or not same:
-            raise InvalidGrant(
-                "user changed meanwhile", description="E-mail or password is wrong.", user_id=proof.user_id
-            )
+            description = None if vouched else "E-mail or password is wrong."
+            raise InvalidGrant("user changed meanwhile", description=description, user_id=proof.user_id)
         ends = user.now + policy.absolute_lifetime
         if vouched and vouched.absolute_expires_at:
             ends = min(ends, vouched.absolute_expires_at)

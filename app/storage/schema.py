@@ -47,7 +47,7 @@ _RIGHTS = {
     "issuers": "SELECT, INSERT, UPDATE, DELETE",
     "identities": "SELECT, INSERT, UPDATE, DELETE",
     "upstream_sessions": "SELECT, INSERT, UPDATE, DELETE",
-    "taken_tokens": "SELECT, INSERT, DELETE",
+    "taken_tokens": "SELECT, INSERT, UPDATE, DELETE",
 }
 """The rights on each table that the service needs. The README has them as GRANT statements."""
 

@@ -28,9 +28,10 @@ class UserLookup:
 
     @own_task
     async def emails(self, user_ids: Collection[UUID]) -> dict[UUID, str]:
-        """The e-mail addresses of these users, by id. An id that no user has is left out."""
+        """The e-mail addresses of these users, by id. An id that no user has, or one without address, is left out."""
+        which = User.id.in_(user_ids), User.email.is_not(None)
         async with self._db.look(hot_path=False) as connection:
-            found = await connection.execute(select(User.id, User.email).where(User.id.in_(user_ids)))
+            found = await connection.execute(select(User.id, User.email).where(*which))
             return {row.id: row.email for row in found}
 
     async def find(self, user: str | UUID) -> User:

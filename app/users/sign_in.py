@@ -35,7 +35,8 @@ class SignIn:
     async def authenticate(self, email: str, password: str) -> Authenticated:
         """Proof that the e-mail address and the password are an enabled user's.
 
-        Unknown user, disabled user, wrong password and one that has run out get the same answer after the same work.
+        Unknown user, disabled user, user without password, wrong password and one that has run out get the same answer
+        after the same work.
 
         Raises:
             InvalidRequest: the address or the password is malformed.
@@ -53,7 +54,7 @@ class SignIn:
         row = None if found is None or found.disabled_at is not None else found
         if not await self.is_right(row, raw) or row is None:
             # Only the log tells the causes apart. Log and answer don't have the address: users type passwords there.
-            cause = "wrong password" if row else "user is disabled" if found else "unknown user"
+            cause = _cause(found)
             raise InvalidGrant(cause, description="E-mail or password is wrong.", user_id=found.id if found else None)
         hashed, made = row.password_hash, row.password_expires_at is not None
         if self._passwords.outdated(hashed):
@@ -81,7 +82,7 @@ class SignIn:
         row = None if found is None or found.disabled_at is not None else found
         raw = password.encode()
         if len(raw) > LONGEST or 0 in raw or not await self.is_right(row, raw) or row is None:
-            raise WrongPassword("wrong password" if row else "user is disabled or gone")
+            raise WrongPassword(_cause(found))
         return Authenticated(row.id, row.password_hash, password_change_required=row.password_expires_at is not None)
 
     async def is_right(self, user: Any, password: bytes) -> bool:
@@ -112,15 +113,16 @@ class SignIn:
     @own_task
     async def _hashes_after(self, user_id: UUID) -> list[Any]:
         async with self._db.look(hot_path=False) as connection:
-            query = select(User.id, User.password_hash).where(User.id > user_id).order_by(User.id).limit(_PAGE)
-            return [*(await connection.execute(query))]
+            query = select(User.id, User.password_hash).where(User.id > user_id, User.password_hash.is_not(None))
+            return [*(await connection.execute(query.order_by(User.id).limit(_PAGE)))]
 
     @own_task
     async def _learn_the_oldest(self) -> None:
         # The first wrong password in a process must take as long as any later one. The oldest users' hashes have the
         # costs of earlier ARGON2_* settings, and ids are in the order of age.
         async with self._db.look(hot_path=False) as connection:
-            for hashed in await connection.scalars(select(User.password_hash).order_by(User.id).limit(100)):
+            hashes = select(User.password_hash).where(User.password_hash.is_not(None))
+            for hashed in await connection.scalars(hashes.order_by(User.id).limit(100)):
                 self._passwords.learn(hashed)
         self._know_the_oldest = True
 
@@ -141,3 +143,12 @@ class SignIn:
                 .returning(User.id)
             )
         return replaced is not None
+
+
+def _cause(user: Any) -> str:
+    """Why a password is refused, in words for the log."""
+    if user is None:
+        return "unknown user"
+    if user.disabled_at is not None:
+        return "user is disabled"
+    return "wrong password" if user.password_hash is not None else "user has no password"

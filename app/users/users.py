@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any, Literal
 from uuid import UUID
@@ -17,23 +16,16 @@ from ..events.audit import Event, record
 from ..sessions.ending import Ending
 from ..sessions.marking import unended_of
 from ..storage.database import Database
-from ..storage.tables import Session, User, uuid7
+from ..storage.tables import User, uuid7
 from ..storage.tasks import own_task
 from .administrators import check_still, keep_one
 from .claims import checked
 from .emails import normalised
+from .grants import acceptable_role, change_claims, change_role
 from .lookup import UserLookup
 from .made_passwords import LIFETIME, Reset, make
 from .passwords import Passwords, acceptable
 from .sign_in import SignIn
-
-_ROLE = re.compile(r"[a-z][a-z0-9_-]{0,31}", re.ASCII)
-
-
-def _role(role: str) -> str:
-    if not _ROLE.fullmatch(role):
-        raise InvalidRequest("role", description="role: is up to 32 of a-z, 0-9, _ and -, and begins with a letter.")
-    return role
 
 
 class Users(UserLookup):
@@ -61,7 +53,7 @@ class Users(UserLookup):
             Conflict: there is a user of this address.
             TemporarilyUnavailable: the database is away, or the hash can't be computed now.
         """
-        address, name = normalised(email), _role(role)
+        address, name = normalised(email), acceptable_role(role)
         # Hash before any look-up, so that an address that exists takes as long as a new one.
         return await self._insert(address, await self._passwords.hash(acceptable(password)), name, initial, by=by)
 
@@ -74,6 +66,7 @@ class Users(UserLookup):
                 user: dict[str, Any] = {
                     "id": uuid7(),
                     "email": email,
+                    "email_verified_at": None,
                     "password_hash": password_hash,
                     "password_expires_at": now + LIFETIME if initial else None,
                     "role": role,
@@ -98,18 +91,13 @@ class Users(UserLookup):
             NotFound: there is no such user.
             Conflict: no enabled administrator would be left.
         """
-        name = _role(role)
+        name = acceptable_role(role)
         async with self._db.begin() as tx:
             if name != "admin":
                 await keep_one(tx, user_id)
             before = await self._locked(tx, user_id, by)
-            if before.role == name:
-                return
-            await tx.execute(update(User).where(User.id == user_id).values(role=name))
-            await record(tx, before.now, by, [Event("role_changed", user_id, detail=name)])
-            await tx.execute(
-                update(Session).where(Session.id.in_(unended_of(user_id).with_for_update())).values(role=name)
-            )
+            if before.role != name:
+                await change_role(tx, user_id, name, before.now, by)
 
     @own_task
     async def set_claims(self, user_id: UUID, claims: Mapping[str, Any] | None, *, by: Actor) -> None:
@@ -124,13 +112,8 @@ class Users(UserLookup):
         text = checked(claims or {})
         async with self._db.begin() as tx:
             before = await self._locked(tx, user_id, by)
-            if before.claims == text:
-                return
-            await tx.execute(update(User).where(User.id == user_id).values(claims=text))
-            await record(tx, before.now, by, [Event("claims_changed", user_id)])
-            await tx.execute(
-                update(Session).where(Session.id.in_(unended_of(user_id).with_for_update())).values(claims=text)
-            )
+            if before.claims != text:
+                await change_claims(tx, user_id, text, before.now, by)
 
     async def disable(self, user_id: UUID, *, by: Actor) -> int:
         """Disables a user and ends all the user's sessions. Returns how many.
@@ -162,11 +145,33 @@ class Users(UserLookup):
                 await tx.execute(update(User).where(User.id == user_id).values(disabled_at=None))
                 await record(tx, before.now, by, [Event("user_enabled", user_id)])
 
+    @own_task
+    async def set_email_verified(self, user_id: UUID, *, verified: bool, by: Actor) -> None:
+        """Notes an operator's word that the address is the user's, or takes it back.
+
+        Only an address that is proved may link the user to an identity (`Issuer.link_by_email`).
+
+        Raises:
+            NotFound: there is no such user.
+            Conflict: the user has no address.
+        """
+        async with self._db.begin() as tx:
+            before = await self._locked(tx, user_id, by)
+            if before.email is None:
+                raise Conflict("no address", description="The user has no e-mail address.")
+            if (before.email_verified_at is not None) == verified:
+                return
+            moment = before.now if verified else None
+            await tx.execute(update(User).where(User.id == user_id).values(email_verified_at=moment))
+            detail = None if verified else "withdrawn"
+            await record(tx, before.now, by, [Event("email_verified", user_id, detail=detail)])
+
     async def set_password(self, user_id: UUID, password: str, *, by: Actor) -> int:
         """Sets a user's password and ends all the user's sessions. Returns how many.
 
         Raises:
-            NotFound, InvalidRequest: as `reset_password`; or the password is too short, too long or has a NUL.
+            NotFound, Conflict: as `reset_password`.
+            InvalidRequest: the password is too short, too long or has a NUL.
         """
         return await self._renew_password(user_id, acceptable(password), "password_changed", by=by)
 
@@ -175,6 +180,7 @@ class Users(UserLookup):
 
         Raises:
             NotFound: there is no such user.
+            Conflict: the user has no address, so no password would let the user in.
         """
         password = make()
         ended = await self._renew_password(user_id, password.encode(), "password_reset", by=by)
@@ -187,6 +193,8 @@ class Users(UserLookup):
 
         async def change(tx: AsyncConnection) -> None:
             before = await self._locked(tx, user_id, by)
+            if before.email is None:
+                raise Conflict("no address", description="The user has no e-mail address to sign in with.")
             runs_out = before.now + LIFETIME if kind == "password_reset" else None
             renewed = update(User).where(User.id == user_id).values(password_hash=hashed, password_expires_at=runs_out)
             await tx.execute(renewed)
@@ -243,7 +251,8 @@ class Users(UserLookup):
             NotFound, AccessDenied: there is no such user; or the actor is no administrator any more.
         """
         await check_still(tx, by)
-        columns = select(User.role, User.claims, User.disabled_at, self._db.now().label("now"))
+        what = User.role, User.claims, User.disabled_at, User.email, User.email_verified_at
+        columns = select(*what, self._db.now().label("now"))
         row = (await tx.execute(columns.where(User.id == user_id).with_for_update())).one_or_none()
         if row is None:
             raise NotFound("no such user")

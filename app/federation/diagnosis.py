@@ -1,0 +1,83 @@
+"""Diagnosis: whether issuers are reachable, and what a token would be refused for, in words for an operator.
+
+Nothing is taken or changed, and no answer holds anything of a token but the name of its issuer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from ..errors import TemporarilyUnavailable
+from .external_tokens import ExternalTokens
+from .issuer import Configured
+from .issuers import Issuers
+from .key_sets import KeySets
+from .verdicts import Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class FoundKey:
+    """A key of an issuer's key set."""
+
+    kid: str
+    kty: str | None
+    """None: the key is left out."""
+    bits: int | None
+    left_out: str = ""
+    """Why the key verifies nothing. Empty if it does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """The condition of an issuer, as this machine sees it now."""
+
+    name: str
+    issuer: str
+    failure: str
+    """Why its keys can't be read. Empty if they can."""
+    keys: tuple[FoundKey, ...] = ()
+
+
+class Diagnosis:
+    """Looks at issuers and tokens for an operator."""
+
+    def __init__(self, issuers: Issuers, key_sets: KeySets, external_tokens: ExternalTokens) -> None:
+        """The issuers are those in force at each call."""
+        self._issuers = issuers
+        self._key_sets = key_sets
+        self._external_tokens = external_tokens
+
+    async def conditions(self, name: str | None = None) -> list[Condition]:
+        """The condition of one issuer or of all, each asked now.
+
+        Raises:
+            NotFound: there is no issuer of this name.
+            TemporarilyUnavailable: this process does not know the issuers.
+        """
+        chosen = [self._issuers.named(name)] if name is not None else list(self._issuers.in_force.values())
+        return list(await asyncio.gather(*(self._condition(of) for of in chosen)))
+
+    async def _condition(self, of: Configured) -> Condition:
+        try:
+            found = await self._key_sets.read(of)
+        except TemporarilyUnavailable as e:
+            return Condition(of.name, of.issuer.issuer, e.cause)
+        keys = [FoundKey(key.kid, key.kty, key.bits) for key in found.keys.values()]
+        keys += [FoundKey(kid, None, None, why) for kid, why in found.left_out]
+        return Condition(of.name, of.issuer.issuer, "", tuple(keys))
+
+    async def judge(self, text: str, name: str | None = None) -> Verdict:
+        """The verdict on a token.
+
+        Args:
+            text: the token.
+            name: the issuer that the operator asks about. None: whichever the token names.
+
+        Raises:
+            TemporarilyUnavailable: the issuer's keys can't be had now, so nothing can be said about the token.
+        """
+        verdict = await self._external_tokens.judged(text)
+        if name is None or verdict.issuer in {None, name}:
+            return verdict
+        return Verdict(f"It is a token of the issuer {verdict.issuer}, and not of {name}.", "unknown_issuer", name)

@@ -1,0 +1,228 @@
+"""Exchange: a token of an issuer becomes a local session (RFC 8693), once.
+
+Guarantee 1 holds for an exchange too. The first refresh token is derived from the external token and its caller, and
+the session's row names the key. So as long as that refresh token is unused, the same caller gets the same answer again
+within the retry window, and nothing has to be stored for it. Anybody else, and anybody later, is refused: a copy of the
+external token in a log or a browser's history opens nothing.
+
+The row of `taken_tokens` is written in the transaction that inserts the session. So of two exchanges of one token, on
+whichever instances, one rolls back with its session, and answers as a retry. `upstream_sessions` says why a logout at
+the issuer misses no session that begins here.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from hashlib import sha256
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ..actors import Actor
+from ..errors import TemporarilyUnavailable, UnacceptableToken
+from ..sessions.answers import Answers, Tokens
+from ..sessions.ending import Ending
+from ..sessions.lookup import Lookup
+from ..sessions.start import Starting, Vouched
+from ..sessions.turns import Turns
+from ..storage.database import Database
+from ..storage.tasks import own_task
+from ..tokens.keys import Keys
+from ..tokens.refresh_tokens import issue
+from . import upstream_sessions
+from .external_token import ExternalToken
+from .external_tokens import ExternalTokens
+from .identities import Identities, Known, Linked, remembered_until
+from .issuer import Kind
+from .taking import TakenError, name_of, take, taken
+
+AbsoluteEnd = Callable[[ExternalToken], Awaitable[datetime | None]]
+"""When the upstream session of a token ends in any case; None where the issuer does not say."""
+
+
+class Sessions(NamedTuple):
+    """The parts that start, read and end local sessions."""
+
+    starting: Starting
+    lookup: Lookup
+    ending: Ending
+    answers: Answers
+    keys: Keys
+
+
+def caller_of(client_id: str, retry_key: str | None, device_id: str | None, user_agent: str | None) -> bytes:
+    """The digest of all that a caller says about itself: it tells a retry from somebody else with a copy of the token.
+
+    Args:
+        client_id: the client.
+        retry_key: the `Idempotency-Key` of the request: a secret of the caller.
+        device_id: the client's id of its device.
+        user_agent: the client's name for itself.
+    """
+    return sha256(json.dumps([client_id, retry_key, device_id, user_agent]).encode()).digest()
+
+
+class Exchange:
+    """Exchanges external tokens for local ones, and links their identities."""
+
+    def __init__(
+        self,
+        db: Database,
+        external_tokens: ExternalTokens,
+        identities: Identities,
+        sessions: Sessions,
+        absolute_end: AbsoluteEnd | None = None,
+    ) -> None:
+        """Without `absolute_end`, a local session ends by the policy alone."""
+        self._db = db
+        self._external_tokens = external_tokens
+        self._identities = identities
+        self._sessions = sessions
+        self._absolute_end = absolute_end
+        self._turns = Turns()
+
+    async def exchange(
+        self,
+        subject_token: str,
+        kind: Kind | None,
+        *,
+        caller: bytes,
+        by: Actor,
+        user_agent: str | None = None,
+        device_id: str | None = None,
+        device_name: str | None = None,
+        scope: frozenset[str] | None = None,
+    ) -> Tokens:
+        """The tokens of a new session for the user of an external token, or of the session that it began just before.
+
+        Args:
+            subject_token: the external token.
+            kind: the kind that the caller says it is. None: any that the issuer's configuration allows.
+            caller: what the caller says about itself, by `caller_of`.
+            by: the actor. The session keeps its address.
+            user_agent: the client's own name for itself, as for `Starting.start`.
+            device_id: the client's name for its device, likewise.
+            device_name: the name of the device, for people, likewise.
+            scope: the scopes that the client asks for, likewise.
+
+        Raises:
+            UnacceptableToken: the token is not good, was taken, or its user or upstream session is shut out.
+            InvalidGrant, InvalidScope: as `Starting.start`.
+            TemporarilyUnavailable: the database or the issuer's keys are away. This says nothing about the token.
+        """
+        token = await self._external_tokens.verify(subject_token, kind=kind)
+        name = name_of("exchange", token.by.name, token.digest.hex())
+        async with self._turns.of(name):
+            again = await self._again(token, name, caller, by)
+            if again is not None:
+                return again
+            known = await self._identities.user_of(token, by=by)
+            proof = await self._proof(token, name, caller, known)
+            try:
+                tokens = await self._sessions.starting.start(
+                    proof,
+                    by=by._replace(kind="user", id=str(known.user_id)),
+                    user_agent=user_agent,
+                    device_id=device_id,
+                    device_name=device_name,
+                    scope=scope,
+                )
+            except TakenError:
+                again = await self._again(token, name, caller, by)
+                if again is None:
+                    raise TemporarilyUnavailable("the token was taken and forgotten") from None
+                return again
+        if await self._was_logged_out(token):
+            await self._end(tokens.session_id, token, by)
+            raise _logged_out(tokens.session_id, known.user_id)
+        return tokens
+
+    async def link(self, subject_token: str, kind: Kind | None, user_id: UUID, *, by: Actor) -> Linked:
+        """Links the identity of an external token to a user who is signed in.
+
+        Raises:
+            UnacceptableToken: as `exchange`, except that this starts no session.
+            NotFound, Conflict, TemporarilyUnavailable: as `Identities.link`.
+        """
+        token = await self._external_tokens.verify(subject_token, kind=kind)
+        if await self._was_logged_out(token):
+            raise _logged_out(None, user_id)
+        return await self._identities.link(user_id, token, by=by)
+
+    async def _proof(self, token: ExternalToken, name: bytes, caller: bytes, known: Known) -> Vouched:
+        """The proof for the new session.
+
+        Raises:
+            UnacceptableToken: the upstream session has come to its end.
+        """
+        ends = await self._absolute_end(token) if self._absolute_end is not None else None
+        if ends is not None and ends <= self._db.clock():
+            raise UnacceptableToken("session_over", reason="absolute_timeout", user_id=known.user_id)
+
+        async def note(tx: AsyncConnection, session_id: UUID, now: datetime) -> None:
+            await take(tx, name, now, remembered_until(token), caller=caller, session_id=session_id)
+            await self._identities.used(tx, known, token, now)
+            await upstream_sessions.note(tx, session_id, token, known.identity_id, now)
+
+        return Vouched(
+            known.user_id,
+            name + caller,
+            note,
+            auth_time=token.auth_time,
+            amr=token.amr,
+            absolute_expires_at=ends,
+        )
+
+    async def _again(self, token: ExternalToken, name: bytes, caller: bytes, by: Actor) -> Tokens | None:
+        """The answer once more, if the token was taken by the same caller within the retry window. None: it was not.
+
+        Raises:
+            UnacceptableToken: somebody else took it, or it was long ago, or its session is used, over or logged out.
+        """
+        row, is_logged_out = await self._look(token, name)
+        if is_logged_out:
+            if row is not None and row.session_id is not None:
+                # The process that started the session may have died before it looked.
+                await self._end(row.session_id, token, by)
+            raise _logged_out(row.session_id if row is not None else None)
+        if row is None:
+            return None
+        refusal = UnacceptableToken("taken", session_id=row.session_id)
+        if row.session_id is None or not hmac.compare_digest(row.caller or b"", caller):
+            raise refusal
+        session = await self._sessions.lookup.row(row.session_id)
+        # The clock is the database's. If it stepped back, the age is below zero, and nobody must be refused for that.
+        if session is None or session.now - row.taken_at >= session.retry_window:
+            raise refusal
+        if (over := session.over()) is not None:
+            raise UnacceptableToken("taken", reason=over, session_id=session.id, user_id=session.user_id)
+        key = self._sessions.keys.refresh(session.key_number)
+        if key is None:
+            raise TemporarilyUnavailable("the refresh key of the session is not known here yet")
+        first = issue(key, session.id, name + caller)
+        if session.generation != 0 or not hmac.compare_digest(first.digest, session.token_digest):
+            raise refusal
+        return self._sessions.answers.tokens(session, first, session.now)
+
+    @own_task
+    async def _look(self, token: ExternalToken, name: bytes) -> tuple[Any | None, bool]:
+        """The row of the token if it was taken, and whether its upstream session was logged out."""
+        async with self._db.look(hot_path=False) as connection:
+            return await taken(connection, name), await upstream_sessions.logged_out(connection, token)
+
+    @own_task
+    async def _was_logged_out(self, token: ExternalToken) -> bool:
+        async with self._db.look(hot_path=False) as connection:
+            return await upstream_sessions.logged_out(connection, token)
+
+    async def _end(self, session_id: UUID, token: ExternalToken, by: Actor) -> None:
+        upstream = by._replace(kind="upstream", id=token.by.name)
+        await self._sessions.ending.end({session_id}, "upstream_logout", by=upstream)
+
+
+def _logged_out(session_id: UUID | None, user_id: UUID | None = None) -> UnacceptableToken:
+    return UnacceptableToken("logged_out", reason="upstream_logout", session_id=session_id, user_id=user_id)
