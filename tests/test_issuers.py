@@ -25,6 +25,7 @@ from app.errors import (
     TemporarilyUnavailable,
 )
 from app.events.reading import Events
+from app.federation import issuer_rows
 from app.federation import issuers as module
 from app.federation.issuer import Configured, Issuer, IssuerSecrets, issuer_of, secrets_of
 from app.federation.issuers import Issuers
@@ -564,7 +565,7 @@ def rewrap_forgets_issuers(patch: Patch) -> None:
 
 def table_wins(patch: Patch) -> None:
     """The row of a name is in force, and not the file's."""
-    real = module.listed
+    real = issuer_rows.listed
     patch.setattr(module, "listed", lambda rows, of_file, seal: [*real(rows, {}, seal), *real((), of_file, seal)])
 
 

@@ -203,7 +203,7 @@ def document_of(value: Any, issuer: Issuer) -> Document:
         more = " (they differ in the slash at the end)" if slash else ""
         raise WrongDocumentError(f"its discovery document names another issuer{more}")
     jwks_uri, end_session = value.get("jwks_uri"), value.get("end_session_endpoint")
-    if not _is_url(jwks_uri):
+    if not (isinstance(jwks_uri, str) and _is_url(jwks_uri)):
         raise WrongDocumentError("its discovery document has no https jwks_uri")
     return Document(jwks_uri, end_session if _is_url(end_session) else None)
 
