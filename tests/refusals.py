@@ -18,6 +18,9 @@ _send, _send_async = httpx2.Client.send, httpx2.AsyncClient.send
 _WITH_COOKIES = {"set-cookie", "x-auth-set-cookie-access", "x-auth-set-cookie-refresh"}
 """The fields that are left out: a 403 of a proxy's demand gives the rotated tokens to the browser."""
 
+_OURS = "keyturn"
+"""The User-Agent of Keyturn's own requests to issuers. It reads their answers itself, and once."""
+
 
 @contextmanager
 def recorded(folder: Path) -> Iterator[None]:
@@ -37,7 +40,7 @@ def recorded(folder: Path) -> Iterator[None]:
 
         async def send_async(self: httpx2.AsyncClient, request: httpx2.Request, **options: Any) -> httpx2.Response:
             answer = await _send_async(self, request, **options)
-            if answer.status_code >= 400:
+            if answer.status_code >= 400 and request.headers.get("user-agent") != _OURS:
                 await answer.aread()
                 record(answer)
             return answer
