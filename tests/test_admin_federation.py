@@ -114,7 +114,7 @@ async def test_an_administrator_adds_reads_changes_and_removes_an_issuer(api: Ap
         ({"client_secret": 7}, "client_secret"),
         ({"client_secret": "planted" * 200}, "client_secret"),
         ({"webhook_secret": "planted!"}, "webhook_secret"),
-        ({"client_secret_file": "/etc/passwd"}, "There is a field"),
+        ({"client_secret_file": "/etc/passwd"}, "client_secret_file"),
         ({"name": "planted"}, "name"),
         ({"source": "planted"}, "source"),
         ({"has_client_secret": True}, "has_client_secret"),
