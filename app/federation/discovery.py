@@ -1,8 +1,8 @@
 """Discovery: what an issuer says of itself below its URL (OpenID Connect Discovery 1.0 section 4).
 
 The document names the key set and the page that ends a browser's session there. Scalekit's are known without it. A
-document that names another issuer than the configured one counts for nothing (section 4.3): else a host could speak for
-another.
+document that names another issuer than the configured one counts for nothing (OpenID Connect Discovery 1.0 section
+4.3): else a host could speak for another.
 
 Each process keeps the documents of the issuers in force in memory, and reads each again every hour. If that fails, the
 one before stays: an outage of the issuer takes nothing away.
