@@ -120,6 +120,16 @@ async def test_a_change_to_what_is_there_leaves_nothing(keyturn: Keyturn) -> Non
     assert (await version(keyturn), await changes(keyturn), await rows(keyturn)) == before
 
 
+async def test_the_order_of_roles_is_a_change_because_the_first_that_matches_counts(keyturn: Keyturn) -> None:
+    roles = {"boss": "editor", "clerk": "reader"}
+    for order in (list(roles), list(reversed(roles))):
+        given = {theirs: roles[theirs] for theirs in order}
+        put = await keyturn.issuers.put("acme", an_issuer(roles=given), NONE, by=ROOT)
+        await keyturn.issuers.load()
+        assert list(put.issuer.roles) == list(keyturn.issuers.named("acme").issuer.roles) == order
+    assert (await changes(keyturn))[-1][2] == "acme: roles=clerk=reader,boss=editor"
+
+
 async def test_a_removal_leaves_an_event_and_a_new_version_and_nobody_is_removed_twice(keyturn: Keyturn) -> None:
     await keyturn.issuers.put("acme", an_issuer(), SECRETS, by=ROOT)
     before = await version(keyturn)

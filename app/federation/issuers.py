@@ -57,6 +57,7 @@ class Issuers:
         self._of_file: Mapping[str, Configured] = {} if path is None else issuer_file.read(path)
         self._in_force: Mapping[str, Configured] | None = None
         self._by_iss: Mapping[str, Configured] = {}
+        self._state: list[Any] = []  # the rows from which they were made
         self._causes: dict[str, str] = {}  # why an issuer is not in force, or not with its secrets
         self._told: dict[str, str] = {}  # those of the causes that the log has
         self._copy = Copy(self.load, "issuers_not_read")
@@ -109,9 +110,11 @@ class Issuers:
             async with self._db.watch_connection() as connection:
                 rows = (await connection.execute(query.order_by(Row.name))).all()
             found = listed([row for row in rows if row.name is not None], self._of_file, self._seal)
-            in_force = {each.name: each.configured for each in found if each.status == "in_force" and each.configured}
-            if in_force != self._in_force:  # else the objects stay, and whatever is remembered of them
-                self._in_force = MappingProxyType(in_force)
+            # Compare the rows as they are: two mappings are equal in any order, and the order of roles counts.
+            state = [(row.name, row.configuration, row.sealed) for row in rows]
+            if self._in_force is None or state != self._state:  # else the objects stay, and what hangs on them
+                in_force = {one.name: one.configured for one in found if one.status == "in_force" and one.configured}
+                self._in_force, self._state = MappingProxyType(in_force), state
                 self._by_iss = {iss: each for each in in_force.values() for iss in each.issuer.all_issuers}
             self._causes = {each.name: each.status for each in found if each.status != "in_force"}
             self._causes |= {each.name: "secrets are lost" for each in found if each.secrets_are_lost}
