@@ -20,6 +20,9 @@ from .federation.identities import Identities
 from .federation.issuer_changes import IssuerChanges
 from .federation.issuers import Issuers
 from .federation.key_sets import KeySets
+from .federation.revoking import Revoking
+from .federation.scalekit import Scalekit
+from .federation.session_checks import SessionChecks
 from .federation.upstream_sessions import UpstreamSessions
 from .log import get_logger
 from .policies import Policies, Policy
@@ -98,6 +101,9 @@ class Keyturn:
     discovery: Discovery
     external_tokens: ExternalTokens
     diagnosis: Diagnosis
+    scalekit: Scalekit
+    revoking: Revoking
+    session_checks: SessionChecks
     identities: Identities
     exchange: Exchange
     forgetting: Forgetting
@@ -132,9 +138,11 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     discovery = Discovery(fetching)
     key_sets = KeySets(fetching, discovery)
     external_tokens = ExternalTokens(issuers, key_sets, db)
+    scalekit = Scalekit(fetching)
     starting = Starting(db, keys, answers, policies, settings.client_id, revocations.publishing)
     identities = Identities(db, issuers)
     sessions = Sessions(starting, lookup, ending, answers, keys)
+    session_checks = SessionChecks(db, issuers, scalekit, keys, lookup, ending)
     try:
         yield Keyturn(
             settings=settings,
@@ -169,8 +177,11 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             discovery=discovery,
             external_tokens=external_tokens,
             diagnosis=Diagnosis(issuers, key_sets, external_tokens),
+            scalekit=scalekit,
+            revoking=Revoking(db, issuers, scalekit),
+            session_checks=session_checks,
             identities=identities,
-            exchange=Exchange(db, external_tokens, identities, sessions),
+            exchange=Exchange(db, external_tokens, identities, sessions, session_checks.absolute_end),
             forgetting=Forgetting(db),
             upstream_sessions=UpstreamSessions(db),
         )
@@ -204,10 +215,12 @@ async def running(keyturn: Keyturn) -> AsyncIterator[None]:
 
     keyturn.revocations.fence.on_reading = follow
     await keyturn.revocations.fence.read()
-    watch = asyncio.create_task(keyturn.revocations.watch())
+    tasks = [asyncio.create_task(keyturn.revocations.watch()), asyncio.create_task(keyturn.revoking.run())]
     try:
         yield
     finally:
-        watch.cancel()
-        with suppress(asyncio.CancelledError):
-            await watch
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with suppress(asyncio.CancelledError):
+                await task

@@ -18,14 +18,14 @@ from uuid import UUID
 
 import httpx2
 import pytest
-from sqlalchemy import or_, select, text
+from sqlalchemy import insert, or_, select, text
 
 from app.actors import SERVICE, Actor
 from app.federation.issuer import Issuer, IssuerSecrets
 from app.http.endpoints import Endpoint
 from app.keyturn import Keyturn, opened, running
 from app.main import _ENDPOINTS
-from app.storage.tables import Event, Identity, Key, Policy, Session, User, uuid7
+from app.storage.tables import Event, Identity, Key, Policy, Session, UpstreamSession, User, uuid7
 from app.storage.tables import Issuer as IssuerRow
 from tests.conftest import CHEAP, NEW_PASSWORD, PASSWORD, SECRET, settings_of, sync
 from tests.cookies import set_cookies
@@ -142,6 +142,13 @@ ROWS: dict[str, Mapping[str, str]] = {
     "GET /admin/federation/{name}": ADMIN_READS,
     "PUT /admin/federation/{name}": ADMIN_ACTS,
     "DELETE /admin/federation/{name}": ADMIN_ACTS,
+    "POST /admin/federation/{name}/check": ADMIN_ACTS,
+    "GET /admin/federation/{name}/sessions": ADMIN_READS,
+    "GET /admin/federation/{name}/sessions/{session}": ADMIN_READS,
+    "POST /admin/federation/{name}/sessions/{session}/revoke": ADMIN_ACTS,
+    "POST /admin/federation/{name}/sessions/revoke": ADMIN_ACTS,
+    "GET /admin/upstream-revocations": ADMIN_READS,
+    "POST /admin/upstream-revocations/{session_id}/replay": ADMIN_ACTS,
     "GET /admin/events": ADMIN_READS,
     "GET /admin/stats": ADMIN_READS,
     "GET /.well-known/jwks.json": ANYONE,
@@ -262,6 +269,7 @@ class World:
             select(Key.__table__).order_by(Key.kid),
             select(Policy.__table__).order_by(Policy.scope),
             select(IssuerRow.__table__).order_by(IssuerRow.name),
+            select(UpstreamSession.__table__).where(UpstreamSession.session_id.in_(ids)),
         ]
         async with self.keyturn.db.look(hot_path=False) as connection:
             rows = [(await connection.execute(query)).all() for query in asked]
@@ -367,6 +375,7 @@ for _name in (
     "GET /admin/keys",
     "GET /admin/policies",
     "GET /admin/federation",
+    "GET /admin/upstream-revocations",
     "GET /admin/events",
     "GET /admin/stats",
     "GET /.well-known/jwks.json",
@@ -398,12 +407,12 @@ for _name, _body in {
 SAMPLES["PUT /admin/policies/{scope}"] = plain("/admin/policies/global", {"session_limit": 1000})
 
 
-def on_an_issuer(name: str) -> Sample:
+def on_an_issuer(name: str, more: str = "", body: Any = None) -> Sample:
     """A request about an issuer of the table. It is away: nothing listens on the port of its URL."""
 
     async def made(world: World, _caller: Caller) -> tuple[str, Any]:
         await world.keyturn.issuers.put(name, Issuer(**issuer_members(name)), IssuerSecrets(), by=SERVICE)
-        return f"/admin/federation/{name}", None
+        return f"/admin/federation/{name}{more}", body
 
     return made
 
@@ -419,7 +428,43 @@ def issuer_members(name: str) -> dict[str, Any]:
 
 SAMPLES["GET /admin/federation/{name}"] = on_an_issuer("looked-at")
 SAMPLES["DELETE /admin/federation/{name}"] = on_an_issuer("removed")
+SAMPLES["POST /admin/federation/{name}/check"] = on_an_issuer("checked", "/check", {"token": "x"})
 SAMPLES["PUT /admin/federation/{name}"] = plain("/admin/federation/put", issuer_members("put"))
+
+
+@sample("GET /admin/federation/{name}/sessions")
+async def list_upstream_sessions(world: World, _caller: Caller) -> tuple[str, Any]:
+    login = await asyncio.to_thread(world.upstream.sign_in)
+    return f"/admin/federation/acme/sessions?user={login.user_id}", None
+
+
+@sample("GET /admin/federation/{name}/sessions/{session}")
+async def get_upstream_session(world: World, _caller: Caller) -> tuple[str, Any]:
+    login = await asyncio.to_thread(world.upstream.sign_in)
+    return f"/admin/federation/acme/sessions/{login.session_id}", None
+
+
+@sample("POST /admin/federation/{name}/sessions/{session}/revoke")
+async def revoke_upstream_session(world: World, _caller: Caller) -> tuple[str, Any]:
+    login = await asyncio.to_thread(world.upstream.sign_in)
+    return f"/admin/federation/acme/sessions/{login.session_id}/revoke", None
+
+
+@sample("POST /admin/federation/{name}/sessions/revoke")
+async def revoke_upstream_sessions(world: World, _caller: Caller) -> tuple[str, Any]:
+    login = await asyncio.to_thread(world.upstream.sign_in)
+    return "/admin/federation/acme/sessions/revoke", {"user": login.user_id}
+
+
+@sample("POST /admin/upstream-revocations/{session_id}/replay")
+async def replay_upstream_revocation(world: World, _caller: Caller) -> tuple[str, Any]:
+    session_id = uuid7()
+    async with world.keyturn.db.begin() as tx:
+        now = (await tx.execute(select(world.keyturn.db.now()))).scalar_one()
+        moments = dict.fromkeys(("created_at", "ordered_at", "settled_at"), now)
+        what = {"issuer_name": "acme", "upstream_id": "ses_1", "outcome": "given_up"}
+        await tx.execute(insert(UpstreamSession).values(session_id=session_id, **moments, **what))
+    return f"/admin/upstream-revocations/{session_id}/replay", None
 
 
 @sample("POST /auth/register")

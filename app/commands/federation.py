@@ -14,7 +14,7 @@ from ..federation.issuer import Configured, Issuer, IssuerSecrets, Preset, issue
 from ..federation.issuer_members import value_of
 from ..federation.issuer_rows import Listed
 from ..keyturn import Keyturn
-from . import federation_check
+from . import federation_check, federation_sessions
 from .acts import add_verb, by
 from .arguments import Words
 from .output import Row, note, show
@@ -51,6 +51,7 @@ def add_to(words: Words) -> None:
     verb = add_verb(verbs, "remove", _remove, "take no more tokens of an issuer", reading=False)
     verb.add_argument("name")
     federation_check.add_to(verbs)
+    federation_sessions.add_to(verbs)
 
 
 def _assignment(text: str) -> tuple[str, Any]:

@@ -49,6 +49,7 @@ EventKind = Literal[
     "issuer_removed",
     "upstream_revoked",
     "upstream_given_up",
+    "upstream_ordered_anew",
 ]
 """The kinds of events."""
 

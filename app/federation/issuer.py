@@ -200,6 +200,21 @@ class Configured(BaseModel):
     secrets: IssuerSecrets = IssuerSecrets()
     source: Literal["table", "file"] = "table"
 
+    @property
+    def has_api(self) -> bool:
+        """Whether its API for sessions can be called: only Scalekit has one, and it asks for the client's secret."""
+        return self.issuer.preset == "scalekit" and self.secrets.client_secret is not None
+
+    @property
+    def revokes(self) -> bool:
+        """Whether the end of a local session revokes its session."""
+        return self.has_api and self.issuer.revoke_sessions is not False
+
+    @property
+    def checks(self) -> bool:
+        """Whether a refresh asks if its session lives."""
+        return self.has_api and self.issuer.check_sessions != "off"
+
     def lacks(self) -> list[tuple[str, str]]:
         """The secrets that it has not got, each with what does not work without it."""
         if self.issuer.preset != "scalekit":

@@ -26,18 +26,20 @@ async def refresh_by_token(
     retry_key: str | None = None,
     scope: frozenset[str] | None = None,
 ) -> Tokens:
-    """Refreshes by `Rotation.refresh`, and notes the session for the log.
+    """Refreshes by `Rotation.refresh`, and notes the session for the log. First comes the check of its issuer, if any.
 
     Raises:
         InvalidGrant: the refresh token is refused for good.
         InvalidScope: the session was not granted these scopes.
-        TemporarilyUnavailable: the database is away. The client may try again after a random time. Or the client has
-            gone: it can't know that its token was rotated, and may come back after the retry window, as a reuse.
+        TemporarilyUnavailable: the database is away, or an issuer whose check is `closed`. The client may try again
+            after a random time. Or the client has gone: it can't know that its token was rotated, and may come back
+            after the retry window, as a reuse.
     """
     if keyturn.revocations.stood_still() and await request.has_gone():
         raise TemporarilyUnavailable("the client has gone")
     by = request.by()
     try:
+        await keyturn.session_checks.look(refresh_token, by=by)
         tokens = await keyturn.rotation.refresh(refresh_token, by=by, retry_key=retry_key, scope=scope)
     except TemporarilyUnavailable as e:
         # At most a sixth of the retry window, so that a client that obeys retries before its token counts as reused.

@@ -191,6 +191,7 @@ def upgrade() -> None:
         sa.Column("upstream_id", sa.String(length=255), nullable=True),
         sa.Column("organization", sa.String(length=255), nullable=True),
         sa.Column("created_at", moment, nullable=False),
+        sa.Column("ordered_at", moment, nullable=True),
         sa.Column("due_at", moment, nullable=True),
         sa.Column("attempts", sa.SmallInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("settled_at", moment, nullable=True),
@@ -226,6 +227,10 @@ def upgrade() -> None:
             unique=False,
             postgresql_where=sa.text("due_at IS NOT NULL"),
             sqlite_where=sa.text("due_at IS NOT NULL"),
+        )
+        open_ = sa.text("(due_at IS NOT NULL OR outcome = 'given_up')")
+        batch_op.create_index(
+            "ix_upstream_sessions_open", ["session_id"], unique=False, postgresql_where=open_, sqlite_where=open_
         )
     op.create_table(
         "pulse",

@@ -15,6 +15,8 @@ from sqlalchemy.orm import Mapped, mapped_column
 from .columns import Base
 
 _DUE = "due_at IS NOT NULL"
+OPEN = "(due_at IS NOT NULL OR outcome = 'given_up')"
+"""Which revocations a partial index has, in the words that a query has to repeat: those that wait or were given up."""
 
 
 class UpstreamSession(Base):
@@ -31,6 +33,7 @@ class UpstreamSession(Base):
     organization: Mapped[str | None] = mapped_column(String(255))
     created_at: Mapped[datetime]
 
+    ordered_at: Mapped[datetime | None]  # when its revocation was ordered, or ordered anew
     due_at: Mapped[datetime | None]  # when the next attempt to revoke is due; None: there is nothing to do
     attempts: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
     settled_at: Mapped[datetime | None]  # when the revocation was done or given up
@@ -41,6 +44,7 @@ class UpstreamSession(Base):
         Index(None, "issuer_name", "upstream_id"),
         Index(None, "identity_id"),
         Index("ix_upstream_sessions_due", "due_at", postgresql_where=text(_DUE), sqlite_where=text(_DUE)),
+        Index("ix_upstream_sessions_open", "session_id", postgresql_where=text(OPEN), sqlite_where=text(OPEN)),
     )
 
     def __repr__(self) -> str:

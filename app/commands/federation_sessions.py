@@ -1,0 +1,106 @@
+"""`keyturn federation sessions`, `revocations`, `replay`: sessions at an issuer, and the revocations it is owed."""
+
+from __future__ import annotations
+
+import argparse
+from typing import get_args
+
+from ..errors import NotFound
+from ..federation.owed import State
+from ..federation.scalekit import Status
+from ..federation.scalekit_session import ScalekitSession
+from ..keyturn import Keyturn
+from .acts import add_verb, by
+from .arguments import Words, identifier, moment, whole
+from .output import Row, more, note, show
+
+
+def add_to(verbs: Words) -> None:
+    """Adds the verbs to those of the noun `federation`."""
+    sessions = verbs.add_parser("sessions", help="sessions at an issuer").add_subparsers(required=True, metavar="VERB")
+    verb = add_verb(sessions, "get", _get, "one session, as the issuer describes it", reading=True)
+    _add_names(verb, "session")
+    verb = add_verb(sessions, "list", _list, "a page of a user's sessions", reading=True)
+    _add_names(verb, "user")
+    verb.add_argument("--status", choices=get_args(Status), action="append", default=[], help="may be repeated")
+    verb.add_argument("--created-after", type=moment, metavar="MOMENT", help="began after")
+    verb.add_argument("--created-before", type=moment, metavar="MOMENT", help="began before")
+    verb.add_argument("--limit", type=whole, metavar="N", help="how many a page has; unset: the issuer's number")
+    verb.add_argument("--page", metavar="PAGE", help="the page that the one before names")
+    verb = add_verb(sessions, "revoke", _revoke, "end one session at the issuer", reading=False)
+    _add_names(verb, "session")
+    verb = add_verb(sessions, "revoke-all", _revoke_all, "end all sessions of a user at the issuer", reading=False)
+    _add_names(verb, "user")
+    verb = add_verb(verbs, "revocations", _revocations, "what issuers are still owed, or was given up", reading=True)
+    verb.add_argument("--given-up", action="store_true", help="only what was given up")
+    verb.add_argument("--limit", type=whole, default=100)
+    verb.add_argument("--before", type=identifier, metavar="ID", help="those after this session in the list")
+    verb = add_verb(verbs, "replay", _replay, "try again what was given up", reading=False)
+    verb.add_argument("session", type=identifier, nargs="*", help="the ids of local sessions")
+    verb.add_argument("--all", action="store_true", help="all that were given up")
+
+
+def _add_names(verb: argparse.ArgumentParser, what: str) -> None:
+    verb.add_argument("name", metavar="NAME", help="of the issuer")
+    verb.add_argument(what, metavar=what.upper(), help="its id at the issuer")
+
+
+async def _get(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
+    session = await keyturn.scalekit.get_session(keyturn.issuers.named(arguments.name), arguments.session)
+    show(session.members(), arguments)
+
+
+async def _list(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
+    page = await keyturn.scalekit.list_sessions(
+        keyturn.issuers.named(arguments.name),
+        arguments.user,
+        page_size=arguments.limit,
+        page_token=arguments.page,
+        statuses=arguments.status,
+        created_after=arguments.created_after,
+        created_before=arguments.created_before,
+    )
+    show([session.members() if arguments.json else _in_short(session) for session in page.sessions], arguments)
+    if page.next_page is not None:
+        note(f"there are more: --page {page.next_page}")
+
+
+async def _revoke(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
+    of = keyturn.issuers.named(arguments.name)
+    outcome = await keyturn.revoking.revoke(of, arguments.session, by=by())
+    print("revoked" if outcome == "revoked" else "it was over before, or the issuer has no such session")
+
+
+async def _revoke_all(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
+    of = keyturn.issuers.named(arguments.name)
+    revoked = await keyturn.revoking.revoke_all(of, arguments.user, by=by())
+    print("revoked" if revoked is None else f"{revoked} session{'s' * (revoked != 1)} revoked")
+
+
+async def _revocations(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
+    state: State | None = "given_up" if arguments.given_up else None
+    rows = await keyturn.revoking.list(state, limit=arguments.limit, after=arguments.before)
+    show(rows, arguments)
+    more([row["session_id"] for row in rows], arguments.limit, "--before")
+
+
+async def _replay(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
+    if bool(arguments.session) == arguments.all:
+        arguments.parser.error("ids or --all are required, and not both")
+    count, missing = 0, []
+    wanted = arguments.session or [row["session_id"] for row in await keyturn.revoking.dead_letters(limit=10_000)]
+    for session_id in dict.fromkeys(wanted):
+        try:
+            await keyturn.revoking.replay(session_id, by=by())
+            count += 1
+        except NotFound:
+            missing.append(str(session_id))
+    print(f"{count} revocation{'s' * (count != 1)} due now; a running instance carries them out")
+    if missing and arguments.session:
+        raise NotFound(f"nothing was given up for {', '.join(missing)}")
+
+
+def _in_short(session: ScalekitSession) -> Row:
+    columns = ("id", "status", "created_at", "last_active_at", "ended_at", "device", "address")
+    members = session.members()
+    return {column: members[column] for column in columns}
