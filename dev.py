@@ -4,7 +4,8 @@ python3 dev.py serve             starts the service (all options of `keyturn ser
 python3 dev.py demo              starts the service and two web applications that sign in with it (examples/web)
 python3 dev.py test [...]        runs the tests in several processes (all options of pytest; -n 0: one process)
 python3 dev.py test --deep       runs the storms, outages and planted bugs, which the line above leaves out
-python3 dev.py conformance [...] holds the stand-in of Scalekit against Scalekit's SDK, which it installs (130 MB)
+python3 dev.py conformance [...] holds the stand-in of Scalekit against Scalekit's SDK, and Keyturn against node's
+                                 oidc-provider; installs both (130 MB)
 python3 dev.py coverage [...]    runs the tests slowly, and reports the lines and branches of app/ that no test ran
 python3 dev.py check             checks lint, format, types and imports
 python3 dev.py bench [...]       measures Keyturn against its rivals (--quick: two minutes; see bench/)
@@ -31,6 +32,7 @@ SCALEKIT_LOCK = ROOT / "requirements.scalekit.lock"  # for the tests that hold t
 VENV = ROOT / ".venv"
 SCALEKIT_VENV = ROOT / ".venv-scalekit"
 TEST = ("pytest", "-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder")  # tests/conftest.py says how many
+CONFORMANCE = ("tests/test_scalekit_sdk.py", "tests/test_federation_end_to_end.py")
 CHECKS = (
     ("-m", "ruff", "check"),
     ("-m", "ruff", "format", "--check"),
@@ -145,7 +147,14 @@ def main(command: str = "--help", *options: str) -> None:
         "serve": ("app", "serve"),
         "demo": ("examples.web",),
         "test": TEST,
-        "conformance": ("pytest", "-n", "0", "-rs", "tests/test_scalekit_sdk.py"),
+        "conformance": (
+            "pytest",
+            "-n",
+            "0",
+            "-rs",
+            "tests/test_scalekit_sdk.py",
+            "tests/test_federation_end_to_end.py",
+        ),
         "bench": ("bench",),
         "keyturn": ("app",),
     }
@@ -161,6 +170,7 @@ def main(command: str = "--help", *options: str) -> None:
     _prepare(VENV, _locks())
     if command == "conformance":
         _prepare(SCALEKIT_VENV, [SCALEKIT_LOCK])
+        os.environ["TEST_INSTALL"] = "1"  # lets tests/upstream/provider.py install node's oidc-provider
     if command == "check":
         sys.exit(not all(_succeeds(_python(VENV), *check) for check in CHECKS))
     if command == "coverage":

@@ -137,6 +137,20 @@ def test_what_drives_a_browser_is_installed_where_there_is_chromium_and_nowhere_
     assert installed(str(programs)) == (False, True)
 
 
+def test_the_sdk_of_scalekit_is_installed_by_its_own_command_alone_and_beside_the_environment(checkout: Path) -> None:
+    sdk = thing(checkout.parent / "sdk-1.0-py3-none-any.whl")
+    digest = hashlib.sha256(sdk.read_bytes()).hexdigest()
+    (checkout / "requirements.scalekit.lock").write_text(f"sdk==1.0 --hash=sha256:{digest}\n")
+    dev(checkout, "test", links=checkout.parent)
+    assert not (checkout / ".venv-scalekit").exists()
+    done = dev(checkout, "conformance", "-x", links=checkout.parent)
+    assert "tests/test_scalekit_sdk.py" in done.stdout, done.stderr
+    assert done.stdout.strip().endswith(f"'-x'] {checkout / '.venv'}")
+    assert [*(checkout / ".venv-scalekit").rglob("sdk.py")]
+    assert not [*(checkout / ".venv").rglob("sdk.py")]
+    assert "Installing" not in dev(checkout, "conformance").stderr
+
+
 def test_a_package_whose_digest_is_not_the_locks_is_refused(checkout: Path) -> None:
     thing(checkout.parent / "thing-1.0-py3-none-any.whl", "print('not what was locked')")
     refused = dev(checkout, "serve", links=checkout.parent)

@@ -104,6 +104,10 @@ class Control:
     async def session(self, session_id: str) -> dict[str, Any]:
         return rest.get_session(self._scalekit.store, session_id)
 
+    async def sessions_of(self, user_id: str) -> list[str]:
+        """The ids of a user's active sessions."""
+        return [each.session_id for each in self._scalekit.store.of_user(user_id, ["active"], None, None)]
+
     async def end(self, session_id: str, how: Ended) -> bool:
         store = self._scalekit.store
         return store.end(store.sessions[session_id], how)

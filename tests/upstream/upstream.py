@@ -30,6 +30,17 @@ START = 20.0  # seconds that the process may take to start
 CLIENT_ID = "skc_69615647365005437"
 
 
+def section(name: str, rows: Mapping[str, Any]) -> str:
+    """An issuer in a file of issuers. Strings, numbers, booleans and lists of them are alike in JSON and in TOML."""
+    tables = {member: value for member, value in rows.items() if isinstance(value, dict)}
+    text = f"[issuers.{name}]\n" + "".join(f"{m} = {json.dumps(v)}\n" for m, v in rows.items() if m not in tables)
+    for member, value in tables.items():
+        text += f"[issuers.{name}.{member}]\n" + "".join(
+            f"{json.dumps(k)} = {json.dumps(v)}\n" for k, v in value.items()
+        )
+    return text
+
+
 @dataclass(frozen=True)
 class Login:
     """A session of the stand-in, with the tokens of its login."""
@@ -106,19 +117,10 @@ class Upstream:
         """This stand-in as a process of Keyturn holds it."""
         return Configured(name=name, issuer=Issuer(**self.members(**changes)), secrets=IssuerSecrets(**self.secrets))
 
-    def toml(self, name: str = "acme", **changes: Any) -> str:
-        """The section of a file of issuers."""
-        rows = {**self.members(**changes), **self.secrets}
-        # A string, a number, a boolean and a list of them are written alike in JSON and in TOML. A table is not.
-        plain = "".join(
-            f"{member} = {json.dumps(value)}\n" for member, value in rows.items() if not isinstance(value, dict)
-        )
-        tables = "".join(
-            f"[issuers.{name}.{member}]\n" + "".join(f"{json.dumps(k)} = {json.dumps(v)}\n" for k, v in value.items())
-            for member, value in rows.items()
-            if isinstance(value, dict)
-        )
-        return f"[issuers.{name}]\n{plain}{tables}"
+    def toml(self, name: str = "acme", *, secrets: bool = True, **changes: Any) -> str:
+        """The section of a file of issuers. Without `secrets`, the API of sessions is not used."""
+        rows = {**self.members(**changes), **(self.secrets if secrets else {})}
+        return section(name, rows)
 
     # -- tokens, minted in the process of the tests
 
