@@ -268,8 +268,9 @@ async def _new_user(
 
 async def _insert(tx: AsyncConnection, token: ExternalToken, user_id: UUID, now: datetime, by: Actor) -> UUID:
     """Makes the identity of a token a user's, whose row the transaction has locked or made."""
+    identity_id = uuid7()
     identity = {
-        "id": uuid7(),
+        "id": identity_id,
         "user_id": user_id,
         "issuer": token.by.issuer.issuer,
         "subject": token.subject,
@@ -279,7 +280,6 @@ async def _insert(tx: AsyncConnection, token: ExternalToken, user_id: UUID, now:
     }
     await tx.execute(insert(Identity).values(identity))
     await record(tx, now, by, [Event("identity_linked", user_id, detail=token.by.name)])
-    identity_id: UUID = identity["id"]
     return identity_id
 
 
