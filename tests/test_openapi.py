@@ -36,6 +36,10 @@ EDGE, EDGE_WITH_BODY = {"400", "414", "431", "500"}, {"408", "413", "415"}
 REFUSALS = {
     "register": {"403", "409", "503"},
     "login": {"401", "403", "503"},
+    "exchange": {"401", "403", "503"},
+    "list_identities": {"401", "503"},
+    "link_identity": {"401", "403", "409", "503"},
+    "unlink_identity": {"401", "403", "404", "409", "503"},
     "reauthenticate": {"401", "403", "503"},
     "refresh": {"401", "403", "503"},
     "logout": {"401", "403", "503"},
@@ -61,6 +65,7 @@ REFUSALS = {
     "list_issuers": {"401", "403", "503"},
     "find_issuer": {"401", "403", "404", "503"},
     "put_issuer": {"401", "403", "409", "503"},
+    "check_issuer": {"401", "403", "404", "503"},
     "remove_issuer": {"401", "403", "404", "409", "503"},
     "list_upstream_sessions": {"401", "403", "404", "503"},
     "get_upstream_session": {"401", "403", "404", "503"},
@@ -76,7 +81,10 @@ REFUSALS = {
     "erase_user": {"401", "403", "404", "409", "503"},
     "disable_user": {"401", "403", "404", "409", "503"},
     "enable_user": {"401", "403", "404", "503"},
-    "reset_user_password": {"401", "403", "404", "503"},
+    "reset_user_password": {"401", "403", "404", "409", "503"},
+    "set_user_email_verified": {"401", "403", "404", "409", "503"},
+    "list_user_identities": {"401", "403", "404", "503"},
+    "unlink_user_identity": {"401", "403", "404", "409", "503"},
     "set_user_role": {"401", "403", "404", "409", "503"},
     "set_user_claims": {"401", "403", "404", "503"},
     "upstream_logout": {"404", "503"},
@@ -153,6 +161,7 @@ def test_each_answer_that_may_set_or_delete_cookies_says_so(document: Json) -> N
     }
     assert found == {
         ("login", "200"),
+        ("exchange", "200"),
         ("reauthenticate", "200"),
         ("reauthenticate", "401"),
         ("refresh", "200"),
@@ -219,7 +228,10 @@ def test_no_format_makes_a_client_hide_or_refuse_what_it_has_to_send(document: J
 
 
 OPTIONAL = {
-    "AdminSessionAnswer": {"ended_at", "end_reason", "address", "authenticated_at", "scope", "email", "device_id"},
+    "AdminSessionAnswer": {
+        *("ended_at", "end_reason", "address", "authenticated_at", "scope", "upstream"),
+        *("email", "device_id"),
+    },
     "AdminSessionsAnswer": {"next_cursor"},
     "AuditEventAnswer": {"actor_id", "user_id", "session_id", "client_id", "address", "request_id", "reason", "detail"},
     "AuditEventsAnswer": {"next_cursor"},
@@ -236,18 +248,23 @@ OPTIONAL = {
     },
     "UpstreamSessionsAnswer": {"next_page", "total"},
     # Nothing of a row that this release can't read is known but its name.
+    "IssuerCheckAnswer": {"failure", "token"},
     "IssuerAnswer": {"changed_at", "warning", *Issuer.model_fields},
     "KeyAnswer": {"retired_at", "retires_at", "sealed_under"},
     "PolicyAnswer": {"changed_at"},
     "PublicKey": {"crv", "x", "y", "n", "e"},
-    "SessionAnswer": {"ended_at", "end_reason", "address", "authenticated_at", "scope"},
+    "SessionAnswer": {"ended_at", "end_reason", "address", "authenticated_at", "scope", "upstream"},
+    "UpstreamAnswer": {"organization", "session_id"},
+    "IdentityAnswer": {"email"},
     "SessionEventAnswer": {"address", "reason", "detail"},
     "SessionEventsAnswer": {"next_cursor"},
     "SessionsAnswer": {"next_cursor"},
     # The tokens may be in cookies.
     "TokenAnswer": {"access_token", "refresh_token", "scope", "password_change_required"},
-    "AdminUserAnswer": {"disabled_at", "password_expires_at"},
-    "MadeUserAnswer": {"disabled_at", "password_expires_at", "password"},
+    # An issuer may vouch for a user without an address.
+    "UserAnswer": {"email"},
+    "AdminUserAnswer": {"email", "email_verified_at", "disabled_at", "password_expires_at"},
+    "MadeUserAnswer": {"email", "email_verified_at", "disabled_at", "password_expires_at", "password"},
     "UserPageAnswer": {"next_cursor"},
 }
 """The members that an answer may leave out."""
@@ -271,7 +288,10 @@ def test_a_token_names_one_audience_and_moments_that_32_bits_do_not_hold(documen
     assert {name for name, claim in claims.items() if claim.get("format") == "int64"} == {"auth_time", "exp", "iat"}
 
 
-BODIES = {"EndSessions", "KeyRotation", "Login", "Logout", "NewKey", "PasswordAgain", "PolicyChange", "Refresh"}
+BODIES = {
+    *("EndSessions", "Exchange", "IssuerChange", "KeyRotation", "Link", "Login", "Logout", "NewKey", "PasswordAgain"),
+    *("PolicyChange", "Refresh"),
+}
 """The bodies of requests that have a word out of a list."""
 
 
