@@ -54,13 +54,13 @@ def test_the_master_secret_is_rotated_and_the_doctor_says_which_step_comes_next(
     user(keyturn)
     keyturn.login("ada@example.com")
     assert not [check for check in findings(keyturn("doctor", "--json")) if "PREVIOUS" in check]
-    assert keyturn.ok("keys", "rotate", "master").out.startswith("0 keys moved")
+    assert keyturn.ok("keys", "rotate", "master").out.startswith("0 rows moved")
     assert "sealed_under" not in keyturn.ok("keys", "list").out
     keyturn.environment |= {"KEYTURN_SECRET": OTHER, "KEYTURN_SECRET_PREVIOUS": SECRET}
     assert "previous" in keyturn.ok("keys", "list").out
     assert "keys rotate master" in findings(keyturn("doctor", "--json"))["keys under KEYTURN_SECRET_PREVIOUS (3)"]
     done = keyturn.ok("keys", "rotate", "master")
-    assert done.out.startswith("3 keys moved")
+    assert done.out.startswith("3 rows moved")
     assert "without KEYTURN_SECRET_PREVIOUS" in done.err
     assert {key["sealed_under"] for key in listed(keyturn).values()} == {"current"}
     assert "no longer needed" in findings(keyturn("doctor", "--json"))["keys under KEYTURN_SECRET_PREVIOUS (0)"]

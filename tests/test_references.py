@@ -208,7 +208,11 @@ PATH = re.compile(
 GUARANTEE = re.compile(r"\b[Gg]uarantees? (\d+)((?:, \d+)*(?:,? (?:and|to) \d+)?)")
 DECISION = re.compile(r"\b[Dd]ecisions? (\d+)((?:, \d+)*(?:,? (?:and|to) \d+)?)")
 SECTION = re.compile(r"(?<!\w)(?:[Ss]ections? |§ ?)(\d+)")
-OUTSIDE = re.compile(r"(?:RFC|NIST SP|FIPS) [\d-]+(?:[A-Z]|bis)?,?(?: [Ss]ections? [\d.]+(?:,| and))*\s*$")
+OUTSIDE = re.compile(
+    r"(?:(?:RFC|NIST SP|FIPS) [\d-]+(?:[A-Z]|bis)?"
+    r"|(?:OpenID Connect (?:Core|Discovery|RP-Initiated Logout)|Back-Channel Logout)(?: 1\.0)?)"
+    r",?(?: [Ss]ections? [\d.]+(?:,| and))*\s*$"
+)
 QUOTED = re.compile(r"\b(README|[a-z]+\.md|see),? (?:section )?\"([^\"]+)\"")
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 ELSEWHERE = re.compile(r"/(?:home|root|Users)/|\b\w+/shared/|\bthe design\b|\b[Aa]ttack #?\d|\b[Ii]ssues? #?\d")
@@ -398,6 +402,7 @@ def test_a_broken_reference_would_be_found(text: str) -> None:
         "guarantees 1 to 10",
         "decisions 15 and 34",
         "RFC 6749 section 5.2 and RFC 9112 sections 6.3 and 9.3",
+        "OpenID Connect Core section 3.1.3.7 and OpenID Connect Back-Channel Logout 1.0 sections 2.4 and 2.6",
         "RFC 6265bis section 5.6.7 and NIST SP 800-38D section 8.3",
         'README, "Guarantees when things fail"',
         "`Database.incarnation`, `app.errors.Refusal`, `errors.Refusal`, `judge` and `asyncio.timeout`",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from time import time
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
@@ -19,7 +20,7 @@ from app.actors import SERVICE
 from app.keyturn import Keyturn
 from app.main import create_app
 from tests.conftest import CHEAP, SECRET, a_user, settings_of
-from tests.cookies import HTTPS, SAME_SITE, Browser, Sealer, ask, client_of, login, set_cookies
+from tests.cookies import DOMAIN, HTTPS, LOOPBACK, SAME_SITE, Browser, Names, Sealer, ask, client_of, login, set_cookies
 from tests.service import Service
 from tests.upstream.minting import Subject, new_id
 from tests.upstream.upstream import Upstream
@@ -60,11 +61,13 @@ class Site:
 
 
 @asynccontextmanager
-async def a_site(database_url: str, upstream: Upstream, folder: Path, **members: Any) -> AsyncIterator[Site]:
+async def a_site(
+    database_url: str, upstream: Upstream, folder: Path, settings: Mapping[str, str] | None = None, **members: Any
+) -> AsyncIterator[Site]:
     federation = folder / "federation.toml"
     federation.write_text(upstream.toml("acme", **members), encoding="utf-8")
     federation.chmod(0o600)
-    app = create_app(settings_of(database_url, None, federation_file=str(federation)))
+    app = create_app(settings_of(database_url, None, federation_file=str(federation), **(settings or {})))
     async with app.router.lifespan_context(app), client_of(app) as client:
         yield Site(client, app.state.keyturn, upstream)
 
@@ -133,10 +136,10 @@ async def test_an_id_token_that_is_not_of_the_same_sign_in_is_refused_and_no_ses
         mint("id_token", subject=someone, sid=other.session_id),
         mint("id_token", subject=someone, sid=...),
         mint("id_token", subject=someone, sub=other.user_id),
-        mint("id_token", subject=someone, iat=1),
+        mint("id_token", subject=someone, iat=int(time()) - 400),
         mint("id_token", subject=someone, aud=["skc_other"], azp="skc_other", client_id="skc_other"),
         mint("id_token", subject=someone, iss="https://evil.example"),
-        mint("id_token", subject=someone, key=site.upstream.keys.rsa(7)),
+        mint("id_token", subject=someone, key=site.upstream.keys.rsa(7), header={"kid": site.upstream.signing.kid}),
         mint("access_token", subject=someone),
         mint("logout_token", subject=someone),
         "x",
@@ -305,6 +308,26 @@ async def test_whatever_clears_the_other_cookies_clears_the_id_token(site: Site,
     assert cleared(answer) == {HTTPS.access, HTTPS.refresh, ID}
 
 
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [({}, HTTPS), ({"cookie_domain": "example.com"}, DOMAIN), ({"issuer": "http://127.0.0.1:8000"}, LOOPBACK)],
+)
+async def test_a_proxy_that_reads_two_fields_deletes_the_access_and_the_refresh_cookie(
+    database_url: str, upstream: Upstream, tmp_path: Path, settings: dict[str, str], names: Names
+) -> None:
+    async with a_site(database_url, upstream, tmp_path, settings) as site:
+        cookies = f"{names.access}=junk; {names.refresh}=junk"
+        headers = [*SAME_SITE, ("Sec-Keyturn-Set-Cookie", "repeat")]
+        answer = await ask(site.client, "GET", "/auth/verify?refresh=true", cookies, headers=headers)
+    assert answer.status_code == 401
+    first, second, third = (each.name for each in set_cookies(answer))
+    assert (first, second) == (names.access, names.refresh)
+    assert third.endswith("keyturn-id")
+    for name, field in (("access", names.access), ("refresh", names.refresh)):
+        assert answer.headers[f"x-auth-set-cookie-{name}"].startswith(f"{field}=;")
+
+
 async def test_an_id_token_cookie_alone_is_no_credential(site: Site, someone: Subject) -> None:
     browser, _ = await site.browser(someone)
     cookie = f"{ID}={browser.value(ID)}"
@@ -361,14 +384,22 @@ async def test_a_removed_issuer_has_no_page(
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
 async def test_a_look_up_that_gets_no_answer_costs_the_url_and_not_the_logout(site: Site, someone: Subject) -> None:
-    tokens = (await site.exchange(someone, "bearer")).json()
-    headers = [("Authorization", f"Bearer {tokens['access_token']}")]
-    async with site.keyturn.db.begin() as tx:
-        await tx.execute(text("LOCK TABLE upstream_sessions IN ACCESS EXCLUSIVE MODE"))
-        # The lock is held until the answer is here: the logout has not waited for it.
-        answer = await ask(site.client, "POST", "/auth/logout", headers=headers)
-        assert (answer.status_code, answer.content) == (204, b"")
-    assert (await ask(site.client, "GET", "/auth/me", headers=headers)).status_code == 401
+    waiting = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%upstream_sessions LEFT OUTER JOIN%'"
+    )
+    for _ in range(10):
+        tokens = (await site.exchange(someone, "bearer")).json()
+        headers = [("Authorization", f"Bearer {tokens['access_token']}")]
+        async with site.keyturn.db.begin() as tx:
+            await tx.execute(text("LOCK TABLE upstream_sessions IN ACCESS EXCLUSIVE MODE"))
+            # The lock is held until the answer is here: the logout has not waited for it.
+            answer = await ask(site.client, "POST", "/auth/logout", headers=headers)
+            assert (answer.status_code, answer.content) == (204, b"")
+            still_waits = await tx.scalar(waiting)
+        assert (await ask(site.client, "GET", "/auth/me", headers=headers)).status_code == 401
+        if still_waits:
+            break
+    assert still_waits, "each answer came only after Postgres had given up the look-up"
     answer = await ask(site.client, "POST", "/auth/logout", headers=headers)
     assert query_of(answer)[0] == f"{site.upstream.url}/oidc/logout"
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from time import time
+from time import monotonic, time
 from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID
@@ -126,19 +126,23 @@ def beta(upstream_keys: Keys) -> Iterator[Upstream]:
 
 
 @pytest.fixture(scope="module", params=["postgres", "sqlite"])
+def stores(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str | None]:
+    """The URLs of a database and of a Redis: on Postgres the two instances share one."""
+    url = new_database(request.param, request, tmp_path_factory.mktemp("stores"))
+    return url, request.getfixturevalue("redis").url(0) if request.param == "postgres" else None
+
+
+@pytest.fixture(scope="module")
 async def pair(
-    request: pytest.FixtureRequest,
+    stores: tuple[str, str | None],
     tmp_path_factory: pytest.TempPathFactory,
     upstream_process: Upstream,
     beta: Upstream,
     logs: Path,
 ) -> AsyncIterator[Pair]:
-    """On Postgres the two share a Redis too."""
     folder = tmp_path_factory.mktemp("federation")
-    url = new_database(request.param, request, folder)
-    redis_url = request.getfixturevalue("redis").url(0) if request.param == "postgres" else None
     federation = file_of(folder, upstream_process.toml("acme"), section_of_beta(beta))
-    async with a_pair(url, redis_url, federation, logs, beta) as pair:
+    async with a_pair(*stores, federation, logs, beta) as pair:
         yield pair
 
 
@@ -208,7 +212,8 @@ async def test_a_session_or_user_of_the_same_id_at_another_issuer_goes_on(
 ) -> None:
     tokens = await pair.exchange(upstream, someone)
     there = await pair.exchange(pair.beta, someone)
-    for whole in ({}, {"sid": ...}):
+    wholes: tuple[dict[str, Any], ...] = ({}, {"sid": ...})
+    for whole in wholes:
         token = pair.beta.mint("logout_token", subject=someone, **whole)
         assert (await pair.log_out(token, "/federation/beta/logout")).status_code == 200
         assert not await pair.live(there)
@@ -361,7 +366,10 @@ async def test_a_logout_token_with_another_signature_or_of_another_kind_is_refus
         "rt_opaque",
         "x" * 20_000,
     ):
-        assert_refused(await pair.log_out(bad))
+        # Of a `kid` that nobody knows, the answer is 503 while the cool-down forbids another look at the key set.
+        while (answer := await pair.log_out(bad)).status_code == 503:
+            await asyncio.sleep(0.5)
+        assert_refused(answer)
     assert await pair.live(tokens)
     assert_refused(await pair.log_out(good, "/federation/beta/logout"))
     assert await pair.live(tokens)
@@ -369,7 +377,7 @@ async def test_a_logout_token_with_another_signature_or_of_another_kind_is_refus
 
 async def test_an_issuer_that_nobody_has_configured_is_not_found(pair: Pair, upstream: Upstream) -> None:
     token = upstream.mint("logout_token")
-    for name in ("nobody", "ACME", "acme%20", "..", "a" * 100):
+    for name in ("nobody", "ACME", "acme%20", "acme.", "a" * 100):
         answer = await pair.log_out(token, f"/federation/{name}/logout")
         assert answer.status_code == 404, name
         fields, body = upstream.webhook()
@@ -596,30 +604,33 @@ async def test_after_a_logout_of_the_user_only_tokens_of_later_sign_ins_are_exch
 async def test_no_exchange_slips_through_a_logout_that_comes_at_the_same_time(
     pair: Pair, upstream: Upstream, someone: Subject
 ) -> None:
-    outcomes = set()
-    for n in range(30):
+    """The logout comes before all exchanges, after all, and at each moment between."""
+    outcomes: list[set[int]] = []
+    lasts = 0.0
+    for n in range(32):
         subject = fresh(someone.user_id if n % 2 else None)
         tokens = [upstream.mint(subject=subject) for _ in range(4)]
-        whole = {"sid": ...} if n % 3 == 0 else {}
+        whole: dict[str, Any] = {"sid": ...} if n % 3 == 0 else {}
         logout = upstream.mint("logout_token", subject=subject, **whole)
-
-        async def log_out(token: str = logout, n: int = n) -> httpx2.Response:
-            await asyncio.sleep(0.004 * (n % 8))
-            return await pair.log_out(token, at=n % 2)
-
-        async with asyncio.TaskGroup() as tasks:
-            exchanges = [tasks.create_task(pair.exchanged(token, at=i % 2)) for i, token in enumerate(tokens)]
-            ending = tasks.create_task(log_out())
-        assert ending.result().status_code == 200, ending.result().text
-        for exchange in exchanges:
-            answer = exchange.result()
-            outcomes.add(answer.status_code)
+        began = monotonic()
+        exchanges = [asyncio.create_task(pair.exchanged(token, at=i % 2)) for i, token in enumerate(tokens)]
+        if n:
+            await asyncio.sleep(lasts * n / 30)
+        else:
+            await asyncio.wait(exchanges)
+            lasts = monotonic() - began
+        assert (await pair.log_out(logout, at=n // 2 % 2)).status_code == 200
+        answers = [await exchange for exchange in exchanges]
+        outcomes.append({answer.status_code for answer in answers})
+        for answer in answers:
             assert answer.status_code in {200, 401}, answer.text
             if answer.status_code == 200:
-                assert not await pair.live(answer.json())
-    assert outcomes == {200, 401}, "the logout came always before, or always after: no race"
-    query = select(Session.id).where(Session.end_reason == "upstream_logout")
-    assert await pair.count(query) > 0
+                assert not await pair.live(answer.json()), f"round {n}"
+            else:
+                assert answer.json()["reason"] == "upstream_logout"
+    assert outcomes[0] == {200}
+    print(f"exchanges that came first, last and both, of {len(outcomes)} rounds:")
+    print(*(outcomes.count(each) for each in ({200}, {401}, {200, 401})))
 
 
 # -- from the issuer itself
@@ -644,7 +655,7 @@ async def test_nothing_of_what_issuers_send_is_in_the_log(pair: Pair, upstream: 
     token = upstream.mint("logout_token", subject=someone)
     await pair.log_out(token)
     await pair.log_out(token)
-    text = pair.services[0].text_with("logout token: taken")
-    assert "logout token: taken" in text
+    text = pair.services[0].text_with("upstream logout: taken")
+    assert "upstream logout: taken" in text
     for secret in (token, token.split(".")[1], someone.user_id, someone.session_id, upstream.webhook_secret):
         assert secret not in text

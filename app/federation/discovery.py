@@ -1,8 +1,8 @@
 """Discovery: what an issuer says of itself below its URL (OpenID Connect Discovery 1.0 section 4).
 
 The document names the key set and the page that ends a browser's session there. Scalekit's are known without it. A
-document that names another issuer than the configured one counts for nothing (section 4.3): else a host could speak for
-another.
+document that names another issuer than the configured one counts for nothing (OpenID Connect Discovery 1.0 section
+4.3): else a host could speak for another.
 
 Each process keeps the documents of the issuers in force in memory, and reads each again every hour. If that fails, the
 one before stays: an outage of the issuer takes nothing away.
@@ -203,7 +203,7 @@ def document_of(value: Any, issuer: Issuer) -> Document:
         more = " (they differ in the slash at the end)" if slash else ""
         raise WrongDocumentError(f"its discovery document names another issuer{more}")
     jwks_uri, end_session = value.get("jwks_uri"), value.get("end_session_endpoint")
-    if not _is_url(jwks_uri):
+    if not (isinstance(jwks_uri, str) and _is_url(jwks_uri)):
         raise WrongDocumentError("its discovery document has no https jwks_uri")
     return Document(jwks_uri, end_session if _is_url(end_session) else None)
 

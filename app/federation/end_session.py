@@ -85,7 +85,7 @@ class EndSession:
 
 
 def _with_query(endpoint: str, of: Configured, hint: str | None, return_to: str | None) -> str:
-    """The endpoint with the parameters of section 2."""
+    """The endpoint with the parameters of OpenID Connect RP-Initiated Logout 1.0 section 2."""
     query = {}
     if hint is not None:
         query["id_token_hint"] = hint

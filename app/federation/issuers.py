@@ -57,7 +57,9 @@ class Issuers:
         self._of_file: Mapping[str, Configured] = {} if path is None else issuer_file.read(path)
         self._in_force: Mapping[str, Configured] | None = None
         self._by_iss: Mapping[str, Configured] = {}
-        self._told: dict[str, str] = {}  # for each issuer that lacks something, the cause that the log has
+        self._state: list[Any] = []  # the rows from which they were made
+        self._causes: dict[str, str] = {}  # why an issuer is not in force, or not with its secrets
+        self._told: dict[str, str] = {}  # those of the causes that the log has
         self._copy = Copy(self.load, "issuers_not_read")
         self._one_load = asyncio.Lock()  # so that no older reading of the table takes the place of a newer one
 
@@ -108,11 +110,14 @@ class Issuers:
             async with self._db.watch_connection() as connection:
                 rows = (await connection.execute(query.order_by(Row.name))).all()
             found = listed([row for row in rows if row.name is not None], self._of_file, self._seal)
-            in_force = {each.name: each.configured for each in found if each.status == "in_force" and each.configured}
-            if in_force != self._in_force:  # else the objects stay, and whatever is remembered of them
-                self._in_force = MappingProxyType(in_force)
+            # Compare the rows as they are: two mappings are equal in any order, and the order of roles counts.
+            state = [(row.name, row.configuration, row.sealed) for row in rows]
+            if self._in_force is None or state != self._state:  # else the objects stay, and what hangs on them
+                in_force = {one.name: one.configured for one in found if one.status == "in_force" and one.configured}
+                self._in_force, self._state = MappingProxyType(in_force), state
                 self._by_iss = {iss: each for each in in_force.values() for iss in each.issuer.all_issuers}
-            self._tell(found)
+            self._causes = {each.name: each.status for each in found if each.status != "in_force"}
+            self._causes |= {each.name: "secrets are lost" for each in found if each.secrets_are_lost}
             self._copy.was_read(rows[0].version, began)
 
     def follow(self, version: int, *, began: float) -> None:
@@ -124,15 +129,11 @@ class Issuers:
         """
         if self._copy.follow(version, began) == "too old":
             self._in_force = None
-
-    def _tell(self, found: list[Listed]) -> None:
-        """Logs each issuer that is not in force, or not with its secrets: once, and not at each reading."""
-        causes = {each.name: each.status for each in found if each.status != "in_force"}
-        causes |= {each.name: "secrets are lost" for each in found if each.secrets_are_lost}
-        for name, cause in causes.items():
+        # Here, because no command follows the pulse: the log is for the process that serves.
+        for name, cause in self._causes.items():
             if self._told.get(name) != cause:
                 _log.warning("issuer_not_as_stored", issuer=name, cause=cause)
-        self._told = dict(causes)
+        self._told = self._causes
 
     @own_task
     async def rows(self) -> list[Listed]:

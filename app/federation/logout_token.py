@@ -2,7 +2,7 @@
 
 The caller has verified the signature, `iss` and `aud` as those of any external token. These rules tell a logout token
 from the other tokens that the same keys sign. An ID token has no `events`, and a logout token must have no `nonce`
-(section 2.4), so neither passes for the other.
+(Back-Channel Logout section 2.4), so neither passes for the other.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ EVENT = "http://schemas.openid.net/event/backchannel-logout"
 """The member of `events` that makes a token a logout token. The name is a word, and no place to fetch anything from."""
 
 HIGHEST_AGE = timedelta(minutes=5)
-"""How old a logout token may be. An issuer sends it at once, and section 2.4 recommends a life of two minutes."""
+"""How old a logout token may be. An issuer sends it at once, and Back-Channel Logout section 2.4 advises two minutes.
+"""
 
 _LONGEST = 255  # characters of an id: the most that the columns take
 _TYPED = frozenset({"logout+jwt", "application/logout+jwt"})  # RFC 7515 section 4.1.9: either spelling, any case
@@ -34,7 +35,7 @@ class LogoutToken:
     upstream_id: str | None
     """The issuer's own session (`sid`). With it, that session alone was logged out."""
     subject: str | None = field(repr=False)
-    """The user (`sub`). Without `upstream_id`, all sessions of the user were logged out (section 2.4)."""
+    """The user (`sub`). Without `upstream_id`, all sessions of the user were logged out."""
     issued_at: datetime
 
     @property
@@ -47,7 +48,7 @@ def logout_token_of(header: Mapping[str, Any], claims: Mapping[str, Any], of: Co
     """The logout token of a header and of claims whose signature, `iss` and `aud` are right.
 
     Raises:
-        UnacceptableToken: a rule of sections 2.4 and 2.6 is broken. The cause is one word.
+        UnacceptableToken: a rule of Back-Channel Logout sections 2.4 and 2.6 is broken. The cause is one word.
     """
     _check_type(header.get("typ"), of)
     events = claims.get("events")

@@ -75,7 +75,7 @@ class UpstreamLogout:
         try:
             token = await self._external_tokens.verify_logout_token(text, of)
         except UnacceptableToken as e:
-            cause = f"logout token: {e.cause}"
+            cause = f"upstream logout: {e.cause}"  # the log would redact a value after the word "token"
             raise InvalidRequest(cause, description="The logout token is not acceptable.") from None
         taking = name_of("logout", name, token.jti), token.expires_at + _SLACK
         try:
@@ -84,7 +84,8 @@ class UpstreamLogout:
             )
         except TakenError:
             raise InvalidRequest(
-                "logout token: taken", description="The logout token was received before, and its sessions have ended."
+                "upstream logout: taken",
+                description="The logout token came before, and its sessions have ended.",
             ) from None
 
     async def by_webhook(

@@ -13,7 +13,7 @@ from ..http.endpoints import Endpoint
 from ..http.request import Request
 from ..keyturn import Keyturn
 from .administration import CHANGING, READING, administrator
-from .issuer_models import IssuerAnswer, IssuerChange, IssuersAnswer, changes_in
+from .issuer_models import IssuerAnswer, IssuerChange, IssuersAnswer, KnownIssuer, changes_in
 
 _NOT_EXAMINED = "The issuer could not be asked. The change is in force. `keyturn federation check` says more."
 
@@ -56,7 +56,7 @@ async def remove_issuer(keyturn: Keyturn, request: Request) -> Answer:
     return NO_CONTENT
 
 
-def _shown(issuer: Listed, warning: str | None = None) -> IssuerAnswer:
+def _shown(issuer: Listed, warning: str | None = None) -> KnownIssuer:
     return IssuerAnswer.model_validate({**issuer.members(), "warning": warning})
 
 

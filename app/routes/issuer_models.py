@@ -54,11 +54,9 @@ _SECRETS: Mapping[str, Any] = {
     )
     for name, field in IssuerSecrets.model_fields.items()
 }
+_ABSENT: Any = SkipJsonSchema[None]  # type: ignore[misc]  # a class at run time
 _ANSWER: Mapping[str, Any] = {
-    name: (
-        Annotated[_in_answer(field.annotation) | SkipJsonSchema[None], Field(description=field.description)],
-        None,
-    )
+    name: (Annotated[_in_answer(field.annotation) | _ABSENT, Field(description=field.description)], None)
     for name, field in Issuer.model_fields.items()
 }
 
@@ -72,7 +70,7 @@ IssuerChange: type[RequestBody] = create_model(
 )
 
 
-class _Known(BaseModel):
+class KnownIssuer(BaseModel):
     """The members of each issuer in an answer."""
 
     name: Annotated[str, Field(examples=["acme"])]
@@ -89,9 +87,9 @@ class _Known(BaseModel):
     ] = None
 
 
-IssuerAnswer: type[_Known] = create_model(
+IssuerAnswer: type[KnownIssuer] = create_model(
     "IssuerAnswer",
-    __base__=_Known,
+    __base__=KnownIssuer,
     __module__=__name__,
     __doc__="An issuer without its secrets. Its members are absent where its row is `unreadable`.",
     **_ANSWER,

@@ -170,15 +170,14 @@ class PresentedCookies:
     def fields_to_clear(self) -> list[tuple[bytes, bytes]]:
         """The fields that delete the presented cookies. Access and refresh cookie go together, in this order.
 
-        The ID token cookie goes with them. Its path may have kept it from this request, so it is deleted in any case
+        The ID token cookie goes after them. Its path may have kept it from this request, so it is deleted in any case
         where an issuer is configured.
         """
         names = set(self.values)
         if names & {self.cookies.access, self.cookies.refresh}:
             names |= {self.cookies.access, self.cookies.refresh}
-        if names and self.keyturn.end_session.has_issuers():
-            names.add(self.cookies.id_token)
-        clearing = ((_SET_COOKIE, self.cookies.clear(name)) for name in sorted(names))
+        last = [self.cookies.id_token] if names and self.keyturn.end_session.has_issuers() else []
+        clearing = ((_SET_COOKIE, self.cookies.clear(name)) for name in [*sorted(names), *last])
         return [*clearing, *self._fields_to_clear_doubles()]
 
     def _fields_to_clear_doubles(self) -> list[tuple[bytes, bytes]]:
