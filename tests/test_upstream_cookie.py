@@ -348,7 +348,7 @@ async def test_an_id_token_cookie_alone_is_no_credential(site: Site, someone: Su
 async def test_any_issuer_s_page_comes_from_its_discovery(
     database_url: str, upstream: Upstream, someone: Subject, tmp_path: Path
 ) -> None:
-    members = {"preset": "oidc", "post_logout_redirect_uris": [BACK]}
+    members: dict[str, Any] = {"preset": "oidc", "post_logout_redirect_uris": [BACK]}
     async with a_site(database_url, upstream, tmp_path, **members) as site:
         of = site.keyturn.issuers.named("acme")
         while site.keyturn.discovery.end_session_endpoint(of) is None:
