@@ -315,6 +315,7 @@ async def a_world(url: str, logs: Path) -> AsyncIterator[World]:
 
 USES_UP = {
     "POST /auth/login",  # from the same device, it replaces the session
+    "POST /auth/exchange",  # likewise
     "POST /auth/refresh",
     "POST /auth/reauthenticate",
     "POST /auth/logout",

@@ -47,7 +47,7 @@ async def test_an_access_token_of_a_configured_issuer_begins_a_session_of_a_new_
         tokens = await exchanged(keyturn, upstream.mint(), user_agent="agent/1", device_id="d1", device_name="phone")
         [session] = await rows(keyturn, Session)
         assert session.id == tokens.session_id
-        assert (session.role, session.client_id, session.generation) == ("user", "keyturn", 0)
+        assert (session.role, session.client_id, session.generation) == ("user", "first-party", 0)
         assert (session.address, session.user_agent, session.device_id) == ("192.0.2.7", "agent/1", "d1")
         assert session.auth_time is None, "an access token does not say when its user signed in"
         user = await the_user(keyturn, tokens)

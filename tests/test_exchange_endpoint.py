@@ -94,7 +94,7 @@ async def test_each_type_has_a_short_word_and_the_name_of_the_standard(
 ) -> None:
     for name in (*names, *(f"urn:ietf:params:oauth:token-type:{each}" for each in names if each)):
         token = world.upstream.mint(kind, subject=a_subject(world))
-        answer = await exchange(world, token, **({} if name is None else {"subject_token_type": name}))
+        answer = await exchange(world, token, **({"subject_token_type": name} if name else dict[str, Any]()))
         assert answer.status_code == 200, (name, answer.text)
     other = {"access_token": "id_token", "id_token": "access_token"}[kind]
     for name in (other, f"urn:ietf:params:oauth:token-type:{other}"):

@@ -34,9 +34,10 @@ from ..storage.tasks import own_task
 from ..tokens.keys import Keys
 from ..tokens.refresh_tokens import issue
 from . import upstream_sessions
+from .accounts import Accounts, Known
 from .external_token import ExternalToken
 from .external_tokens import ExternalTokens
-from .identities import Identities, Known, Linked, remembered_until
+from .identities import Identities, Linked, remembered_until
 from .issuer import Kind
 from .taking import TakenError, name_of, take, taken
 
@@ -80,6 +81,7 @@ class Exchange:
         """Without `absolute_end`, a local session ends by the policy alone."""
         self._db = db
         self._external_tokens = external_tokens
+        self._accounts = Accounts(db)
         self._identities = identities
         self._sessions = sessions
         self._absolute_end = absolute_end
@@ -125,7 +127,7 @@ class Exchange:
             again = await self._again(token, name, caller, by)
             if again is not None:
                 return again
-            known = await self._identities.user_of(token, by=by)
+            known = await self._accounts.user_of(token, by=by)
             proof = await self._proof(token, name, caller, known)
             try:
                 tokens = await self._sessions.starting.start(
@@ -181,7 +183,7 @@ class Exchange:
 
         async def note(tx: AsyncConnection, session_id: UUID, now: datetime) -> None:
             await take(tx, name, now, remembered_until(token), caller=caller, session_id=session_id)
-            await self._identities.used(tx, known, token, now)
+            await self._accounts.used(tx, known, token, now)
             await upstream_sessions.note(tx, session_id, token, known.identity_id, now)
 
         return Vouched(

@@ -1,12 +1,11 @@
-"""Identities: which user an issuer's subject is, here.
+"""Identities: who a user is at issuers; linked and unlinked by hand.
 
 An identity is an issuer and a subject, and nothing else (OpenID Connect Core section 5.7). The issuer is the first
 `iss` of its configuration, so that another name here, or a further `iss`, changes nobody's account. An e-mail address
 is an attribute: only `Issuer.link_by_email` lets it lead to an account, and then it must be proved on both sides.
 Otherwise whoever registers a stranger's address first, here or there, would own the stranger's account.
 
-The table's constraint decides between two transactions that make the same identity: the second rolls back with its new
-user, and finds the identity of the first.
+The table's constraint decides between two transactions that make the same identity: the second one rolls back.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Select, delete, func, insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -30,7 +29,6 @@ from ..storage.tables import Identity, User, uuid7
 from ..storage.tasks import own_task
 from ..users.administrators import check_still
 from .external_token import ExternalToken
-from .granting import Granted, grant
 from .issuers import Issuers
 from .taking import TakenError, name_of, take
 
@@ -39,13 +37,6 @@ MOST = 20
 
 _ATTEMPTS = 4
 _MARGIN = timedelta(seconds=60)
-
-
-class Known(NamedTuple):
-    """The user of an external token, and the identity that led to the user."""
-
-    user_id: UUID
-    identity_id: UUID
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,33 +57,12 @@ class Linked:
 
 
 class Identities:
-    """The identities of users: found, made, linked and unlinked."""
+    """The identities of users, and their changes by the users themselves and by operators."""
 
     def __init__(self, db: Database, issuers: Issuers) -> None:
         """Needs the issuers, because an identity of one that is no longer configured lets nobody in."""
         self._db = db
         self._issuers = issuers
-
-    async def user_of(self, token: ExternalToken, *, by: Actor) -> Known:
-        """The user of a token: found by the identity, linked by e-mail address or made, as the issuer is configured.
-
-        Role and claims are mapped anew. The caller still has to check that the user is enabled, and the identity the
-        user's, in the transaction that starts a session (`used`).
-
-        Raises:
-            UnacceptableToken: the user is disabled, or there is none and the issuer may not make one.
-            TemporarilyUnavailable: the database is away.
-        """
-        upstream = by._replace(kind="upstream", id=token.by.name)
-        mapped = Granted.of(token)
-        for _ in range(_ATTEMPTS):
-            try:
-                known = await self._find(token, mapped, upstream) or await self._make(token, mapped, upstream)
-            except IntegrityError:
-                continue  # another transaction made the identity, or a user of the same address: look again
-            if known is not None:
-                return known
-        raise TemporarilyUnavailable("others make the same identity")
 
     @own_task
     async def of_user(self, user_id: UUID) -> Sequence[Linked]:
@@ -124,12 +94,12 @@ class Identities:
     @own_task
     async def _link(self, user_id: UUID, token: ExternalToken, by: Actor) -> Linked:
         async with self._db.begin() as tx:
-            user = await self._locked(tx, User.id == user_id)
+            user = await locked(self._db, tx, User.id == user_id)
             if user is None:
                 raise NotFound("no such user")
             if user.disabled_at is not None:
                 raise UnacceptableToken("user is disabled", reason="user_disabled", user_id=user_id)
-            found = (await tx.execute(_identity_of(token))).one_or_none()
+            found = (await tx.execute(identity_of(token))).one_or_none()
             if found is not None:
                 if found.user_id != user_id:
                     raise Conflict("another user's identity", description="This identity is another user's.")
@@ -139,8 +109,8 @@ class Identities:
                 raise Conflict("too many identities", description=f"A user links {MOST} identities at most.")
             name = name_of("exchange", token.by.name, token.digest.hex())
             await take(tx, name, user.now, remembered_until(token))
-            await _insert(tx, token, user_id, user.now, by)
-            return Linked.of((await tx.execute(_identity_of(token))).one())
+            await insert_identity(tx, token, user_id, user.now, by)
+            return Linked.of((await tx.execute(identity_of(token))).one())
 
     @own_task
     async def unlink(self, user_id: UUID, identity_id: UUID, *, by: Actor) -> None:
@@ -154,7 +124,7 @@ class Identities:
         configured = {each.issuer.issuer: each.name for each in self._issuers.in_force.values()}
         async with self._db.begin() as tx:
             await check_still(tx, by)
-            user = await self._locked(tx, User.id == user_id)
+            user = await locked(self._db, tx, User.id == user_id)
             if user is None:
                 raise NotFound("no such user")
             its = (await tx.execute(select(Identity.id, Identity.issuer).where(Identity.user_id == user_id))).all()
@@ -168,76 +138,12 @@ class Identities:
             detail = configured.get(issuer, issuer)[:64]
             await record(tx, user.now, by, [Event("identity_unlinked", user_id, detail=detail)])
 
-    async def used(self, tx: AsyncConnection, known: Known, token: ExternalToken, now: datetime) -> None:
-        """Notes within a transaction that an identity was used, if it is still the user's. Locks its row.
 
-        Raises:
-            UnacceptableToken: it was unlinked meanwhile.
-        """
-        updated = await tx.scalar(
-            update(Identity)
-            .where(Identity.id == known.identity_id, Identity.user_id == known.user_id)
-            .values({"last_used_at": now} | ({} if token.email is None else {"email": token.email}))
-            .returning(Identity.id)
-        )
-        if updated is None:
-            raise UnacceptableToken("identity was unlinked meanwhile", user_id=known.user_id)
-
-    # -- the user of a token
-
-    @own_task
-    async def _find(self, token: ExternalToken, mapped: Granted, by: Actor) -> Known | None:
-        """The user of a known identity, with role and claims mapped anew."""
-        async with self._db.look(hot_path=False) as connection:
-            columns = User.id, User.role, User.claims, User.disabled_at, Identity.id.label("identity_id")
-            user = (
-                await connection.execute(
-                    select(*columns)
-                    .join(Identity, Identity.user_id == User.id)
-                    .where(Identity.issuer == token.by.issuer.issuer, Identity.subject == token.subject)
-                )
-            ).one_or_none()
-        if user is None:
-            return None
-        if user.disabled_at is not None:
-            raise _disabled(user.id)
-        if mapped.differs(user.role, user.claims):
-            await grant(self._db, user.id, mapped, by)
-        return Known(user.id, user.identity_id)
-
-    @own_task
-    async def _make(self, token: ExternalToken, mapped: Granted, by: Actor) -> Known | None:
-        """The user of a new identity: the one of the same proved address, or a new one. None: it is known after all.
-
-        Raises:
-            UnacceptableToken: as `user_of`.
-            IntegrityError: another transaction was faster.
-        """
-        async with self._db.begin() as tx:
-            if (await tx.execute(_identity_of(token))).one_or_none() is not None:
-                return None
-            its = None if token.email is None else await self._locked(tx, User.email == token.email)
-            if its is not None and its.disabled_at is not None:
-                # A new account would let in whom an operator has shut out under this very address.
-                raise _disabled(its.id)
-            if its is not None and _may_link(token, its):
-                user_id, now = its.id, its.now
-            elif token.by.issuer.create_users:
-                now = (await tx.execute(select(self._db.now()))).scalar_one()
-                user_id = await _new_user(tx, token, token.email if its is None else None, mapped, now, by)
-                its = None
-            else:
-                raise UnacceptableToken("unknown_user")
-            identity_id = await _insert(tx, token, user_id, now, by)
-        if its is not None and mapped.differs(its.role, its.claims):
-            await grant(self._db, user_id, mapped, by)
-        return Known(user_id, identity_id)
-
-    async def _locked(self, tx: AsyncConnection, which: Any) -> Any:
-        """The row of a user, locked until the transaction ends, or None."""
-        what = User.id, User.role, User.claims, User.disabled_at, User.email, User.email_verified_at, User.password_hash
-        query = select(*what, self._db.now().label("now")).where(which).with_for_update()
-        return (await tx.execute(query)).one_or_none()
+async def locked(db: Database, tx: AsyncConnection, which: ColumnElement[bool]) -> Any:
+    """The row of a user, locked until the transaction ends, or None."""
+    what = User.id, User.role, User.claims, User.disabled_at, User.email, User.email_verified_at, User.password_hash
+    query = select(*what, db.now().label("now")).where(which).with_for_update()
+    return (await tx.execute(query)).one_or_none()
 
 
 def remembered_until(token: ExternalToken) -> datetime:
@@ -245,31 +151,11 @@ def remembered_until(token: ExternalToken) -> datetime:
     return token.expires_at + LEEWAY + _MARGIN
 
 
-async def _new_user(
-    tx: AsyncConnection, token: ExternalToken, email: str | None, mapped: Granted, now: datetime, by: Actor
-) -> UUID:
-    """Makes a user without a password. An address counts as proved, because only a trusted issuer's comes here."""
-    user_id = uuid7()
-    user = {
-        "id": user_id,
-        "email": email,
-        "email_verified_at": None if email is None else now,
-        "password_hash": None,
-        "password_expires_at": None,
-        "role": mapped.role or token.by.issuer.default_role,
-        "claims": mapped.claims_after(None),
-        "created_at": now,
-        "disabled_at": None,
-    }
-    await tx.execute(insert(User).values(user))
-    await record(tx, now, by, [Event("user_created", user_id)])
-    return user_id
-
-
-async def _insert(tx: AsyncConnection, token: ExternalToken, user_id: UUID, now: datetime, by: Actor) -> UUID:
+async def insert_identity(tx: AsyncConnection, token: ExternalToken, user_id: UUID, now: datetime, by: Actor) -> UUID:
     """Makes the identity of a token a user's, whose row the transaction has locked or made."""
+    identity_id = uuid7()
     identity = {
-        "id": uuid7(),
+        "id": identity_id,
         "user_id": user_id,
         "issuer": token.by.issuer.issuer,
         "subject": token.subject,
@@ -279,23 +165,10 @@ async def _insert(tx: AsyncConnection, token: ExternalToken, user_id: UUID, now:
     }
     await tx.execute(insert(Identity).values(identity))
     await record(tx, now, by, [Event("identity_linked", user_id, detail=token.by.name)])
-    identity_id: UUID = identity["id"]
     return identity_id
 
 
-def _identity_of(token: ExternalToken) -> Select[Any]:
+def identity_of(token: ExternalToken) -> Select[Any]:
+    """The statement that reads the identity of a token."""
     which = Identity.issuer == token.by.issuer.issuer, Identity.subject == token.subject
     return select(Identity.__table__).where(*which)
-
-
-def _may_link(token: ExternalToken, user: Any) -> bool:
-    """Whether the token's address, which is proved, may lead to an enabled user who has the same one.
-
-    The user's own must be proved too. Otherwise a stranger could register the address first, and share the account. An
-    administrator links by hand: whoever runs the issuer must not become one by writing an address there.
-    """
-    return token.by.issuer.link_by_email and user.email_verified_at is not None and user.role != "admin"
-
-
-def _disabled(user_id: UUID) -> UnacceptableToken:
-    return UnacceptableToken("user_disabled", reason="user_disabled", user_id=user_id)

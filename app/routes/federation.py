@@ -32,10 +32,7 @@ class UpstreamEvent(BaseModel):
     """An event in the form of Scalekit's. Members that are not named here are ignored."""
 
     type: Annotated[str, Field(description="`user.logout`; any other event is ignored.", examples=["user.logout"])]
-    data: Annotated[
-        dict[str, object],
-        Field(default_factory=dict, description="`user_session.session_id` names the session at Scalekit."),
-    ]
+    data: Annotated[dict[str, object], Field(description="`user_session.session_id` names the session at Scalekit.")]
 
 
 async def upstream_logout(keyturn: Keyturn, request: Request) -> Answer:
