@@ -12,6 +12,7 @@ from .errors import TemporarilyUnavailable
 from .events.reading import Events
 from .federation.diagnosis import Diagnosis
 from .federation.discovery import Discovery
+from .federation.end_session import EndSession
 from .federation.exchange import Exchange, Sessions
 from .federation.external_tokens import ExternalTokens
 from .federation.fetching import Fetching
@@ -23,6 +24,7 @@ from .federation.key_sets import KeySets
 from .federation.revoking import Revoking
 from .federation.scalekit import Scalekit
 from .federation.session_checks import SessionChecks
+from .federation.upstream_logout import UpstreamLogout
 from .federation.upstream_sessions import UpstreamSessions
 from .log import get_logger
 from .policies import Policies, Policy
@@ -108,6 +110,8 @@ class Keyturn:
     exchange: Exchange
     forgetting: Forgetting
     upstream_sessions: UpstreamSessions
+    upstream_logout: UpstreamLogout
+    end_session: EndSession
 
 
 @asynccontextmanager
@@ -142,6 +146,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     starting = Starting(db, keys, answers, policies, settings.client_id, revocations.publishing)
     identities = Identities(db, issuers)
     sessions = Sessions(starting, lookup, ending, answers, keys)
+    session_checks = SessionChecks(db, issuers, scalekit, keys, lookup, ending)
     try:
         yield Keyturn(
             settings=settings,
@@ -178,11 +183,13 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             diagnosis=Diagnosis(issuers, key_sets, external_tokens),
             scalekit=scalekit,
             revoking=Revoking(db, issuers, scalekit),
-            session_checks=SessionChecks(db, issuers, scalekit, keys, lookup, ending),
+            session_checks=session_checks,
             identities=identities,
-            exchange=Exchange(db, external_tokens, identities, sessions),
+            exchange=Exchange(db, external_tokens, identities, sessions, session_checks.absolute_end),
             forgetting=Forgetting(db),
             upstream_sessions=UpstreamSessions(db),
+            upstream_logout=UpstreamLogout(db, issuers, external_tokens, ending),
+            end_session=EndSession(db, issuers, discovery),
         )
     finally:
         await revocations.close()

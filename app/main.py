@@ -36,6 +36,7 @@ from .routes import (
     admin_user_changes,
     admin_users,
     exchange,
+    federation,
     health,
     identities,
     login,
@@ -70,6 +71,7 @@ _ENDPOINTS = (
     *admin_upstream_revocations.ENDPOINTS,
     *admin_events.ENDPOINTS,
     *admin_stats.ENDPOINTS,
+    *federation.ENDPOINTS,
     *well_known.ENDPOINTS,
     *health.ENDPOINTS,
 )
@@ -90,6 +92,7 @@ _TAGS = [
     {"name": "auth", "description": "Sign in, refresh, log out, verify."},
     {"name": "admin", "description": "For administrators: each act is the twin of a command."},
     {"name": "sessions", "description": "See where one is signed in, and end what one does not know."},
+    {"name": "federation", "description": "For issuers that say who was logged out there."},
     {"name": "well-known", "description": "For services that verify access tokens by themselves."},
     {"name": "health", "description": "For those who watch the process."},
 ]

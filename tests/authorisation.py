@@ -72,7 +72,7 @@ WORDS = {
     "403": "the user is no administrator",
     "403 origin": "cookies count only from a page of an allowed origin",
     "404": "as if there were no such thing",
-    "400": "there is no credential, and the body has none either",
+    "400": "there is no credential that counts, and the body has none either",
 }
 
 
@@ -95,6 +95,7 @@ OWN_READS = row(   "401          | 404    | ok   | ok    | 401 over   | ok      
 OWN_ACTS = row(    "401          | 404    | ok   | ok    | 401 over   | ok       | 403 origin | ok     | 401 over   | ok")  # fmt: skip
 REFRESHES = row(   "400          | ok     | ok   | ok    | 401 refused| ok       | 403 origin | ok     | 401 refused| ok")  # fmt: skip
 SIGNS_IN = row(    "ok           | ok     | ok   | ok    | ok         | ok       | 403 origin | ok     | 401 refused| ok")  # fmt: skip
+SIGNED = row(      "400          | 400    | 400  | 400   | 400        | 400      | 400        | 400    | 400        | 400")  # fmt: skip
 LOGS_OUT = row(    "401          | ok     | ok   | ok    | ok         | ok       | 403 origin | ok     | ok         | ok")  # fmt: skip
 
 ROWS: dict[str, Mapping[str, str]] = {
@@ -151,6 +152,8 @@ ROWS: dict[str, Mapping[str, str]] = {
     "POST /admin/upstream-revocations/{session_id}/replay": ADMIN_ACTS,
     "GET /admin/events": ADMIN_READS,
     "GET /admin/stats": ADMIN_READS,
+    "POST /federation/{name}/logout": SIGNED,
+    "POST /federation/{name}/webhook": SIGNED,
     "GET /.well-known/jwks.json": ANYONE,
     "GET /healthz": ANYONE,
     "GET /readyz": ANYONE,
@@ -407,12 +410,12 @@ for _name, _body in {
 SAMPLES["PUT /admin/policies/{scope}"] = plain("/admin/policies/global", {"session_limit": 1000})
 
 
-def on_an_issuer(name: str, more: str = "", body: Any = None) -> Sample:
+def on_an_issuer(name: str) -> Sample:
     """A request about an issuer of the table. It is away: nothing listens on the port of its URL."""
 
     async def made(world: World, _caller: Caller) -> tuple[str, Any]:
         await world.keyturn.issuers.put(name, Issuer(**issuer_members(name)), IssuerSecrets(), by=SERVICE)
-        return f"/admin/federation/{name}{more}", body
+        return f"/admin/federation/{name}", None
 
     return made
 
@@ -428,7 +431,7 @@ def issuer_members(name: str) -> dict[str, Any]:
 
 SAMPLES["GET /admin/federation/{name}"] = on_an_issuer("looked-at")
 SAMPLES["DELETE /admin/federation/{name}"] = on_an_issuer("removed")
-SAMPLES["POST /admin/federation/{name}/check"] = on_an_issuer("checked", "/check", {"token": "x"})
+SAMPLES["POST /admin/federation/{name}/check"] = plain("/admin/federation/acme/check", {"token": "x"})
 SAMPLES["PUT /admin/federation/{name}"] = plain("/admin/federation/put", issuer_members("put"))
 
 
@@ -550,6 +553,9 @@ async def end_sessions(world: World, _caller: Caller) -> tuple[str, Any]:
     return "/admin/sessions/end", {"user": str(user_id)}
 
 
+# Without a logout token or a signature: whoever else sends it, no credential of a user counts in its place.
+SAMPLES["POST /federation/{name}/logout"] = plain("/federation/nobody/logout")
+SAMPLES["POST /federation/{name}/webhook"] = plain("/federation/nobody/webhook")
 SAMPLES["POST /admin/keys"] = plain("/admin/keys", {"use": "access"})
 SAMPLES["POST /admin/keys/rotate"] = plain("/admin/keys/rotate", {"use": "cookie"})
 SAMPLES["POST /admin/sign-everyone-out"] = plain("/admin/sign-everyone-out")

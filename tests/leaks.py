@@ -15,7 +15,7 @@ from tests.upstream.shared_secrets import CLIENT_SECRET, WEBHOOK_SECRET
 SECRETS = {
     "refresh token": re.compile(r"ktr_[A-Za-z0-9_-]{84}"),
     "JWT": re.compile(r"eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}"),
-    "sealed cookie": re.compile(r"keyturn-(?:split-)?(?:access|refresh)=[A-Za-z0-9_-]{40,}"),
+    "sealed cookie": re.compile(r"keyturn-(?:split-)?(?:access|refresh|id)=[A-Za-z0-9_-]{40,}"),
     "password": re.compile("|".join(re.escape(password) for password in (PASSWORD, NEW_PASSWORD))),
     "master secret": re.compile(re.escape(SECRET.rstrip("="))),
     "Argon2 hash": re.compile(r"\$argon2(?:id|i|d)\$"),

@@ -415,13 +415,28 @@ def test_the_body_of_a_get_is_read_and_bounded_too(server):
     assert server.send(request("GET", "/", "Content-Length: 65537")).statuses == [413]
 
 
-def test_bodies_under_oauth_are_forms(server):
+def test_bodies_under_oauth_and_logout_tokens_of_issuers_are_forms(server):
     form = "Content-Type: application/x-www-form-urlencoded"
-    assert server.post(b"grant_type=refresh_token&scope=%C3%A9", form, path="/oauth/token").status == 200
-    assert_refused(server.post(b"{}", path="/oauth/token"), 415)
-    assert_refused(server.post(b"a=b", form), 415)
-    for body in (b"a=%ff", b"a=\xff", b"a=%00", b"a=%4", b"a=\0"):
-        assert_refused(server.post(body, form, path="/oauth/token"), 400)
+    for path in ("/oauth/token", "/federation/acme/logout"):
+        assert server.post(b"grant_type=refresh_token&scope=%C3%A9", form, path=path).status == 200
+        assert server.post(b"", form, path=path).status == 200
+        assert_refused(server.post(b"{}", path=path), 415)
+        for body in (
+            b"a=%ff",
+            b"a=\xff",
+            b"a=%00",
+            b"a=%4",
+            b"a=\0",
+            b"\xc3=%A9",
+            b"a=1&a=2",
+            b"a=1&%61=1",
+            b"a&" * 1000,
+        ):
+            assert_refused(server.post(body, form, path=path), 400)
+        assert server.post(b"a=\xc3%A9&\xc3\xa9=1&&b=+&c", form, path=path).status == 200
+    for path in ("/", "/federation/acme/webhook", "/auth/logout"):
+        assert_refused(server.post(b"a=b", form, path=path), 415)
+        assert server.post(b"{}", path=path).status == 200
 
 
 @pytest.mark.parametrize(

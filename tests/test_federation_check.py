@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from app.actors import SERVICE
+from tests.conftest import a_user
 from tests.external_tokens import BAD, file_of_issuers, publish
+from tests.test_api import Api, serving
 from tests.test_cli import Command, Done, keyturn, on_sqlite
 from tests.upstream.upstream import Upstream
 
@@ -127,3 +132,52 @@ def test_nothing_is_said_about_a_token_while_its_issuer_is_away(command: Command
 @pytest.mark.parametrize("stdin", [b"", b"\n", b"\xff\xfe\n", b"x" * 100_000])
 def test_no_token_at_all_is_a_bad_one(command: Command, stdin: bytes) -> None:
     assert command("federation", "check", "--token-stdin", stdin=stdin).code == 1
+
+
+# -- the twin of the command
+
+
+@pytest.fixture
+async def api(database_url: str, upstream: Upstream) -> AsyncIterator[Api]:
+    publish(upstream)
+    async with serving(database_url) as api:
+        await a_user(api.keyturn, "boss@example.com", "admin")
+        of = upstream.configured("scalekit")
+        await api.keyturn.issuers.put(of.name, of.issuer, of.secrets, by=SERVICE)
+        await api.keyturn.issuers.load()
+        yield api
+
+
+async def checked(api: Api, body: Any, name: str = "scalekit") -> Any:
+    bearer = (await api.login("boss@example.com"))["access_token"]
+    path, headers = f"/admin/federation/{name}/check", {"Authorization": f"Bearer {bearer}"}
+    answer = await api.client.post(path, json=body, headers=headers)
+    return answer.json() if answer.status_code == 200 else answer.status_code
+
+
+async def test_an_administrator_sees_how_an_issuer_answers(api: Api, upstream: Upstream) -> None:
+    found = await checked(api, {})
+    assert found["reachable"] is True
+    assert {"kid": "snk_1", "kty": "RSA", "bits": 2048} in found["keys"]
+    assert {"kid": "snk_weak", "left_out": "it has 1024 bits, and not 2048 to 8192"} in found["keys"]
+    assert "token" not in found
+    upstream.refuse()
+    found = await checked(api, {})
+    assert found == {"reachable": False, "failure": "issuer scalekit: no connection", "keys": []}
+    assert await checked(api, {}, "nobody") == 404
+
+
+async def test_an_administrator_reads_the_verdict_on_a_token(api: Api, upstream: Upstream) -> None:
+    found = await checked(api, {"token": upstream.mint()})
+    assert found["token"] == {"acceptable": True, "sentence": "It is acceptable: an access token of a user."}
+    found = await checked(api, {"token": upstream.mint(aud="skc_stranger")})
+    assert (found["token"]["acceptable"], found["token"]["word"]) == (False, "audience")
+    assert await checked(api, {"token": "x" * 16_385}) == 400
+    assert await checked(api, {"token": "x", "more": 1}) == 400
+
+
+async def test_a_verdict_is_missing_while_the_keys_are_away(api: Api, upstream: Upstream) -> None:
+    upstream.refuse()
+    found = await checked(api, {"token": upstream.mint()})
+    assert found["reachable"] is False
+    assert found["token"] == {"sentence": "Nothing can be said about it: the issuer's keys can't be had now."}

@@ -16,7 +16,12 @@ from tests.authorisation import ENDPOINTS, SAMPLES, World, a_world, new_database
 from tests.conftest import PASSWORD
 from tests.test_authorisation import about
 
-WITH_BODY = {name: endpoint.body for name, endpoint in ENDPOINTS.items() if endpoint.body is not None}
+WITH_BODY = {
+    name: endpoint.body
+    for name, endpoint in ENDPOINTS.items()
+    # What an issuer sends has members of its own. Each is ignored but the few that are read.
+    if endpoint.body is not None and not endpoint.path.startswith("/federation/")
+}
 VALUES: dict[str, Any] = {
     "role": "admin",
     "claims": {"org": "planted"},

@@ -79,6 +79,8 @@ REFUSALS = {
     "reset_user_password": {"401", "403", "404", "503"},
     "set_user_role": {"401", "403", "404", "409", "503"},
     "set_user_claims": {"401", "403", "404", "503"},
+    "upstream_logout": {"404", "503"},
+    "upstream_webhook": {"404", "503"},
     "jwks": set[str](),
     "healthz": set[str](),
     "readyz": {"503"},
@@ -157,6 +159,7 @@ def test_each_answer_that_may_set_or_delete_cookies_says_so(document: Json) -> N
         ("refresh", "401"),
         ("end_session", "204"),
         ("end_any_session", "204"),
+        ("logout", "200"),
         ("logout", "204"),
         ("logout", "401"),
         ("verify", "200"),
@@ -184,6 +187,8 @@ def test_every_schema_is_used_and_every_reference_leads_somewhere(document: Json
 def test_bodies_are_objects_by_name_that_take_no_unknown_field(document: Json) -> None:
     bodies = {name: o["requestBody"] for name, o in operations(document) if "requestBody" in o}
     assert bodies.keys() >= {"register", "login", "refresh", "logout", "password", "reauthenticate"}
+    assert bodies.pop("upstream_logout")["content"].keys() == {FORM}
+    assert bodies.pop("upstream_webhook")["content"].keys() == {JSON}
     for name, body in bodies.items():
         assert body["content"].keys() == {"application/json"}
         schema = body["content"]["application/json"]["schema"]
@@ -201,7 +206,7 @@ def test_bodies_are_objects_by_name_that_take_no_unknown_field(document: Json) -
 
 def test_a_field_that_may_be_left_out_has_no_default_that_typescript_would_ask_for(document: Json) -> None:
     logout = document["components"]["schemas"]["Logout"]
-    assert logout["properties"].keys() == {"refresh_token", "scope", "mode"}
+    assert logout["properties"].keys() == {"refresh_token", "scope", "mode", "post_logout_redirect_uri"}
     assert "required" not in logout
     assert '"default"' not in json.dumps(document["components"]["schemas"])
 

@@ -89,9 +89,11 @@ def test_a_run_whose_services_logged_a_secret_fails_in_whichever_process_it_was(
             capture_output=True,
             text=True,
         )
+        marked = (Path(folder) / ".pytest_cache" / "leaks").exists()
     assert run.returncode == 1, run.stdout + run.stderr
     assert "2 passed, 1 error" in run.stdout
     assert "password in test_it0/service-1-x.log, line 1" in run.stdout
+    assert marked
 
 
 def test_settings_hide_what_they_hold() -> None:

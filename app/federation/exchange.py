@@ -96,6 +96,7 @@ class Exchange:
         device_id: str | None = None,
         device_name: str | None = None,
         scope: frozenset[str] | None = None,
+        id_token: str | None = None,
     ) -> Tokens:
         """The tokens of a new session for the user of an external token, or of the session that it began just before.
 
@@ -108,13 +109,17 @@ class Exchange:
             device_id: the client's name for its device, likewise.
             device_name: the name of the device, for people, likewise.
             scope: the scopes that the client asks for, likewise.
+            id_token: the ID token of the same sign-in at the issuer, which the caller wants to keep for a logout there.
 
         Raises:
-            UnacceptableToken: the token is not good, was taken, or its user or upstream session is shut out.
+            UnacceptableToken: the token is not good, was taken, or its user or upstream session is shut out. Or the ID
+                token is of another sign-in.
             InvalidGrant, InvalidScope: as `Starting.start`.
             TemporarilyUnavailable: the database or the issuer's keys are away. This says nothing about the token.
         """
         token = await self._external_tokens.verify(subject_token, kind=kind)
+        if id_token is not None:
+            await self._check_together(token, id_token)
         name = name_of("exchange", token.by.name, token.digest.hex())
         async with self._turns.of(name):
             again = await self._again(token, name, caller, by)
@@ -152,6 +157,17 @@ class Exchange:
         if await self._was_logged_out(token):
             raise _logged_out(None, user_id)
         return await self._identities.link(user_id, token, by=by)
+
+    async def _check_together(self, token: ExternalToken, id_token: str) -> None:
+        """Checks that an ID token is of the same issuer, subject and upstream session as the token.
+
+        Raises:
+            UnacceptableToken: it is not, or it is no good ID token.
+        """
+        other = await self._external_tokens.verify(id_token, kind="id_token")
+        one, two = ((each.by.name, each.subject, each.upstream_id) for each in (token, other))
+        if one != two:
+            raise UnacceptableToken("id_token_of_another")
 
     async def _proof(self, token: ExternalToken, name: bytes, caller: bytes, known: Known) -> Vouched:
         """The proof for the new session.

@@ -1,4 +1,4 @@
-"""Bodies: media types, and JSON read strictly."""
+"""Bodies: media types, and JSON and forms read strictly."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from urllib.parse import unquote_to_bytes
 
 from pydantic import BaseModel, ValidationError
 
@@ -16,11 +17,8 @@ ABSENT = object()
 
 JSON, FORM = "application/json", "application/x-www-form-urlencoded"
 
-FORMS_UNDER = "/oauth/"
-"""Under this prefix of the path, bodies are forms (RFC 6749 section 3.2). Under all other paths they are JSON.
-
-The edge reads each body by this rule, and the OpenAPI document says the same.
-"""
+OF_STANDARDS = ("/oauth/", "/federation/")
+"""Under these prefixes of the path, other standards decide what a body is: see `is_form`. Elsewhere bodies are JSON."""
 
 MAX_DEPTH = 32
 """Levels of arrays and objects in a JSON body."""
@@ -42,6 +40,15 @@ _PARAMETERS = rb"""
     )*+ [ \t]*+"""
 _JSON = re.compile(rb"application/json" + _PARAMETERS, re.IGNORECASE | re.VERBOSE)
 _FORM = re.compile(rb"application/x-www-form-urlencoded" + _PARAMETERS, re.IGNORECASE | re.VERBOSE)
+
+
+def is_form(path: str) -> bool:
+    """Whether the body of a request to a path below `OF_STANDARDS` is a form. The OpenAPI document says the same.
+
+    Clients send forms to /oauth (RFC 6749 section 3.2), and issuers send logout tokens in forms (OpenID Connect
+    Back-Channel Logout 1.0 section 2.5). Their webhooks are JSON.
+    """
+    return path.startswith("/oauth/") or path.endswith("/logout")
 
 
 def read_json(fields: Mapping[bytes, bytes], headers: Iterable[tuple[bytes, bytes]], body: bytes) -> object:
@@ -70,6 +77,23 @@ def check_form(fields: Mapping[bytes, bytes], headers: Iterable[tuple[bytes, byt
         raise UnsupportedMediaType(
             "Content-Type", description="The request body must be application/x-www-form-urlencoded, UTF-8."
         )
+
+
+def parse_form(body: bytes) -> dict[str, str]:
+    """The fields of a form whose escapes were checked. A form that two parsers could read differently is refused.
+
+    So no name may stand twice, as RFC 6749 section 3.2 says, and there are at most `MAX_MEMBERS`.
+
+    Raises:
+        InvalidRequest: a name stands twice, or there are too many fields.
+    """
+    if body.count(b"&") >= MAX_MEMBERS:
+        raise InvalidRequest("form: too many fields")
+    pairs = [field.replace(b"+", b" ").partition(b"=") for field in body.split(b"&") if field]
+    form = {unquote_to_bytes(name).decode(): unquote_to_bytes(value).decode() for name, _, value in pairs}
+    if len(form) != len(pairs):
+        raise InvalidRequest("form: a name stands twice", description="A field of the form stands twice.")
+    return form
 
 
 def _check_coding(headers: Iterable[tuple[bytes, bytes]]) -> None:

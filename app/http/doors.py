@@ -25,7 +25,7 @@ from starlette import requests
 from starlette.routing import Router
 
 from .answers import Answer
-from .bodies import FORM, FORMS_UNDER, JSON
+from .bodies import FORM, JSON, OF_STANDARDS, is_form
 from .documentation import refused
 from .endpoints import Endpoint, Parts
 from .request import Request
@@ -189,7 +189,8 @@ def _signature(endpoint: Endpoint[Any]) -> inspect.Signature:
         annotation = Annotated[text | SkipJsonSchema[None], header]
         annotations[f"_{field.name.replace('-', '_')}"] = (annotation, None)
     if endpoint.body is not None:
-        body = Body(media_type=FORM if endpoint.path.startswith(FORMS_UNDER) else JSON)
+        form = endpoint.path.startswith(OF_STANDARDS) and is_form(endpoint.path)
+        body = Body(media_type=FORM if form else JSON)
         annotations["body"] = (
             (Annotated[endpoint.body | None, body], None)
             if endpoint.body_is_optional

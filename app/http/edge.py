@@ -17,7 +17,7 @@ from .. import log
 from ..errors import ContentTooLarge, InvalidRequest, Refusal, RequestTimeout, refusal_of
 from . import access_line
 from .answers import Answer, Fields, render
-from .bodies import FORMS_UNDER, check_form, read_json
+from .bodies import OF_STANDARDS, check_form, is_form, parse_form, read_json
 from .heads import VERIFY, asked_by_proxy, check_escaped, check_head
 from .origins import NONE, Origins
 from .request import KEY, Request
@@ -171,16 +171,19 @@ class Edge:
             raise RequestTimeout("body") from None
 
     def _read_content(self, request: Request, body: bytes) -> None:
-        """Checks media type and form of a body, and reads its JSON.
+        """Checks media type and form of a body, and reads its JSON or its fields.
 
         Raises:
             Refusal: 400 or 415.
         """
-        if request.path.startswith(FORMS_UNDER):
-            check_form(request.fields, request.headers, body)
-            check_escaped(body, "form")
-        else:
-            request.json = read_json(request.fields, request.headers, body)
+        if request.path.startswith(OF_STANDARDS):
+            request.raw = body
+            if is_form(request.path):
+                check_form(request.fields, request.headers, body)
+                check_escaped(body, "form")
+                request.json = parse_form(body)
+                return
+        request.json = read_json(request.fields, request.headers, body)
 
 
 class _Outgoing:

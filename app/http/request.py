@@ -62,6 +62,7 @@ class Request:
         "origins",
         "path",
         "query",
+        "raw",
         "refusal",
         "session_id",
         "wire",
@@ -83,7 +84,9 @@ class Request:
     origins: Origins
     """The trusted origins."""
     json: object
-    """The JSON value in the body, or `ABSENT` if there is none."""
+    """The JSON value in the body, or the fields of a form as an object; `ABSENT` if there is no body."""
+    raw: bytes
+    """The body as it came, for signatures over it. Only below `OF_STANDARDS`; elsewhere it is empty."""
     notes: dict[str, Any] | None
     """Further members for the line in the log, which are redacted there."""
     session_id: UUID | str | None
@@ -96,8 +99,7 @@ class Request:
     """uvicorn's object for this request, which `take_body` and `respond` use instead of ASGI. None: they do nothing."""
 
     def __init__(self, malformed: Refusal | None = None) -> None:
-        self.malformed = malformed
-        self.json = ABSENT
+        self.malformed, self.json, self.raw = malformed, ABSENT, b""
         self.wire = self.notes = self.session_id = self.refusal = None
 
     def take_body(self) -> bytes | None:

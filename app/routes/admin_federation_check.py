@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated
 
 from pydantic import BaseModel, Field
@@ -59,14 +60,16 @@ async def check_issuer(keyturn: Keyturn, request: Request) -> Answer:
     """Ask an issuer for its keys now, and judge a token. Nothing changes, and no answer holds a part of the token."""
     await administrator(keyturn, request, changes=True)
     asked, name = request.content(IssuerCheck), request.identifiers["name"]
-    [found] = await keyturn.diagnosis.conditions(name)
+    # Both at once: each may take as long as a request to the issuer may.
+    [found], token = await asyncio.gather(keyturn.diagnosis.conditions(name), _judged(keyturn, asked.token, name))
     keys = [IssuerKey(kid=key.kid, kty=key.kty, bits=key.bits, left_out=key.left_out or None) for key in found.keys]
-    token = None if asked.token is None else await _judged(keyturn, asked.token, name)
     answer = IssuerCheckAnswer(reachable=not found.failure, failure=found.failure or None, keys=keys, token=token)
     return of_model(answer, exclude_none=True)
 
 
-async def _judged(keyturn: Keyturn, token: str, name: str) -> TokenVerdict:
+async def _judged(keyturn: Keyturn, token: str | None, name: str) -> TokenVerdict | None:
+    if token is None:
+        return None
     try:
         verdict = await keyturn.diagnosis.judge(token, name)
     except TemporarilyUnavailable:

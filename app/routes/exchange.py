@@ -9,13 +9,14 @@ from pydantic import Field
 from ..errors import CrossSite, InvalidGrant, InvalidRequest, InvalidScope, TemporarilyUnavailable
 from ..federation.exchange import caller_of
 from ..federation.issuer import Kind
-from ..http.answers import Answer
+from ..http.answers import Answer, Fields
 from ..http.endpoints import Endpoint, HeaderField
 from ..http.idempotency_keys import PATTERN
 from ..http.request import Request
 from ..keyturn import Keyturn
 from .models import SET_COOKIES, TokenAnswer
 from .starting import SignIn, Wanted
+from .upstream_cookie import fields_of_id_token
 
 SubjectToken = Annotated[
     str,
@@ -50,6 +51,15 @@ class Exchange(SignIn):
 
     subject_token: SubjectToken
     subject_token_type: Annotated[SubjectTokenType | None, TYPE] = None
+    id_token: Annotated[
+        str | None,
+        Field(
+            max_length=65_536,
+            repr=False,
+            description="The ID token of the same sign-in, for the modes with cookies. It lives in a sealed cookie of "
+            "its own, and tells the issuer at a logout whom to sign out.",
+        ),
+    ] = None
 
 
 def kind_of(subject_token_type: SubjectTokenType | None) -> Kind | None:
@@ -85,6 +95,8 @@ async def exchange(keyturn: Keyturn, request: Request) -> Answer:
     body = request.content(Exchange)
     require_issuer(keyturn)
     wanted = Wanted.of(keyturn, request, body)
+    if body.id_token is not None and wanted.mode == "bearer":
+        raise InvalidRequest("id_token without cookies", description="id_token: is only for the modes with cookies.")
     device, user_agent = wanted.device(request), request.user_agent()
     # A browser whose first answer was lost never learned the id that was made for it. So only a known id counts.
     known_device = None if device.new_cookie is not None else device.id
@@ -97,8 +109,12 @@ async def exchange(keyturn: Keyturn, request: Request) -> Answer:
         device_id=device.id,
         device_name=body.device_name,
         scope=wanted.scope,
+        id_token=body.id_token,
     )
-    return wanted.answer(request, tokens, device)
+    kept: Fields = ()
+    if wanted.mode != "bearer":
+        kept = fields_of_id_token(keyturn, request, tokens, body.id_token, remembered=wanted.remembered)
+    return wanted.answer(request, tokens, device, kept)
 
 
 ENDPOINTS = (

@@ -168,10 +168,16 @@ class PresentedCookies:
         return [*fields_to_set(self.cookies, mode, tokens, remembered=remembered), *self._fields_to_clear_doubles()]
 
     def fields_to_clear(self) -> list[tuple[bytes, bytes]]:
-        """The fields that delete the presented cookies. Access and refresh cookie go together, in this order."""
+        """The fields that delete the presented cookies. Access and refresh cookie go together, in this order.
+
+        The ID token cookie goes with them. Its path may have kept it from this request, so it is deleted in any case
+        where an issuer is configured.
+        """
         names = set(self.values)
         if names & {self.cookies.access, self.cookies.refresh}:
             names |= {self.cookies.access, self.cookies.refresh}
+        if names and self.keyturn.end_session.has_issuers():
+            names.add(self.cookies.id_token)
         clearing = ((_SET_COOKIE, self.cookies.clear(name)) for name in sorted(names))
         return [*clearing, *self._fields_to_clear_doubles()]
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from pydantic_core import to_json
 
 from ..errors import InvalidRequest, InvalidScope
-from ..http.answers import Answer, of_json
+from ..http.answers import Answer, Fields, of_json
 from ..http.request import Request
 from ..keyturn import Keyturn
 from ..sessions.answers import Tokens
@@ -87,12 +87,12 @@ class Wanted:
         """The device of the request."""
         return Device.of(self.cookies, request, None if self.mode == "bearer" else self.mode, self.device_id)
 
-    def answer(self, request: Request, tokens: Tokens, device: Device) -> Answer:
-        """The answer with the tokens of the new session. Notes the session for the log."""
+    def answer(self, request: Request, tokens: Tokens, device: Device, more: Fields = ()) -> Answer:
+        """The answer with the tokens of the new session, and with `more` fields. Notes the session for the log."""
         request.session_id = tokens.session_id
         fields = fields_to_set(self.cookies, self.mode, tokens, remembered=self.remembered)
         fields += device.fields_to_set(remembered=self.remembered)
-        return of_json(to_json(tokens.body(self.mode)), fields)
+        return of_json(to_json(tokens.body(self.mode)), [*fields, *more])
 
 
 def _scopes_asked_for(scope: str | None) -> frozenset[str] | None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 from pydantic_core import to_json
 
 from ..errors import CrossSite, InvalidGrant, InvalidRequest, InvalidScope, InvalidToken, TemporarilyUnavailable
-from ..http.answers import Answer, Fields, of_json
+from ..http.answers import NO_CONTENT, Answer, Fields, of_json, of_model
 from ..http.endpoints import Endpoint, HeaderField
 from ..http.idempotency_keys import PATTERN
 from ..http.request import Request
@@ -20,6 +20,7 @@ from ..tokens.cookies import CookieMode
 from .models import COOKIE_MODE, SET_COOKIES, RefreshToken, RequestBody, TokenAnswer
 from .presented_cookies import PresentedCookies
 from .refreshing import presented_refresh, refresh_by_cookie, refresh_by_token
+from .upstream_cookie import upstream_logout_url
 
 
 class Refresh(RequestBody):
@@ -64,6 +65,23 @@ class Logout(RequestBody):
         ),
     ] = None
     mode: Annotated[CookieMode | None, COOKIE_MODE] = None
+    post_logout_redirect_uri: Annotated[
+        str | None,
+        Field(
+            max_length=255,
+            description="The page to which the issuer shall send the browser after the logout there. Only a page that "
+            "the issuer's configuration lists is passed on.",
+        ),
+    ] = None
+
+
+class LogoutAnswer(BaseModel):
+    """What is left to do after a logout."""
+
+    upstream_logout_url: Annotated[
+        str,
+        Field(description="Send the browser there, so that it is signed out at the issuer of the session too."),
+    ]
 
 
 async def refresh(keyturn: Keyturn, request: Request) -> Answer:
@@ -96,6 +114,8 @@ async def logout(keyturn: Keyturn, request: Request) -> Answer:
     After the answer, no access token of the session is accepted any more. A repeated logout is safe. An expired access
     token is enough, and so is one cookie. With cookies, the request needs an allowed `Origin`, or `Sec-Fetch-Site:
     same-origin`, and the answer deletes them, except for `others`: this session goes on.
+
+    The answer has a body (200) only where an issuer with an end-session endpoint had vouched for the session.
     """
     bearer = request.bearer()
     body = request.content_or_default(Logout)
@@ -118,7 +138,12 @@ async def logout(keyturn: Keyturn, request: Request) -> Answer:
         return request.refused(refusal, clearing)
     for session_id in ended:
         request.session_id = session_id
-    return 204, () if body.scope == "others" else clearing, b""
+    if body.scope == "others":
+        return NO_CONTENT
+    url = await upstream_logout_url(keyturn, request, ended, body.post_logout_redirect_uri)
+    if url is None:
+        return 204, clearing, b""
+    return of_model(LogoutAnswer(upstream_logout_url=url), clearing)
 
 
 ENDPOINTS = (
@@ -155,6 +180,13 @@ ENDPOINTS = (
         status=204,
         response_description="The session is over.",
         response_headers=SET_COOKIES,
+        responses={
+            200: {
+                "model": LogoutAnswer,
+                "description": "The session is over here. The browser may still be signed in at its issuer.",
+                "headers": SET_COOKIES,
+            }
+        },
         refusal_headers={401: SET_COOKIES},
         refusals=(InvalidRequest, InvalidGrant, CrossSite, TemporarilyUnavailable),
         fast=True,

@@ -78,12 +78,17 @@ class Cookies:
         prefix = "" if not secure else "__Secure-" if domain else "__Host-Http-"
         access, refresh = f"{prefix}keyturn-access", f"{prefix}keyturn-refresh"
         split = "__Secure-Http-keyturn-refresh" if secure else "keyturn-split-refresh"
-        self.access, self.refresh, self.split = access, refresh, split
-        """The names: access cookie, refresh cookie of mode "cookie", refresh cookie of mode "split"."""
+        id_token = "__Secure-Http-keyturn-id" if secure else "keyturn-id"
+        self.access, self.refresh, self.split, self.id_token = access, refresh, split, id_token
+        """The names: access cookie, refresh cookie of mode "cookie", refresh cookie of mode "split", ID token cookie.
+
+        The last one holds an issuer's ID token for a logout there. It proves nothing here, so `ours` passes over it.
+        Its path is that of a logout, so that no request to an app carries what it says about its user.
+        """
         self._device = self._form(f"{prefix}keyturn-device", "/", domain)
         self._forms = {
             name: self._form(name, path, domain)
-            for name, path in ((access, "/"), (refresh, "/"), (split, self._split_path))
+            for name, path in ((access, "/"), (refresh, "/"), (split, self._split_path), (id_token, self._split_path))
         }
         self._names: dict[CookieMode | None, tuple[str, ...]] = {
             None: (access, refresh, split),
@@ -140,7 +145,7 @@ class Cookies:
         """The Set-Cookie field (RFC 6265 section 4.1) that gives a token to a browser.
 
         Args:
-            name: one of the three names.
+            name: one of the four names.
             session_id: the session of the token.
             token: the text of the token.
             life: how long the token lives from now on.
@@ -150,6 +155,11 @@ class Cookies:
         value = self._sealed.seal(name, session_id, bytes([_REMEMBERED * remembered]) + token.encode())
         age = f"; Max-Age={min(life + margin(life), _LONGEST_AGE) // timedelta(seconds=1)}" if remembered else ""
         return f"{name}={value}{age}{form.attributes}".encode()
+
+    def set_id_token(self, session_id: UUID, id_token: str, life: timedelta, *, remembered: bool) -> bytes | None:
+        """As `set`, for the ID token of an issuer. None if the cookie would be larger than browsers take."""
+        cookie = self.set(self.id_token, session_id, id_token, life, remembered=remembered)
+        return cookie if len(cookie) <= _LARGEST else None
 
     def set_device(self, value: str, *, remembered: bool) -> bytes:
         """The Set-Cookie field that gives a browser the id of its device. The id is no secret, and stands in the open.

@@ -103,7 +103,7 @@ class Application:
             return refused(HTTPStatus.BAD_REQUEST)
         answer = await self.keyturn.logout(request, "all" if form["reach"] == "all" else "this")
         # Without a cookie Keyturn says 400, and with one of an ended session 401: as good as a logout.
-        if answer.status_code not in {HTTPStatus.NO_CONTENT, HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED}:
+        if not answer.is_success and answer.status_code not in {HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED}:
             return refused(HTTPStatus(answer.status_code))
         response = RedirectResponse(START, HTTPStatus.SEE_OTHER)
         pass_on(answer, response)
