@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from app.federation.issuer import Kind
@@ -27,8 +28,8 @@ MINUTE, DAY = 60, 86_400
 
 def file_of_issuers(upstream: Upstream) -> str:
     """The file of the issuers that the tokens name. The stand-in has the keys of them all."""
-    keys = {"jwks_uri": f"{upstream.url}/keys"}
-    both = {"kinds": ["access_token", "id_token"], "algorithms": ["RS256", "ES256", "EdDSA"]}
+    keys: dict[str, Any] = {"jwks_uri": f"{upstream.url}/keys"}
+    both: dict[str, Any] = {"kinds": ["access_token", "id_token"], "algorithms": ["RS256", "ES256", "EdDSA"]}
     return "\n".join(
         (
             upstream.toml("scalekit"),
@@ -37,6 +38,12 @@ def file_of_issuers(upstream: Upstream) -> str:
             upstream.toml("plain", **keys, preset="oidc", issuer=PLAIN),
         )
     )
+
+
+def write_file(path: Path, text: str) -> None:
+    """Writes a file of issuers. It has secrets, so it is open to its owner alone."""
+    path.touch(mode=0o600)
+    path.write_text(text)
 
 
 def publish(upstream: Upstream) -> None:
@@ -95,11 +102,11 @@ def raw(header: str | None = None, claims: str | None = None) -> Callable[[Upstr
 
     def make(upstream: Upstream) -> str:
         usual = {"alg": "RS256", "kid": upstream.signing.kid, "typ": "JWT"}
-        parts = (
+        first, second = (
             text.replace("{usual}", json.dumps(members)[1:-1]) if text is not None else json.dumps(members)
             for text, members in ((header, usual), (claims, upstream.claims()))
         )
-        return signed(*parts, upstream.signing)
+        return signed(first, second, upstream.signing)
 
     return make
 
@@ -128,9 +135,14 @@ def now(offset: int) -> int:
     return int(time.time()) + offset
 
 
-def later(kind: Any = "access_token", **offsets: int) -> Callable[[Upstream], str]:
+def later(kind: Any = "access_token", **offsets: Any) -> Callable[[Upstream], str]:
     """Makes a token whose moments are these seconds from now."""
-    return lambda upstream: upstream.mint(kind, **{name: now(offset) for name, offset in offsets.items()})
+
+    def make(upstream: Upstream) -> str:
+        moments: dict[str, Any] = {name: now(offset) for name, offset in offsets.items()}
+        return upstream.mint(kind, **moments)
+
+    return make
 
 
 def _other_spelling(token: str) -> str:

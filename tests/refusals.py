@@ -1,4 +1,7 @@
-"""Records the answers with a status of 400 or more to the tests' clients, for the search at the end of a run."""
+"""Records the answers with a status of 400 or more to the tests' clients, for the search at the end of a run.
+
+An answer that is read in parts belongs to its reader: a service in this process reads those of issuers so.
+"""
 
 from __future__ import annotations
 
@@ -30,14 +33,14 @@ def recorded(folder: Path) -> Iterator[None]:
 
         def send(self: httpx2.Client, request: httpx2.Request, **options: Any) -> httpx2.Response:
             answer = _send(self, request, **options)
-            if answer.status_code >= 400:
+            if answer.status_code >= 400 and not options.get("stream"):
                 answer.read()
                 record(answer)
             return answer
 
         async def send_async(self: httpx2.AsyncClient, request: httpx2.Request, **options: Any) -> httpx2.Response:
             answer = await _send_async(self, request, **options)
-            if answer.status_code >= 400:
+            if answer.status_code >= 400 and not options.get("stream"):
                 await answer.aread()
                 record(answer)
             return answer

@@ -26,7 +26,20 @@ from app.federation.unverified_tokens import UnverifiedToken
 from app.federation.verdicts import SENTENCES
 from app.keyturn import Keyturn, opened, running
 from tests.conftest import settings_of
-from tests.external_tokens import BAD, GOOD, TENANT, TITLES, Case, bad, file_of_issuers, good, oidc, publish, words
+from tests.external_tokens import (
+    BAD,
+    GOOD,
+    TENANT,
+    TITLES,
+    Case,
+    bad,
+    file_of_issuers,
+    good,
+    oidc,
+    publish,
+    words,
+    write_file,
+)
 from tests.upstream.keys import base64url
 from tests.upstream.upstream import Upstream
 
@@ -39,7 +52,7 @@ async def keyturn(
     upstream_process: Upstream, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Keyturn]:
     folder = tmp_path_factory.mktemp("external-tokens")
-    (folder / "issuers.toml").write_text(file_of_issuers(upstream_process))
+    write_file(folder / "issuers.toml", file_of_issuers(upstream_process))
     shutil.copy(request.getfixturevalue("sqlite_template"), folder / "keyturn.db")
     url = f"sqlite+aiosqlite:///{folder / 'keyturn.db'}"
     settings = settings_of(url, None, federation_file=folder / "issuers.toml")
@@ -107,8 +120,9 @@ async def test_a_key_of_one_issuer_signs_nothing_for_another(
     """Both have a key of the same `kid`, and other numbers."""
     stranger = upstream.keys.rsa(2)
     second_upstream.key_set({"keys": [{**stranger.jwk, "kid": "snk_1"}]})
-    (tmp_path / "two.toml").write_text(upstream.toml("one") + second_upstream.toml("two"))
-    url = str(keyturn.settings.database_url.get_secret_value())
+    write_file(tmp_path / "two.toml", upstream.toml("one") + second_upstream.toml("two"))
+    assert keyturn.settings.database_url is not None
+    url = keyturn.settings.database_url.get_secret_value()
     async with opened(settings_of(url, None, federation_file=tmp_path / "two.toml")) as other, running(other):
         tokens = fresh(other)
         header = {"kid": "snk_1"}
@@ -191,10 +205,12 @@ def judged(upstream: Upstream, *, issuer: dict[str, Any] | None = None, **claims
 )
 def test_the_clocks_may_differ_by_five_seconds(upstream: Upstream, claim: str, good: int, bad: int, word: str) -> None:
     now = int(NOW.timestamp())
-    more = {"iat": now - 60} if (claim, good) == ("exp", -4) else {}
-    judged(upstream, **more, **{claim: now + good})
+    more: dict[str, Any] = {"iat": now - 60} if (claim, good) == ("exp", -4) else {}
+    first: dict[str, Any] = {**more, claim: now + good}
+    judged(upstream, **first)
+    second: dict[str, Any] = {**more, claim: now + bad}
     with pytest.raises(UnacceptableToken, match=word):
-        judged(upstream, **more, **{claim: now + bad})
+        judged(upstream, **second)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from app.actors import SERVICE
 from tests.conftest import a_user
-from tests.external_tokens import BAD, file_of_issuers, publish
+from tests.external_tokens import BAD, file_of_issuers, publish, write_file
 from tests.test_api import Api, serving
 from tests.test_cli import Command, Done, keyturn, on_sqlite
 from tests.upstream.upstream import Upstream
@@ -22,7 +22,7 @@ pytestmark = on_sqlite
 @pytest.fixture
 def command(keyturn: Command, upstream: Upstream, tmp_path: Path) -> Command:
     publish(upstream)
-    (tmp_path / "issuers.toml").write_text(file_of_issuers(upstream))
+    write_file(tmp_path / "issuers.toml", file_of_issuers(upstream))
     keyturn.environment["KEYTURN_FEDERATION_FILE"] = str(tmp_path / "issuers.toml")
     return keyturn
 

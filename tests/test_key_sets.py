@@ -260,7 +260,7 @@ def test_a_key_that_is_not_for_our_signatures_is_left_out_and_the_others_count(u
     p384 = ECAlgorithm.to_jwk(ec.generate_private_key(ec.SECP384R1()).public_key(), as_dict=True)
     numbers = rsa.generate_private_key(65537, 2048).public_key().public_numbers()
     n, octets = base64url(numbers.n.to_bytes(256, "big")), x25519.X25519PrivateKey.generate().public_key()
-    bad = {
+    bad: dict[str, dict[str, Any]] = {
         "for encryption": {**good, "use": "enc"},
         "of another use": {**good, "use": 1},
         "to sign": {**good, "key_ops": ["sign"]},

@@ -15,10 +15,10 @@ from app.users.claims import RESERVED
 NOW = datetime(2026, 1, 31, tzinfo=UTC)
 
 
-def token(claims: dict[str, Any], **members: Any) -> ExternalToken:
+def token(told: dict[str, Any], /, **members: Any) -> ExternalToken:
     issuer = Issuer(preset="scalekit", issuer="https://acme.example", client_id="skc_1", **members)
     of = Configured(name="acme", issuer=issuer)
-    return ExternalToken(of, "access_token", "usr_1", bytes(32), NOW, NOW + timedelta(minutes=5), claims)
+    return ExternalToken(of, "access_token", "usr_1", bytes(32), NOW, NOW + timedelta(minutes=5), told)
 
 
 @pytest.mark.parametrize(

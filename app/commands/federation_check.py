@@ -34,7 +34,9 @@ async def _check(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
         except TemporarilyUnavailable as e:
             _print(found, {"acceptable": None, "sentence": f"Nothing can be said about it: {e.cause}."}, arguments)
             raise
-    judged = verdict and {"acceptable": verdict.word is None, **asdict(verdict)}
+    judged: Row | None = None
+    if verdict is not None:
+        judged = {"acceptable": verdict.word is None, **asdict(verdict)}
     _print(found, judged, arguments)
     if verdict is not None and verdict.word is not None:
         raise UnacceptableToken(f"the token is refused: {verdict.word}")

@@ -100,10 +100,10 @@ class ExternalTokens:
         Raises:
             TemporarilyUnavailable: as `verify`.
         """
-        issuer = None
+        issuer: str | None = None
         try:
             of = self._issuers.of(unverified(text).iss)
-            issuer = of and of.name
+            issuer = of.name if of is not None else None
             token = await self.verify(text, kind=None)
         except UnacceptableToken as e:
             word = word_of(e)

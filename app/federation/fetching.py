@@ -33,6 +33,7 @@ MOST_BYTES = 512 * 1024
 _MOST_ADDRESSES = 3
 _REDIRECTS = range(300, 400)
 _FIRST_ERROR = 400
+_PORTS = 1 << 16
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 """Finds the addresses of a host's name."""
@@ -186,7 +187,7 @@ def _target(url: str, of: Configured) -> httpx2.URL:
         target = httpx2.URL(url)
     except (httpx2.InvalidURL, UnicodeError):
         target = httpx2.URL()
-    if target.scheme != "https" or not target.raw_host or target.userinfo:
+    if target.scheme != "https" or not target.raw_host or target.userinfo or not 0 < (target.port or 443) < _PORTS:
         raise TemporarilyUnavailable(f"issuer {of.name}: one of its URLs is not https")
     return target.copy_with(fragment=None)
 
