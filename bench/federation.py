@@ -27,7 +27,7 @@ from urllib.parse import urlencode
 import httpx2
 
 from app.storage.migrating import migrate
-from tests.conftest import settings_of, sync
+from tests.conftest import settings_of
 from tests.federated_app import federated, federation_file
 from tests.scalekit_sdk import MISSING, PYTHON, environment
 from tests.sentinel import Sentinel
@@ -305,8 +305,8 @@ async def main() -> None:
         keys = Keys(folder)
         upstream = stack.enter_context(Upstream.start(keys))
         postgres = stack.enter_context(Postgres.start())
-        sync(postgres.create_database("compare"))
-        migrate(settings_of(postgres.url("compare"), None))
+        await postgres.create_database("compare")
+        await asyncio.to_thread(migrate, settings_of(postgres.url("compare"), None))
         file = federation_file(folder, upstream.toml("acme"))
         instances = [stack.enter_context(federated(file, folder, postgres.url("compare"))) for _ in range(2)]
         ports = await stack.enter_async_context(_middleware(upstream, folder))

@@ -48,29 +48,33 @@ class App:
     """An application that uses one Keyturn for one user."""
 
     def __init__(self, service: Service) -> None:
-        # A client without cookies: each call sends exactly what a test names.
-        self._client = httpx2.Client(base_url=service.url, trust_env=False, timeout=30)
+        self._url = service.url
         self.access_token = ""
         self.refresh_token = ""
 
     def exchange(self, subject_token: str, **members: Any) -> httpx2.Response:
         """Exchanges a token of an issuer, and keeps the answer's tokens."""
-        return self._kept(self._client.post("/auth/exchange", json={"subject_token": subject_token, **members}))
+        return self._kept(self._ask("POST", "/auth/exchange", json={"subject_token": subject_token, **members}))
 
     def refresh(self) -> httpx2.Response:
-        return self._kept(self._client.post("/auth/refresh", json={"refresh_token": self.refresh_token}))
+        return self._kept(self._ask("POST", "/auth/refresh", json={"refresh_token": self.refresh_token}))
 
     def logout(self) -> httpx2.Response:
-        return self._client.post("/auth/logout", json={"refresh_token": self.refresh_token})
+        return self._ask("POST", "/auth/logout", json={"refresh_token": self.refresh_token})
 
     def verify(self) -> httpx2.Response:
-        return self._client.get("/auth/verify", headers={"authorization": f"Bearer {self.access_token}"})
+        return self._ask("GET", "/auth/verify", headers={"authorization": f"Bearer {self.access_token}"})
 
     def at(self, service: Service) -> App:
         """The same tokens at another instance."""
         other = App(service)
         other.access_token, other.refresh_token = self.access_token, self.refresh_token
         return other
+
+    def _ask(self, method: str, path: str, **options: Any) -> httpx2.Response:
+        # A client for each request keeps no cookies, so a request has exactly what a test names.
+        with httpx2.Client(base_url=self._url, verify=False, trust_env=False, timeout=30) as client:
+            return client.request(method, path, **options)
 
     def _kept(self, answer: httpx2.Response) -> httpx2.Response:
         if answer.status_code == 200:

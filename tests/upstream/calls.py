@@ -20,7 +20,7 @@ from .store import Store
 
 
 class Sessions(sessions_pb2_grpc.SessionServiceServicer):  # type: ignore[misc]  # the SDK has no types
-    """`scalekit.v1.sessions.SessionService` on the same store as the REST."""
+    """The service of sessions, on the same store as the REST."""
 
     def __init__(self, store: Store) -> None:
         self._store = store

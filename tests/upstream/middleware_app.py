@@ -1,4 +1,4 @@
-"""An application with the session middleware of Scalekit's SDK, unmodified. It runs with the Python that has the SDK."""
+"""An application with the session middleware of Scalekit's SDK, unmodified. The Python that has the SDK runs it."""
 
 import os
 from typing import Annotated, Any

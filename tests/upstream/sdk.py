@@ -12,7 +12,7 @@ from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 from scalekit import ScalekitClient
-from scalekit.common.scalekit import CodeAuthenticationOptions, TokenValidationOptions
+from scalekit.common.scalekit import AuthorizationUrlOptions, CodeAuthenticationOptions, TokenValidationOptions
 
 
 class Calls:
@@ -32,7 +32,7 @@ class Calls:
         return self._client.validate_access_token_and_get_claims(token)
 
     def authorization_url(self, redirect_uri: str) -> Any:
-        return self._client.get_authorization_url(redirect_uri)
+        return self._client.get_authorization_url(redirect_uri, AuthorizationUrlOptions())
 
     def authenticate(self, code: str, redirect_uri: str) -> Any:
         return self._client.authenticate_with_code(code, redirect_uri, CodeAuthenticationOptions())
