@@ -115,7 +115,9 @@ class Upstream:
 
     def configured(self, name: str = "acme", **changes: Any) -> Configured:
         """This stand-in as a process of Keyturn holds it."""
-        return Configured(name=name, issuer=Issuer(**self.members(**changes)), secrets=IssuerSecrets.model_validate(self.secrets))
+        return Configured(
+            name=name, issuer=Issuer(**self.members(**changes)), secrets=IssuerSecrets.model_validate(self.secrets)
+        )
 
     def toml(self, name: str = "acme", *, secrets: bool = True, **changes: Any) -> str:
         """The section of a file of issuers. Without `secrets`, the API of sessions is not used."""
