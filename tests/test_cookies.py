@@ -123,7 +123,6 @@ async def test_each_case_of_the_table_has_its_answer_through_both_doors(
     assert not wrong, "\n".join(map(str, wrong))
 
 
-@pytest.mark.deep
 @pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
 def test_no_bytes_in_a_cookie_field_make_an_error_or_a_difference_between_the_doors(database_url: str) -> None:
     """Pieces of genuine cookies and any bytes, in any order, to any endpoint."""
