@@ -3,7 +3,7 @@
 import gc
 import sys
 
-# The objects that imports make live as long as the process. To look for garbage among them takes a fifth of the start.
+# The objects that imports make live as long as the process. To look for garbage among them takes a sixth of the start.
 gc.disable()
 from .commands.command import main  # noqa: E402
 

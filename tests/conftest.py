@@ -118,10 +118,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--deep", action="store_true", help="run only the storms, outages and planted bugs")
 
 
+def _names_files(config: pytest.Config) -> bool:
+    return any(".py" in argument for argument in config.args)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     order = {f"{name}.py": n for n, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
-    if any(".py" in argument for argument in config.args):
+    if _names_files(config):
         return
     deep = {item for item in items if item.path.stem in DEEP or item.get_closest_marker("deep")}
     left_out = [item for item in items if (item in deep) != config.getoption("deep")]
@@ -131,7 +135,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if not config.getoption("deep") and not any(".py" in argument for argument in config.args):
+    if not config.getoption("deep") and not _names_files(config):
         terminalreporter.write_line("Left out: what repeats for long. python3 dev.py test --deep runs it.")
 
 

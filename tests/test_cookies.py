@@ -142,7 +142,7 @@ def test_no_bytes_in_a_cookie_field_make_an_error_or_a_difference_between_the_do
         w = runner.run(World.made(site))
         values = {b"<access>": w.one.a, b"<refresh>": w.one.r, b"<split>": w.one.s, b"<other access>": w.two.a, b"<other refresh>": w.two.r}  # fmt: skip
 
-        @hypothesis.settings(max_examples=40, suppress_health_check=list(hypothesis.HealthCheck))
+        @hypothesis.settings(max_examples=150, suppress_health_check=list(hypothesis.HealthCheck))
         @hypothesis.given(st.lists(pieces, max_size=12), st.sampled_from(["verify", "verify+", "refresh", "me"]))
         def presented(parts: list[bytes], call: str) -> None:
             line = b"".join(parts).strip(b" \t")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -462,3 +464,15 @@ def test_the_document_says_form_for_each_path_under_which_the_edge_reads_forms()
     paths = app.openapi()["paths"]
     types = {path: list(paths[path]["post"]["requestBody"]["content"]) for path in paths}
     assert types == {"/oauth/token": [FORM], "/auth/oauth/token": [JSON]}
+
+
+@pytest.mark.parametrize("documented", [False, True])
+def test_an_application_that_nobody_uses_any_more_is_freed(tmp_path: Path, *, documented: bool) -> None:
+    """FastAPI remembers thousands of the functions that it documents, so none of these may hold an application."""
+    app: Any = create_app(read({"KEYTURN_DATA_DIR": str(tmp_path)}))
+    if documented:
+        app.openapi()
+    doors = weakref.ref(app.doors)
+    del app
+    gc.collect()
+    assert doors() is None

@@ -53,8 +53,6 @@ class Moves:
         """Takes a refresh. Returns at once: if the session has moved, a task notes it."""
         if tokens.address is None or (tokens.address == by.address and tokens.user_agent == user_agent):
             return  # a session whose sign-in left no address has none to move from
-        pairs = (("address", tokens.address, by.address), ("user agent", tokens.user_agent, user_agent))
-        changed = ", ".join(name for name, before, after in pairs if before != after)
         now = monotonic()
         asked = self._asked.get(tokens.session_id)
         if self._waiting >= _WAITING or (asked is not None and now - asked < _ASKED_AGAIN_AFTER.total_seconds()):
@@ -64,6 +62,8 @@ class Moves:
         if len(self._asked) > _REMEMBERED:
             self._asked.popitem(last=False)
         self._waiting += 1
+        pairs = (("address", tokens.address, by.address), ("user agent", tokens.user_agent, user_agent))
+        changed = ", ".join(name for name, before, after in pairs if before != after)
         task = asyncio.create_task(self._noted(_Move(tokens.session_id, by, user_agent, changed)))
         task.add_done_callback(self._no_longer_waits)
         keep(task)
