@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from tests.upstream.keys import Keys
 from tests.upstream.provider import Browser, Provider
 from tests.upstream.upstream import Upstream, section
 
-MEMBERS = {"trust_email": True, "roles": {"orders:write": "editor"}}
+MEMBERS: dict[str, Any] = {"trust_email": True, "roles": {"orders:write": "editor"}}
 
 
 @pytest.fixture

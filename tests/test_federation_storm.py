@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -95,7 +96,7 @@ async def test_no_outage_of_the_issuer_blames_a_good_token_or_disturbs_a_refresh
         assert app.exchange(upstream.mint(subject=upstream.other(1000 + number))).status_code == 200
     storm = Storm(service.url, upstream)
 
-    def rotated_while(*fault: str, **members: object) -> Callable[[], None]:
+    def rotated_while(*fault: str, **members: Any) -> Callable[[], None]:
         def begin() -> None:
             if fault:
                 upstream.fault(*fault, **members)

@@ -46,7 +46,8 @@ def verified(client: httpx2.Client, token: str, **options: Any) -> dict[str, Any
     """The claims of a token, whose signature a published key made."""
     keys = {each["kid"]: jwt.PyJWK(each) for each in client.get("/keys").json()["keys"]}
     key = keys[jwt.get_unverified_header(token)["kid"]]
-    return jwt.decode(token, key, algorithms=["RS256", "ES256", "EdDSA"], options={"verify_aud": False, **options})
+    checked: Any = {"verify_aud": False, **options}
+    return jwt.decode(token, key, algorithms=["RS256", "ES256", "EdDSA"], options=checked)
 
 
 # -- discovery, keys, tokens
