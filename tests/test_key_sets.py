@@ -311,6 +311,21 @@ async def test_a_weak_key_is_refused_with_its_own_word(key_sets: KeySets, upstre
     assert await outcomes(key_sets, upstream, ["snk_1", "snk_weak"]) == ["key", "weak_key"]
 
 
+async def test_a_weak_key_that_the_issuer_has_replaced_is_sound_when_the_set_is_no_longer_fresh(
+    key_sets: KeySets, upstream: Upstream
+) -> None:
+    """All of its tokens may name this one key, so no other token causes the fetch."""
+    upstream.publish(upstream.keys.rsa(1), upstream.keys.weak())
+    weak = upstream.keys.weak().kid
+    assert await outcome(key_sets, upstream, weak) == "weak_key"
+    upstream.key_set({"keys": [{**upstream.keys.rsa(2).jwk, "kid": weak}]})
+    after_cool_down(key_sets)
+    assert await outcome(key_sets, upstream, weak) == "weak_key", "the set is fresh, and a sound key would verify too"
+    after_freshness(key_sets)
+    assert await outcome(key_sets, upstream, weak) == "key"
+    assert fetches(upstream) == 2
+
+
 def test_a_key_of_another_library_is_read(upstream_keys: Keys) -> None:
     made = RSAAlgorithm.to_jwk(rsa.generate_private_key(65537, 2048).public_key(), as_dict=True)
     assert jwk_set_of({"keys": [{**made, "kid": "a"}]}).keys["a"].bits == 2048

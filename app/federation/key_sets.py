@@ -8,7 +8,8 @@ No outage becomes a verdict on a token:
 
 1. A key that is in the set verifies, also while the issuer is away. A withdrawn key stops at the first token after
    `FRESH`, if the issuer answers.
-2. A key is called unknown only if a fetch that began after its token came does not have it.
+2. A key is called unknown only if a fetch that began after its token came does not have it. A weak one is called weak
+   as long as a sound one would verify.
 3. In every other case, the answer is 503, and a later attempt finds out.
 """
 
@@ -45,7 +46,7 @@ class _Held:
     """The key set of one issuer. Moments are of the monotonic clock."""
 
     of: Configured
-    keys: JwkSet | None = None
+    keys: JwkSet = JwkSet({}, frozenset())
     read_at: float = _NEVER
     """When the fetch began that brought the keys."""
     begun_at: float = _NEVER
@@ -85,16 +86,15 @@ class KeySets:
         came = monotonic()
         held = self._of(of)
         while True:
-            key = _found(held, kid)
-            asked = held.asked_at >= came
-            if key is not None and (asked or not held.is_old):
-                return key
-            if key is None and asked and not held.failure:
+            known, asked = kid in held.keys, held.asked_at >= came
+            if known and (asked or not held.is_old):
+                return _sound(held.keys, kid)
+            if not known and asked and not held.failure:
                 raise refused("unknown_key")
             fetch = held.fetch or self._begin(held)
-            # After a failure, a key in memory verifies at once, and the next fetch goes on behind it.
-            if key is not None and (fetch is None or held.failure):
-                return key
+            # After a failure, a key in memory counts at once, and the next fetch goes on behind it.
+            if known and (fetch is None or held.failure):
+                return _sound(held.keys, kid)
             if fetch is None:
                 raise TemporarilyUnavailable(held.failure or "unknown key in the cool-down", retry_after=held.cool_down)
             await asyncio.shield(fetch)
@@ -142,7 +142,7 @@ class KeySets:
         except Exception as e:  # noqa: BLE001  # whatever it was, the former keys stay and the callers go on
             failure = e.cause if isinstance(e, TemporarilyUnavailable) else f"{type(e).__name__}: {e}"
             if failure != held.failure:  # one line for an outage
-                _log.warning("issuer_keys_not_read", issuer=held.of.name, cause=failure, kept=held.keys is not None)
+                _log.warning("issuer_keys_not_read", issuer=held.of.name, cause=failure, kept=bool(held.keys.keys))
         finally:
             held.asked_at, held.failure, held.fetch = began, failure, None
 
@@ -153,14 +153,12 @@ def _place(of: Configured) -> tuple[object, ...]:
     return issuer.preset, issuer.issuer, issuer.jwks_uri, issuer.ca_file, issuer.private_addresses
 
 
-def _found(held: _Held, kid: str) -> ExternalKey | None:
-    """The key in memory, if it is there.
+def _sound(keys: JwkSet, kid: str) -> ExternalKey:
+    """A key of the set.
 
     Raises:
         UnacceptableToken: the key is too weak.
     """
-    if held.keys is None:
-        return None
-    if kid in held.keys.weak:
+    if kid in keys.weak:
         raise refused("weak_key")
-    return held.keys.keys.get(kid)
+    return keys.keys[kid]
