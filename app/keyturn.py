@@ -99,9 +99,8 @@ class Keyturn:
     cursors: Cursors
     issuers: Issuers
     issuer_changes: IssuerChanges
-    fetching: Fetching
     discovery: Discovery
-    external_tokens: ExternalTokens
+    key_sets: KeySets
     diagnosis: Diagnosis
     scalekit: Scalekit
     revoking: Revoking
@@ -176,10 +175,9 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             policy_changes=PolicyChanges(policies, sweeping),
             cursors=Cursors(master),
             issuers=issuers,
-            issuer_changes=IssuerChanges(issuers, discovery),
-            fetching=fetching,
+            issuer_changes=IssuerChanges(issuers, key_sets),
             discovery=discovery,
-            external_tokens=external_tokens,
+            key_sets=key_sets,
             diagnosis=Diagnosis(issuers, key_sets, external_tokens),
             scalekit=scalekit,
             revoking=Revoking(db, issuers, scalekit),
@@ -218,6 +216,7 @@ async def running(keyturn: Keyturn) -> AsyncIterator[None]:
         keyturn.issuers.follow(reading.issuers_version, began=reading.began)
         with suppress(TemporarilyUnavailable):  # none in force: nothing to discover
             keyturn.discovery.follow(keyturn.issuers.in_force)
+            keyturn.key_sets.follow(keyturn.issuers.in_force)
 
     keyturn.revocations.fence.on_reading = follow
     await keyturn.revocations.fence.read()

@@ -189,6 +189,15 @@ async def test_another_place_of_the_keys_begins_without_any(key_sets: KeySets, u
         await key_sets.key(moved, "snk_1")
 
 
+async def test_a_removed_issuer_leaves_no_keys_for_one_of_its_name(key_sets: KeySets, upstream: Upstream) -> None:
+    assert await outcome(key_sets, upstream) == "key"
+    upstream.refuse()
+    key_sets.follow({"acme": upstream.configured()})
+    assert await outcome(key_sets, upstream) == "key"
+    key_sets.follow({})
+    assert await outcome(key_sets, upstream) == "503", "it was removed for a reason, and its old keys prove nothing"
+
+
 # -- key sets that no careful issuer publishes
 
 
