@@ -32,7 +32,7 @@ Check = Literal["off", "open", "closed"]
 NAME = re.compile(r"[a-z][a-z0-9-]{0,31}", re.ASCII)
 """The form of an issuer's name, which stands in paths."""
 
-MOST_SECONDS = 365 * 86_400
+_MOST_SECONDS = 365 * 86_400
 
 
 def _https(url: str) -> str:
@@ -57,7 +57,7 @@ Url = Annotated[str, AfterValidator(_https)]
 Word = Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,255}$")]
 Address = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9+.-]{0,31}:[\x21\x22\x24-\x7e]{1,223}$")]
 """A URI without a fragment, also of a native app's own scheme (RFC 8252 section 7.1)."""
-Seconds = Annotated[int, Field(ge=1, le=MOST_SECONDS)]
+Seconds = Annotated[int, Field(ge=1, le=_MOST_SECONDS)]
 Names = Annotated[tuple[Word, ...], Field(max_length=50)]
 Role = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
 
@@ -65,7 +65,7 @@ Role = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
 class Issuer(BaseModel):
     """An issuer without its secrets."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     preset: Annotated[Preset, Field(description="`scalekit`, or `oidc` for any issuer with OpenID Connect Discovery.")]
     issuer: Annotated[
@@ -203,7 +203,7 @@ class IssuerSecrets(BaseModel):
 class Configured(BaseModel):
     """An issuer with its name and secrets, as a process holds it."""
 
-    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True)
 
     name: Annotated[str, Field(pattern=rf"^{NAME.pattern}$")]
     issuer: Issuer
@@ -229,8 +229,11 @@ class Configured(BaseModel):
         """The secrets that it has not got, each with what does not work without it."""
         if self.issuer.preset != "scalekit":
             return []
-        acts = ["local logouts do not end its sessions"] * (self.issuer.revoke_sessions is not False)
-        acts += ["refreshes do not ask if its sessions live"] * (self.issuer.check_sessions != "off")
+        acts = []
+        if self.issuer.revoke_sessions is not False:
+            acts.append("local logouts do not end its sessions")
+        if self.issuer.check_sessions != "off":
+            acts.append("refreshes do not ask if its sessions live")
         needs = (("client_secret", " and ".join(acts)), ("webhook_secret", "its webhooks are refused"))
         return [(name, words) for name, words in needs if words and getattr(self.secrets, name) is None]
 
