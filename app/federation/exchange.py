@@ -5,6 +5,9 @@ the session's row names the key. So as long as that refresh token is unused, the
 within the retry window, and nothing has to be stored for it. Anybody else, and anybody later, is refused: a copy of the
 external token in a log or a browser's history opens nothing.
 
+Guarantee 6 holds as well. A row names the token by a digest of its content. The derivation takes a digest of its whole
+text, with the signature, which no row has. So rows and refresh key together do not give the refresh token.
+
 The row of `taken_tokens` is written in the transaction that inserts the session. So of two exchanges of one token, on
 whichever instances, one rolls back with its session, and answers as a retry. `upstream_sessions` says why a logout at
 the issuer misses no session that begins here.
@@ -188,7 +191,7 @@ class Exchange:
 
         return Vouched(
             known.user_id,
-            name + caller,
+            token.text_digest + caller,
             note,
             auth_time=token.auth_time,
             amr=token.amr,
@@ -221,7 +224,7 @@ class Exchange:
         key = self._sessions.keys.refresh(session.key_number)
         if key is None:
             raise TemporarilyUnavailable("the refresh key of the session is not known here yet")
-        first = issue(key, session.id, name + caller)
+        first = issue(key, session.id, token.text_digest + caller)
         if session.generation != 0 or not hmac.compare_digest(first.digest, session.token_digest):
             raise refusal
         return self._sessions.answers.tokens(session, first, session.now)
