@@ -37,8 +37,9 @@ _FIRST_ERROR = 400
 _PORTS = 1 << 16
 
 _RESOLVING = ThreadPoolExecutor(8, thread_name_prefix="issuer-names")
-"""Threads for look-ups of names. One that waits for a dead name server can't be stopped, and may wait longer than `LIMIT`.
-In the event loop's threads, a few of these would keep new connections to the database and to Redis from their addresses.
+"""Threads for look-ups of names. One that waits for a dead name server can't be stopped, and may wait longer than
+`LIMIT`. In the event loop's threads, some of these would keep new connections to the database and to Redis from their
+addresses.
 """
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
