@@ -295,7 +295,9 @@ async def test_an_issuer_decides_about_the_claims_of_its_table_and_about_no_othe
 async def test_the_administrator_s_role_comes_by_an_explicit_line_alone_and_the_last_one_stays(
     open_keyturn: Opener, upstream: Upstream, tmp_path: Path
 ) -> None:
-    async with federated(open_keyturn, upstream, tmp_path, roles={"root": "admin"}, claims={"oid": "org"}) as keyturn:
+    members: dict[str, Any] = {"roles": {"root": "admin"}, "claims": {"oid": "org"}}
+    members["organizations"] = [upstream.subject.organization_id, "org_2"]
+    async with federated(open_keyturn, upstream, tmp_path, **members) as keyturn:
         user = await the_user(keyturn, await exchanged(keyturn, upstream.mint(roles=["admin"])))
         assert user.role == "user"
         first = await exchanged(keyturn, upstream.mint(roles=["root"]))

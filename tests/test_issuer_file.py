@@ -95,6 +95,7 @@ def test_the_stand_in_writes_such_a_file(tmp_path: Path, upstream: Upstream) -> 
         (f'{ACME}default_role = "admin"', "acme: default_role: must not be admin"),
         (f"{ACME}link_by_email = true", "acme: link_by_email: needs trust_email"),
         (f'{ACME}[issuers.acme.roles]\nboss = "Admin!"', "acme: roles: "),
+        (f'{ACME}[issuers.acme.roles]\nadmin = "admin"', "acme: roles: admin needs organizations"),
         (f'{ACME}[issuers.acme.claims]\norg = "sub"', "acme: claims: a name is reserved"),
         (f'{ACME}[issuers.acme.claims]\norg = "ROLE"', "acme: claims: a name is reserved"),
         (f"{ACME}client_secret = 1", "acme: client_secret: "),

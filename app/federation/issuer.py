@@ -140,6 +140,11 @@ class Issuer(BaseModel):
                 "check_sessions, revoke_sessions: only Scalekit has an API for its sessions",
             ),
             (self.default_role == "admin", "default_role: must not be admin"),
+            (
+                # There, each organization gives its members roles: whoever founds one is its administrator.
+                self.preset == "scalekit" and "admin" in self.roles.values() and not self.organizations,
+                "roles: admin needs organizations, because each organization there has administrators of its own",
+            ),
             (self.issuer in self.also_issuers, "also_issuers: repeats the issuer"),
         )
         if broken := [rule for is_broken, rule in rules if is_broken]:

@@ -30,7 +30,7 @@ def read(path: Path) -> Mapping[str, Configured]:
     """The issuers of the file, by their names.
 
     Raises:
-        ConfigurationError: the file can't be read, strangers may write it or read its secrets, or a member is not valid.
+        ConfigurationError: the file can't be read, strangers may write it or read its secrets, or a member is wrong.
     """
     text = _text(path, SETTING)
     try:
