@@ -40,9 +40,9 @@ from . import upstream_sessions
 from .accounts import Accounts, Known
 from .external_token import ExternalToken
 from .external_tokens import ExternalTokens
-from .identities import Identities, Linked, remembered_until
+from .identities import Identities, Linked, exchange_of, remembered_until
 from .issuer import Kind
-from .taking import TakenError, name_of, take, taken
+from .taking import TakenError, remember, take, taken
 
 AbsoluteEnd = Callable[[ExternalToken], Awaitable[datetime | None]]
 """When the upstream session of a token ends in any case; None where the issuer does not say."""
@@ -123,15 +123,14 @@ class Exchange:
             TemporarilyUnavailable: the database or the issuer's keys are away. This says nothing about the token.
         """
         token = await self._external_tokens.verify(subject_token, kind=kind)
-        if id_token is not None:
-            await self._check_together(token, id_token)
-        name = name_of("exchange", token.by.name, token.digest.hex())
+        kept = None if id_token is None else await self._together(token, id_token)
+        name = exchange_of(token)
         async with self._turns.of(name):
             again = await self._again(token, name, caller, by)
             if again is not None:
                 return again
             known = await self._accounts.user_of(token, by=by)
-            proof = await self._proof(token, name, caller, known)
+            proof = await self._proof(token, kept, caller, known)
             try:
                 tokens = await self._sessions.starting.start(
                     proof,
@@ -163,8 +162,8 @@ class Exchange:
             raise _logged_out(None, user_id)
         return await self._identities.link(user_id, token, by=by)
 
-    async def _check_together(self, token: ExternalToken, id_token: str) -> None:
-        """Checks that an ID token is of the same issuer, subject and upstream session as the token.
+    async def _together(self, token: ExternalToken, id_token: str) -> ExternalToken:
+        """The ID token, if it is of the same issuer, subject and upstream session as the token.
 
         Raises:
             UnacceptableToken: it is not, or it is no good ID token.
@@ -173,19 +172,24 @@ class Exchange:
         one, two = ((each.by.name, each.subject, each.upstream_id) for each in (token, other))
         if one != two:
             raise UnacceptableToken("id_token_of_another")
+        return other
 
-    async def _proof(self, token: ExternalToken, name: bytes, caller: bytes, known: Known) -> Vouched:
-        """The proof for the new session.
+    async def _proof(self, token: ExternalToken, kept: ExternalToken | None, caller: bytes, known: Known) -> Vouched:
+        """The proof for the new session. An ID token that is kept is used up: at a logout it stands in a URL.
 
         Raises:
             UnacceptableToken: the upstream session has come to its end.
         """
+        name = exchange_of(token)
         ends = await self._absolute_end(token) if self._absolute_end is not None else None
         if ends is not None and ends <= self._db.clock():
             raise UnacceptableToken("session_over", reason="absolute_timeout", user_id=known.user_id)
 
         async def note(tx: AsyncConnection, session_id: UUID, now: datetime) -> None:
             await take(tx, name, now, remembered_until(token), caller=caller, session_id=session_id)
+            if kept is not None:
+                # If it was exchanged before, its own row stays as it is: `issued_at` prolongs no retry window.
+                await remember(tx, exchange_of(kept), kept.issued_at, remembered_until(kept))
             await self._accounts.used(tx, known, token, now)
             await upstream_sessions.note(tx, session_id, token, known.identity_id, now)
 

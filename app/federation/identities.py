@@ -107,8 +107,7 @@ class Identities:
             counted = select(func.count()).select_from(Identity).where(Identity.user_id == user_id)
             if (await tx.scalar(counted) or 0) >= MOST:
                 raise Conflict("too many identities", description=f"A user links {MOST} identities at most.")
-            name = name_of("exchange", token.by.name, token.digest.hex())
-            await take(tx, name, user.now, remembered_until(token))
+            await take(tx, exchange_of(token), user.now, remembered_until(token))
             await insert_identity(tx, token, user_id, user.now, by)
             return Linked.of((await tx.execute(identity_of(token))).one())
 
@@ -144,6 +143,11 @@ async def locked(db: Database, tx: AsyncConnection, which: ColumnElement[bool]) 
     what = User.id, User.role, User.claims, User.disabled_at, User.email, User.email_verified_at, User.password_hash
     query = select(*what, db.now().label("now")).where(which).with_for_update()
     return (await tx.execute(query)).one_or_none()
+
+
+def exchange_of(token: ExternalToken) -> bytes:
+    """The name under which a token is taken when it is exchanged or used up."""
+    return name_of("exchange", token.by.name, token.digest.hex())
 
 
 def remembered_until(token: ExternalToken) -> datetime:
