@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from ..errors import InvalidRequest, NotFound
-from ..federation.scalekit import Status
+from ..federation.scalekit import Outcome, Status
 from ..federation.scalekit_session import ScalekitSession
 from ..http.answers import Answer, of_model
 from ..http.documentation import word
@@ -67,7 +67,7 @@ class UpstreamSessionsAnswer(BaseModel):
 class RevokedAnswer(BaseModel):
     """The outcome of a revocation."""
 
-    outcome: Annotated[str, word("What happened.", "revoked", "gone")]
+    outcome: Annotated[str, word("What happened.", *get_args(Outcome))]
 
 
 class AllRevokedAnswer(BaseModel):
