@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
@@ -20,6 +21,7 @@ from app.federation.external_token import ExternalToken
 from app.federation.taking import name_of, remember
 from app.keyturn import Keyturn
 from app.storage.tables import Identity, Session, TakenToken, UpstreamSession, User
+from app.tokens.refresh_tokens import issue
 from tests.conftest import NEW_PASSWORD, Opener
 from tests.federated import ANOTHER, BY, CALLER, count, exchanged, federated, file_of, rows, the_user, told
 from tests.upstream.upstream import Upstream
@@ -270,7 +272,7 @@ async def test_a_retry_after_a_rotation_of_the_refresh_key_gets_the_same_tokens(
         assert (await exchanged(keyturn, token)).refresh_token == first.refresh_token
 
 
-async def test_a_second_signature_of_the_same_content_is_the_same_token(
+async def test_a_second_signature_of_the_same_content_makes_no_second_token(
     open_keyturn: Opener, upstream: Upstream, tmp_path: Path
 ) -> None:
     upstream.publish(upstream.keys.ec())
@@ -280,8 +282,8 @@ async def test_a_second_signature_of_the_same_content_is_the_same_token(
         assert one != two
         assert one.rpartition(".")[0] == two.rpartition(".")[0]
         first = await exchanged(keyturn, one)
-        assert (await exchanged(keyturn, two)).refresh_token == first.refresh_token
-        assert (await refused(keyturn, two, caller=ANOTHER)).cause == "taken"
+        assert (await refused(keyturn, two)).cause == "taken"
+        assert (await exchanged(keyturn, one)).refresh_token == first.refresh_token
 
 
 async def test_what_the_database_holds_gives_nobody_the_first_tokens(
@@ -295,9 +297,22 @@ async def test_what_the_database_holds_gives_nobody_the_first_tokens(
                 shown = repr(tuple(row))
                 for secret in (token, *token.split("."), tokens.refresh_token, tokens.access_token):
                     assert secret not in shown, table
-        first = keyturn.keys.verify_refresh_token(tokens.refresh_token)
+
+
+async def test_not_even_the_refresh_key_gives_the_first_tokens_to_one_who_has_the_database(
+    open_keyturn: Opener, upstream: Upstream, tmp_path: Path
+) -> None:
+    async with federated(open_keyturn, upstream, tmp_path) as keyturn:
+        tokens = await exchanged(keyturn, upstream.mint())
+        stored = [
+            row for table in (TakenToken, Session, Identity, UpstreamSession) for row in await rows(keyturn, table)
+        ]
+        values = {value if isinstance(value, bytes) else str(value).encode() for row in stored for value in row}
         [its] = await rows(keyturn, TakenToken)
-        assert first.secret not in {its.digest, its.caller}
+        assert {its.digest, its.caller} <= values
+        key = keyturn.keys.signing_refresh
+        for one, two in itertools.product({*values, b""}, repeat=2):
+            assert issue(key, tokens.session_id, one + two).text != tokens.refresh_token
 
 
 # -- many at once

@@ -6,8 +6,11 @@ import asyncio
 import gzip
 import json
 import shutil
+import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -336,6 +339,32 @@ async def test_a_slow_resolver_is_an_outage(upstream: Upstream) -> None:
     assert (
         "no answer in time" in (await failure(Fetching(resolve), f"{upstream.url}/keys", upstream.configured())).cause
     )
+
+
+async def test_names_that_nobody_resolves_keep_no_thread_from_other_parts(
+    upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database's driver looks names up in the threads of the event loop."""
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    begun, end = threading.Event(), threading.Event()
+
+    def without_an_answer(*_: object, **__: object) -> list[object]:
+        begun.set()
+        end.wait()
+        return []
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", without_an_answer)
+        waiting = asyncio.create_task(Fetching().get_json("https://issuer.example/keys", of=upstream.configured()))
+        while not begun.is_set():
+            await asyncio.sleep(0.01)
+    try:
+        async with asyncio.timeout(30):
+            assert await asyncio.get_running_loop().getaddrinfo("127.0.0.1", 443)
+    finally:
+        end.set()
+        with pytest.raises(TemporarilyUnavailable):
+            await waiting
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 429, 500, 503])

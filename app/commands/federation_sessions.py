@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from shlex import quote
 from typing import get_args
 
 from ..errors import NotFound
@@ -62,7 +63,7 @@ async def _list(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     )
     show([session.members() if arguments.json else _in_short(session) for session in page.sessions], arguments)
     if page.next_page is not None:
-        note(f"there are more: --page {page.next_page}")
+        note(f"there are more: --page {quote(page.next_page)}")
 
 
 async def _revoke(keyturn: Keyturn, arguments: argparse.Namespace) -> None:

@@ -5,6 +5,9 @@ the session's row names the key. So as long as that refresh token is unused, the
 within the retry window, and nothing has to be stored for it. Anybody else, and anybody later, is refused: a copy of the
 external token in a log or a browser's history opens nothing.
 
+Guarantee 6 holds as well. A row names the token by a digest of its content. The derivation takes a digest of its whole
+text, with the signature, which no row has. So rows and refresh key together do not give the refresh token.
+
 The row of `taken_tokens` is written in the transaction that inserts the session. So of two exchanges of one token, on
 whichever instances, one rolls back with its session, and answers as a retry. `upstream_sessions` says why a logout at
 the issuer misses no session that begins here.
@@ -39,7 +42,7 @@ from .external_token import ExternalToken
 from .external_tokens import ExternalTokens
 from .identities import Identities, Linked
 from .issuer import Kind
-from .taking import TakenError, name_of_token, take, taken
+from .taking import TakenError, name_of_token, remember, take, taken
 
 AbsoluteEnd = Callable[[ExternalToken], Awaitable[datetime | None]]
 """When the upstream session of a token ends in any case; None where the issuer does not say."""
@@ -121,8 +124,7 @@ class Exchange:
                 This says nothing about the token.
         """
         token = await self._external_tokens.verify(subject_token, kind=kind)
-        if id_token is not None:
-            await self._check_together(token, id_token)
+        kept = None if id_token is None else await self._together(token, id_token)
         name = name_of_token(token)
         async with self._turns.of(name):
             again = await self._again(token, name, caller, by)
@@ -130,7 +132,7 @@ class Exchange:
                 return again
             ends = await self._ends(token)
             known = await self._accounts.user_of(token, by=by)
-            proof = self._proof(token, name, caller, known, ends)
+            proof = self._proof(token, kept, caller, known, ends)
             try:
                 tokens = await self._sessions.starting.start(
                     proof,
@@ -162,8 +164,8 @@ class Exchange:
             raise _logged_out(None, user_id)
         return await self._identities.link(user_id, token, by=by)
 
-    async def _check_together(self, token: ExternalToken, id_token: str) -> None:
-        """Checks that an ID token is of the same issuer, subject and upstream session as the token.
+    async def _together(self, token: ExternalToken, id_token: str) -> ExternalToken:
+        """The ID token, if it is of the same issuer, subject and upstream session as the token.
 
         Raises:
             UnacceptableToken: it is not, or it is no good ID token.
@@ -172,6 +174,7 @@ class Exchange:
         one, two = ((each.by.name, each.subject, each.upstream_id) for each in (token, other))
         if one != two:
             raise UnacceptableToken("id_token_of_another")
+        return other
 
     async def _ends(self, token: ExternalToken) -> datetime | None:
         """When the upstream session of a token ends in any case, before anything is done with the token.
@@ -184,17 +187,22 @@ class Exchange:
             raise UnacceptableToken("session_over", reason="absolute_timeout")
         return ends
 
-    def _proof(self, token: ExternalToken, name: bytes, caller: bytes, known: Known, ends: datetime | None) -> Vouched:
-        """The proof for the new session."""
+    def _proof(
+        self, token: ExternalToken, kept: ExternalToken | None, caller: bytes, known: Known, ends: datetime | None
+    ) -> Vouched:
+        """The proof for the new session. An ID token that is kept is used up: at a logout it stands in a URL."""
 
         async def note(tx: AsyncConnection, session_id: UUID, now: datetime) -> None:
-            await take(tx, name, now, token.good_until, caller=caller, session_id=session_id)
+            await take(tx, name_of_token(token), now, token.good_until, caller=caller, session_id=session_id)
+            if kept is not None:
+                # If it was exchanged before, its own row stays as it is: `issued_at` prolongs no retry window.
+                await remember(tx, name_of_token(kept), kept.issued_at, kept.good_until)
             await self._accounts.used(tx, known, token, now)
             await upstream_sessions.note(tx, session_id, token, known.identity_id, now)
 
         return Vouched(
             known.user_id,
-            name + caller,
+            token.text_digest + caller,
             note,
             auth_time=token.auth_time,
             amr=token.amr,
@@ -227,7 +235,7 @@ class Exchange:
         key = self._sessions.keys.refresh(session.key_number)
         if key is None:
             raise TemporarilyUnavailable("the refresh key of the session is not known here yet")
-        first = issue(key, session.id, name + caller)
+        first = issue(key, session.id, token.text_digest + caller)
         if session.generation != 0 or not hmac.compare_digest(first.digest, session.token_digest):
             raise refusal
         return self._sessions.answers.tokens(session, first, session.now)

@@ -21,6 +21,8 @@ class ExternalToken:
     subject: str
     digest: bytes = field(repr=False)
     """SHA-256 over its header and payload. A second signature of the same content has the same digest."""
+    text_digest: bytes = field(repr=False)
+    """SHA-256 of its whole text, with the signature. It is stored nowhere: a refresh token is derived from it."""
     issued_at: datetime
     expires_at: datetime
     claims: Mapping[str, Any] = field(repr=False)

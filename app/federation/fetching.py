@@ -12,6 +12,7 @@ import json
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,12 @@ _REDIRECTS = range(300, 400)
 _FIRST_ERROR = 400
 _PORTS = 1 << 16
 
+_RESOLVING = ThreadPoolExecutor(8, thread_name_prefix="issuer-names")
+"""Threads for look-ups of names. One that waits for a dead name server can't be stopped, and may wait longer than
+`LIMIT`. In the event loop's threads, some of these would keep new connections to the database and to Redis from their
+addresses.
+"""
+
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 """Finds the addresses of a host's name."""
 
@@ -45,7 +52,11 @@ class AddressRefused(TemporarilyUnavailable):
 
 async def resolved(host: str, port: int) -> Sequence[str]:
     """The addresses of a host, as the machine's resolver orders them (RFC 6724)."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+
+    def found_by_resolver() -> list[Any]:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+
+    found = await asyncio.get_running_loop().run_in_executor(_RESOLVING, found_by_resolver)
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 

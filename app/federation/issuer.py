@@ -90,7 +90,10 @@ class Issuer(BaseModel):
     ] = None
     ca_file: Annotated[
         str | None,
-        Field(max_length=1024, description="The authorities (PEM) that sign its certificate. Unset: public."),
+        Field(
+            pattern=r"^[^\x00-\x1f\x7f]{1,1024}$",
+            description="The authorities (PEM) that sign its certificate. Unset: public.",
+        ),
     ] = None
     private_addresses: Annotated[
         bool, Field(description="Whether its hosts may have private or loopback addresses.")

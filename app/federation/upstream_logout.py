@@ -188,10 +188,10 @@ def _counts(event: Mapping[str, Any], of: Configured) -> bool:
 
 
 def _upstream_id(event: Mapping[str, Any]) -> str:
-    """The session that a logout is about."""
+    """The session that a logout is about, of characters that both databases can hold."""
     data = event.get("data")
     session = data.get("user_session") if isinstance(data, dict) else None
     upstream_id = session.get("session_id") if isinstance(session, dict) else None
-    if not isinstance(upstream_id, str) or not 1 <= len(upstream_id) <= _LONGEST:
-        raise InvalidRequest("webhook: no session", description="data.user_session.session_id: is missing.")
+    if not isinstance(upstream_id, str) or not upstream_id.isprintable() or not 1 <= len(upstream_id) <= _LONGEST:
+        raise InvalidRequest("webhook: no session", description="data.user_session.session_id: is not valid.")
     return upstream_id
