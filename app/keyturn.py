@@ -21,6 +21,7 @@ from .federation.identities import Identities
 from .federation.issuer_changes import IssuerChanges
 from .federation.issuers import Issuers
 from .federation.key_sets import KeySets
+from .federation.owed import Owed
 from .federation.revoking import Revoking
 from .federation.scalekit import Scalekit
 from .federation.session_checks import SessionChecks
@@ -101,10 +102,10 @@ class Keyturn:
     issuer_changes: IssuerChanges
     fetching: Fetching
     discovery: Discovery
-    external_tokens: ExternalTokens
     diagnosis: Diagnosis
     scalekit: Scalekit
     revoking: Revoking
+    owed: Owed
     session_checks: SessionChecks
     identities: Identities
     exchange: Exchange
@@ -179,10 +180,10 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             issuer_changes=IssuerChanges(issuers, discovery),
             fetching=fetching,
             discovery=discovery,
-            external_tokens=external_tokens,
             diagnosis=Diagnosis(issuers, key_sets, external_tokens),
             scalekit=scalekit,
             revoking=Revoking(db, issuers, scalekit),
+            owed=Owed(db),
             session_checks=session_checks,
             identities=identities,
             exchange=Exchange(db, external_tokens, identities, sessions, session_checks.absolute_end),

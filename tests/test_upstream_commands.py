@@ -167,7 +167,8 @@ async def test_what_an_administrator_asks_wrongly_is_refused_with_the_name_of_th
         assert (answer.status_code, answer.json()["error"]) == (400, "invalid_request")
         assert field in answer.json()["error_description"]
     assert (await admin.get(f"{path}/ses_404")).status_code == 404
-    assert (await admin.get(f"{path}/a%20b")).status_code == 404
+    assert (await admin.get(f"{path}/a%20b")).status_code == 400, "the issuer alone knows the form of its ids"
+    assert (await admin.get(f"{path}/%2E%2E")).status_code == 404
     assert (await admin.get("/admin/federation/another/sessions/ses_1")).status_code == 404
     assert (await admin.post(f"{path}/revoke", json={"user": "usr_404"})).status_code == 404
     await asyncio.to_thread(upstream.refuse)

@@ -80,7 +80,7 @@ async def _revoke_all(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
 
 async def _revocations(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     state: State | None = "given_up" if arguments.given_up else None
-    rows = await keyturn.revoking.list(state, limit=arguments.limit, after=arguments.before)
+    rows = await keyturn.owed.list(state, limit=arguments.limit, after=arguments.before)
     show(rows, arguments)
     more([row["session_id"] for row in rows], arguments.limit, "--before")
 
@@ -89,10 +89,10 @@ async def _replay(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     if bool(arguments.session) == arguments.all:
         arguments.parser.error("ids or --all are required, and not both")
     count, missing = 0, []
-    wanted = arguments.session or [row["session_id"] for row in await keyturn.revoking.dead_letters(limit=10_000)]
+    wanted = arguments.session or [row["session_id"] for row in await keyturn.owed.list("given_up", limit=10_000)]
     for session_id in dict.fromkeys(wanted):
         try:
-            await keyturn.revoking.replay(session_id, by=by())
+            await keyturn.owed.renew(session_id, by=by())
             count += 1
         except NotFound:
             missing.append(str(session_id))
