@@ -100,8 +100,8 @@ class Keyturn:
     cursors: Cursors
     issuers: Issuers
     issuer_changes: IssuerChanges
-    fetching: Fetching
     discovery: Discovery
+    key_sets: KeySets
     diagnosis: Diagnosis
     scalekit: Scalekit
     revoking: Revoking
@@ -177,9 +177,9 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             policy_changes=PolicyChanges(policies, sweeping),
             cursors=Cursors(master),
             issuers=issuers,
-            issuer_changes=IssuerChanges(issuers, discovery),
-            fetching=fetching,
+            issuer_changes=IssuerChanges(issuers, key_sets),
             discovery=discovery,
+            key_sets=key_sets,
             diagnosis=Diagnosis(issuers, key_sets, external_tokens),
             scalekit=scalekit,
             revoking=Revoking(db, issuers, scalekit),
@@ -219,6 +219,7 @@ async def running(keyturn: Keyturn) -> AsyncIterator[None]:
         keyturn.issuers.follow(reading.issuers_version, began=reading.began)
         with suppress(TemporarilyUnavailable):  # none in force: nothing to discover
             keyturn.discovery.follow(keyturn.issuers.in_force)
+            keyturn.key_sets.follow(keyturn.issuers.in_force)
 
     keyturn.revocations.fence.on_reading = follow
     await keyturn.revocations.fence.read()

@@ -6,14 +6,17 @@ Nothing is taken or changed, and no answer holds anything of a token but the nam
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
-from ..errors import TemporarilyUnavailable
+from ..errors import TemporarilyUnavailable, UnacceptableToken
 from .external_tokens import ExternalTokens
-from .issuer import Configured
+from .issuer import Configured, Kind
 from .issuers import Issuers
 from .key_sets import KeySets
-from .verdicts import Verdict
+from .unverified_tokens import unverified
+from .verdicts import SENTENCES, Word
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +33,23 @@ class FoundKey:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """The condition of an issuer, as this machine sees it now."""
+    """The condition of an issuer, as this process sees it now."""
 
     name: str
     issuer: str
     failure: str
     """Why its keys can't be read. Empty if they can."""
     keys: tuple[FoundKey, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The verdict on a token. It holds nothing of the token but the name of its issuer."""
+
+    sentence: str
+    word: Word | None = None
+    """The word of the refusal. None: the token is acceptable."""
+    issuer: str | None = None
 
 
 class Diagnosis:
@@ -60,7 +73,7 @@ class Diagnosis:
 
     async def _condition(self, of: Configured) -> Condition:
         try:
-            found = await self._key_sets.read(of)
+            found = await self._key_sets.examine(of)
         except TemporarilyUnavailable as e:
             return Condition(of.name, of.issuer.issuer, e.cause)
         keys = [FoundKey(key.kid, key.kty, key.bits) for key in found.keys.values()]
@@ -77,7 +90,17 @@ class Diagnosis:
         Raises:
             TemporarilyUnavailable: the issuer's keys can't be had now, so nothing can be said about the token.
         """
-        verdict = await self._external_tokens.judged(text)
-        if name is None or verdict.issuer in {None, name}:
-            return verdict
-        return Verdict(f"It is a token of the issuer {verdict.issuer}, and not of {name}.", "unknown_issuer", name)
+        issuer: str | None = None
+        try:
+            of = self._issuers.of(unverified(text).iss)
+            issuer = of.name if of is not None else None
+            if of is not None and name not in {None, of.name}:
+                return Verdict(f"It is a token of the issuer {of.name}, and not of {name}.", "unknown_issuer", name)
+            token = await self._external_tokens.verify(text, kind=None)
+        except UnacceptableToken as e:
+            word = next(each for each in SENTENCES if each == e.cause)
+            return Verdict(SENTENCES[word], word, issuer)
+        return Verdict(f"It is acceptable: {_CALLED[token.kind]} of a user.", None, issuer)
+
+
+_CALLED: Final[Mapping[Kind, str]] = {"access_token": "an access token", "id_token": "an ID token"}

@@ -161,6 +161,16 @@ class Issuer(BaseModel):
         return (self.issuer, *self.also_issuers)
 
     @property
+    def base(self) -> str:
+        """The URL below which its own pages are: a slash at its end goes (OpenID Connect Discovery 1.0 section 4.1)."""
+        return self.issuer.removesuffix("/")
+
+    @property
+    def place(self) -> tuple[object, ...]:
+        """All that decides where its keys and its document come from, and who may answer there."""
+        return self.preset, self.issuer, self.jwks_uri, self.ca_file, self.private_addresses
+
+    @property
     def all_audiences(self) -> frozenset[str]:
         """Every `aud` of which a token must have one."""
         return frozenset(self.audiences or (self.client_id,))
