@@ -148,14 +148,7 @@ def main(command: str = "--help", *options: str) -> None:
         "serve": ("app", "serve"),
         "demo": ("examples.web",),
         "test": TEST,
-        "conformance": (
-            "pytest",
-            "-n",
-            "0",
-            "-rs",
-            "tests/test_scalekit_sdk.py",
-            "tests/test_federation_end_to_end.py",
-        ),
+        "conformance": ("pytest", "-n", "0", "-rs", *CONFORMANCE),
         "bench": ("bench",),
         "keyturn": ("app",),
     }

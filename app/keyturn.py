@@ -21,6 +21,7 @@ from .federation.identities import Identities
 from .federation.issuer_changes import IssuerChanges
 from .federation.issuers import Issuers
 from .federation.key_sets import KeySets
+from .federation.owed import Owed
 from .federation.revoking import Revoking
 from .federation.scalekit import Scalekit
 from .federation.session_checks import SessionChecks
@@ -104,6 +105,7 @@ class Keyturn:
     diagnosis: Diagnosis
     scalekit: Scalekit
     revoking: Revoking
+    owed: Owed
     session_checks: SessionChecks
     identities: Identities
     exchange: Exchange
@@ -181,6 +183,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             diagnosis=Diagnosis(issuers, key_sets, external_tokens),
             scalekit=scalekit,
             revoking=Revoking(db, issuers, scalekit),
+            owed=Owed(db),
             session_checks=session_checks,
             identities=identities,
             exchange=Exchange(db, external_tokens, identities, sessions, session_checks.absolute_end),

@@ -189,7 +189,7 @@ def judged(upstream: Upstream, *, issuer: dict[str, Any] | None = None, **claims
     """The claims of an ID token, judged at `NOW`."""
     now = int(NOW.timestamp())
     usual = {"iss": TENANT, "sub": "1", "aud": upstream.client_id, "nonce": "n", "iat": now, "exp": now + 60, **claims}
-    token = UnverifiedToken({"alg": "RS256"}, usual, "snk_1", TENANT, "jwt", bytes(32))
+    token = UnverifiedToken({"alg": "RS256"}, usual, "snk_1", TENANT, "jwt", bytes(32), bytes(32))
     of = upstream.configured("tenant", preset="oidc", issuer=TENANT, **(issuer or {}))
     return external_token(token, usual, of, NOW, None)
 

@@ -386,6 +386,16 @@ def test_signing_in_and_refreshing_pass_through_to_keyturn(proxy: Proxy, stage: 
     assert (refused.status, json.loads(refused.text)["error"]) == (HTTPStatus.UNAUTHORIZED, "invalid_grant")
 
 
+def test_what_an_issuer_says_passes_through_to_keyturn_and_needs_no_session(proxy: Proxy) -> None:
+    for path, media_type, body in (
+        ("/federation/acme/logout", "application/x-www-form-urlencoded", b"logout_token=a.b.c"),
+        ("/federation/acme/webhook", "application/json", b'{"type": "user.logout", "data": {}}'),
+    ):
+        signed = [(name, "1") for name in ("webhook-id", "webhook-timestamp", "webhook-signature")]
+        answer = proxy.ask("POST", path, [("Content-Type", media_type), *signed], body)
+        assert (answer.status, json.loads(answer.text)["error"]) == (HTTPStatus.NOT_FOUND, "not_found"), path
+
+
 def test_connections_to_keyturn_are_kept_open(proxy: Proxy, stage: Stage, link: Link) -> None:
     proxy.ask(token=stage.access_token)
     before = link.connections

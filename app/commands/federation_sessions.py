@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from shlex import quote
 from typing import get_args
 from uuid import UUID
 
@@ -63,7 +64,7 @@ async def _list(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     )
     show([session.members() if arguments.json else _in_short(session) for session in page.sessions], arguments)
     if page.next_page is not None:
-        note(f"there are more: --page {page.next_page}")
+        note(f"there are more: --page {quote(page.next_page)}")
 
 
 async def _revoke(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
@@ -80,7 +81,7 @@ async def _revoke_all(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
 
 async def _revocations(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     state: State | None = "given_up" if arguments.given_up else None
-    rows = await keyturn.revoking.list(state, limit=arguments.limit, after=arguments.before)
+    rows = await keyturn.owed.list(state, limit=arguments.limit, after=arguments.before)
     show(rows, arguments)
     more([row["session_id"] for row in rows], arguments.limit, "--before")
 
@@ -91,7 +92,7 @@ async def _replay(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     count, missing = 0, []
     for session_id in dict.fromkeys(arguments.session or await _given_up(keyturn)):
         try:
-            await keyturn.revoking.replay(session_id, by=by())
+            await keyturn.owed.renew(session_id, by=by())
             count += 1
         except NotFound:
             missing.append(str(session_id))
@@ -104,7 +105,7 @@ async def _replay(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
 async def _given_up(keyturn: Keyturn, page: int = 1000) -> list[UUID]:
     """The local sessions of all revocations that were given up, read page by page."""
     ids: list[UUID] = []
-    while rows := await keyturn.revoking.dead_letters(limit=page, after=ids[-1] if ids else None):
+    while rows := await keyturn.owed.list("given_up", limit=page, after=ids[-1] if ids else None):
         ids += [row["session_id"] for row in rows]
     return ids
 

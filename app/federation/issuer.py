@@ -90,7 +90,10 @@ class Issuer(BaseModel):
     ] = None
     ca_file: Annotated[
         str | None,
-        Field(max_length=1024, description="The authorities (PEM) that sign its certificate. Unset: public."),
+        Field(
+            pattern=r"^[^\x00-\x1f\x7f]{1,1024}$",
+            description="The authorities (PEM) that sign its certificate. Unset: public.",
+        ),
     ] = None
     private_addresses: Annotated[
         bool, Field(description="Whether its hosts may have private or loopback addresses.")
@@ -137,6 +140,11 @@ class Issuer(BaseModel):
                 "check_sessions, revoke_sessions: only Scalekit has an API for its sessions",
             ),
             (self.default_role == "admin", "default_role: must not be admin"),
+            (
+                # There, each organization gives its members roles: whoever founds one is its administrator.
+                self.preset == "scalekit" and "admin" in self.roles.values() and not self.organizations,
+                "roles: admin needs organizations, because each organization there has administrators of its own",
+            ),
             (self.issuer in self.also_issuers, "also_issuers: repeats the issuer"),
         )
         if broken := [rule for is_broken, rule in rules if is_broken]:
