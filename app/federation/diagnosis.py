@@ -44,7 +44,7 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The verdict on a token. It holds nothing of the token but the name of its issuer."""
+    """The verdict on a token, with nothing of the token but the name of its issuer."""
 
     sentence: str
     word: Word | None = None

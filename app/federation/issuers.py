@@ -176,7 +176,7 @@ class Issuers:
     async def put(
         self, name: str, issuer: Issuer, secrets: IssuerSecrets, *, by: Actor, seen: Configured | None = None
     ) -> Configured:
-        """Adds an issuer, or replaces its members. It is in force on each instance within a second.
+        """Adds an issuer, or replaces its members: in force on each instance within a second.
 
         Args:
             name: its name.

@@ -32,7 +32,7 @@ async def find_issuer(keyturn: Keyturn, request: Request) -> Answer:
 
 
 async def put_issuer(keyturn: Keyturn, request: Request) -> Answer:
-    """Add an issuer, or replace its members. It is in force on every instance within a second.
+    """Add an issuer, or replace its members: in force on every instance within a second.
 
     A member that is absent or null has its default. A secret that is absent stays. The issuer is asked first: with a
     discovery document of another issuer the change is refused. While its keys can't be had, the change is made, and

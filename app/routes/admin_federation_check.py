@@ -19,7 +19,7 @@ from .models import RequestBody
 
 
 class IssuerCheck(RequestBody):
-    """What to check, beside the issuer itself."""
+    """The question about an issuer, with a token to judge or without one."""
 
     token: Annotated[
         str | None, Field(max_length=MOST_BYTES, repr=False, description="A token to judge. Nothing is done with it.")
