@@ -180,7 +180,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             fetching=fetching,
             discovery=discovery,
             external_tokens=external_tokens,
-            diagnosis=Diagnosis(issuers, key_sets, external_tokens),
+            diagnosis=Diagnosis(issuers, key_sets, external_tokens, scalekit),
             scalekit=scalekit,
             revoking=Revoking(db, issuers, scalekit),
             session_checks=session_checks,
