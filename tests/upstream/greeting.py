@@ -32,17 +32,17 @@ Sign a user in here, and exchange the token there (in one shell):
     ISSUER=http://127.0.0.1:{control_port} KEYTURN=http://127.0.0.1:8000
     LOGIN=$(curl -sS $ISSUER -d '{{"name": "sign_in", "arguments": {{"email": "ada@example.com"}}}}')
     of() {{ echo "$LOGIN" | grep -o "\\"$1\\": \\"[^\\"]*" | cut -d '"' -f 4; }}
-    curl -sS -H 'Content-Type: application/json' $KEYTURN/auth/exchange -d "{{\\"subject_token\\": \\"$(of access_token)\\"}}"
+    curl -sS -w '\\n' -H 'Content-Type: application/json' $KEYTURN/auth/exchange -d "{{\\"subject_token\\": \\"$(of access_token)\\"}}"
 
 Let it tell Keyturn of logouts, and log the user out here:
 
-    curl -sS $ISSUER -d '{{"name": "send_to", "arguments": {{"back_channel": ["'$KEYTURN/federation/acme/logout'"], "webhooks": []}}}}'
-    curl -sS $ISSUER -d '{{"name": "end", "arguments": {{"session_id": "'$(of session_id)'", "how": "logout"}}}}'
+    curl -sS -w '\\n' $ISSUER -d '{{"name": "send_to", "arguments": {{"back_channel": ["'$KEYTURN/federation/acme/logout'"], "webhooks": []}}}}'
+    curl -sS -w '\\n' $ISSUER -d '{{"name": "end", "arguments": {{"session_id": "'$(of session_id)'", "how": "logout"}}}}'
 
 Break it, and mend it (tests/upstream/control.py has more; tests/upstream/wire.py lists the kinds of faults):
 
-    curl -sS $ISSUER -d '{{"name": "fault", "arguments": {{"path": "/keys", "kind": "status"}}}}'
-    curl -sS $ISSUER -d '{{"name": "heal"}}'
+    curl -sS -w '\\n' $ISSUER -d '{{"name": "fault", "arguments": {{"path": "/keys", "kind": "status"}}}}'
+    curl -sS -w '\\n' $ISSUER -d '{{"name": "heal"}}'
 """
 
 
