@@ -150,14 +150,7 @@ def main(command: str = "--help", *options: str) -> None:
         "demo": ("examples.web",),
         "issuer": ("tests.upstream",),
         "test": TEST,
-        "conformance": (
-            "pytest",
-            "-n",
-            "0",
-            "-rs",
-            "tests/test_scalekit_sdk.py",
-            "tests/test_federation_end_to_end.py",
-        ),
+        "conformance": ("pytest", "-n", "0", "-rs", *CONFORMANCE),
         "bench": ("bench",),
         "keyturn": ("app",),
     }

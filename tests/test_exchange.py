@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
@@ -12,12 +13,15 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from app.actors import SERVICE
+from app.actors import SERVICE, Actor
 from app.errors import InvalidGrant, InvalidScope, UnacceptableToken
+from app.federation.accounts import Known
 from app.federation.exchange import Exchange, caller_of
+from app.federation.external_token import ExternalToken
 from app.federation.taking import name_of, remember
 from app.keyturn import Keyturn
 from app.storage.tables import Identity, Session, TakenToken, UpstreamSession, User
+from app.tokens.refresh_tokens import issue
 from tests.conftest import NEW_PASSWORD, Opener
 from tests.federated import ANOTHER, BY, CALLER, count, exchanged, federated, file_of, rows, the_user, told
 from tests.upstream.upstream import Upstream
@@ -130,18 +134,40 @@ async def test_the_session_never_outlives_the_upstream_one(
 
 
 def exchanging(keyturn: Keyturn, ends: datetime | None = None, meanwhile: Any = None) -> Exchange:
-    """The exchange of an instance, which asks this function when the upstream session ends.
+    """The exchange of an instance, to which the issuer says when the upstream session ends.
 
-    The exchange asks after it has found the user, and before it starts the session. So `meanwhile` runs between the two.
+    `meanwhile` runs after it has found the user, and before it starts the session.
     """
 
     async def absolute_end(_: Any) -> datetime | None:
-        if meanwhile is not None:
-            await meanwhile()
         return ends
 
     its = keyturn.exchange
-    return Exchange(keyturn.db, its._external_tokens, keyturn.identities, its._sessions, absolute_end)
+    exchange = Exchange(keyturn.db, its._external_tokens, keyturn.identities, its._sessions, absolute_end)
+    user_of = exchange._accounts.user_of
+
+    async def then_meanwhile(token: ExternalToken, *, by: Actor) -> Known:
+        known = await user_of(token, by=by)
+        if meanwhile is not None:
+            await meanwhile()
+        return known
+
+    exchange._accounts.user_of = then_meanwhile  # type: ignore[method-assign]  # finds as before
+    return exchange
+
+
+async def test_a_token_whose_upstream_session_is_over_makes_no_user_and_gives_no_role(
+    open_keyturn: Opener, upstream: Upstream, tmp_path: Path
+) -> None:
+    async with federated(open_keyturn, upstream, tmp_path, roles={"boss": "editor"}) as keyturn:
+        over = exchanging(keyturn, datetime.now(UTC) - timedelta(seconds=1))
+        with pytest.raises(UnacceptableToken):
+            await over.exchange(upstream.mint(roles=["boss"]), None, caller=CALLER, by=BY)
+        assert await count(keyturn, User) == 0
+        tokens = await exchanged(keyturn, upstream.mint(roles=[]))
+        with pytest.raises(UnacceptableToken):
+            await over.exchange(upstream.mint(roles=["boss"]), None, caller=CALLER, by=BY)
+        assert (await the_user(keyturn, tokens)).role == "user"
 
 
 # -- retries
@@ -246,7 +272,7 @@ async def test_a_retry_after_a_rotation_of_the_refresh_key_gets_the_same_tokens(
         assert (await exchanged(keyturn, token)).refresh_token == first.refresh_token
 
 
-async def test_a_second_signature_of_the_same_content_is_the_same_token(
+async def test_a_second_signature_of_the_same_content_makes_no_second_token(
     open_keyturn: Opener, upstream: Upstream, tmp_path: Path
 ) -> None:
     upstream.publish(upstream.keys.ec())
@@ -256,8 +282,8 @@ async def test_a_second_signature_of_the_same_content_is_the_same_token(
         assert one != two
         assert one.rpartition(".")[0] == two.rpartition(".")[0]
         first = await exchanged(keyturn, one)
-        assert (await exchanged(keyturn, two)).refresh_token == first.refresh_token
-        assert (await refused(keyturn, two, caller=ANOTHER)).cause == "taken"
+        assert (await refused(keyturn, two)).cause == "taken"
+        assert (await exchanged(keyturn, one)).refresh_token == first.refresh_token
 
 
 async def test_what_the_database_holds_gives_nobody_the_first_tokens(
@@ -271,9 +297,22 @@ async def test_what_the_database_holds_gives_nobody_the_first_tokens(
                 shown = repr(tuple(row))
                 for secret in (token, *token.split("."), tokens.refresh_token, tokens.access_token):
                     assert secret not in shown, table
-        first = keyturn.keys.verify_refresh_token(tokens.refresh_token)
+
+
+async def test_not_even_the_refresh_key_gives_the_first_tokens_to_one_who_has_the_database(
+    open_keyturn: Opener, upstream: Upstream, tmp_path: Path
+) -> None:
+    async with federated(open_keyturn, upstream, tmp_path) as keyturn:
+        tokens = await exchanged(keyturn, upstream.mint())
+        stored = [
+            row for table in (TakenToken, Session, Identity, UpstreamSession) for row in await rows(keyturn, table)
+        ]
+        values = {value if isinstance(value, bytes) else str(value).encode() for row in stored for value in row}
         [its] = await rows(keyturn, TakenToken)
-        assert first.secret not in {its.digest, its.caller}
+        assert {its.digest, its.caller} <= values
+        key = keyturn.keys.signing_refresh
+        for one, two in itertools.product({*values, b""}, repeat=2):
+            assert issue(key, tokens.session_id, one + two).text != tokens.refresh_token
 
 
 # -- many at once
@@ -424,7 +463,7 @@ async def test_whatever_shuts_the_user_out_while_a_token_is_exchanged_leaves_no_
         before = await count(keyturn, Session)
         with pytest.raises(UnacceptableToken) as e:
             await exchanging(keyturn, meanwhile=unlink).exchange(upstream.mint(), None, caller=CALLER, by=BY)
-        assert e.value.cause == "identity was unlinked meanwhile"
+        assert e.value.cause == "unlinked"
         assert await count(keyturn, Session) == before
 
 

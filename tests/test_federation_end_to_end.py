@@ -101,6 +101,22 @@ def instances(
         yield first, second
 
 
+def test_what_an_instance_owes_the_upstream_when_it_is_killed_the_other_one_pays(
+    instances: tuple[Service, Service], upstream: Upstream
+) -> None:
+    first, second = instances
+    app, session_id = signed_in(first, upstream)
+    other, other_id = signed_in(second, upstream, "bob@example.com")
+    upstream.refuse()  # so that neither instance can have revoked the session before the kill
+    assert app.logout().status_code in {200, 204}
+    first.kill()
+    assert app.at(second).verify().status_code == 401
+    upstream.heal()
+    assert eventually(lambda: upstream.status(session_id) == "revoked")
+    assert other.refresh().status_code == 200
+    assert upstream.status(other_id) == "active"
+
+
 @pytest.mark.parametrize("way", ["back_channel", "webhook"])
 def test_a_logout_upstream_ends_the_access_token_on_both_instances_by_the_time_it_is_answered(
     instances: tuple[Service, Service], upstream: Upstream, way: str

@@ -18,7 +18,7 @@ NOW = datetime(2026, 1, 31, tzinfo=UTC)
 def token(told: dict[str, Any], /, **members: Any) -> ExternalToken:
     issuer = Issuer(preset="scalekit", issuer="https://acme.example", client_id="skc_1", **members)
     of = Configured(name="acme", issuer=issuer)
-    return ExternalToken(of, "access_token", "usr_1", bytes(32), NOW, NOW + timedelta(minutes=5), told)
+    return ExternalToken(of, "access_token", "usr_1", bytes(32), bytes(32), NOW, NOW + timedelta(minutes=5), told)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def token(told: dict[str, Any], /, **members: Any) -> ExternalToken:
 )
 def test_the_first_line_of_the_table_that_meets_a_role_or_permission_counts(claims: dict[str, Any], role: str) -> None:
     table = {"owner": "admin", "orders:write": "clerk", "member": "user"}
-    assert role_of(token(claims, roles=table)) == role
+    assert role_of(token(claims, roles=table, organizations=["org_1"])) == role
 
 
 def test_without_a_table_no_role_of_the_issuer_means_anything() -> None:
@@ -77,4 +77,4 @@ def test_a_reserved_name_is_never_written(ours: str) -> None:
     of = token({"oid": "org_1"}, claims={"oid": "org"})
     line = of.by.issuer.model_copy(update={"claims": {"oid": ours}})
     copied = of.by.model_copy(update={"issuer": line})
-    assert claims_of(ExternalToken(copied, of.kind, "usr_1", bytes(32), NOW, NOW, of.claims)) == {}
+    assert claims_of(ExternalToken(copied, of.kind, "usr_1", bytes(32), bytes(32), NOW, NOW, of.claims)) == {}

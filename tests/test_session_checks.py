@@ -307,6 +307,7 @@ def token_of(upstream: Upstream, session_id: str | None, **changes: Any) -> Exte
         kind="access_token",
         subject="usr_1",
         digest=b"0" * 32,
+        text_digest=b"0" * 32,
         issued_at=now,
         expires_at=now + timedelta(minutes=5),
         claims={},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import UUID
@@ -64,6 +65,17 @@ def test_a_session_is_shown_as_the_issuer_describes_it(keyturn: Command, upstrea
     assert "no such issuer" in keyturn.refused(1, "federation", "sessions", "get", "another", login.session_id)
     upstream.refuse()
     assert "no connection" in keyturn.refused(3, "federation", "sessions", "get", NAME, login.session_id)
+
+
+def test_no_text_of_an_issuer_reaches_the_terminal_as_a_command_for_it_or_for_a_shell(
+    keyturn: Command, upstream: Upstream
+) -> None:
+    session = {"session_id": "ses_1\x1b[2J", "status": "active\x07", "device": {"os": "\u202eX"}}
+    page = {"sessions": [session], "next_page_token": "\x1b]0;x\x07; touch /tmp/x"}
+    upstream.fault("/api/v1/users/", "answer", status=200, body=json.dumps(page))
+    listed = keyturn.ok("federation", "sessions", "list", NAME, "usr_1")
+    assert all(line.isprintable() for line in (listed.out + listed.err).splitlines())
+    assert "--page '?]0;x?; touch /tmp/x'" in listed.err
 
 
 def test_the_sessions_of_a_user_are_listed_page_by_page_and_by_filters(keyturn: Command, upstream: Upstream) -> None:
@@ -155,7 +167,8 @@ async def test_what_an_administrator_asks_wrongly_is_refused_with_the_name_of_th
         assert (answer.status_code, answer.json()["error"]) == (400, "invalid_request")
         assert field in answer.json()["error_description"]
     assert (await admin.get(f"{path}/ses_404")).status_code == 404
-    assert (await admin.get(f"{path}/a%20b")).status_code == 404
+    assert (await admin.get(f"{path}/a%20b")).status_code == 400, "the issuer alone knows the form of its ids"
+    assert (await admin.get(f"{path}/%2E%2E")).status_code == 404
     assert (await admin.get("/admin/federation/another/sessions/ses_1")).status_code == 404
     assert (await admin.post(f"{path}/revoke", json={"user": "usr_404"})).status_code == 404
     await asyncio.to_thread(upstream.refuse)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from shlex import quote
 from typing import get_args
 
 from ..errors import NotFound
@@ -62,7 +63,7 @@ async def _list(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     )
     show([session.members() if arguments.json else _in_short(session) for session in page.sessions], arguments)
     if page.next_page is not None:
-        note(f"there are more: --page {page.next_page}")
+        note(f"there are more: --page {quote(page.next_page)}")
 
 
 async def _revoke(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
@@ -79,7 +80,7 @@ async def _revoke_all(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
 
 async def _revocations(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     state: State | None = "given_up" if arguments.given_up else None
-    rows = await keyturn.revoking.list(state, limit=arguments.limit, after=arguments.before)
+    rows = await keyturn.owed.list(state, limit=arguments.limit, after=arguments.before)
     show(rows, arguments)
     more([row["session_id"] for row in rows], arguments.limit, "--before")
 
@@ -88,10 +89,10 @@ async def _replay(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     if bool(arguments.session) == arguments.all:
         arguments.parser.error("ids or --all are required, and not both")
     count, missing = 0, []
-    wanted = arguments.session or [row["session_id"] for row in await keyturn.revoking.dead_letters(limit=10_000)]
+    wanted = arguments.session or [row["session_id"] for row in await keyturn.owed.list("given_up", limit=10_000)]
     for session_id in dict.fromkeys(wanted):
         try:
-            await keyturn.revoking.replay(session_id, by=by())
+            await keyturn.owed.renew(session_id, by=by())
             count += 1
         except NotFound:
             missing.append(str(session_id))

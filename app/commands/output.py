@@ -45,20 +45,27 @@ def more(ids: Sequence[UUID], limit: int, option: str) -> None:
 
 
 def note(line: str) -> None:
-    """Prints a line for the operator on stderr, because a program may read the output."""
+    """Prints a line for the operator on stderr, because a program may read the output.
+
+    A character that can't be printed becomes "?", as in a table: an issuer may have written some of the line.
+    """
     sys.stdout.flush()
-    print(line, file=sys.stderr)
+    print(printable(line), file=sys.stderr)
 
 
 def moment(value: Any) -> str:
     """A value as a table shows it: a moment to the second, nothing for None.
 
-    Clients choose some of the values. So a character that can't be printed, which a terminal might obey, becomes "?".
+    Clients choose some of the values: see `printable`.
     """
     if isinstance(value, datetime):
         value = value.replace(microsecond=0)
-    shown = "" if value is None else str(_plain(value))
-    return shown if shown.isprintable() else "".join(c if c.isprintable() else "?" for c in shown)
+    return "" if value is None else printable(str(_plain(value)))
+
+
+def printable(line: str) -> str:
+    """The text with a "?" in the place of each character that can't be printed, which a terminal might obey."""
+    return line if line.isprintable() else "".join(c if c.isprintable() else "?" for c in line)
 
 
 def shortened(email: str) -> str:

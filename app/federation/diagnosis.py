@@ -6,15 +6,18 @@ Nothing is taken or changed, and no answer holds anything of a token but the nam
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
-from ..errors import InvalidRequest, NotFound, TemporarilyUnavailable
+from ..errors import InvalidRequest, NotFound, TemporarilyUnavailable, UnacceptableToken
 from .external_tokens import ExternalTokens
-from .issuer import Configured
+from .issuer import Configured, Kind
 from .issuers import Issuers
 from .key_sets import KeySets
 from .scalekit import Scalekit
-from .verdicts import Verdict
+from .unverified_tokens import unverified
+from .verdicts import SENTENCES, Word
 
 _NO_SESSION = "ses_0"
 """The id of a session that no issuer has. To ask for it shows whether this client may ask."""
@@ -34,7 +37,7 @@ class FoundKey:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """The condition of an issuer, as this machine sees it now."""
+    """The condition of an issuer, as this process sees it now."""
 
     name: str
     issuer: str
@@ -43,6 +46,16 @@ class Condition:
     keys: tuple[FoundKey, ...] = ()
     api: str | None = None
     """Why its API for sessions can't be called. Empty if it can; None where Keyturn does not call it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The verdict on a token. It holds nothing of the token but the name of its issuer."""
+
+    sentence: str
+    word: Word | None = None
+    """The word of the refusal. None: the token is acceptable."""
+    issuer: str | None = None
 
 
 class Diagnosis:
@@ -74,7 +87,7 @@ class Diagnosis:
     async def _keys(self, of: Configured) -> tuple[str, tuple[FoundKey, ...]]:
         """The keys of an issuer, or why they can't be read."""
         try:
-            found = await self._key_sets.read(of)
+            found = await self._key_sets.examine(of)
         except TemporarilyUnavailable as e:
             return e.cause, ()
         keys = [FoundKey(key.kid, key.kty, key.bits) for key in found.keys.values()]
@@ -102,7 +115,17 @@ class Diagnosis:
         Raises:
             TemporarilyUnavailable: the issuer's keys can't be had now, so nothing can be said about the token.
         """
-        verdict = await self._external_tokens.judged(text)
-        if name is None or verdict.issuer in {None, name}:
-            return verdict
-        return Verdict(f"It is a token of the issuer {verdict.issuer}, and not of {name}.", "unknown_issuer", name)
+        issuer: str | None = None
+        try:
+            of = self._issuers.of(unverified(text).iss)
+            issuer = of.name if of is not None else None
+            if of is not None and name not in {None, of.name}:
+                return Verdict(f"It is a token of the issuer {of.name}, and not of {name}.", "unknown_issuer", name)
+            token = await self._external_tokens.verify(text, kind=None)
+        except UnacceptableToken as e:
+            word = next(each for each in SENTENCES if each == e.cause)
+            return Verdict(SENTENCES[word], word, issuer)
+        return Verdict(f"It is acceptable: {_CALLED[token.kind]} of a user.", None, issuer)
+
+
+_CALLED: Final[Mapping[Kind, str]] = {"access_token": "an access token", "id_token": "an ID token"}

@@ -5,6 +5,9 @@ the session's row names the key. So as long as that refresh token is unused, the
 within the retry window, and nothing has to be stored for it. Anybody else, and anybody later, is refused: a copy of the
 external token in a log or a browser's history opens nothing.
 
+Guarantee 6 holds as well. A row names the token by a digest of its content. The derivation takes a digest of its whole
+text, with the signature, which no row has. So rows and refresh key together do not give the refresh token.
+
 The row of `taken_tokens` is written in the transaction that inserts the session. So of two exchanges of one token, on
 whichever instances, one rolls back with its session, and answers as a retry. `upstream_sessions` says why a logout at
 the issuer misses no session that begins here.
@@ -37,9 +40,9 @@ from . import upstream_sessions
 from .accounts import Accounts, Known
 from .external_token import ExternalToken
 from .external_tokens import ExternalTokens
-from .identities import Identities, Linked, remembered_until
+from .identities import Identities, Linked
 from .issuer import Kind
-from .taking import TakenError, name_of, take, taken
+from .taking import TakenError, name_of_token, remember, take, taken
 
 AbsoluteEnd = Callable[[ExternalToken], Awaitable[datetime | None]]
 """When the upstream session of a token ends in any case; None where the issuer does not say."""
@@ -76,9 +79,9 @@ class Exchange:
         external_tokens: ExternalTokens,
         identities: Identities,
         sessions: Sessions,
-        absolute_end: AbsoluteEnd | None = None,
+        absolute_end: AbsoluteEnd,
     ) -> None:
-        """Without `absolute_end`, a local session ends by the policy alone."""
+        """Makes the parts work together. `absolute_end` keeps a local session from outliving the upstream one."""
         self._db = db
         self._external_tokens = external_tokens
         self._accounts = Accounts(db)
@@ -117,18 +120,19 @@ class Exchange:
             UnacceptableToken: the token is not good, was taken, or its user or upstream session is shut out. Or the ID
                 token is of another sign-in.
             InvalidGrant, InvalidScope: as `Starting.start`.
-            TemporarilyUnavailable: the database or the issuer's keys are away. This says nothing about the token.
+            TemporarilyUnavailable: the database or the issuer's keys are away, or others of this token were before.
+                This says nothing about the token.
         """
         token = await self._external_tokens.verify(subject_token, kind=kind)
-        if id_token is not None:
-            await self._check_together(token, id_token)
-        name = name_of("exchange", token.by.name, token.digest.hex())
+        kept = None if id_token is None else await self._together(token, id_token)
+        name = name_of_token(token)
         async with self._turns.of(name):
             again = await self._again(token, name, caller, by)
             if again is not None:
                 return again
+            ends = await self._ends(token)
             known = await self._accounts.user_of(token, by=by)
-            proof = await self._proof(token, name, caller, known)
+            proof = self._proof(token, kept, caller, known, ends)
             try:
                 tokens = await self._sessions.starting.start(
                     proof,
@@ -160,8 +164,8 @@ class Exchange:
             raise _logged_out(None, user_id)
         return await self._identities.link(user_id, token, by=by)
 
-    async def _check_together(self, token: ExternalToken, id_token: str) -> None:
-        """Checks that an ID token is of the same issuer, subject and upstream session as the token.
+    async def _together(self, token: ExternalToken, id_token: str) -> ExternalToken:
+        """The ID token, if it is of the same issuer, subject and upstream session as the token.
 
         Raises:
             UnacceptableToken: it is not, or it is no good ID token.
@@ -170,25 +174,35 @@ class Exchange:
         one, two = ((each.by.name, each.subject, each.upstream_id) for each in (token, other))
         if one != two:
             raise UnacceptableToken("id_token_of_another")
+        return other
 
-    async def _proof(self, token: ExternalToken, name: bytes, caller: bytes, known: Known) -> Vouched:
-        """The proof for the new session.
+    async def _ends(self, token: ExternalToken) -> datetime | None:
+        """When the upstream session of a token ends in any case, before anything is done with the token.
 
         Raises:
-            UnacceptableToken: the upstream session has come to its end.
+            UnacceptableToken: the upstream session is over: it must neither make a user nor give one a role.
         """
-        ends = await self._absolute_end(token) if self._absolute_end is not None else None
+        ends = await self._absolute_end(token)
         if ends is not None and ends <= self._db.clock():
-            raise UnacceptableToken("session_over", reason="absolute_timeout", user_id=known.user_id)
+            raise UnacceptableToken("session_over", reason="absolute_timeout")
+        return ends
+
+    def _proof(
+        self, token: ExternalToken, kept: ExternalToken | None, caller: bytes, known: Known, ends: datetime | None
+    ) -> Vouched:
+        """The proof for the new session. An ID token that is kept is used up: at a logout it stands in a URL."""
 
         async def note(tx: AsyncConnection, session_id: UUID, now: datetime) -> None:
-            await take(tx, name, now, remembered_until(token), caller=caller, session_id=session_id)
+            await take(tx, name_of_token(token), now, token.good_until, caller=caller, session_id=session_id)
+            if kept is not None:
+                # If it was exchanged before, its own row stays as it is: `issued_at` prolongs no retry window.
+                await remember(tx, name_of_token(kept), kept.issued_at, kept.good_until)
             await self._accounts.used(tx, known, token, now)
             await upstream_sessions.note(tx, session_id, token, known.identity_id, now)
 
         return Vouched(
             known.user_id,
-            name + caller,
+            token.text_digest + caller,
             note,
             auth_time=token.auth_time,
             amr=token.amr,
@@ -221,7 +235,7 @@ class Exchange:
         key = self._sessions.keys.refresh(session.key_number)
         if key is None:
             raise TemporarilyUnavailable("the refresh key of the session is not known here yet")
-        first = issue(key, session.id, name + caller)
+        first = issue(key, session.id, token.text_digest + caller)
         if session.generation != 0 or not hmac.compare_digest(first.digest, session.token_digest):
             raise refusal
         return self._sessions.answers.tokens(session, first, session.now)

@@ -53,6 +53,7 @@ def external_token(
         kind=is_kind,
         subject=_subject(claims),
         digest=token.digest,
+        text_digest=token.text_digest,
         issued_at=datetime.fromtimestamp(issued_at, UTC),
         expires_at=datetime.fromtimestamp(expires_at, UTC),
         claims=claims,

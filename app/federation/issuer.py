@@ -98,7 +98,8 @@ class Issuer(BaseModel):
     ca_file: Annotated[
         str | None,
         Field(
-            max_length=1024, description="The file of authorities (PEM) that sign its certificate. Unset: public ones."
+            pattern=r"^[^\x00-\x1f\x7f]{1,1024}$",
+            description="The file of authorities (PEM) that sign its certificate. Unset: public ones.",
         ),
     ] = None
     private_addresses: Annotated[
@@ -154,6 +155,11 @@ class Issuer(BaseModel):
                 "check_sessions, revoke_sessions: only Scalekit has an API for its sessions",
             ),
             (self.default_role == "admin", "default_role: must not be admin"),
+            (
+                # There, each organization gives its members roles: whoever founds one is its administrator.
+                self.preset == "scalekit" and "admin" in self.roles.values() and not self.organizations,
+                "roles: admin needs organizations, because each organization there has administrators of its own",
+            ),
             (self.issuer in self.also_issuers, "also_issuers: repeats the issuer"),
         )
         if broken := [rule for is_broken, rule in rules if is_broken]:
@@ -168,6 +174,16 @@ class Issuer(BaseModel):
     def all_issuers(self) -> tuple[str, ...]:
         """Every exact `iss` that its tokens may have."""
         return (self.issuer, *self.also_issuers)
+
+    @property
+    def base(self) -> str:
+        """The URL below which its own pages are: a slash at its end goes (OpenID Connect Discovery 1.0 section 4.1)."""
+        return self.issuer.removesuffix("/")
+
+    @property
+    def place(self) -> tuple[object, ...]:
+        """All that decides where its keys and its document come from, and who may answer there."""
+        return self.preset, self.issuer, self.jwks_uri, self.ca_file, self.private_addresses
 
     @property
     def all_audiences(self) -> frozenset[str]:

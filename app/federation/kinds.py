@@ -1,7 +1,7 @@
 """The kinds of external tokens, told apart by type and claims. Pure: no I/O, no clock.
 
 One key set signs them all, and an issuer may give each the type `JWT`. A token whose kind is not plain is refused: a
-token of another kind must never count as a proof that a user signed in (RFC 8725 section 3.11).
+token of another kind must never count as a proof that a user signed in (RFC 8725 section 3.12).
 """
 
 from __future__ import annotations

@@ -39,8 +39,8 @@ class LogoutToken:
     issued_at: datetime
 
     @property
-    def expires_at(self) -> datetime:
-        """The moment from which its age alone makes it unacceptable, whatever its `exp` says."""
+    def good_until(self) -> datetime:
+        """The moment from which it is refused as too old, whatever its `exp` says."""
         return self.issued_at + HIGHEST_AGE + LEEWAY
 
 
@@ -93,10 +93,10 @@ def _moment(value: object) -> float:
 
 
 def _id(claims: Mapping[str, Any], name: str) -> str | None:
-    """The id in a claim. None where the claim is absent."""
+    """The id in a claim, of characters that both databases can hold. None where the claim is absent."""
     if name not in claims:
         return None
     value = claims[name]
-    if not isinstance(value, str) or not 1 <= len(value) <= _LONGEST:
+    if not isinstance(value, str) or not value.isprintable() or not 1 <= len(value) <= _LONGEST:
         raise UnacceptableToken("malformed")
     return value

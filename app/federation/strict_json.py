@@ -11,15 +11,20 @@ def parsed(raw: bytes) -> Any:
     """The value that a text spells in JSON (RFC 8259) and UTF-8.
 
     A name that stands twice in one object is refused: parsers differ in which of the two counts (RFC 8259 section 4).
-    So are `NaN`, numbers too large for a float, and nesting that is deeper than Python's stack.
+    So are `NaN`, numbers too large for a float, nesting that is deeper than Python's stack, and half of a character
+    (RFC 8259 section 8.2), which neither UTF-8 nor a database can hold.
 
     Raises:
         ValueError: the text is no such JSON. The error does not hold the text.
     """
     try:
-        return _DECODER.decode(raw.decode())
+        value = _DECODER.decode(raw.decode())
+        if b"\\ud" in raw or b"\\uD" in raw:  # UTF-8 itself has no form for halves, so only an escape makes one
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         pass
+    else:
+        return value
     raise ValueError("not JSON, or ambiguous")
 
 

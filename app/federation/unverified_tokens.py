@@ -39,6 +39,8 @@ class UnverifiedToken:
     """The type in the header without `application/`, in lower case (RFC 7515 section 4.1.9). Empty: it has none."""
     digest: bytes = field(repr=False)
     """SHA-256 over header and payload as they were sent."""
+    text_digest: bytes = field(repr=False)
+    """SHA-256 of the whole text, with the signature, as it was sent."""
 
 
 def unverified(text: str) -> UnverifiedToken:
@@ -70,7 +72,8 @@ def unverified(text: str) -> UnverifiedToken:
     iss = claims.get("iss")
     if not isinstance(iss, str):
         raise refused("malformed" if iss is not None else "missing_claim")
-    return UnverifiedToken(header, claims, kid, iss, kind, sha256(text.rpartition(".")[0].encode()).digest())
+    digest, text_digest = (sha256(part.encode()).digest() for part in (text.rpartition(".")[0], text))
+    return UnverifiedToken(header, claims, kid, iss, kind, digest, text_digest)
 
 
 def _checked_header(header: Mapping[str, Any]) -> tuple[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import UnacceptableToken
@@ -63,21 +62,6 @@ SENTENCES: Mapping[Word, str] = {
 """Each word in plain English, for operators."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """A verdict for an operator. It holds nothing of the token but the name of its issuer."""
-
-    sentence: str
-    word: Word | None = None
-    """None: the token is acceptable."""
-    issuer: str | None = None
-
-
 def refused(word: Word) -> UnacceptableToken:
     """The refusal with this cause."""
     return UnacceptableToken(word)
-
-
-def word_of(refusal: UnacceptableToken) -> Word | None:
-    """The word of a refusal that `refused` made."""
-    return next((word for word in SENTENCES if word == refusal.cause), None)

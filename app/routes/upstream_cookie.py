@@ -1,6 +1,7 @@
 """The ID token cookie: an issuer's ID token, which a browser keeps sealed for the logout at that issuer.
 
-The token serves as `id_token_hint` (OpenID Connect RP-Initiated Logout 1.0 section 2). It opens nothing here.
+The token serves as `id_token_hint` (OpenID Connect RP-Initiated Logout 1.0 section 2). It opens nothing here: the
+exchange that keeps it uses it up (app/federation/exchange.py).
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ class Vouched:
     """Proof that an issuer vouches for a user, with all that the session takes over from it."""
 
     user_id: UUID
-    name: bytes = field(repr=False)
-    """A name of the issuer's token and of its caller. The first refresh token is derived from it (see `issue`)."""
+    secret: bytes = field(repr=False)
+    """Bytes that only a holder of the issuer's token has. The first refresh token is derived from them: see `issue`."""
     note: Callable[[AsyncConnection, UUID, datetime], Awaitable[None]] = field(repr=False)
     """Called in the transaction that inserts the session, with its id and the time. If it raises, no session starts."""
     auth_time: datetime | None = None
@@ -182,7 +182,7 @@ class Starting:
             InvalidGrant: as `start`.
         """
         vouched = proof if isinstance(proof, Vouched) else None
-        first = issue(key, uuid7(), vouched.name if vouched else None)
+        first = issue(key, uuid7(), vouched.secret if vouched else None)
         # FOR SHARE lets no transaction change or disable the user until this one commits. A transaction that comes
         # later ends this session. If one came earlier, this transaction sees the change.
         columns = User.id, User.role, User.claims, User.password_hash, User.disabled_at

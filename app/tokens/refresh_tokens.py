@@ -112,8 +112,8 @@ def issue(key: RefreshKey, session_id: UUID, proof: bytes | None = None) -> Refr
     Args:
         key: the refresh key that signs now.
         session_id: the session.
-        proof: a name of the credential that the session is given for, and of its caller. The same key, session and
-            proof give the same token, so that a lost answer can be given again. None: 256 random bits.
+        proof: a secret that only a holder of the credential has for which the session is given. The same key, session
+            and proof give the same token, so that a lost answer can be given again. None: 256 random bits.
     """
     if proof is None:
         return RefreshToken(key, session_id, 0, os.urandom(32))
