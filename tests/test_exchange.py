@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import time
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,27 @@ async def test_an_id_token_says_when_and_how_its_user_signed_in(
         assert session.auth_time == datetime.fromtimestamp(moment, UTC)
         assert session.amr == upstream.subject.connection_id
         assert (await keyturn.reading.verify(tokens.access_token)).claims["auth_time"] == moment
+
+
+async def test_an_id_token_beside_an_access_token_adds_what_that_does_not_say_and_does_so_once(
+    open_keyturn: Opener, upstream: Upstream, tmp_path: Path
+) -> None:
+    moment = int(time.time()) - 200
+    subject = replace(upstream.other(3), permissions=("orders:write",))
+    beside = upstream.mint("id_token", subject=subject, auth_time=moment)
+    async with federated(
+        open_keyturn, upstream, tmp_path, trust_email=True, roles={"orders:write": "editor"}
+    ) as keyturn:
+        tokens = await exchanged(keyturn, upstream.mint(subject=subject), id_token=beside)
+        user = await the_user(keyturn, tokens)
+        assert (user.email, user.role) == (subject.email, "editor")
+        [session] = await rows(keyturn, Session)
+        assert session.auth_time == datetime.fromtimestamp(moment, UTC)
+        assert session.amr == subject.connection_id
+        # It may have stood in a URL since. So whoever has it and another access token proves no fresh sign-in.
+        later = await exchanged(keyturn, upstream.mint(subject=subject), id_token=beside)
+        [session] = await rows(keyturn, Session, id=later.session_id)
+        assert (session.auth_time, session.amr) == (None, None)
 
 
 async def test_a_token_of_another_kind_than_the_caller_says_is_refused_and_makes_nobody(

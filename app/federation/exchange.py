@@ -18,6 +18,7 @@ from __future__ import annotations
 import hmac
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import datetime
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -114,7 +115,8 @@ class Exchange:
             device_id: the client's name for its device, likewise.
             device_name: the name of the device, for people, likewise.
             scope: the scopes that the client asks for, likewise.
-            id_token: the ID token of the same sign-in at the issuer, which the caller wants to keep for a logout there.
+            id_token: the ID token of the same sign-in at the issuer. It adds what the token does not say: the address,
+                when and how the user signed in. It is used up too, so the caller may keep it for a logout.
 
         Raises:
             UnacceptableToken: the token is not good, was taken, or its user or upstream session is shut out. Or the ID
@@ -130,6 +132,8 @@ class Exchange:
             again = await self._again(token, name, caller, by)
             if again is not None:
                 return again
+            if kept is not None:
+                token = await self._completed(token, kept)
             ends = await self._ends(token)
             known = await self._accounts.user_of(token, by=by)
             proof = self._proof(token, kept, caller, known, ends)
@@ -175,6 +179,22 @@ class Exchange:
         if one != two:
             raise UnacceptableToken("id_token_of_another")
         return other
+
+    @own_task
+    async def _completed(self, token: ExternalToken, other: ExternalToken) -> ExternalToken:
+        """The token with what the ID token of the same sign-in says and it does not.
+
+        An ID token that was taken before adds nothing: it may have stood in a URL since.
+        """
+        async with self._db.look(hot_path=False) as connection:
+            if await taken(connection, name_of_token(other)) is not None:
+                return token
+        return replace(
+            token,
+            email=token.email or other.email,
+            auth_time=token.auth_time or other.auth_time,
+            amr=token.amr or other.amr,
+        )
 
     async def _ends(self, token: ExternalToken) -> datetime | None:
         """When the upstream session of a token ends in any case, before anything is done with the token.

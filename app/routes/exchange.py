@@ -56,8 +56,9 @@ class Exchange(SignIn):
         Field(
             max_length=65_536,
             repr=False,
-            description="The ID token of the same sign-in, for the modes with cookies. It lives in a sealed cookie of "
-            "its own, and tells the issuer at a logout whom to sign out.",
+            description="The ID token of the same sign-in. It adds what the token does not say: the user's address, "
+            "when and how the user signed in. In the modes with cookies it then lives in a sealed cookie of its own, "
+            "and tells the issuer at a logout whom to sign out.",
         ),
     ] = None
 
@@ -95,8 +96,6 @@ async def exchange(keyturn: Keyturn, request: Request) -> Answer:
     body = request.content(Exchange)
     require_issuer(keyturn)
     wanted = Wanted.of(keyturn, request, body)
-    if body.id_token is not None and wanted.mode == "bearer":
-        raise InvalidRequest("id_token without cookies", description="id_token: is only for the modes with cookies.")
     device, user_agent = wanted.device(request), request.user_agent()
     # A browser whose first answer was lost never learned the id that was made for it. So only a known id counts.
     known_device = None if device.new_cookie is not None else device.id
