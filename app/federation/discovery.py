@@ -115,7 +115,7 @@ class Discovery:
         return held.document
 
     def _refresh(self, of: Configured) -> _Held:
-        """What is held of an issuer. Begins to read the document if that is due and no reading is under way."""
+        """The state that is held of an issuer. A reading begins if it is due and none is under way."""
         held = self._held.get(of.name)
         if held is None or held.issuer.place != of.issuer.place:
             held = self._held[of.name] = _Held(of.issuer)

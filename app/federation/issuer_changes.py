@@ -33,7 +33,7 @@ class IssuerChanges:
     async def put(
         self, name: str, issuer: Issuer, secrets: IssuerSecrets, *, by: Actor, seen: Configured | None = None
     ) -> Put:
-        """Adds an issuer, or replaces its members. It is in force on each instance within a second, here at once.
+        """Adds an issuer, or replaces its members: in force on each instance within a second, and here at once.
 
         The issuer is asked first. If its discovery document is wrong, nothing is stored. If it is away, or its key set
         can't be used, the change goes on. No transaction is open meanwhile.

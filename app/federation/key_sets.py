@@ -102,7 +102,7 @@ class KeySets:
             await asyncio.shield(fetch)
 
     async def examine(self, of: Configured) -> JwkSet:
-        """Asks an issuer for its document and its key set now, and keeps nothing. It need not be in force.
+        """Asks an issuer for its document and its key set now, and keeps nothing. The issuer need not be in force.
 
         Raises:
             WrongDocument: the document is another issuer's.
