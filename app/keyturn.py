@@ -180,7 +180,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             issuer_changes=IssuerChanges(issuers, key_sets),
             discovery=discovery,
             key_sets=key_sets,
-            diagnosis=Diagnosis(issuers, key_sets, external_tokens),
+            diagnosis=Diagnosis(issuers, key_sets, external_tokens, scalekit),
             scalekit=scalekit,
             revoking=Revoking(db, issuers, scalekit),
             owed=Owed(db),

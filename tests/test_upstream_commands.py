@@ -62,7 +62,7 @@ def test_a_session_is_shown_as_the_issuer_describes_it(keyturn: Command, upstrea
     assert (shown["id"], shown["user"], shown["status"]) == (login.session_id, login.user_id, "active")
     assert shown["absolute_expires_at"].endswith("Z")
     assert login.session_id in keyturn.ok("federation", "sessions", "get", NAME, login.session_id).out
-    assert "no such thing" in keyturn.refused(1, "federation", "sessions", "get", NAME, "ses_404")
+    assert "it has no such session or user" in keyturn.refused(1, "federation", "sessions", "get", NAME, "ses_404")
     assert "no such issuer" in keyturn.refused(1, "federation", "sessions", "get", "another", login.session_id)
     upstream.refuse()
     assert "no connection" in keyturn.refused(3, "federation", "sessions", "get", NAME, login.session_id)

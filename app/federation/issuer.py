@@ -69,19 +69,26 @@ class Issuer(BaseModel):
 
     preset: Annotated[Preset, Field(description="`scalekit`, or `oidc` for any issuer with OpenID Connect Discovery.")]
     issuer: Annotated[
-        Url, Field(description="The exact `iss`. Scalekit: the environment URL. Identities belong to it.")
+        Url,
+        Field(description="The exact `iss`, with its slash at the end if it has one. Scalekit: the environment URL."),
     ]
     also_issuers: Annotated[
         tuple[Url, ...], Field(max_length=10, description="Other exact `iss` values of the same issuer and subjects.")
     ] = ()
     client_id: Annotated[Word, Field(description="Your client id at the issuer.")]
-    audiences: Annotated[Names, Field(description="Accepted `aud` values. Empty: the client id.")] = ()
+    audiences: Annotated[
+        Names,
+        Field(description="Accepted `aud` values, among them the client id if it shall count. Empty: the client id."),
+    ] = ()
     algorithms: Annotated[
         tuple[Algorithm, ...], Field(min_length=1, max_length=3, description="Algorithms that may sign its tokens.")
     ] = ("RS256",)
     kinds: Annotated[
         tuple[Kind, ...],
-        Field(max_length=2, description="The kinds of tokens that are exchanged. Empty: those of the preset."),
+        Field(
+            max_length=2,
+            description="The kinds of tokens that are exchanged. Empty: both of Scalekit, ID tokens of others.",
+        ),
     ] = ()
     organizations: Annotated[Names, Field(description="Allowed organizations (`oid`). Empty: any, also none.")] = ()
 
@@ -92,7 +99,7 @@ class Issuer(BaseModel):
         str | None,
         Field(
             pattern=r"^[^\x00-\x1f\x7f]{1,1024}$",
-            description="The authorities (PEM) that sign its certificate. Unset: public.",
+            description="The file of authorities (PEM) that sign its certificate. Unset: public ones.",
         ),
     ] = None
     private_addresses: Annotated[
@@ -111,9 +118,14 @@ class Issuer(BaseModel):
     ] = False
     roles: Annotated[
         dict[Word, Role],
-        Field(max_length=50, description="Its role or permission → role here. The first that matches counts."),
+        Field(
+            max_length=50,
+            description="Its role or permission → role here; the first match counts. Empty: the role stays.",
+        ),
     ] = {}
-    default_role: Annotated[Role, Field(description="The role of a user none of whose roles matches.")] = "user"
+    default_role: Annotated[
+        Role, Field(description="The role of a new user, and of each user none of whose roles matches.")
+    ] = "user"
     claims: Annotated[
         dict[Word, Word], Field(max_length=20, description="Its claim → claim here. No other claim is copied.")
     ] = {}
@@ -123,9 +135,12 @@ class Issuer(BaseModel):
         Field(max_length=50, description="The pages to which the issuer may send a browser after a logout there."),
     ] = ()
     revoke_sessions: Annotated[
-        bool | None, Field(description="Whether a local logout revokes its session. Unset: if the preset can.")
+        bool | None,
+        Field(description="Whether a local logout revokes its session. Unset: if Scalekit's secret is there."),
     ] = None
-    check_sessions: Annotated[Check, Field(description="Whether a refresh asks if its session lives.")] = "off"
+    check_sessions: Annotated[
+        Check, Field(description="Whether a refresh asks if its session lives: see docs/upstream.md.")
+    ] = "off"
     check_every: Annotated[Seconds, Field(description="How long an answer of that check counts, in seconds.")] = 60
     webhook_organizations: Annotated[
         bool, Field(description="Whether webhooks of organizations that are not allowed count, too.")

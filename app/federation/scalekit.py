@@ -157,7 +157,7 @@ class Scalekit:
         if status in _GOOD:
             return body
         if status == _NOT_FOUND and isinstance(body, dict):  # a proxy's page says nothing about a session
-            raise NotFound(f"issuer {of.name}: no such thing")
+            raise NotFound(f"issuer {of.name}: it has no such session or user")
         cause = f"issuer {of.name}: its API answered {status}"
         if status in _CLIENT_ERRORS and status not in {_NOT_FOUND, *_NO_VERDICT}:
             raise InvalidRequest(cause, description="The issuer refuses the request.")

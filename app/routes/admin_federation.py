@@ -96,6 +96,7 @@ ENDPOINTS = (
         tag="admin",
         credentials="bearer",
         status=204,
+        response_description="The issuer is removed.",
         refusals=(*CHANGING, NotFound, Conflict),
     ),
 )
