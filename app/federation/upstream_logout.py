@@ -159,7 +159,7 @@ class UpstreamLogout:
                 raise TakenError
             # No token of the session or subject that exists now is good any longer. Leeway for its `iat` and its `exp`.
             await remember(tx, name, moment or now, now + of.issuer.longest + 2 * LEEWAY)
-        async with self._db.look() as connection:
+        async with self._db.look(hot_path=False) as connection:
             ids = await live_of(connection, of, upstream_id=upstream_id, subject=subject)
 
         async def taking_it(tx: AsyncConnection) -> None:
