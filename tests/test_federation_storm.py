@@ -43,7 +43,7 @@ class Storm:
 
     url: str
     upstream: Upstream
-    phase: str = ""
+    phase: str = "calm"
     is_over: bool = False
     statuses: dict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
     slowest: dict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -150,7 +150,7 @@ def _print(storm: Storm) -> None:
     for phase, statuses in storm.statuses.items():
         shares = []
         for what in ("refresh", "verify"):
-            took = sorted(storm.took[phase, what])
+            took = sorted(storm.took[phase, what]) or [0.0]
             shares.append(f"{took[len(took) // 2] * 1000:7.1f} /{took[int(len(took) * 0.99)] * 1000:7.1f}")
         counts = f"{statuses[200]:6d} /{statuses[503]:6d}"
         print(f"{phase:12}  {counts:17} {storm.slowest[phase]:8.2f} s {'  '.join(shares)}")

@@ -40,9 +40,9 @@ from . import upstream_sessions
 from .accounts import Accounts, Known
 from .external_token import ExternalToken
 from .external_tokens import ExternalTokens
-from .identities import Identities, Linked, exchange_of, remembered_until
+from .identities import Identities, Linked
 from .issuer import Kind
-from .taking import TakenError, remember, take, taken
+from .taking import TakenError, name_of_token, remember, take, taken
 
 AbsoluteEnd = Callable[[ExternalToken], Awaitable[datetime | None]]
 """When the upstream session of a token ends in any case; None where the issuer does not say."""
@@ -79,9 +79,9 @@ class Exchange:
         external_tokens: ExternalTokens,
         identities: Identities,
         sessions: Sessions,
-        absolute_end: AbsoluteEnd | None = None,
+        absolute_end: AbsoluteEnd,
     ) -> None:
-        """Without `absolute_end`, a local session ends by the policy alone."""
+        """Makes the parts work together. `absolute_end` keeps a local session from outliving the upstream one."""
         self._db = db
         self._external_tokens = external_tokens
         self._accounts = Accounts(db)
@@ -120,17 +120,19 @@ class Exchange:
             UnacceptableToken: the token is not good, was taken, or its user or upstream session is shut out. Or the ID
                 token is of another sign-in.
             InvalidGrant, InvalidScope: as `Starting.start`.
-            TemporarilyUnavailable: the database or the issuer's keys are away. This says nothing about the token.
+            TemporarilyUnavailable: the database or the issuer's keys are away, or others of this token were before.
+                This says nothing about the token.
         """
         token = await self._external_tokens.verify(subject_token, kind=kind)
         kept = None if id_token is None else await self._together(token, id_token)
-        name = exchange_of(token)
+        name = name_of_token(token)
         async with self._turns.of(name):
             again = await self._again(token, name, caller, by)
             if again is not None:
                 return again
+            ends = await self._ends(token)
             known = await self._accounts.user_of(token, by=by)
-            proof = await self._proof(token, kept, caller, known)
+            proof = self._proof(token, kept, caller, known, ends)
             try:
                 tokens = await self._sessions.starting.start(
                     proof,
@@ -174,22 +176,27 @@ class Exchange:
             raise UnacceptableToken("id_token_of_another")
         return other
 
-    async def _proof(self, token: ExternalToken, kept: ExternalToken | None, caller: bytes, known: Known) -> Vouched:
-        """The proof for the new session. An ID token that is kept is used up: at a logout it stands in a URL.
+    async def _ends(self, token: ExternalToken) -> datetime | None:
+        """When the upstream session of a token ends in any case, before anything is done with the token.
 
         Raises:
-            UnacceptableToken: the upstream session has come to its end.
+            UnacceptableToken: the upstream session is over: it must neither make a user nor give one a role.
         """
-        name = exchange_of(token)
-        ends = await self._absolute_end(token) if self._absolute_end is not None else None
+        ends = await self._absolute_end(token)
         if ends is not None and ends <= self._db.clock():
-            raise UnacceptableToken("session_over", reason="absolute_timeout", user_id=known.user_id)
+            raise UnacceptableToken("session_over", reason="absolute_timeout")
+        return ends
+
+    def _proof(
+        self, token: ExternalToken, kept: ExternalToken | None, caller: bytes, known: Known, ends: datetime | None
+    ) -> Vouched:
+        """The proof for the new session. An ID token that is kept is used up: at a logout it stands in a URL."""
 
         async def note(tx: AsyncConnection, session_id: UUID, now: datetime) -> None:
-            await take(tx, name, now, remembered_until(token), caller=caller, session_id=session_id)
+            await take(tx, name_of_token(token), now, token.good_until, caller=caller, session_id=session_id)
             if kept is not None:
                 # If it was exchanged before, its own row stays as it is: `issued_at` prolongs no retry window.
-                await remember(tx, exchange_of(kept), kept.issued_at, remembered_until(kept))
+                await remember(tx, name_of_token(kept), kept.issued_at, kept.good_until)
             await self._accounts.used(tx, known, token, now)
             await upstream_sessions.note(tx, session_id, token, known.identity_id, now)
 

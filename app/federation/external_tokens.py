@@ -19,7 +19,6 @@ import jwt
 from jwt.exceptions import InvalidSubjectError
 from jwt.types import Options
 
-from ..errors import UnacceptableToken
 from ..storage.database import Database
 from .external_claims import external_token
 from .external_token import ExternalToken
@@ -29,7 +28,7 @@ from .key_sets import KeySets
 from .kinds import foreign_kind
 from .logout_token import LogoutToken, logout_token_of
 from .unverified_tokens import UnverifiedToken, unverified
-from .verdicts import SENTENCES, Verdict, Word, refused, word_of
+from .verdicts import Word, refused
 
 _OPTIONS: Final[Options] = {
     "verify_signature": True,
@@ -94,22 +93,6 @@ class ExternalTokens:
         claims = await self._claims(text, token, of, _OF_LOGOUTS, audiences)
         return logout_token_of(token.header, claims, of, self._db.clock())
 
-    async def judged(self, text: str) -> Verdict:
-        """The verdict on a token in plain words, for an operator. Nothing is taken, and nothing of it is repeated.
-
-        Raises:
-            TemporarilyUnavailable: as `verify`.
-        """
-        issuer: str | None = None
-        try:
-            of = self._issuers.of(unverified(text).iss)
-            issuer = of.name if of is not None else None
-            token = await self.verify(text, kind=None)
-        except UnacceptableToken as e:
-            word = word_of(e)
-            return Verdict(SENTENCES[word] if word else e.sentence, word, issuer)
-        return Verdict(f"It is acceptable: {_CALLED[token.kind]} of a user.", None, issuer)
-
     async def _claims(
         self,
         text: str,
@@ -158,4 +141,3 @@ _WORDS: Final[Mapping[type[Exception], Word]] = {
     InvalidSubjectError: "subject",
     jwt.InvalidKeyError: "weak_key",
 }
-_CALLED: Final[Mapping[Kind, str]] = {"access_token": "an access token", "id_token": "an ID token"}

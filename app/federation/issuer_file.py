@@ -43,7 +43,7 @@ def read(path: Path) -> Mapping[str, Configured]:
         raise ConfigurationError(f"{SETTING}: has something else than tables [issuers.NAME]")
     configured = {name: _configured(name, members) for name, members in issuers.items()}
     has_secrets = any(members.keys() & IssuerSecrets.model_fields.keys() for members in issuers.values())
-    # Whoever writes the file decides who signs in here, so no stranger may, also where it has no secrets.
+    # The writer of the file decides who signs in here. So no stranger may write it, even if it has no secrets.
     _check_closed(path, SETTING, _ANYTHING if has_secrets else _WRITING)
     owners: dict[str, str] = {}
     for name, each in configured.items():
