@@ -406,7 +406,7 @@ _PARTIES = [
     Case("`sub` is a number", "subject", of(sub=1)),
     Case("`sub` has 256 characters", "subject", oidc(sub="s" * 256)),
     Case("`sub` has a NUL", "subject", oidc(sub="usr_\0")),
-    Case("`sub` has half of a character", "subject", of(sub="usr_\ud800")),
+    Case("`sub` has half of a character", "malformed", of(sub="usr_\ud800")),
     Case("`sub` is an organization", "subject", of(sub="org_69615647365005432")),
     Case("`sid` has a line end", "malformed", of(sid="ses_1\n")),
 ]

@@ -18,6 +18,7 @@ from app.errors import InvalidGrant, InvalidScope, UnacceptableToken
 from app.federation.accounts import Known
 from app.federation.exchange import Exchange, caller_of
 from app.federation.external_token import ExternalToken
+from app.federation.issuer import Kind
 from app.federation.taking import name_of, remember
 from app.keyturn import Keyturn
 from app.storage.tables import Identity, Session, TakenToken, UpstreamSession, User
@@ -214,6 +215,30 @@ def test_each_part_of_what_a_caller_says_about_itself_tells_it_from_others() -> 
     ]
     assert len({caller_of(*each) for each in told_apart}) == len(told_apart)
     assert caller_of(*told_apart[0]) == caller_of(*told_apart[0])
+
+
+@pytest.mark.parametrize(("kind", "runs_out"), [("access_token", "expired"), ("id_token", "too_old")])
+async def test_a_retry_is_answered_also_where_the_token_has_run_out_since_the_exchange(
+    open_keyturn: Opener,
+    upstream: Upstream,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: Kind,
+    runs_out: str,
+) -> None:
+    async with federated(open_keyturn, upstream, tmp_path) as keyturn:
+        token, never = (upstream.mint(kind) for _ in range(2))
+        beside: dict[str, Any] = {"id_token": upstream.mint("id_token")}
+        first = await exchanged(keyturn, token, **beside)
+        clock = keyturn.db.clock
+        for seconds in (320, 580):  # the token's life is 300 seconds, and so is the highest age
+            monkeypatch.setattr(keyturn.db, "clock", lambda late=seconds: clock() + timedelta(seconds=late))
+            assert (await exchanged(keyturn, token, **beside)).refresh_token == first.refresh_token
+            assert (await refused(keyturn, token, caller=ANOTHER, **beside)).cause == "taken"
+            assert (await refused(keyturn, never)).cause == runs_out, "no session begins by it"
+        monkeypatch.setattr(keyturn.db, "clock", lambda: clock() + timedelta(seconds=620))
+        assert (await refused(keyturn, token, **beside)).cause == runs_out, "no retry window is so long"
+        assert await count(keyturn, Session) == 1
 
 
 async def test_after_the_retry_window_the_token_is_refused(

@@ -13,6 +13,7 @@ The order of the checks is the order of their costs, and of the trust that each 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any, Final
 
 import jwt
@@ -57,12 +58,13 @@ class ExternalTokens:
         self._key_sets = key_sets
         self._db = db
 
-    async def verify(self, text: str, *, kind: Kind | None) -> ExternalToken:
+    async def verify(self, text: str, *, kind: Kind | None, grace: timedelta = timedelta(0)) -> ExternalToken:
         """The verified token. The caller sees to it that it is exchanged once.
 
         Args:
             text: the token as the client sent it.
             kind: the kind that the client says it is. None: each kind that is configured for the issuer.
+            grace: how long ago it may have expired, or become too old.
 
         Raises:
             UnacceptableToken: the token is refused. The cause is one word of `SENTENCES`.
@@ -73,7 +75,7 @@ class ExternalTokens:
         if of is None:
             raise refused("unknown_issuer")
         claims = await self._claims(text, token, of, _OF_USERS, of.issuer.all_audiences)
-        return external_token(token, claims, of, self._db.clock(), kind)
+        return external_token(token, claims, of, self._db.clock(), kind, grace)
 
     async def verify_logout_token(self, text: str, of: Configured) -> LogoutToken:
         """The verified logout token (OpenID Connect Back-Channel Logout 1.0 section 2.6). The caller takes it once.

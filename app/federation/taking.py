@@ -17,15 +17,15 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from ..settings_sessions import LONGEST_RETRY_WINDOW
 from ..storage.tables import Moment, TakenToken
 from .external_token import ExternalToken
 
 Use = Literal["exchange", "logout", "webhook", "session", "subject"]
 """The use of a digest: a token, logout token or webhook that was taken; an upstream session or subject logged out."""
 
-
-_SLACK = timedelta(seconds=60)
-"""How much longer than needed each row is kept, because a process estimates the database's clock."""
+_SLACK = LONGEST_RETRY_WINDOW + timedelta(seconds=60)
+"""How much longer each row is kept: for a late retry, and because a process only estimates the database's clock."""
 
 
 class TakenError(Exception):
