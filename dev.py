@@ -2,6 +2,7 @@
 
 python3 dev.py serve             starts the service (all options of `keyturn serve`)
 python3 dev.py demo              starts the service and two web applications that sign in with it (examples/web)
+python3 dev.py issuer            starts a stand-in of Scalekit, and says how to exchange its tokens (tests/upstream)
 python3 dev.py test [...]        runs the tests in several processes (all options of pytest; -n 0: one process)
 python3 dev.py test --deep       runs the storms, outages and planted bugs, which the line above leaves out
 python3 dev.py conformance [...] holds the stand-in of Scalekit against Scalekit's SDK, and Keyturn against node's
@@ -147,6 +148,7 @@ def main(command: str = "--help", *options: str) -> None:
     modules = {
         "serve": ("app", "serve"),
         "demo": ("examples.web",),
+        "issuer": ("tests.upstream",),
         "test": TEST,
         "conformance": ("pytest", "-n", "0", "-rs", *CONFORMANCE),
         "bench": ("bench",),
@@ -154,9 +156,10 @@ def main(command: str = "--help", *options: str) -> None:
     }
     if command not in {"check", "lock", "coverage", *modules}:
         _wrong("there is no such command")
-    if command in {"check", "demo", "lock"} and {"-h", "--help"} & set(options):
+    takes = {"check": set(), "demo": set(), "issuer": set(), "lock": {"--upgrade"}}.get(command)
+    if takes is not None and {"-h", "--help"} & set(options):
         sys.exit(print(__doc__))
-    if not set(options) <= {"check": set(), "demo": set(), "lock": {"--upgrade"}}.get(command, set(options)):
+    if takes is not None and not set(options) <= takes:
         _wrong(f"{command} has no such option")
     os.chdir(ROOT)  # so that `python -m` finds the packages of this checkout from any directory
     if command == "lock":

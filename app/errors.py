@@ -189,7 +189,7 @@ class InsufficientUserAuthentication(Refusal):
 
     status = 401
     error = "insufficient_user_authentication"
-    sentence = "This needs a fresh sign-in. Call /auth/reauthenticate and try again."
+    sentence = "This needs a fresh sign-in. Call /auth/reauthenticate with the password, or sign in again."
 
     def __init__(
         self, cause: str, max_age: timedelta, *, session_id: UUID | None = None, user_id: UUID | None = None

@@ -21,6 +21,7 @@ from .federation.identities import Identities
 from .federation.issuer_changes import IssuerChanges
 from .federation.issuers import Issuers
 from .federation.key_sets import KeySets
+from .federation.owed import Owed
 from .federation.revoking import Revoking
 from .federation.scalekit import Scalekit
 from .federation.session_checks import SessionChecks
@@ -99,12 +100,12 @@ class Keyturn:
     cursors: Cursors
     issuers: Issuers
     issuer_changes: IssuerChanges
-    fetching: Fetching
     discovery: Discovery
-    external_tokens: ExternalTokens
+    key_sets: KeySets
     diagnosis: Diagnosis
     scalekit: Scalekit
     revoking: Revoking
+    owed: Owed
     session_checks: SessionChecks
     identities: Identities
     exchange: Exchange
@@ -176,13 +177,13 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             policy_changes=PolicyChanges(policies, sweeping),
             cursors=Cursors(master),
             issuers=issuers,
-            issuer_changes=IssuerChanges(issuers, discovery),
-            fetching=fetching,
+            issuer_changes=IssuerChanges(issuers, key_sets),
             discovery=discovery,
-            external_tokens=external_tokens,
-            diagnosis=Diagnosis(issuers, key_sets, external_tokens),
+            key_sets=key_sets,
+            diagnosis=Diagnosis(issuers, key_sets, external_tokens, scalekit),
             scalekit=scalekit,
             revoking=Revoking(db, issuers, scalekit),
+            owed=Owed(db),
             session_checks=session_checks,
             identities=identities,
             exchange=Exchange(db, external_tokens, identities, sessions, session_checks.absolute_end),
@@ -218,6 +219,7 @@ async def running(keyturn: Keyturn) -> AsyncIterator[None]:
         keyturn.issuers.follow(reading.issuers_version, began=reading.began)
         with suppress(TemporarilyUnavailable):  # none in force: nothing to discover
             keyturn.discovery.follow(keyturn.issuers.in_force)
+            keyturn.key_sets.follow(keyturn.issuers.in_force)
 
     keyturn.revocations.fence.on_reading = follow
     await keyturn.revocations.fence.read()

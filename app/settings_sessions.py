@@ -15,6 +15,9 @@ LONGEST_ACCESS_TOKEN = timedelta(hours=1)
 """No setting allows a longer access token, and no verifier accepts one. Revocations are kept for this long, whatever
 the setting. So during a rolling change, no instance forgets a revocation while another one's tokens are still valid."""
 
+LONGEST_RETRY_WINDOW = timedelta(seconds=300)
+"""No setting allows a longer retry window."""
+
 
 class SessionSettings(WebSettings):
     """The settings about sessions. A policy may be stricter than the settings, and never laxer (docs/policies.md)."""
@@ -44,7 +47,7 @@ class SessionSettings(WebSettings):
         Seconds,
         Field(
             ge=timedelta(0),
-            le=timedelta(seconds=300),
+            le=LONGEST_RETRY_WINDOW,
             description="Seconds after a rotation in which the same refresh token gets the same answer again, until "
             "its successor is used. At most a third of ACCESS_TOKEN_LIFETIME; 0: strict single use.",
         ),

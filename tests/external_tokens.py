@@ -29,11 +29,12 @@ MINUTE, DAY = 60, 86_400
 def file_of_issuers(upstream: Upstream) -> str:
     """The file of the issuers that the tokens name. The stand-in has the keys of them all."""
     keys: dict[str, Any] = {"jwks_uri": f"{upstream.url}/keys"}
+    limited: dict[str, Any] = {"issuer": ORGANIZATIONS, "organizations": [upstream.subject.organization_id]}
     both: dict[str, Any] = {"kinds": ["access_token", "id_token"], "algorithms": ["RS256", "ES256", "EdDSA"]}
     return "\n".join(
         (
             upstream.toml("scalekit"),
-            upstream.toml("limited", **keys, issuer=ORGANIZATIONS, organizations=[upstream.subject.organization_id]),
+            upstream.toml("limited", secrets=False, **keys, **limited),
             upstream.toml("tenant", **keys, preset="oidc", issuer=TENANT, **both),
             upstream.toml("plain", **keys, preset="oidc", issuer=PLAIN),
         )
@@ -405,7 +406,7 @@ _PARTIES = [
     Case("`sub` is a number", "subject", of(sub=1)),
     Case("`sub` has 256 characters", "subject", oidc(sub="s" * 256)),
     Case("`sub` has a NUL", "subject", oidc(sub="usr_\0")),
-    Case("`sub` has half of a character", "subject", of(sub="usr_\ud800")),
+    Case("`sub` has half of a character", "malformed", of(sub="usr_\ud800")),
     Case("`sub` is an organization", "subject", of(sub="org_69615647365005432")),
     Case("`sid` has a line end", "malformed", of(sid="ses_1\n")),
 ]

@@ -162,6 +162,12 @@ def test_a_drawing_leaves_out_only_what_a_longer_way_says() -> None:
     assert ("b", "a") in arrows({"a": {"b"}, "b": {"a"}}), "a circle stays a circle"
 
 
+def test_every_file_of_federation_stands_in_one_line_of_its_table() -> None:
+    table = PAGE.read_text(encoding="utf-8").partition("### Inside federation\n")[2].partition("\n###")[0]
+    named = re.findall(r"`(\w+)`", table)
+    assert sorted(named) == [name.partition(".")[2] for name in modules() if room(name) == "federation"]
+
+
 def test_every_file_says_what_it_is_in_one_sentence() -> None:
     for module in modules():
         path = ROOT / "app" / f"{module.replace('.', '/')}.py"

@@ -319,6 +319,7 @@ def test_sessions_are_listed_previewed_and_ended_by_the_same_filters(keyturn: Co
         (("--client", "shop"), []),
         (("--address", "192.0.2.1"), []),
         (("--device", "phone-1"), []),
+        (("--issuer", "acme"), []),
     ]
     for words, wanted in cases:
         listed = keyturn.ok("sessions", "list", "--json", "--status", "live", *words).json

@@ -16,6 +16,8 @@ from app.federation import discovery as module
 from app.federation.discovery import Discovery
 from app.federation.fetching import Fetching
 from app.federation.issuer import Configured, Issuer, IssuerSecrets
+from app.federation.issuer_changes import IssuerChanges
+from app.federation.key_sets import KeySets
 from app.keyturn import Keyturn
 from app.storage.tasks import finish
 from tests.test_keys import until
@@ -41,6 +43,12 @@ def says(upstream: Upstream, **members: Any) -> None:
     good = {"issuer": upstream.url, "jwks_uri": f"{upstream.url}/keys", "end_session_endpoint": f"{upstream.url}/bye"}
     content = {name: value for name, value in (good | members).items() if value is not ...}
     upstream.fault(DOCUMENT, "answer", status=200, body=json.dumps(content))
+
+
+async def examined(discovery: Discovery, of: Configured) -> str:
+    """The examination of an issuer before a change, which needs no table."""
+    issuers: Any = None
+    return await IssuerChanges(issuers, KeySets(Fetching(), discovery))._examine(of)
 
 
 def asked(upstream: Upstream) -> int:
@@ -107,7 +115,7 @@ async def test_a_document_that_is_wrong_counts_for_nothing_and_its_words_are_not
         await discovery.jwks_uri(oidc(upstream))
     assert said in away.value.cause
     with pytest.raises(InvalidRequest) as refused:
-        await discovery.examine(oidc(upstream))
+        await examined(discovery, oidc(upstream))
     assert said in refused.value.description
     for text in (away.value.cause, refused.value.description):
         assert "evil" not in text
@@ -118,7 +126,7 @@ async def test_a_slash_at_the_end_makes_another_issuer_and_the_refusal_says_so(
     discovery: Discovery, upstream: Upstream
 ) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        await discovery.examine(oidc(upstream, issuer=f"{upstream.url}/"))
+        await examined(discovery, oidc(upstream, issuer=f"{upstream.url}/"))
     assert "they differ in the slash at the end" in refused.value.description
 
 
@@ -206,13 +214,38 @@ async def test_a_changed_issuer_has_another_document_and_a_removed_one_none(
     discovery.follow({"acme": of})
     await finish()
     assert discovery.end_session_endpoint(of) == f"{upstream.url}/oidc/logout"
-    changed = oidc(upstream, create_users=False)
+    same = oidc(upstream, create_users=False)
+    discovery.follow({"acme": same})
+    await finish()
+    assert discovery.end_session_endpoint(same) is not None, "nothing about its document has changed"
+    assert asked(upstream) == 1
+    changed = oidc(upstream, jwks_uri=f"{upstream.url}/keys")
     assert discovery.end_session_endpoint(changed) is None
     discovery.follow({"acme": changed})
     await finish()
     assert asked(upstream) == 2
     discovery.follow({})
     assert discovery.end_session_endpoint(changed) is None
+
+
+async def test_an_issuer_with_a_key_set_of_its_own_that_has_no_document_is_asked_once_an_hour(
+    discovery: Discovery, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upstream.fault(DOCUMENT, "status", status=404)
+    of = oidc(upstream, jwks_uri=f"{upstream.url}/keys")
+    for later in (0.0, 11.0, 3000.0):
+        moment = monotonic() + later
+        monkeypatch.setattr(module, "monotonic", lambda moment=moment: moment)
+        discovery.follow({"acme": of})
+        await finish()
+        assert asked(upstream) == 1
+        monkeypatch.undo()
+    moment = monotonic() + module.FRESH_FOR.total_seconds() + 1
+    monkeypatch.setattr(module, "monotonic", lambda: moment)
+    upstream.heal()
+    discovery.follow({"acme": of})
+    await finish()
+    assert discovery.end_session_endpoint(of) == f"{upstream.url}/oidc/logout"
 
 
 async def test_a_running_instance_reads_the_document_of_an_oidc_issuer_by_itself(
@@ -229,7 +262,16 @@ async def test_a_running_instance_reads_the_document_of_an_oidc_issuer_by_itself
 
 async def test_an_issuer_that_is_well_is_examined_without_a_word(discovery: Discovery, upstream: Upstream) -> None:
     for of in (oidc(upstream), upstream.configured(), oidc(upstream, jwks_uri=f"{upstream.url}/keys")):
-        assert await discovery.examine(of) == ""
+        assert await examined(discovery, of) == ""
+
+
+@pytest.mark.parametrize("preset", ["oidc", "scalekit"])
+async def test_an_examination_takes_the_time_of_one_request_altogether(
+    discovery: Discovery, upstream: Upstream, preset: str
+) -> None:
+    for path in (DOCUMENT, "/keys"):
+        upstream.fault(path, "slow", seconds=2.5)
+    assert "no answer in time" in await examined(discovery, upstream.configured(preset=preset))
 
 
 @pytest.mark.parametrize("preset", ["oidc", "scalekit"])
@@ -246,18 +288,26 @@ async def test_an_issuer_may_be_added_while_it_is_away_and_the_words_say_why_it_
     ):
         upstream.heal()
         upstream.fault("/", kind, **members)
-        assert said in await discovery.examine(of)
+        assert said in await examined(discovery, of)
     upstream.refuse()
-    assert "no connection" in await discovery.examine(of)
+    assert "no connection" in await examined(discovery, of)
 
 
 @pytest.mark.parametrize(
-    ("body", "said"), [('{"keys": []}', "no keys"), ("[]", "no keys"), ("{}", "no keys"), ('{"keys": 1}', "no keys")]
+    ("body", "said"),
+    [
+        ('{"keys": []}', "it is empty"),
+        ("[]", "it is no key set"),
+        ('{"keys": 1}', "it is no key set"),
+        ('{"keys": [{"kty": "oct", "kid": "a", "k": "AAAA"}]}', "it has private or symmetric keys"),
+    ],
 )
-async def test_a_key_set_without_keys_is_told(discovery: Discovery, upstream: Upstream, body: str, said: str) -> None:
+async def test_a_key_set_that_could_not_be_used_is_told(
+    discovery: Discovery, upstream: Upstream, body: str, said: str
+) -> None:
     upstream.key_set(body)
     for of in (oidc(upstream), upstream.configured()):
-        assert said in await discovery.examine(of)
+        assert said in await examined(discovery, of)
 
 
 async def test_an_oidc_issuer_without_a_document_is_refused_and_scalekit_is_not(
@@ -265,14 +315,14 @@ async def test_an_oidc_issuer_without_a_document_is_refused_and_scalekit_is_not(
 ) -> None:
     upstream.fault(DOCUMENT, "status", status=404)
     with pytest.raises(InvalidRequest) as refused:
-        await discovery.examine(oidc(upstream))
-    assert refused.value.description == "issuer: there is no discovery document below its URL."
-    assert await discovery.examine(upstream.configured()) == ""
+        await examined(discovery, oidc(upstream))
+    assert refused.value.description == "issuer acme: there is no discovery document below its URL."
+    assert await examined(discovery, upstream.configured()) == ""
     # But a document that is there must be its own.
     upstream.heal()
     says(upstream, issuer="https://other.example")
     with pytest.raises(InvalidRequest, match="discovery"):
-        await discovery.examine(upstream.configured())
+        await examined(discovery, upstream.configured())
 
 
 async def test_an_address_that_the_issuer_may_not_have_refuses_the_change(
@@ -280,11 +330,11 @@ async def test_an_address_that_the_issuer_may_not_have_refuses_the_change(
 ) -> None:
     for of in (oidc(upstream, private_addresses=False), upstream.configured(private_addresses=False)):
         with pytest.raises(InvalidRequest) as refused:
-            await discovery.examine(of)
+            await examined(discovery, of)
         assert "private_addresses" in refused.value.description
     says(upstream, jwks_uri="https://169.254.169.254/latest/meta-data")
     with pytest.raises(InvalidRequest):
-        await discovery.examine(oidc(upstream))
+        await examined(discovery, oidc(upstream))
     assert upstream.requests("/keys") == []
 
 

@@ -13,9 +13,12 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from app.actors import SERVICE
+from app.actors import SERVICE, Actor
 from app.errors import InvalidGrant, InvalidScope, UnacceptableToken
+from app.federation.accounts import Known
 from app.federation.exchange import Exchange, caller_of
+from app.federation.external_token import ExternalToken
+from app.federation.issuer import Kind
 from app.federation.taking import name_of, remember
 from app.keyturn import Keyturn
 from app.storage.tables import Identity, Session, TakenToken, UpstreamSession, User
@@ -132,18 +135,40 @@ async def test_the_session_never_outlives_the_upstream_one(
 
 
 def exchanging(keyturn: Keyturn, ends: datetime | None = None, meanwhile: Any = None) -> Exchange:
-    """The exchange of an instance, which asks this function when the upstream session ends.
+    """The exchange of an instance, to which the issuer says when the upstream session ends.
 
-    The exchange asks after it has found the user, and before it starts the session. So `meanwhile` runs between the two.
+    `meanwhile` runs after it has found the user, and before it starts the session.
     """
 
     async def absolute_end(_: Any) -> datetime | None:
-        if meanwhile is not None:
-            await meanwhile()
         return ends
 
     its = keyturn.exchange
-    return Exchange(keyturn.db, its._external_tokens, keyturn.identities, its._sessions, absolute_end)
+    exchange = Exchange(keyturn.db, its._external_tokens, keyturn.identities, its._sessions, absolute_end)
+    user_of = exchange._accounts.user_of
+
+    async def then_meanwhile(token: ExternalToken, *, by: Actor) -> Known:
+        known = await user_of(token, by=by)
+        if meanwhile is not None:
+            await meanwhile()
+        return known
+
+    exchange._accounts.user_of = then_meanwhile  # type: ignore[method-assign]  # finds as before
+    return exchange
+
+
+async def test_a_token_whose_upstream_session_is_over_makes_no_user_and_gives_no_role(
+    open_keyturn: Opener, upstream: Upstream, tmp_path: Path
+) -> None:
+    async with federated(open_keyturn, upstream, tmp_path, roles={"boss": "editor"}) as keyturn:
+        over = exchanging(keyturn, datetime.now(UTC) - timedelta(seconds=1))
+        with pytest.raises(UnacceptableToken):
+            await over.exchange(upstream.mint(roles=["boss"]), None, caller=CALLER, by=BY)
+        assert await count(keyturn, User) == 0
+        tokens = await exchanged(keyturn, upstream.mint(roles=[]))
+        with pytest.raises(UnacceptableToken):
+            await over.exchange(upstream.mint(roles=["boss"]), None, caller=CALLER, by=BY)
+        assert (await the_user(keyturn, tokens)).role == "user"
 
 
 # -- retries
@@ -190,6 +215,30 @@ def test_each_part_of_what_a_caller_says_about_itself_tells_it_from_others() -> 
     ]
     assert len({caller_of(*each) for each in told_apart}) == len(told_apart)
     assert caller_of(*told_apart[0]) == caller_of(*told_apart[0])
+
+
+@pytest.mark.parametrize(("kind", "runs_out"), [("access_token", "expired"), ("id_token", "too_old")])
+async def test_a_retry_is_answered_also_where_the_token_has_run_out_since_the_exchange(
+    open_keyturn: Opener,
+    upstream: Upstream,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: Kind,
+    runs_out: str,
+) -> None:
+    async with federated(open_keyturn, upstream, tmp_path) as keyturn:
+        token, never = (upstream.mint(kind) for _ in range(2))
+        beside: dict[str, Any] = {"id_token": upstream.mint("id_token")}
+        first = await exchanged(keyturn, token, **beside)
+        clock = keyturn.db.clock
+        for seconds in (320, 580):  # the token's life is 300 seconds, and so is the highest age
+            monkeypatch.setattr(keyturn.db, "clock", lambda late=seconds: clock() + timedelta(seconds=late))
+            assert (await exchanged(keyturn, token, **beside)).refresh_token == first.refresh_token
+            assert (await refused(keyturn, token, caller=ANOTHER, **beside)).cause == "taken"
+            assert (await refused(keyturn, never)).cause == runs_out, "no session begins by it"
+        monkeypatch.setattr(keyturn.db, "clock", lambda: clock() + timedelta(seconds=620))
+        assert (await refused(keyturn, token, **beside)).cause == runs_out, "no retry window is so long"
+        assert await count(keyturn, Session) == 1
 
 
 async def test_after_the_retry_window_the_token_is_refused(
@@ -439,7 +488,7 @@ async def test_whatever_shuts_the_user_out_while_a_token_is_exchanged_leaves_no_
         before = await count(keyturn, Session)
         with pytest.raises(UnacceptableToken) as e:
             await exchanging(keyturn, meanwhile=unlink).exchange(upstream.mint(), None, caller=CALLER, by=BY)
-        assert e.value.cause == "identity was unlinked meanwhile"
+        assert e.value.cause == "unlinked"
         assert await count(keyturn, Session) == before
 
 

@@ -21,6 +21,7 @@ from app.federation import key_sets
 from app.federation.external_claims import external_token
 from app.federation.external_token import ExternalToken
 from app.federation.external_tokens import ExternalTokens
+from app.federation.fetching import Fetching
 from app.federation.key_sets import KeySets
 from app.federation.unverified_tokens import UnverifiedToken
 from app.federation.verdicts import SENTENCES
@@ -68,7 +69,7 @@ def tokens(keyturn: Keyturn, upstream: Upstream) -> ExternalTokens:
 
 
 def fresh(keyturn: Keyturn) -> ExternalTokens:
-    return ExternalTokens(keyturn.issuers, KeySets(keyturn.fetching, keyturn.discovery), keyturn.db)
+    return ExternalTokens(keyturn.issuers, KeySets(Fetching(), keyturn.discovery), keyturn.db)
 
 
 async def word_of(tokens: ExternalTokens, text: str, kind: Any = None) -> str | None:

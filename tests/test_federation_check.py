@@ -87,6 +87,21 @@ def test_an_issuer_that_does_not_answer_is_shown_with_the_reason(
     assert words in done.err
 
 
+def test_an_api_that_refuses_the_clients_secret_is_shown_beside_the_keys(command: Command, upstream: Upstream) -> None:
+    assert "API for sessions: may be called" in command.ok("federation", "check", "scalekit").out
+    upstream.fault("/api/", "status", status=403)
+    done = command("federation", "check", "scalekit")
+    assert done.code == 3
+    assert "snk_1" in done.out
+    assert "API for sessions: issuer scalekit: its API answered 403" in done.out
+    upstream.heal()
+    upstream.fault("/oauth/token", "status", status=401)
+    done = command("federation", "check", "scalekit", "--json")
+    assert done.code == 3
+    assert done.json["issuers"][0]["api"] == "issuer scalekit: it refuses the client's secret (401)"
+    assert command.ok("federation", "check", "plain", "--json").json["issuers"][0]["api"] is None
+
+
 def test_an_unknown_issuer_is_refused(command: Command) -> None:
     assert command("federation", "check", "nobody").code == 1
 
@@ -160,10 +175,11 @@ async def test_an_administrator_sees_how_an_issuer_answers(api: Api, upstream: U
     assert found["reachable"] is True
     assert {"kid": "snk_1", "kty": "RSA", "bits": 2048} in found["keys"]
     assert {"kid": "snk_weak", "left_out": "it has 1024 bits, and not 2048 to 8192"} in found["keys"]
-    assert "token" not in found
+    assert {"token", "api_failure"}.isdisjoint(found)
     upstream.refuse()
     found = await checked(api, {})
-    assert found == {"reachable": False, "failure": "issuer scalekit: no connection", "keys": []}
+    away = "issuer scalekit: no connection"
+    assert found == {"reachable": False, "failure": away, "keys": [], "api_failure": away}
     assert await checked(api, {}, "nobody") == 404
 
 

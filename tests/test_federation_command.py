@@ -160,7 +160,14 @@ def test_the_doctor_says_which_issuers_there_are_and_which_secret_one_lacks_for_
     assert "client_secret of the issuer acme" not in findings(keyturn("doctor", "--json"))
     secrets = f"{upstream.client_secret}\n{upstream.webhook_secret}\n".encode()
     keyturn.ok("federation", "add", "acme", "--client-secret-stdin", "--webhook-secret-stdin", stdin=secrets)
-    assert findings(keyturn("doctor", "--json"))[f"issuer acme (table): scalekit, {upstream.url}"] == ""
+    checked = f"issuer acme (table): scalekit, {upstream.url}"
+    assert findings(keyturn("doctor", "--json"))[checked] == ""
+    upstream.refuse()
+    done = keyturn("doctor", "--json")
+    assert done.code == 3
+    assert "federation check acme" in findings(done)[checked]
+    assert findings(done)[checked].startswith("away: issuer acme: no connection;")
+    upstream.heal()
 
     async def spoil(keyturn: Keyturn) -> None:
         await planted(keyturn, "later", configuration="{}")

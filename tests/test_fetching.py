@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import os
 import shutil
 import socket
 import ssl
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import monotonic
@@ -341,30 +341,27 @@ async def test_a_slow_resolver_is_an_outage(upstream: Upstream) -> None:
     )
 
 
-async def test_names_that_nobody_resolves_keep_no_thread_from_other_parts(
+async def test_a_resolver_that_hangs_holds_none_of_the_threads_that_the_database_needs(
     upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The database's driver looks names up in the threads of the event loop."""
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
-    begun, end = threading.Event(), threading.Event()
+    """asyncpg looks up the name of the database in the threads of the event loop."""
+    of, go_on, looked_up = upstream.configured(), threading.Event(), threading.Semaphore(0)
 
-    def without_an_answer(*_: object, **__: object) -> list[object]:
-        begun.set()
-        end.wait()
-        return []
+    def hang(*_: object, **__: object) -> None:
+        looked_up.release()
+        go_on.wait(120)
+        raise OSError
 
-    with monkeypatch.context() as patch:
-        patch.setattr(socket, "getaddrinfo", without_an_answer)
-        waiting = asyncio.create_task(Fetching().get_json("https://issuer.example/keys", of=upstream.configured()))
-        while not begun.is_set():
-            await asyncio.sleep(0.01)
     try:
-        async with asyncio.timeout(30):
-            assert await asyncio.get_running_loop().getaddrinfo("127.0.0.1", 443)
+        with monkeypatch.context() as patch:
+            patch.setattr(socket, "getaddrinfo", hang)
+            asked = [asyncio.create_task(failure(Fetching(), f"{upstream.url}/keys", of)) for _ in range(50)]
+            while not looked_up.acquire(blocking=False):
+                await asyncio.sleep(0.01)
+            assert await asyncio.wait_for(asyncio.to_thread(lambda: "free"), 60) == "free"
+            assert {(await each).cause for each in asked} == {"issuer acme: no answer in time"}
     finally:
-        end.set()
-        with pytest.raises(TemporarilyUnavailable):
-            await waiting
+        go_on.set()
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 429, 500, 503])
@@ -425,6 +422,17 @@ async def test_a_changed_file_of_authorities_counts_at_the_next_request(upstream
     assert (await fetching.get_json(url, of=of))[0] == 200
     file.write_text("no certificate, again")
     assert "ca_file can't be read" in (await failure(fetching, url, of)).cause
+
+
+async def test_a_pipe_in_the_place_of_authorities_is_not_read(upstream: Upstream, tmp_path: Path) -> None:
+    """Nobody writes into it, so the thread that reads it would wait for ever."""
+    os.mkfifo(pipe := tmp_path / "pipe")
+    of = upstream.configured(ca_file=str(pipe))
+    try:
+        assert "ca_file can't be read" in (await failure(Fetching(), f"{upstream.url}/keys", of)).cause
+    finally:
+        with suppress(OSError):  # free the thread, if there is one
+            os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
 
 
 async def test_no_outage_holds_a_url_a_header_field_or_a_body(upstream: Upstream) -> None:

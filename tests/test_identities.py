@@ -11,10 +11,10 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from app.actors import SERVICE, Actor
-from app.errors import AccessDenied, Conflict, InvalidGrant, NotFound, UnacceptableToken
+from app.errors import AccessDenied, Conflict, InvalidGrant, NotFound, TemporarilyUnavailable, UnacceptableToken
 from app.federation.identities import MOST
 from app.keyturn import Keyturn
 from app.storage.tables import Event, Identity, Session, TakenToken, UpstreamSession, User, uuid7
@@ -256,6 +256,21 @@ async def test_roles_and_claims_are_mapped_anew_at_each_exchange_and_reach_live_
         ]
 
 
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+async def test_an_exchange_that_changes_no_role_waits_for_no_administrator_s_row(
+    open_keyturn: Opener, upstream: Upstream, tmp_path: Path
+) -> None:
+    async with federated(open_keyturn, upstream, tmp_path, roles={"boss": "editor"}, claims={"oid": "org"}) as keyturn:
+        tokens = await exchanged(keyturn, upstream.mint(roles=["boss"], oid="org_1"))
+        root = await keyturn.users.create("root@example.com", PASSWORD, "admin", by=SERVICE)
+        async with keyturn.db.begin() as tx:
+            await tx.execute(select(User.id).where(User.id == root.id).with_for_update())
+            await exchanged(keyturn, upstream.mint(roles=["boss"], oid="org_2"))
+            assert json.loads((await the_user(keyturn, tokens)).claims) == {"org": "org_2"}
+            with pytest.raises(TemporarilyUnavailable):  # the row is locked indeed
+                await exchanged(keyturn, upstream.mint(roles=[], oid="org_2"))
+
+
 async def test_an_exchange_that_maps_to_what_is_there_writes_no_event(
     open_keyturn: Opener, upstream: Upstream, tmp_path: Path
 ) -> None:
@@ -295,7 +310,9 @@ async def test_an_issuer_decides_about_the_claims_of_its_table_and_about_no_othe
 async def test_the_administrator_s_role_comes_by_an_explicit_line_alone_and_the_last_one_stays(
     open_keyturn: Opener, upstream: Upstream, tmp_path: Path
 ) -> None:
-    async with federated(open_keyturn, upstream, tmp_path, roles={"root": "admin"}, claims={"oid": "org"}) as keyturn:
+    members: dict[str, Any] = {"roles": {"root": "admin"}, "claims": {"oid": "org"}}
+    members["organizations"] = [upstream.subject.organization_id, "org_2"]
+    async with federated(open_keyturn, upstream, tmp_path, **members) as keyturn:
         user = await the_user(keyturn, await exchanged(keyturn, upstream.mint(roles=["admin"])))
         assert user.role == "user"
         first = await exchanged(keyturn, upstream.mint(roles=["root"]))

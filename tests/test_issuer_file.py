@@ -95,6 +95,7 @@ def test_the_stand_in_writes_such_a_file(tmp_path: Path, upstream: Upstream) -> 
         (f'{ACME}default_role = "admin"', "acme: default_role: must not be admin"),
         (f"{ACME}link_by_email = true", "acme: link_by_email: needs trust_email"),
         (f'{ACME}[issuers.acme.roles]\nboss = "Admin!"', "acme: roles: "),
+        (f'{ACME}[issuers.acme.roles]\nadmin = "admin"', "acme: roles: admin needs organizations"),
         (f'{ACME}[issuers.acme.claims]\norg = "sub"', "acme: claims: a name is reserved"),
         (f'{ACME}[issuers.acme.claims]\norg = "ROLE"', "acme: claims: a name is reserved"),
         (f"{ACME}client_secret = 1", "acme: client_secret: "),
@@ -119,12 +120,14 @@ def test_a_malformed_file_is_refused_in_one_line_that_names_the_member_and_never
     assert HUNTER not in line
 
 
-def test_a_file_with_a_secret_that_everyone_may_read_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_everyone_may_write_or_with_a_secret_that_everyone_may_read_is_refused(tmp_path: Path) -> None:
     with_secret = f'{ACME}client_secret = "{HUNTER}"\n'
     with pytest.raises(ConfigurationError, match="KEYTURN_FEDERATION_FILE: is open to everyone"):
         read(written(tmp_path, with_secret, 0o644))
     assert secret_in(read(written(tmp_path, with_secret, 0o640))["acme"]) == HUNTER
     assert "acme" in read(written(tmp_path, ACME, 0o644))
+    with pytest.raises(ConfigurationError, match="KEYTURN_FEDERATION_FILE: is open to everyone"):
+        read(written(tmp_path, ACME, 0o646))  # whoever writes it decides who signs in
     secret = tmp_path / "secret"
     secret.write_text(f"{HUNTER}\n")
     named = f'{ACME}client_secret_file = "{secret}"\n'

@@ -189,6 +189,15 @@ async def test_another_place_of_the_keys_begins_without_any(key_sets: KeySets, u
         await key_sets.key(moved, "snk_1")
 
 
+async def test_a_removed_issuer_leaves_no_keys_for_one_of_its_name(key_sets: KeySets, upstream: Upstream) -> None:
+    assert await outcome(key_sets, upstream) == "key"
+    upstream.refuse()
+    key_sets.follow({"acme": upstream.configured()})
+    assert await outcome(key_sets, upstream) == "key"
+    key_sets.follow({})
+    assert await outcome(key_sets, upstream) == "503", "it was removed for a reason, and its old keys prove nothing"
+
+
 # -- key sets that no careful issuer publishes
 
 
@@ -309,6 +318,21 @@ def test_rsa_keys_have_2048_to_8192_bits(upstream_keys: Keys, bits: int, weak: b
 async def test_a_weak_key_is_refused_with_its_own_word(key_sets: KeySets, upstream: Upstream) -> None:
     upstream.publish(upstream.keys.rsa(1), upstream.keys.weak())
     assert await outcomes(key_sets, upstream, ["snk_1", "snk_weak"]) == ["key", "weak_key"]
+
+
+async def test_a_weak_key_that_the_issuer_has_replaced_is_sound_when_the_set_is_no_longer_fresh(
+    key_sets: KeySets, upstream: Upstream
+) -> None:
+    """All of its tokens may name this one key, so no other token causes the fetch."""
+    upstream.publish(upstream.keys.rsa(1), upstream.keys.weak())
+    weak = upstream.keys.weak().kid
+    assert await outcome(key_sets, upstream, weak) == "weak_key"
+    upstream.key_set({"keys": [{**upstream.keys.rsa(2).jwk, "kid": weak}]})
+    after_cool_down(key_sets)
+    assert await outcome(key_sets, upstream, weak) == "weak_key", "the set is fresh, and a sound key would verify too"
+    after_freshness(key_sets)
+    assert await outcome(key_sets, upstream, weak) == "key"
+    assert fetches(upstream) == 2
 
 
 def test_a_key_of_another_library_is_read(upstream_keys: Keys) -> None:

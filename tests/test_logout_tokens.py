@@ -123,7 +123,7 @@ def test_a_logout_token_is_remembered_for_as_long_as_its_age_allows(later: int) 
         accepted = True
     except UnacceptableToken:
         accepted = False
-    assert not accepted or moment <= token.expires_at
+    assert not accepted or moment <= token.good_until
 
 
 # -- webhooks

@@ -26,7 +26,10 @@ from tests.servers import Postgres, free_port
 
 ROOT = Path(__file__).parent.parent
 LOCK = 0x6B657900
-TABLES = {"alembic_version", "cache_fence", "events", "keys", "policies", "pulse", "sessions", "users"}
+TABLES = {
+    *("alembic_version", "cache_fence", "events", "identities", "issuers", "keys", "policies", "pulse", "sessions"),
+    *("taken_tokens", "upstream_sessions", "users"),
+}
 
 
 def command(*words: str, before: tuple[str, ...] = (), **environment: str) -> subprocess.Popen[str]:

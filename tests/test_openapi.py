@@ -257,7 +257,7 @@ OPTIONAL = {
     "UpstreamSessionsAnswer": {"next_page", "total"},
     # Nothing of a row that this release can't read is known but its name.
     "IssuerAnswer": {"changed_at", "warning", *Issuer.model_fields},
-    "IssuerCheckAnswer": {"failure", "token"},
+    "IssuerCheckAnswer": {"failure", "api_failure", "token"},
     "KeyAnswer": {"retired_at", "retires_at", "sealed_under"},
     "PolicyAnswer": {"changed_at"},
     "PublicKey": {"crv", "x", "y", "n", "e"},

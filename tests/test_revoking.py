@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from time import monotonic
-from typing import get_args
+from typing import Any, get_args
 from uuid import UUID, uuid4
 
 import httpx2
 import pytest
-from sqlalchemy import insert, select, update
+from sqlalchemy import insert, select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.actors import SERVICE, Actor
 from app.errors import NotFound, Reason
 from app.federation.harvest import REASONS, Harvest
 from app.federation.orders import LIFE, MOST_ATTEMPTS, Orders, pause_after
 from app.keyturn import Keyturn
-from app.storage.tables import Event, Session, UpstreamSession, uuid7
+from app.storage.tables import Event, Identity, Session, UpstreamSession, uuid7
+from app.users import erasing
 from tests.conftest import CHEAP, SECRET, Opener
 from tests.service import Service
 from tests.upstream.upstream import Login, Upstream
@@ -324,11 +327,11 @@ async def test_an_order_whose_process_died_is_due_again_after_the_lease(keyturn:
     assert (first.attempts, second.attempts) == (1, 2)
     # The first process was only slow. Its failure is no longer its business, but a success counts.
     due_at = (await rows(keyturn))[session_id].due_at
-    await orders.settle(NAME, [], [(first, "late")])
+    assert not await orders.failed(first, "late")
     assert (await rows(keyturn))[session_id].due_at == due_at
-    await orders.settle(NAME, [(first, "revoked")], [])
+    await orders.done(first, "revoked")
     assert (await rows(keyturn))[session_id].outcome == "revoked"
-    await orders.settle(NAME, [(second, "gone")], [])
+    await orders.done(second, "gone")
     assert (await rows(keyturn))[session_id].outcome == "revoked"
     assert await events_of(keyturn, session_id) == [("upstream_revoked", "service", NAME)]
 
@@ -338,14 +341,14 @@ async def test_a_failure_is_tried_again_later_each_time_and_then_given_up(keytur
     for attempt in range(1, MOST_ATTEMPTS + 1):
         (order,) = await orders.claim(NAME, 16)
         assert order.attempts == attempt
-        given_up = await orders.settle(NAME, [], [(order, "x" * 100)])
+        given_up = await orders.failed(order, "x" * 100)
         row = (await rows(keyturn))[session_id]
         assert row.failure == "x" * 64
         if attempt < MOST_ATTEMPTS:
-            assert given_up == []
+            assert not given_up
             assert row.due_at > await database_now(keyturn) - timedelta(seconds=1)
             await write(keyturn, session_id, due_at=await database_now(keyturn))
-    assert given_up == [session_id]
+    assert given_up
     assert (row.outcome, row.due_at) == ("given_up", None)
     assert await orders.claim(NAME, 16) == []
     assert await events_of(keyturn, session_id) == [("upstream_given_up", "service", NAME)]
@@ -364,6 +367,49 @@ async def test_an_order_that_is_a_day_old_is_given_up_whether_its_issuer_is_conf
     assert await events_of(keyturn, old) == [("upstream_given_up", "service", "removed")]
 
 
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+@pytest.mark.parametrize("act", ["done", "failed", "give_up_old", "renew"])
+async def test_no_event_about_an_order_names_a_user_who_is_erased_meanwhile(
+    keyturn: Keyturn, monkeypatch: pytest.MonkeyPatch, act: str
+) -> None:
+    session_id, orders = await an_order(keyturn), Orders(keyturn.db)
+    user_id, identity_id = (await keyturn.reading.find(session_id)).user_id, uuid7()
+    now = await database_now(keyturn)
+    async with keyturn.db.begin() as tx:  # the erasure deletes it, and writes to the row of the order then
+        its = {"user_id": user_id, "issuer": "https://acme.example", "subject": "usr_1"}
+        await tx.execute(insert(Identity).values(id=identity_id, created_at=now, last_used_at=now, **its))
+    await write(keyturn, session_id, identity_id=identity_id, attempts=MOST_ATTEMPTS - 1)
+    (order,) = await orders.claim(NAME, 1)
+    if act == "renew":
+        assert await orders.failed(order, "no connection")
+    if act == "give_up_old":
+        await write(keyturn, session_id, due_at=now, ordered_at=now - LIFE)
+    acts: dict[str, Callable[[], Awaitable[object]]] = {
+        "done": lambda: orders.done(order, "revoked"),
+        "failed": lambda: orders.failed(order, "no connection"),
+        "give_up_old": orders.give_up_old,
+        "renew": lambda: keyturn.owed.renew(session_id, by=OPERATOR),
+    }
+    under_way: list[asyncio.Future[object]] = []
+    take_from_events = erasing._take_from_events
+
+    async def then_the_act(tx: AsyncConnection, *what: Any, **more: Any) -> None:
+        await take_from_events(tx, *what, **more)
+        under_way.append(asyncio.ensure_future(acts[act]()))
+        waiting = text(
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%session%'"
+        )
+        while not under_way[0].done() and not await tx.scalar(waiting):
+            await tx.execute(text("SELECT pg_stat_clear_snapshot()"))
+
+    monkeypatch.setattr(erasing, "_take_from_events", then_the_act)
+    pseudonym = await keyturn.erasing.erase(user_id, by=OPERATOR)
+    await under_way[0]
+    events = await keyturn.events.list(limit=100, session_id=session_id)
+    assert len([event for event in events if "upstream" in event["event"]]) == (2 if act == "renew" else 1)
+    assert {event["user_id"] for event in events} == {pseudonym}
+
+
 def test_the_pauses_double_up_to_an_hour_with_jitter() -> None:
     for attempts, longest in ((1, 1), (2, 2), (5, 16), (12, 2048), (13, 3600), (50, 3600)):
         pauses = {pause_after(attempts).total_seconds() for _ in range(50)}
@@ -373,21 +419,21 @@ def test_the_pauses_double_up_to_an_hour_with_jitter() -> None:
 
 async def test_what_was_given_up_is_listed_and_may_be_tried_again(keyturn: Keyturn) -> None:
     session_id, orders = await an_order(keyturn, "ses_7"), Orders(keyturn.db)
-    (waiting,) = await keyturn.revoking.list()
+    (waiting,) = await keyturn.owed.list()
     assert (waiting["session_id"], waiting["state"], waiting["issuer"]) == (session_id, "waiting", NAME)
-    assert await keyturn.revoking.dead_letters() == []
+    assert await keyturn.owed.list("given_up") == []
     with pytest.raises(NotFound):
-        await keyturn.revoking.replay(session_id, by=OPERATOR)
+        await keyturn.owed.renew(session_id, by=OPERATOR)
     await write(keyturn, session_id, attempts=MOST_ATTEMPTS - 1)
     (order,) = await orders.claim(NAME, 1)
-    await orders.settle(NAME, [], [(order, "issuer acme: no connection")])
-    (dead,) = await keyturn.revoking.dead_letters()
+    await orders.failed(order, "issuer acme: no connection")
+    (dead,) = await keyturn.owed.list("given_up")
     assert (dead["upstream_session"], dead["state"], dead["attempts"]) == ("ses_7", "given_up", MOST_ATTEMPTS)
     assert dead["failure"] == "issuer acme: no connection"
     assert dead["given_up_at"] is not None
-    await keyturn.revoking.replay(session_id, by=OPERATOR)
+    await keyturn.owed.renew(session_id, by=OPERATOR)
     with pytest.raises(NotFound):
-        await keyturn.revoking.replay(session_id, by=OPERATOR)
+        await keyturn.owed.renew(session_id, by=OPERATOR)
     (order,) = await orders.claim(NAME, 1)
     assert order.attempts == 1
     assert await events_of(keyturn, session_id) == [
@@ -399,11 +445,11 @@ async def test_what_was_given_up_is_listed_and_may_be_tried_again(keyturn: Keytu
 async def test_the_list_of_revocations_has_pages_and_leaves_out_what_is_done(keyturn: Keyturn) -> None:
     ids = sorted([await an_order(keyturn) for _ in range(5)], reverse=True)
     (order,) = [each for each in await Orders(keyturn.db).claim(NAME, 16) if each.session_id == ids[2]]
-    await Orders(keyturn.db).settle(NAME, [(order, "gone")], [])
-    first = await keyturn.revoking.list(limit=2)
-    rest = await keyturn.revoking.list(limit=10, after=first[-1]["session_id"])
+    await Orders(keyturn.db).done(order, "gone")
+    first = await keyturn.owed.list(limit=2)
+    rest = await keyturn.owed.list(limit=10, after=first[-1]["session_id"])
     assert [row["session_id"] for row in (*first, *rest)] == [ids[0], ids[1], ids[3], ids[4]]
-    assert await keyturn.revoking.list("given_up") == []
+    assert await keyturn.owed.list("given_up") == []
 
 
 # -- Scalekit away
@@ -474,10 +520,10 @@ async def test_fifty_failures_across_restarts_end_with_an_entry(
         await write(keyturn, tokens.session_id, attempts=MOST_ATTEMPTS - 1, due_at=await database_now(keyturn))
         await becomes(settled, keyturn, tokens.session_id)
         assert await events_of(keyturn, tokens.session_id) == [("upstream_given_up", "service", NAME)]
-        (dead,) = await keyturn.revoking.dead_letters()
+        (dead,) = await keyturn.owed.list("given_up")
         assert dead["failure"] == "issuer acme: its API answered 503"
         await asyncio.to_thread(upstream.heal)
-        await keyturn.revoking.replay(tokens.session_id, by=OPERATOR)
+        await keyturn.owed.renew(tokens.session_id, by=OPERATOR)
         await becomes(is_revoked, upstream, login)
 
 
@@ -601,7 +647,7 @@ async def test_a_refused_secret_is_retried_and_never_told(
             return (await rows(keyturn))[tokens.session_id].failure is not None
 
         await becomes(was_tried)
-        (row,) = await keyturn.revoking.list()
+        (row,) = await keyturn.owed.list()
         assert row["failure"] == "issuer acme: it refuses the client's secret (401)"
         assert "a-wrong-secret" not in repr(row)
 

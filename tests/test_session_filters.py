@@ -9,14 +9,14 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import insert, select, update
 
 from app.actors import SERVICE
 from app.errors import InvalidGrant
 from app.keyturn import Keyturn
 from app.sessions.filters import Filter
 from app.sessions.walk import BEGINNING
-from app.storage.tables import Session
+from app.storage.tables import Session, UpstreamSession
 from tests.conftest import PASSWORD, a_user
 from tests.test_api import ADA, BOB, INVALID, Api, Json, authorization, refused, serving
 from tests.test_own_sessions import ids, many, others, pages
@@ -79,6 +79,21 @@ async def test_each_filter_means_the_same_in_the_list_the_preview_and_the_end(ap
         assert await end(api, root, **query) == {"ended": 0}
         for tokens in (miss, root):
             assert (await api.keyturn.reading.find(UUID(tokens["session_id"]))).ended_at is None
+
+
+async def test_the_sessions_that_an_issuer_began_are_found_and_ended_by_its_name(api: Api) -> None:
+    root = await api.login(ROOT)
+    by_acme, by_corp, by_password = await api.login(), await api.login(), await api.login()
+    async with api.keyturn.db.begin() as tx:
+        for tokens, name in ((by_acme, "acme"), (by_corp, "corp")):
+            row = {"session_id": UUID(tokens["session_id"]), "issuer_name": name, "created_at": LONG_AGO}
+            await tx.execute(insert(UpstreamSession).values(row))
+    (page,) = await pages(api, root, "issuer=acme", "/admin/sessions")
+    assert ids(page) == [by_acme["session_id"]]
+    assert await end(api, root, issuer="acme", preview=True) == {"count": 1}
+    assert await end(api, root, issuer="acme") == {"ended": 1}
+    live = [await api.is_live(tokens) for tokens in (by_acme, by_corp, by_password, root)]
+    assert live == [False, True, True, True]
 
 
 async def test_several_filters_must_all_be_met(api: Api) -> None:

@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import insert, select
 
 from app.actors import SERVICE
+from app.commands.federation_sessions import _given_up
 from app.keyturn import Keyturn
 from app.storage.tables import UpstreamSession, uuid7
 from tests.conftest import CHEAP, PASSWORD, SECRET
@@ -61,7 +62,7 @@ def test_a_session_is_shown_as_the_issuer_describes_it(keyturn: Command, upstrea
     assert (shown["id"], shown["user"], shown["status"]) == (login.session_id, login.user_id, "active")
     assert shown["absolute_expires_at"].endswith("Z")
     assert login.session_id in keyturn.ok("federation", "sessions", "get", NAME, login.session_id).out
-    assert "no such thing" in keyturn.refused(1, "federation", "sessions", "get", NAME, "ses_404")
+    assert "it has no such session or user" in keyturn.refused(1, "federation", "sessions", "get", NAME, "ses_404")
     assert "no such issuer" in keyturn.refused(1, "federation", "sessions", "get", "another", login.session_id)
     upstream.refuse()
     assert "no connection" in keyturn.refused(3, "federation", "sessions", "get", NAME, login.session_id)
@@ -105,6 +106,15 @@ def test_one_session_and_all_sessions_of_a_user_are_revoked_with_an_event(keytur
     events = keyturn.ok("events", "list", "--event", "upstream_revoked", "--json").json
     assert [event["detail"] for event in events] == [NAME, *[f"{NAME} {one.session_id}"] * 2]
     assert {event["actor"] for event in events} == {"command"}
+
+
+def test_all_that_was_given_up_is_found_page_by_page(keyturn: Command) -> None:
+    async def act(parts: Keyturn) -> None:
+        ids = await given_up(parts, 5)
+        for page in (1, 2, 5, 6):
+            assert await _given_up(parts, page) == ids[::-1]
+
+    keyturn.inside(act)
 
 
 def test_what_was_given_up_is_listed_and_replayed(keyturn: Command) -> None:
@@ -167,7 +177,8 @@ async def test_what_an_administrator_asks_wrongly_is_refused_with_the_name_of_th
         assert (answer.status_code, answer.json()["error"]) == (400, "invalid_request")
         assert field in answer.json()["error_description"]
     assert (await admin.get(f"{path}/ses_404")).status_code == 404
-    assert (await admin.get(f"{path}/a%20b")).status_code == 404
+    assert (await admin.get(f"{path}/a%20b")).status_code == 400, "the issuer alone knows the form of its ids"
+    assert (await admin.get(f"{path}/%2E%2E")).status_code == 404
     assert (await admin.get("/admin/federation/another/sessions/ses_1")).status_code == 404
     assert (await admin.post(f"{path}/revoke", json={"user": "usr_404"})).status_code == 404
     await asyncio.to_thread(upstream.refuse)

@@ -161,6 +161,7 @@ async def _policies(keyturn: Keyturn) -> AsyncIterator[Finding]:
 
 async def _issuers(keyturn: Keyturn) -> AsyncIterator[Finding]:
     await keyturn.issuers.load()
+    conditions = {each.name: each for each in await keyturn.diagnosis.conditions()}
     for each in await keyturn.issuers.rows():
         where, of, add = (
             f"issuer {each.name} ({each.source})",
@@ -176,7 +177,13 @@ async def _issuers(keyturn: Keyturn) -> AsyncIterator[Finding]:
         else:
             lacks = dict(of.lacks())
             refused = f", without webhook_secret: {lacks['webhook_secret']}" if "webhook_secret" in lacks else ""
-            yield Finding(f"{where}: {of.issuer.preset}, {of.issuer.issuer}{refused}")
+            condition = conditions.get(each.name)
+            causes = filter(None, (condition.failure, condition.api)) if condition else ()
+            away = "; ".join(dict.fromkeys(causes))
+            yield Finding(
+                f"{where}: {of.issuer.preset}, {of.issuer.issuer}{refused}",
+                f"away: {away}; {called()} federation check {each.name}" if away else "",
+            )
             if words := lacks.get("client_secret"):
                 how = f"{add} --client-secret-stdin" if each.source == "table" else "set it in the file"
                 yield Finding(f"client_secret of the issuer {each.name}", f"without it, {words}: {how}")

@@ -24,7 +24,7 @@ def add_to(verbs: Words) -> None:
 
 
 async def _check(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
-    """Prints what was found. The exit code is 1 if the token is refused, and 3 if an issuer or its keys are away."""
+    """Prints what was found. The exit code is 1 if the token is refused, and 3 if keys or API of an issuer are away."""
     text = _token() if arguments.token_stdin else None
     found = await keyturn.diagnosis.conditions(arguments.name)
     verdict = None
@@ -40,8 +40,8 @@ async def _check(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     _print(found, judged, arguments)
     if verdict is not None and verdict.word is not None:
         raise UnacceptableToken(f"the token is refused: {verdict.word}")
-    if away := [each for each in found if each.failure]:
-        raise TemporarilyUnavailable("; ".join(each.failure for each in away))
+    if away := [cause for each in found for cause in (each.failure, each.api) if cause]:
+        raise TemporarilyUnavailable("; ".join(dict.fromkeys(away)))
 
 
 def _token() -> str:
@@ -61,10 +61,12 @@ def _print(found: list[Condition], judged: Row | None, arguments: argparse.Names
 
 
 def _rows(of: Condition) -> list[Row]:
-    """One row for each key. An issuer whose keys can't be read has one row, which says why."""
-    if of.failure:
-        return [{"issuer": of.name, "key": None, "type": None, "bits": None, "condition": of.failure}]
-    return [
+    """One row for each key, or why they can't be read; and one for the API, where Keyturn calls it."""
+    nameless = {"issuer": of.name, "key": None, "type": None, "bits": None}
+    lines = [of.failure] * bool(of.failure)
+    if of.api is not None:
+        lines.append(f"API for sessions: {of.api or 'may be called'}")
+    keys = [
         {
             "issuer": of.name,
             "key": key.kid,
@@ -74,3 +76,4 @@ def _rows(of: Condition) -> list[Row]:
         }
         for key in of.keys
     ]
+    return [*keys, *({**nameless, "condition": line} for line in lines)]

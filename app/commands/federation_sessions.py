@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from shlex import quote
 from typing import get_args
+from uuid import UUID
 
 from ..errors import NotFound
 from ..federation.owed import State
@@ -80,7 +81,7 @@ async def _revoke_all(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
 
 async def _revocations(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     state: State | None = "given_up" if arguments.given_up else None
-    rows = await keyturn.revoking.list(state, limit=arguments.limit, after=arguments.before)
+    rows = await keyturn.owed.list(state, limit=arguments.limit, after=arguments.before)
     show(rows, arguments)
     more([row["session_id"] for row in rows], arguments.limit, "--before")
 
@@ -89,10 +90,9 @@ async def _replay(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     if bool(arguments.session) == arguments.all:
         arguments.parser.error("ids or --all are required, and not both")
     count, missing = 0, []
-    wanted = arguments.session or [row["session_id"] for row in await keyturn.revoking.dead_letters(limit=10_000)]
-    for session_id in dict.fromkeys(wanted):
+    for session_id in dict.fromkeys(arguments.session or await _given_up(keyturn)):
         try:
-            await keyturn.revoking.replay(session_id, by=by())
+            await keyturn.owed.renew(session_id, by=by())
             count += 1
         except NotFound:
             missing.append(str(session_id))
@@ -100,6 +100,14 @@ async def _replay(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
         print(f"{count} revocation{'s' * (count != 1)} due now; a running instance carries them out")
     if missing and arguments.session:
         raise NotFound(f"nothing was given up for {', '.join(missing)}")
+
+
+async def _given_up(keyturn: Keyturn, page: int = 1000) -> list[UUID]:
+    """The local sessions of all revocations that were given up, read page by page."""
+    ids: list[UUID] = []
+    while rows := await keyturn.owed.list("given_up", limit=page, after=ids[-1] if ids else None):
+        ids += [row["session_id"] for row in rows]
+    return ids
 
 
 def _in_short(session: ScalekitSession) -> Row:

@@ -49,6 +49,7 @@ def _add_filters(verb: argparse.ArgumentParser) -> None:
     filters.add_argument("--idle-since", type=moment, metavar="MOMENT", help="not refreshed since")
     filters.add_argument("--address", help="the client's address")
     filters.add_argument("--device", metavar="ID", help="the device id that the client gave")
+    filters.add_argument("--issuer", metavar="NAME", help="began with a token of this issuer, also of a removed one")
 
 
 async def _filter(keyturn: Keyturn, arguments: argparse.Namespace, status: Status) -> Filter:
@@ -60,6 +61,7 @@ async def _filter(keyturn: Keyturn, arguments: argparse.Namespace, status: Statu
         idle_since=arguments.idle_since,
         address=arguments.address,
         device_id=arguments.device,
+        issuer_name=arguments.issuer,
         status=status,
     )
 
@@ -99,7 +101,7 @@ async def _show(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
 
 def _checked(arguments: argparse.Namespace) -> None:
     """Runs `end`, unless it is not clear which sessions are meant."""
-    names = ("user", "client", "created_before", "created_after", "idle_since", "address", "device")
+    names = ("user", "client", "created_before", "created_after", "idle_since", "address", "device", "issuer")
     filtered = any(getattr(arguments, name) is not None for name in names)
     if filtered and arguments.session:
         arguments.parser.error("ids are not allowed with filters")

@@ -74,7 +74,7 @@ class Accounts:
             .returning(Identity.id)
         )
         if updated is None:
-            raise UnacceptableToken("identity was unlinked meanwhile", user_id=known.user_id)
+            raise UnacceptableToken("unlinked", user_id=known.user_id)
 
     @own_task
     async def _find(self, token: ExternalToken, mapped: Granted, by: Actor) -> Known | None:
@@ -92,8 +92,7 @@ class Accounts:
             return None
         if user.disabled_at is not None:
             raise _disabled(user.id)
-        if mapped.differs(user.role, user.claims):
-            await grant(self._db, user.id, mapped, by)
+        await grant(self._db, user, mapped, by)
         return Known(user.id, user.identity_id)
 
     @own_task
@@ -120,8 +119,8 @@ class Accounts:
             else:
                 raise UnacceptableToken("unknown_user")
             identity_id = await insert_identity(tx, token, user_id, now, by)
-        if its is not None and mapped.differs(its.role, its.claims):
-            await grant(self._db, user_id, mapped, by)
+        if its is not None:
+            await grant(self._db, its, mapped, by)
         return Known(user_id, identity_id)
 
 

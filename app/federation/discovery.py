@@ -11,17 +11,17 @@ one before stays: an outage of the issuer takes nothing away.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from time import monotonic
-from typing import Any
+from typing import Any, TypeGuard
 
-from ..errors import InvalidRequest, TemporarilyUnavailable
+from ..errors import TemporarilyUnavailable
 from ..log import get_logger
 from ..storage.tasks import keep
-from .fetching import AddressRefused, Fetching
+from .fetching import Fetching
 from .issuer import Configured, Issuer, is_https
 
 FRESH_FOR = timedelta(hours=1)
@@ -32,16 +32,16 @@ COOL_DOWN = timedelta(seconds=10)
 
 _OK = 200
 _MISSING = {404, 410}
-_LONGEST_URL = 2048
+_URL = re.compile(r"[\x21-\x7e]{1,2048}")
 
 _log = get_logger()
 
 
-class WrongDocumentError(Exception):
-    """The document is not one of this issuer. The message is a sentence, and repeats nothing of the document."""
+class WrongDocument(TemporarilyUnavailable):
+    """The document is not one of this issuer. The cause repeats nothing of the document."""
 
 
-class NoDocumentError(WrongDocumentError):
+class NoDocument(TemporarilyUnavailable):
     """There is no document below the URL of the issuer."""
 
 
@@ -56,7 +56,7 @@ class Document:
 
 @dataclass(slots=True)
 class _Held:
-    """The document of one issuer, as long as its configuration stays."""
+    """The document of one issuer, as long as the place stays that it comes from."""
 
     issuer: Issuer
     document: Document | None = None
@@ -91,9 +91,10 @@ class Discovery:
         There is no I/O, because a logout must not wait for the issuer.
         """
         if of.issuer.preset == "scalekit":
-            return f"{_base(of.issuer)}/oidc/logout"
+            return f"{of.issuer.base}/oidc/logout"
         held = self._held.get(of.name)
-        return held.document.end_session_endpoint if held and held.issuer == of.issuer and held.document else None
+        here = held is not None and held.issuer.place == of.issuer.place
+        return held.document.end_session_endpoint if held and here and held.document else None
 
     # -- reading
 
@@ -114,9 +115,9 @@ class Discovery:
         return held.document
 
     def _refresh(self, of: Configured) -> _Held:
-        """What is held of an issuer. Begins to read the document if that is due and no reading is under way."""
+        """The state that is held of an issuer. A reading begins if it is due and none is under way."""
         held = self._held.get(of.name)
-        if held is None or held.issuer != of.issuer:
+        if held is None or held.issuer.place != of.issuer.place:
             held = self._held[of.name] = _Held(of.issuer)
         now = monotonic()
         due = now - held.read_at > FRESH_FOR.total_seconds() and now - held.tried_at > COOL_DOWN.total_seconds()
@@ -129,101 +130,74 @@ class Discovery:
     async def _read(self, of: Configured, held: _Held) -> None:
         try:
             document = await self._fetch(of)
-        except (TemporarilyUnavailable, WrongDocumentError) as e:
-            failure = e.cause if isinstance(e, TemporarilyUnavailable) else f"issuer {of.name}: {e}"
+        except Exception as e:  # noqa: BLE001  # whatever it was, the former document stays and the callers go on
+            failure = e.cause if isinstance(e, TemporarilyUnavailable) else f"{type(e).__name__}: {e}"
             if failure != held.failure:  # one line, and not one for each attempt
                 _log.warning("discovery_not_read", issuer=of.name, cause=failure)
             held.failure = failure
+            if isinstance(e, NoDocument) and _known_keys(of.issuer) is not None:
+                held.read_at = monotonic()  # an issuer whose key set is configured needs none: ask in an hour again
         else:
             held.document, held.read_at, held.failure = document, monotonic(), ""
 
     async def _fetch(self, of: Configured) -> Document:
         status, value = await self._fetching.get_json(url_of(of.issuer), of=of)
         if status in _MISSING:
-            raise NoDocumentError("there is no discovery document below its URL")
+            raise NoDocument(f"issuer {of.name}: there is no discovery document below its URL")
         if status != _OK:
             raise TemporarilyUnavailable(f"issuer {of.name}: its discovery document is answered with {status}")
-        return document_of(value, of.issuer)
-
-    # -- before a change
+        return document_of(value, of)
 
     async def examine(self, of: Configured) -> str:
-        """Looks at an issuer before its configuration is stored: at the document, and at the key set.
-
-        Returns:
-            Why the issuer could not be examined, in words for an operator: an issuer may be added while it is away.
-            Empty if all is well.
+        """The URL of the issuer's key set, after a look at its document now. Nothing is kept.
 
         Raises:
-            InvalidRequest: the document is another issuer's, an oidc issuer has none, or its host has an address that
-                it may not have.
+            WrongDocument: the document is another issuer's.
+            NoDocument: the issuer needs a document, and has none.
+            TemporarilyUnavailable: the issuer needs its document, and it can't be read now.
         """
-        keys = _known_keys(of.issuer)
+        known = _known_keys(of.issuer)
+        if known is None:
+            return (await self._fetch(of)).jwks_uri
         try:
-            if keys is None:
-                keys = (await self._fetch(of)).jwks_uri
-            else:  # the document need not be there, but must not be another issuer's
-                with suppress(NoDocumentError, TemporarilyUnavailable):
-                    await self._fetch(of)
-            return await self._examine_keys(keys, of)
-        except WrongDocumentError as e:
-            raise InvalidRequest("discovery", description=f"issuer: {e}.") from None
-        except AddressRefused as e:
-            raise InvalidRequest(
-                e.cause,
-                description="issuer: a host of it has a private or reserved address. See private_addresses.",
-            ) from None
-        except TemporarilyUnavailable as e:
-            return e.cause
-
-    async def _examine_keys(self, url: str, of: Configured) -> str:
-        status, value = await self._fetching.get_json(url, of=of)
-        if status != _OK:
-            return f"issuer {of.name}: its key set is answered with {status}"
-        keys = value.get("keys") if isinstance(value, dict) else None
-        return "" if isinstance(keys, list) and keys else f"issuer {of.name}: its key set has no keys"
+            await self._fetch(of)
+        except WrongDocument:  # it need not be there, but must not be another's
+            raise
+        except TemporarilyUnavailable:
+            pass
+        return known
 
 
 def url_of(issuer: Issuer) -> str:
-    """The URL of the document (OpenID Connect Discovery 1.0 section 4.1): a slash at the end of the issuer goes."""
-    return f"{_base(issuer)}/.well-known/openid-configuration"
+    """The URL of the document (OpenID Connect Discovery 1.0 section 4.1)."""
+    return f"{issuer.base}/.well-known/openid-configuration"
 
 
-def document_of(value: Any, issuer: Issuer) -> Document:
+def document_of(value: Any, of: Configured) -> Document:
     """The document in a JSON value.
 
     Raises:
-        WrongDocumentError: it is no document, or another issuer's, or its key set is not reached by https.
+        WrongDocument: it is no document, or another issuer's, or its key set is not reached by https.
     """
     if not isinstance(value, dict):
-        raise WrongDocumentError("its discovery document is no JSON object")
-    found = value.get("issuer")
-    if found != issuer.issuer:
-        slash = isinstance(found, str) and found.rstrip("/") == issuer.issuer.rstrip("/")
+        raise WrongDocument(f"issuer {of.name}: its discovery document is no JSON object")
+    found, issuer = value.get("issuer"), of.issuer.issuer
+    if found != issuer:
+        slash = isinstance(found, str) and found.rstrip("/") == issuer.rstrip("/")
         more = " (they differ in the slash at the end)" if slash else ""
-        raise WrongDocumentError(f"its discovery document names another issuer{more}")
+        raise WrongDocument(f"issuer {of.name}: its discovery document names another issuer{more}")
     jwks_uri, end_session = value.get("jwks_uri"), value.get("end_session_endpoint")
-    if not (isinstance(jwks_uri, str) and _is_url(jwks_uri)):
-        raise WrongDocumentError("its discovery document has no https jwks_uri")
+    if not _is_url(jwks_uri):
+        raise WrongDocument(f"issuer {of.name}: its discovery document has no https jwks_uri")
     return Document(jwks_uri, end_session if _is_url(end_session) else None)
 
 
-def _is_url(value: Any) -> bool:
-    return (
-        isinstance(value, str)
-        and len(value) <= _LONGEST_URL
-        and value.isascii()
-        and value.isprintable()
-        and (" " not in value and is_https(value))
-    )
+def _is_url(value: Any) -> TypeGuard[str]:
+    return isinstance(value, str) and _URL.fullmatch(value) is not None and is_https(value)
 
 
 def _known_keys(issuer: Issuer) -> str | None:
     """The URL of the key set where it does not come from discovery."""
     if issuer.jwks_uri is not None:
         return issuer.jwks_uri
-    return f"{_base(issuer)}/keys" if issuer.preset == "scalekit" else None
-
-
-def _base(issuer: Issuer) -> str:
-    return issuer.issuer.removesuffix("/")
+    return f"{issuer.base}/keys" if issuer.preset == "scalekit" else None

@@ -13,11 +13,13 @@ from datetime import timedelta
 from urllib.parse import quote, urlencode
 from uuid import UUID
 
+from sqlalchemy import select
+
 from ..errors import TemporarilyUnavailable
 from ..log import get_logger
 from ..storage.batches import Batch
 from ..storage.database import Database
-from . import upstream_sessions
+from ..storage.tables import UpstreamSession
 from .discovery import Discovery
 from .issuer import Configured
 from .issuers import Issuers
@@ -78,9 +80,11 @@ class EndSession:
         return None
 
     async def _read(self, ids: Sequence[UUID]) -> Sequence[str | None]:
+        columns = select(UpstreamSession.session_id, UpstreamSession.issuer_name)
+        query = columns.where(self._db.among(UpstreamSession.session_id))
         async with self._db.look() as connection:
-            rows = await upstream_sessions.of(connection, set(ids))
-        names: dict[UUID, str] = {row.session_id: row.issuer_name for row in rows}
+            rows = await connection.execute(query, {"ids": list(set(ids))})
+            names = {row.session_id: row.issuer_name for row in rows}
         return [names.get(each) for each in ids]
 
 

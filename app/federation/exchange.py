@@ -2,8 +2,9 @@
 
 Guarantee 1 holds for an exchange too. The first refresh token is derived from the external token and its caller, and
 the session's row names the key. So as long as that refresh token is unused, the same caller gets the same answer again
-within the retry window, and nothing has to be stored for it. Anybody else, and anybody later, is refused: a copy of the
-external token in a log or a browser's history opens nothing.
+within the retry window, and nothing has to be stored for it. This holds also where the external token runs out within
+the window. Anybody else, and anybody later, is refused: a copy of the external token in a log or a browser's history
+opens nothing.
 
 Guarantee 6 holds as well. A row names the token by a digest of its content. The derivation takes a digest of its whole
 text, with the signature, which no row has. So rows and refresh key together do not give the refresh token.
@@ -18,7 +19,7 @@ from __future__ import annotations
 import hmac
 import json
 from collections.abc import Awaitable, Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -32,6 +33,7 @@ from ..sessions.ending import Ending
 from ..sessions.lookup import Lookup
 from ..sessions.start import Starting, Vouched
 from ..sessions.turns import Turns
+from ..settings_sessions import LONGEST_RETRY_WINDOW
 from ..storage.database import Database
 from ..storage.tasks import own_task
 from ..tokens.keys import Keys
@@ -40,9 +42,9 @@ from . import upstream_sessions
 from .accounts import Accounts, Known
 from .external_token import ExternalToken
 from .external_tokens import ExternalTokens
-from .identities import Identities, Linked, exchange_of, remembered_until
+from .identities import Identities, Linked
 from .issuer import Kind
-from .taking import TakenError, remember, take, taken
+from .taking import TakenError, name_of_token, remember, take, taken
 
 AbsoluteEnd = Callable[[ExternalToken], Awaitable[datetime | None]]
 """When the upstream session of a token ends in any case; None where the issuer does not say."""
@@ -56,6 +58,15 @@ class Sessions(NamedTuple):
     ending: Ending
     answers: Answers
     keys: Keys
+
+
+class _Seen(NamedTuple):
+    """What the database knows of an external token."""
+
+    row: Any | None
+    """The row of the token, if it was taken."""
+    is_logged_out: bool
+    """Whether its upstream session was logged out."""
 
 
 def caller_of(client_id: str, retry_key: str | None, device_id: str | None, user_agent: str | None) -> bytes:
@@ -79,9 +90,9 @@ class Exchange:
         external_tokens: ExternalTokens,
         identities: Identities,
         sessions: Sessions,
-        absolute_end: AbsoluteEnd | None = None,
+        absolute_end: AbsoluteEnd,
     ) -> None:
-        """Without `absolute_end`, a local session ends by the policy alone."""
+        """Makes the parts work together. `absolute_end` keeps a local session from outliving the upstream one."""
         self._db = db
         self._external_tokens = external_tokens
         self._accounts = Accounts(db)
@@ -120,17 +131,25 @@ class Exchange:
             UnacceptableToken: the token is not good, was taken, or its user or upstream session is shut out. Or the ID
                 token is of another sign-in.
             InvalidGrant, InvalidScope: as `Starting.start`.
-            TemporarilyUnavailable: the database or the issuer's keys are away. This says nothing about the token.
+            TemporarilyUnavailable: the database or the issuer's keys are away, or others of this token were before.
+                This says nothing about the token.
         """
-        token = await self._external_tokens.verify(subject_token, kind=kind)
-        kept = None if id_token is None else await self._together(token, id_token)
-        name = exchange_of(token)
-        async with self._turns.of(name):
-            again = await self._again(token, name, caller, by)
-            if again is not None:
+        try:
+            token, kept = await self._verified(subject_token, kind, id_token)
+        except UnacceptableToken as refusal:
+            if refusal.cause not in {"expired", "too_old"}:
+                raise
+            # It may have run out since it was exchanged. Then a retry is answered, and no session begins.
+            token, _ = await self._verified(subject_token, kind, id_token, LONGEST_RETRY_WINDOW)
+            if (again := await self._again(token, caller, by)) is None:
+                raise
+            return again
+        async with self._turns.of(name_of_token(token)):
+            if (again := await self._again(token, caller, by)) is not None:
                 return again
+            ends = await self._ends(token)
             known = await self._accounts.user_of(token, by=by)
-            proof = await self._proof(token, kept, caller, known)
+            proof = self._proof(token, kept, caller, known, ends)
             try:
                 tokens = await self._sessions.starting.start(
                     proof,
@@ -141,11 +160,10 @@ class Exchange:
                     scope=scope,
                 )
             except TakenError:
-                again = await self._again(token, name, caller, by)
-                if again is None:
+                if (again := await self._again(token, caller, by)) is None:
                     raise TemporarilyUnavailable("the token was taken and forgotten") from None
                 return again
-        if await self._was_logged_out(token):
+        if (await self._look(token)).is_logged_out:
             await self._end(tokens.session_id, token, by)
             raise _logged_out(tokens.session_id, known.user_id)
         return tokens
@@ -158,38 +176,49 @@ class Exchange:
             NotFound, Conflict, TemporarilyUnavailable: as `Identities.link`.
         """
         token = await self._external_tokens.verify(subject_token, kind=kind)
-        if await self._was_logged_out(token):
+        if (await self._look(token)).is_logged_out:
             raise _logged_out(None, user_id)
         return await self._identities.link(user_id, token, by=by)
 
-    async def _together(self, token: ExternalToken, id_token: str) -> ExternalToken:
-        """The ID token, if it is of the same issuer, subject and upstream session as the token.
+    async def _verified(
+        self, subject_token: str, kind: Kind | None, id_token: str | None, grace: timedelta = timedelta(0)
+    ) -> tuple[ExternalToken, ExternalToken | None]:
+        """The token, and the ID token, which is of the same issuer, subject and upstream session.
 
         Raises:
-            UnacceptableToken: it is not, or it is no good ID token.
+            UnacceptableToken: one of them is not good, or they are of two sign-ins.
+            TemporarilyUnavailable: as `exchange`.
         """
-        other = await self._external_tokens.verify(id_token, kind="id_token")
-        one, two = ((each.by.name, each.subject, each.upstream_id) for each in (token, other))
+        token = await self._external_tokens.verify(subject_token, kind=kind, grace=grace)
+        if id_token is None:
+            return token, None
+        kept = await self._external_tokens.verify(id_token, kind="id_token", grace=grace)
+        one, two = ((each.by.name, each.subject, each.upstream_id) for each in (token, kept))
         if one != two:
             raise UnacceptableToken("id_token_of_another")
-        return other
+        return token, kept
 
-    async def _proof(self, token: ExternalToken, kept: ExternalToken | None, caller: bytes, known: Known) -> Vouched:
-        """The proof for the new session. An ID token that is kept is used up: at a logout it stands in a URL.
+    async def _ends(self, token: ExternalToken) -> datetime | None:
+        """When the upstream session of a token ends in any case, before anything is done with the token.
 
         Raises:
-            UnacceptableToken: the upstream session has come to its end.
+            UnacceptableToken: the upstream session is over: it must neither make a user nor give one a role.
         """
-        name = exchange_of(token)
-        ends = await self._absolute_end(token) if self._absolute_end is not None else None
+        ends = await self._absolute_end(token)
         if ends is not None and ends <= self._db.clock():
-            raise UnacceptableToken("session_over", reason="absolute_timeout", user_id=known.user_id)
+            raise UnacceptableToken("session_over", reason="absolute_timeout")
+        return ends
+
+    def _proof(
+        self, token: ExternalToken, kept: ExternalToken | None, caller: bytes, known: Known, ends: datetime | None
+    ) -> Vouched:
+        """The proof for the new session. An ID token that is kept is used up: at a logout it stands in a URL."""
 
         async def note(tx: AsyncConnection, session_id: UUID, now: datetime) -> None:
-            await take(tx, name, now, remembered_until(token), caller=caller, session_id=session_id)
+            await take(tx, name_of_token(token), now, token.good_until, caller=caller, session_id=session_id)
             if kept is not None:
                 # If it was exchanged before, its own row stays as it is: `issued_at` prolongs no retry window.
-                await remember(tx, exchange_of(kept), kept.issued_at, remembered_until(kept))
+                await remember(tx, name_of_token(kept), kept.issued_at, kept.good_until)
             await self._accounts.used(tx, known, token, now)
             await upstream_sessions.note(tx, session_id, token, known.identity_id, now)
 
@@ -202,13 +231,13 @@ class Exchange:
             absolute_expires_at=ends,
         )
 
-    async def _again(self, token: ExternalToken, name: bytes, caller: bytes, by: Actor) -> Tokens | None:
+    async def _again(self, token: ExternalToken, caller: bytes, by: Actor) -> Tokens | None:
         """The answer once more, if the token was taken by the same caller within the retry window. None: it was not.
 
         Raises:
             UnacceptableToken: somebody else took it, or it was long ago, or its session is used, over or logged out.
         """
-        row, is_logged_out = await self._look(token, name)
+        row, is_logged_out = await self._look(token)
         if is_logged_out:
             if row is not None and row.session_id is not None:
                 # The process that started the session may have died before it looked.
@@ -234,15 +263,10 @@ class Exchange:
         return self._sessions.answers.tokens(session, first, session.now)
 
     @own_task
-    async def _look(self, token: ExternalToken, name: bytes) -> tuple[Any | None, bool]:
-        """The row of the token if it was taken, and whether its upstream session was logged out."""
+    async def _look(self, token: ExternalToken) -> _Seen:
         async with self._db.look(hot_path=False) as connection:
-            return await taken(connection, name), await upstream_sessions.logged_out(connection, token)
-
-    @own_task
-    async def _was_logged_out(self, token: ExternalToken) -> bool:
-        async with self._db.look(hot_path=False) as connection:
-            return await upstream_sessions.logged_out(connection, token)
+            row = await taken(connection, name_of_token(token))
+            return _Seen(row, await upstream_sessions.logged_out(connection, token))
 
     async def _end(self, session_id: UUID, token: ExternalToken, by: Actor) -> None:
         upstream = by._replace(kind="upstream", id=token.by.name)

@@ -6,7 +6,7 @@ Pure: no I/O, no clock.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ..errors import InvalidRequest
@@ -24,7 +24,12 @@ _LONGEST_AMR = 64  # characters of the column
 
 
 def external_token(
-    token: UnverifiedToken, claims: Mapping[str, Any], of: Configured, now: datetime, kind: Kind | None
+    token: UnverifiedToken,
+    claims: Mapping[str, Any],
+    of: Configured,
+    now: datetime,
+    kind: Kind | None,
+    grace: timedelta = timedelta(0),
 ) -> ExternalToken:
     """The token, if its claims are acceptable.
 
@@ -34,17 +39,18 @@ def external_token(
         of: the issuer, one of whose `iss` and audiences they have.
         now: the database's clock.
         kind: the kind that the caller wants. None: each kind that is configured.
+        grace: how long ago it may have expired, or become too old.
 
     Raises:
         UnacceptableToken: a claim is missing, malformed or not acceptable. The cause is one word.
     """
-    issued_at, expires_at = _times(claims, of.issuer, now)
+    issued_at, expires_at = _times(claims, of.issuer, now, grace)
     if word := foreign_kind(claims, of.issuer):
         raise refused(word)
     is_kind = kind_of(token.type, claims, of.issuer)
     if is_kind not in of.issuer.all_kinds or kind not in {None, is_kind}:
         raise refused("wrong_kind")
-    if is_kind == "id_token" and now.timestamp() - issued_at > of.issuer.id_token_age + _LEEWAY:
+    if is_kind == "id_token" and (now - grace).timestamp() - issued_at > of.issuer.id_token_age + _LEEWAY:
         raise refused("too_old")
     _check_parties(claims, of.issuer, is_kind)
     organization = _organization(claims, of.issuer)
@@ -65,13 +71,13 @@ def external_token(
     )
 
 
-def _times(claims: Mapping[str, Any], issuer: Issuer, now: datetime) -> tuple[float, float]:
+def _times(claims: Mapping[str, Any], issuer: Issuer, now: datetime, grace: timedelta) -> tuple[float, float]:
     """`iat` and `exp`, if the token is in force now and lives no longer than the issuer's tokens may."""
     seconds = now.timestamp()
     issued_at, expires_at, begins = (_moment(claims, name) for name in ("iat", "exp", "nbf"))
     if issued_at is None or expires_at is None:
         raise refused("missing_claim")
-    if expires_at <= seconds - _LEEWAY or expires_at <= issued_at:
+    if expires_at <= seconds - _LEEWAY - grace.total_seconds() or expires_at <= issued_at:
         raise refused("expired")
     if begins is not None and begins > seconds + _LEEWAY:
         raise refused("not_yet_valid")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from ..settings import LEEWAY
 from .issuer import Configured, Kind
 
 
@@ -36,3 +37,8 @@ class ExternalToken:
     """How (RFC 8176): words separated by blanks, 64 characters at most."""
     email: str | None = field(default=None, repr=False)
     """The normalised e-mail address, if the issuer is trusted for it and says that it is verified. Else None."""
+
+    @property
+    def good_until(self) -> datetime:
+        """The moment from which it is refused as expired."""
+        return self.expires_at + LEEWAY

@@ -13,13 +13,13 @@ The order of the checks is the order of their costs, and of the trust that each 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any, Final
 
 import jwt
 from jwt.exceptions import InvalidSubjectError
 from jwt.types import Options
 
-from ..errors import UnacceptableToken
 from ..storage.database import Database
 from .external_claims import external_token
 from .external_token import ExternalToken
@@ -29,7 +29,7 @@ from .key_sets import KeySets
 from .kinds import foreign_kind
 from .logout_token import LogoutToken, logout_token_of
 from .unverified_tokens import UnverifiedToken, unverified
-from .verdicts import SENTENCES, Verdict, Word, refused, word_of
+from .verdicts import Word, refused
 
 _OPTIONS: Final[Options] = {
     "verify_signature": True,
@@ -58,12 +58,13 @@ class ExternalTokens:
         self._key_sets = key_sets
         self._db = db
 
-    async def verify(self, text: str, *, kind: Kind | None) -> ExternalToken:
+    async def verify(self, text: str, *, kind: Kind | None, grace: timedelta = timedelta(0)) -> ExternalToken:
         """The verified token. The caller sees to it that it is exchanged once.
 
         Args:
             text: the token as the client sent it.
             kind: the kind that the client says it is. None: each kind that is configured for the issuer.
+            grace: how long ago it may have expired, or become too old.
 
         Raises:
             UnacceptableToken: the token is refused. The cause is one word of `SENTENCES`.
@@ -74,7 +75,7 @@ class ExternalTokens:
         if of is None:
             raise refused("unknown_issuer")
         claims = await self._claims(text, token, of, _OF_USERS, of.issuer.all_audiences)
-        return external_token(token, claims, of, self._db.clock(), kind)
+        return external_token(token, claims, of, self._db.clock(), kind, grace)
 
     async def verify_logout_token(self, text: str, of: Configured) -> LogoutToken:
         """The verified logout token (OpenID Connect Back-Channel Logout 1.0 section 2.6). The caller takes it once.
@@ -93,22 +94,6 @@ class ExternalTokens:
         audiences = of.issuer.all_audiences | {of.issuer.client_id}
         claims = await self._claims(text, token, of, _OF_LOGOUTS, audiences)
         return logout_token_of(token.header, claims, of, self._db.clock())
-
-    async def judged(self, text: str) -> Verdict:
-        """The verdict on a token in plain words, for an operator. Nothing is taken, and nothing of it is repeated.
-
-        Raises:
-            TemporarilyUnavailable: as `verify`.
-        """
-        issuer: str | None = None
-        try:
-            of = self._issuers.of(unverified(text).iss)
-            issuer = of.name if of is not None else None
-            token = await self.verify(text, kind=None)
-        except UnacceptableToken as e:
-            word = word_of(e)
-            return Verdict(SENTENCES[word] if word else e.sentence, word, issuer)
-        return Verdict(f"It is acceptable: {_CALLED[token.kind]} of a user.", None, issuer)
 
     async def _claims(
         self,
@@ -158,4 +143,3 @@ _WORDS: Final[Mapping[type[Exception], Word]] = {
     InvalidSubjectError: "subject",
     jwt.InvalidKeyError: "weak_key",
 }
-_CALLED: Final[Mapping[Kind, str]] = {"access_token": "an access token", "id_token": "an ID token"}

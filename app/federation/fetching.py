@@ -11,9 +11,11 @@ import asyncio
 import json
 import socket
 import ssl
+import stat
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -31,16 +33,15 @@ LIMIT = timedelta(seconds=4)
 MOST_BYTES = 512 * 1024
 """Bytes of an answer's body. The largest key set that is taken has 100 keys of some 2 KiB."""
 
+_threads = ThreadPoolExecutor(16, thread_name_prefix="issuers")
+"""The threads that look up names and read files for issuers. A resolver may hold one for half a minute. The threads of
+the event loop look up the database's name, and must not wait for an issuer's.
+"""
+
 _MOST_ADDRESSES = 3
 _REDIRECTS = range(300, 400)
 _FIRST_ERROR = 400
 _PORTS = 1 << 16
-
-_RESOLVING = ThreadPoolExecutor(8, thread_name_prefix="issuer-names")
-"""Threads for look-ups of names. One that waits for a dead name server can't be stopped, and may wait longer than
-`LIMIT`. In the event loop's threads, some of these would keep new connections to the database and to Redis from their
-addresses.
-"""
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 """Finds the addresses of a host's name."""
@@ -52,11 +53,8 @@ class AddressRefused(TemporarilyUnavailable):
 
 async def resolved(host: str, port: int) -> Sequence[str]:
     """The addresses of a host, as the machine's resolver orders them (RFC 6724)."""
-
-    def found_by_resolver() -> list[Any]:
-        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-
-    found = await asyncio.get_running_loop().run_in_executor(_RESOLVING, found_by_resolver)
+    look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    found = await asyncio.get_running_loop().run_in_executor(_threads, look_up)
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
@@ -69,7 +67,7 @@ class Fetching:
         self._contexts: dict[str | None, tuple[object, ssl.SSLContext]] = {}
 
     async def get_json(self, url: str, *, of: Configured, bearer: str | None = None) -> tuple[int, Any]:
-        """Status and JSON value of a GET. None for the value of an answer without a body, or of an error.
+        """Status and JSON value of a GET. The value of an answer without a body is None, as is an error's without JSON.
 
         Args:
             url: an https URL of the issuer's.
@@ -141,7 +139,7 @@ class Fetching:
         of: Configured,
     ) -> tuple[int, bytes]:
         """Status and body, from the first address that takes a connection. No request is sent twice."""
-        context = await asyncio.to_thread(self._context, of)
+        context = await asyncio.get_running_loop().run_in_executor(_threads, self._context, of)
         transport = httpx2.AsyncHTTPTransport(verify=context, trust_env=False)
         # The URL has the checked address in the place of the name. The name stays where it counts: in `Host`, and for
         # TLS, which asks for the name (SNI) and compares it with the certificate (RFC 9525).
@@ -177,8 +175,7 @@ class Fetching:
         """
         name = of.issuer.ca_file
         try:
-            state = Path(name).stat() if name is not None else None
-            stamp = state and (state.st_mtime_ns, state.st_size, state.st_ino)
+            stamp = None if name is None else _stamp(Path(name))
             held = self._contexts.get(name)
             if held is None or held[0] != stamp:
                 made = ssl.create_default_context(cafile=name) if name is not None else httpx2.create_ssl_context()
@@ -186,6 +183,18 @@ class Fetching:
         except OSError:  # an `ssl.SSLError` too
             raise TemporarilyUnavailable(f"issuer {of.name}: its ca_file can't be read") from None
         return held[1]
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    """The state of a file: another one means that its content may differ.
+
+    Raises:
+        OSError: there is no file, or it is a pipe, device or folder, whose reading might never end.
+    """
+    state = path.stat()
+    if not stat.S_ISREG(state.st_mode):
+        raise OSError("not a regular file")
+    return state.st_mtime_ns, state.st_size, state.st_ino
 
 
 def _target(url: str, of: Configured) -> httpx2.URL:

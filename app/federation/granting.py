@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
-from uuid import UUID
 
 from sqlalchemy import select
 
@@ -52,13 +51,13 @@ class Granted:
             raise UnacceptableToken("role") from None
         return cls(role, frozenset(issuer.claims.values()), claims_of(token) if issuer.claims else {})
 
-    def differs(self, role: str, claims: str | None) -> bool:
-        """Whether a user's row with this role and these claims has to change.
+    def changes(self, claims: str | None) -> bool:
+        """Whether a user's row with these claims has to change.
 
         Raises:
             UnacceptableToken: as `claims_after`.
         """
-        return self.role not in {None, role} or stored(self.claims_after(claims)) != stored(claims)
+        return stored(self.claims_after(claims)) != stored(claims)
 
     def claims_after(self, before: str | None) -> str | None:
         """The claims of a user's row after the exchange, in the form of the row.
@@ -74,29 +73,37 @@ class Granted:
             raise UnacceptableToken("claims") from None
 
 
-async def grant(db: Database, user_id: UUID, granted: Granted, by: Actor) -> None:
+async def grant(db: Database, user: Any, granted: Granted, by: Actor) -> None:
     """Gives a user the role and the claims, in one transaction with the user's live sessions.
 
     The last enabled administrator stays one, whatever the token says: otherwise nobody could correct a wrong table.
+
+    Args:
+        db: the database.
+        user: the user's row, as it was read a moment ago. If it has all of it, no transaction begins.
+        granted: the role and the claims.
+        by: the issuer.
 
     Raises:
         UnacceptableToken: the user was erased meanwhile, or as `Granted.claims_after`.
         TemporarilyUnavailable: the database is away.
     """
-    role = granted.role
+    # Most exchanges change no role. Then no administrator's row is locked, and an operator's change meanwhile stays.
+    role = None if granted.role == user.role else granted.role
+    if role is None and not granted.changes(user.claims):
+        return
     async with db.begin() as tx:
         if role is not None and role != "admin":
             try:
-                await keep_one(tx, user_id)
+                await keep_one(tx, user.id)
             except Conflict:
-                _log.warning("last_administrator_kept", user_id=str(user_id), issuer=by.id)
+                _log.warning("last_administrator_kept", user_id=str(user.id), issuer=by.id)
                 role = None
         columns = select(User.role, User.claims, db.now().label("now"))
-        user = (await tx.execute(columns.where(User.id == user_id).with_for_update())).one_or_none()
-        if user is None:
-            raise UnacceptableToken("user was erased meanwhile")
-        if role is not None and user.role != role:
-            await change_role(tx, user_id, role, user.now, by)
-        claims = granted.claims_after(user.claims)
-        if stored(claims) != stored(user.claims):
-            await change_claims(tx, user_id, claims, user.now, by)
+        now = (await tx.execute(columns.where(User.id == user.id).with_for_update())).one_or_none()
+        if now is None:
+            raise UnacceptableToken("erased")
+        if role is not None and now.role != role:
+            await change_role(tx, user.id, role, now.now, by)
+        if granted.changes(now.claims):
+            await change_claims(tx, user.id, granted.claims_after(now.claims), now.now, by)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -23,20 +23,18 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ..actors import Actor
 from ..errors import Conflict, NotFound, TemporarilyUnavailable, UnacceptableToken
 from ..events.audit import Event, record
-from ..settings import LEEWAY
 from ..storage.database import Database
 from ..storage.tables import Identity, User, uuid7
 from ..storage.tasks import own_task
 from ..users.administrators import check_still
 from .external_token import ExternalToken
 from .issuers import Issuers
-from .taking import TakenError, name_of, take
+from .taking import TakenError, name_of_token, take
 
 MOST = 20
 """How many identities a user may link."""
 
 _ATTEMPTS = 4
-_MARGIN = timedelta(seconds=60)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +96,7 @@ class Identities:
             if user is None:
                 raise NotFound("no such user")
             if user.disabled_at is not None:
-                raise UnacceptableToken("user is disabled", reason="user_disabled", user_id=user_id)
+                raise UnacceptableToken("user_disabled", reason="user_disabled", user_id=user_id)
             found = (await tx.execute(identity_of(token))).one_or_none()
             if found is not None:
                 if found.user_id != user_id:
@@ -107,7 +105,7 @@ class Identities:
             counted = select(func.count()).select_from(Identity).where(Identity.user_id == user_id)
             if (await tx.scalar(counted) or 0) >= MOST:
                 raise Conflict("too many identities", description=f"A user links {MOST} identities at most.")
-            await take(tx, exchange_of(token), user.now, remembered_until(token))
+            await take(tx, name_of_token(token), user.now, token.good_until)
             await insert_identity(tx, token, user_id, user.now, by)
             return Linked.of((await tx.execute(identity_of(token))).one())
 
@@ -143,16 +141,6 @@ async def locked(db: Database, tx: AsyncConnection, which: ColumnElement[bool]) 
     what = User.id, User.role, User.claims, User.disabled_at, User.email, User.email_verified_at, User.password_hash
     query = select(*what, db.now().label("now")).where(which).with_for_update()
     return (await tx.execute(query)).one_or_none()
-
-
-def exchange_of(token: ExternalToken) -> bytes:
-    """The name under which a token is taken when it is exchanged or used up."""
-    return name_of("exchange", token.by.name, token.digest.hex())
-
-
-def remembered_until(token: ExternalToken) -> datetime:
-    """Until when a taken token has to be remembered. On every clock, it is refused as expired from then on."""
-    return token.expires_at + LEEWAY + _MARGIN
 
 
 async def insert_identity(tx: AsyncConnection, token: ExternalToken, user_id: UUID, now: datetime, by: Actor) -> UUID:

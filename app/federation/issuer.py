@@ -32,7 +32,7 @@ Check = Literal["off", "open", "closed"]
 NAME = re.compile(r"[a-z][a-z0-9-]{0,31}", re.ASCII)
 """The form of an issuer's name, which stands in paths."""
 
-MOST_SECONDS = 365 * 86_400
+_MOST_SECONDS = 365 * 86_400
 
 
 def _https(url: str) -> str:
@@ -57,7 +57,7 @@ Url = Annotated[str, AfterValidator(_https)]
 Word = Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,255}$")]
 Address = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9+.-]{0,31}:[\x21\x22\x24-\x7e]{1,223}$")]
 """A URI without a fragment, also of a native app's own scheme (RFC 8252 section 7.1)."""
-Seconds = Annotated[int, Field(ge=1, le=MOST_SECONDS)]
+Seconds = Annotated[int, Field(ge=1, le=_MOST_SECONDS)]
 Names = Annotated[tuple[Word, ...], Field(max_length=50)]
 Role = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
 
@@ -65,23 +65,30 @@ Role = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
 class Issuer(BaseModel):
     """An issuer without its secrets."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     preset: Annotated[Preset, Field(description="`scalekit`, or `oidc` for any issuer with OpenID Connect Discovery.")]
     issuer: Annotated[
-        Url, Field(description="The exact `iss`. Scalekit: the environment URL. Identities belong to it.")
+        Url,
+        Field(description="The exact `iss`, with its slash at the end if it has one. Scalekit: the environment URL."),
     ]
     also_issuers: Annotated[
         tuple[Url, ...], Field(max_length=10, description="Other exact `iss` values of the same issuer and subjects.")
     ] = ()
     client_id: Annotated[Word, Field(description="Your client id at the issuer.")]
-    audiences: Annotated[Names, Field(description="Accepted `aud` values. Empty: the client id.")] = ()
+    audiences: Annotated[
+        Names,
+        Field(description="Accepted `aud` values, among them the client id if it shall count. Empty: the client id."),
+    ] = ()
     algorithms: Annotated[
         tuple[Algorithm, ...], Field(min_length=1, max_length=3, description="Algorithms that may sign its tokens.")
     ] = ("RS256",)
     kinds: Annotated[
         tuple[Kind, ...],
-        Field(max_length=2, description="The kinds of tokens that are exchanged. Empty: those of the preset."),
+        Field(
+            max_length=2,
+            description="The kinds of tokens that are exchanged. Empty: both of Scalekit, ID tokens of others.",
+        ),
     ] = ()
     organizations: Annotated[Names, Field(description="Allowed organizations (`oid`). Empty: any, also none.")] = ()
 
@@ -92,7 +99,7 @@ class Issuer(BaseModel):
         str | None,
         Field(
             pattern=r"^[^\x00-\x1f\x7f]{1,1024}$",
-            description="The authorities (PEM) that sign its certificate. Unset: public.",
+            description="The file of authorities (PEM) that sign its certificate. Unset: public ones.",
         ),
     ] = None
     private_addresses: Annotated[
@@ -111,9 +118,14 @@ class Issuer(BaseModel):
     ] = False
     roles: Annotated[
         dict[Word, Role],
-        Field(max_length=50, description="Its role or permission → role here. The first that matches counts."),
+        Field(
+            max_length=50,
+            description="Its role or permission → role here; the first match counts. Empty: the role stays.",
+        ),
     ] = {}
-    default_role: Annotated[Role, Field(description="The role of a user none of whose roles matches.")] = "user"
+    default_role: Annotated[
+        Role, Field(description="The role of a new user, and of each user none of whose roles matches.")
+    ] = "user"
     claims: Annotated[
         dict[Word, Word], Field(max_length=20, description="Its claim → claim here. No other claim is copied.")
     ] = {}
@@ -123,9 +135,12 @@ class Issuer(BaseModel):
         Field(max_length=50, description="The pages to which the issuer may send a browser after a logout there."),
     ] = ()
     revoke_sessions: Annotated[
-        bool | None, Field(description="Whether a local logout revokes its session. Unset: if the preset can.")
+        bool | None,
+        Field(description="Whether a local logout revokes its session. Unset: if Scalekit's secret is there."),
     ] = None
-    check_sessions: Annotated[Check, Field(description="Whether a refresh asks if its session lives.")] = "off"
+    check_sessions: Annotated[
+        Check, Field(description="Whether a refresh asks if its session lives: see docs/upstream.md.")
+    ] = "off"
     check_every: Annotated[Seconds, Field(description="How long an answer of that check counts, in seconds.")] = 60
     webhook_organizations: Annotated[
         bool, Field(description="Whether webhooks of organizations that are not allowed count, too.")
@@ -140,6 +155,11 @@ class Issuer(BaseModel):
                 "check_sessions, revoke_sessions: only Scalekit has an API for its sessions",
             ),
             (self.default_role == "admin", "default_role: must not be admin"),
+            (
+                # There, each organization gives its members roles: whoever founds one is its administrator.
+                self.preset == "scalekit" and "admin" in self.roles.values() and not self.organizations,
+                "roles: admin needs organizations, because each organization there has administrators of its own",
+            ),
             (self.issuer in self.also_issuers, "also_issuers: repeats the issuer"),
         )
         if broken := [rule for is_broken, rule in rules if is_broken]:
@@ -154,6 +174,16 @@ class Issuer(BaseModel):
     def all_issuers(self) -> tuple[str, ...]:
         """Every exact `iss` that its tokens may have."""
         return (self.issuer, *self.also_issuers)
+
+    @property
+    def base(self) -> str:
+        """The URL below which its own pages are: a slash at its end goes (OpenID Connect Discovery 1.0 section 4.1)."""
+        return self.issuer.removesuffix("/")
+
+    @property
+    def place(self) -> tuple[object, ...]:
+        """All that decides where its keys and its document come from, and who may answer there."""
+        return self.preset, self.issuer, self.jwks_uri, self.ca_file, self.private_addresses
 
     @property
     def all_audiences(self) -> frozenset[str]:
@@ -196,7 +226,7 @@ class IssuerSecrets(BaseModel):
 class Configured(BaseModel):
     """An issuer with its name and secrets, as a process holds it."""
 
-    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True)
 
     name: Annotated[str, Field(pattern=rf"^{NAME.pattern}$")]
     issuer: Issuer
@@ -222,8 +252,11 @@ class Configured(BaseModel):
         """The secrets that it has not got, each with what does not work without it."""
         if self.issuer.preset != "scalekit":
             return []
-        acts = ["local logouts do not end its sessions"] * (self.issuer.revoke_sessions is not False)
-        acts += ["refreshes do not ask if its sessions live"] * (self.issuer.check_sessions != "off")
+        acts = []
+        if self.issuer.revoke_sessions is not False:
+            acts.append("local logouts do not end its sessions")
+        if self.issuer.check_sessions != "off":
+            acts.append("refreshes do not ask if its sessions live")
         needs = (("client_secret", " and ".join(acts)), ("webhook_secret", "its webhooks are refused"))
         return [(name, words) for name, words in needs if words and getattr(self.secrets, name) is None]
 

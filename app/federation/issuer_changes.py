@@ -6,10 +6,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ..actors import Actor
-from ..errors import TemporarilyUnavailable
-from .discovery import Discovery
+from ..errors import InvalidRequest, TemporarilyUnavailable
+from .discovery import NoDocument, WrongDocument
+from .fetching import AddressRefused
 from .issuer import Configured, Issuer, IssuerSecrets
 from .issuers import Issuers
+from .key_sets import KeySets
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,23 +20,23 @@ class Put:
 
     configured: Configured
     not_examined: str
-    """Why the issuer itself could not be asked, in words for an operator. Empty if it was asked, and all is well."""
+    """Why its keys can't be had now, in words for an operator. Empty if the issuer was asked, and all is well."""
 
 
 class IssuerChanges:
     """Adds, changes and removes issuers."""
 
-    def __init__(self, issuers: Issuers, discovery: Discovery) -> None:
+    def __init__(self, issuers: Issuers, key_sets: KeySets) -> None:
         self._issuers = issuers
-        self._discovery = discovery
+        self._key_sets = key_sets
 
     async def put(
         self, name: str, issuer: Issuer, secrets: IssuerSecrets, *, by: Actor, seen: Configured | None = None
     ) -> Put:
-        """Adds an issuer, or replaces its members. It is in force on each instance within a second, here at once.
+        """Adds an issuer, or replaces its members: in force on each instance within a second, and here at once.
 
-        The issuer is asked first. If its discovery document is wrong, nothing is stored. If it is away, the change goes
-        on. No transaction is open meanwhile.
+        The issuer is asked first. If its discovery document is wrong, nothing is stored. If it is away, or its key set
+        can't be used, the change goes on. No transaction is open meanwhile.
 
         Arguments and errors are those of `Issuers.put`.
 
@@ -42,7 +44,7 @@ class IssuerChanges:
             InvalidRequest: the discovery document is another issuer's, or a host has an address that it may not have.
         """
         self._issuers.check_name(name)
-        not_examined = await self._discovery.examine(Configured(name=name, issuer=issuer))
+        not_examined = await self._examine(Configured(name=name, issuer=issuer))
         configured = await self._issuers.put(name, issuer, secrets, by=by, seen=seen)
         await self._load()
         return Put(configured, not_examined)
@@ -54,6 +56,23 @@ class IssuerChanges:
         """
         await self._issuers.remove(name, by=by)
         await self._load()
+
+    async def _examine(self, of: Configured) -> str:
+        """Why the issuer's keys can't be had now. Empty if they can.
+
+        Raises:
+            InvalidRequest: as `put`.
+        """
+        try:
+            await self._key_sets.examine(of)
+        except (WrongDocument, NoDocument) as e:
+            raise InvalidRequest(e.cause, description=f"{e.cause}.") from None
+        except AddressRefused as e:
+            sentence = "issuer: a host of it has a private or reserved address. See private_addresses."
+            raise InvalidRequest(e.cause, description=sentence) from None
+        except TemporarilyUnavailable as e:
+            return e.cause
+        return ""
 
     async def _load(self) -> None:
         with suppress(TemporarilyUnavailable):  # the act is done, and the pulse will tell this process of it

@@ -21,6 +21,8 @@ from .issuer import NAME, Configured, IssuerSecrets, issuer_of, secrets_of
 SETTING = "KEYTURN_FEDERATION_FILE"
 """The setting that names the file."""
 
+_ANYTHING, _WRITING = 0o007, 0o002  # rights of strangers, as bits of a mode
+
 _LINE = re.compile(r"\(at (line \d+), column \d+\)")
 
 
@@ -28,7 +30,7 @@ def read(path: Path) -> Mapping[str, Configured]:
     """The issuers of the file, by their names.
 
     Raises:
-        ConfigurationError: the file can't be read, others may read its secrets, or a member is not valid.
+        ConfigurationError: the file can't be read, strangers may write it or read its secrets, or a member is wrong.
     """
     text = _text(path, SETTING)
     try:
@@ -40,8 +42,9 @@ def read(path: Path) -> Mapping[str, Configured]:
     if found or not isinstance(issuers, dict):
         raise ConfigurationError(f"{SETTING}: has something else than tables [issuers.NAME]")
     configured = {name: _configured(name, members) for name, members in issuers.items()}
-    if any(members.keys() & IssuerSecrets.model_fields.keys() for members in issuers.values()):
-        _check_private(path, SETTING)
+    has_secrets = any(members.keys() & IssuerSecrets.model_fields.keys() for members in issuers.values())
+    # The writer of the file decides who signs in here. So no stranger may write it, even if it has no secrets.
+    _check_closed(path, SETTING, _ANYTHING if has_secrets else _WRITING)
     owners: dict[str, str] = {}
     for name, each in configured.items():
         for iss in each.issuer.all_issuers:
@@ -76,7 +79,7 @@ def _secret(path: object, called: str) -> str:
     if not isinstance(path, str):
         raise ConfigurationError(f"{called}: is not the path of a text file")
     text = _text(Path(path), called)
-    _check_private(Path(path), called)
+    _check_closed(Path(path), called, _ANYTHING)
     try:
         return given(text)
     except ValueError as e:
@@ -92,8 +95,8 @@ def _text(path: Path, called: str) -> str:
         raise ConfigurationError(f"{called}: is not the path of a text file") from None
 
 
-def _check_private(path: Path, called: str) -> None:
-    """Checks that no stranger can read a file with secrets, as for the file of the master secret."""
+def _check_closed(path: Path, called: str, what: int) -> None:
+    """Checks that no stranger has any of these rights in a file, as for the file of the master secret."""
     mode = mode_if_ours(path, f"{called}: ")
-    if stat.S_ISREG(mode) and mode & 0o007:
+    if stat.S_ISREG(mode) and mode & what:
         raise ConfigurationError(f"{called}: is open to everyone; chmod 600 it")

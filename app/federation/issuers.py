@@ -56,7 +56,6 @@ class Issuers:
         path = settings.federation_file
         self._of_file: Mapping[str, Configured] = {} if path is None else issuer_file.read(path)
         self._in_force: Mapping[str, Configured] | None = None
-        self._by_iss: Mapping[str, Configured] = {}
         self._state: list[Any] = []  # the rows from which they were made
         self._causes: dict[str, str] = {}  # why an issuer is not in force, or not with its secrets
         self._told: dict[str, str] = {}  # those of the causes that the log has
@@ -81,7 +80,7 @@ class Issuers:
         Raises:
             TemporarilyUnavailable: as `in_force`.
         """
-        return self._by_iss.get(iss) if self.in_force else None
+        return next((each for each in self.in_force.values() if iss in each.issuer.all_issuers), None)
 
     def named(self, name: str) -> Configured:
         """The issuer of this name.
@@ -115,7 +114,6 @@ class Issuers:
             if self._in_force is None or state != self._state:  # else the objects stay, and what hangs on them
                 in_force = {one.name: one.configured for one in found if one.status == "in_force" and one.configured}
                 self._in_force, self._state = MappingProxyType(in_force), state
-                self._by_iss = {iss: each for each in in_force.values() for iss in each.issuer.all_issuers}
             self._causes = {each.name: each.status for each in found if each.status != "in_force"}
             self._causes |= {each.name: "secrets are lost" for each in found if each.secrets_are_lost}
             self._copy.was_read(rows[0].version, began)
@@ -178,7 +176,7 @@ class Issuers:
     async def put(
         self, name: str, issuer: Issuer, secrets: IssuerSecrets, *, by: Actor, seen: Configured | None = None
     ) -> Configured:
-        """Adds an issuer, or replaces its members. It is in force on each instance within a second.
+        """Adds an issuer, or replaces its members: in force on each instance within a second.
 
         Args:
             name: its name.

@@ -52,6 +52,10 @@ class JwkSet:
     left_out: tuple[tuple[str, str], ...] = ()
     """The id of each key that is not used, and why not."""
 
+    def __contains__(self, kid: str) -> bool:
+        """Whether the issuer publishes a key of this id for signatures, be it too weak."""
+        return kid in self.keys or kid in self.weak
+
 
 def jwk_set_of(document: Any) -> JwkSet:
     """The keys of a document.

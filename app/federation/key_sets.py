@@ -8,13 +8,15 @@ No outage becomes a verdict on a token:
 
 1. A key that is in the set verifies, also while the issuer is away. A withdrawn key stops at the first token after
    `FRESH`, if the issuer answers.
-2. A key is called unknown only if a fetch that began after its token came does not have it.
+2. A key is called unknown only if a fetch that began after its token came does not have it. A weak one is called weak
+   as long as a sound one would verify.
 3. In every other case, the answer is 503, and a later attempt finds out.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from time import monotonic
@@ -36,6 +38,7 @@ FRESH = timedelta(minutes=10)
 
 _OK = 200
 _NEVER = float("-inf")
+_NONE = JwkSet({}, frozenset())
 
 _log = get_logger()
 
@@ -45,7 +48,7 @@ class _Held:
     """The key set of one issuer. Moments are of the monotonic clock."""
 
     of: Configured
-    keys: JwkSet | None = None
+    keys: JwkSet = _NONE
     read_at: float = _NEVER
     """When the fetch began that brought the keys."""
     begun_at: float = _NEVER
@@ -85,29 +88,44 @@ class KeySets:
         came = monotonic()
         held = self._of(of)
         while True:
-            key = _found(held, kid)
-            asked = held.asked_at >= came
-            if key is not None and (asked or not held.is_old):
-                return key
-            if key is None and asked and not held.failure:
+            known, asked = kid in held.keys, held.asked_at >= came
+            if known and (asked or not held.is_old):
+                return _sound(held.keys, kid)
+            if not known and asked and not held.failure:
                 raise refused("unknown_key")
             fetch = held.fetch or self._begin(held)
-            # After a failure, a key in memory verifies at once, and the next fetch goes on behind it.
-            if key is not None and (fetch is None or held.failure):
-                return key
+            # After a failure, a key in memory counts at once, and the next fetch goes on behind it.
+            if known and (fetch is None or held.failure):
+                return _sound(held.keys, kid)
             if fetch is None:
                 raise TemporarilyUnavailable(held.failure or "unknown key in the cool-down", retry_after=held.cool_down)
             await asyncio.shield(fetch)
 
-    async def read(self, of: Configured) -> JwkSet:
-        """Fetches the key set now, and keeps nothing.
+    async def examine(self, of: Configured) -> JwkSet:
+        """Asks an issuer for its document and its key set now, and keeps nothing. The issuer need not be in force.
+
+        Raises:
+            WrongDocument: the document is another issuer's.
+            NoDocument: the issuer needs a document, and has none.
+            AddressRefused: a host has an address that the issuer may not have.
+            TemporarilyUnavailable: the issuer is away, or its key set can't be used. The cause says why.
+        """
+        return await self._read(of, self._discovery.examine)
+
+    def follow(self, in_force: Mapping[str, Configured]) -> None:
+        """Forgets the keys of issuers that are no longer in force."""
+        for name in self._held.keys() - in_force.keys():
+            del self._held[name]
+
+    async def _read(self, of: Configured, place: Callable[[Configured], Awaitable[str]]) -> JwkSet:
+        """The key set from its place.
 
         Raises:
             TemporarilyUnavailable: the issuer is away, or its key set can't be used. The cause says why.
         """
         try:
             async with asyncio.timeout(LIMIT.total_seconds()):  # for discovery and key set together
-                status, document = await self._fetching.get_json(await self._discovery.jwks_uri(of), of=of)
+                status, document = await self._fetching.get_json(await place(of), of=of)
         except TimeoutError:
             raise TemporarilyUnavailable(f"issuer {of.name}: no answer in time") from None
         if status != _OK:
@@ -120,7 +138,7 @@ class KeySets:
     def _of(self, of: Configured) -> _Held:
         """The key set of an issuer. None is kept from before a change of the place that its keys come from."""
         held = self._held.get(of.name)
-        if held is None or _place(held.of) != _place(of):
+        if held is None or held.of.issuer.place != of.issuer.place:
             held = self._held[of.name] = _Held(of)
         held.of = of
         return held
@@ -138,29 +156,21 @@ class KeySets:
         """Fetches the key set of an issuer. If that fails, the former keys stay."""
         failure = "the fetch was ended"
         try:
-            held.keys, held.read_at, failure = await self.read(held.of), began, ""
+            held.keys, held.read_at, failure = await self._read(held.of, self._discovery.jwks_uri), began, ""
         except Exception as e:  # noqa: BLE001  # whatever it was, the former keys stay and the callers go on
             failure = e.cause if isinstance(e, TemporarilyUnavailable) else f"{type(e).__name__}: {e}"
             if failure != held.failure:  # one line for an outage
-                _log.warning("issuer_keys_not_read", issuer=held.of.name, cause=failure, kept=held.keys is not None)
+                _log.warning("issuer_keys_not_read", issuer=held.of.name, cause=failure, kept=bool(held.keys.keys))
         finally:
             held.asked_at, held.failure, held.fetch = began, failure, None
 
 
-def _place(of: Configured) -> tuple[object, ...]:
-    """All that decides where the keys of an issuer come from, and who may answer there."""
-    issuer = of.issuer
-    return issuer.preset, issuer.issuer, issuer.jwks_uri, issuer.ca_file, issuer.private_addresses
-
-
-def _found(held: _Held, kid: str) -> ExternalKey | None:
-    """The key in memory, if it is there.
+def _sound(keys: JwkSet, kid: str) -> ExternalKey:
+    """A key of the set.
 
     Raises:
         UnacceptableToken: the key is too weak.
     """
-    if held.keys is None:
-        return None
-    if kid in held.keys.weak:
+    if kid in keys.weak:
         raise refused("weak_key")
-    return held.keys.keys.get(kid)
+    return keys.keys[kid]

@@ -1,7 +1,7 @@
 """The kinds of external tokens, told apart by type and claims. Pure: no I/O, no clock.
 
 One key set signs them all, and an issuer may give each the type `JWT`. A token whose kind is not plain is refused: a
-token of another kind must never count as a proof that a user signed in (RFC 8725 section 3.11).
+token of another kind must never count as a proof that a user signed in (RFC 8725 section 3.12).
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ _USERS = ("usr_", "conn_")  # a user of the environment; a user of one connectio
 
 
 def foreign_kind(claims: Mapping[str, Any], issuer: Issuer) -> Word | None:
-    """The word for a token that is about no user. It may lack what every token of a user has, so look here first."""
+    """The word for a token that is about no user. None: it may be about one.
+
+    Look here first, because such a token may lack claims that every token of a user has.
+    """
     subject, client = claims.get("sub"), claims.get("client_id", claims.get("azp"))
     if subject is None and any(name in claims for name in _OF_IDP_INITIATED):
         return "idp_initiated"

@@ -39,8 +39,8 @@ class LogoutToken:
     issued_at: datetime
 
     @property
-    def expires_at(self) -> datetime:
-        """The moment from which its age alone makes it unacceptable, whatever its `exp` says."""
+    def good_until(self) -> datetime:
+        """The moment from which it is refused as too old, whatever its `exp` says."""
         return self.issued_at + HIGHEST_AGE + LEEWAY
 
 

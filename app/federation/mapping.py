@@ -1,4 +1,4 @@
-"""What an issuer's claims give a user here: a role, and claims. Pure: no I/O, no clock.
+"""The mapping of an issuer's claims: the role and the claims that they give a user here. Pure: no I/O, no clock.
 
 The issuer's configuration names each of them. A role or permission of the issuer's that has the name of one of ours,
 such as `admin`, means nothing by itself.

@@ -8,20 +8,21 @@ itself. So each upstream session is revoked at least once. A repeated revocation
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, and_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ..actors import SERVICE, Actor
+from ..actors import SERVICE
 from ..events.audit import Event, EventKind, record
 from ..storage.database import Database
 from ..storage.tables import Session, UpstreamSession
 from ..storage.tasks import own_task
+from .scalekit import Outcome
 
 LEASE = timedelta(seconds=30)
 """How long an order belongs to the process that claimed it. An attempt takes less: see `Revoking`."""
@@ -32,9 +33,6 @@ LIFE = timedelta(days=1)
 
 _FIRST_PAUSE, _LONGEST_PAUSE = timedelta(seconds=1), timedelta(hours=1)
 _MOST_WORDS = 64  # characters of a failure: the most that the column takes
-
-Outcome = Literal["revoked", "gone"]
-"""The outcome of an order that was carried out: revoked now, or over before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,43 +94,40 @@ class Orders:
             return [Order(row.session_id, row.upstream_id, row.attempts) for row in await tx.execute(claimed)]
 
     @own_task
-    async def settle(
-        self, issuer: str, done: Iterable[tuple[Order, Outcome]], failed: Iterable[tuple[Order, str]]
-    ) -> Sequence[UUID]:
-        """Writes what became of claimed orders. Returns the sessions of those that are given up.
-
-        An order that another process has claimed meanwhile, because this attempt took longer than the lease, is that
-        process's. But what is done is done.
-
-        Args:
-            issuer: the name of the issuer.
-            done: orders that were carried out.
-            failed: orders whose attempt failed, each with the reason, in words without secrets.
+    async def done(self, order: Order, outcome: Outcome) -> None:
+        """Writes that an order was carried out. It counts also where another process has claimed the order meanwhile.
 
         Raises:
-            TemporarilyUnavailable: the database is away. The orders are due again after the lease.
+            TemporarilyUnavailable: the database is away. The order is due again after the lease.
         """
-        given_up: list[UUID] = []
         async with self._db.begin() as tx:
-            now: datetime = (await tx.execute(select(self._db.now()))).scalar_one()
-            revoked = [
-                order.session_id
-                for order, outcome in sorted(done, key=lambda each: each[0].session_id)
-                if await self._settled(tx, now, outcome, UpstreamSession.session_id == order.session_id)
-            ]
-            for order, why in sorted(failed, key=lambda each: each[0].session_id):
-                mine = and_(UpstreamSession.session_id == order.session_id, UpstreamSession.attempts == order.attempts)
-                if order.attempts >= MOST_ATTEMPTS:
-                    given_up += await self._settled(tx, now, "given_up", mine, failure=why)
-                else:
-                    await tx.execute(
-                        update(UpstreamSession)
-                        .where(mine, UpstreamSession.due_at.is_not(None))
-                        .values(due_at=now + pause_after(order.attempts), failure=why[:_MOST_WORDS])
-                    )
-            await record_about(tx, now, "upstream_revoked", revoked, issuer, by=SERVICE)
-            await record_about(tx, now, "upstream_given_up", given_up, issuer, by=SERVICE)
-        return given_up
+            await self._settle(tx, [order.session_id], outcome)
+
+    @own_task
+    async def failed(self, order: Order, why: str) -> bool:
+        """Writes that an attempt failed: the order is due again later, or given up. Returns whether it is given up.
+
+        If another process has claimed the order meanwhile, because this attempt took longer than the lease, it is that
+        process's, and nothing is written.
+
+        Args:
+            order: the order.
+            why: the reason, in words without secrets.
+
+        Raises:
+            TemporarilyUnavailable: as `done`.
+        """
+        mine, failure = UpstreamSession.attempts == order.attempts, why[:_MOST_WORDS]
+        async with self._db.begin() as tx:
+            if order.attempts >= MOST_ATTEMPTS:
+                return bool(await self._settle(tx, [order.session_id], "given_up", mine, failure=failure))
+            due_at = self._db.after(self._db.now(), pause_after(order.attempts))
+            await tx.execute(
+                update(UpstreamSession)
+                .where(UpstreamSession.session_id == order.session_id, UpstreamSession.due_at.is_not(None), mine)
+                .values(due_at=due_at, failure=failure)
+            )
+            return False
 
     @own_task
     async def give_up_old(self, most: int = 500) -> Sequence[UUID]:
@@ -144,48 +139,50 @@ class Orders:
         now = self._db.now()
         old = and_(UpstreamSession.due_at <= now, UpstreamSession.ordered_at <= self._db.after(now, -LIFE))
         async with self._db.look(hot_path=False) as connection:
-            found = (
-                await connection.execute(
-                    select(UpstreamSession.session_id, UpstreamSession.issuer_name).where(old).limit(most)
-                )
-            ).all()
-        given_up: list[UUID] = []
-        for name in sorted({row.issuer_name for row in found}):
-            ids = [row.session_id for row in found if row.issuer_name == name]
-            async with self._db.begin() as tx:
-                at: datetime = (await tx.execute(select(self._db.now()))).scalar_one()
-                these = await self._settled(tx, at, "given_up", and_(UpstreamSession.session_id.in_(ids), old))
-                await record_about(tx, at, "upstream_given_up", these, name, by=SERVICE)
-            given_up += these
-        return given_up
+            ids = (await connection.scalars(select(UpstreamSession.session_id).where(old).limit(most))).all()
+        if not ids:
+            return []
+        async with self._db.begin() as tx:
+            return await self._settle(tx, ids, "given_up", old)
 
-    async def _settled(
-        self, tx: AsyncConnection, now: datetime, outcome: str, *which: ColumnElement[bool], failure: str | None = None
+    async def _settle(
+        self,
+        tx: AsyncConnection,
+        ids: Sequence[UUID],
+        outcome: Outcome | Literal["given_up"],
+        *which: ColumnElement[bool],
+        **more: str,
     ) -> Sequence[UUID]:
-        """Settles those of these orders that are open. Returns their sessions."""
-        values = {} if failure is None else {"failure": failure[:_MOST_WORDS]}
+        """Settles those of these orders that are open, each with its event. Returns their sessions."""
+        sessions = await locked_sessions(tx, ids)
+        now: datetime = (await tx.execute(select(self._db.now()))).scalar_one()
         settled = (
             update(UpstreamSession)
-            .where(*which, UpstreamSession.due_at.is_not(None))
-            .values(settled_at=now, due_at=None, outcome=outcome, **values)
-            .returning(UpstreamSession.session_id)
+            .where(UpstreamSession.session_id.in_(ids), UpstreamSession.due_at.is_not(None), *which)
+            .values(settled_at=now, due_at=None, outcome=outcome, **more)
+            .returning(UpstreamSession.session_id, UpstreamSession.issuer_name)
         )
-        return (await tx.scalars(settled)).all()
+        rows = (await tx.execute(settled)).all()
+        what: EventKind = "upstream_given_up" if outcome == "given_up" else "upstream_revoked"
+        await record(tx, now, SERVICE, [event_about(what, row, sessions) for row in rows])
+        return [row.session_id for row in rows]
 
 
-async def record_about(
-    tx: AsyncConnection, now: datetime, what: EventKind, ids: Collection[UUID], issuer: str, *, by: Actor
-) -> None:
-    """Writes an event about each of these sessions. `gc` may have deleted some: then the event names no user."""
-    if not ids:
-        return
-    found = await tx.execute(select(Session.id, Session.user_id, Session.client_id).where(Session.id.in_(ids)))
-    known = {row.id: (row.user_id, row.client_id) for row in found}
-    nobody = None, None
-    events = [
-        Event(what, user, each, client, detail=issuer) for each in ids for user, client in [known.get(each, nobody)]
-    ]
-    await record(tx, now, by, events)
+async def locked_sessions(tx: AsyncConnection, ids: Collection[UUID]) -> Mapping[UUID, Any]:
+    """The users and clients of these sessions, whose rows are locked until the transaction ends.
+
+    An event about them then names no user who is erased meanwhile: `Erasing` locks the same rows before it rewrites
+    the events. So this comes before any other lock. Refreshes and logouts don't wait for it.
+    """
+    columns = select(Session.id, Session.user_id, Session.client_id).where(Session.id.in_(ids)).order_by(Session.id)
+    return {row.id: row for row in await tx.execute(columns.with_for_update(read=True, key_share=True))}
+
+
+def event_about(what: EventKind, order: Any, sessions: Mapping[UUID, Any]) -> Event:
+    """The event about an order. `gc` may have deleted its session: then the event names no user."""
+    its = sessions.get(order.session_id)
+    user_id, client_id = (None, None) if its is None else (its.user_id, its.client_id)
+    return Event(what, user_id, order.session_id, client_id, detail=order.issuer_name)
 
 
 def pause_after(attempts: int) -> timedelta:

@@ -11,16 +11,14 @@ from sqlalchemy import ColumnElement, select, text, update
 
 from ..actors import Actor
 from ..errors import NotFound
-from ..events.audit import Event, record
+from ..events.audit import record
 from ..storage.database import Database
 from ..storage.tables import UpstreamSession
 from ..storage.tables.upstream_sessions import OPEN
 from ..storage.tasks import own_task
-from .orders import record_about
+from .orders import event_about, locked_sessions
 
 State = Literal["waiting", "given_up"]
-
-_MOST_DETAIL = 64  # characters of an event's detail: the most that the column takes
 
 
 class Owed:
@@ -30,7 +28,9 @@ class Owed:
         self._db = db
 
     @own_task
-    async def list(self, state: State | None = None, *, limit: int, after: UUID | None = None) -> Sequence[Any]:
+    async def list(
+        self, state: State | None = None, *, limit: int = 100, after: UUID | None = None
+    ) -> Sequence[dict[str, Any]]:
         """Orders that wait and those that were given up, by the ids of their sessions, the newest first.
 
         Args:
@@ -73,25 +73,15 @@ class Owed:
             TemporarilyUnavailable: the database is away.
         """
         async with self._db.begin() as tx:
+            sessions = await locked_sessions(tx, [session_id])
             now: datetime = (await tx.execute(select(self._db.now()))).scalar_one()
-            name = await tx.scalar(
+            renewed = (
                 update(UpstreamSession)
                 .where(UpstreamSession.session_id == session_id, UpstreamSession.outcome == "given_up")
                 .values(ordered_at=now, due_at=now, attempts=0, settled_at=None, outcome=None)
-                .returning(UpstreamSession.issuer_name)
+                .returning(UpstreamSession.session_id, UpstreamSession.issuer_name)
             )
-            if name is None:
+            row = (await tx.execute(renewed)).one_or_none()
+            if row is None:
                 raise NotFound("nothing was given up for this session")
-            await record_about(tx, now, "upstream_ordered_anew", [session_id], name, by=by)
-
-    @own_task
-    async def note(self, what: str, *, by: Actor) -> None:
-        """Writes the event of a revocation that an operator made without an order.
-
-        Raises:
-            TemporarilyUnavailable: the database is away.
-        """
-        async with self._db.begin() as tx:
-            now: datetime = (await tx.execute(select(self._db.now()))).scalar_one()
-            shown = "".join(c if c.isprintable() else "?" for c in what[:_MOST_DETAIL])  # Postgres refuses NUL
-            await record(tx, now, by, [Event("upstream_revoked", detail=shown)])
+            await record(tx, now, by, [event_about("upstream_ordered_anew", row, sessions)])

@@ -13,21 +13,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from time import monotonic
-from typing import Any, cast
 from uuid import UUID
+
+from sqlalchemy import select
 
 from ..actors import Actor
 from ..errors import Refusal, TemporarilyUnavailable
+from ..events.audit import Event, record
 from ..log import get_logger
 from ..storage.database import Database
+from ..storage.tasks import own_task
 from .harvest import Harvest
 from .issuer import Configured
 from .issuers import Issuers
-from .orders import LEASE, Order, Orders, Outcome
-from .owed import Owed, State
-from .scalekit import Scalekit
+from .orders import LEASE, Order, Orders
+from .scalekit import Outcome, Scalekit
 
 _EVERY = timedelta(seconds=1)
 _THOROUGH_EVERY = timedelta(seconds=10)
@@ -40,6 +42,7 @@ _ATTEMPT = LEASE - timedelta(seconds=10)
 """How long one attempt may take. The rest of the lease is for writing what became of it."""
 
 _LONGEST_REST = timedelta(minutes=1)
+_MOST_DETAIL = 64  # characters of an event's detail: the most that the column takes
 
 _log = get_logger()
 
@@ -56,11 +59,11 @@ class Revoking:
     """Revokes upstream sessions whose local session was ended by somebody."""
 
     def __init__(self, db: Database, issuers: Issuers, scalekit: Scalekit) -> None:
+        self._db = db
         self._issuers = issuers
         self._scalekit = scalekit
         self._harvest = Harvest(db)
         self._orders = Orders(db)
-        self._owed = Owed(db)
         self._rounds: dict[str, asyncio.Task[None]] = {}
         self._rests: dict[str, _Rest] = {}
         self._thorough_at = self._give_up_at = float("-inf")
@@ -93,7 +96,7 @@ class Revoking:
             TemporarilyUnavailable: the issuer is away, or the database, for the event. A repeated call is safe.
         """
         outcome = await self._scalekit.revoke_session(of, upstream_id)
-        await self._owed.note(f"{of.name} {upstream_id}", by=by)
+        await self._note(f"{of.name} {upstream_id}", by)
         return outcome
 
     async def revoke_all(self, of: Configured, upstream_user: str, *, by: Actor) -> int | None:
@@ -104,27 +107,16 @@ class Revoking:
             InvalidRequest, TemporarilyUnavailable: as `revoke`.
         """
         revoked = await self._scalekit.revoke_sessions_of(of, upstream_user)
-        await self._owed.note(of.name, by=by)  # not the user: its id may be an address, and the event stays
+        await self._note(of.name, by)  # not the user: its id may be an address, and the event stays
         return revoked
 
-    async def list(
-        self, state: State | None = None, *, limit: int = 100, after: UUID | None = None
-    ) -> Sequence[dict[str, Any]]:
-        """Revocations that wait and those that were given up: see `Owed.list`."""
-        return cast("Sequence[dict[str, Any]]", await self._owed.list(state, limit=limit, after=after))
-
-    async def dead_letters(self, *, limit: int = 100, after: UUID | None = None) -> Sequence[dict[str, Any]]:
-        """Revocations that were given up."""
-        return await self.list("given_up", limit=limit, after=after)
-
-    async def replay(self, session_id: UUID, *, by: Actor) -> None:
-        """Orders a revocation anew that was given up.
-
-        Raises:
-            NotFound: nothing was given up for this local session.
-            TemporarilyUnavailable: the database is away.
-        """
-        await self._owed.renew(session_id, by=by)
+    @own_task
+    async def _note(self, what: str, by: Actor) -> None:
+        """Writes the event of a revocation that an operator made without an order."""
+        async with self._db.begin() as tx:
+            now: datetime = (await tx.execute(select(self._db.now()))).scalar_one()
+            shown = "".join(c if c.isprintable() else "?" for c in what[:_MOST_DETAIL])  # Postgres refuses NUL
+            await record(tx, now, by, [Event("upstream_revoked", detail=shown)])
 
     # -- the task
 
@@ -133,10 +125,15 @@ class Revoking:
         if not revoking:
             return
         await self._take_down(revoking)
-        for name in await self._orders.due() & revoking.keys():
-            rest, under_way = self._rests.setdefault(name, _Rest()), self._rounds.get(name)
-            if (under_way is None or under_way.done()) and monotonic() >= rest.until:
-                self._rounds[name] = asyncio.create_task(self._round(revoking[name], rest))
+        free = {name for name in revoking if self._is_free(name)}
+        if free:  # else a long backlog of an issuer that is away would be read in vain
+            for name in await self._orders.due() & free:
+                self._rounds[name] = asyncio.create_task(self._round(revoking[name], self._rests[name]))
+
+    def _is_free(self, name: str) -> bool:
+        """Whether a round of an issuer may begin: none is under way, and the issuer has no rest."""
+        under_way = self._rounds.get(name)
+        return (under_way is None or under_way.done()) and monotonic() >= self._rests.setdefault(name, _Rest()).until
 
     async def _take_down(self, issuers: Collection[str]) -> None:
         now = monotonic()
@@ -153,12 +150,11 @@ class Revoking:
         try:
             while orders := await self._orders.claim(of.name, 1 if rest.failures else _AT_ONCE):
                 outcomes = await asyncio.gather(*(self._attempt(of, order) for order in orders))
-                pairs = list(zip(orders, outcomes, strict=True))
-                done = [(order, outcome) for order, outcome in pairs if not isinstance(outcome, Refusal)]
-                failed = [(order, outcome.cause) for order, outcome in pairs if isinstance(outcome, Refusal)]
-                self._say_given_up(await self._orders.settle(of.name, done, failed))
-                if all(isinstance(outcome, TemporarilyUnavailable) for outcome in outcomes):
-                    self._pause(of, rest, failed[0][1])
+                for order, outcome in zip(orders, outcomes, strict=True):
+                    await self._write(order, outcome)
+                away = [each for each in outcomes if isinstance(each, TemporarilyUnavailable)]
+                if len(away) == len(outcomes):
+                    self._pause(of, rest, away[0].cause)
                     return
                 if rest.failures:
                     _log.info("upstream_back", issuer=of.name)
@@ -174,6 +170,12 @@ class Revoking:
             return e
         except TimeoutError:
             return TemporarilyUnavailable("no answer in time")
+
+    async def _write(self, order: Order, outcome: Outcome | Refusal) -> None:
+        if not isinstance(outcome, Refusal):
+            await self._orders.done(order, outcome)
+        elif await self._orders.failed(order, outcome.cause):
+            self._say_given_up([order.session_id])
 
     def _pause(self, of: Configured, rest: _Rest, cause: str) -> None:
         if not rest.failures:

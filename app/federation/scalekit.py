@@ -22,6 +22,9 @@ from .scalekit_session import MOST_CHARACTERS, ScalekitSession, SessionPage, pag
 Status = Literal["active", "expired", "revoked", "logout"]
 """The words by which a list of sessions is filtered."""
 
+Outcome = Literal["revoked", "gone"]
+"""The outcome of a revocation: revoked now, or over before."""
+
 _MARGIN = timedelta(seconds=60)
 """How long before its end a token is renewed, so that it does not expire on its way. A tenth of a short life."""
 
@@ -100,7 +103,7 @@ class Scalekit:
             raise _not_understood(of)
         return page
 
-    async def revoke_session(self, of: Configured, session_id: str) -> Literal["revoked", "gone"]:
+    async def revoke_session(self, of: Configured, session_id: str) -> Outcome:
         """Revokes a session. A repeated call is safe: a session that is over, or unknown, is "gone".
 
         No document says how Scalekit answers about a session that is over. So a refusal is followed by a look.
@@ -154,7 +157,7 @@ class Scalekit:
         if status in _GOOD:
             return body
         if status == _NOT_FOUND and isinstance(body, dict):  # a proxy's page says nothing about a session
-            raise NotFound(f"issuer {of.name}: no such thing")
+            raise NotFound(f"issuer {of.name}: it has no such session or user")
         cause = f"issuer {of.name}: its API answered {status}"
         if status in _CLIENT_ERRORS and status not in {_NOT_FOUND, *_NO_VERDICT}:
             raise InvalidRequest(cause, description="The issuer refuses the request.")

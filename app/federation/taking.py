@@ -7,7 +7,7 @@ waits for the first, and then finds the row.
 from __future__ import annotations
 
 import json
-from datetime import datetime
+from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any, Literal
 from uuid import UUID
@@ -17,10 +17,15 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from ..settings_sessions import LONGEST_RETRY_WINDOW
 from ..storage.tables import Moment, TakenToken
+from .external_token import ExternalToken
 
 Use = Literal["exchange", "logout", "webhook", "session", "subject"]
 """The use of a digest: a token, logout token or webhook that was taken; an upstream session or subject logged out."""
+
+_SLACK = LONGEST_RETRY_WINDOW + timedelta(seconds=60)
+"""How much longer each row is kept: for a late retry, and because a process only estimates the database's clock."""
 
 
 class TakenError(Exception):
@@ -38,20 +43,34 @@ def name_of(use: Use, issuer: str, which: str) -> bytes:
     return sha256(json.dumps([use, issuer, which]).encode()).digest()
 
 
+def name_of_token(token: ExternalToken) -> bytes:
+    """The digest under which an external token is taken."""
+    return name_of("exchange", token.by.name, token.digest.hex())
+
+
 async def take(
     tx: AsyncConnection,
     digest: bytes,
     now: datetime,
-    expires_at: datetime,
+    good_until: datetime,
     *,
     caller: bytes | None = None,
     session_id: UUID | None = None,
 ) -> None:
     """Remembers a token in the transaction of the act for which it is taken.
 
+    Args:
+        tx: the transaction.
+        digest: the digest of the token, logout token or webhook.
+        now: the database's clock.
+        good_until: the moment from which it is refused because of its age.
+        caller: the digest of the caller, if it may ask for the same answer again.
+        session_id: the session that began by it, likewise.
+
     Raises:
         TakenError: it was taken before. The transaction can't go on.
     """
+    expires_at = good_until + _SLACK
     row = {"digest": digest, "caller": caller, "session_id": session_id, "taken_at": now, "expires_at": expires_at}
     try:
         await tx.execute(insert(TakenToken).values(row))
@@ -59,13 +78,14 @@ async def take(
         raise TakenError from e
 
 
-async def remember(tx: AsyncConnection, digest: bytes, moment: datetime, expires_at: datetime) -> None:
+async def remember(tx: AsyncConnection, digest: bytes, moment: datetime, good_until: datetime) -> None:
     """Remembers an upstream session or subject that was logged out. A repeated call keeps the later moments.
 
-    An exchange refuses a token of the session while the row is there, and a token of the subject that was issued at
-    `moment` or before.
+    No token of it is good after `good_until`. While the row is there, an exchange refuses a token of the session, and a
+    token of the subject that was issued at `moment` or before.
     """
     on_postgres = tx.dialect.name == "postgresql"
+    expires_at = good_until + _SLACK
     row = {"digest": digest, "caller": None, "session_id": None, "taken_at": moment, "expires_at": expires_at}
     new = (postgresql.insert(TakenToken) if on_postgres else sqlite.insert(TakenToken)).values(row)
     later = func.greatest if on_postgres else func.max

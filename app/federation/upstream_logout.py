@@ -19,7 +19,7 @@ token of a subject must not end the sessions of a later sign-in.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
@@ -46,7 +46,6 @@ Outcome = Literal["ended", "repeated", "ignored"]
 
 _LOGOUT = "user.logout"  # the only event of Scalekit's about the end of a session
 _LONGEST = 255  # characters of an id: the most that the columns take
-_SLACK = timedelta(minutes=1)  # how much longer than needed a row is kept
 
 
 class UpstreamLogout:
@@ -77,7 +76,7 @@ class UpstreamLogout:
         except UnacceptableToken as e:
             cause = f"upstream logout: {e.cause}"  # the log would redact a value after the word "token"
             raise InvalidRequest(cause, description="The logout token is not acceptable.") from None
-        taking = name_of("logout", name, token.jti), token.expires_at + _SLACK
+        taking = name_of("logout", name, token.jti), token.good_until
         try:
             return await self._log_out(
                 of, taking, upstream_id=token.upstream_id, subject=token.subject, moment=token.issued_at, by=by
@@ -118,7 +117,7 @@ class UpstreamLogout:
         if content["type"] != _LOGOUT or not _counts(content, of):
             return "ignored", 0
         # Its moment may lie up to `WINDOW` ahead of now, and is good for as long again.
-        taking = name_of("webhook", name, webhook_id), self._db.clock() + 2 * WINDOW + _SLACK
+        taking = name_of("webhook", name, webhook_id), self._db.clock() + 2 * WINDOW
         try:
             # The type counts, and not the status in it: Scalekit's own example still has an active one.
             return "ended", await self._log_out(of, taking, upstream_id=_upstream_id(content), by=by)
@@ -140,7 +139,7 @@ class UpstreamLogout:
 
         Args:
             of: the issuer.
-            taking: the name of the message, and the moment until which it could be repeated.
+            taking: the name of the message, and the moment from which it is refused because of its age.
             upstream_id: the issuer's session. It goes before the subject: the issuer means that one session
                 (Back-Channel Logout section 2.4).
             subject: the user, all of whose sessions are meant where no session is named.
@@ -158,8 +157,8 @@ class UpstreamLogout:
             now = await self._now(tx)
             if await taken(tx, digest) is not None:
                 raise TakenError
-            # No token of the session or subject that exists now is good any longer than that.
-            await remember(tx, name, moment or now, now + of.issuer.longest + LEEWAY + _SLACK)
+            # No token of the session or subject that exists now is good any longer. Leeway for its `iat` and its `exp`.
+            await remember(tx, name, moment or now, now + of.issuer.longest + 2 * LEEWAY)
         async with self._db.look() as connection:
             ids = await live_of(connection, of, upstream_id=upstream_id, subject=subject)
 

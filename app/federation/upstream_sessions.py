@@ -14,7 +14,7 @@ the token again gets them only after another look.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -38,13 +38,15 @@ class UpstreamSessions:
 
     @own_task
     async def of(self, session_ids: Collection[UUID]) -> Mapping[UUID, Any]:
-        """The rows of `of`, by the ids of their sessions. A session that began by a password has none.
+        """The rows of these sessions, by their ids. A session that began by a password has none.
 
         Raises:
             TemporarilyUnavailable: the database is away.
         """
+        query = select(UpstreamSession.__table__).where(self._db.among(UpstreamSession.session_id))
         async with self._db.look(hot_path=False) as connection:
-            return {row.session_id: row for row in await of(connection, session_ids)}
+            rows = await connection.execute(query, {"ids": list(session_ids)})
+            return {row.session_id: row for row in rows}
 
 
 async def note(tx: AsyncConnection, session_id: UUID, token: ExternalToken, identity_id: UUID, now: datetime) -> None:
@@ -58,17 +60,6 @@ async def note(tx: AsyncConnection, session_id: UUID, token: ExternalToken, iden
         "created_at": now,
     }
     await tx.execute(insert(UpstreamSession).values(row))
-
-
-async def of(connection: AsyncConnection, session_ids: Collection[UUID]) -> Sequence[Any]:
-    """The upstream side of those of these sessions that have one.
-
-    Each row has the columns of `UpstreamSession`, and `issuer` and `subject` of its identity. These two are None after
-    the identity was unlinked or its user erased.
-    """
-    columns = select(UpstreamSession.__table__, Identity.issuer, Identity.subject)
-    joined = columns.outerjoin(Identity, Identity.id == UpstreamSession.identity_id)
-    return (await connection.execute(joined.where(UpstreamSession.session_id.in_(session_ids)))).all()
 
 
 async def live_of(

@@ -1,7 +1,7 @@
 """Signatures of webhooks, after Standard Webhooks: HMAC-SHA256 over id, moment and raw body. Pure: no I/O, no clock.
 
-The bytes of the body are signed, and not the values in it. So the body is parsed only after its signature was checked,
-and no second spelling of the same values passes.
+The bytes of the body are signed, and not the values in it. So no second spelling of the same values passes. The edge
+has parsed the body by then, but nothing is done with its values before the signature is right.
 """
 
 from __future__ import annotations

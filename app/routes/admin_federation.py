@@ -15,7 +15,7 @@ from ..keyturn import Keyturn
 from .administration import CHANGING, READING, administrator
 from .issuer_models import IssuerAnswer, IssuerChange, IssuersAnswer, KnownIssuer, changes_in
 
-_NOT_EXAMINED = "The issuer could not be asked. The change is in force. `keyturn federation check` says more."
+_NOT_EXAMINED = "The issuer's keys can't be had now. The change is in force. `keyturn federation check` says why."
 
 
 async def list_issuers(keyturn: Keyturn, request: Request) -> Answer:
@@ -32,11 +32,11 @@ async def find_issuer(keyturn: Keyturn, request: Request) -> Answer:
 
 
 async def put_issuer(keyturn: Keyturn, request: Request) -> Answer:
-    """Add an issuer, or replace its members. It is in force on every instance within a second.
+    """Add an issuer, or replace its members: in force on every instance within a second.
 
     A member that is absent or null has its default. A secret that is absent stays. The issuer is asked first: with a
-    discovery document of another issuer the change is refused. While the issuer is away, the change is made, and the
-    answer has a `warning`. An issuer of the file is changed in the file alone.
+    discovery document of another issuer the change is refused. While its keys can't be had, the change is made, and
+    the answer has a `warning`. An issuer of the file is changed in the file alone.
     """
     session = await administrator(keyturn, request, changes=True)
     members, secrets = changes_in(request.content(IssuerChange))
@@ -96,6 +96,7 @@ ENDPOINTS = (
         tag="admin",
         credentials="bearer",
         status=204,
+        response_description="The issuer is removed.",
         refusals=(*CHANGING, NotFound, Conflict),
     ),
 )

@@ -19,7 +19,7 @@ from .models import RequestBody
 
 
 class IssuerCheck(RequestBody):
-    """What to check, beside the issuer itself."""
+    """The question about an issuer, with a token to judge or without one."""
 
     token: Annotated[
         str | None, Field(max_length=MOST_BYTES, repr=False, description="A token to judge. Nothing is done with it.")
@@ -53,6 +53,10 @@ class IssuerCheckAnswer(BaseModel):
     reachable: Annotated[bool, Field(description="Whether its key set can be read and used.")]
     failure: Annotated[str | SkipJsonSchema[None], Field(description="Why not.")] = None
     keys: list[IssuerKey]
+    api_failure: Annotated[
+        str | SkipJsonSchema[None],
+        Field(description="Why its API for sessions can't be called. Absent if it can, or has no use here."),
+    ] = None
     token: TokenVerdict | SkipJsonSchema[None] = None
 
 
@@ -63,7 +67,13 @@ async def check_issuer(keyturn: Keyturn, request: Request) -> Answer:
     # Both at once: each may take as long as a request to the issuer may.
     [found], token = await asyncio.gather(keyturn.diagnosis.conditions(name), _judged(keyturn, asked.token, name))
     keys = [IssuerKey(kid=key.kid, kty=key.kty, bits=key.bits, left_out=key.left_out or None) for key in found.keys]
-    answer = IssuerCheckAnswer(reachable=not found.failure, failure=found.failure or None, keys=keys, token=token)
+    answer = IssuerCheckAnswer(
+        reachable=not found.failure,
+        failure=found.failure or None,
+        keys=keys,
+        api_failure=found.api or None,
+        token=token,
+    )
     return of_model(answer, exclude_none=True)
 
 

@@ -57,6 +57,7 @@ class EndSessions(RequestBody):
     idle_since: Annotated[_Moment | None, Field(description="It was last refreshed before this moment.")] = None
     address: Annotated[_Words | None, Field(description="The client's address, as the session shows it.")] = None
     device: Annotated[_Words | None, Field(description="The device id that the client gave.")] = None
+    issuer: Annotated[_Words | None, Field(description="The name of the issuer with whose token it began.")] = None
     status: Literal["live"] | None = None
     preview: Annotated[bool | None, Field(description="`true`: count the sessions that would end, and end none.")] = (
         None
@@ -76,6 +77,7 @@ class EndSessions(RequestBody):
             idle_since=self.idle_since,
             address=self.address,
             device_id=self.device,
+            issuer_name=self.issuer,
         )
 
 
@@ -171,6 +173,7 @@ def _filter_of(request: Request) -> Filter:
         idle_since=filters.moment(request, "idle_since"),
         address=request.parameter("address"),
         device_id=request.parameter("device"),
+        issuer_name=request.parameter("issuer"),
         status=status_of(request),
     )
 
@@ -191,6 +194,7 @@ _FILTERS = (
     QueryParameter("idle_since", "Only those that were last refreshed before this moment.", schema=filters.MOMENT),
     QueryParameter("address", "Only those from this address."),
     QueryParameter("device", "Only those of this device id, which the client gave."),
+    QueryParameter("issuer", "Only those that began with a token of the issuer of this name."),
 )
 
 ENDPOINTS = (

@@ -49,7 +49,7 @@ async def list_upstream_revocations(keyturn: Keyturn, request: Request) -> Answe
     await administrator(keyturn, request)
     state: Any = filters.word(request, "state", get_args(State))
     page = Page.of(keyturn.cursors, request, f"upstream revocations {state}")
-    found = await keyturn.revoking.list(state, limit=page.limit + 1, after=page.after)
+    found = await keyturn.owed.list(state, limit=page.limit + 1, after=page.after)
     rows, cursor = page.cut(found, lambda row: row["session_id"])
     items = [RevocationAnswer(**row) for row in rows]
     return of_model(RevocationsAnswer(items=items, next_cursor=cursor), exclude_none=True)
@@ -59,7 +59,7 @@ async def replay_upstream_revocation(keyturn: Keyturn, request: Request) -> Answ
     """Try a revocation again that was given up, with as many attempts and as much time as at first."""
     admin = await administrator(keyturn, request, changes=True)
     by = request.by("administrator", admin.user_id)
-    await keyturn.revoking.replay(request.identifier("session_id"), by=by)
+    await keyturn.owed.renew(request.identifier("session_id"), by=by)
     return NO_CONTENT
 
 

@@ -82,9 +82,9 @@ class KnownIssuer(BaseModel):
     secrets_are_lost: Annotated[
         bool, Field(description="Whether it has secrets that no master secret opens: give them again.")
     ]
-    warning: Annotated[
-        str | SkipJsonSchema[None], Field(description="After a change: why the issuer itself could not be examined.")
-    ] = None
+    warning: Annotated[str | SkipJsonSchema[None], Field(description="After a change: its keys can't be had now.")] = (
+        None
+    )
 
 
 IssuerAnswer: type[KnownIssuer] = create_model(

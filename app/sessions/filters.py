@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, ScalarSelect, and_, exists, not_, select
 from sqlalchemy.orm import InstrumentedAttribute
 
 from ..policies import Policy
-from ..storage.tables import Key, Session
+from ..storage.tables import Key, Session, UpstreamSession
 from ..tokens.key_rows import in_force
 
 _T = TypeVar("_T")
@@ -32,6 +32,8 @@ class Filter:
     """The session was last refreshed before this moment."""
     address: str | None = None
     device_id: str | None = None
+    issuer_name: str | None = None
+    """The session began with a token of the issuer of this name, which need not be configured any more."""
     status: Status = "live"
 
     @property
@@ -61,6 +63,9 @@ class Filter:
             conditions.append(Session.address == self.address)
         if self.device_id is not None:
             conditions.append(Session.device_id == self.device_id)
+        if self.issuer_name is not None:
+            its = UpstreamSession.session_id == Session.id, UpstreamSession.issuer_name == self.issuer_name
+            conditions.append(exists().where(*its).is_(True))  # a value, as in `has_key`
         return conditions
 
     def conditions(self, now: datetime, policy: Policy) -> list[ColumnElement[bool]]:

@@ -1,4 +1,7 @@
-"""The process of the stand-in: `python -m tests.upstream PORT CONTROL_PORT KEYS_FOLDER CLIENT_ID CLIENT_SECRET WEBHOOK_SECRET`."""
+"""The process of the stand-in: `python -m tests.upstream PORT CONTROL_PORT KEYS_FOLDER CLIENT_ID CLIENT_SECRET WEBHOOK_SECRET`.
+
+Without arguments it is for a developer: the ports are fixed, and it says what to type next.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from . import greeting
 from .control import Control
 from .keys import Keys
 from .outgoing import Outgoing
 from .scalekit import Scalekit
+from .shared_secrets import CLIENT_SECRET, WEBHOOK_SECRET
 from .store import Store
 from .wire import Wire
 
@@ -42,4 +47,10 @@ async def main(
 
 if __name__ == "__main__":
     with suppress(KeyboardInterrupt):
-        asyncio.run(main(*sys.argv[1:]))
+        arguments = sys.argv[1:]
+        if not arguments:
+            keys = Keys(greeting.folder())
+            print(greeting.text(keys.ca_file), flush=True)
+            ports = str(greeting.PORT), str(greeting.CONTROL_PORT)
+            arguments = [*ports, str(keys.folder), greeting.CLIENT_ID, CLIENT_SECRET, WEBHOOK_SECRET]
+        asyncio.run(main(*arguments))

@@ -27,7 +27,7 @@ class Control:
         if asked["name"].startswith("_") or asked["name"] == "serve":
             return Answer(404, {})
         try:
-            return Answer(200, {"result": await getattr(self, asked["name"])(**asked["arguments"])})
+            return Answer(200, {"result": await getattr(self, asked["name"])(**asked.get("arguments", {}))})
         except (LookupError, TypeError, AttributeError, ValueError, rest.Refused) as error:
             return Answer(400, {"error": f"{type(error).__name__}: {error}"})
 
@@ -86,10 +86,12 @@ class Control:
     async def allow_redirects(self, uris: list[str]) -> None:
         self._scalekit.store.redirects = set(uris)
 
-    async def sign_in(self, email: str, user: dict[str, Any], session: dict[str, Any]) -> dict[str, Any]:
+    async def sign_in(
+        self, email: str, user: dict[str, Any] | None = None, session: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         """A new session of a user, as after a login with a browser, and its tokens."""
         store = self._scalekit.store
-        begun = store.begin(store.user(email, **user), self._scalekit.client_id, **session)
+        begun = store.begin(store.user(email, **(user or {})), self._scalekit.client_id, **(session or {}))
         about = {
             "session_id": begun.session_id,
             "user_id": begun.user.user_id,
