@@ -10,7 +10,9 @@ from typing import Any
 
 import httpx2
 import pytest
+from sqlalchemy import Engine, event
 
+from app.actors import SERVICE
 from tests.authorisation import ISSUER, World, a_world, new_database
 from tests.upstream.minting import Subject, new_id
 
@@ -61,6 +63,31 @@ async def test_an_id_token_may_be_kept_that_was_exchanged_or_kept_before(world: 
     assert again.json()["refresh_token"] == first.json()["refresh_token"], "its own retry is as safe as before"
     itself = world.upstream.mint("id_token", subject=someone())
     assert (await exchange(world, itself, mode="cookie", id_token=itself)).status_code == 200
+
+
+# -- the sessions of one sign-in at the issuer
+
+
+async def test_however_many_sessions_came_from_one_upstream_none_of_them_stands_in_a_statement(world: World) -> None:
+    """A statement has 32,767 parameters at most. Whoever began more sessions could never be signed out."""
+    statements: list[set[str]] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith("UPDATE sessions"):
+            statements[-1].add(statement)
+
+    for count in (2, 5):
+        one = someone()
+        for _ in range(count):
+            assert (await exchange(world, world.upstream.mint(subject=one))).status_code == 200
+        statements.append(set())
+        event.listen(Engine, "before_cursor_execute", note)
+        try:
+            token = world.upstream.mint("logout_token", subject=one)
+            assert await world.keyturn.upstream_logout.by_logout_token("acme", token, by=SERVICE) == count
+        finally:
+            event.remove(Engine, "before_cursor_execute", note)
+    assert statements[0] == statements[1] != set()
 
 
 # -- texts that no database and no answer can hold

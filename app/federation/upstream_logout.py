@@ -21,15 +21,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Literal
-from uuid import UUID
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..actors import Actor
 from ..errors import InvalidRequest, NotFound, UnacceptableToken
-from ..sessions.ending import Also, Ending
-from ..sessions.marking import locked
+from ..sessions.ending import Ending
 from ..settings import LEEWAY
 from ..storage.database import Database
 from ..storage.tables import Session
@@ -159,21 +157,20 @@ class UpstreamLogout:
                 raise TakenError
             # No token of the session or subject that exists now is good any longer. Leeway for its `iat` and its `exp`.
             await remember(tx, name, moment or now, now + of.issuer.longest + 2 * LEEWAY)
+        live = live_of(of, upstream_id=upstream_id, subject=subject)
         async with self._db.look() as connection:
-            ids = await live_of(connection, of, upstream_id=upstream_id, subject=subject)
+            ids = set((await connection.scalars(live)).all())
 
         async def taking_it(tx: AsyncConnection) -> None:
             await take(tx, digest, await self._now(tx), until)
 
-        return await self._end(ids, taking_it, by=by._replace(kind="upstream", id=of.name))
-
-    async def _end(self, ids: set[UUID], taking_it: Also, *, by: Actor) -> int:
         if not ids:
             async with self._db.begin() as tx:
                 await taking_it(tx)
             return 0
-        which = locked(Session.id.in_(ids))
-        return len(await self._ending.end_where(ids, "upstream_logout", which, by=by, also=taking_it))
+        which = Session.id.in_(live.with_for_update(of=Session))
+        upstream = by._replace(kind="upstream", id=of.name)
+        return len(await self._ending.end_where(ids, "upstream_logout", which, by=upstream, also=taking_it))
 
     async def _now(self, tx: AsyncConnection) -> datetime:
         now: datetime = (await tx.execute(select(self._db.now()))).scalar_one()

@@ -19,7 +19,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import insert, select
+from sqlalchemy import Select, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..storage.database import Database
@@ -62,15 +62,13 @@ async def note(tx: AsyncConnection, session_id: UUID, token: ExternalToken, iden
     await tx.execute(insert(UpstreamSession).values(row))
 
 
-async def live_of(
-    connection: AsyncConnection, of: Configured, *, upstream_id: str | None = None, subject: str | None = None
-) -> set[UUID]:
-    """The sessions of one upstream session, or else of one subject, that no one has ended.
+def live_of(of: Configured, *, upstream_id: str | None = None, subject: str | None = None) -> Select[UUID]:
+    """The statement that reads the sessions of one upstream session, or else of one subject, that no one has ended.
 
-    Some may be over by a deadline. The transaction that ends them marks these with it.
+    Some may be over by a deadline. The transaction that ends them marks these with it. However many there are, no
+    statement has to name them one by one.
 
     Args:
-        connection: a connection, for a statement that begins after the row of the logout was committed.
         of: the issuer.
         upstream_id: the issuer's own session (`sid`). Where it is given, the subject has no part in this.
         subject: the subject. Its sessions are found through its identity.
@@ -81,7 +79,7 @@ async def live_of(
     else:
         found = found.join(Identity, Identity.id == UpstreamSession.identity_id)
         found = found.where(Identity.issuer == of.issuer.issuer, Identity.subject == subject)
-    return set((await connection.scalars(found.where(Session.end_reason.is_(None)))).all())
+    return found.where(Session.end_reason.is_(None)).order_by(Session.id)
 
 
 async def logged_out(connection: AsyncConnection, token: ExternalToken) -> bool:
