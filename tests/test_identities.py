@@ -359,6 +359,10 @@ async def test_a_signed_in_user_links_an_identity_which_then_signs_the_user_in(
             with pytest.raises(UnacceptableToken) as e:
                 await exchanged(keyturn, token, caller=caller)
             assert e.value.cause == "taken", "the token was used up"
+        another = upstream.mint()
+        assert await linked(keyturn, user_id, another) == made
+        with pytest.raises(UnacceptableToken):  # so is one that linked nothing new
+            await exchanged(keyturn, another)
         assert (await the_user(keyturn, await exchanged(keyturn, upstream.mint()))).id == user_id
 
 

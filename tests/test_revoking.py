@@ -18,7 +18,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.actors import SERVICE, Actor
 from app.errors import NotFound, Reason
 from app.federation.harvest import REASONS, Harvest
+from app.federation.issuer import Configured
 from app.federation.orders import LIFE, MOST_ATTEMPTS, Orders, pause_after
+from app.federation.revoking import _Rest
+from app.federation.scalekit import Outcome
 from app.keyturn import Keyturn
 from app.storage.tables import Event, Identity, Session, UpstreamSession, uuid7
 from app.users import erasing
@@ -450,6 +453,25 @@ async def test_the_list_of_revocations_has_pages_and_leaves_out_what_is_done(key
     rest = await keyturn.owed.list(limit=10, after=first[-1]["session_id"])
     assert [row["session_id"] for row in (*first, *rest)] == [ids[0], ids[1], ids[3], ids[4]]
     assert await keyturn.owed.list("given_up") == []
+
+
+async def test_an_issuer_that_is_removed_is_asked_for_nothing_more(
+    keyturn: Keyturn, issuers: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(9):
+        await an_order(keyturn, f"ses_{number}")
+    async with without_tasks(database_url, federation_file=issuers) as parts:
+        revoke, asked = parts.scalekit.revoke_session, list[str]()
+
+        async def and_then_removed(of: Configured, session_id: str) -> Outcome:
+            asked.append(session_id)
+            monkeypatch.setattr(parts.issuers, "_in_force", {})
+            return await revoke(of, session_id)
+
+        monkeypatch.setattr(parts.scalekit, "revoke_session", and_then_removed)
+        await parts.revoking._round(NAME, _Rest())
+        assert len(asked) == 4, "those that were claimed before"
+        assert sum(row.settled_at is not None for row in (await rows(parts)).values()) == 4
 
 
 # -- Scalekit away

@@ -19,7 +19,6 @@ from __future__ import annotations
 import hmac
 import json
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -149,8 +148,8 @@ class Exchange:
         async with self._turns.of(name_of_token(token)):
             if (again := await self._again(token, caller, by)) is not None:
                 return again
-            if kept is not None:
-                token = await self._completed(token, kept)
+            if kept is not None and (await self._look(kept)).row is None:  # a used one may have stood in a URL
+                token = token.completed_by(kept)
             ends = await self._ends(token)
             known = await self._accounts.user_of(token, by=by)
             proof = self._proof(token, kept, caller, known, ends)
@@ -182,6 +181,7 @@ class Exchange:
         token = await self._external_tokens.verify(subject_token, kind=kind)
         if (await self._look(token)).is_logged_out:
             raise _logged_out(None, user_id)
+        await self._ends(token)
         return await self._identities.link(user_id, token, by=by)
 
     async def _verified(
@@ -201,22 +201,6 @@ class Exchange:
         if one != two:
             raise UnacceptableToken("id_token_of_another")
         return token, kept
-
-    @own_task
-    async def _completed(self, token: ExternalToken, other: ExternalToken) -> ExternalToken:
-        """The token with what the ID token of the same sign-in says and it does not.
-
-        An ID token that was taken before adds nothing: it may have stood in a URL since.
-        """
-        async with self._db.look(hot_path=False) as connection:
-            if await taken(connection, name_of_token(other)) is not None:
-                return token
-        return replace(
-            token,
-            email=token.email or other.email,
-            auth_time=token.auth_time or other.auth_time,
-            amr=token.amr or other.amr,
-        )
 
     async def _ends(self, token: ExternalToken) -> datetime | None:
         """When the upstream session of a token ends in any case, before anything is done with the token.

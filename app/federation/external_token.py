@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -42,3 +42,12 @@ class ExternalToken:
     def good_until(self) -> datetime:
         """The moment from which it is refused as expired."""
         return self.expires_at + LEEWAY
+
+    def completed_by(self, other: ExternalToken) -> ExternalToken:
+        """This token, and what it does not say as the ID token of the same sign-in says it."""
+        return replace(
+            self,
+            email=self.email or other.email,
+            auth_time=self.auth_time or other.auth_time,
+            amr=self.amr or other.amr,
+        )

@@ -100,10 +100,10 @@ async def grant(db: Database, user: Any, granted: Granted, by: Actor) -> None:
                 _log.warning("last_administrator_kept", user_id=str(user.id), issuer=by.id)
                 role = None
         columns = select(User.role, User.claims, db.now().label("now"))
-        now = (await tx.execute(columns.where(User.id == user.id).with_for_update())).one_or_none()
-        if now is None:
+        row = (await tx.execute(columns.where(User.id == user.id).with_for_update())).one_or_none()
+        if row is None:
             raise UnacceptableToken("erased")
-        if role is not None and now.role != role:
-            await change_role(tx, user.id, role, now.now, by)
-        if granted.changes(now.claims):
-            await change_claims(tx, user.id, granted.claims_after(now.claims), now.now, by)
+        if role is not None and row.role != role:
+            await change_role(tx, user.id, role, row.now, by)
+        if granted.changes(row.claims):
+            await change_claims(tx, user.id, granted.claims_after(row.claims), row.now, by)

@@ -29,7 +29,7 @@ from ..storage.tasks import own_task
 from ..users.administrators import check_still
 from .external_token import ExternalToken
 from .issuers import Issuers
-from .taking import TakenError, name_of_token, take
+from .taking import TakenError, name_of_token, take, taken
 
 MOST = 20
 """How many identities a user may link."""
@@ -98,14 +98,16 @@ class Identities:
             if user.disabled_at is not None:
                 raise UnacceptableToken("user_disabled", reason="user_disabled", user_id=user_id)
             found = (await tx.execute(identity_of(token))).one_or_none()
+            if found is not None and found.user_id != user_id:
+                raise Conflict("another user's identity", description="This identity is another user's.")
+            # A repeated call finds the identity, and its token taken.
+            if found is None or await taken(tx, name_of_token(token)) is None:
+                await take(tx, name_of_token(token), user.now, token.good_until)
             if found is not None:
-                if found.user_id != user_id:
-                    raise Conflict("another user's identity", description="This identity is another user's.")
                 return Linked.of(found)
             counted = select(func.count()).select_from(Identity).where(Identity.user_id == user_id)
             if (await tx.scalar(counted) or 0) >= MOST:
                 raise Conflict("too many identities", description=f"A user links {MOST} identities at most.")
-            await take(tx, name_of_token(token), user.now, token.good_until)
             await insert_identity(tx, token, user_id, user.now, by)
             return Linked.of((await tx.execute(identity_of(token))).one())
 

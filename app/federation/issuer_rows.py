@@ -18,7 +18,8 @@ from typing import Any, Literal
 
 from ..errors import Conflict, InvalidRequest
 from ..tokens.key_seal import KeySeal, Secret
-from .issuer import Configured, Issuer, IssuerSecrets, issuer_of, secrets_of
+from .issuer import Configured, Issuer, IssuerSecrets
+from .issuer_members import issuer_of, secrets_of
 
 Status = Literal["in_force", "hidden", "unreadable"]
 """Whether an issuer is in force, and if not, by which rule."""

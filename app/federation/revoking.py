@@ -11,7 +11,7 @@ the database pays for thousands of orders that can't be carried out now.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from time import monotonic
@@ -121,14 +121,17 @@ class Revoking:
     # -- the task
 
     async def _turn(self) -> None:
-        revoking = {name: of for name, of in self._issuers.in_force.items() if of.revokes}
+        revoking = self._those_that_revoke()
         if not revoking:
             return
         await self._take_down(revoking)
         free = {name for name in revoking if self._is_free(name)}
         if free:  # else a long backlog of an issuer that is away would be read in vain
             for name in await self._orders.due() & free:
-                self._rounds[name] = asyncio.create_task(self._round(revoking[name], self._rests[name]))
+                self._rounds[name] = asyncio.create_task(self._round(name, self._rests[name]))
+
+    def _those_that_revoke(self) -> Mapping[str, Configured]:
+        return {name: of for name, of in self._issuers.in_force.items() if of.revokes}
 
     def _is_free(self, name: str) -> bool:
         """Whether a round of an issuer may begin: none is under way, and the issuer has no rest."""
@@ -145,10 +148,13 @@ class Revoking:
             self._say_given_up(await self._orders.give_up_old())
             self._give_up_at = now + _GIVE_UP_EVERY.total_seconds()
 
-    async def _round(self, of: Configured, rest: _Rest) -> None:
-        """Carries out the orders of an issuer, until none is due or the issuer is away."""
+    async def _round(self, name: str, rest: _Rest) -> None:
+        """Carries out the orders of an issuer, until none is due, or the issuer is away or no longer configured."""
         try:
-            while orders := await self._orders.claim(of.name, 1 if rest.failures else _AT_ONCE):
+            while of := self._those_that_revoke().get(name):
+                orders = await self._orders.claim(name, 1 if rest.failures else _AT_ONCE)
+                if not orders:
+                    return
                 outcomes = await asyncio.gather(*(self._attempt(of, order) for order in orders))
                 for order, outcome in zip(orders, outcomes, strict=True):
                     await self._write(order, outcome)

@@ -131,8 +131,7 @@ class SessionChecks:
         if row is None or row.over():
             return
         if state == "over":
-            upstream = Actor("upstream", of.name, by.address, by.request_id)
-            await self._ending.end({row.id}, "upstream_logout", by=upstream)
+            await self._ending.end({row.id}, "upstream_logout", by=by._replace(kind="upstream", id=of.name))
         elif row.token_digest == token.digest:
             raise TemporarilyUnavailable(f"issuer {of.name}: does its session live?").about(row.id, row.user_id)
 

@@ -39,7 +39,7 @@ from .taking import TakenError, name_of, remember, take, taken
 from .upstream_sessions import live_of
 from .webhook_signatures import WINDOW, verified_id
 
-Outcome = Literal["ended", "repeated", "ignored"]
+Effect = Literal["ended", "repeated", "ignored"]
 """The effect of a webhook. "ended" also where no session was left to end."""
 
 _LOGOUT = "user.logout"  # the only event of Scalekit's about the end of a session
@@ -87,7 +87,7 @@ class UpstreamLogout:
 
     async def by_webhook(
         self, name: str, fields: Mapping[str, str], raw: bytes, content: object, *, by: Actor
-    ) -> tuple[Outcome, int]:
+    ) -> tuple[Effect, int]:
         """Acts on a webhook. Returns its effect, and how many sessions ended.
 
         A repeated webhook is a success: its sender repeats whatever was not answered in time, and would otherwise
@@ -158,7 +158,7 @@ class UpstreamLogout:
             # No token of the session or subject that exists now is good any longer. Leeway for its `iat` and its `exp`.
             await remember(tx, name, moment or now, now + of.issuer.longest + 2 * LEEWAY)
         live = live_of(of, upstream_id=upstream_id, subject=subject)
-        async with self._db.look() as connection:
+        async with self._db.look(hot_path=False) as connection:
             ids = set((await connection.scalars(live)).all())
 
         async def taking_it(tx: AsyncConnection) -> None:

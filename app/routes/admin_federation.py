@@ -6,7 +6,7 @@ No answer has a secret: it says only whether there is one.
 from __future__ import annotations
 
 from ..errors import Conflict, NotFound
-from ..federation.issuer import issuer_of, secrets_of
+from ..federation.issuer_members import issuer_of, secrets_of
 from ..federation.issuer_rows import Listed
 from ..http.answers import NO_CONTENT, Answer, of_model
 from ..http.endpoints import Endpoint

@@ -64,10 +64,10 @@ async def upstream_webhook(keyturn: Keyturn, request: Request) -> Answer:
             raise InvalidRequest("webhook: header fields", description=f"There must be one {name} header.")
         fields[name] = value.decode("latin-1")
     name = request.identifiers["name"]
-    outcome, ended = await keyturn.upstream_logout.by_webhook(
+    effect, ended = await keyturn.upstream_logout.by_webhook(
         name, fields, request.raw, request.json, by=request.by("upstream")
     )
-    request.note(issuer=name, webhook=outcome, ended=ended)
+    request.note(issuer=name, webhook=effect, ended=ended)
     return of_json(b"{}", status=201)
 
 

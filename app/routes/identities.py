@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated
 from uuid import UUID
@@ -47,14 +48,7 @@ class IdentityAnswer(BaseModel):
     @classmethod
     def of(cls, linked: Linked) -> IdentityAnswer:
         """An identity in the form of the answer."""
-        return cls(
-            id=linked.id,
-            issuer=linked.issuer,
-            subject=linked.subject,
-            email=linked.email,
-            created_at=linked.created_at,
-            last_used_at=linked.last_used_at,
-        )
+        return cls(**asdict(linked))
 
 
 class IdentitiesAnswer(BaseModel):
