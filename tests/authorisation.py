@@ -433,7 +433,9 @@ def issuer_members(name: str) -> dict[str, Any]:
 SAMPLES["GET /admin/federation/{name}"] = on_an_issuer("looked-at")
 SAMPLES["DELETE /admin/federation/{name}"] = on_an_issuer("removed")
 SAMPLES["POST /admin/federation/{name}/check"] = plain("/admin/federation/acme/check", {"token": "x"})
-SAMPLES["PUT /admin/federation/{name}"] = plain("/admin/federation/put", issuer_members("put"))
+SAMPLES["PUT /admin/federation/{name}"] = plain(
+    "/admin/federation/put", {"preset": "scalekit", "issuer": "https://put.invalid", "client_id": "skc_1"}
+)
 
 
 @sample("GET /admin/federation/{name}/sessions")

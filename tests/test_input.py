@@ -30,7 +30,7 @@ OPTIONAL = {("/auth/logout", "refresh_token"), ("/auth/logout", "scope")}
 MORE = {
     "/auth/login": ["mode", "remember", "device_id", "device_name", "scope"],
     "/auth/refresh": ["mode", "scope"],
-    "/auth/logout": ["mode"],
+    "/auth/logout": ["mode", "post_logout_redirect_uri"],
 }
 """The fields that the bodies above leave out."""
 assert BODIES.keys() == set(POSTS)

@@ -27,8 +27,7 @@ from app.errors import (
 from app.events.reading import Events
 from app.federation import issuer_rows
 from app.federation import issuers as module
-from app.federation.issuer import Configured, Issuer, IssuerSecrets
-from app.federation.issuer_members import issuer_of, secrets_of
+from app.federation.issuer import Configured, Issuer, IssuerSecrets, issuer_of, secrets_of
 from app.federation.issuers import Issuers
 from app.keyturn import Keyturn
 from app.storage.copies import READ_BY_ALL

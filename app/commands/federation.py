@@ -10,8 +10,8 @@ from typing import Any, get_args
 
 from ..command_name import called
 from ..errors import InvalidRequest, NotFound
-from ..federation.issuer import Configured, Issuer, IssuerSecrets, Preset
-from ..federation.issuer_members import issuer_of, secrets_of, value_of
+from ..federation.issuer import Configured, Issuer, IssuerSecrets, Preset, issuer_of, secrets_of
+from ..federation.issuer_members import value_of
 from ..federation.issuer_rows import Listed
 from ..keyturn import Keyturn
 from . import federation_check, federation_sessions

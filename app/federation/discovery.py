@@ -22,7 +22,8 @@ from ..errors import TemporarilyUnavailable
 from ..log import get_logger
 from ..storage.tasks import keep
 from .fetching import Fetching
-from .issuer import Configured, Issuer, is_https
+from .issuer import Configured, Issuer
+from .issuer_values import is_https
 
 FRESH_FOR = timedelta(hours=1)
 """How long a document counts before it is read again."""

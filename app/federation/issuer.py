@@ -6,14 +6,15 @@ The same members stand in the table, in the file of `KEYTURN_FEDERATION_FILE` an
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import timedelta
-from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from ..errors import InvalidRequest
 from ..users.claims import checked
+from .issuer_values import NAME, Address, Iss, Names, Role, Seconds, Url, Word
 from .webhook_signatures import key_of
 
 Preset = Literal["scalekit", "oidc"]
@@ -28,44 +29,10 @@ Algorithm = Literal["RS256", "ES256", "EdDSA"]
 Check = Literal["off", "open", "closed"]
 """Whether a refresh asks the issuer if its session lives, and the answer while the issuer is away: go on, or wait."""
 
-NAME = re.compile(r"[a-z][a-z0-9-]{0,31}", re.ASCII)
-"""The form of an issuer's name, which stands in paths."""
-
-_MOST_SECONDS = 365 * 86_400
-
-
-def _https(url: str) -> str:
-    if not re.fullmatch(r"[\x21-\x7e]{1,255}", url):
-        raise ValueError("must have 1 to 255 characters of visible ASCII")
-    if not is_https(url):
-        raise ValueError("must be an https URL without user and fragment")
-    return url
-
-
-def _without_query(url: str) -> str:
-    if "?" in url:  # OpenID Connect Core section 2
-        raise ValueError("must be an https URL without query")
-    return url
-
-
-def is_https(url: str) -> bool:
-    """Whether a text is an https URL with a host, and without user and fragment."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:  # its message may repeat a part of the URL
-        return False
-    return parts.scheme == "https" and bool(parts.hostname) and port != 0 and "@" not in parts.netloc and "#" not in url
-
-
-Url = Annotated[str, AfterValidator(_https)]
-Iss = Annotated[Url, AfterValidator(_without_query)]
-Word = Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,255}$")]
-Address = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9+.-]{0,31}:[\x21\x22\x24-\x7e]{1,223}$")]
-"""A URI without a fragment, also of a native app's own scheme (RFC 8252 section 7.1)."""
-Seconds = Annotated[int, Field(ge=1, le=_MOST_SECONDS)]
-Names = Annotated[tuple[Word, ...], Field(max_length=50)]
-Role = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
+OF_THE_MACHINE = ("private_addresses", "ca_file")
+"""The members that say to which addresses this machine connects, and whom it believes there. No administrator sets them
+over HTTP: only the command and the file do.
+"""
 
 
 class Issuer(BaseModel):
@@ -276,3 +243,44 @@ class Configured(BaseModel):
             **shown,
             **{f"has_{name}": is_set for name, is_set in has.items()},
         }
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+_PLAIN_NAME = re.compile(r"[a-z]{1,16}(?:_[a-z]{1,16}){0,3}", re.ASCII)
+"""The form of a member's name: a few short words. A secret in the place of a name is not repeated."""
+
+
+def issuer_of(members: Mapping[str, Any]) -> Issuer:
+    """The issuer of these members, without its secrets.
+
+    Raises:
+        InvalidRequest: a member is unknown, missing or not valid. The sentence names the member and repeats no value.
+    """
+    return _made(Issuer, members)
+
+
+def secrets_of(members: Mapping[str, Any]) -> IssuerSecrets:
+    """The secrets of an issuer, of which some may be absent.
+
+    Raises:
+        InvalidRequest: as `issuer_of`.
+    """
+    return _made(IssuerSecrets, members)
+
+
+def _made(model: type[_Model], members: Mapping[str, Any]) -> _Model:
+    try:
+        return model.model_validate(dict(members))
+    except ValidationError as e:
+        error = e.errors(include_url=False, include_context=False, include_input=False)[0]
+    raise InvalidRequest(f"issuer: {error['type']}", description=f"{_in_words(error)}.")  # without the error's context
+
+
+def _in_words(error: Any) -> str:
+    text = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be", 1)
+    if not error["loc"]:
+        return str(text)  # a rule on several members, which names them
+    name = str(error["loc"][0])
+    if error["type"] == "extra_forbidden":
+        return f"{name}: there is no such member" if _PLAIN_NAME.fullmatch(name) else "there is an unknown member"
+    return f"{name}: is missing" if error["type"] == "missing" else f"{name}: {text}"

@@ -10,6 +10,7 @@ from ..errors import InvalidRequest, TemporarilyUnavailable
 from .discovery import NoDocument, WrongDocument
 from .fetching import AddressRefused
 from .issuer import Configured, Issuer, IssuerSecrets
+from .issuer_rows import by_administrator
 from .issuers import Issuers
 from .key_sets import KeySets
 
@@ -44,6 +45,9 @@ class IssuerChanges:
             InvalidRequest: the discovery document is another issuer's, or a host has an address that it may not have.
         """
         self._issuers.check_name(name)
+        if by.kind == "administrator":
+            before = next((each for each in await self._issuers.rows() if each.name == name), None)
+            issuer = by_administrator(name, issuer, before)  # so that the examination asks as the issuer will be asked
         not_examined = await self._examine(Configured(name=name, issuer=issuer))
         configured = await self._issuers.put(name, issuer, secrets, by=by, seen=seen)
         await self._load()

@@ -16,8 +16,8 @@ from typing import Any
 from ..errors import ConfigurationError, InvalidRequest
 from ..own_files import mode_if_ours, shown
 from ..settings_values import given
-from .issuer import NAME, Configured, IssuerSecrets
-from .issuer_members import issuer_of, secrets_of
+from .issuer import Configured, IssuerSecrets, issuer_of, secrets_of
+from .issuer_values import NAME
 
 SETTING = "KEYTURN_FEDERATION_FILE"
 """The setting that names the file."""

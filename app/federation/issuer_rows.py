@@ -18,8 +18,7 @@ from typing import Any, Literal
 
 from ..errors import Conflict, InvalidRequest
 from ..tokens.key_seal import KeySeal, Secret
-from .issuer import Configured, Issuer, IssuerSecrets
-from .issuer_members import issuer_of, secrets_of
+from .issuer import OF_THE_MACHINE, Configured, Issuer, IssuerSecrets, issuer_of, secrets_of
 
 Status = Literal["in_force", "hidden", "unreadable"]
 """Whether an issuer is in force, and if not, by which rule."""
@@ -110,6 +109,34 @@ def read(row: Any, seal: KeySeal) -> Listed:
     except (ValueError, TypeError, InvalidRequest):
         return Listed(row.name, "table", "unreadable", None, row.changed_at, under, lost)
     return Listed(row.name, "table", "in_force", configured, row.changed_at, under, lost)
+
+
+def by_administrator(name: str, issuer: Issuer, before: Listed | None) -> Issuer:
+    """The issuer after a change by an administrator, who keeps what only the operator of this machine decides.
+
+    Else a stolen session of an administrator could look around in the operator's network: name one host after the
+    other, and read in the answers how each behaves.
+
+    1. `private_addresses` and `ca_file` stay as they are, and a new issuer has their defaults.
+    2. While an issuer may have private addresses, its URLs stay too.
+
+    Raises:
+        InvalidRequest: the change sets one of these members to another value.
+    """
+    old = before.configured.issuer if before and before.configured else None
+    kept = {member: getattr(old, member) if old else Issuer.model_fields[member].default for member in OF_THE_MACHINE}
+    asked = {member: getattr(issuer, member) for member in OF_THE_MACHINE if member in issuer.model_fields_set}
+    if old is not None and old.private_addresses:
+        urls = ("issuer", "jwks_uri")
+        kept |= {member: getattr(old, member) for member in urls}
+        asked |= {member: getattr(issuer, member) for member in urls}
+    for member, value in asked.items():
+        if value != kept[member]:
+            raise InvalidRequest(
+                "for the command",
+                description=f"{member}: only a command changes it: keyturn federation add {name} --set {member}=VALUE.",
+            )
+    return issuer.model_copy(update=kept)
 
 
 def changed(secrets: IssuerSecrets, given: IssuerSecrets) -> IssuerSecrets:

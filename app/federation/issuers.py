@@ -32,9 +32,10 @@ from ..storage.tasks import own_task
 from ..tokens.key_seal import KeySeal
 from ..users.administrators import check_still
 from . import issuer_file
-from .issuer import NAME, Configured, Issuer, IssuerSecrets
+from .issuer import Configured, Issuer, IssuerSecrets
 from .issuer_events import events_of
-from .issuer_rows import Listed, changed, listed, read
+from .issuer_rows import Listed, by_administrator, changed, listed, read
+from .issuer_values import NAME
 
 MOST_ISSUERS = 100
 """Rows of the table: each process reads them all within a second after a change."""
@@ -189,7 +190,8 @@ class Issuers:
             The issuer after the change.
 
         Raises:
-            InvalidRequest: the name is malformed, or another issuer would get the client secret.
+            InvalidRequest: the name is malformed, another issuer would get the client secret, or the actor is an
+                administrator, and the change is one for the command (see `by_administrator`).
             Conflict: the name stands in the file, another issuer has one of its `iss` values, there are too many, it is
                 no longer the one that was seen, or its secrets can't be opened and are not given anew.
             AccessDenied: the actor is no administrator any more.
@@ -202,6 +204,8 @@ class Issuers:
             row = next((each for each in rows if each.name == name), None)
             self._check_others(issuer, [each for each in rows if each.name != name])
             before = None if row is None else read(row, self._seal)
+            if by.kind == "administrator":
+                issuer = by_administrator(name, issuer, before)
             if seen is not None and (before is None or seen != before.configured):
                 raise Conflict("changed meanwhile", description="The issuer was changed meanwhile. Look at it again.")
             kept = IssuerSecrets() if before is None else before.kept(issuer, secrets)

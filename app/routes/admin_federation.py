@@ -6,7 +6,7 @@ No answer has a secret: it says only whether there is one.
 from __future__ import annotations
 
 from ..errors import Conflict, NotFound
-from ..federation.issuer_members import issuer_of, secrets_of
+from ..federation.issuer import issuer_of, secrets_of
 from ..federation.issuer_rows import Listed
 from ..http.answers import NO_CONTENT, Answer, of_model
 from ..http.endpoints import Endpoint
@@ -14,8 +14,6 @@ from ..http.request import Request
 from ..keyturn import Keyturn
 from .administration import CHANGING, READING, administrator
 from .issuer_models import IssuerAnswer, IssuerChange, IssuersAnswer, KnownIssuer, changes_in
-
-_NOT_EXAMINED = "The issuer's keys can't be had now. The change is in force. `keyturn federation check` says why."
 
 
 async def list_issuers(keyturn: Keyturn, request: Request) -> Answer:
@@ -37,15 +35,16 @@ async def put_issuer(keyturn: Keyturn, request: Request) -> Answer:
     A member that is absent or null has its default. A secret that is absent stays. The issuer is asked first: with a
     discovery document of another issuer the change is refused. While its keys can't be had, the change is made, and
     the answer has a `warning`. An issuer of the file is changed in the file alone.
+
+    `private_addresses` and `ca_file` say to which addresses this machine connects, and whom it believes there. Only
+    the command `keyturn federation add` and the file set them. Here they stay as they are. So do the URLs of an issuer
+    that may have private addresses.
     """
     session = await administrator(keyturn, request, changes=True)
     members, secrets = changes_in(request.content(IssuerChange))
     name, by = request.identifiers["name"], request.by("administrator", session.user_id)
     put = await keyturn.issuer_changes.put(name, issuer_of(members), secrets_of(secrets), by=by)
-    if put.not_examined:
-        request.note(not_examined=put.not_examined)
-    shown = _shown(await keyturn.issuers.find(name), warning=_NOT_EXAMINED if put.not_examined else None)
-    return of_model(shown, exclude_none=True)
+    return of_model(_shown(await keyturn.issuers.find(name), put.not_examined or None), exclude_none=True)
 
 
 async def remove_issuer(keyturn: Keyturn, request: Request) -> Answer:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, create_model
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import SkipJsonSchema
 
-from ..federation.issuer import Issuer, IssuerSecrets
+from ..federation.issuer import OF_THE_MACHINE, Issuer, IssuerSecrets
 from ..federation.issuer_members import shown
 from ..http.documentation import word
 from .models import RequestBody
@@ -18,7 +18,7 @@ from .models import RequestBody
 _SECRET = Field(min_length=1, max_length=1024, json_schema_extra={"writeOnly": True}, repr=False)
 
 
-def _in_body(field: FieldInfo) -> tuple[Any, Any]:
+def _in_body(name: str, field: FieldInfo) -> tuple[Any, Any]:
     """A member of a request's body. An array is a list. One that need not be there has no default, but may be null."""
     kind: Any = field.annotation
     if get_origin(kind) is tuple:
@@ -26,8 +26,10 @@ def _in_body(field: FieldInfo) -> tuple[Any, Any]:
     kind = Annotated[(kind, Field(), *field.metadata)]
     if field.is_required():
         return Annotated[kind, Field(description=field.description)], ...
-    default = f" Default: `{shown(field.default)}`." if shown(field.default) else ""
-    return Annotated[kind | None, Field(description=f"{field.description}{default}")], None
+    more = f" Default: `{shown(field.default)}`." if shown(field.default) else ""
+    if name in OF_THE_MACHINE:
+        more = " Only a command or the file changes it: absent, or as it is."
+    return Annotated[kind | None, Field(description=f"{field.description}{more}")], None
 
 
 def _in_answer(kind: Any) -> Any:
@@ -46,7 +48,7 @@ def _in_answer(kind: Any) -> Any:
     return kind
 
 
-_BODY: Mapping[str, Any] = {name: _in_body(field) for name, field in Issuer.model_fields.items()}
+_BODY: Mapping[str, Any] = {name: _in_body(name, field) for name, field in Issuer.model_fields.items()}
 _SECRETS: Mapping[str, Any] = {
     name: (
         Annotated[str | None, _SECRET, Field(description=f"{field.description} Absent: it stays. Null: it goes.")],
@@ -82,9 +84,9 @@ class KnownIssuer(BaseModel):
     secrets_are_lost: Annotated[
         bool, Field(description="Whether it has secrets that no master secret opens: give them again.")
     ]
-    warning: Annotated[str | SkipJsonSchema[None], Field(description="After a change: its keys can't be had now.")] = (
-        None
-    )
+    warning: Annotated[
+        str | SkipJsonSchema[None], Field(description="After a change: why its keys can't be had now.")
+    ] = None
 
 
 IssuerAnswer: type[KnownIssuer] = create_model(
