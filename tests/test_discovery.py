@@ -76,7 +76,9 @@ async def test_scalekit_and_an_issuer_with_a_key_set_of_its_own_need_no_document
     assert discovery.end_session_endpoint(upstream.configured()) == f"{upstream.url}/oidc/logout"
     slash = upstream.configured(issuer=f"{upstream.url}/")
     assert await discovery.jwks_uri(slash) == f"{upstream.url}/keys"
-    assert await discovery.jwks_uri(oidc(upstream, jwks_uri="https://keys.example/set")) == "https://keys.example/set"
+    # Azure AD B2C has one key set for each policy, and names the policy in the query.
+    keys = "https://keys.example/set?p=policy"
+    assert await discovery.jwks_uri(oidc(upstream, jwks_uri=keys)) == keys
     discovery.follow({"acme": upstream.configured()})
     assert asked(upstream) == 0
 

@@ -65,6 +65,16 @@ async def test_an_id_token_may_be_kept_that_was_exchanged_or_kept_before(world: 
     assert (await exchange(world, itself, mode="cookie", id_token=itself)).status_code == 200
 
 
+async def test_a_token_of_a_session_that_is_over_at_the_issuer_links_nothing(world: World) -> None:
+    """A thief could link the stranger's identity to an account of the thief's, and wait for the stranger there."""
+    caller = await world.caller("user")
+    stolen, good = world.upstream.sign_in("stranger@example.com"), world.upstream.sign_in("own@example.com")
+    world.upstream.end(stolen.session_id)
+    for token, status in ((stolen.access_token, 401), (good.access_token, 201)):
+        answer = await world.client.post("/auth/identities", json={"subject_token": token}, headers=caller.headers)
+        assert answer.status_code == status, answer.text
+
+
 # -- the sessions of one sign-in at the issuer
 
 

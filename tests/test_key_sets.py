@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from app.federation.discovery import Discovery
 from app.federation.fetching import Fetching
 from app.federation.jwks import MOST_KEYS, jwk_set_of
 from app.federation.key_sets import COOL_DOWN, FRESH, KeySets
+from app.storage.tasks import finish
 from tests.upstream.keys import Keys, base64url
 from tests.upstream.upstream import Upstream
 
@@ -31,6 +33,9 @@ def time_passes(key_sets: KeySets, seconds: float) -> None:
         held.read_at -= seconds
         held.begun_at -= seconds
         held.asked_at -= seconds
+    for document in key_sets._discovery._held.values():
+        document.read_at -= seconds
+        document.tried_at -= seconds
 
 
 def after_cool_down(key_sets: KeySets) -> None:
@@ -196,6 +201,28 @@ async def test_a_removed_issuer_leaves_no_keys_for_one_of_its_name(key_sets: Key
     assert await outcome(key_sets, upstream) == "key"
     key_sets.follow({})
     assert await outcome(key_sets, upstream) == "503", "it was removed for a reason, and its old keys prove nothing"
+
+
+@pytest.mark.parametrize("left_behind", ["nothing", "the former keys"])
+async def test_keys_that_move_to_another_place_are_found_there_within_two_cool_downs(
+    key_sets: KeySets, upstream: Upstream, left_behind: str
+) -> None:
+    of = upstream.configured(preset="oidc")
+    assert (await key_sets.key(of, "snk_1")).kid == "snk_1"
+    if left_behind == "nothing":
+        upstream.fault("/keys", "status", status=404)
+    document = {"issuer": upstream.url, "jwks_uri": f"{upstream.url}/moved"}
+    upstream.fault("/.well-known", "answer", status=200, body=json.dumps(document))
+    upstream.fault("/moved", "answer", status=200, body=json.dumps({"keys": [upstream.keys.rsa(2).jwk]}))
+    after_cool_down(key_sets)
+    with pytest.raises((TemporarilyUnavailable, UnacceptableToken)):
+        await key_sets.key(of, "snk_2")
+    after_cool_down(key_sets)
+    with suppress(TemporarilyUnavailable, UnacceptableToken):
+        await key_sets.key(of, "snk_2")
+    await finish()
+    after_cool_down(key_sets)
+    assert (await key_sets.key(of, "snk_2")).kid == "snk_2"
 
 
 # -- key sets that no careful issuer publishes

@@ -4,8 +4,8 @@ The document names the key set and the page that ends a browser's session there.
 document that names another issuer than the configured one counts for nothing (OpenID Connect Discovery 1.0 section
 4.3): else a host could speak for another.
 
-Each process keeps the documents of the issuers in force in memory, and reads each again every hour. If that fails, the
-one before stays: an outage of the issuer takes nothing away.
+Each process keeps the documents of the issuers in force in memory, and reads each again every hour, or if a key is not
+at the place that it names. If that fails, the one before stays: an outage of the issuer takes nothing away.
 """
 
 from __future__ import annotations
@@ -84,6 +84,14 @@ class Discovery:
         """
         known = _known_keys(of.issuer)
         return known if known is not None else (await self._document(of)).jwks_uri
+
+    def doubt(self, of: Configured) -> None:
+        """Lets the document be read again when it is used next, because keys can't be had at the place that it names.
+
+        The former one goes on meanwhile.
+        """
+        if held := self._held.get(of.name):
+            held.read_at = float("-inf")
 
     def end_session_endpoint(self, of: Configured) -> str | None:
         """The page of the issuer that ends a browser's session there. None if there is none, or none is known yet.

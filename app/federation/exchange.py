@@ -178,6 +178,7 @@ class Exchange:
         token = await self._external_tokens.verify(subject_token, kind=kind)
         if (await self._look(token)).is_logged_out:
             raise _logged_out(None, user_id)
+        await self._ends(token)
         return await self._identities.link(user_id, token, by=by)
 
     async def _verified(

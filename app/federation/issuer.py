@@ -38,8 +38,14 @@ _MOST_SECONDS = 365 * 86_400
 def _https(url: str) -> str:
     if not re.fullmatch(r"[\x21-\x7e]{1,255}", url):
         raise ValueError("must have 1 to 255 characters of visible ASCII")
-    if not is_https(url) or "?" in url:
-        raise ValueError("must be an https URL without user, query and fragment")
+    if not is_https(url):
+        raise ValueError("must be an https URL without user and fragment")
+    return url
+
+
+def _without_query(url: str) -> str:
+    if "?" in url:  # OpenID Connect Core section 2
+        raise ValueError("must be an https URL without query")
     return url
 
 
@@ -54,6 +60,7 @@ def is_https(url: str) -> bool:
 
 
 Url = Annotated[str, AfterValidator(_https)]
+Iss = Annotated[Url, AfterValidator(_without_query)]
 Word = Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,255}$")]
 Address = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9+.-]{0,31}:[\x21\x22\x24-\x7e]{1,223}$")]
 """A URI without a fragment, also of a native app's own scheme (RFC 8252 section 7.1)."""
@@ -69,11 +76,11 @@ class Issuer(BaseModel):
 
     preset: Annotated[Preset, Field(description="`scalekit`, or `oidc` for any issuer with OpenID Connect Discovery.")]
     issuer: Annotated[
-        Url,
+        Iss,
         Field(description="The exact `iss`, with its slash at the end if it has one. Scalekit: the environment URL."),
     ]
     also_issuers: Annotated[
-        tuple[Url, ...], Field(max_length=10, description="Other exact `iss` values of the same issuer and subjects.")
+        tuple[Iss, ...], Field(max_length=10, description="Other exact `iss` values of the same issuer and subjects.")
     ] = ()
     client_id: Annotated[Word, Field(description="Your client id at the issuer.")]
     audiences: Annotated[

@@ -92,6 +92,7 @@ class KeySets:
             if known and (asked or not held.is_old):
                 return _sound(held.keys, kid)
             if not known and asked and not held.failure:
+                self._discovery.doubt(of)  # the key may be at another place by now
                 raise refused("unknown_key")
             fetch = held.fetch or self._begin(held)
             # After a failure, a key in memory counts at once, and the next fetch goes on behind it.
@@ -161,6 +162,7 @@ class KeySets:
             failure = e.cause if isinstance(e, TemporarilyUnavailable) else f"{type(e).__name__}: {e}"
             if failure != held.failure:  # one line for an outage
                 _log.warning("issuer_keys_not_read", issuer=held.of.name, cause=failure, kept=bool(held.keys.keys))
+            self._discovery.doubt(held.of)
         finally:
             held.asked_at, held.failure, held.fetch = began, failure, None
 

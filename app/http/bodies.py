@@ -215,7 +215,8 @@ def not_as_modelled(model: type[BaseModel], value: object, error: ValidationErro
     match kind:
         case "extra_forbidden":
             named = f"{where[-1]}: is" if _PLAIN_NAME.fullmatch(where[-1]) else "There is"
-            fields = ", ".join(model.model_fields)
+            members = model.model_fields.items()  # those that must be there come first
+            fields = ", ".join(name for name, _ in sorted(members, key=lambda member: not member[1].is_required()))
             sentence = f"{named} a field that this endpoint does not have. It has: {fields}."
         case "missing" if where:
             sentence = f"{where[0]}: is missing."
