@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 import httpx2
 import pytest
-from sqlalchemy import insert, select, text, update
+from sqlalchemy import delete, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.actors import SERVICE, Actor
@@ -23,6 +23,7 @@ from app.federation.orders import LIFE, MOST_ATTEMPTS, Orders, pause_after
 from app.federation.revoking import _Rest
 from app.federation.scalekit import Outcome
 from app.keyturn import Keyturn
+from app.sessions.upkeep import KEPT_FOR
 from app.storage.tables import Event, Identity, Session, UpstreamSession, uuid7
 from app.users import erasing
 from tests.conftest import CHEAP, SECRET, Opener
@@ -443,6 +444,24 @@ async def test_what_was_given_up_is_listed_and_may_be_tried_again(keyturn: Keytu
         ("upstream_given_up", "service", NAME),
         ("upstream_ordered_anew", "command", NAME),
     ]
+
+
+async def test_what_was_given_up_for_an_erased_user_may_be_tried_again_for_as_long_as_any_other(
+    keyturn: Keyturn,
+) -> None:
+    session_id, done, orders = await an_order(keyturn), await an_order(keyturn), Orders(keyturn.db)
+    await write(keyturn, session_id, attempts=MOST_ATTEMPTS - 1)
+    by_session = {order.session_id: order for order in await orders.claim(NAME, 2)}
+    assert await orders.failed(by_session[session_id], "no connection")
+    await orders.done(by_session[done], "revoked")
+    async with keyturn.db.begin() as tx:
+        await tx.execute(delete(Session))  # as `gc` does
+    assert (await keyturn.forgetting.gc()).upstream_sessions == 1
+    assert [row["session_id"] for row in await keyturn.owed.list("given_up")] == [session_id]
+    await write(keyturn, session_id, settled_at=await database_now(keyturn) - KEPT_FOR + timedelta(minutes=5))
+    assert (await keyturn.forgetting.gc()).upstream_sessions == 0
+    await write(keyturn, session_id, settled_at=await database_now(keyturn) - KEPT_FOR)
+    assert (await keyturn.forgetting.gc()).upstream_sessions == 1
 
 
 async def test_the_list_of_revocations_has_pages_and_leaves_out_what_is_done(keyturn: Keyturn) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 from uuid import UUID
 
-from sqlalchemy import delete, exists, select
+from sqlalchemy import delete, exists, func, or_, select
 
+from ..sessions.upkeep import KEPT_FOR
 from ..storage.database import Database
 from ..storage.tables import Session, TakenToken, UpstreamSession
 from ..storage.tasks import own_task
@@ -59,9 +60,11 @@ class Forgetting:
     async def _upstream(self, after: UUID, most: int) -> _Range | None:
         """Deletes the rows of one range of the primary key whose sessions are gone. None: there are no more rows.
 
-        A row that is still to be revoked stays, however long its session has been gone. A session and its row are
-        inserted together, so a row without a session is never a new one.
+        A row that is still to be revoked stays, however long its session has been gone. One that was given up stays for
+        `KEPT_FOR`, so that an operator can try it again: the session of an erased user goes after a day. A session and
+        its row are inserted together, so a row without a session is never a new one.
         """
+        lately = self._db.after(self._db.now(), -KEPT_FOR)
         async with self._db.begin() as tx:
             ordered = select(UpstreamSession.session_id).where(UpstreamSession.session_id > after)
             ids = (await tx.scalars(ordered.order_by(UpstreamSession.session_id).limit(most))).all()
@@ -70,6 +73,7 @@ class Forgetting:
             doomed = ordered.where(
                 UpstreamSession.session_id <= ids[-1],
                 UpstreamSession.due_at.is_(None),
+                or_(func.coalesce(UpstreamSession.outcome, "") != "given_up", UpstreamSession.settled_at < lately),
                 ~exists().where(Session.id == UpstreamSession.session_id),
             ).with_for_update(skip_locked=True)
             gone = await tx.scalars(
