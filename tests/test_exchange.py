@@ -356,9 +356,9 @@ async def test_not_even_the_refresh_key_gives_the_first_tokens_to_one_who_has_th
         ]
         values = {value if isinstance(value, bytes) else str(value).encode() for row in stored for value in row}
         [its] = await rows(keyturn, TakenToken)
-        assert {its.digest, its.caller} <= values
+        assert its.digest in values
         key = keyturn.keys.signing_refresh
-        for one, two in itertools.product({*values, b""}, repeat=2):
+        for one, two in itertools.product({*values, CALLER, b""}, repeat=2):  # a caller can be guessed
             assert issue(key, tokens.session_id, one + two).text != tokens.refresh_token
 
 

@@ -219,7 +219,7 @@ class Exchange:
         """The proof for the new session. An ID token that is kept is used up: at a logout it stands in a URL."""
 
         async def note(tx: AsyncConnection, session_id: UUID, now: datetime) -> None:
-            await take(tx, name_of_token(token), now, token.good_until, caller=caller, session_id=session_id)
+            await take(tx, name_of_token(token), now, token.good_until, session_id=session_id)
             if kept is not None:
                 # If it was exchanged before, its own row stays as it is: `issued_at` prolongs no retry window.
                 await remember(tx, name_of_token(kept), kept.issued_at, kept.good_until)
@@ -250,7 +250,7 @@ class Exchange:
         if row is None:
             return None
         refusal = UnacceptableToken("taken", session_id=row.session_id)
-        if row.session_id is None or not hmac.compare_digest(row.caller or b"", caller):
+        if row.session_id is None:
             raise refusal
         session = await self._sessions.lookup.row(row.session_id)
         # The clock is the database's. If it stepped back, the age is below zero, and nobody must be refused for that.
@@ -261,6 +261,7 @@ class Exchange:
         key = self._sessions.keys.refresh(session.key_number)
         if key is None:
             raise TemporarilyUnavailable("the refresh key of the session is not known here yet")
+        # Another caller derives another token, and so does another signature of the same content.
         first = issue(key, session.id, token.text_digest + caller)
         if session.generation != 0 or not hmac.compare_digest(first.digest, session.token_digest):
             raise refusal

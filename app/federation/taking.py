@@ -54,7 +54,6 @@ async def take(
     now: datetime,
     good_until: datetime,
     *,
-    caller: bytes | None = None,
     session_id: UUID | None = None,
 ) -> None:
     """Remembers a token in the transaction of the act for which it is taken.
@@ -64,14 +63,13 @@ async def take(
         digest: the digest of the token, logout token or webhook.
         now: the database's clock.
         good_until: the moment from which it is refused because of its age.
-        caller: the digest of the caller, if it may ask for the same answer again.
-        session_id: the session that began by it, likewise.
+        session_id: the session that began by it, if the same answer may be asked for again.
 
     Raises:
         TakenError: it was taken before. The transaction can't go on.
     """
     expires_at = good_until + _SLACK
-    row = {"digest": digest, "caller": caller, "session_id": session_id, "taken_at": now, "expires_at": expires_at}
+    row = {"digest": digest, "session_id": session_id, "taken_at": now, "expires_at": expires_at}
     try:
         await tx.execute(insert(TakenToken).values(row))
     except IntegrityError as e:
@@ -86,7 +84,7 @@ async def remember(tx: AsyncConnection, digest: bytes, moment: datetime, good_un
     """
     on_postgres = tx.dialect.name == "postgresql"
     expires_at = good_until + _SLACK
-    row = {"digest": digest, "caller": None, "session_id": None, "taken_at": moment, "expires_at": expires_at}
+    row = {"digest": digest, "session_id": None, "taken_at": moment, "expires_at": expires_at}
     new = (postgresql.insert(TakenToken) if on_postgres else sqlite.insert(TakenToken)).values(row)
     later = func.greatest if on_postgres else func.max
     kept = {
@@ -97,6 +95,6 @@ async def remember(tx: AsyncConnection, digest: bytes, moment: datetime, good_un
 
 
 async def taken(connection: AsyncConnection, digest: bytes) -> Any | None:
-    """The row of a token that was taken: caller, session, moments. None if it was not."""
+    """The row of a token that was taken: session and moments. None if it was not."""
     found = await connection.execute(select(TakenToken.__table__).where(TakenToken.digest == digest))
     return found.one_or_none()

@@ -205,7 +205,6 @@ def upgrade() -> None:
     op.create_table(
         "taken_tokens",
         sa.Column("digest", sa.LargeBinary(), nullable=False),
-        sa.Column("caller", sa.LargeBinary(), nullable=True),
         sa.Column("session_id", sa.Uuid(), nullable=True),
         sa.Column("taken_at", moment, nullable=False),
         sa.Column("expires_at", moment, nullable=False),

@@ -20,7 +20,6 @@ class TakenToken(Base):
     __tablename__ = "taken_tokens"
 
     digest: Mapped[bytes] = mapped_column(primary_key=True)
-    caller: Mapped[bytes | None]  # SHA-256 of what the caller said about itself; only a token that was exchanged has it
     session_id: Mapped[UUID | None]  # the session that the exchange began
     taken_at: Mapped[datetime]
     expires_at: Mapped[datetime]  # no token of this digest is good any more from then on
