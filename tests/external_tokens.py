@@ -70,6 +70,11 @@ def of(kind: Any = "access_token", **changes: Any) -> Callable[[Upstream], str]:
     return lambda upstream: upstream.mint(kind, **changes)
 
 
+def with_azp_alone(upstream: Upstream) -> str:
+    """Makes a token as Microsoft Entra ID signs them about an application: it is about a machine, and has no scope."""
+    return oidc(azp=upstream.client_id, nonce=...)(upstream)
+
+
 def with_header(**members: Any) -> Callable[[Upstream], str]:
     """Makes an access token with these members in its header, whatever they are, with a right signature."""
     return lambda upstream: upstream.mint(header=members)
@@ -428,6 +433,7 @@ _KINDS = [
     Case("an access token without `client_id`", "missing_claim", of(client_id=...)),
     Case("an access token where ID tokens alone are configured", "wrong_kind", oidc(iss=PLAIN, header={"typ": "at+jwt"}, nonce=...)),
     Case("an OpenID Connect token with signs of no kind", "wrong_kind", oidc(nonce=...)),
+    Case("an OpenID Connect token with `azp`, which both kinds have", "wrong_kind", with_azp_alone),
     Case("`at+jwt` with `at_hash`", "wrong_kind", oidc(header={"typ": "at+jwt"}, at_hash="x")),
     Case("`at+jwt` that says `ID` in a claim", "wrong_kind", oidc(header={"typ": "at+jwt"}, typ="ID")),
     Case("`nonce` beside `scope`", "wrong_kind", oidc(scope="openid")),

@@ -93,6 +93,5 @@ def _of_oidc(media_type: str, claims: Mapping[str, Any]) -> Kind:
         return "id_token"
     if not stated and of_access_token and not of_id_token:
         return "access_token"
-    if not stated and "azp" in claims and not of_access_token:
-        return "id_token"
+    # `azp` alone is no sign: access tokens have it too, also those about a machine (Auth0's, Microsoft's).
     raise refused("wrong_kind")
