@@ -62,7 +62,9 @@ def test_an_issuer_is_added_changed_listed_and_removed(keyturn: Command, upstrea
     keyturn.ok("federation", "add", "acme", "--set", "audiences=", "--forget", "webhook_secret")
     (row,) = keyturn.ok("federation", "list", "--json").json
     assert (row["audiences"], row["has_client_secret"], row["has_webhook_secret"]) == ([], True, False)
-    assert keyturn.ok("federation", "remove", "acme").out.startswith("acme is removed")
+    removed = keyturn.ok("federation", "remove", "acme")
+    assert removed.out.startswith("acme is removed")
+    assert "sessions end --issuer acme" in removed.err
     assert "acme" not in keyturn.ok("federation", "list").out
     assert "no such issuer" in keyturn.refused(1, "federation", "remove", "acme")
     events = {event["event"] for event in keyturn.ok("events", "list", "--json").json}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import http.server
 import json
+import re
 import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -17,6 +19,9 @@ import httpx2
 import jwt
 import pytest
 
+from app.federation.issuer import Issuer
+from tests.upstream import greeting
+from tests.upstream.control import Control
 from tests.upstream.keys import signed
 from tests.upstream.minting import KINDS
 from tests.upstream.upstream import Login, Upstream
@@ -368,3 +373,16 @@ def test_a_webhook_is_signed_and_sent_again_until_it_is_taken(upstream: Upstream
     fields, body = upstream.webhook(login)
     assert fields["webhook-signature"].startswith("v1,")
     assert json.loads(body)["data"]["user_session"]["session_id"] == login.session_id
+
+
+# -- by hand
+
+
+def test_the_greeting_names_members_of_an_issuer_and_functions_of_the_stand_in(tmp_path: Path) -> None:
+    text = greeting.text(tmp_path / "ca.pem")
+    assert set(re.findall(r"--set (\w+)=", text)) == {"trust_email", "private_addresses", "ca_file"}
+    assert set(re.findall(r"--set (\w+)=", text)) <= Issuer.model_fields.keys()
+    functions = re.findall(r'"name": "(\w+)"', text)
+    assert functions == ["sign_in", "send_to", "end", "fault", "heal"]
+    assert all(hasattr(Control, name) for name in functions)
+    assert json.loads(re.findall(r"-d '(.*?)'\)", text)[0])["arguments"] == {"email": "ada@example.com"}

@@ -137,4 +137,4 @@ def _in_short(issuer: Listed) -> Row:
 async def _remove(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     await keyturn.issuer_changes.remove(arguments.name, by=by())
     print(f"{arguments.name} is removed; within a second its tokens are refused everywhere")
-    note("sessions that began by its tokens go on")
+    note(f"sessions that began by its tokens go on: {called()} sessions end --issuer {arguments.name}")
