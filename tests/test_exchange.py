@@ -423,7 +423,9 @@ async def remembers(keyturn: Keyturn, use: Any, which: str, moment: datetime | N
     """Remembers a logout as `UpstreamLogout` does, and ends no session: as if it were just about to."""
     now = datetime.now(UTC)
     async with keyturn.db.begin() as tx:
-        await remember(tx, name_of(use, "acme", which), moment or now, now + timedelta(days=1))
+        await remember(
+            tx, name_of(use, keyturn.issuers.named("acme").issuer.issuer, which), moment or now, now + timedelta(days=1)
+        )
 
 
 async def test_a_token_of_an_upstream_session_that_was_logged_out_before_is_refused_and_makes_nobody(

@@ -45,6 +45,7 @@ async def test_the_same_subject_is_one_user_whatever_session_kind_or_address_its
             upstream.mint(sid="ses_1"),
             upstream.mint("id_token"),
             upstream.mint("id_token", email="new@example.com"),
+            upstream.mint(sid="ses_2"),  # has no address, and takes none away
         ):
             await exchanged(keyturn, token)
         assert await count(keyturn, User) == await count(keyturn, Identity) == 1
@@ -67,13 +68,16 @@ async def test_the_same_subject_at_two_issuers_is_two_users(
         assert (first.email, second.email) == (ADA, None), "an address is one user's alone"
 
 
-async def test_another_name_or_a_further_iss_of_an_issuer_changes_nobody_s_account(
+async def test_another_name_or_a_further_iss_of_an_issuer_changes_nobody_s_account_and_makes_no_token_count_again(
     open_keyturn: Opener, upstream: Upstream, tmp_path: Path
 ) -> None:
+    before = upstream.mint()
     async with federated(open_keyturn, upstream, tmp_path) as keyturn:
-        user = await the_user(keyturn, await exchanged(keyturn, upstream.mint()))
+        user = await the_user(keyturn, await exchanged(keyturn, before))
     also = f"{upstream.url}/resources/res_1"
     async with federated(open_keyturn, upstream, tmp_path, name="renamed", also_issuers=[also]) as keyturn:
+        with pytest.raises(UnacceptableToken):
+            await exchanged(keyturn, before, caller=ANOTHER)
         for token in (upstream.mint(), upstream.mint(iss=also)):
             assert (await the_user(keyturn, await exchanged(keyturn, token))).id == user.id
 

@@ -267,7 +267,7 @@ async def test_what_a_process_that_died_half_way_has_left_the_same_token_finishe
     tokens = await pair.exchange(upstream, someone)
     async with pair.keyturn.db.begin() as tx:
         now = pair.keyturn.db.clock()
-        await remember(tx, name_of("session", "acme", someone.session_id), now, now + timedelta(hours=1))
+        await remember(tx, name_of("session", upstream.url, someone.session_id), now, now + timedelta(hours=1))
     assert await pair.live(tokens)
     token = upstream.mint("logout_token", subject=someone)
     assert (await pair.log_out(token)).status_code == 200
@@ -283,7 +283,7 @@ async def test_a_process_that_is_killed_before_the_sessions_end_has_not_taken_th
     tokens = await pair.exchange(upstream, someone)
     token = upstream.mint("logout_token", subject=someone)
     session_id = UUID(tokens["session_id"])
-    remembered = select(TakenToken).where(TakenToken.digest == name_of("session", "acme", someone.session_id))
+    remembered = select(TakenToken).where(TakenToken.digest == name_of("session", upstream.url, someone.session_id))
     with await asyncio.to_thread(Service.start, pair.environment, logs=logs) as third:
         async with httpx2.AsyncClient(base_url=third.url, timeout=30) as client, pair.keyturn.db.begin() as tx:
             await tx.execute(select(Session.id).where(Session.id == session_id).with_for_update())

@@ -22,7 +22,7 @@ from ..storage.tables import Identity, User, uuid7
 from ..storage.tasks import own_task
 from .external_token import ExternalToken
 from .granting import Granted, grant
-from .identities import identity_of, insert_identity, locked
+from .identities import identity_of, insert_identity, is_of, locked
 
 _ATTEMPTS = 4
 
@@ -83,9 +83,7 @@ class Accounts:
             columns = User.id, User.role, User.claims, User.disabled_at, Identity.id.label("identity_id")
             user = (
                 await connection.execute(
-                    select(*columns)
-                    .join(Identity, Identity.user_id == User.id)
-                    .where(Identity.issuer == token.by.issuer.issuer, Identity.subject == token.subject)
+                    select(*columns).join(Identity, Identity.user_id == User.id).where(is_of(token))
                 )
             ).one_or_none()
         if user is None:

@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, delete, func, insert, select
+from sqlalchemy import ColumnElement, Select, and_, delete, func, insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -164,5 +164,9 @@ async def insert_identity(tx: AsyncConnection, token: ExternalToken, user_id: UU
 
 def identity_of(token: ExternalToken) -> Select[Any]:
     """The statement that reads the identity of a token."""
-    which = Identity.issuer == token.by.issuer.issuer, Identity.subject == token.subject
-    return select(Identity.__table__).where(*which)
+    return select(Identity.__table__).where(is_of(token))
+
+
+def is_of(token: ExternalToken) -> ColumnElement[bool]:
+    """The condition that an identity is that of a token: the issuer's first `iss`, and the subject."""
+    return and_(Identity.issuer == token.by.issuer.issuer, Identity.subject == token.subject)

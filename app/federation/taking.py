@@ -37,7 +37,7 @@ def name_of(use: Use, issuer: str, which: str) -> bytes:
 
     Args:
         use: what is remembered.
-        issuer: the name of the issuer's configuration.
+        issuer: the first `iss` of the issuer, as an identity has it: another name here makes no token count again.
         which: the hexadecimal digest or `jti` of a token, the id of a webhook, or an upstream session or subject.
     """
     return sha256(json.dumps([use, issuer, which]).encode()).digest()
@@ -45,7 +45,7 @@ def name_of(use: Use, issuer: str, which: str) -> bytes:
 
 def name_of_token(token: ExternalToken) -> bytes:
     """The digest under which an external token is taken."""
-    return name_of("exchange", token.by.name, token.digest.hex())
+    return name_of("exchange", token.by.issuer.issuer, token.digest.hex())
 
 
 async def take(

@@ -74,7 +74,7 @@ class UpstreamLogout:
         except UnacceptableToken as e:
             cause = f"upstream logout: {e.cause}"  # the log would redact a value after the word "token"
             raise InvalidRequest(cause, description="The logout token is not acceptable.") from None
-        taking = name_of("logout", name, token.jti), token.good_until
+        taking = name_of("logout", of.issuer.issuer, token.jti), token.good_until
         try:
             return await self._log_out(
                 of, taking, upstream_id=token.upstream_id, subject=token.subject, moment=token.issued_at, by=by
@@ -115,7 +115,7 @@ class UpstreamLogout:
         if content["type"] != _LOGOUT or not _counts(content, of):
             return "ignored", 0
         # Its moment may lie up to `WINDOW` ahead of now, and is good for as long again.
-        taking = name_of("webhook", name, webhook_id), self._db.clock() + 2 * WINDOW
+        taking = name_of("webhook", of.issuer.issuer, webhook_id), self._db.clock() + 2 * WINDOW
         try:
             # The type counts, and not the status in it: Scalekit's own example still has an active one.
             return "ended", await self._log_out(of, taking, upstream_id=_upstream_id(content), by=by)
@@ -148,9 +148,9 @@ class UpstreamLogout:
             TakenError: the message was taken before.
         """
         digest, until = taking
-        name = name_of("subject", of.name, subject or "")
+        name = name_of("subject", of.issuer.issuer, subject or "")
         if upstream_id is not None:
-            name = name_of("session", of.name, upstream_id)
+            name = name_of("session", of.issuer.issuer, upstream_id)
         async with self._db.begin() as tx:
             now = await self._now(tx)
             if await taken(tx, digest) is not None:

@@ -87,9 +87,9 @@ async def logged_out(connection: AsyncConnection, token: ExternalToken) -> bool:
 
     A subject may sign in again after a logout, and a session may not. So a token of a later moment counts again.
     """
-    subject = name_of("subject", token.by.name, token.subject)
+    subject = name_of("subject", token.by.issuer.issuer, token.subject)
     names = [subject]
     if token.upstream_id is not None:
-        names.append(name_of("session", token.by.name, token.upstream_id))
+        names.append(name_of("session", token.by.issuer.issuer, token.upstream_id))
     rows = await connection.execute(select(TakenToken.digest, TakenToken.taken_at).where(TakenToken.digest.in_(names)))
     return any(row.digest != subject or token.issued_at <= row.taken_at for row in rows)
