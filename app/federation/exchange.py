@@ -256,15 +256,17 @@ class Exchange:
         # The clock is the database's. If it stepped back, the age is below zero, and nobody must be refused for that.
         if session is None or session.now - row.taken_at >= session.retry_window:
             raise refusal
-        if (over := session.over()) is not None:
-            raise UnacceptableToken("taken", reason=over, session_id=session.id, user_id=session.user_id)
-        key = self._sessions.keys.refresh(session.key_number)
-        if key is None:
+        over, key = session.over(), self._sessions.keys.refresh(session.key_number)
+        if key is None and over is None:
             raise TemporarilyUnavailable("the refresh key of the session is not known here yet")
+        if key is None or session.generation != 0:
+            raise refusal
         # Another caller derives another token, and so does another signature of the same content.
         first = issue(key, session.id, token.text_digest + caller)
-        if session.generation != 0 or not hmac.compare_digest(first.digest, session.token_digest):
+        if not hmac.compare_digest(first.digest, session.token_digest):
             raise refusal
+        if over is not None:
+            raise UnacceptableToken("taken", reason=over, session_id=session.id, user_id=session.user_id)
         return self._sessions.answers.tokens(session, first, session.now)
 
     @own_task
