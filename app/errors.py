@@ -15,6 +15,8 @@ from datetime import timedelta
 from typing import ClassVar, Literal, NamedTuple, Self
 from uuid import UUID
 
+from .outcomes import EXPIRED, OUTCOMES, Outcome
+
 Reason = Literal[
     "logout",
     "logout_all",
@@ -45,6 +47,7 @@ class Refusal(Exception):
         retry_after: how long a client should wait before it tries again; rendered in whole seconds, rounded up.
         session_id: the session of the refusal, for the log; only if a genuine token or the database names it.
         user_id: the user of the refusal, likewise; never shown to the client.
+        outcome: the word for metrics, if neither the code nor the reason says it.
     """
 
     status: ClassVar[int]
@@ -61,14 +64,25 @@ class Refusal(Exception):
         retry_after: timedelta | None = None,
         session_id: UUID | None = None,
         user_id: UUID | None = None,
+        outcome: Outcome | None = None,
     ) -> None:
         super().__init__(cause)
+        self._outcome = outcome
         self.cause = cause
         self.reason = reason
         self.description = description or self.sentence
         self.retry_after = retry_after
         self.session_id = session_id
         self.user_id = user_id
+
+    @property
+    def outcome(self) -> Outcome:
+        """The outcome in one word, for metrics."""
+        if self._outcome is not None:
+            return self._outcome
+        if self.reason is None:
+            return OUTCOMES[self.error]
+        return "expired" if self.reason in EXPIRED else "ended"
 
     def about(self, session_id: UUID | None, user_id: UUID | None = None) -> Self:
         """A copy of the refusal with session and user, unless it names them already.
