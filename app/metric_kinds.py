@@ -62,9 +62,12 @@ class Metric:
         return len(self.series) * self.width + self.width
 
     def place(self, cells: memoryview) -> None:
-        """Moves the numbers into other memory of `size` floats, and adds them to those that stand there."""
+        """Moves the numbers into other memory of `size` floats, where a process that has ended may have counted.
+
+        Counts are added to those that stand there. Gauges told of that process, so they are replaced.
+        """
         for position, value in enumerate(self.cells):
-            cells[position] += value
+            cells[position] = value if self.kind == "gauge" else cells[position] + value
         self.cells = cells
 
     def unlisted(self, cells: memoryview) -> float:
