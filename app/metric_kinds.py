@@ -13,7 +13,8 @@ A count costs one call, one look-up and one addition: `bench/metrics.py` measure
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import accumulate, product
 from typing import Generic, Literal, TypeVar
 
@@ -98,6 +99,16 @@ class CounterBy(Metric, Generic[K]):
         """Adds one under the outcome of a refusal."""
         self.cells[self._at[refusal.outcome]] += 1.0
 
+    @contextmanager
+    def outcome(self, good: K) -> Iterator[None]:
+        """Adds one under the outcome of the refusal that leaves the block, or under `good`. A defect counts nowhere."""
+        try:
+            yield
+        except Refusal as refusal:
+            self.refused(refusal)
+            raise
+        self.count(good)
+
 
 class Gauge(Metric):
     """A gauge without labels. The numbers of processes that run are summed, or the highest one counts."""
@@ -133,7 +144,7 @@ class GaugeBy(Metric, Generic[K]):
         self.cells[self._at[key]] = 1.0
 
 
-class _Buckets(Metric):
+class Buckets(Metric):
     """A histogram's numbers: one for each bucket, one for what is above all bounds, and the sum."""
 
     kind = "histogram"
@@ -154,7 +165,7 @@ class _Buckets(Metric):
         return float(sum(cells[-self.width : -1]))
 
 
-class Histogram(_Buckets):
+class Histogram(Buckets):
     """A histogram without labels."""
 
     def observe(self, value: float) -> None:
@@ -164,14 +175,32 @@ class Histogram(_Buckets):
         cells[self.width - 1] += value
 
 
-class HistogramBy(_Buckets, Generic[K]):
+class Series:
+    """One series of a histogram with labels, found once for many observations."""
+
+    __slots__ = ("_bounds", "_histogram", "_last", "_start")
+
+    def __init__(self, histogram: Buckets, start: int) -> None:
+        self._histogram = histogram
+        self._bounds = histogram.bounds
+        self._start = start
+        self._last = start + histogram.width - 1
+
+    def observe(self, value: float) -> None:
+        """Counts an observation."""
+        cells = self._histogram.cells
+        cells[self._start + bisect_left(self._bounds, value)] += 1.0
+        cells[self._last] += value
+
+
+class HistogramBy(Buckets, Generic[K]):
     """A histogram with labels."""
+
+    def at(self, key: K) -> Series:
+        """The series of a key."""
+        start = self._at[key]
+        return Series(self, start if start >= 0 else self.size - self.width)
 
     def observe(self, key: K, value: float) -> None:
         """Counts an observation."""
-        cells = self.cells
-        start = self._at[key]
-        if start < 0:
-            start = len(cells) - self.width
-        cells[start + bisect_left(self.bounds, value)] += 1.0
-        cells[start + self.width - 1] += value
+        self.at(key).observe(value)

@@ -30,7 +30,7 @@ class WatchingSettings(Place):
         Field(
             ge=1,
             le=65535,
-            description="Port of its own for `/metrics`, beside `/healthz` and `/readyz` (docs/metrics.md). Unset: none.",
+            description="Port for `/metrics`, `/healthz` and `/readyz` alone (docs/metrics.md). Unset: none.",
         ),
     ] = None
     metrics_host: Annotated[

@@ -60,7 +60,7 @@ class Ending:
         self._lookup = lookup
         self._policies = policies
         # Two batches at once, so that one stuck connection does not stop every logout. SQLite has one writer at a time.
-        self._logouts = Batch(self._log_out, in_flight=2 if db.is_postgres else 1)
+        self._logouts = Batch(self._log_out, name="logout", in_flight=2 if db.is_postgres else 1)
         # For SQLite; Postgres has `mark_logouts_on_postgres`. Built once for a policy: to build it costs as much as to
         # send it.
         self._log_these_out = lru_cache(maxsize=1)(lambda policy: ends(db, policy, "logout", db.among(Session.id)))
@@ -279,7 +279,7 @@ class Ending:
         except Refusal as refusal:
             raise refusal.about(session_id) from None
         if row is None:
-            raise InvalidGrant("no such session", session_id=session_id)
+            raise InvalidGrant("no such session", session_id=session_id, outcome="unknown")
         over = row.over() or self._keys.retired(row.key_number)
         if over and not (reach == "all" and over == "logout_all"):
             raise InvalidGrant("session is over", reason=over).about(row.id, row.user_id, row.client_id)
@@ -288,7 +288,7 @@ class Ending:
                 refusal = InvalidToken("expired", reason="token_expired")
                 raise refusal.about(session_id, token.user_id, token.client_id)
             if token.subject != str(row.user_id):  # any holder of the HS256 key can sign any claim
-                refusal = InvalidToken("no such session of this subject")
+                refusal = InvalidToken("no such session of this subject", outcome="unknown")
                 raise refusal.about(session_id, token.user_id, token.client_id)
         elif not over and token.digest != row.token_digest:
             # A rotated token counts only while a refresh with it would still be answered.

@@ -6,12 +6,12 @@ writes, committed by itself) and `look` (statements that read, on the primary).
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from time import monotonic
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 from sqlalchemy import (
     ARRAY,
@@ -271,6 +271,19 @@ class Database:
         except Exception as e:
             _refuse(e)
             raise
+
+    def connections(self) -> Iterator[tuple[Literal["hot", "other", "watch"], int, int]]:
+        """Each pool's name, and how many of its connections are in use and how many are idle."""
+        hot = {self._writer.sync_engine.pool, self._reader.sync_engine.pool}
+        pools: tuple[tuple[Literal["hot", "other", "watch"], set[Any]], ...] = (
+            ("hot", hot),
+            ("other", {self._engine.sync_engine.pool} - hot),
+            ("watch", {self._watch_engine.sync_engine.pool}),
+        )
+        for name, those in pools:
+            held = len(self._held) if name == "hot" else 0  # out of the pool, and idle
+            used = sum(pool.checkedout() for pool in those) - held
+            yield name, used, sum(pool.checkedin() for pool in those) + held
 
     async def close(self) -> None:
         """Waits until the tasks under way have ended (`TIME_LIMIT` at most), then closes the connections."""
