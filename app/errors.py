@@ -14,6 +14,8 @@ from datetime import timedelta
 from typing import ClassVar, Literal, NamedTuple, Self
 from uuid import UUID
 
+from .outcomes import EXPIRED, OUTCOMES, Outcome
+
 Reason = Literal[
     "logout",
     "logout_all",
@@ -45,6 +47,7 @@ class Refusal(Exception):
         session_id: the session of the refusal, for the log; only if a genuine token or the database names it.
         user_id: the user of the refusal, likewise; never shown to the client.
         client_id: the client of that session, likewise.
+        outcome: the word for metrics, if neither the code nor the reason says it.
     """
 
     level: ClassVar[Literal["info", "warning"]] = "info"
@@ -64,8 +67,10 @@ class Refusal(Exception):
         session_id: UUID | None = None,
         user_id: UUID | None = None,
         client_id: str | None = None,
+        outcome: Outcome | None = None,
     ) -> None:
         super().__init__(cause)
+        self._outcome = outcome
         self.cause = cause
         self.reason = reason
         self.description = description or self.sentence
@@ -73,6 +78,15 @@ class Refusal(Exception):
         self.session_id = session_id
         self.user_id = user_id
         self.client_id = client_id
+
+    @property
+    def outcome(self) -> Outcome:
+        """The outcome in one word, for metrics."""
+        if self._outcome is not None:
+            return self._outcome
+        if self.reason is None:
+            return OUTCOMES[self.error]
+        return "expired" if self.reason in EXPIRED else "ended"
 
     def about(self, session_id: UUID | None, user_id: UUID | None = None, client_id: str | None = None) -> Self:
         """A copy of the refusal with session, user and client, unless it names them already.
