@@ -156,7 +156,7 @@ class PresentedCookies:
         if len(opened) == 1:
             return opened[0]
         newest: dict[UUID, tuple[int, Opened]] = {}
-        refusal = InvalidGrant("no refresh cookie of ours")
+        refusal = InvalidGrant("no refresh cookie of ours", outcome="junk")
         for each in opened:
             try:
                 generation = self.keyturn.keys.verify_refresh_token(each.token).generation
