@@ -146,7 +146,7 @@ REBUILDS = CounterBy[RebuildWord](
 EPOCHS = Counter("keyturn_fence_epochs_total", "Epochs of the fence that processes have read, the first one included.")
 FENCED = Counter("keyturn_fenced_endings_total", "Endings of sessions that fenced: Redis had not acknowledged them.")
 ANSWERERS = CounterBy[AnswererWord](
-    "keyturn_revocation_answers_total", "Checks for revocation, by what answered.", by=get_args(AnswererWord)
+    "keyturn_revocation_answers_total", "Checks for revocation, by what answered.", answerer=get_args(AnswererWord)
 )
 FENCE_AGE = Gauge(
     "keyturn_fence_reading_age_seconds", "Age of the oldest last reading of the fence among processes.", together="max"
