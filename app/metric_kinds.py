@@ -16,6 +16,7 @@ from bisect import bisect_left
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate, product
+from math import isnan, nan
 from typing import Generic, Literal, TypeVar
 
 from .errors import Refusal
@@ -110,28 +111,35 @@ class CounterBy(Metric, Generic[K]):
         self.count(good)
 
 
-class Gauge(Metric):
-    """A gauge without labels. The numbers of processes that run are summed, or the highest one counts."""
+class Gauges(Metric):
+    """One gauge, or one for each word. The numbers of processes that run are summed, or the highest one counts.
 
-    kind = "gauge"
-
-    def __init__(self, name: str, text: str, *, together: Together = "sum") -> None:
-        super().__init__(name, text)
-        self.together = together
-
-    def set(self, value: float) -> None:
-        """Sets the number of this process."""
-        self.cells[0] = value
-
-
-class GaugeBy(Metric, Generic[K]):
-    """A gauge with labels, otherwise as `Gauge`."""
+    A gauge that was never set is not a number, and has no sample.
+    """
 
     kind = "gauge"
 
     def __init__(self, name: str, text: str, *, together: Together = "sum", **labels: Sequence[str]) -> None:
         super().__init__(name, text, **labels)
         self.together = together
+        for position in range(self.size):
+            self.cells[position] = nan
+
+    def unlisted(self, cells: memoryview) -> float:
+        """Whether a key was used that is on no list."""
+        return float(not isnan(cells[-1]))
+
+
+class Gauge(Gauges):
+    """A gauge without labels."""
+
+    def set(self, value: float) -> None:
+        """Sets the number of this process."""
+        self.cells[0] = value
+
+
+class GaugeBy(Gauges, Generic[K]):
+    """A gauge with labels."""
 
     def set(self, key: K, value: float) -> None:
         """Sets the number of this process."""

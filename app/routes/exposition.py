@@ -16,7 +16,7 @@ from prometheus_client.registry import CollectorRegistry
 from prometheus_client.utils import floatToGoString
 
 from .. import metric_slots
-from ..metric_kinds import Buckets, Gauge, GaugeBy, Metric
+from ..metric_kinds import Buckets, Gauges, Metric
 from ..metric_slots import Part
 from ..metrics import METRICS
 
@@ -61,7 +61,7 @@ def _family(metric: Metric, parts: Sequence[Part]) -> Family:
 
 def _together(metric: Metric, parts: Sequence[Part]) -> list[float]:
     """The numbers of all processes as one: counts of each that ever was, gauges of those that run."""
-    if not isinstance(metric, Gauge | GaugeBy):
+    if not isinstance(metric, Gauges):
         return [sum(column) for column in zip(*(part.cells for part in parts), strict=True)]
     columns = zip(*(part.cells for part in parts if part.runs), strict=True)
     known = ([value for value in column if not isnan(value)] for column in columns)
