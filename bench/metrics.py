@@ -47,7 +47,7 @@ def of_one_refresh() -> int:
     def refresh() -> None:
         size.observe(1)
         wait.observe(0.0001)
-        outcomes.answered(retried=False)
+        outcomes.answered(rotated=True)
         counting.count(request, 200, 0.0012)
 
     return least(refresh)

@@ -115,10 +115,10 @@ class Edge:
             request.refusal = refusal_of(e)
             await outgoing.whole(render(request.refusal))
         finally:
-            if request.path not in self._quiet or outgoing.status != HTTPStatus.OK:
-                seconds = perf_counter() - started
+            seconds = perf_counter() - started
             counting.count(request, outgoing.status, seconds)
-            access_line.write(asgi_scope, request, outgoing.status, seconds)
+            if request.path not in self._quiet or outgoing.status != HTTPStatus.OK:
+                access_line.write(asgi_scope, request, outgoing.status, seconds)
             # Break the reference cycles, so that the request is freed at once and not by the garbage collector. One is
             # request → wire → scope → request, the other refusal → traceback → frame → request.
             request.wire = request.refusal = request.malformed = None

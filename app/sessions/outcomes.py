@@ -28,14 +28,14 @@ class Outcomes:
         """The refusals for good that were no reuse."""
         return self.denied - self.reuse_detected
 
-    def answered(self, *, retried: bool) -> None:
+    def answered(self, *, rotated: bool) -> None:
         """Counts a refresh that gave tokens: by a rotation, or as the answer to a retry."""
-        if retried:
-            self.retried += 1
-            REFRESHES.count("retried")
-        else:
+        if rotated:
             self.rotated += 1
             REFRESHES.count("rotated")
+        else:
+            self.retried += 1
+            REFRESHES.count("retried")
 
     def refused_with(self, refusal: Refusal) -> None:
         """Counts a refusal: one for good, or one that says nothing about the token."""

@@ -36,6 +36,8 @@ class Presented:
 
     token: RefreshToken
     retry_key_digest: bytes | None = field(default=None, repr=False)
+    rotated: bool = False
+    """Whether this very presentation rotated the token, and not another one of the same batch."""
 
 
 class Rotation:
@@ -86,13 +88,13 @@ class Rotation:
             if scope is None and not token.key.retired:
                 rotated = await self._rotations(presented)
             if rotated is not None:
-                tokens, retried = self._answers.tokens(*rotated, rotated[0].rotated_at), False
+                tokens = self._answers.tokens(*rotated, rotated[0].rotated_at)
             else:
-                tokens, retried = await self._decided(presented, scope, by)
+                tokens = await self._decided(presented, scope, by)
         except Refusal as refusal:
             self.outcomes.refused_with(refusal)
             raise refusal.about(token.session_id) from None
-        self.outcomes.answered(retried=retried)
+        self.outcomes.answered(rotated=presented.rotated)
         return tokens
 
     async def holder(self, text: str, *, by: Actor) -> tuple[RefreshToken, UUID]:
@@ -110,10 +112,8 @@ class Rotation:
         await self.refresh(text, by=by)
         raise TemporarilyUnavailable("the session changed meanwhile")
 
-    async def _decided(self, asked: Presented, scope: frozenset[str] | None, by: Actor) -> tuple[Tokens, bool]:
+    async def _decided(self, asked: Presented, scope: frozenset[str] | None, by: Actor) -> Tokens:
         """The answer to a token that was not the newest of a live session, or whose session was locked.
-
-        Returns also whether the answer was that to a retry.
 
         With a scope, the row is read before the rotation too: a token that asks for more than was granted must not
         rotate. The comparison stays true until the rotation, because no statement changes the scope of a session.
@@ -135,11 +135,11 @@ class Rotation:
                         await asyncio.sleep(wait.total_seconds())
                         rotated = await self._rotations(asked)
                         if rotated is not None:
-                            return self._answers.tokens(*rotated, rotated[0].rotated_at, scope), False
+                            return self._answers.tokens(*rotated, rotated[0].rotated_at, scope)
                 case Verdict.RETRY:
                     _check_granted(row, scope)
                     assert key is not None
-                    return self._answers.tokens(row, presented.successor(key), row.now, scope), True
+                    return self._answers.tokens(row, presented.successor(key), row.now, scope)
                 case Verdict.REUSE:
                     reason = await self._ending.end_for_reuse(row.id, presented.generation, by=by)
                     raise InvalidGrant("reuse", reason=reason, outcome="reuse").about(
@@ -185,6 +185,8 @@ class Rotation:
             found = await self._db.fetch(statement, key.number, LAST_GENERATION, *durations, *chain(*members))
             rows = [_of_sqlite(*row) for row in found]
         rotated = {row.token_digest: row for row in rows}
+        for digest, each in first.items():
+            each.rotated = derived[digest] in rotated
         return [
             (rotated[derived[digest]], successors[digest])
             if derived.get(digest) in rotated and same_retry_key(each.retry_key_digest, first[digest].retry_key_digest)

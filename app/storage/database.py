@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from time import monotonic
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from sqlalchemy import (
     ARRAY,
@@ -34,6 +34,7 @@ from sqlalchemy.orm import InstrumentedAttribute
 from ..settings import Settings
 from .losses import RESTED, Losses, count_of
 from .outages import is_lost, refusal_of
+from .pools import Connections, connections
 from .postgres import Postgres
 from .sqlite import sqlite_engine
 from .tables import Moment, microseconds
@@ -272,18 +273,12 @@ class Database:
             _refuse(e)
             raise
 
-    def connections(self) -> Iterator[tuple[Literal["hot", "other", "watch"], int, int]]:
-        """Each pool's name, and how many of its connections are in use and how many are idle."""
-        hot = {self._writer.sync_engine.pool, self._reader.sync_engine.pool}
-        pools: tuple[tuple[Literal["hot", "other", "watch"], set[Any]], ...] = (
-            ("hot", hot),
-            ("other", {self._engine.sync_engine.pool} - hot),
-            ("watch", {self._watch_engine.sync_engine.pool}),
-        )
-        for name, those in pools:
-            held = len(self._held) if name == "hot" else 0  # out of the pool, and idle
-            used = sum(pool.checkedout() for pool in those) - held
-            yield name, used, sum(pool.checkedin() for pool in those) + held
+    def connections(self) -> Iterator[Connections]:
+        """The connections of each pool."""
+        hot = {engine.sync_engine.pool for engine in (self._writer, self._reader)}
+        yield connections("hot", hot, idle=len(self._held))
+        yield connections("other", {self._engine.sync_engine.pool} - hot)
+        yield connections("watch", {self._watch_engine.sync_engine.pool})
 
     async def close(self) -> None:
         """Waits until the tasks under way have ended (`TIME_LIMIT` at most), then closes the connections."""
