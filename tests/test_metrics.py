@@ -137,8 +137,8 @@ async def test_the_port_of_the_metrics_serves_nothing_else(database_url: str, lo
     [
         ({"metrics_port": 8000}, "KEYTURN_METRICS_PORT must not be KEYTURN_PORT"),
         ({"metrics_port": 0}, "KEYTURN_METRICS_PORT: must be 1 to 65535"),
-        ({"metrics_token": "short"}, "KEYTURN_METRICS_TOKEN"),
-        ({"metrics_token": "sixteen characters long"}, "KEYTURN_METRICS_TOKEN must be printable ASCII"),
+        ({"metrics_token": "characters long"}, "KEYTURN_METRICS_TOKEN must have at least 16 characters"),
+        ({"metrics_token": "sixteen characters long"}, "KEYTURN_METRICS_TOKEN must have at least 16 characters"),
     ],
 )
 def test_wrong_settings_of_the_metrics_stop_the_start(values: dict[str, Any], words: str) -> None:
@@ -151,14 +151,16 @@ def test_wrong_settings_of_the_metrics_stop_the_start(values: dict[str, Any], wo
 async def test_the_text_is_that_of_prometheus_or_of_openmetrics(database_url: str, logs: Path) -> None:
     port = free_port()
     async with started(logs, environment(database_url, metrics_port=port)):
-        plain = await scrape(port)
+        end = monotonic() + PATIENCE
+        while "keyturn_sessions_live 0.0" not in (plain := await scrape(port)).text:  # counted by then
+            assert monotonic() < end
         opened = await scrape(port, Accept="application/openmetrics-text;version=1.0.0,text/plain;q=0.5")
     assert opened.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
     assert opened.text.endswith("# EOF\n")
     assert numbers(plain.text).keys() == numbers(opened.text, parse=open_metrics).keys()
     kinds = {family.name: (family.type, family.documentation) for family in prometheus_text(plain.text)}
     for metric in METRICS:
-        if metric.name != "keyturn_sessions_live" and metric.name in plain.text:
+        if metric.name in plain.text:
             assert kinds[metric.name.removesuffix("_total")] == (metric.kind, metric.text)
     names = {name for name, _ in numbers(plain.text)}
     assert {metric.name for metric in METRICS if metric.kind == "counter"} <= names
@@ -236,7 +238,6 @@ class Crowd:
         await self.logout("missing")
         await self.delete(second["session_id"])
         await self.refresh(second["refresh_token"], "unknown")
-        await self.verify(second["access_token"], "unknown")
 
     async def refresh_once_rotated(self, token: str) -> None:
         """One of several that send the same token: the first one that comes rotates, all others are retries."""
@@ -295,11 +296,11 @@ async def test_every_counter_is_exact_with_several_workers_of_which_some_are_kil
             crowd = Crowd(client, keyturn)
             await crowd.round()
             await exactly(port, crowd)
-            for _ in range(2):
+            for started_before in (3, 4):
                 killed = workers_of(service)
                 assert len(killed) == 3
                 os.kill(killed[0], signal.SIGKILL)
-                service.text_with("Application startup complete", 4)
+                await asyncio.to_thread(service.text_with, "Application startup complete", started_before + 1)
                 await until_there_are(port, 3)
                 await crowd.round()
                 found = await exactly(port, crowd)
