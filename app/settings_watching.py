@@ -41,7 +41,8 @@ class WatchingSettings(Place):
     metrics_token: Annotated[
         SecretStr | None,
         Field(
-            description="Bearer token, 16 characters at least, that `/metrics` asks for, on METRICS_PORT, or else on PORT. Neither set: 404.",
+            description="Bearer token for `/metrics`, 16 characters at least: on METRICS_PORT, or else on PORT. "
+            "Neither set: 404.",
         ),
     ] = None
 
