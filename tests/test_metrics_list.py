@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
+import promql_parser
 import pytest
 import yaml
 
@@ -160,6 +162,29 @@ def test_every_query_of_the_dashboard_names_only_what_there_is() -> None:
     found = queries()
     assert len(found) > 30
     assert [wrong for query in found for wrong in wrong_with(query)] == []
+
+
+def test_every_query_is_promql() -> None:
+    chosen = {"$__rate_interval": "1m", "$instance": "a|b"}
+    for query in [*queries(), *(rule["expr"] for rule in alerts())]:
+        for variable, value in chosen.items():
+            query = query.replace(variable, value)
+        assert "$" not in query
+        promql_parser.parse(query)
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not here; the package `prometheus` has it")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check", "rules", RULES.name),
+        ("test", "rules", "keyturn.rules.test.yml"),
+        ("check", "config", "--syntax-only", "prometheus.yml"),
+    ],
+)
+def test_promtool_finds_nothing_wrong(arguments: tuple[str, ...]) -> None:
+    done = subprocess.run(["promtool", *arguments], cwd=RULES.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_dashboard_shows_every_metric() -> None:
