@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+from .errors import Reason
 from .metric_kinds import Counter, CounterBy, Gauge, GaugeBy, Histogram, HistogramBy, Metric
 from .outcomes import Outcome
 
@@ -71,6 +72,11 @@ EXCHANGES = CounterBy[ExchangeWord](
     "keyturn_exchanges_total", "Exchanges of an issuer's token, by outcome.", outcome=get_args(ExchangeWord)
 )
 LOGOUTS = CounterBy[LogoutWord]("keyturn_logouts_total", "Logouts, by outcome.", outcome=get_args(LogoutWord))
+SESSIONS_ENDED = CounterBy[Reason](
+    "keyturn_sessions_ended_total",
+    "Sessions that an act ended, by reason. Those that run out by themselves are not counted.",
+    reason=get_args(Reason),
+)
 SESSIONS_LIVE = Gauge(
     "keyturn_sessions_live", "Live sessions when they were last counted. Absent: not counted yet.", together="max"
 )

@@ -169,15 +169,16 @@ async def test_the_text_is_that_of_prometheus_or_of_openmetrics(database_url: st
 # -- the numbers
 
 
+COUNTED = ("refreshes", "verifications", "logins", "logouts")
+
+
 class Crowd:
     """Clients that do what they are told, and remember how often they were answered in which way."""
 
     def __init__(self, client: httpx2.AsyncClient, keyturn: Keyturn) -> None:
         self.client = client
         self.keyturn = keyturn
-        self.did: dict[str, Counter[str]] = {
-            name: Counter() for name in ("refreshes", "verifications", "logins", "logouts")
-        }
+        self.did: dict[str, Counter[str]] = {name: Counter() for name in (*COUNTED, "ended")}
 
     async def login(self, email: str, password: str = PASSWORD, word: str = "signed_in") -> dict[str, Any]:
         answer = await self.client.post("/auth/login", json={"email": email, "password": password})
@@ -229,10 +230,12 @@ class Crowd:
         older = await self.refresh(first["refresh_token"], "rotated")
         newest = await self.refresh(older["refresh_token"], "rotated")
         await self.refresh(first["refresh_token"], "reuse")
+        self.did["ended"]["reuse_detected"] += 1
         await self.refresh(newest["refresh_token"], "ended")
         await self.refresh(first["refresh_token"], "ended")
         await self.verify(newest["access_token"], "ended")
         await self.logout("done", refresh_token=third["refresh_token"])
+        self.did["ended"]["logout"] += 1
         await self.logout("done", refresh_token=third["refresh_token"])
         await self.logout("junk", refresh_token=JUNK)
         await self.logout("missing")
@@ -263,8 +266,9 @@ class Crowd:
 async def exactly(port: int, crowd: Crowd) -> Numbers:
     """Holds a scrape, made at once, against what happened."""
     found = numbers((await scrape(port)).text)
-    for what in crowd.did:
+    for what in COUNTED:
         assert by(found, f"keyturn_{what}_total") == crowd.expected(what), what
+    assert by(found, "keyturn_sessions_ended_total", "reason") == crowd.expected("ended")
     assert found["keyturn_metrics_unlisted_total", ()] == 0
     return found
 
@@ -339,7 +343,7 @@ async def requests_are_counted(port: int, found: Numbers, crowd: Crowd) -> None:
         found = numbers((await scrape(port)).text)
     refused = by(found, "keyturn_http_refusals_total")
     assert refused["reuse"] == crowd.did["refreshes"]["reuse"]
-    assert refused["junk"] == sum(counts["junk"] for counts in crowd.did.values())
+    assert refused["junk"] == sum(crowd.did[what]["junk"] for what in COUNTED)
     # Each rotation went in one batch, with one item or more.
     assert found["keyturn_batch_size_sum", (("batch", "rotation"),)] >= crowd.expected("refreshes")["rotated"]
 
@@ -456,12 +460,14 @@ async def test_a_logout_that_redis_does_not_acknowledge_is_counted_as_fenced(
             while by(numbers((await scrape(port)).text), "keyturn_redis_processes", "state") != {"complete": 1}:
                 assert monotonic() < end
             await crowd.logout("done", refresh_token=first["refresh_token"])
+            crowd.did["ended"]["logout"] += 1
             found = await exactly(port, crowd)
             assert found["keyturn_fenced_endings_total", ()] == 0
             assert found["keyturn_revocation_lag_seconds_count", ()] == 1
             own.pause()
             try:
                 await crowd.logout("done", refresh_token=second["refresh_token"])
+                crowd.did["ended"]["logout"] += 1
                 found = await exactly(port, crowd)
             finally:
                 own.resume()

@@ -29,7 +29,7 @@ from ..tokens.keys import Keys
 from ..tokens.refresh_tokens import RefreshToken
 from .answers import whole_seconds
 from .lookup import Lookup
-from .marking import TIMEOUTS, ends, lived, locked, mark, mark_logouts_on_postgres, unended_of
+from .marking import TIMEOUTS, count_ended, ends, lived, locked, mark, mark_logouts_on_postgres, unended_of
 from .rows import SessionRow, Verdict, judge
 
 Reach = Literal["this", "others", "all"]
@@ -149,6 +149,7 @@ class Ending:
                 await also(tx)
             ended = await mark(tx, ends(self._db, self._policies.in_force, reason, which), lambda _: by)
             comparison = await self._publishing.compare(tx, published, {row.id for row in ended})
+        count_ended(row.end_reason for row in ended)
         await comparison.known_to_all()
         return ended
 
@@ -239,13 +240,15 @@ class Ending:
         published = await self._publishing.publish(actors)
         if self._db.is_postgres:
             row = await mark_logouts_on_postgres(self._db, self._policies.in_force, actors, published)
-            ended, comparison = set(row["ended"]), self._publishing.comparison(row["epoch"], fenced=row["fenced"])
+            ended, reasons = set(row["ended"]), row["reasons"]
+            comparison = self._publishing.comparison(row["epoch"], fenced=row["fenced"])
         else:
             async with self._db.begin() as tx:
                 statement = self._log_these_out(self._policies.in_force)
                 rows = await mark(tx, statement, actors.__getitem__, {"ids": list(actors)})
-                ended = {row.id for row in rows}
+                ended, reasons = {row.id for row in rows}, [row.end_reason for row in rows]
                 comparison = await self._publishing.compare(tx, published, ended)
+        count_ended(reasons)
         known_to_all_at = comparison.known_to_all_at()
         return [known_to_all_at if session_id in ended else None for session_id, _ in batch]
 

@@ -150,6 +150,13 @@ _TOKENS = (
         ),
     ),
 )
+_SESSIONS = Panel(
+    "Sessions ended",
+    "By reason, in ten minutes. Those that run out by themselves are not counted.",
+    ((lately(metrics.SESSIONS_ENDED, "reason"), "{{reason}}"),),
+    unit="short",
+    width=24,
+)
 _REQUESTS = (
     Panel(
         "Requests",
@@ -173,7 +180,10 @@ _ATTACKS = (
     Panel(
         "Limits met",
         "Requests answered 429.",
-        ((rate(metrics.LIMITS_HIT, "surface, limit"), "{{surface}}: {{limit}}"),),
+        (
+            (rate(metrics.LIMITS_HIT, "surface, limit"), "{{surface}}: {{limit}}"),
+            (rate(metrics.LIMITS_LOCAL), "asked without Redis"),
+        ),
     ),
     Panel(
         "Password hashes",
@@ -279,7 +289,7 @@ _PROCESSES = (
 )
 _ROWS = (
     ("Overview", _OVERVIEW),
-    ("Tokens", _TOKENS),
+    ("Tokens and sessions", (*_TOKENS, _SESSIONS)),
     ("Requests", _REQUESTS),
     ("Attacks and passwords", _ATTACKS),
     ("Database, Redis, revocation", _STORES),
