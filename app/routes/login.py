@@ -94,6 +94,7 @@ async def login(keyturn: Keyturn, request: Request) -> Answer:
     known = KnownDevice.of(keyturn, request, wanted.mode, body.device_token, address)
     attempt = keyturn.limits.sign_in(address, request.client, known.id)
     proof = await keyturn.limits.guess(attempt, lambda: keyturn.sign_in.authenticate(address, body.password))
+    request.user_id = proof.user_id
     device = wanted.device(request)
     tokens = await keyturn.starting.start(
         proof,
@@ -111,7 +112,7 @@ async def login(keyturn: Keyturn, request: Request) -> Answer:
 async def password(keyturn: Keyturn, request: Request) -> Answer:
     """Change the password. Every other session of the user ends; this one goes on."""
     session = await keyturn.reading.authorise(await access_token(keyturn, request, changes=True))
-    request.session_id = session.id
+    request.is_about(session.id, session.user_id, session.client_id)
     body = request.content(PasswordChange)
     by = request.by("user", session.user_id)
     current, new = body.current_password, body.new_password
