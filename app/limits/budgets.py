@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import NamedTuple, Self
 
+from ..metrics import LimitWord
 from ..settings_values import rate_in
 
 
@@ -19,7 +20,7 @@ from ..settings_values import rate_in
 class Quota:
     """The size of a budget."""
 
-    name: str
+    name: LimitWord
     """A word for clients, metrics and the log."""
     most: int
     window: timedelta
@@ -34,7 +35,7 @@ class Quota:
         object.__setattr__(self, "span", interval * self.most)
 
     @classmethod
-    def of(cls, name: str, rate: str) -> Self | None:
+    def of(cls, name: LimitWord, rate: str) -> Self | None:
         """The quota of a setting, as ``20/600``. None for ``off``."""
         found = rate_in(rate)
         return None if found is None else cls(name, *found)

@@ -13,13 +13,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 from uuid import UUID
 
+from .. import metrics
 from ..errors import Conflict, InvalidGrant, RateLimit, SlowDown
 from ..log import get_logger
 from ..settings import Settings
@@ -40,6 +42,8 @@ _log = get_logger()
 class Attempt:
     """An attempt that may be a guess."""
 
+    surface: metrics.SurfaceWord
+    """What is asked for, in a word for metrics and the log."""
     budgets: tuple[Budget, ...]
     subject: bytes
     """The key of the account, device or address that is tried: of its gate, and of its storm in the log."""
@@ -61,9 +65,9 @@ class Limits:
         self._device = Quota.of("device", settings.limit_device)
         self._network = Quota.of("network", settings.limit_network)
         self._service = Quota.of("service", settings.limit_service)
-        self._register = Quota.of("register", settings.limit_register)
-        self._register_network = Quota.of("register_network", settings.limit_register_network)
-        self._exchange = Quota.of("exchange", settings.limit_exchange)
+        self._register = Quota.of("account", settings.limit_register)
+        self._register_network = Quota.of("network", settings.limit_register_network)
+        self._exchange = Quota.of("network", settings.limit_exchange)
         self._here = Cells()
         self._redis = RedisCells(settings.redis)
         self._gates = Gates()
@@ -80,28 +84,29 @@ class Limits:
             device: the id of the device, if it has proved that it signed in to this account before.
         """
         if device is not None:
-            return self._by_known_device(b"device", device)
+            return self._by_known_device("login", b"device", device)
         network, account = self._network_of(client), address.encode()
-        budgets = [self._budget(self._account, account)]
+        budgets = [self._budget(b"account", self._account, account)]
         if network is not None:
             budgets += [
-                self._budget(self._account_network, network.encode() + b"\0" + account),
-                self._budget(self._network, network.encode(), is_held=False),
+                self._budget(b"account_network", self._account_network, network.encode() + b"\0" + account),
+                self._budget(b"network", self._network, network.encode(), is_held=False),
             ]
-        budgets.append(self._budget(self._service, b"", is_held=False))
-        return Attempt(_some(budgets), self._digest(b"account", account), network)
+        budgets.append(self._budget(b"service", self._service, b"", is_held=False))
+        return Attempt("login", _some(budgets), self._digest(b"account", account), network)
 
-    def within_session(self, session_id: UUID) -> Attempt:
+    def within_session(self, session_id: UUID, surface: Literal["password", "reauthenticate"]) -> Attempt:
         """The password once more, within a session. Its token proves as much as a known device does."""
-        return self._by_known_device(b"session", session_id.bytes)
+        return self._by_known_device(surface, b"session", session_id.bytes)
 
     def registration(self, address: str, client: str | None) -> Attempt:
         """A registration. Each counts alike, so that a refusal does not tell whether the address is taken."""
         network, account = self._network_of(client), address.encode()
-        budgets = [self._budget(self._register, account)]
+        budgets = [self._budget(b"register", self._register, account)]
         if network is not None:
-            budgets.append(self._budget(self._register_network, network.encode()))
-        return Attempt(_some(budgets), self._digest(b"register", account), network, counts_success=True)
+            budgets.append(self._budget(b"register_network", self._register_network, network.encode()))
+        subject = self._digest(b"register", account)
+        return Attempt("register", _some(budgets), subject, network, counts_success=True)
 
     # -- what becomes of them
 
@@ -128,6 +133,9 @@ class Limits:
                     self._storms.note_user(attempt.subject, refusal.user_id)
                 await self._failed(attempt.budgets)
                 raise
+            except asyncio.CancelledError:
+                self._here.failed(attempt.budgets)
+                raise
             except Exception:
                 await self._give_back(attempt.budgets)
                 raise
@@ -145,7 +153,7 @@ class Limits:
         if network is None or self._exchange is None:
             return
         budgets = (Budget(self._exchange, self._digest(b"exchange", network.encode())),)
-        await self._take(Attempt(budgets, budgets[0].key, network))
+        await self._take(Attempt("exchange", budgets, budgets[0].key, network))
 
     async def close(self) -> None:
         """Closes the connections to Redis."""
@@ -159,6 +167,7 @@ class Limits:
             try:
                 exhausted = await self._redis.take(attempt.budgets)
             except AwayError:
+                metrics.LIMITS_LOCAL.count()
                 return
             if exhausted is not None:
                 self._here.give_back(attempt.budgets)
@@ -176,27 +185,27 @@ class Limits:
     def _refusal(self, attempt: Attempt, exhausted: Exhausted) -> SlowDown:
         """The refusal, and a line in the log if a storm begins with it."""
         quota = exhausted.budget.quota
-        user_id = self._storms.user_of(attempt.subject)
+        metrics.LIMITS_HIT.count((quota.name, attempt.surface))
         # A storm on one account comes from many networks, and a storm from one network goes to many accounts.
-        is_wide = not exhausted.budget.is_held or quota in {self._register_network, self._exchange}
+        is_wide = quota.name in {"network", "service"}
+        user_id = self._storms.user_of(attempt.subject)
         if refused := self._storms.refused(exhausted.budget.key if is_wide else attempt.subject):
             more = {} if is_wide or user_id is None else {"user_id": str(user_id)}
             # The network of one attempt of many would mislead where the limit is that of an account.
-            if attempt.network and quota.name not in {"account", "service"}:
+            if attempt.network and quota.name in {"network", "account_network"}:
                 more["network"] = attempt.network
-            _log.warning("limit_reached", limit=quota.name, refused=refused, **more)
+            _log.warning("limit_reached", limit=quota.name, surface=attempt.surface, refused=refused, **more)
         limit = RateLimit(quota.name, quota.most, quota.window, 0)
         return SlowDown(f"limit: {quota.name}", retry_after=exhausted.wait, limit=limit).about(None, user_id)
 
     def _gate(self, attempt: Attempt) -> AbstractAsyncContextManager[None]:
         return nullcontext() if attempt.counts_success else self._gates.of(attempt.subject)
 
-    def _by_known_device(self, kind: bytes, device: bytes) -> Attempt:
-        budget = self._budget(self._device, kind + b"\0" + device)
-        return Attempt(_some([budget]), self._digest(kind, device), None)
+    def _by_known_device(self, surface: metrics.SurfaceWord, kind: bytes, device: bytes) -> Attempt:
+        return Attempt(surface, _some([self._budget(kind, self._device, device)]), self._digest(kind, device), None)
 
-    def _budget(self, quota: Quota | None, whose: bytes, *, is_held: bool = True) -> Budget | None:
-        return None if quota is None else Budget(quota, self._digest(quota.name.encode(), whose), is_held)
+    def _budget(self, kind: bytes, quota: Quota | None, whose: bytes, *, is_held: bool = True) -> Budget | None:
+        return None if quota is None else Budget(quota, self._digest(kind, whose), is_held)
 
     def _digest(self, kind: bytes, whose: bytes) -> bytes:
         return hmac.digest(self._key, kind + b"\0" + whose, "sha256")[:_KEY_BYTES]

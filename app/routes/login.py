@@ -117,7 +117,7 @@ async def password(keyturn: Keyturn, request: Request) -> Answer:
     by = request.by("user", session.user_id)
     current, new = body.current_password, body.new_password
     await keyturn.limits.guess(
-        keyturn.limits.within_session(session.id),
+        keyturn.limits.within_session(session.id, "password"),
         lambda: keyturn.users.change_password(session.id, session.user_id, current, new, by=by),
     )
     return NO_CONTENT

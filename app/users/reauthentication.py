@@ -43,7 +43,7 @@ class Reauthentication:
         """
         presented, user_id = await self._rotation.holder(refresh_token, by=by)
         try:
-            attempt = self._limits.within_session(presented.session_id)
+            attempt = self._limits.within_session(presented.session_id, "reauthenticate")
             proof = await self._limits.guess(attempt, lambda: self._sign_in.prove(user_id, password))
         except (WrongPassword, SlowDown) as refusal:
             raise refusal.about(presented.session_id, user_id) from None
