@@ -200,10 +200,10 @@ async def test_a_caller_that_leaves_while_redis_works_disturbs_no_other(ours: Re
 
 
 async def test_without_a_redis_nothing_asks_for_one() -> None:
-    cells = RedisCells(None)
+    cells, limits = RedisCells(None), Limits(settings_of("sqlite+aiosqlite:///x", None), bytes(32))
     assert cells.is_away
     with pytest.raises(AwayError):
-        await cells.take([b for b in Limits(settings_of("sqlite+aiosqlite:///x", None), bytes(32)).sign_in("a", "::1").budgets])  # fmt: skip
+        await cells.take(limits.sign_in(someone(), "192.0.2.1").budgets)
     await cells.close()
 
 
