@@ -32,6 +32,7 @@ from pydantic_core import ErrorDetails
 from .errors import ConfigurationError, WrongSettings
 from .own_files import make_data_dir
 from .place import Place
+from .settings_limits import LimitSettings
 from .settings_sessions import SessionSettings
 from .settings_sources import PREFIX, sources
 from .settings_values import Seconds, checked_root_path, checked_url, redis_rules
@@ -51,7 +52,7 @@ MOST_ARGON2_MEMORY, MOST_ARGON2_PASSES, MOST_ARGON2_LANES = 1024 * 1024, 64, 16
 """Upper bounds (memory in KiB) of the settings and of stored hashes, so that each hash stays valid when they change."""
 
 
-class Settings(WatchingSettings, SessionSettings):
+class Settings(WatchingSettings, SessionSettings, LimitSettings):
     """All settings."""
 
     redis_url: Annotated[
