@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from .errors import InvalidRequest, MethodNotAllowed, NotFound, Refusal, refusal_of
 from .http.answers import render
+from .http.client_addresses import ClientAddresses
 from .http.documentation import documented
 from .http.doors import Doors, response
 from .http.edge import Edge
@@ -48,6 +49,7 @@ from .routes import (
     well_known,
 )
 from .settings import Settings, read
+from .settings_clients import networks_in
 from .settings_values import origins_in
 
 _ENDPOINTS = (
@@ -101,6 +103,8 @@ _TAGS = [
 def create_app(settings: Settings | None = None) -> FastAPI:
     """Makes the application. Reads the settings if none are given, for ``uvicorn --factory app.main:create_app``.
 
+    Give uvicorn ``--no-proxy-headers`` then. Otherwise its own reading of X-Forwarded-For comes before Keyturn's.
+
     Raises:
         ConfigurationError: the settings can't work.
     """
@@ -114,6 +118,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     app = _Application(
         Origins(settings.iss, origins_in(settings.allowed_origins), settings.hsts),
+        ClientAddresses(networks_in(settings.trusted_proxies), settings.proxy_field),
         lifespan=lifespan,
         openapi_url=None,  # FastAPI's route would write the document anew for each request
         docs_url=None,  # FastAPI's reference page loads its scripts from another host
@@ -179,11 +184,11 @@ class _Application(FastAPI):
     refresh would take a tenth longer.
     """
 
-    def __init__(self, origins: Origins, **options: Any) -> None:
+    def __init__(self, origins: Origins, clients: ClientAddresses, **options: Any) -> None:
         super().__init__(**options)
         self.doors = Doors[Keyturn](_ENDPOINTS)
         self.origins = origins
-        self._front = Edge(super().__call__, fast=self.doors.fast, origins=origins)
+        self._front = Edge(super().__call__, fast=self.doors.fast, origins=origins, clients=clients)
 
     async def __call__(self, asgi_scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
