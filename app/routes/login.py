@@ -16,6 +16,7 @@ from ..http.answers import NO_CONTENT, Answer, of_json, of_model
 from ..http.endpoints import Endpoint
 from ..http.request import Request
 from ..keyturn import Keyturn
+from ..users.passwords import Asker
 from .credentials import access_token
 from .models import SET_COOKIES, Email, Password, RequestBody, TokenAnswer, UserAnswer
 from .starting import SignIn, Wanted
@@ -67,7 +68,7 @@ async def login(keyturn: Keyturn, request: Request) -> Answer:
     """
     body = request.content(Login)
     wanted = Wanted.of(keyturn, request, body)
-    proof = await keyturn.sign_in.authenticate(body.email, body.password)
+    proof = await keyturn.sign_in.authenticate(body.email, body.password, Asker(request.client))
     device = wanted.device(request)
     tokens = await keyturn.starting.start(
         proof,

@@ -1,7 +1,8 @@
 """Passwords: Argon2id (RFC 9106) off the event loop, as many at a time as the container has room for.
 
 By design, a hash takes 64 MiB and tens of milliseconds of a core. So only a few run at a time and some may wait; all
-others are answered 503 with Retry-After. Then a flood of logins can't exhaust memory or starve refreshes.
+others are answered 503 with Retry-After. Then a flood of logins can't exhaust memory or starve refreshes. Nor can it
+take all turns and places: the queue is fair between networks (app/users/fair_queue.py).
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from datetime import timedelta
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 from argon2 import PasswordHasher, Type
 from argon2.exceptions import Argon2Error, VerifyMismatchError
 
-from ..errors import InvalidRequest, TemporarilyUnavailable
+from ..actors import Actor
+from ..errors import InvalidRequest, Refusal, SlowDown, TemporarilyUnavailable
+from ..limits.networks import network_of
 from ..log import get_logger
 from ..settings import MOST_ARGON2_LANES, MOST_ARGON2_MEMORY, MOST_ARGON2_PASSES, Settings
+from .fair_queue import FairQueue, Full, Joined, Ticket
 from .hashing_room import HashingRoom
 
 SHORTEST, LONGEST = 8, 1024
@@ -132,6 +136,35 @@ def _stand_back() -> None:
             os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
 
 
+class Asker(NamedTuple):
+    """Who asks for a hash, as far as the queue is concerned."""
+
+    address: str | None = None
+    """The client's address. None for the command line and for Keyturn itself."""
+    known: bool = False
+    """Whether a device that signed in to the account before, a session or a right password vouches for the client."""
+
+    @classmethod
+    def of(cls, by: Actor) -> Self:
+        """The asker of an act. All but strangers have a session, or are on this machine."""
+        return cls(by.address, known=by.kind != "anonymous")
+
+
+ITSELF = Asker(known=True)
+"""Keyturn itself, or the command line."""
+
+
+class _Turn:
+    """The wait of one hash for its slots: `begins` has None when its turn comes, or a refusal if its place is lost."""
+
+    __slots__ = ("begins", "has_begun", "slots")
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self.begins: asyncio.Future[Refusal | None] = asyncio.get_running_loop().create_future()
+        self.has_begun = False
+
+
 class Passwords:
     """Hashes and verifies passwords, a few at a time."""
 
@@ -146,30 +179,34 @@ class Passwords:
         )
         m, t, p = settings.argon2_memory, settings.argon2_passes, settings.argon2_lanes
         self._today = Cost(f"$argon2id$v=19$m={m},t={t},p={p}", m, t, p)
-        self._slots = asyncio.Semaphore(room.slots)
-        self._turn = asyncio.Lock()
-        self._busy = 0
+        self._prefixes = settings.network_ipv4, settings.network_ipv6
+        self._queue = FairQueue[_Turn]()
+        self._free = room.slots
+        self._running = 0
         # One decoy for each cost that users' hashes have, today's first. A wrong password costs all (see `verify`).
         self._decoys = {self._today: _decoy(self._today)}
 
-    def admit(self) -> None:
+    def admit(self, asker: Asker = ITSELF) -> None:
         """Checks that one more hash may wait. Callers ask before they look anything up for it.
 
         Raises:
+            SlowDown: those of the asker's network take its share of the queue already, and others wait too.
             TemporarilyUnavailable: too many wait already.
         """
-        if self._busy >= self.room.slots + self.room.queue:
-            raise TemporarilyUnavailable("the hashing queue is full", retry_after=_COME_AGAIN)
+        network = self._network_of(asker)
+        if obstacle := self._queue.obstacle(network, known=asker.known, room=self._room_to_wait()):
+            raise _no_place(obstacle)
 
-    async def hash(self, password: bytes) -> str:
+    async def hash(self, password: bytes, asker: Asker = ITSELF) -> str:
         """The PHC string of a new password.
 
         Raises:
+            SlowDown: those of the asker's network take its share of the queue already, and others wait too.
             TemporarilyUnavailable: too many hashes wait, this one waited too long, or memory or threads are short.
         """
-        return await self._run(self._today.memory, lambda: self._hasher.hash(password))
+        return await self._run(self._today.memory, lambda: self._hasher.hash(password), asker)
 
-    async def verify(self, hashed: str | None, password: bytes) -> bool:
+    async def verify(self, hashed: str | None, password: bytes, asker: Asker = ITSELF) -> bool:
         """Whether a password is the one that was hashed. No hash (no such user) takes as long and is never right.
 
         1. If the stored hash is never computed (see `cost_of`), the password counts as wrong.
@@ -178,8 +215,8 @@ class Passwords:
            Otherwise its time would tell a user from a stranger.
 
         Raises:
-            TemporarilyUnavailable: too many hashes wait, this one waited too long, or memory or threads are short. The
-                password may be right or wrong then.
+            SlowDown: as `hash`. The password may be right or wrong then.
+            TemporarilyUnavailable: as `hash`, likewise.
         """
         cost = self.learn(hashed)
         decoys = [decoy for other, decoy in self._decoys.items() if other != cost]
@@ -193,7 +230,7 @@ class Passwords:
             return False
 
         try:
-            return await self._run(memory, is_right)
+            return await self._run(memory, is_right, asker)
         except _Failed as e:
             _log.error("hash_failed", cause=e.cause)
             raise
@@ -234,22 +271,17 @@ class Passwords:
         except VerifyMismatchError:
             return False
 
-    async def _run(self, memory: int, function: Callable[[], _T]) -> _T:
+    @property
+    def busy(self) -> int:
+        """How many hashes run or wait."""
+        return self._running + len(self._queue)
+
+    async def _run(self, memory: int, function: Callable[[], _T], asker: Asker = ITSELF) -> _T:
         """Waits for its turn, and runs a function that takes this much memory (KiB) in a thread of its own."""
         slots = self.room.slots_of(memory)
         if not slots:
             raise _Failed(f"a hash of {memory} KiB has no room in {self.room.memory} KiB")
-        self.admit()
-        self._busy += 1
-        try:
-            # If a client leaves while it waits here, its hash is not computed.
-            async with asyncio.timeout(WAITS_FOR.total_seconds()):
-                await self._take(slots)
-        except BaseException as e:
-            self._busy -= 1
-            if isinstance(e, TimeoutError):
-                raise TemporarilyUnavailable("waited too long to be hashed", retry_after=_COME_AGAIN) from None
-            raise
+        await self._take(slots, asker)
         try:
             future = _in_a_thread(function)
         except (RuntimeError, MemoryError) as e:  # RuntimeError: the system gives no more threads
@@ -265,23 +297,64 @@ class Passwords:
         except (Argon2Error, MemoryError) as e:
             raise _Failed(f"{type(e).__name__}: {e}") from None
 
-    async def _take(self, slots: int) -> None:
-        """Takes slots in the order of arrival, so that a hash that needs several is not overtaken by smaller ones."""
-        taken = 0
+    async def _take(self, slots: int, asker: Asker) -> None:
+        """Takes slots when its turn has come. A hash that needs several is not overtaken by smaller ones then.
+
+        If a client leaves while it waits here, its hash is not computed.
+        """
+        turn = _Turn(slots)
+        joined = self._queue.join(
+            self._network_of(asker), turn, known=asker.known, room=self._room_to_wait()
+        )
+        if not isinstance(joined, Joined):
+            raise _no_place(joined)
+        if joined.displaced is not None and not joined.displaced.holder.begins.done():
+            joined.displaced.holder.begins.set_result(_no_place(joined.why))
+        self._begin_those_who_can()
         try:
-            async with self._turn:
-                while taken < slots:
-                    await self._slots.acquire()
-                    taken += 1
-        except BaseException:
-            for _ in range(taken):
-                self._slots.release()
+            async with asyncio.timeout(WAITS_FOR.total_seconds()):
+                refusal = await turn.begins
+        except BaseException as e:
+            self._leave(joined.ticket)
+            if isinstance(e, TimeoutError):
+                raise TemporarilyUnavailable("waited too long to be hashed", retry_after=_COME_AGAIN) from None
             raise
+        if refusal is not None:
+            raise refusal
+
+    def _begin_those_who_can(self) -> None:
+        while (head := self._queue.head()) is not None and head.holder.slots <= self._free:
+            turn = self._queue.serve().holder
+            if not turn.begins.done():  # otherwise its client has left just now
+                self._free -= turn.slots
+                self._running += 1
+                turn.has_begun = True
+                turn.begins.set_result(None)
+
+    def _leave(self, ticket: Ticket[_Turn]) -> None:
+        if ticket.holder.has_begun:  # its turn came, and its client left in the same moment
+            self._give_back(ticket.holder.slots)
+        else:
+            self._queue.leave(ticket)
+            self._begin_those_who_can()  # the hash that left may have been the head, which waited for several slots
 
     def _give_back(self, slots: int) -> None:
-        self._busy -= 1
-        for _ in range(slots):
-            self._slots.release()
+        self._running -= 1
+        self._free += slots
+        self._begin_those_who_can()
+
+    def _room_to_wait(self) -> int:
+        """How many hashes may be in the queue, one that begins at once among them."""
+        return self.room.slots + self.room.queue - self._running
+
+    def _network_of(self, asker: Asker) -> str:
+        return network_of(asker.address, *self._prefixes) if asker.address else ""
+
+
+def _no_place(why: Full) -> Refusal:
+    if why == "share":
+        return SlowDown("the network's share of the hashing queue is full", retry_after=_COME_AGAIN)
+    return TemporarilyUnavailable("the hashing queue is full", retry_after=_COME_AGAIN)
 
 
 class _Failed(TemporarilyUnavailable):

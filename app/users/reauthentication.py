@@ -16,6 +16,7 @@ from ..storage.database import Database
 from ..storage.tables import Session, User
 from ..storage.tasks import own_task
 from ..tokens.refresh_tokens import RefreshToken
+from .passwords import Asker
 from .sign_in import SignIn
 
 
@@ -36,11 +37,12 @@ class Reauthentication:
         Raises:
             InvalidGrant: as `Rotation.refresh`, which ends the session of a token that was reused.
             WrongPassword: the password is not the user's, or the user was disabled.
+            SlowDown: as `SignIn.prove`.
             TemporarilyUnavailable: the database is away, or the hash can't be computed now.
         """
         presented, user_id = await self._rotation.holder(refresh_token, by=by)
         try:
-            proof = await self._sign_in.prove(user_id, password)
+            proof = await self._sign_in.prove(user_id, password, Asker(by.address, known=True))
         except WrongPassword as refusal:
             raise refusal.about(presented.session_id, user_id) from None
         await self._renew(presented, proof, by._replace(kind="user", id=str(user_id)))
