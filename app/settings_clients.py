@@ -1,4 +1,4 @@
-"""The settings about clients: where their addresses come from, and how many tokens they may present."""
+"""The settings about clients: which proxies stand before Keyturn, and how they name the client's address."""
 
 from __future__ import annotations
 
@@ -65,21 +65,3 @@ class ClientSettings(Place):
             "other field never counts, because most proxies pass it on as the client wrote it."
         ),
     ] = "x-forwarded-for"
-    refresh_limit: Annotated[
-        int,
-        Field(
-            ge=0,
-            le=1_000_000,
-            description="Refreshes a minute of one session, in each process; beyond: 429. As many may come at once. "
-            "Retries do not count. 0: no limit.",
-        ),
-    ] = 30
-    junk_limit: Annotated[
-        int,
-        Field(
-            ge=0,
-            le=1_000_000,
-            description="Tokens a minute from one network that are none of Keyturn's, in each process; beyond: 429. "
-            "Genuine tokens do not count, and are never refused for it. 0: no limit.",
-        ),
-    ] = 300

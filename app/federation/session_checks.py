@@ -90,7 +90,14 @@ class SessionChecks:
     """Asks issuers whether their sessions live."""
 
     def __init__(
-        self, db: Database, issuers: Issuers, scalekit: Scalekit, keys: Keys, lookup: Lookup, ending: Ending, refreshes: Refreshes
+        self,
+        db: Database,
+        issuers: Issuers,
+        scalekit: Scalekit,
+        keys: Keys,
+        lookup: Lookup,
+        ending: Ending,
+        refreshes: Refreshes,
     ) -> None:
         self._db = db
         self._issuers = issuers
@@ -137,7 +144,9 @@ class SessionChecks:
         if state == "over":
             await self._ending.end({row.id}, "upstream_logout", by=by._replace(kind="upstream", id=of.name))
         elif row.token_digest == token.digest:
-            raise TemporarilyUnavailable(f"issuer {of.name}: does its session live?").about(row.id, row.user_id)
+            raise TemporarilyUnavailable(f"issuer {of.name}: does its session live?").about(
+                row.id, row.user_id, row.client_id
+            )
 
     async def absolute_end(self, token: ExternalToken) -> datetime | None:
         """When the upstream session of an external token ends in any case. None if that is not known.

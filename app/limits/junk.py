@@ -9,8 +9,9 @@ junk has to learn that its user must sign in.
 
 from __future__ import annotations
 
-from datetime import timedelta
+from typing import Literal
 
+from .. import metrics
 from ..errors import InvalidGrant, InvalidToken, NoToken, RateLimit, Refusal, SlowDown
 from ..log import get_logger
 from ..settings import Settings
@@ -22,8 +23,6 @@ from .storms import Storms
 _MOST = 16_384
 """The most networks that one process remembers: about 3 MB."""
 
-_WINDOW = timedelta(minutes=1)
-
 _log = get_logger()
 
 
@@ -31,17 +30,18 @@ class Junk:
     """Counts junk for each network."""
 
     def __init__(self, settings: Settings) -> None:
-        self._quota = Quota("junk", settings.junk_limit, _WINDOW) if settings.junk_limit else None
+        self._quota = Quota.of("junk", settings.limit_junk)
         self._prefixes = settings.network_ipv4, settings.network_ipv6
         self._cells = Cells(most=_MOST)
         self._storms = Storms()
 
-    def refused(self, refusal: Refusal, client: str | None) -> None:
+    def refused(self, refusal: Refusal, client: str | None, surface: Literal["refresh", "verify"]) -> None:
         """Counts the token that was refused, if it is junk. The caller raises the refusal after this.
 
         Args:
             refusal: the refusal. That of a genuine token names its session.
             client: the client's address. None: unknown, so nothing is counted.
+            surface: what the token was presented for, in a word for metrics and the log.
 
         Raises:
             SlowDown: the network of the client presented too much junk.
@@ -52,10 +52,12 @@ class Junk:
         key = network.encode()
         exhausted = self._cells.take((Budget(self._quota, key),))
         if exhausted is not None:
+            name = self._quota.name
+            metrics.LIMITS_HIT.count((name, surface))
             if refused := self._storms.refused(key):
-                _log.warning("limit_reached", limit="junk", refused=refused, network=network)
-            limit = RateLimit("junk", self._quota.most, _WINDOW, 0)
-            raise SlowDown("limit: junk", retry_after=exhausted.wait, limit=limit)
+                _log.warning("limit_reached", limit=name, surface=surface, refused=refused, network=network)
+            limit = RateLimit(name, self._quota.most, self._quota.window, 0)
+            raise SlowDown(f"limit: {name}", retry_after=exhausted.wait, limit=limit)
 
 
 def _is_junk(refusal: Refusal) -> bool:

@@ -22,12 +22,13 @@ from collections.abc import Callable
 from datetime import timedelta
 from uuid import UUID
 
+from .. import metrics
 from ..errors import RateLimit, SlowDown
 from ..log import get_logger
+from .budgets import Quota
 from .storms import Storms
 
 _REPETITIONS = 20
-_WINDOW = timedelta(minutes=1)
 _SLOTS = 2**15
 """Slots of one process. Their memory is one MiB."""
 
@@ -37,16 +38,16 @@ _log = get_logger()
 class Refreshes:
     """Counts the refreshes of each session in one process."""
 
-    def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic, slots: int = _SLOTS) -> None:
-        """`limit` is the number of rotations a minute, and of those that may come at once. Zero: no limit."""
-        self._limit = limit
+    def __init__(self, rate: str, clock: Callable[[], float] = time.monotonic, slots: int = _SLOTS) -> None:
+        """`rate` is the setting: rotations in so many seconds, or ``off``. `slots` is a power of two."""
+        self._quota = Quota.of("session", rate)
         self._clock = clock
         self._mask = slots - 1
-        self._window = _WINDOW.total_seconds()
-        self._rotates_in = self._window / limit if limit else 0.0
+        self._window = self._quota.window.total_seconds() if self._quota else 0.0
+        self._rotates_in = self._window / self._quota.most if self._quota else 0.0
         self._repeats_in = self._rotates_in / _REPETITIONS
         # Arrays of numbers: the garbage collector has nothing to visit, and no session makes an object.
-        count = slots if limit else 0
+        count = slots if self._quota else 0
         self._sessions = array("Q", bytes(8 * count))
         self._generations = array("I", bytes(4 * count))
         self._rotates_whole_at = array("d", bytes(8 * count))
@@ -64,7 +65,7 @@ class Refreshes:
         Raises:
             SlowDown: the session refreshes too often.
         """
-        if not self._limit:
+        if self._quota is None:
             return
         now = self._clock()
         session = int.from_bytes(token[9:17])
@@ -85,10 +86,11 @@ class Refreshes:
             if whole_at <= now + self._window:
                 self._repeats_whole_at[slot] = whole_at
                 return
-        raise self._refusal(session_id, whole_at - now - self._window)
+        raise self._refusal(self._quota, session_id, whole_at - now - self._window)
 
-    def _refusal(self, session_id: UUID, wait: float) -> SlowDown:
+    def _refusal(self, quota: Quota, session_id: UUID, wait: float) -> SlowDown:
+        metrics.LIMITS_HIT.count((quota.name, "refresh"))
         if refused := self._storms.refused(session_id.bytes):
-            _log.warning("limit_reached", limit="session", refused=refused, session_id=str(session_id))
-        limit = RateLimit("session", self._limit, _WINDOW, 0)
-        return SlowDown("limit: session", retry_after=timedelta(seconds=wait), limit=limit).about(session_id)
+            _log.warning("limit_reached", limit=quota.name, refused=refused, session_id=str(session_id))
+        limit = RateLimit(quota.name, quota.most, quota.window, 0)
+        return SlowDown(f"limit: {quota.name}", retry_after=timedelta(seconds=wait), limit=limit).about(session_id)

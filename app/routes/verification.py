@@ -18,6 +18,7 @@ from ..errors import (
     InvalidRequest,
     InvalidToken,
     Refusal,
+    SlowDown,
     TemporarilyUnavailable,
 )
 from ..http.answers import Answer, Fields, of_json
@@ -82,7 +83,11 @@ async def verify(keyturn: Keyturn, request: Request) -> Answer:
     answered = partial(_answer, request, demands, keyturn.db.clock)
     token = request.bearer()
     if token is not None:
-        return answered(await keyturn.reading.verify(token), ())
+        try:
+            return answered(await keyturn.reading.verify(token), ())
+        except InvalidToken as refusal:
+            keyturn.junk.refused(refusal, request.client, "verify")
+            raise
     presented = PresentedCookies.of(keyturn, request, "cookie")
     if presented and demands.refresh:
         return await _refreshed_on_the_way(keyturn, request, presented, answered)
@@ -99,12 +104,12 @@ async def _refreshed_on_the_way(
     if presented.cookies.refresh in presented:
         try:
             tokens, fields = await refresh_by_cookie(keyturn, request, presented, "cookie")
-        except TemporarilyUnavailable:
+        except (SlowDown, TemporarilyUnavailable):
             if isinstance(found, Refusal):
                 raise
         except InvalidGrant as e:
             if isinstance(found, Refusal) or e.reason is not None:  # the session of both tokens is over
-                found = InvalidToken(e.cause, reason=e.reason).about(e.session_id, e.user_id)
+                found = InvalidToken(e.cause, reason=e.reason).about(e.session_id, e.user_id, e.client_id)
         else:
             return answered(keyturn.reading.verify_new(tokens.access_token), _repeated(request, fields))
     if isinstance(found, AccessToken):
@@ -151,7 +156,8 @@ def _answer(
     scope = verified.claims.get("scope")
     granted = scope.split() if isinstance(scope, str) else []
     if refusal := demands.unmet(verified, granted, clock):
-        return request.refused(refusal, fields)
+        named = refusal.about(verified.session_id, verified.user_id, verified.client_id)
+        return request.refused(named, fields)
     return of_json(claims, [*_identity(verified, granted), *fields])
 
 
@@ -204,6 +210,7 @@ ENDPOINTS = (
             InvalidToken,
             InsufficientUserAuthentication,
             InsufficientScope,
+            SlowDown,
             TemporarilyUnavailable,
         ),
         any_method=True,  # some proxies ask with their client's method, others with one of their own

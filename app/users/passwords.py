@@ -303,9 +303,7 @@ class Passwords:
         If a client leaves while it waits here, its hash is not computed.
         """
         turn = _Turn(slots)
-        joined = self._queue.join(
-            self._network_of(asker), turn, known=asker.known, room=self._room_to_wait()
-        )
+        joined = self._queue.join(self._network_of(asker), turn, known=asker.known, room=self._room_to_wait())
         if not isinstance(joined, Joined):
             raise _no_place(joined)
         if joined.displaced is not None and not joined.displaced.holder.begins.done():

@@ -55,7 +55,9 @@ class Users(UserLookup):
         """
         address, name = normalised(email), acceptable_role(role)
         # Hash before any look-up, so that an address that exists takes as long as a new one.
-        return await self._insert(address, await self._passwords.hash(acceptable(password), Asker.of(by)), name, initial, by=by)
+        return await self._insert(
+            address, await self._passwords.hash(acceptable(password), Asker.of(by)), name, initial, by=by
+        )
 
     @own_task
     async def _insert(self, email: str, password_hash: str, role: str, initial: bool, *, by: Actor) -> User:  # noqa: FBT001
