@@ -3,8 +3,8 @@
 A token is checked first, and counts only if it is junk. So nobody with a genuine token is ever refused for the junk of
 others behind the same address: neither for a live one nor for one that is over, whose refusal tells the reason.
 
-Cookies do not count. A refusal of a cookie deletes it, so a browser does not send it again. And a page whose cookies are
-junk has to learn that its user must sign in.
+Cookies do not count. A refusal of a cookie deletes it, so a browser does not send it again. And a page whose cookies
+are junk has to learn that its user must sign in.
 """
 
 from __future__ import annotations

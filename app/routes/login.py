@@ -22,7 +22,7 @@ from ..http.endpoints import Endpoint
 from ..http.request import Request
 from ..keyturn import Keyturn
 from ..users.emails import normalised
-from ..users.passwords import Asker
+from ..users.hashing import Asker
 from .credentials import access_token
 from .known_devices import KnownDevice
 from .models import SET_COOKIES, Email, Password, RequestBody, TokenAnswer, UserAnswer

@@ -1,46 +1,29 @@
 """Passwords: Argon2id (RFC 9106) off the event loop, as many at a time as the container has room for.
 
-By design, a hash takes 64 MiB and tens of milliseconds of a core. So only a few run at a time and some may wait; all
-others are answered 503 with Retry-After. Then a flood of logins can't exhaust memory or starve refreshes. Nor can it
-take all turns and places: the queue is fair between networks (app/users/fair_queue.py).
+By design, a hash takes 64 MiB and tens of milliseconds of a core. So only a few run at a time and some may wait
+(app/users/hashing.py). Then a flood of logins can't exhaust memory or starve refreshes.
 """
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import os
 import re
-import sys
-import threading
 from collections.abc import Callable
-from concurrent.futures import Future
-from contextlib import suppress
-from datetime import timedelta
-from typing import NamedTuple, Self, TypeVar
+from typing import NamedTuple, TypeVar
 
 from argon2 import PasswordHasher, Type
 from argon2.exceptions import Argon2Error, VerifyMismatchError
 
-from ..actors import Actor
-from ..errors import InvalidRequest, Refusal, SlowDown, TemporarilyUnavailable
-from ..limits.networks import network_of
+from ..errors import InvalidRequest
 from ..log import get_logger
 from ..settings import MOST_ARGON2_LANES, MOST_ARGON2_MEMORY, MOST_ARGON2_PASSES, Settings
-from .fair_queue import FairQueue, Full, Joined, Ticket
+from .hashing import ITSELF, Asker, HashFailed, Hashing
 from .hashing_room import HashingRoom
 
 SHORTEST, LONGEST = 8, 1024
 """Bounds of a password in UTF-8 bytes. A password is compared as it was sent: never cut, trimmed or normalised."""
-
-WAITS_FOR = timedelta(seconds=5)
-"""How long a hash may wait for its turn. Few clients wait longer for an answer."""
-
-TAKES_AT_MOST = timedelta(seconds=30)
-"""How long a caller waits for a hash that has begun. The hash runs only while no other thread wants the core."""
-
-_COME_AGAIN = timedelta(seconds=2)
 
 _DECOYS_WORK = 4 * 1024 * 1024
 """The most work (KiB times passes) of all decoys together, or four hashes with today's parameters if that is more.
@@ -125,46 +108,6 @@ def _decoy(cost: Cost) -> str:
     return f"{cost.parameters}${_unpadded(os.urandom(16))}${_unpadded(os.urandom(32))}"
 
 
-def _stand_back() -> None:
-    """Gives the event loop the core first, so that a flood of sign-ins does not slow refreshes down.
-
-    On Linux each thread has its own scheduling policy, and the threads that it starts (Argon2's lanes) inherit it.
-    Elsewhere the policy would hold for the whole process, so nothing is done.
-    """
-    if sys.platform == "linux":
-        with suppress(OSError):
-            os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
-
-
-class Asker(NamedTuple):
-    """Who asks for a hash, as far as the queue is concerned."""
-
-    address: str | None = None
-    """The client's address. None for the command line and for Keyturn itself."""
-    known: bool = False
-    """Whether a device that signed in to the account before, a session or a right password vouches for the client."""
-
-    @classmethod
-    def of(cls, by: Actor) -> Self:
-        """The asker of an act. All but strangers have a session, or are on this machine."""
-        return cls(by.address, known=by.kind != "anonymous")
-
-
-ITSELF = Asker(known=True)
-"""Keyturn itself, or the command line."""
-
-
-class _Turn:
-    """The wait of one hash for its slots: `begins` has None when its turn comes, or a refusal if its place is lost."""
-
-    __slots__ = ("begins", "has_begun", "slots")
-
-    def __init__(self, slots: int) -> None:
-        self.slots = slots
-        self.begins: asyncio.Future[Refusal | None] = asyncio.get_running_loop().create_future()
-        self.has_begun = False
-
-
 class Passwords:
     """Hashes and verifies passwords, a few at a time."""
 
@@ -179,23 +122,9 @@ class Passwords:
         )
         m, t, p = settings.argon2_memory, settings.argon2_passes, settings.argon2_lanes
         self._today = Cost(f"$argon2id$v=19$m={m},t={t},p={p}", m, t, p)
-        self._prefixes = settings.network_ipv4, settings.network_ipv6
-        self._queue = FairQueue[_Turn]()
-        self._free = room.slots
-        self._running = 0
+        self.hashing = Hashing(room, settings)
         # One decoy for each cost that users' hashes have, today's first. A wrong password costs all (see `verify`).
         self._decoys = {self._today: _decoy(self._today)}
-
-    def admit(self, asker: Asker = ITSELF) -> None:
-        """Checks that one more hash may wait. Callers ask before they look anything up for it.
-
-        Raises:
-            SlowDown: those of the asker's network take its share of the queue already, and others wait too.
-            TemporarilyUnavailable: too many wait already.
-        """
-        network = self._network_of(asker)
-        if obstacle := self._queue.obstacle(network, known=asker.known, room=self._room_to_wait()):
-            raise _no_place(obstacle)
 
     async def hash(self, password: bytes, asker: Asker = ITSELF) -> str:
         """The PHC string of a new password.
@@ -231,7 +160,7 @@ class Passwords:
 
         try:
             return await self._run(memory, is_right, asker)
-        except _Failed as e:
+        except HashFailed as e:
             _log.error("hash_failed", cause=e.cause)
             raise
 
@@ -264,120 +193,15 @@ class Passwords:
         """Whether a hash was made with other parameters than today's. If so, the password should be hashed again."""
         return self._hasher.check_needs_rehash(hashed)
 
+    async def _run(self, memory: int, function: Callable[[], _T], asker: Asker) -> _T:
+        try:
+            return await self.hashing.run(memory, function, asker)
+        except Argon2Error as e:
+            raise HashFailed(f"{type(e).__name__}: {e}") from None
+
     def _matches(self, hashed: str, password: bytes) -> bool:
         """Whether the password matches. Any error but a mismatch says nothing about the password, and is raised."""
         try:
             return self._hasher.verify(hashed, password)
         except VerifyMismatchError:
             return False
-
-    @property
-    def busy(self) -> int:
-        """How many hashes run or wait."""
-        return self._running + len(self._queue)
-
-    async def _run(self, memory: int, function: Callable[[], _T], asker: Asker = ITSELF) -> _T:
-        """Waits for its turn, and runs a function that takes this much memory (KiB) in a thread of its own."""
-        slots = self.room.slots_of(memory)
-        if not slots:
-            raise _Failed(f"a hash of {memory} KiB has no room in {self.room.memory} KiB")
-        await self._take(slots, asker)
-        try:
-            future = _in_a_thread(function)
-        except (RuntimeError, MemoryError) as e:  # RuntimeError: the system gives no more threads
-            self._give_back(slots)
-            raise _Failed(f"{type(e).__name__}: {e}") from None
-        future.add_done_callback(lambda _: self._give_back(slots))
-        # If a client leaves now, its hash goes on: a thread can't be stopped, and its slots count until it ends.
-        try:
-            async with asyncio.timeout(TAKES_AT_MOST.total_seconds()):
-                return await asyncio.shield(future)
-        except TimeoutError:
-            raise TemporarilyUnavailable("a hash takes too long", retry_after=_COME_AGAIN) from None
-        except (Argon2Error, MemoryError) as e:
-            raise _Failed(f"{type(e).__name__}: {e}") from None
-
-    async def _take(self, slots: int, asker: Asker) -> None:
-        """Takes slots when its turn has come. A hash that needs several is not overtaken by smaller ones then.
-
-        If a client leaves while it waits here, its hash is not computed.
-        """
-        turn = _Turn(slots)
-        joined = self._queue.join(self._network_of(asker), turn, known=asker.known, room=self._room_to_wait())
-        if not isinstance(joined, Joined):
-            raise _no_place(joined)
-        if joined.displaced is not None and not joined.displaced.holder.begins.done():
-            joined.displaced.holder.begins.set_result(_no_place(joined.why))
-        self._begin_those_who_can()
-        try:
-            async with asyncio.timeout(WAITS_FOR.total_seconds()):
-                refusal = await turn.begins
-        except BaseException as e:
-            self._leave(joined.ticket)
-            if isinstance(e, TimeoutError):
-                raise TemporarilyUnavailable("waited too long to be hashed", retry_after=_COME_AGAIN) from None
-            raise
-        if refusal is not None:
-            raise refusal
-
-    def _begin_those_who_can(self) -> None:
-        while (head := self._queue.head()) is not None and head.holder.slots <= self._free:
-            turn = self._queue.serve().holder
-            if not turn.begins.done():  # otherwise its client has left just now
-                self._free -= turn.slots
-                self._running += 1
-                turn.has_begun = True
-                turn.begins.set_result(None)
-
-    def _leave(self, ticket: Ticket[_Turn]) -> None:
-        if ticket.holder.has_begun:  # its turn came, and its client left in the same moment
-            self._give_back(ticket.holder.slots)
-        else:
-            self._queue.leave(ticket)
-            self._begin_those_who_can()  # the hash that left may have been the head, which waited for several slots
-
-    def _give_back(self, slots: int) -> None:
-        self._running -= 1
-        self._free += slots
-        self._begin_those_who_can()
-
-    def _room_to_wait(self) -> int:
-        """How many hashes may be in the queue, one that begins at once among them."""
-        return self.room.slots + self.room.queue - self._running
-
-    def _network_of(self, asker: Asker) -> str:
-        return network_of(asker.address, *self._prefixes) if asker.address else ""
-
-
-def _no_place(why: Full) -> Refusal:
-    if why == "share":
-        return SlowDown("the network's share of the hashing queue is full", retry_after=_COME_AGAIN)
-    return TemporarilyUnavailable("the hashing queue is full", retry_after=_COME_AGAIN)
-
-
-class _Failed(TemporarilyUnavailable):
-    """Memory or threads are short. The operator has to act, while a full queue passes by itself."""
-
-    def __init__(self, cause: str) -> None:
-        super().__init__(f"no hash could be computed: {cause}", retry_after=_COME_AGAIN)
-
-
-def _in_a_thread(function: Callable[[], _T]) -> asyncio.Future[_T]:
-    """Runs a function in a new thread, whose start takes a thousandth of a hash's time.
-
-    A pool of threads would not do: it keeps work for which it got no thread, and breaks if its first thread fails.
-
-    Raises:
-        RuntimeError: the system gives no more threads.
-    """
-    done: Future[_T] = Future()
-
-    def run() -> None:
-        try:
-            _stand_back()
-            done.set_result(function())
-        except BaseException as e:  # noqa: BLE001  # it is raised where the future is awaited
-            done.set_exception(e)
-
-    threading.Thread(target=run, name="argon2").start()
-    return asyncio.wrap_future(done)

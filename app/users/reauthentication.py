@@ -17,7 +17,7 @@ from ..storage.database import Database
 from ..storage.tables import Session, User
 from ..storage.tasks import own_task
 from ..tokens.refresh_tokens import RefreshToken
-from .passwords import Asker
+from .hashing import Asker
 from .sign_in import SignIn
 
 

@@ -18,7 +18,8 @@ from ..storage.database import Database
 from ..storage.tables import User, uuid7
 from ..storage.tasks import own_task
 from .emails import normalised
-from .passwords import Asker, Passwords, acceptable
+from .hashing import Asker
+from .passwords import Passwords, acceptable
 
 
 class Registering:

@@ -15,8 +15,9 @@ from ..storage.database import Database
 from ..storage.tables import User
 from ..storage.tasks import own_task
 from .emails import normalised
+from .hashing import ITSELF, Asker
 from .made_passwords import has_run_out
-from .passwords import ITSELF, LONGEST, Asker, Passwords
+from .passwords import LONGEST, Passwords
 
 _PAGE = 5_000
 """The number of users whose hashes one statement reads."""
@@ -45,7 +46,7 @@ class SignIn:
             TemporarilyUnavailable: the database is away, or the hash can't be computed now.
         """
         address = normalised(email)
-        self._passwords.admit(asker)
+        self._passwords.hashing.admit(asker)
         raw = password.encode()
         if len(raw) > LONGEST or 0 in raw:
             raise InvalidRequest("password length", description=f"password: at most {LONGEST} bytes and no NUL.")
@@ -79,7 +80,7 @@ class SignIn:
             SlowDown: as `authenticate`.
             TemporarilyUnavailable: the database is away, or the hash can't be computed now.
         """
-        self._passwords.admit(asker)
+        self._passwords.hashing.admit(asker)
         found = await self._stored(User.id == user_id)
         row = None if found is None or found.disabled_at is not None else found
         raw = password.encode()

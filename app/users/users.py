@@ -22,9 +22,10 @@ from .administrators import check_still, keep_one
 from .claims import checked
 from .emails import normalised
 from .grants import acceptable_role, change_claims, change_role
+from .hashing import Asker
 from .lookup import UserLookup
 from .made_passwords import LIFETIME, Reset, make
-from .passwords import Asker, Passwords, acceptable
+from .passwords import Passwords, acceptable
 from .sign_in import SignIn
 
 
@@ -55,9 +56,8 @@ class Users(UserLookup):
         """
         address, name = normalised(email), acceptable_role(role)
         # Hash before any look-up, so that an address that exists takes as long as a new one.
-        return await self._insert(
-            address, await self._passwords.hash(acceptable(password), Asker.of(by)), name, initial, by=by
-        )
+        hashed = await self._passwords.hash(acceptable(password), Asker.of(by))
+        return await self._insert(address, hashed, name, initial, by=by)
 
     @own_task
     async def _insert(self, email: str, password_hash: str, role: str, initial: bool, *, by: Actor) -> User:  # noqa: FBT001
