@@ -109,6 +109,16 @@ def test_an_older_token_does_not_make_the_newest_one_a_new_one() -> None:
     assert pace.wait(6) > 0
 
 
+def test_nobody_who_repeats_the_newest_token_keeps_the_reuse_of_an_older_one_from_being_seen() -> None:
+    pace = Pace()
+    for generation in range(3):
+        pace.wait(generation)
+    while not pace.wait(2):
+        pass
+    assert pace.wait(1) == pace.wait(0) == 0
+    assert pace.wait(2) > 0
+
+
 def test_off_means_off() -> None:
     pace = Pace("off")
     assert [pace.wait(generation) for generation in range(10_000)] == [0] * 10_000
@@ -124,16 +134,17 @@ def test_each_session_gets_what_a_bucket_of_its_own_would_give_and_none_pays_for
     text, most, window = rate
     pace = Pace(text, slots=4096)
     sessions = [UUID(int=(SESSION.int & ~0xFFFF) | number) for number in range(6)]
-    newest, levels, seen = [-1] * 6, [[0.0, 0.0] for _ in range(6)], [1000.0] * 6
+    newest, levels, seen = [-1] * 6, [[0.0, 0.0, 0.0] for _ in range(6)], [1000.0] * 6
     for which, step, pause in presentations:
         pace.clock.now += pause
-        for kind, parts in enumerate((most, most * 20)):
+        sizes = most, most * 20, most * 20
+        for kind, parts in enumerate(sizes):
             leak = (pace.clock.now - seen[which]) * parts / window
             levels[which][kind] = max(0.0, levels[which][kind] - leak)
         seen[which] = pace.clock.now
         generation = max(0, newest[which] + step - 1)
-        kind = 0 if generation > newest[which] else 1
-        level, parts = levels[which][kind], (most, most * 20)[kind]
+        kind = 0 if generation > newest[which] else 1 if generation == newest[which] else 2
+        level, parts = levels[which][kind], sizes[kind]
         waited = pace.wait(generation, sessions[which])
         if level + 1 <= parts - 1e-6:
             assert waited == 0

@@ -1,13 +1,15 @@
 """How often one session may refresh. No I/O: a client in a loop costs microseconds, and no statement.
 
-The limit belongs to the session, and to no address: whole offices share one. A session has two budgets in each process,
-both as in `Quota`:
+The limit belongs to the session, and to no address: whole offices share one. A session has three budgets in each
+process, all as in `Quota`:
 
 1. Of rotations: presentations of a token that is newer than any before. A refused one changes nothing, so the client
    comes back with the same token after `Retry-After`, which is one interval at most.
-2. Of repetitions: presentations of the newest token that was let through, or of an older one. A retry after a lost
-   answer is one, so it does not need the first budget. This one is `_REPETITIONS` times as large, for a browser whose
-   tabs all refresh at once.
+2. Of repetitions: presentations of the newest token that was let through. The retry of a lost answer is one, so it
+   does not need the first budget. This one is `_REPETITIONS` times as large, for a browser whose tabs all refresh at
+   once.
+3. Of older tokens, as large as the second. So a thief who presents the newest token without pause can't keep the reuse
+   of an older one from being seen (guarantee 2).
 
 Memory is fixed: a table of slots. A session takes its slot by the random bits of its id, which no client chooses. If
 two sessions want one slot, the one with less left of its budget has it, and the other one is not limited meanwhile. So
@@ -52,6 +54,7 @@ class Refreshes:
         self._generations = array("I", bytes(4 * count))
         self._rotates_whole_at = array("d", bytes(8 * count))
         self._repeats_whole_at = array("d", bytes(8 * count))
+        self._older_whole_at = array("d", bytes(8 * count))
         self._storms = Storms()
 
     def presented(self, token: bytes, generation: int, session_id: UUID) -> None:
@@ -72,19 +75,22 @@ class Refreshes:
         slot = session & self._mask
         if self._sessions[slot] != session:
             later = now + self._rotates_in
-            if self._rotates_whole_at[slot] <= later and self._repeats_whole_at[slot] <= later:
+            if max(self._rotates_whole_at[slot], self._repeats_whole_at[slot], self._older_whole_at[slot]) <= later:
                 self._sessions[slot], self._generations[slot] = session, generation
-                self._rotates_whole_at[slot], self._repeats_whole_at[slot] = later, now
+                self._rotates_whole_at[slot] = later
+                self._repeats_whole_at[slot] = self._older_whole_at[slot] = now
             return
-        if generation > self._generations[slot]:
+        newest = self._generations[slot]
+        if generation > newest:
             whole_at = max(self._rotates_whole_at[slot], now) + self._rotates_in
             if whole_at <= now + self._window:
                 self._rotates_whole_at[slot], self._generations[slot] = whole_at, generation
                 return
         else:
-            whole_at = max(self._repeats_whole_at[slot], now) + self._repeats_in
+            budgets = self._repeats_whole_at if generation == newest else self._older_whole_at
+            whole_at = max(budgets[slot], now) + self._repeats_in
             if whole_at <= now + self._window:
-                self._repeats_whole_at[slot] = whole_at
+                budgets[slot] = whole_at
                 return
         raise self._refusal(self._quota, session_id, whole_at - now - self._window)
 
