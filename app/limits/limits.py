@@ -190,13 +190,13 @@ class Limits:
         is_wide = quota.name in {"network", "service"}
         user_id = self._storms.user_of(attempt.subject)
         if refused := self._storms.refused(exhausted.budget.key if is_wide else attempt.subject):
-            more = {} if is_wide or user_id is None else {"user_id": str(user_id)}
             # The network of one attempt of many would mislead where the limit is that of an account.
-            if attempt.network and quota.name in {"network", "account_network"}:
-                more["network"] = attempt.network
-            _log.warning("limit_reached", limit=quota.name, surface=attempt.surface, refused=refused, **more)
-        limit = RateLimit(quota.name, quota.most, quota.window, 0)
-        return SlowDown(f"limit: {quota.name}", retry_after=exhausted.wait, limit=limit).about(None, user_id)
+            network = attempt.network if quota.name in {"network", "account_network"} else None
+            user = str(user_id) if user_id is not None and not is_wide else None
+            limit, surface = quota.name, attempt.surface
+            _log.warning("limit_reached", limit=limit, surface=surface, refused=refused, network=network, user_id=user)
+        met = RateLimit(quota.name, quota.most, quota.window, 0)
+        return SlowDown(f"limit: {quota.name}", retry_after=exhausted.wait, limit=met).about(None, user_id)
 
     def _gate(self, attempt: Attempt) -> AbstractAsyncContextManager[None]:
         return nullcontext() if attempt.counts_success else self._gates.of(attempt.subject)

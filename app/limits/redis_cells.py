@@ -18,6 +18,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from ..log import get_logger
+from ..storage.tasks import own_task
 from .budgets import Budget, Exhausted
 
 WAITS_FOR = timedelta(milliseconds=50)
@@ -132,7 +133,13 @@ class RedisCells:
         which, wait = await self._command("EVAL", SCRIPT, len(keys), *keys, 0, act, *numbers, limit=WAITS_FOR)
         return int(which), wait
 
+    @own_task
     async def _command(self, *words: str | int, limit: timedelta) -> Any:
+        """Sends one command. A caller that leaves must not take a connection out of the pool for ever, so this goes on.
+
+        Raises:
+            AwayError: Redis did not answer in time. From now on it counts as away.
+        """
         assert self._pool is not None
         connection: Any = None  # redis-py does not type its pool
         try:
@@ -140,13 +147,11 @@ class RedisCells:
                 connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]  # as above
                 await connection.send_command(*words)
                 return await connection.read_response()
-        except BaseException as e:
-            # The reply may still be on its way. No other caller may read it. A caller that left is no outage.
+        except (RedisError, OSError, TimeoutError, ValueError, MemoryError, RuntimeError) as e:
             if connection is not None:
+                # The reply may still be on its way. No other caller may read it.
                 with suppress(RedisError, OSError):
                     await connection.disconnect(nowait=True)
-            if not isinstance(e, RedisError | OSError | TimeoutError | ValueError | MemoryError | RuntimeError):
-                raise
             if self._asking is None:
                 _log.warning("limits_redis_away", cause=type(e).__name__)
                 self._asking = asyncio.create_task(self._ask_until_it_answers())
