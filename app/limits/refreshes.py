@@ -97,6 +97,8 @@ class Refreshes:
     def _refusal(self, quota: Quota, session_id: UUID, wait: float) -> SlowDown:
         metrics.LIMITS_HIT.count((quota.name, "refresh"))
         if refused := self._storms.refused(session_id.bytes):
-            _log.warning("limit_reached", limit=quota.name, refused=refused, session_id=str(session_id))
+            _log.warning(
+                "limit_reached", limit=quota.name, surface="refresh", refused=refused, session_id=str(session_id)
+            )
         limit = RateLimit(quota.name, quota.most, quota.window, 0)
         return SlowDown(f"limit: {quota.name}", retry_after=timedelta(seconds=wait), limit=limit).about(session_id)
