@@ -14,8 +14,10 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from datetime import timedelta
+from time import monotonic
 from typing import NamedTuple, Self, TypeVar
 
+from .. import metrics
 from ..actors import Actor
 from ..errors import Refusal, SlowDown, TemporarilyUnavailable
 from ..limits.networks import network_of
@@ -72,6 +74,7 @@ class Hashing:
         self._queue = FairQueue[_Turn]()
         self._free = room.slots
         self._running = 0
+        metrics.HASH_SLOTS.set(room.slots)
 
     @property
     def busy(self) -> int:
@@ -87,20 +90,30 @@ class Hashing:
         """
         network = self._network_of(asker)
         if obstacle := self._queue.obstacle(network, known=asker.known, room=self._room_to_wait()):
+            metrics.HASHES.count(obstacle)
             raise _no_place(obstacle)
 
     async def run(self, memory: int, function: Callable[[], _T], asker: Asker = ITSELF) -> _T:
         """Waits for its turn, and runs a function that takes this much memory (KiB) in a thread of its own."""
         slots = self._room.slots_of(memory)
         if not slots:
+            metrics.HASHES.count("failed")
             raise HashFailed(f"a hash of {memory} KiB has no room in {self._room.memory} KiB")
         await self._take(slots, asker)
+        began = monotonic()
         try:
             future = _in_a_thread(function)
         except (RuntimeError, MemoryError) as e:  # RuntimeError: the system gives no more threads
+            metrics.HASHES.count("failed")
             self._give_back(slots)
             raise HashFailed(f"{type(e).__name__}: {e}") from None
-        future.add_done_callback(lambda _: self._give_back(slots))
+
+        def ended(future: asyncio.Future[_T]) -> None:
+            metrics.HASHES.count("failed" if future.cancelled() or future.exception() else "done")
+            metrics.HASH_DURATION.observe(monotonic() - began)
+            self._give_back(slots)
+
+        future.add_done_callback(ended)
         # If a client leaves now, its hash goes on: a thread can't be stopped, and its slots count until it ends.
         try:
             async with asyncio.timeout(TAKES_AT_MOST.total_seconds()):
@@ -115,11 +128,13 @@ class Hashing:
 
         If a client leaves while it waits here, its hash is not computed.
         """
-        turn = _Turn(slots)
+        turn, came = _Turn(slots), monotonic()
         joined = self._queue.join(self._network_of(asker), turn, known=asker.known, room=self._room_to_wait())
         if not isinstance(joined, Joined):
+            metrics.HASHES.count(joined)
             raise _no_place(joined)
         if joined.displaced is not None and not joined.displaced.holder.begins.done():
+            metrics.HASHES.count(joined.why)
             joined.displaced.holder.begins.set_result(_no_place(joined.why))
         self._begin_those_who_can()
         try:
@@ -127,11 +142,13 @@ class Hashing:
                 refusal = await turn.begins
         except BaseException as e:
             self._leave(joined.ticket)
+            metrics.HASHES.count("late" if isinstance(e, TimeoutError) else "left")
             if isinstance(e, TimeoutError):
                 raise TemporarilyUnavailable("waited too long to be hashed", retry_after=_COME_AGAIN) from None
             raise
         if refusal is not None:
             raise refusal
+        metrics.HASH_WAIT.observe(monotonic() - came)
 
     def _begin_those_who_can(self) -> None:
         while (head := self._queue.head()) is not None and head.holder.slots <= self._free:
@@ -141,6 +158,8 @@ class Hashing:
                 self._running += 1
                 turn.has_begun = True
                 turn.begins.set_result(None)
+        metrics.HASHES_RUNNING.set(self._room.slots - self._free)
+        metrics.HASHES_WAITING.set(len(self._queue))
 
     def _leave(self, ticket: Ticket[_Turn]) -> None:
         if ticket.holder.has_begun:  # its turn came, and its client left in the same moment
