@@ -86,7 +86,7 @@ _DESCRIPTION = """
 A self-hosted token service. Durations (`…_in`) are whole seconds, moments (`…_at`) RFC 3339 in UTC.
 
 A client refreshes before its access token expires, keeps what it got last, and sends the same refresh token again when
-an answer is lost. A 401 of `refresh` is final: sign in anew. A 503 is no verdict: keep the tokens and try again.
+an answer is lost. A 401 of `refresh` is final: sign in anew. A 429 or 503 is no verdict: keep the tokens and try again.
 
 Later releases may add members to answers and words to `error`, `reason` and the states: take no notice of what you do
 not know.

@@ -118,7 +118,12 @@ class Settings(WatchingSettings, ClientSettings, SessionSettings, LimitSettings)
         ),
     ] = None
     hashing_queue: Annotated[
-        int, Field(ge=0, le=10_000, description="Password hashes that may wait; beyond: 503 with Retry-After.")
+        int,
+        Field(
+            ge=0,
+            le=10_000,
+            description="Password hashes that may wait. Beyond: 503, or 429 to a network with its share.",
+        ),
     ] = 32
 
     # Serving
