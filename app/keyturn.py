@@ -27,7 +27,9 @@ from .federation.scalekit import Scalekit
 from .federation.session_checks import SessionChecks
 from .federation.upstream_logout import UpstreamLogout
 from .federation.upstream_sessions import UpstreamSessions
+from .limits.junk import Junk
 from .limits.limits import Limits
+from .limits.refreshes import Refreshes
 from .log import get_logger
 from .policies import Policies, Policy
 from .revocation.fence import Reading as PulseReading
@@ -79,6 +81,7 @@ class Keyturn:
     db: Database
     keys: Keys
     limits: Limits
+    junk: Junk
     known_devices: KnownDevices
     revocations: Revocations
     passwords: Passwords
@@ -144,7 +147,8 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     cookies = Cookies(settings, SealedCookies(keys))
     ending = Ending(db, keys, access_tokens, revocations.publishing, lookup, policies)
     sweeping = Sweeping(db, revocations.publishing, ending, policies)
-    rotation = Rotation(db, keys, answers, ending, lookup, policies)
+    refreshes = Refreshes(settings.limit_session)
+    rotation = Rotation(db, keys, answers, ending, lookup, policies, refreshes)
     fetching = Fetching()
     discovery = Discovery(fetching)
     key_sets = KeySets(fetching, discovery)
@@ -153,13 +157,14 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     starting = Starting(db, keys, answers, policies, settings.client_id, revocations.publishing)
     identities = Identities(db, issuers)
     sessions = Sessions(starting, lookup, ending, answers, keys)
-    session_checks = SessionChecks(db, issuers, scalekit, keys, lookup, ending)
+    session_checks = SessionChecks(db, issuers, scalekit, keys, lookup, ending, refreshes)
     try:
         yield Keyturn(
             settings=settings,
             db=db,
             keys=keys,
             limits=limits,
+            junk=Junk(settings),
             known_devices=KnownDevices(master, previous),
             revocations=revocations,
             passwords=passwords,

@@ -14,6 +14,9 @@ _FORM = "failures/seconds, or `off`"
 LONGEST_WAIT = timedelta(seconds=60)
 """No limit keeps anybody waiting for longer once the failures stop, so that nobody is locked out of an account."""
 
+_LONGEST_PAUSE = timedelta(seconds=10)
+"""No session has to wait longer for its next refresh: less than the retry window of a new set-up."""
+
 
 class LimitSettings(Place):
     """The settings about limits. Each limit is a budget of failures that fills up again evenly over its seconds."""
@@ -60,6 +63,22 @@ class LimitSettings(Place):
         str,
         BeforeValidator(checked_rate(LONGEST_WAIT)),
         Field(description=f"Refused external tokens of one network. A good token is never refused for it: {_FORM}."),
+    ] = "300/60"
+    limit_session: Annotated[
+        str,
+        BeforeValidator(checked_rate(_LONGEST_PAUSE)),
+        Field(
+            description="Refreshes of one session in one process, as rotations/seconds, or `off`. As many may come at "
+            "once. The retry of a lost answer does not count."
+        ),
+    ] = "30/60"
+    limit_junk: Annotated[
+        str,
+        BeforeValidator(checked_rate(LONGEST_WAIT)),
+        Field(
+            description="Tokens of one network that are none of Keyturn's, at refresh and verify, in one process. A "
+            f"genuine token is never refused for it: {_FORM}."
+        ),
     ] = "300/60"
     network_ipv4: Annotated[
         int, Field(ge=8, le=32, description="Bits of an IPv4 address that name its network, for the limits.")

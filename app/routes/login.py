@@ -22,6 +22,7 @@ from ..http.endpoints import Endpoint
 from ..http.request import Request
 from ..keyturn import Keyturn
 from ..users.emails import normalised
+from ..users.hashing import Asker
 from .credentials import access_token
 from .known_devices import KnownDevice
 from .models import SET_COOKIES, Email, Password, RequestBody, TokenAnswer, UserAnswer
@@ -93,7 +94,8 @@ async def login(keyturn: Keyturn, request: Request) -> Answer:
     address = normalised(body.email)
     known = KnownDevice.of(keyturn, request, wanted.mode, body.device_token, address)
     attempt = keyturn.limits.sign_in(address, request.client, known.id)
-    proof = await keyturn.limits.guess(attempt, lambda: keyturn.sign_in.authenticate(address, body.password))
+    asker, authenticate = Asker(request.client, known=known.id is not None), keyturn.sign_in.authenticate
+    proof = await keyturn.limits.guess(attempt, lambda: authenticate(address, body.password, asker))
     request.user_id = proof.user_id
     device = wanted.device(request)
     tokens = await keyturn.starting.start(

@@ -17,6 +17,7 @@ from ..storage.database import Database
 from ..storage.tables import Session, User
 from ..storage.tasks import own_task
 from ..tokens.refresh_tokens import RefreshToken
+from .hashing import Asker
 from .sign_in import SignIn
 
 
@@ -38,13 +39,14 @@ class Reauthentication:
         Raises:
             InvalidGrant: as `Rotation.refresh`, which ends the session of a token that was reused.
             WrongPassword: the password is not the user's, or the user was disabled.
-            SlowDown: the password was wrong too often within this session.
+            SlowDown: the password was wrong too often within this session, or as `SignIn.prove`.
             TemporarilyUnavailable: the database is away, or the hash can't be computed now.
         """
         presented, user_id = await self._rotation.holder(refresh_token, by=by)
         try:
             attempt = self._limits.within_session(presented.session_id, "reauthenticate")
-            proof = await self._limits.guess(attempt, lambda: self._sign_in.prove(user_id, password))
+            asker, prove = Asker(by.address, known=True), self._sign_in.prove
+            proof = await self._limits.guess(attempt, lambda: prove(user_id, password, asker))
         except (WrongPassword, SlowDown) as refusal:
             raise refusal.about(presented.session_id, user_id) from None
         await self._renew(presented, proof, by._replace(kind="user", id=str(user_id)))
