@@ -23,10 +23,6 @@ from .arguments import Words, whole
 from .first_start import prepare
 from .users import ran_out
 
-_SILENCE = 30
-"""Seconds after which the parent replaces a worker that does not answer it. A busy machine may take some to start one.
-"""
-
 
 def add_to(words: Words) -> None:
     """Adds the command."""
@@ -75,7 +71,6 @@ def _serve_on(sockets: list[socket.socket], settings: Settings) -> int:
         host=settings.host,
         port=port,
         workers=settings.workers,
-        timeout_worker_healthcheck=_SILENCE,
         http=KeyturnHttpProtocol,
         ws="none",
         lifespan="on",
