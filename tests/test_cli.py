@@ -106,19 +106,25 @@ class Command:
         return self.inside(act)
 
 
-@pytest.fixture
-def keyturn(
-    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Command:
-    monkeypatch.chdir(tmp_path)
+def command(database_url: str, capsys: pytest.CaptureFixture[str], **more: str) -> Command:
+    """The command without a Redis, and with these settings beside the usual ones."""
     settings = {
         "database_url": database_url,
         "redis_url": "none",
         "issuer": "https://auth.example.com",
         "secret": SECRET,
         **CHEAP,
+        **more,
     }
     return Command({f"KEYTURN_{name.upper()}": value for name, value in settings.items()}, capsys)
+
+
+@pytest.fixture
+def keyturn(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    monkeypatch.chdir(tmp_path)
+    return command(database_url, capsys)
 
 
 def user(keyturn: Command, email: str = "ada@example.com", *more: str) -> str:
