@@ -85,6 +85,13 @@ async def test_guesses_at_once_at_two_instances_can_t_pass_before_the_first_fail
     assert (checked, outcomes.count(InvalidGrant)) == (20, 20)
 
 
+async def test_what_redis_refuses_takes_nothing_of_the_process_s_own_count(two: list[Limits]) -> None:
+    address = someone()
+    await storm([two[0]], address, 30)
+    assert await storm([two[1]], address, 200) == [SlowDown] * 200
+    assert len(two[1]._here) == 0
+
+
 async def test_the_right_password_takes_nothing_of_any_budget(two: list[Limits], ours: Redis) -> None:
     address = someone()
     outcomes = await asyncio.gather(
