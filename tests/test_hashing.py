@@ -201,7 +201,7 @@ async def rage(service: Service, address: str, path: str, seen: Counter[int]) ->
             seen[status] += 1
 
 
-SHARE, LATE = "the network's share of the hashing queue is full", "waited too long to be hashed"
+FULL, SHARE = "the hashing queue is full", "the network's share of the hashing queue is full"
 
 
 async def patient(client: Client, expected: int, path: str, body: dict[str, str], *fields: str) -> bytes:
@@ -221,7 +221,7 @@ def requests_in(text: str) -> Iterator[dict[str, str]]:
             yield json.loads(line)
 
 
-@pytest.mark.parametrize("path", ["login", "register"])
+@pytest.mark.parametrize(("engine", "path"), [("sqlite", "login"), ("postgres", "register")], indirect=["engine"])
 async def test_one_network_with_40_connections_keeps_nobody_else_from_signing_in(service: Service, path: str) -> None:
     seen = Counter[int]()
     storm = [asyncio.create_task(rage(service, "198.51.100.7", path, seen)) for _ in range(40)]
@@ -229,7 +229,7 @@ async def test_one_network_with_40_connections_keeps_nobody_else_from_signing_in
         while seen[503] + seen[429] < 40:  # the queue is full of the storm's requests
             assert not any(task.done() for task in storm), "the storm goes on"
             await asyncio.sleep(0.01)
-        for number in range(10):
+        for number in range(4):
             async with Client(service, f"203.0.{number}.9") as client:
                 account = {"email": "ada@example.com", "password": PASSWORD}
                 token = json.loads(await patient(client, 200, "login", account))["access_token"]
@@ -245,7 +245,7 @@ async def test_one_network_with_40_connections_keeps_nobody_else_from_signing_in
     assert {type(each) for each in outcomes} == {asyncio.CancelledError}
     assert seen[429] > 0, "who has more than a share is told so"
     assert seen[401 if path == "login" else 201] > 0, "and its turns come too"
-    # On a slow machine a turn may come too late, but nobody else ever finds the queue full.
+    # Hashes run on an idle core alone. So on a busy machine a turn may come too late, but no place is ever missing.
     causes = Counter((line["client"][:7], line["cause"]) for line in requests_in(service.text()) if "cause" in line)
-    assert causes["198.51.", "the hashing queue is full"] + causes["198.51.", SHARE] > 0
-    assert {cause for client, cause in causes if client.startswith("203.0.")} <= {LATE}
+    assert causes["198.51.", FULL] + causes["198.51.", SHARE] > 0
+    assert not {cause for client, cause in causes if client.startswith("203.0.")} & {FULL, SHARE}
