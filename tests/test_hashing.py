@@ -191,7 +191,10 @@ class Client:
 
 
 async def rage(service: Service, address: str, path: str, seen: Counter[int]) -> None:
-    """Sends wrong passwords, or registrations, without a pause: each for another account."""
+    """Sends wrong passwords, or registrations, each for another account. Only a refused one pauses for a moment.
+
+    Hashes run while no other thread wants the core, and this process shares its cores with the service.
+    """
     async with Client(service, address) as client:
         while True:
             account = {"email": f"storm{next(NUMBERS)}@example.com", "password": "not the right password"}
@@ -199,6 +202,8 @@ async def rage(service: Service, address: str, path: str, seen: Counter[int]) ->
             assert status in {201, 401, 429, 503}
             assert (status in {429, 503}) == ("retry-after" in fields)
             seen[status] += 1
+            if status in {429, 503}:
+                await asyncio.sleep(0.05)
 
 
 FULL, SHARE = "the hashing queue is full", "the network's share of the hashing queue is full"
