@@ -11,6 +11,7 @@ import httpx2
 import pytest
 
 from app.actors import SERVICE
+from app.users.hashing import Asker
 from tests.conftest import NEW_PASSWORD as NEW
 from tests.conftest import PASSWORD
 from tests.test_api import ADA, EVERY_METHOD, GETS, POSTS, Api, Json, authorization, dump, serving
@@ -339,9 +340,9 @@ async def test_only_what_may_be_a_password_is_hashed(api: Api, monkeypatch: pyte
     hashed: list[bytes] = []
     real = api.keyturn.passwords.hash
 
-    async def watched(password: bytes) -> str:
+    async def watched(password: bytes, *asker: Asker) -> str:
         hashed.append(password)
-        return await real(password)
+        return await real(password, *asker)
 
     monkeypatch.setattr(api.keyturn.passwords, "hash", watched)
     statuses = [

@@ -532,7 +532,7 @@ async def test_larger_hashes_wait_until_all_fit_and_none_is_overtaken_for_ever()
     assert most <= 4096
     assert order == sizes or sorted(order) == sorted(sizes)
     assert passwords.hashing.busy == 0
-    assert passwords._slots._value == 4
+    assert passwords.hashing._free == 4
 
 
 async def test_without_a_thread_for_it_a_hash_is_503_and_the_next_is_as_ever(
