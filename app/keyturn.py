@@ -28,6 +28,7 @@ from .federation.session_checks import SessionChecks
 from .federation.upstream_logout import UpstreamLogout
 from .federation.upstream_sessions import UpstreamSessions
 from .log import get_logger
+from .outgoing.sending import Sending
 from .policies import Policies, Policy
 from .revocation.fence import Reading as PulseReading
 from .revocation.revocations import Revocations
@@ -139,7 +140,8 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     ending = Ending(db, keys, access_tokens, revocations.publishing, lookup, policies)
     sweeping = Sweeping(db, revocations.publishing, ending, policies)
     rotation = Rotation(db, keys, answers, ending, lookup, policies)
-    fetching = Fetching()
+    sending = Sending()
+    fetching = Fetching(sending)
     discovery = Discovery(fetching)
     key_sets = KeySets(fetching, discovery)
     external_tokens = ExternalTokens(issuers, key_sets, db)
