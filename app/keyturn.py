@@ -57,9 +57,12 @@ from .tokens.key_sharing import KeySharing
 from .tokens.keys import Keys
 from .tokens.master_secret import master_secret_of, previous_secret_of
 from .tokens.sealed_cookies import SealedCookies
+from .users.breached_passwords import BreachedPasswords
+from .users.common_passwords import CommonPasswords
 from .users.container import container
 from .users.erasing import Erasing
 from .users.hashing_room import HashingRoom
+from .users.password_rules import PasswordRules
 from .users.passwords import Passwords
 from .users.reauthentication import Reauthentication
 from .users.registering import Registering
@@ -78,6 +81,7 @@ class Keyturn:
     keys: Keys
     revocations: Revocations
     passwords: Passwords
+    password_rules: PasswordRules
     sign_in: SignIn
     users: Users
     registering: Registering
@@ -141,6 +145,8 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     sweeping = Sweeping(db, revocations.publishing, ending, policies)
     rotation = Rotation(db, keys, answers, ending, lookup, policies)
     sending = Sending()
+    common = CommonPasswords(settings.password_list_file)
+    rules = PasswordRules(settings, policies, common, BreachedPasswords(settings, sending))
     fetching = Fetching(sending)
     discovery = Discovery(fetching)
     key_sets = KeySets(fetching, discovery)
@@ -157,10 +163,11 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             keys=keys,
             revocations=revocations,
             passwords=passwords,
+            password_rules=rules,
             sign_in=sign_in,
-            users=Users(db, passwords, sign_in, ending),
+            users=Users(db, passwords, rules, sign_in, ending),
             starting=starting,
-            registering=Registering(db, passwords),
+            registering=Registering(db, passwords, rules),
             erasing=Erasing(db, ending),
             rotation=rotation,
             moves=Moves(db),
@@ -204,11 +211,12 @@ async def running(keyturn: Keyturn) -> AsyncIterator[None]:
     """Checks the schema, makes the first keys, and keeps whatever follows the pulse up to date while the block runs.
 
     Raises:
-        ConfigurationError: the schema is behind, the keys were sealed under another secret, or no hash fits into the
-            memory.
+        ConfigurationError: the schema is behind, the keys were sealed under another secret, no hash fits into the
+            memory, or the list of common passwords can't be read.
         TemporarilyUnavailable: the database can't be reached.
     """
     keyturn.passwords.room.require_one()
+    await keyturn.password_rules.common.load()
     await check_schema(keyturn.db)
     await keyturn.keys.make_first(by=SERVICE)
     await keyturn.keys.load()
