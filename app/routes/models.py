@@ -31,8 +31,8 @@ Password = Annotated[
     ),
 ]
 RULES = (
-    "15 characters or more (the policy's `password_length`), up to 1024 bytes of UTF-8 without NUL. Common passwords and "
-    "breached ones are refused."
+    "15 characters or more (the policy's `password_length`), up to 1024 bytes of UTF-8 without NUL. Common and "
+    "breached passwords are refused."
 )
 NewPassword = Annotated[
     str,
