@@ -39,7 +39,7 @@ SECRET = "x3pQkq0q4v0Tn5oHn1o9R2m8mWb7s3eJf6dKz1uYc5g="
 """The master secret of all tests. Its bytes are random, so that the settings accept them. Nothing else uses it."""
 
 CHEAP = {"argon2_memory": "8", "argon2_passes": "1", "argon2_lanes": "1"}
-PASSWORD = "correct horse battery staple"
+PASSWORD = "seven lamps under a quiet roof"
 NEW_PASSWORD = "an entirely new password"
 
 LONGEST = (

@@ -202,11 +202,8 @@ async def test_a_name_without_an_address_is_an_outage() -> None:
 # -- a server of a name that no resolver knows
 
 
-@asynccontextmanager
-async def a_server(
-    folder: Path, name: str, answer: bytes
-) -> AsyncIterator[tuple[Configured, int, list[tuple[str | None, bytes]]]]:
-    """A server with a certificate for `name`: its issuer, its port, and the name and head of each request."""
+def certificate_for(folder: Path, name: str) -> None:
+    """Writes a certificate for `name` as `ca.pem`, and with its key as `server.pem`."""
     key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
     named = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
     made = (
@@ -225,6 +222,14 @@ async def a_server(
         made
         + key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
+
+
+@asynccontextmanager
+async def a_server(
+    folder: Path, name: str, answer: bytes
+) -> AsyncIterator[tuple[Configured, int, list[tuple[str | None, bytes]]]]:
+    """A server with a certificate for `name`: its issuer, its port, and the name and head of each request."""
+    certificate_for(folder, name)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "server.pem")
     names: list[str | None] = []
