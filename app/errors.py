@@ -10,10 +10,11 @@ same style.
 
 from __future__ import annotations
 
-import copy
 from datetime import timedelta
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, NamedTuple, Self
 from uuid import UUID
+
+from .outcomes import EXPIRED, OUTCOMES, Outcome
 
 Reason = Literal[
     "logout",
@@ -45,8 +46,12 @@ class Refusal(Exception):
         retry_after: how long a client should wait before it tries again; rendered in whole seconds, rounded up.
         session_id: the session of the refusal, for the log; only if a genuine token or the database names it.
         user_id: the user of the refusal, likewise; never shown to the client.
+        client_id: the client of that session, likewise.
+        outcome: the word for metrics, if neither the code nor the reason says it.
     """
 
+    level: ClassVar[Literal["info", "warning"]] = "info"
+    """The level of the request's line in the log."""
     status: ClassVar[int]
     error: ClassVar[str]
     sentence: ClassVar[str]
@@ -61,23 +66,38 @@ class Refusal(Exception):
         retry_after: timedelta | None = None,
         session_id: UUID | None = None,
         user_id: UUID | None = None,
+        client_id: str | None = None,
+        outcome: Outcome | None = None,
     ) -> None:
         super().__init__(cause)
+        self._outcome = outcome
         self.cause = cause
         self.reason = reason
         self.description = description or self.sentence
         self.retry_after = retry_after
         self.session_id = session_id
         self.user_id = user_id
+        self.client_id = client_id
 
-    def about(self, session_id: UUID | None, user_id: UUID | None = None) -> Self:
-        """A copy of the refusal with session and user, unless it names them already.
+    @property
+    def outcome(self) -> Outcome:
+        """The outcome in one word, for metrics."""
+        if self._outcome is not None:
+            return self._outcome
+        if self.reason is None:
+            return OUTCOMES[self.error]
+        return "expired" if self.reason in EXPIRED else "ended"
+
+    def about(self, session_id: UUID | None, user_id: UUID | None = None, client_id: str | None = None) -> Self:
+        """A copy of the refusal with session, user and client, unless it names them already.
 
         The refusal itself stays as it is, because each request that waited for one statement gets the same outage.
         """
-        named = copy.copy(self)
+        named = type(self).__new__(type(self), *self.args)  # `copy` would call `__init__`, whose arguments differ
+        named.__dict__.update(self.__dict__)
         named.session_id = self.session_id or session_id
         named.user_id = self.user_id or user_id
+        named.client_id = self.client_id or client_id
         return named
 
     def body(self) -> dict[str, str]:
@@ -93,8 +113,13 @@ class Refusal(Exception):
         if self.challenge is not None:
             fields["www-authenticate"] = self.challenge
         if self.retry_after is not None:
-            fields["retry-after"] = str(max(1, -(-self.retry_after // timedelta(seconds=1))))
+            fields["retry-after"] = _seconds(self.retry_after)
         return fields
+
+
+def _seconds(duration: timedelta) -> str:
+    """Whole seconds, rounded up, at least one (RFC 9110 section 10.2.3)."""
+    return str(max(1, -(-duration // timedelta(seconds=1))))
 
 
 class InvalidRequest(Refusal):
@@ -191,10 +216,8 @@ class InsufficientUserAuthentication(Refusal):
     error = "insufficient_user_authentication"
     sentence = "This needs a fresh sign-in. Call /auth/reauthenticate with the password, or sign in again."
 
-    def __init__(
-        self, cause: str, max_age: timedelta, *, session_id: UUID | None = None, user_id: UUID | None = None
-    ) -> None:
-        super().__init__(cause, session_id=session_id, user_id=user_id)
+    def __init__(self, cause: str, max_age: timedelta) -> None:
+        super().__init__(cause)
         seconds = max_age // timedelta(seconds=1)
         self.challenge = f'Bearer error="{self.error}", error_description="{self.sentence}", max_age="{seconds}"'
 
@@ -248,12 +271,41 @@ class Conflict(Refusal):
     sentence = "The request conflicts with what is there."
 
 
-class SlowDown(Refusal):
-    """Too many requests of one kind."""
+class RateLimit(NamedTuple):
+    """A limit, as RateLimit and RateLimit-Policy describe it (draft-ietf-httpapi-ratelimit-headers-11)."""
 
+    name: str
+    """The name of the limit: a word of the code, never an input."""
+    quota: int
+    window: timedelta
+    remaining: int
+
+    def headers(self, retry_after: timedelta) -> dict[str, str]:
+        """Both fields, as structured fields (RFC 9651). The next attempt is possible after `retry_after`."""
+        return {
+            "ratelimit-policy": f'"{self.name}";q={self.quota};w={_seconds(self.window)}',
+            "ratelimit": f'"{self.name}";r={self.remaining};t={_seconds(retry_after)}',
+        }
+
+
+class SlowDown(Refusal):
+    """Too many requests of one kind (RFC 6585 section 4). `limit` tells the client which limit it met."""
+
+    level = "warning"
     status = 429
     error = "slow_down"
     sentence = "Too many attempts. Try again later."
+
+    def __init__(
+        self, cause: str = "", *, retry_after: timedelta = timedelta(seconds=1), limit: RateLimit | None = None
+    ) -> None:
+        super().__init__(cause, retry_after=retry_after)
+        self.limit = limit
+        self._wait = retry_after
+
+    def headers(self) -> dict[str, str]:
+        """As those of any refusal, and the limit's own."""
+        return super().headers() | (self.limit.headers(self._wait) if self.limit else {})
 
 
 class TemporarilyUnavailable(Refusal):
