@@ -9,8 +9,9 @@ import asyncio
 import hashlib
 import json
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,14 @@ from app.errors import ConfigurationError, InvalidRequest
 from app.keyturn import Keyturn
 from app.outgoing.sending import MOST_BYTES
 from app.users import breached_passwords
-from tests.conftest import NEW_PASSWORD, PASSWORD, Opener, settings_of
+from tests.conftest import CHEAP, NEW_PASSWORD, PASSWORD, SECRET, Opener, settings_of
 from tests.servers import free_port
 from tests.test_api import ADA, BOB
 from tests.test_cli import Command
 from tests.test_fetching import certificate_for
 
 BREACHED = "a sound password that was in a breach"
+ISSUER = "https://auth.example.com"
 PADDED = "a sound password that padding hits"
 pytestmark = pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
 
@@ -234,34 +236,42 @@ async def test_the_address_of_a_service_must_be_public_unless_the_operator_says_
     assert service.heads == []
 
 
+@contextmanager
+def a_range_in_a_thread(folder: Path) -> Iterator[Range]:
+    """The service beside a command, which needs the main thread for itself."""
+    began: Future[tuple[Range, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+
+    async def serve() -> None:
+        async with a_range(folder) as service:
+            over = asyncio.Event()
+            began.set_result((service, asyncio.get_running_loop(), over))
+            await over.wait()
+
+    with ThreadPoolExecutor(1) as thread:
+        served = thread.submit(asyncio.run, serve())
+        service, loop, over = began.result(timeout=30)
+        try:
+            yield service
+        finally:
+            loop.call_soon_threadsafe(over.set)
+            served.result()
+
+
 def test_doctor_says_whether_the_service_answers(
     database_url: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
-    from tests.conftest import CHEAP, SECRET
-
-    values = {"database_url": database_url, "redis_url": "none", "secret": SECRET, **CHEAP}
-    environment = {f"KEYTURN_{name.upper()}": value for name, value in values.items()}
-    environment["KEYTURN_ISSUER"] = "https://auth.example.com"
+    values = {"database_url": database_url, "redis_url": "none", "secret": SECRET, "issuer": ISSUER, **CHEAP}
 
     def line(more: dict[str, Any]) -> dict[str, Any]:
-        run = Command(environment | {f"KEYTURN_{name.upper()}": str(value) for name, value in more.items()}, capsys)
-        [found] = [
-            each for each in json.loads(run("doctor", "--json").out) if each["check"].startswith("new passwords:")
-        ]
+        environment = {f"KEYTURN_{name.upper()}": str(value) for name, value in {**values, **more}.items()}
+        said = json.loads(Command(environment, capsys)("doctor", "--json").out)
+        [found] = [each for each in said if each["check"].startswith("new passwords:")]
         assert isinstance(found, dict)
         return found
 
-    async def main() -> None:
-        async with a_range(tmp_path) as service:
-            with ThreadPoolExecutor(1) as thread:
-                loop = asyncio.get_running_loop()
-                good = await loop.run_in_executor(thread, line, service.settings)
-                assert good["ok"]
-                assert good["check"].endswith("breached passwords is asked")
-                service.behaviour = "down"
-                bad = await loop.run_in_executor(thread, line, service.settings)
-                assert bad["advice"].startswith("away: the range API of breached passwords")
-
-    asyncio.run(main())
+    with a_range_in_a_thread(tmp_path) as service:
+        good = line(service.settings)
+        assert good["ok"]
+        assert good["check"].endswith("breached passwords is asked")
+        service.behaviour = "down"
+        assert line(service.settings)["advice"].startswith("away: the range API of breached passwords")
