@@ -18,6 +18,7 @@ from ..storage.database import Database
 from ..storage.tables import User, uuid7
 from ..storage.tasks import own_task
 from .emails import normalised
+from .hashing import Asker
 from .password_rules import PasswordRules
 from .passwords import Passwords
 
@@ -35,11 +36,12 @@ class Registering:
 
         Raises:
             InvalidRequest: the address is malformed, or a rule refuses the password.
+            SlowDown: other registrations and sign-ins of the same network wait in the queue, and it has its share.
             TemporarilyUnavailable: the database is away, or the hash can't be computed now.
         """
         address = normalised(email)
         raw = await self._rules.accepted(password, address)
-        await self._insert(address, await self._passwords.hash(raw), by=by)
+        await self._insert(address, await self._passwords.hash(raw, Asker.of(by)), by=by)
 
     @own_task
     async def _insert(self, email: str, password_hash: str, *, by: Actor) -> None:

@@ -22,6 +22,7 @@ from .administrators import check_still, keep_one
 from .claims import checked
 from .emails import normalised
 from .grants import acceptable_role, change_claims, change_role
+from .hashing import Asker
 from .lookup import UserLookup
 from .made_passwords import LIFETIME, Reset, make
 from .password_rules import PasswordRules
@@ -60,7 +61,8 @@ class Users(UserLookup):
         address, name = normalised(email), acceptable_role(role)
         raw = password.encode() if initial else await self._rules.accepted(password, address)
         # Hash before any look-up, so that an address that exists takes as long as a new one.
-        return await self._insert(address, await self._passwords.hash(raw), name, initial, by=by)
+        hashed = await self._passwords.hash(raw, Asker.of(by))
+        return await self._insert(address, hashed, name, initial, by=by)
 
     @own_task
     async def _insert(self, email: str, password_hash: str, role: str, initial: bool, *, by: Actor) -> User:  # noqa: FBT001
@@ -196,7 +198,7 @@ class Users(UserLookup):
     async def _renew_password(
         self, user_id: UUID, password: bytes, kind: Literal["password_changed", "password_reset"], *, by: Actor
     ) -> int:
-        hashed = await self._passwords.hash(password)
+        hashed = await self._passwords.hash(password, Asker.of(by))
 
         async def change(tx: AsyncConnection) -> None:
             before = await self._locked(tx, user_id, by)
@@ -221,7 +223,7 @@ class Users(UserLookup):
         fresh = await self._rules.acceptable(new, user.email, "new_password")
         if new == current:
             raise InvalidRequest("unchanged password", description="The new password is the current one.")
-        if not await self._sign_in.is_right(user, current.encode()):
+        if not await self._sign_in.is_right(user, current.encode(), Asker.of(by)):
             raise InvalidGrant(
                 "wrong current password",
                 description="The current password is wrong.",
@@ -229,7 +231,7 @@ class Users(UserLookup):
                 user_id=user_id,
             )
         await self._rules.refuse_breached(new, "new_password")  # only now: nobody else's session makes Keyturn ask
-        hashed = await self._passwords.hash(fresh)
+        hashed = await self._passwords.hash(fresh, Asker.of(by))
 
         async def change(tx: AsyncConnection) -> None:
             # Check again, as users change. 1. The user must be enabled and still have the hash that was verified.
