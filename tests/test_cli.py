@@ -190,7 +190,7 @@ def test_users_that_are_not_there_or_may_not_be_so_are_refused(keyturn: Command)
 def test_a_password_is_read_from_standard_input_as_it_stands(keyturn: Command) -> None:
     for i, (line, password) in enumerate(
         (
-            (b"  with blanks  \n", "  with blanks  "),
+            (b"  with some blanks  \n", "  with some blanks  "),
             (b"with carriage return\r\nsecond line\n", "with carriage return"),
             ("grüße 😀 ohne Ende".encode(), "grüße 😀 ohne Ende"),
         )
@@ -198,11 +198,11 @@ def test_a_password_is_read_from_standard_input_as_it_stands(keyturn: Command) -
         email = f"user{i}@example.com"
         keyturn.ok("users", "create", email, "--password-stdin", stdin=line)
         assert keyturn.login(email, password)
-    before = keyturn.login("user0@example.com", "  with blanks  ")
-    done = keyturn.ok("users", "set-password", "user0@example.com", "--password-stdin", stdin=b"another password\n")
+    before = keyturn.login("user0@example.com", "  with some blanks  ")
+    done = keyturn.ok("users", "set-password", "user0@example.com", "--password-stdin", stdin=b"one more password\n")
     assert done.out == "user0@example.com has a new password; 2 sessions ended\n"
     assert keyturn.ok("sessions", "show", str(before.session_id), "--json").json["status"] == "password_changed"
-    assert keyturn.login("user0@example.com", "another password")
+    assert keyturn.login("user0@example.com", "one more password")
 
 
 @on_sqlite
