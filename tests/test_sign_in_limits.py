@@ -260,7 +260,9 @@ def behind(
         more = {"trusted_proxies": "127.0.0.1", "limit_account": "20/60", "limit_account_network": "10/30"}
         services = [stack.enter_context(serve(url, folder, redis_url=redis.url(), **more)) for _ in range(2)]
         sync(until(lambda: all_ready(services), 30))
-        yield Behind(services), url
+        site = Behind(services)
+        yield site, url
+        site.client.close()
 
 
 async def test_one_account_from_a_thousand_addresses_at_two_instances(behind: tuple[Behind, str]) -> None:
