@@ -168,10 +168,10 @@ async def test_a_redis_that_is_paused_keeps_a_request_waiting_once_and_no_furthe
         asked = 0
         send = one._redis._send
 
-        async def counted(*commands: Any, limit: timedelta) -> Any:
+        async def counted(commands: Any, *, limit: timedelta) -> Any:
             nonlocal asked
             asked += limit == WAITS_FOR
-            return await send(*commands, limit=limit)
+            return await send(commands, limit=limit)
 
         one._redis._send = counted  # type: ignore[method-assign]
         outcomes = await storm([one], address, 100)

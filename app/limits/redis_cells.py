@@ -167,21 +167,24 @@ class RedisCells:
         answer = asyncio.ensure_future(self._round_trip(commands))
         try:
             await asyncio.wait({answer}, timeout=limit.total_seconds())
-            for _ in range(
-                3
-            ):  # this process may have been busy while the answer came: look before Redis is called slow
+            for _ in range(3):  # the process may have been busy: look once more before Redis is called slow
                 if not answer.done():
                     await asyncio.sleep(0)
         finally:
             answer.cancel()  # does nothing to one that is done
-        try:
-            return await answer
-        except (RedisError, OSError, ValueError, MemoryError, RuntimeError, asyncio.CancelledError) as e:
-            if self._asking is None:
-                slow = isinstance(e, asyncio.CancelledError)
-                _log.warning("limits_redis_away", cause="no answer in time" if slow else type(e).__name__)
-                self._asking = asyncio.create_task(self._ask_until_it_answers())
-            raise AwayError("limits: Redis is away") from None
+        await asyncio.wait({answer})
+        if answer.cancelled():
+            cause = "no answer in time"
+        elif (error := answer.exception()) is None:
+            return answer.result()
+        elif isinstance(error, RedisError | OSError | ValueError | MemoryError | RuntimeError):
+            cause = type(error).__name__
+        else:
+            raise error
+        if self._asking is None:
+            _log.warning("limits_redis_away", cause=cause)
+            self._asking = asyncio.create_task(self._ask_until_it_answers())
+        raise AwayError("limits: Redis is away")
 
     async def _round_trip(self, commands: Sequence[tuple[str | int, ...]]) -> list[Any]:
         assert self._pool is not None
