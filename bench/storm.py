@@ -30,7 +30,7 @@ from tests.service import ROOT, Service
 
 CONNECTIONS = 80
 HONEST = 60
-PASSWORD = "correct horse battery staple"
+PASSWORD = "seven lamps under a quiet roof"
 EVERY = 0.25
 """Seconds between two honest sign-ins of each kind."""
 TOKENS_EVERY = 0.01
