@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from time import monotonic
 from typing import Any
 from urllib.parse import urlencode
 
 from ..errors import TemporarilyUnavailable
-from ..outgoing.sending import Peer, Sending
+from ..metrics import FETCH_DURATION, FETCHES
+from ..outgoing.sending import AddressRefused, Peer, Sending
 from .issuer import Configured
 from .strict_json import parsed
 
@@ -56,6 +58,23 @@ class Fetching:
 
     async def _send(
         self, method: str, url: str, of: Configured, bearer: str | None, body: bytes = b"", media_type: str = ""
+    ) -> tuple[int, Any]:
+        began = monotonic()
+        try:
+            status, value = await self._sent(method, url, of, bearer, body, media_type)
+        except AddressRefused:
+            FETCHES.count("address_refused")
+            raise
+        except TemporarilyUnavailable:
+            FETCHES.count("away")
+            raise
+        finally:
+            FETCH_DURATION.observe(monotonic() - began)
+        FETCHES.count("answered" if status < _FIRST_ERROR else "refused")
+        return status, value
+
+    async def _sent(
+        self, method: str, url: str, of: Configured, bearer: str | None, body: bytes, media_type: str
     ) -> tuple[int, Any]:
         headers = {"Accept": "application/json"}
         if bearer is not None:
