@@ -13,8 +13,10 @@ A count costs one call, one look-up and one addition: `bench/metrics.py` measure
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import accumulate, product
+from math import isnan, nan
 from typing import Generic, Literal, TypeVar
 
 from .errors import Refusal
@@ -54,22 +56,64 @@ class Metric:
         # One label: its word is the key. Several: the tuple of the words.
         keys: list[Hashable] = [words[0] if len(words) == 1 else words for words in self.series]
         self._at = _Index((key, position * self.width) for position, key in enumerate(keys))
-        self.cells = memoryview(bytearray(8 * self.size)).cast("d")
+        self.cells: memoryview[float] = memoryview(bytearray(8 * self.size)).cast("d")
+        self._found: dict[int, Series] = {}
 
     @property
     def size(self) -> int:
         """How many numbers the metric has, with the spare ones."""
         return len(self.series) * self.width + self.width
 
-    def place(self, cells: memoryview) -> None:
-        """Moves the numbers into other memory of `size` floats, and adds them to those that stand there."""
-        for position, value in enumerate(self.cells):
-            cells[position] += value
-        self.cells = cells
+    def place(self, cells: memoryview[float]) -> None:
+        """Moves the numbers into other memory of `size` floats, where a process that has ended may have counted.
 
-    def unlisted(self, cells: memoryview) -> float:
+        Counts are added to those that stand there. Gauges told of that process, so they are replaced.
+        """
+        for position, value in enumerate(self.cells):
+            cells[position] = value if self.kind == "gauge" else cells[position] + value
+        self.cells = cells
+        for series in self._found.values():
+            series.place(cells)
+
+    def _find(self, key: Hashable) -> slice:
+        """Where the numbers of a key are."""
+        start = self._at[key]
+        if start < 0:
+            start = self.size - self.width
+        return slice(start, start + self.width)
+
+    def _series(self, key: Hashable, bounds: Sequence[float] = ()) -> Series:
+        where = self._find(key)
+        return self._found.setdefault(where.start, Series(self.cells, where, bounds))
+
+    def unlisted(self, cells: memoryview[float]) -> float:
         """How often a key was used that is on no list."""
         return float(sum(cells[-self.width :]))
+
+
+class Series:
+    """One series of a metric with labels, found once for many counts or observations."""
+
+    __slots__ = ("_bounds", "_cells", "_where")
+
+    def __init__(self, cells: memoryview[float], where: slice, bounds: Sequence[float]) -> None:
+        self._where = where
+        self._bounds = bounds
+        self.place(cells)
+
+    def place(self, cells: memoryview[float]) -> None:
+        """Takes the numbers of this series out of those of the metric."""
+        self._cells = cells[self._where]
+
+    def count(self) -> None:
+        """Adds one to a counter."""
+        self._cells[0] += 1.0
+
+    def observe(self, value: float) -> None:
+        """Counts an observation of a histogram."""
+        cells = self._cells
+        cells[bisect_left(self._bounds, value)] += 1.0
+        cells[-1] += value
 
 
 class Counter(Metric):
@@ -91,33 +135,54 @@ class CounterBy(Metric, Generic[K]):
         """Adds one, or more."""
         self.cells[self._at[key]] += by
 
+    def at(self, key: K) -> Series:
+        """The series of a key."""
+        return self._series(key)
+
     def refused(self, refusal: Refusal) -> None:
         """Adds one under the outcome of a refusal."""
         self.cells[self._at[refusal.outcome]] += 1.0
 
-
-class Gauge(Metric):
-    """A gauge without labels. The numbers of processes that run are summed, or the highest one counts."""
-
-    kind = "gauge"
-
-    def __init__(self, name: str, text: str, *, together: Together = "sum") -> None:
-        super().__init__(name, text)
-        self.together = together
-
-    def set(self, value: float) -> None:
-        """Sets the number of this process."""
-        self.cells[0] = value
+    @contextmanager
+    def outcome(self, good: K) -> Iterator[None]:
+        """Adds one under the outcome of the refusal that leaves the block, or under `good`. A defect counts nowhere."""
+        try:
+            yield
+        except Refusal as refusal:
+            self.refused(refusal)
+            raise
+        self.count(good)
 
 
-class GaugeBy(Metric, Generic[K]):
-    """A gauge with labels, otherwise as `Gauge`."""
+class Gauges(Metric):
+    """One gauge, or one for each word. The numbers of processes that run are summed, or the highest one counts.
+
+    A gauge that was never set is not a number, and has no sample.
+    """
 
     kind = "gauge"
 
     def __init__(self, name: str, text: str, *, together: Together = "sum", **labels: Sequence[str]) -> None:
         super().__init__(name, text, **labels)
         self.together = together
+        for position in range(self.size):
+            self.cells[position] = nan
+
+    def unlisted(self, cells: memoryview[float]) -> float:
+        """Whether a key was used that is on no list."""
+        return float(not isnan(cells[-1]))
+
+
+class Gauge(Gauges):
+    """A gauge without labels."""
+
+    def set(self, value: float) -> None:
+        """Sets the number of this process."""
+        self.cells[0] = value
+
+
+class GaugeBy(Gauges, Generic[K]):
+    """A gauge with labels."""
 
     def set(self, key: K, value: float) -> None:
         """Sets the number of this process."""
@@ -130,7 +195,7 @@ class GaugeBy(Metric, Generic[K]):
         self.cells[self._at[key]] = 1.0
 
 
-class _Buckets(Metric):
+class Buckets(Metric):
     """A histogram's numbers: one for each bucket, one for what is above all bounds, and the sum."""
 
     kind = "histogram"
@@ -140,18 +205,18 @@ class _Buckets(Metric):
         self.width = len(self.bounds) + 2
         super().__init__(name, text, **labels)
 
-    def read(self, cells: memoryview | Sequence[float], series: int) -> tuple[list[float], float]:
+    def read(self, cells: memoryview[float] | Sequence[float], series: int) -> tuple[list[float], float]:
         """The cumulative counts of a series, the last one of all observations, and their sum."""
         start = series * self.width
         *counts, total = cells[start : start + self.width]
         return list(accumulate(counts)), total
 
-    def unlisted(self, cells: memoryview) -> float:
+    def unlisted(self, cells: memoryview[float]) -> float:
         """How often a key was used that is on no list."""
         return float(sum(cells[-self.width : -1]))
 
 
-class Histogram(_Buckets):
+class Histogram(Buckets):
     """A histogram without labels."""
 
     def observe(self, value: float) -> None:
@@ -161,14 +226,15 @@ class Histogram(_Buckets):
         cells[self.width - 1] += value
 
 
-class HistogramBy(_Buckets, Generic[K]):
+class HistogramBy(Buckets, Generic[K]):
     """A histogram with labels."""
+
+    def at(self, key: K) -> Series:
+        """The series of a key."""
+        return self._series(key, self.bounds)
 
     def observe(self, key: K, value: float) -> None:
         """Counts an observation."""
-        cells = self.cells
-        start = self._at[key]
-        if start < 0:
-            start = len(cells) - self.width
-        cells[start + bisect_left(self.bounds, value)] += 1.0
-        cells[start + self.width - 1] += value
+        cells = self.cells[self._find(key)]
+        cells[bisect_left(self.bounds, value)] += 1.0
+        cells[-1] += value

@@ -97,6 +97,7 @@ REFRESHES = row(   "400          | ok     | ok   | ok    | 401 refused| ok      
 SIGNS_IN = row(    "ok           | ok     | ok   | ok    | ok         | ok       | 403 origin | ok     | 401 refused| ok")  # fmt: skip
 SIGNED = row(      "400          | 400    | 400  | 400   | 400        | 400      | 400        | 400    | 400        | 400")  # fmt: skip
 LOGS_OUT = row(    "401          | ok     | ok   | ok    | ok         | ok       | 403 origin | ok     | ok         | ok")  # fmt: skip
+OPERATORS = row(   "404          | 404    | 404  | 404   | 404        | 404      | 404        | 404    | 404        | 404")  # fmt: skip
 
 ROWS: dict[str, Mapping[str, str]] = {
     "POST /auth/register": ANYONE,
@@ -157,6 +158,7 @@ ROWS: dict[str, Mapping[str, str]] = {
     "GET /.well-known/jwks.json": ANYONE,
     "GET /healthz": ANYONE,
     "GET /readyz": ANYONE,
+    "GET /metrics": OPERATORS,
 }
 
 
@@ -291,8 +293,8 @@ def new_database(kind: str, request: pytest.FixtureRequest, folder: Path) -> str
 
 
 @asynccontextmanager
-async def a_world(url: str, logs: Path) -> AsyncIterator[World]:
-    """A service on a database, which trusts one issuer."""
+async def a_world(url: str, logs: Path, **settings: str) -> AsyncIterator[World]:
+    """A service on a database, which trusts one issuer. `settings` are further ones of the service."""
     folder = logs / f"upstream-{secrets.token_hex(4)}"
     folder.mkdir()
     with await asyncio.to_thread(Upstream.start, Keys(folder)) as upstream:
@@ -301,7 +303,7 @@ async def a_world(url: str, logs: Path) -> AsyncIterator[World]:
         issuers.chmod(0o600)
         values = {"database_url": url, "redis_url": "none", "secret": SECRET, "issuer": ISSUER}
         more = {"registration": "true", "federation_file": str(issuers)}
-        environment = {f"KEYTURN_{name.upper()}": value for name, value in (values | more | CHEAP).items()}
+        environment = {f"KEYTURN_{name.upper()}": value for name, value in (values | more | CHEAP | settings).items()}
         with await asyncio.to_thread(Service.start, environment, logs=logs) as service:
             async with (
                 httpx2.AsyncClient(base_url=service.url, timeout=30) as client,
@@ -385,6 +387,7 @@ for _name in (
     "GET /.well-known/jwks.json",
     "GET /healthz",
     "GET /readyz",
+    "GET /metrics",
 ):
     SAMPLES[_name] = plain(_name.partition(" ")[2])
 for _name, _body in {

@@ -13,9 +13,11 @@ from .. import log
 from ..command_name import called
 from ..http import open_files
 from ..keyturn import opened, running
+from ..metric_slots import Slots
 from ..settings import Settings, read
 from ..users.administrators import administrators
 from ..users.first_administrator import ADMINISTRATOR, first_administrator
+from ..worker import Worker
 from .addresses import listen, url
 from .arguments import Words, whole
 from .first_start import prepare
@@ -38,6 +40,10 @@ def _serve(_arguments: argparse.Namespace) -> int:
     # and with several workers in another way than with one.
     sockets = listen(settings.host, settings.port)
     try:
+        if settings.metrics_port is not None:
+            sockets += listen(
+                settings.metrics_host, settings.metrics_port, options=("KEYTURN_METRICS_HOST", "KEYTURN_METRICS_PORT")
+            )
         return _serve_on(sockets, settings)
     finally:
         for each in sockets:
@@ -58,8 +64,9 @@ def _serve_on(sockets: list[socket.socket], settings: Settings) -> int:
     log.configure(settings.log_level, settings.log_format)
     # When all is closed, uvicorn raises the signal that ended it again. An orderly end must not look like a failure.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    slots = Slots(settings.workers) if settings.workers > 1 else None
     config = uvicorn.Config(
-        f"{__package__.partition('.')[0]}.main:served",
+        Worker(slots),
         factory=True,
         host=settings.host,
         port=port,

@@ -21,11 +21,12 @@ from ..http.answers import NO_CONTENT, Answer, of_json, of_model
 from ..http.endpoints import Endpoint
 from ..http.request import Request
 from ..keyturn import Keyturn
+from ..metrics import LOGINS
 from ..users.emails import normalised
 from ..users.hashing import Asker
 from .credentials import access_token
 from .known_devices import KnownDevice
-from .models import SET_COOKIES, Email, Password, RequestBody, TokenAnswer, UserAnswer
+from .models import SET_COOKIES, Email, NewPassword, Password, RequestBody, TokenAnswer, UserAnswer
 from .starting import SignIn, Wanted
 
 
@@ -33,7 +34,7 @@ class Registration(RequestBody):
     """A new user."""
 
     email: Email
-    password: Password
+    password: NewPassword
 
 
 class Login(SignIn):
@@ -57,11 +58,13 @@ class PasswordChange(RequestBody):
     """The current password and the new one."""
 
     current_password: Password
-    new_password: Password
+    new_password: NewPassword
 
 
 async def register(keyturn: Keyturn, request: Request) -> Answer:
     """Make an account, if the operator allows it. The answer has no tokens: log in next.
+
+    A password that a rule refuses is answered with 400. The description names the field and the rule.
 
     If the service does not tell whether an address is taken, the answer is an empty object with 202, in both cases.
     """
@@ -95,24 +98,28 @@ async def login(keyturn: Keyturn, request: Request) -> Answer:
     known = KnownDevice.of(keyturn, request, wanted.mode, body.device_token, address)
     attempt = keyturn.limits.sign_in(address, request.client, known.id)
     asker, authenticate = Asker(request.client, known=known.id is not None), keyturn.sign_in.authenticate
-    proof = await keyturn.limits.guess(attempt, lambda: authenticate(address, body.password, asker))
-    request.user_id = proof.user_id
-    device = wanted.device(request)
-    tokens = await keyturn.starting.start(
-        proof,
-        by=request.by("user", proof.user_id),
-        user_agent=request.user_agent(),
-        device_id=device.id,
-        device_name=body.device_name,
-        scope=wanted.scope,
-    )
+    with LOGINS.outcome("signed_in"):
+        proof = await keyturn.limits.guess(attempt, lambda: authenticate(address, body.password, asker))
+        request.user_id = proof.user_id
+        device = wanted.device(request)
+        tokens = await keyturn.starting.start(
+            proof,
+            by=request.by("user", proof.user_id),
+            user_agent=request.user_agent(),
+            device_id=device.id,
+            device_name=body.device_name,
+            scope=wanted.scope,
+        )
     if wanted.mode != "bearer":
         return wanted.answer(request, tokens, device, known.fields_to_set(keyturn, remembered=wanted.remembered))
     return wanted.answer(request, tokens, device, device_token=known.proof if body.device_id is not None else None)
 
 
 async def password(keyturn: Keyturn, request: Request) -> Answer:
-    """Change the password. Every other session of the user ends; this one goes on."""
+    """Change the password. Every other session of the user ends; this one goes on.
+
+    A new password that a rule refuses is answered with 400. The description names the field and the rule.
+    """
     session = await keyturn.reading.authorise(await access_token(keyturn, request, changes=True))
     request.is_about(session.id, session.user_id, session.client_id)
     body = request.content(PasswordChange)
