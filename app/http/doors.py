@@ -143,7 +143,7 @@ class Doors(Generic[Parts]):
     def _handler(self, endpoint: Endpoint[Parts]) -> Callable[[requests.Request], Coroutine[Any, Any, Response]]:
         async def handler(request: requests.Request) -> Response:
             ours = Request.of(request.scope)
-            ours.identifiers = request.path_params
+            ours.identifiers, ours.route = request.path_params, endpoint.path
             return response(await endpoint.answer(self.parts, ours))
 
         return handler

@@ -14,9 +14,9 @@ from time import perf_counter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .. import log
+from .. import log, tracing
 from ..errors import ContentTooLarge, InvalidRequest, Refusal, RequestTimeout, refusal_of
-from . import access_line
+from . import access_line, request_spans
 from .answers import Answer, Fields, render
 from .bodies import OF_STANDARDS, check_form, is_form, parse_form, read_json
 from .heads import VERIFY, asked_by_proxy, check_escaped, check_head
@@ -74,13 +74,16 @@ class Edge:
         else:
             await self._app(asgi_scope, receive, send)
 
-    async def _http(self, asgi_scope: Scope, receive: Receive, send: Send) -> None:
+    # One request from top to bottom, and in one function, because each request would pay for another call.
+    async def _http(self, asgi_scope: Scope, receive: Receive, send: Send) -> None:  # noqa: C901, PLR0912
         started = perf_counter()
         request: Request = asgi_scope.get(KEY) or Request.of(asgi_scope)
         request.read_head(asgi_scope)
         request.origins = self._origins
         log.request_in_hand.set((request.id, request.client))
         outgoing = _Outgoing(send, request)
+        tracer = tracing.active
+        span = None if tracer is None else request_spans.begin(tracer, request)
         try:
             asked = asked_by_proxy(asgi_scope) if request.path.startswith(VERIFY) else None
             if asked is None:
@@ -102,6 +105,7 @@ class Edge:
                 await self._app(asked or asgi_scope, receive if body is None else _replay(body, receive), outgoing)
                 outgoing.check_begun()
             else:
+                request.route = request.path  # the fast door's paths have no identifiers
                 answer = await answering
                 if not outgoing.at_once(answer):
                     await outgoing.whole(answer)
@@ -115,6 +119,8 @@ class Edge:
             request.refusal = refusal_of(e)
             await outgoing.whole(render(request.refusal))
         finally:
+            if tracer is not None and span is not None:
+                request_spans.end(tracer, span, request, outgoing.status)
             if request.path not in self._quiet or outgoing.status != HTTPStatus.OK:
                 access_line.write(asgi_scope, request, outgoing.status, perf_counter() - started)
             # Break the reference cycles, so that the request is freed at once and not by the garbage collector. One is

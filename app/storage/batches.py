@@ -10,10 +10,14 @@ import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
+from .. import tracing
 from ..errors import Contention, TemporarilyUnavailable
 from .tasks import QUEUE_LIMIT, TIME_LIMIT, under_way
+
+if TYPE_CHECKING:
+    from ..tracing import Span
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -42,7 +46,7 @@ class Batch(Generic[K, V]):
         self._in_flight = in_flight
         self._queue_limit = queue_limit.total_seconds()
         self._running = 0
-        self._waiting: deque[tuple[K, asyncio.Future[V], float]] = deque()
+        self._waiting: deque[tuple[K, asyncio.Future[V], float, Span | None]] = deque()
         self._unanswered: deque[tuple[asyncio.Future[V], float]] = deque()  # in the order in which they came
         self._timer: asyncio.TimerHandle | None = None
 
@@ -55,7 +59,7 @@ class Batch(Generic[K, V]):
         loop = asyncio.get_running_loop()
         future: asyncio.Future[V] = loop.create_future()
         now = loop.time()
-        self._waiting.append((item, future, now))
+        self._waiting.append((item, future, now, None if tracing.active is None else tracing.active.above()))
         self._unanswered.append((future, now))
         if self._timer is None:
             self._timer = loop.call_later(TIME_LIMIT.total_seconds(), self._give_up)
@@ -75,8 +79,9 @@ class Batch(Generic[K, V]):
                 oldest = loop.time() - self._queue_limit
                 items: list[K] = []
                 futures: list[asyncio.Future[V]] = []
+                askers: list[Span | None] = []
                 while self._waiting and len(items) < self._most:
-                    item, future, since = self._waiting.popleft()
+                    item, future, since, asker = self._waiting.popleft()
                     if future.done():
                         continue
                     if since < oldest:
@@ -84,20 +89,26 @@ class Batch(Generic[K, V]):
                         continue
                     items.append(item)
                     futures.append(future)
+                    askers.append(asker)
                 if items:
-                    await self._answer(items, futures)
+                    await self._answer(items, futures, askers)
                 while self._unanswered and self._unanswered[0][0].done():
                     self._unanswered.popleft()
         finally:
             self._running -= 1
 
-    async def _answer(self, items: list[K], futures: list[asyncio.Future[V]]) -> None:
+    async def _answer(self, items: list[K], futures: list[asyncio.Future[V]], askers: list[Span | None]) -> None:
         try:
-            answered = list(zip(futures, await self._run(items), strict=True))
+            if tracing.active is None:
+                answers = await self._run(items)
+            else:
+                with tracing.active.batch(self._run.__name__.lstrip("_"), askers):
+                    answers = await self._run(items)
+            answered = list(zip(futures, answers, strict=True))
         except Exception as e:  # noqa: BLE001  # the callers get every error
             if len(items) > 1 and (isinstance(e, Contention) or not isinstance(e, TemporarilyUnavailable)):
-                for item, future in zip(items, futures, strict=True):
-                    await self._answer([item], [future])
+                for item, future, asker in zip(items, futures, askers, strict=True):
+                    await self._answer([item], [future], [asker])
                 return
             answered = [(future, e) for future in futures]
         for future, answer in answered:
