@@ -84,9 +84,9 @@ def in_the_source(sources: Mapping[str, str]) -> dict[str, Told]:
                         # Text that is not a name (the line of a start), or a name that the owner was given (`Copy`).
                         assert path in {"commands/serve.py", "storage/copies.py"}, (path, node.lineno)
                 case ast.Attribute(attr="_report") if path.startswith("revocation/"):
-                    (level,) = [one.value for one in node.keywords if one.arg == "level"]
-                    if isinstance(level, ast.Constant):
-                        add(texts[0], str(level.value), more - {"level"})
+                    (how,) = [one.value for one in node.keywords if one.arg == "level"]
+                    if isinstance(how, ast.Constant):
+                        add(texts[0], str(how.value), more - {"level"})
                 case ast.Attribute(attr="_note") if path == "revocation/rebuild.py":
                     add(texts[1], "info" if texts[0] == "complete" else "warning", {"detail"})
                 case ast.Name(id="Copy"):
@@ -334,8 +334,8 @@ async def in_process(path: str, status: int, method: str = "GET") -> None:
     async def send(_message: Any) -> None:
         pass
 
-    scope = {"type": "http", "http_version": "1.1", "method": method, "path": path, "query_string": b""}
-    await Edge(application, quiet=PROBES)(scope | {"headers": [(b"host", b"a")]}, receive, send)
+    scope: dict[str, Any] = {"type": "http", "http_version": "1.1", "method": method, "path": path}
+    await Edge(application, quiet=PROBES)(scope | {"query_string": b"", "headers": [(b"host", b"a")]}, receive, send)
     log.flush()
 
 

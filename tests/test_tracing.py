@@ -309,7 +309,7 @@ async def test_a_defect_is_an_error_without_its_message(monkeypatch: pytest.Monk
     async def nothing(*_: Any) -> Any:
         return {"type": "http.request", "body": b"", "more_body": False}
 
-    scope = {"type": "http", "http_version": "1.1", "method": "GET", "path": "/", "query_string": b""}
+    scope: dict[str, Any] = {"type": "http", "http_version": "1.1", "method": "GET", "path": "/", "query_string": b""}
     await Edge(application)(scope | {"headers": [(b"host", b"a")]}, nothing, nothing)
     transaction, request = exporter.get_finished_spans()
     assert (transaction.name, transaction.attributes["error.type"]) == ("transaction", "ValueError")

@@ -108,6 +108,7 @@ class Doors(Generic[Parts]):
             return None
         if request.query and request.path not in self._with_query:
             return None
+        request.route = request.path  # no path of this door has identifiers
         return answer(self.parts, request)
 
     def add_to(self, router: Router) -> None:

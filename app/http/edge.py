@@ -105,7 +105,6 @@ class Edge:
                 await self._app(asked or asgi_scope, receive if body is None else _replay(body, receive), outgoing)
                 outgoing.check_begun()
             else:
-                request.route = request.path  # the fast door's paths have no identifiers
                 answer = await answering
                 if not outgoing.at_once(answer):
                     await outgoing.whole(answer)
