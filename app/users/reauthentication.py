@@ -7,7 +7,7 @@ from dataclasses import replace
 from sqlalchemy import select, update
 
 from ..actors import Actor
-from ..errors import InvalidGrant, WrongPassword
+from ..errors import InvalidGrant, Refusal
 from ..events.audit import Event, record
 from ..sessions.answers import Tokens
 from ..sessions.rotation import Rotation
@@ -38,13 +38,13 @@ class Reauthentication:
             WrongPassword: the password is not the user's, or the user was disabled.
             TemporarilyUnavailable: the database is away, or the hash can't be computed now.
         """
-        presented, user_id = await self._rotation.holder(refresh_token, by=by)
+        presented, row = await self._rotation.holder(refresh_token, by=by)
         try:
-            proof = await self._sign_in.prove(user_id, password)
-        except WrongPassword as refusal:
-            raise refusal.about(presented.session_id, user_id) from None
-        await self._renew(presented, proof, by._replace(kind="user", id=str(user_id)))
-        tokens = await self._rotation.refresh(refresh_token, by=by)
+            proof = await self._sign_in.prove(row.user_id, password)
+            await self._renew(presented, proof, by._replace(kind="user", id=str(row.user_id)))
+            tokens = await self._rotation.refresh(refresh_token, by=by)
+        except Refusal as refusal:
+            raise refusal.about(row.id, row.user_id, row.client_id) from None
         return replace(tokens, password_change_required=proof.password_change_required)
 
     @own_task
@@ -60,7 +60,7 @@ class Reauthentication:
                 )
             ).one_or_none()
             if user is None or user.disabled_at is not None or user.password_hash != proof.password_hash:
-                raise InvalidGrant("user changed meanwhile", session_id=presented.session_id, user_id=proof.user_id)
+                raise InvalidGrant("user changed meanwhile")
             client_id = await tx.scalar(
                 update(Session)
                 .where(
@@ -72,6 +72,6 @@ class Reauthentication:
                 .returning(Session.client_id)
             )
             if client_id is None:
-                raise InvalidGrant("session changed meanwhile", session_id=presented.session_id, user_id=proof.user_id)
+                raise InvalidGrant("session changed meanwhile")
             event = Event("session_reauthenticated", proof.user_id, presented.session_id, client_id)
             await record(tx, user.now, by, [event])
