@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import logging
 import os
 import pty
 import re
@@ -52,7 +51,7 @@ class Told:
 def in_the_docs(page: str) -> dict[str, Told]:
     found = {}
     for line in page.splitlines():
-        if row := re.match(r"\| `(\w+)` \| ([^|]+) \| ([^|]*) \| (.+) \|$", line):
+        if row := re.match(r"\| `(\w+)` \| ([^|]+) \|([^|]*)\| (.+) \|$", line):
             name, levels, members, act = row.groups()
             assert name not in found, name
             assert act.strip().endswith("."), name
@@ -111,7 +110,7 @@ def the_source() -> dict[str, str]:
 def test_the_page_lists_each_event_with_its_level_and_members() -> None:
     listed, told = in_the_docs(PAGE.read_text(encoding="utf-8")), in_the_source(the_source())
     request = listed.pop("request")  # its line is written by hand: see the next test
-    assert request.levels == {"info", "warning"}
+    assert request.levels == {"info"}
     assert listed.pop("exception") == Told(frozenset({"error"}), frozenset({"exception"}))
     assert told.pop("exception") == Told(frozenset({"error"}), frozenset())
     assert len(told) > 25
@@ -133,7 +132,7 @@ def test_an_event_that_the_page_does_not_list_would_be_found() -> None:
 
 def test_the_page_lists_each_member_of_a_request_s_line() -> None:
     listed = in_the_docs(PAGE.read_text(encoding="utf-8"))["request"]
-    written = set(re.findall(r'"(\w+)": ', the_source()["http/access_line.py"])) - {"event", "info", "warning"}
+    written = set(re.findall(r'"(\w+)": ', the_source()["http/access_line.py"])) - {"event"}
     assert written >= OF_EVERY_REQUEST
     assert listed.members - {"trace_id"} == written
 
@@ -368,18 +367,7 @@ def test_the_setting_says_whether_probes_have_lines(tmp_path: Path, logs: Path, 
     assert [answer.headers["x-request-id"] in text for answer in asked] == [probes, probes]
 
 
-async def test_a_limit_is_a_warning_with_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_the_line_of_a_429_has_the_name_of_the_limit(capsys: pytest.CaptureFixture[str]) -> None:
     await in_process("/auth/login", 429)
     line = json.loads(capsys.readouterr().err)
-    assert (line["event"], line["level"], line["status"], line["limit"]) == ("request", "warning", 429, "account")
-    log.Handler("warning")
-    try:
-        await in_process("/auth/login", 404)
-        await in_process("/auth/login", 429)
-        assert [json.loads(each)["status"] for each in capsys.readouterr().err.splitlines()] == [429]
-        log.Handler("error")
-        await in_process("/auth/login", 429)
-        assert log.least == logging.ERROR
-        assert capsys.readouterr().err == ""
-    finally:
-        log.Handler("info")
+    assert (line["event"], line["level"], line["status"], line["limit"]) == ("request", "info", 429, "account")
