@@ -27,6 +27,9 @@ from .federation.scalekit import Scalekit
 from .federation.session_checks import SessionChecks
 from .federation.upstream_logout import UpstreamLogout
 from .federation.upstream_sessions import UpstreamSessions
+from .limits.junk import Junk
+from .limits.limits import Limits
+from .limits.refreshes import Refreshes
 from .log import get_logger
 from .policies import Policies, Policy
 from .revocation.fence import Reading as PulseReading
@@ -54,7 +57,9 @@ from .tokens.key_rotation import KeyRotation
 from .tokens.key_seal import KeySeal
 from .tokens.key_sharing import KeySharing
 from .tokens.keys import Keys
+from .tokens.known_devices import KnownDevices
 from .tokens.master_secret import master_secret_of, previous_secret_of
+from .tokens.primitives import derive
 from .tokens.sealed_cookies import SealedCookies
 from .users.container import container
 from .users.erasing import Erasing
@@ -75,6 +80,9 @@ class Keyturn:
     settings: Settings
     db: Database
     keys: Keys
+    limits: Limits
+    junk: Junk
+    known_devices: KnownDevices
     revocations: Revocations
     passwords: Passwords
     sign_in: SignIn
@@ -132,13 +140,15 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     revocations = Revocations(db, settings, lambda event, *, level, **more: getattr(_log, level)(event, **more))
     passwords = Passwords(settings, HashingRoom.of(settings, container()))
     sign_in = SignIn(db, passwords)
+    limits = Limits(settings, derive(master, b"keyturn limits v1"))
     policies = Policies(db, Policy.of(settings), cookies=settings.cookies, given=settings.model_fields_set)
     access_tokens = AccessTokens(keys, settings)
     answers, lookup = Answers(access_tokens, keys, policies), Lookup(db, policies)
     cookies = Cookies(settings, SealedCookies(keys))
     ending = Ending(db, keys, access_tokens, revocations.publishing, lookup, policies)
     sweeping = Sweeping(db, revocations.publishing, ending, policies)
-    rotation = Rotation(db, keys, answers, ending, lookup, policies)
+    refreshes = Refreshes(settings.limit_session)
+    rotation = Rotation(db, keys, answers, ending, lookup, policies, refreshes)
     fetching = Fetching()
     discovery = Discovery(fetching)
     key_sets = KeySets(fetching, discovery)
@@ -147,12 +157,15 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     starting = Starting(db, keys, answers, policies, settings.client_id, revocations.publishing)
     identities = Identities(db, issuers)
     sessions = Sessions(starting, lookup, ending, answers, keys)
-    session_checks = SessionChecks(db, issuers, scalekit, keys, lookup, ending)
+    session_checks = SessionChecks(db, issuers, scalekit, keys, lookup, ending, refreshes)
     try:
         yield Keyturn(
             settings=settings,
             db=db,
             keys=keys,
+            limits=limits,
+            junk=Junk(settings),
+            known_devices=KnownDevices(master, previous),
             revocations=revocations,
             passwords=passwords,
             sign_in=sign_in,
@@ -162,7 +175,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             erasing=Erasing(db, ending),
             rotation=rotation,
             moves=Moves(db),
-            reauthentication=Reauthentication(db, sign_in, rotation),
+            reauthentication=Reauthentication(db, sign_in, rotation, limits),
             ending=ending,
             sweeping=sweeping,
             reading=Reading(db, access_tokens, revocations, lookup, policies),
@@ -193,6 +206,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             end_session=EndSession(db, issuers, discovery),
         )
     finally:
+        await limits.close()
         await revocations.close()
         await db.close()
 

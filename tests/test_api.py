@@ -252,11 +252,11 @@ async def test_a_full_hashing_queue_is_answered_at_once_and_drains(serve: Serve)
     async with serve(hashing_slots="1", hashing_queue="0") as api:
         await api.keyturn.users.create(ADA, PASSWORD, by=SERVICE)
         await api.login()  # the first login has also hashed the decoy password
-        api.keyturn.passwords._busy += 1
+        api.keyturn.passwords.hashing._running += 1
         answer = await api.post("/auth/login", {"email": ADA, "password": PASSWORD})
         refused(answer, 503, "temporarily_unavailable")
         assert answer.headers["retry-after"] == "2"
-        api.keyturn.passwords._busy -= 1
+        api.keyturn.passwords.hashing._running -= 1
         await api.login()
 
 

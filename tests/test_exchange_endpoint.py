@@ -326,6 +326,7 @@ async def test_a_hundred_exchanges_of_one_token_on_two_processes_give_equal_answ
             assert await connection.scalar(text(of_the_user), {"subject": subject.user_id}) == 1
 
 
+@pytest.mark.deep
 async def test_whatever_process_dies_in_a_storm_of_exchanges_each_token_has_one_session_and_its_answer_comes_again(
     database: str, logs: Path, upstream: Upstream, tmp_path: Path
 ) -> None:

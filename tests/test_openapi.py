@@ -267,7 +267,7 @@ OPTIONAL = {
     "SessionEventsAnswer": {"next_cursor"},
     "SessionsAnswer": {"next_cursor"},
     # The tokens may be in cookies.
-    "TokenAnswer": {"access_token", "refresh_token", "scope", "password_change_required"},
+    "TokenAnswer": {"access_token", "refresh_token", "scope", "password_change_required", "device_token"},
     # A user of an issuer may have no address.
     "AdminUserAnswer": {"disabled_at", "password_expires_at", "email", "email_verified_at"},
     "MadeUserAnswer": {"disabled_at", "password_expires_at", "password", "email", "email_verified_at"},

@@ -72,8 +72,7 @@ def _serve_on(sockets: list[socket.socket], settings: Settings) -> int:
         log_config=log.logging_config(settings.log_level, settings.log_format),
         access_log=False,
         server_header=False,
-        proxy_headers=bool(settings.trusted_proxies),
-        forwarded_allow_ips=settings.trusted_proxies or "127.0.0.1",
+        proxy_headers=False,  # the edge reads them (app/http/client_addresses.py)
         timeout_keep_alive=75,
         timeout_graceful_shutdown=10,
     )

@@ -10,7 +10,7 @@ from uuid import UUID
 from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from ..errors import Conflict, NotFound
+from ..errors import Conflict, NotFound, SlowDown
 from ..http.answers import Answer, of_model
 from ..http.endpoints import Endpoint, QueryParameter
 from ..http.request import Request
@@ -178,7 +178,7 @@ ENDPOINTS = (
         body=NewUser,
         status=201,
         model=MadeUserAnswer,
-        refusals=(*CHANGING, Conflict),
+        refusals=(*CHANGING, Conflict, SlowDown),
     ),
     Endpoint(
         "GET",

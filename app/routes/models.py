@@ -70,6 +70,13 @@ class TokenAnswer(BaseModel):
     scope: Annotated[
         str | SkipJsonSchema[None], Field(description="Scopes of the access token, separated by blanks.")
     ] = None
+    device_token: Annotated[
+        str | SkipJsonSchema[None],
+        Field(
+            description="Proves that this device has signed in to this account: keep it, and send it with the next "
+            "sign-in. Only in the answer to a sign-in with a password in mode `bearer` that names its `device_id`.",
+        ),
+    ] = None
     password_change_required: Annotated[
         bool | SkipJsonSchema[None],
         Field(description="`true` where Keyturn made the password: it is good for a day, so change it. Else absent."),

@@ -32,6 +32,7 @@ async def refresh_by_token(
     Raises:
         InvalidGrant: the refresh token is refused for good.
         InvalidScope: the session was not granted these scopes.
+        SlowDown: the session refreshes too often. Its token is still good.
         TemporarilyUnavailable: the database is away, or an issuer whose check is `closed`. The client may try again
             after a random time. Or the client has gone: it can't know that its token was rotated, and may come back
             after the retry window, as a reuse.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from ..errors import Refusal, TemporarilyUnavailable
+from ..errors import Refusal, SlowDown, TemporarilyUnavailable
 
 
 @dataclass(slots=True)
@@ -28,8 +28,8 @@ class Outcomes:
         return self.denied - self.reuse_detected
 
     def count(self, refusal: Refusal) -> None:
-        """Counts a refusal: one for good, or one that says nothing about the token."""
+        """Counts a refusal: one for good, or an outage. A session that only refreshes too often counts as neither."""
         if isinstance(refusal, TemporarilyUnavailable):
             self.unavailable += 1
-        else:
+        elif not isinstance(refusal, SlowDown):
             self.denied += 1

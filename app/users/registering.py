@@ -18,6 +18,7 @@ from ..storage.database import Database
 from ..storage.tables import User, uuid7
 from ..storage.tasks import own_task
 from .emails import normalised
+from .hashing import Asker
 from .passwords import Passwords, acceptable
 
 
@@ -33,10 +34,11 @@ class Registering:
 
         Raises:
             InvalidRequest: address or password is malformed.
+            SlowDown: other registrations and sign-ins of the same network wait in the queue, and it has its share.
             TemporarilyUnavailable: the database is away, or the hash can't be computed now.
         """
         address = normalised(email)
-        await self._insert(address, await self._passwords.hash(acceptable(password)), by=by)
+        await self._insert(address, await self._passwords.hash(acceptable(password), Asker.of(by)), by=by)
 
     @own_task
     async def _insert(self, email: str, password_hash: str, *, by: Actor) -> None:

@@ -22,6 +22,7 @@ from .administrators import check_still, keep_one
 from .claims import checked
 from .emails import normalised
 from .grants import acceptable_role, change_claims, change_role
+from .hashing import Asker
 from .lookup import UserLookup
 from .made_passwords import LIFETIME, Reset, make
 from .passwords import Passwords, acceptable
@@ -55,7 +56,8 @@ class Users(UserLookup):
         """
         address, name = normalised(email), acceptable_role(role)
         # Hash before any look-up, so that an address that exists takes as long as a new one.
-        return await self._insert(address, await self._passwords.hash(acceptable(password)), name, initial, by=by)
+        hashed = await self._passwords.hash(acceptable(password), Asker.of(by))
+        return await self._insert(address, hashed, name, initial, by=by)
 
     @own_task
     async def _insert(self, email: str, password_hash: str, role: str, initial: bool, *, by: Actor) -> User:  # noqa: FBT001
@@ -189,7 +191,7 @@ class Users(UserLookup):
     async def _renew_password(
         self, user_id: UUID, password: bytes, kind: Literal["password_changed", "password_reset"], *, by: Actor
     ) -> int:
-        hashed = await self._passwords.hash(password)
+        hashed = await self._passwords.hash(password, Asker.of(by))
 
         async def change(tx: AsyncConnection) -> None:
             before = await self._locked(tx, user_id, by)
@@ -214,14 +216,14 @@ class Users(UserLookup):
         if new == current:
             raise InvalidRequest("unchanged password", description="The new password is the current one.")
         user = await self.find(user_id)
-        if not await self._sign_in.is_right(user, current.encode()):
+        if not await self._sign_in.is_right(user, current.encode(), Asker.of(by)):
             raise InvalidGrant(
                 "wrong current password",
                 description="The current password is wrong.",
                 session_id=session_id,
                 user_id=user_id,
             )
-        hashed = await self._passwords.hash(fresh)
+        hashed = await self._passwords.hash(fresh, Asker.of(by))
 
         async def change(tx: AsyncConnection) -> None:
             # Check again, as users change. 1. The user must be enabled and still have the hash that was verified.
