@@ -34,6 +34,7 @@ from .log import get_logger
 from .policies import Policies, Policy
 from .revocation.fence import Reading as PulseReading
 from .revocation.revocations import Revocations
+from .sampling import Sampling
 from .sessions.answers import Answers
 from .sessions.ending import Ending
 from .sessions.key_changes import KeyChanges
@@ -121,6 +122,7 @@ class Keyturn:
     upstream_sessions: UpstreamSessions
     upstream_logout: UpstreamLogout
     end_session: EndSession
+    sampling: Sampling
 
 
 @asynccontextmanager
@@ -158,6 +160,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     identities = Identities(db, issuers)
     sessions = Sessions(starting, lookup, ending, answers, keys)
     session_checks = SessionChecks(db, issuers, scalekit, keys, lookup, ending, refreshes)
+    statistics, owed = Statistics(db, policies), Owed(db)
     try:
         yield Keyturn(
             settings=settings,
@@ -182,7 +185,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             naming=Naming(db),
             upkeep=Upkeep(db),
             events=Events(db),
-            statistics=Statistics(db, policies),
+            statistics=statistics,
             key_changes=KeyChanges(keys, KeyRotation(db, keys, seal, settings), sweeping, settings.signing_algorithm),
             key_sharing=KeySharing(db, keys, seal, (master, previous)),
             cookies=cookies,
@@ -196,7 +199,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             diagnosis=Diagnosis(issuers, key_sets, external_tokens, scalekit),
             scalekit=scalekit,
             revoking=Revoking(db, issuers, scalekit),
-            owed=Owed(db),
+            owed=owed,
             session_checks=session_checks,
             identities=identities,
             exchange=Exchange(db, external_tokens, identities, sessions, session_checks.absolute_end),
@@ -204,6 +207,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             upstream_sessions=UpstreamSessions(db),
             upstream_logout=UpstreamLogout(db, issuers, external_tokens, ending),
             end_session=EndSession(db, issuers, discovery),
+            sampling=Sampling(db, revocations, statistics, owed),
         )
     finally:
         await limits.close()
@@ -236,6 +240,7 @@ async def running(keyturn: Keyturn) -> AsyncIterator[None]:
             keyturn.key_sets.follow(keyturn.issuers.in_force)
 
     keyturn.revocations.fence.on_reading = follow
+    keyturn.revocations.on_turn = keyturn.sampling.sample
     await keyturn.revocations.fence.read()
     tasks = [asyncio.create_task(keyturn.revocations.watch()), asyncio.create_task(keyturn.revoking.run())]
     try:

@@ -202,7 +202,7 @@ def test_a_refresh_alone_shows_its_batch_and_its_statement(traced: Traced) -> No
     span = traced.of(traced.client.post("/auth/refresh", json={"refresh_token": tokens["refresh_token"]}))
     spans = traced.settled()
     (batch,) = below(spans, span)
-    assert (batch.name, batch.attributes["keyturn.batch.size"]) == ("batch rotate", 1)
+    assert (batch.name, batch.attributes["keyturn.batch.size"]) == ("batch rotation", 1)
     assert batch.links == {span.id}
     (statement,) = below(spans, batch)
     assert statement.name == "UPDATE sessions"
@@ -235,7 +235,7 @@ def test_a_batch_and_the_requests_that_it_serves_are_linked_both_ways(traced: Tr
     assert {request.attributes["http.response.status_code"] for request in requests} == {200}
     spans = traced.settled()
     ids = {request.id for request in requests}
-    batches = [span for span in spans if span.name == "batch rotate" and span.links & ids]
+    batches = [span for span in spans if span.name == "batch rotation" and span.links & ids]
     assert max(len(batch.links) for batch in batches) > 1
     for request in requests:
         (its,) = [batch for batch in batches if request.id in batch.links]

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .. import log, tracing
 from ..errors import ContentTooLarge, InvalidRequest, Refusal, RequestTimeout, refusal_of
-from . import access_line, request_spans
+from . import access_line, counting, request_spans
 from .answers import Answer, Fields, render
 from .bodies import OF_STANDARDS, check_form, is_form, parse_form, read_json
 from .client_addresses import DIRECT, ClientAddresses
@@ -123,10 +123,12 @@ class Edge:
             request.refusal = refusal_of(e)
             await outgoing.whole(render(request.refusal))
         finally:
+            seconds = perf_counter() - started
+            counting.count(request, outgoing.status, seconds)
             if tracer is not None and span is not None:
                 request_spans.end(tracer, span, request, outgoing.status)
             if request.path not in self._quiet or outgoing.status != HTTPStatus.OK:
-                access_line.write(asgi_scope, request, outgoing.status, perf_counter() - started)
+                access_line.write(asgi_scope, request, outgoing.status, seconds)
             # Break the reference cycles, so that the request is freed at once and not by the garbage collector. One is
             # request → wire → scope → request, the other refusal → traceback → frame → request.
             request.wire = request.refusal = request.malformed = None

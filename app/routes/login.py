@@ -21,6 +21,7 @@ from ..http.answers import NO_CONTENT, Answer, of_json, of_model
 from ..http.endpoints import Endpoint
 from ..http.request import Request
 from ..keyturn import Keyturn
+from ..metrics import LOGINS
 from ..users.emails import normalised
 from ..users.hashing import Asker
 from .credentials import access_token
@@ -95,17 +96,18 @@ async def login(keyturn: Keyturn, request: Request) -> Answer:
     known = KnownDevice.of(keyturn, request, wanted.mode, body.device_token, address)
     attempt = keyturn.limits.sign_in(address, request.client, known.id)
     asker, authenticate = Asker(request.client, known=known.id is not None), keyturn.sign_in.authenticate
-    proof = await keyturn.limits.guess(attempt, lambda: authenticate(address, body.password, asker))
-    request.user_id = proof.user_id
-    device = wanted.device(request)
-    tokens = await keyturn.starting.start(
-        proof,
-        by=request.by("user", proof.user_id),
-        user_agent=request.user_agent(),
-        device_id=device.id,
-        device_name=body.device_name,
-        scope=wanted.scope,
-    )
+    with LOGINS.outcome("signed_in"):
+        proof = await keyturn.limits.guess(attempt, lambda: authenticate(address, body.password, asker))
+        request.user_id = proof.user_id
+        device = wanted.device(request)
+        tokens = await keyturn.starting.start(
+            proof,
+            by=request.by("user", proof.user_id),
+            user_agent=request.user_agent(),
+            device_id=device.id,
+            device_name=body.device_name,
+            scope=wanted.scope,
+        )
     if wanted.mode != "bearer":
         return wanted.answer(request, tokens, device, known.fields_to_set(keyturn, remembered=wanted.remembered))
     return wanted.answer(request, tokens, device, device_token=known.proof if body.device_id is not None else None)

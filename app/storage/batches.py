@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from .. import tracing
 from ..errors import Contention, TemporarilyUnavailable
+from ..metrics import BATCH_SIZE, BATCH_WAIT, BatchWord
 from .tasks import QUEUE_LIMIT, TIME_LIMIT, under_way
 
 if TYPE_CHECKING:
@@ -31,17 +32,20 @@ class Batch(Generic[K, V]):
     a task of its own: a caller may be cancelled, a statement under way may not.
 
     Up to `in_flight` runs are under way. With two, a run that is stuck does not stop the items that come after it.
+    Metrics and traces know the batch by its `name`.
     """
 
     def __init__(
         self,
         run: Callable[[Sequence[K]], Awaitable[Sequence[V | Exception]]],
         *,
+        name: BatchWord = "other",
         most: int = 256,
         in_flight: int = 1,
         queue_limit: timedelta = QUEUE_LIMIT / 2,
     ) -> None:
         self._run = run
+        self._name, self._size, self._wait = name, BATCH_SIZE.at(name), BATCH_WAIT.at(name)
         self._most = most
         self._in_flight = in_flight
         self._queue_limit = queue_limit.total_seconds()
@@ -80,6 +84,7 @@ class Batch(Generic[K, V]):
                 items: list[K] = []
                 futures: list[asyncio.Future[V]] = []
                 askers: list[Span | None] = []
+                first = 0.0  # when the first item came
                 while self._waiting and len(items) < self._most:
                     item, future, since, asker = self._waiting.popleft()
                     if future.done():
@@ -90,7 +95,10 @@ class Batch(Generic[K, V]):
                     items.append(item)
                     futures.append(future)
                     askers.append(asker)
+                    first = first or since
                 if items:
+                    self._size.observe(len(items))
+                    self._wait.observe(loop.time() - first)
                     await self._answer(items, futures, askers)
                 while self._unanswered and self._unanswered[0][0].done():
                     self._unanswered.popleft()
@@ -102,7 +110,7 @@ class Batch(Generic[K, V]):
             if tracing.active is None:
                 answers = await self._run(items)
             else:
-                with tracing.active.batch(self._run.__name__.lstrip("_"), askers):
+                with tracing.active.batch(self._name, askers):
                     answers = await self._run(items)
             answered = list(zip(futures, answers, strict=True))
         except Exception as e:  # noqa: BLE001  # the callers get every error
