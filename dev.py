@@ -11,6 +11,7 @@ python3 dev.py tracing [...]     runs the tests of traces with OpenTelemetry's S
 python3 dev.py coverage [...]    runs the tests slowly, and reports the lines and branches of app/ that no test ran
 python3 dev.py check             checks lint, format, types and imports
 python3 dev.py bench [...]       measures Keyturn against its rivals (--quick: two minutes; see bench/)
+python3 dev.py passwords [FOLDER] makes the list of common passwords anew, from its sources
 python3 dev.py lock [--upgrade]  writes the lock files again from pyproject.toml
 python3 dev.py keyturn [...]     runs any other command of the service, such as `keyturn users list`
 """
@@ -157,6 +158,7 @@ def main(command: str = "--help", *options: str) -> None:
         "conformance": ("pytest", "-n", "0", "-rs", *CONFORMANCE),
         "tracing": ("pytest", "-n", "0", "-rs", "tests/test_tracing.py"),
         "bench": ("bench",),
+        "passwords": ("tools.common_passwords",),
         "keyturn": ("app",),
     }
     if command not in {"check", "lock", "coverage", *modules}:

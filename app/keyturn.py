@@ -31,6 +31,7 @@ from .limits.junk import Junk
 from .limits.limits import Limits
 from .limits.refreshes import Refreshes
 from .log import get_logger
+from .outgoing.sending import Sending
 from .policies import Policies, Policy
 from .revocation.fence import Reading as PulseReading
 from .revocation.revocations import Revocations
@@ -62,9 +63,12 @@ from .tokens.known_devices import KnownDevices
 from .tokens.master_secret import master_secret_of, previous_secret_of
 from .tokens.primitives import derive
 from .tokens.sealed_cookies import SealedCookies
+from .users.breached_passwords import BreachedPasswords
+from .users.common_passwords import CommonPasswords
 from .users.container import container
 from .users.erasing import Erasing
 from .users.hashing_room import HashingRoom
+from .users.password_rules import PasswordRules
 from .users.passwords import Passwords
 from .users.reauthentication import Reauthentication
 from .users.registering import Registering
@@ -86,6 +90,7 @@ class Keyturn:
     known_devices: KnownDevices
     revocations: Revocations
     passwords: Passwords
+    password_rules: PasswordRules
     sign_in: SignIn
     users: Users
     registering: Registering
@@ -151,7 +156,10 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     sweeping = Sweeping(db, revocations.publishing, ending, policies)
     refreshes = Refreshes(settings.limit_session)
     rotation = Rotation(db, keys, answers, ending, lookup, policies, refreshes)
-    fetching = Fetching()
+    sending = Sending()
+    common = CommonPasswords(settings.password_list_file)
+    rules = PasswordRules(settings, policies, common, BreachedPasswords(settings, sending))
+    fetching = Fetching(sending)
     discovery = Discovery(fetching)
     key_sets = KeySets(fetching, discovery)
     external_tokens = ExternalTokens(issuers, key_sets, db)
@@ -171,10 +179,11 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             known_devices=KnownDevices(master, previous),
             revocations=revocations,
             passwords=passwords,
+            password_rules=rules,
             sign_in=sign_in,
-            users=Users(db, passwords, sign_in, ending),
+            users=Users(db, passwords, rules, sign_in, ending),
             starting=starting,
-            registering=Registering(db, passwords),
+            registering=Registering(db, passwords, rules),
             erasing=Erasing(db, ending),
             rotation=rotation,
             moves=Moves(db),
@@ -220,11 +229,12 @@ async def running(keyturn: Keyturn) -> AsyncIterator[None]:
     """Checks the schema, makes the first keys, and keeps whatever follows the pulse up to date while the block runs.
 
     Raises:
-        ConfigurationError: the schema is behind, the keys were sealed under another secret, or no hash fits into the
-            memory.
+        ConfigurationError: the schema is behind, the keys were sealed under another secret, no hash fits into the
+            memory, or the list of common passwords can't be read.
         TemporarilyUnavailable: the database can't be reached.
     """
     keyturn.passwords.room.require_one()
+    await keyturn.password_rules.common.load()
     await check_schema(keyturn.db)
     await keyturn.keys.make_first(by=SERVICE)
     await keyturn.keys.load()

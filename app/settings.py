@@ -33,6 +33,7 @@ from .own_files import make_data_dir
 from .place import Place
 from .settings_clients import ClientSettings
 from .settings_limits import LimitSettings
+from .settings_passwords import PasswordSettings
 from .settings_sessions import SessionSettings
 from .settings_sources import PREFIX, sources
 from .settings_values import Seconds, checked_root_path, checked_url, redis_rules
@@ -52,7 +53,7 @@ MOST_ARGON2_MEMORY, MOST_ARGON2_PASSES, MOST_ARGON2_LANES = 1024 * 1024, 64, 16
 """Upper bounds (memory in KiB) of the settings and of stored hashes, so that each hash stays valid when they change."""
 
 
-class Settings(WatchingSettings, ClientSettings, SessionSettings, LimitSettings):
+class Settings(WatchingSettings, PasswordSettings, ClientSettings, SessionSettings, LimitSettings):
     """All settings."""
 
     redis_url: Annotated[
@@ -195,6 +196,7 @@ class Settings(WatchingSettings, ClientSettings, SessionSettings, LimitSettings)
             ),
             *self.web_rules(self.iss, self.retry_window),
             *self.session_rules(),
+            *self.password_rules(),
             *self.watching_rules(self.port),
             (
                 self.argon2_memory < 8 * self.argon2_lanes,

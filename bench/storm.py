@@ -15,7 +15,6 @@ import asyncio
 import itertools
 import json
 import random
-import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -31,7 +30,7 @@ from tests.service import ROOT, Service
 
 CONNECTIONS = 80
 HONEST = 60
-PASSWORD = "correct horse battery staple"
+PASSWORD = "seven lamps under a quiet roof"
 EVERY = 0.25
 """Seconds between two honest sign-ins of each kind."""
 TOKENS_EVERY = 0.01
@@ -276,4 +275,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

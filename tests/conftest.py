@@ -46,7 +46,7 @@ CHEAP = {
     "limit_session": "off",
     "limit_junk": "off",
 }
-PASSWORD = "correct horse battery staple"
+PASSWORD = "seven lamps under a quiet roof"
 NEW_PASSWORD = "an entirely new password"
 
 LONGEST = (

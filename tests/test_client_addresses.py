@@ -256,7 +256,7 @@ def logged(service: Service, *requests: bytes) -> list[str]:
     """The client's address in the log for each request, all sent as they stand by one connection each."""
     for number, fields in enumerate(requests):
         with socket.create_connection(("127.0.0.1", service.port)) as connection:
-            start = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Request-Id: request-%d\r\n" % number
+            start = b"GET /auth/me HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Request-Id: request-%d\r\n" % number
             connection.sendall(start + fields + b"\r\n")
             while connection.recv(65536):
                 pass

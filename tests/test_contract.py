@@ -89,7 +89,7 @@ async def test_a_random_client_gets_only_documented_answers(
         if o.definition.raw["operationId"] == name
     )
     statuses: list[int] = []
-    # A schema can't say "8 to 1024 bytes" or "no NUL". And verify ignores a query, because a proxy may append one.
+    # A schema can't say "no common password" or "no NUL". And verify ignores a query, because a proxy may append one.
     excluded: list[Any] = [positive_data_acceptance, *([negative_data_rejection] if name == "verify" else [])]
 
     @settings(

@@ -40,11 +40,11 @@ async def test_every_change_of_a_user_leaves_one_event_that_says_who_did_it_and_
     before = await events_of(keyturn)
     user = await keyturn.users.create("ada@example.com", PASSWORD, by=root)
     await keyturn.users.set_role(user.id, "editor", by=root)
-    await keyturn.users.set_password(user.id, "a new password", by=root)
-    proof = await keyturn.sign_in.authenticate("ada@example.com", "a new password")
+    await keyturn.users.set_password(user.id, "a quite new password", by=root)
+    proof = await keyturn.sign_in.authenticate("ada@example.com", "a quite new password")
     herself = Actor("user", str(user.id), "192.0.2.8", "request-8")
     tokens = await keyturn.starting.start(proof, by=herself)
-    await keyturn.users.change_password(tokens.session_id, user.id, "a new password", PASSWORD, by=herself)
+    await keyturn.users.change_password(tokens.session_id, user.id, "a quite new password", PASSWORD, by=herself)
     await keyturn.users.disable(user.id, by=root)
     await keyturn.users.enable(user.id, by=root)
     events = await since(keyturn, before)
@@ -81,7 +81,9 @@ async def test_what_changes_nothing_or_is_refused_leaves_no_event(keyturn: Keytu
         (keyturn.users.set_password(uuid7(), PASSWORD, by=ROOT), NotFound),
         (keyturn.users.create("root@example.com", PASSWORD, by=ROOT), Conflict),
         (
-            keyturn.users.change_password(ended.session_id, proof.user_id, PASSWORD, "another one", by=ROOT),
+            keyturn.users.change_password(
+                ended.session_id, proof.user_id, PASSWORD, "one more of these passwords", by=ROOT
+            ),
             InvalidGrant,
         ),
     ):

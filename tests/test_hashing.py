@@ -20,7 +20,7 @@ from app.errors import SlowDown, TemporarilyUnavailable
 from app.users.container import Container, Limit
 from app.users.hashing import Asker, Hashing
 from app.users.hashing_room import HashingRoom
-from tests.conftest import CHEAP, PASSWORD, SECRET, Opener, settings_of, sync
+from tests.conftest import CHEAP, NEW_PASSWORD, PASSWORD, SECRET, Opener, settings_of, sync
 from tests.service import Service
 
 GREEDY, HONEST, OTHER = Asker("198.51.100.7"), Asker("203.0.113.7"), Asker("2001:db8::7")
@@ -191,7 +191,10 @@ class Client:
 
 
 async def rage(service: Service, address: str, path: str, seen: Counter[int]) -> None:
-    """Sends wrong passwords, or registrations, without a pause: each for another account."""
+    """Sends wrong passwords, or registrations, each for another account. Only a refused one pauses for a moment.
+
+    Hashes run while no other thread wants the core, and this process shares its cores with the service.
+    """
     async with Client(service, address) as client:
         while True:
             account = {"email": f"storm{next(NUMBERS)}@example.com", "password": "not the right password"}
@@ -199,32 +202,47 @@ async def rage(service: Service, address: str, path: str, seen: Counter[int]) ->
             assert status in {201, 401, 429, 503}
             assert (status in {429, 503}) == ("retry-after" in fields)
             seen[status] += 1
+            if status in {429, 503}:
+                await asyncio.sleep(0.05)
 
 
-@pytest.mark.parametrize("path", ["login", "register"])
+FULL, SHARE = "the hashing queue is full", "the network's share of the hashing queue is full"
+
+
+async def patient(client: Client, expected: int, path: str, body: dict[str, str], *fields: str) -> bytes:
+    """The body of the good answer. On a slow machine, the hash is asked for again."""
+    for _ in range(20):
+        status, _, answer = await client.post(path, body, *fields)
+        if status != 503:
+            break
+    assert status == expected, answer
+    return answer
+
+
+def requests_in(text: str) -> Iterator[dict[str, str]]:
+    """The lines about requests in a log."""
+    for line in text.splitlines():
+        if '"event": "request"' in line and line.endswith("}"):
+            yield json.loads(line)
+
+
+@pytest.mark.parametrize(("engine", "path"), [("sqlite", "login"), ("postgres", "register")], indirect=["engine"])
 async def test_one_network_with_40_connections_keeps_nobody_else_from_signing_in(service: Service, path: str) -> None:
     seen = Counter[int]()
     storm = [asyncio.create_task(rage(service, "198.51.100.7", path, seen)) for _ in range(40)]
     try:
         while seen[503] + seen[429] < 40:  # the queue is full of the storm's requests
+            assert not any(task.done() for task in storm), "the storm goes on"
             await asyncio.sleep(0.01)
-        for number in range(20):
+        for number in range(4):
             async with Client(service, f"203.0.{number}.9") as client:
                 account = {"email": "ada@example.com", "password": PASSWORD}
-                status, _, body = await client.post("login", account)
-                assert status == 200, body
-                token = json.loads(body)["access_token"]
-                change = {"current_password": PASSWORD, "new_password": f"{PASSWORD} again"}
-                status, _, body = await client.post("password", change, f"Authorization: Bearer {token}")
-                assert status == 204, body
-                change = {"current_password": f"{PASSWORD} again", "new_password": PASSWORD}
-                status, _, body = await client.post("password", change, f"Authorization: Bearer {token}")
-                assert status == 204, body
-                status, _, body = await client.post(
-                    "register", {"email": f"new{number}@example.com", "password": PASSWORD}
-                )
-                assert status == 201, body
-            assert not any(task.done() for task in storm)
+                token = json.loads(await patient(client, 200, "login", account))["access_token"]
+                for old, new in ((PASSWORD, NEW_PASSWORD), (NEW_PASSWORD, PASSWORD)):
+                    change = {"current_password": old, "new_password": new}
+                    await patient(client, 204, "password", change, f"Authorization: Bearer {token}")
+                await patient(client, 201, "register", {"email": f"new{number}@example.com", "password": PASSWORD})
+            assert not any(task.done() for task in storm), "the storm goes on"
     finally:
         for task in storm:
             task.cancel()
@@ -232,3 +250,7 @@ async def test_one_network_with_40_connections_keeps_nobody_else_from_signing_in
     assert {type(each) for each in outcomes} == {asyncio.CancelledError}
     assert seen[429] > 0, "who has more than a share is told so"
     assert seen[401 if path == "login" else 201] > 0, "and its turns come too"
+    # Hashes run on an idle core alone. So on a busy machine a turn may come too late, but no place is ever missing.
+    causes = Counter((line["client"][:7], line["cause"]) for line in requests_in(service.text()) if "cause" in line)
+    assert causes["198.51.", FULL] + causes["198.51.", SHARE] > 0
+    assert not {cause for client, cause in causes if client.startswith("203.0.")} & {FULL, SHARE}

@@ -117,10 +117,11 @@ class Link:
 
 @dataclass
 class Stage:
-    """Keyturn, a second Keyturn whose stores are away, an application, and tokens."""
+    """Keyturn, a second one whose stores are away, a third one with narrow limits, an application, and tokens."""
 
     keyturn: Service
     outage: Service
+    limited: Service
     app: int
     access_token: str
     outage_token: str
@@ -176,7 +177,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres, template
         sync(prepare())
         own_postgres.kill()
         own_redis.kill()
-        yield Stage(keyturn, outage, stack.enter_context(served(Application)), **tokens)
+        limited = stack.enter_context(serve(postgres.url(database), folder, trusted_proxies=PROXIES, limit_junk="1/60"))
+        yield Stage(keyturn, outage, limited, stack.enter_context(served(Application)), **tokens)
 
 
 @pytest.fixture(scope="module")
@@ -345,6 +347,16 @@ def unavailable(answer: Answer) -> None:
     assert answer.status == HTTPStatus.SERVICE_UNAVAILABLE, answer
     assert 1 <= int(answer.fields["retry-after"]) <= 5
     assert "www-authenticate" not in answer.fields
+
+
+def test_a_429_is_no_verdict_and_the_client_may_come_again(proxy: Proxy, stage: Stage, link: Link) -> None:
+    link.lead(stage.limited.port)
+    answers = [proxy.ask(token=f"junk{number}") for number in range(3)]
+    assert {answer.status for answer in answers} <= {401, 429, 503}
+    assert answers[-1].status in {429, 503}
+    assert "retry-after" in answers[-1].fields
+    assert "set-cookie" not in answers[-1].fields
+    assert proxy.ask(token=stage.access_token).status == HTTPStatus.OK
 
 
 def test_while_both_stores_are_away_the_client_gets_503_and_is_not_signed_out(

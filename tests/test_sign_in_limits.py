@@ -257,10 +257,16 @@ def behind(
         sync(postgres.create_database(name, template=request.getfixturevalue("template")))
         stack.callback(lambda: sync(postgres.drop_database(name)))
         url = postgres.url(name)
-        more = {"trusted_proxies": "127.0.0.1", "limit_account": "20/60", "limit_account_network": "10/30"}
+        more: dict[str, Any] = {
+            "trusted_proxies": "127.0.0.1",
+            "limit_account": "20/60",
+            "limit_account_network": "10/30",
+        }
         services = [stack.enter_context(serve(url, folder, redis_url=redis.url(), **more)) for _ in range(2)]
         sync(until(lambda: all_ready(services), 30))
-        yield Behind(services), url
+        site = Behind(services)
+        yield site, url
+        site.client.close()
 
 
 async def test_one_account_from_a_thousand_addresses_at_two_instances(behind: tuple[Behind, str]) -> None:

@@ -26,7 +26,7 @@ from ..users.emails import normalised
 from ..users.hashing import Asker
 from .credentials import access_token
 from .known_devices import KnownDevice
-from .models import SET_COOKIES, Email, Password, RequestBody, TokenAnswer, UserAnswer
+from .models import SET_COOKIES, Email, NewPassword, Password, RequestBody, TokenAnswer, UserAnswer
 from .starting import SignIn, Wanted
 
 
@@ -34,7 +34,7 @@ class Registration(RequestBody):
     """A new user."""
 
     email: Email
-    password: Password
+    password: NewPassword
 
 
 class Login(SignIn):
@@ -58,11 +58,13 @@ class PasswordChange(RequestBody):
     """The current password and the new one."""
 
     current_password: Password
-    new_password: Password
+    new_password: NewPassword
 
 
 async def register(keyturn: Keyturn, request: Request) -> Answer:
     """Make an account, if the operator allows it. The answer has no tokens: log in next.
+
+    A password that a rule refuses is answered with 400. The description names the field and the rule.
 
     If the service does not tell whether an address is taken, the answer is an empty object with 202, in both cases.
     """
@@ -114,7 +116,10 @@ async def login(keyturn: Keyturn, request: Request) -> Answer:
 
 
 async def password(keyturn: Keyturn, request: Request) -> Answer:
-    """Change the password. Every other session of the user ends; this one goes on."""
+    """Change the password. Every other session of the user ends; this one goes on.
+
+    A new password that a rule refuses is answered with 400. The description names the field and the rule.
+    """
     session = await keyturn.reading.authorise(await access_token(keyturn, request, changes=True))
     request.is_about(session.id, session.user_id, session.client_id)
     body = request.content(PasswordChange)

@@ -26,8 +26,21 @@ Password = Annotated[
     Field(
         max_length=1024,
         repr=False,
-        description="8 to 1024 bytes of UTF-8 without NUL, compared as it is sent.",
-        examples=["correct horse battery staple"],
+        description="Up to 1024 bytes of UTF-8 without NUL, compared as it is sent.",
+        examples=["seven lamps under a quiet roof"],
+    ),
+]
+RULES = (
+    "15 characters or more (the policy's `password_length`), up to 1024 bytes of UTF-8 without NUL. Common and "
+    "breached passwords are refused."
+)
+NewPassword = Annotated[
+    str,
+    Field(
+        max_length=1024,
+        repr=False,
+        description=RULES,
+        examples=["seven lamps under a quiet roof"],
     ),
 ]
 # Our refresh tokens have 88 characters.

@@ -45,8 +45,8 @@ async def refresh_by_token(
     try:
         try:
             await keyturn.session_checks.look(refresh_token, by=by)
-        except Refusal as refusal:
-            REFRESHES.refused(refusal)  # `Rotation` counts all others
+        except Refusal as refused:
+            REFRESHES.refused(refused)  # `Rotation` counts all others
             raise
         tokens = await keyturn.rotation.refresh(refresh_token, by=by, retry_key=retry_key, scope=scope)
     except TemporarilyUnavailable as e:

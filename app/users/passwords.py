@@ -16,14 +16,13 @@ from typing import NamedTuple, TypeVar
 from argon2 import PasswordHasher, Type
 from argon2.exceptions import Argon2Error, VerifyMismatchError
 
-from ..errors import InvalidRequest
 from ..log import get_logger
 from ..settings import MOST_ARGON2_LANES, MOST_ARGON2_MEMORY, MOST_ARGON2_PASSES, Settings
 from .hashing import ITSELF, Asker, HashFailed, Hashing
 from .hashing_room import HashingRoom
 
-SHORTEST, LONGEST = 8, 1024
-"""Bounds of a password in UTF-8 bytes. A password is compared as it was sent: never cut, trimmed or normalised."""
+LONGEST = 1024
+"""The most bytes of a password in UTF-8. A password is compared as it was sent: never cut, trimmed or normalised."""
 
 _DECOYS_WORK = 4 * 1024 * 1024
 """The most work (KiB times passes) of all decoys together, or four hashes with today's parameters if that is more.
@@ -33,21 +32,6 @@ The work takes about two seconds of a core.
 
 _T = TypeVar("_T")
 _log = get_logger()
-
-
-def acceptable(password: str) -> bytes:
-    """A new password's bytes.
-
-    Raises:
-        InvalidRequest: the password is shorter or longer than allowed, or has a NUL.
-    """
-    raw = password.encode()
-    if not SHORTEST <= len(raw) <= LONGEST or 0 in raw:
-        raise InvalidRequest(
-            "password length or NUL",
-            description=f"A password must have {SHORTEST} to {LONGEST} bytes of UTF-8 and no NUL.",
-        )
-    return raw
 
 
 class Cost(NamedTuple):
