@@ -221,7 +221,8 @@ class Database:
             statement_spans.end(span, e)
             _refuse(e)
             raise
-        statement_spans.end(span)
+        if span is not None:
+            statement_spans.end(span)
         return cast("Sequence[Any]", rows)
 
     def _is_fresh(self, held: _Held) -> bool:
