@@ -17,6 +17,7 @@ import httpx2
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families as prometheus_text
+from redis import asyncio as redis_asyncio
 from sqlalchemy import text
 
 from app.actors import SERVICE
@@ -24,13 +25,16 @@ from app.keyturn import Keyturn
 from app.metrics import METRICS
 from app.storage.migrating import migrate
 from tests.conftest import CHEAP, PASSWORD, SECRET, Opener, settings_of, sync, time_passes
+from tests.federated import file_of
 from tests.servers import Postgres, Redis, free_port
 from tests.service import Service
+from tests.upstream.upstream import Upstream
 
 TOKEN = "a-token-of-a-scraper-and-not-of-a-user"
 EMAILS = tuple(f"{name}@example.com" for name in ("ada", "bob", "cyd"))
 JUNK = "ktr_" + "A" * 84
 PATIENCE = 20.0
+WORKERS = 2
 
 Numbers = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -292,7 +296,7 @@ async def test_every_counter_is_exact_with_several_workers_of_which_some_are_kil
     database_url: str, redis: Redis, logs: Path, open_keyturn: Opener
 ) -> None:
     port = free_port()
-    values = environment(database_url, redis.url(), workers=3, metrics_port=port)
+    values = environment(database_url, redis.url(), workers=WORKERS, metrics_port=port)
     async with open_keyturn(redis_url=redis.url()) as keyturn:
         for email in EMAILS:
             await keyturn.users.create(email, PASSWORD, "user", by=SERVICE)
@@ -300,15 +304,15 @@ async def test_every_counter_is_exact_with_several_workers_of_which_some_are_kil
             crowd = Crowd(client, keyturn)
             await crowd.round()
             await exactly(port, crowd)
-            for started_before in (3, 4):
+            for started_before in (WORKERS, WORKERS + 1):
                 killed = workers_of(service)
-                assert len(killed) == 3
+                assert len(killed) == WORKERS
                 os.kill(killed[0], signal.SIGKILL)
                 await asyncio.to_thread(service.text_with, "Application startup complete", started_before + 1)
-                await until_there_are(port, 3)
+                await until_there_are(port, WORKERS)
                 await crowd.round()
                 found = await exactly(port, crowd)
-            assert found["keyturn_processes", ()] == 3
+            assert found["keyturn_processes", ()] == WORKERS
             await requests_are_counted(port, found, crowd)
 
 
@@ -349,7 +353,7 @@ async def requests_are_counted(port: int, found: Numbers, crowd: Crowd) -> None:
 async def test_no_count_is_lost_when_a_worker_is_killed_under_load(own_postgres: Postgres, logs: Path) -> None:
     """The clients know how many answers they got, and how many of their requests died with the worker."""
     port = free_port()
-    values = environment(own_postgres.url("keyturn"), workers=3, metrics_port=port, registration="true")
+    values = environment(own_postgres.url("keyturn"), workers=WORKERS, metrics_port=port, registration="true")
     async with started(logs, values) as (service, client):
         answered = lost = 0
         over = False
@@ -373,10 +377,10 @@ async def test_no_count_is_lost_when_a_worker_is_killed_under_load(own_postgres:
         for kill in range(1, 4):
             await asyncio.sleep(1)
             os.kill(workers_of(service)[0], signal.SIGKILL)
-            await asyncio.to_thread(service.text_with, "Application startup complete", 3 + kill)
+            await asyncio.to_thread(service.text_with, "Application startup complete", WORKERS + kill)
         over = True
         await asyncio.gather(*clients)
-        await until_there_are(port, 3)
+        await until_there_are(port, WORKERS)
         found = by(numbers((await scrape(port)).text), "keyturn_refreshes_total")
     assert set(found) <= {"rotated", "retried"}
     assert answered > 100
@@ -473,3 +477,66 @@ async def test_a_logout_that_redis_does_not_acknowledge_is_counted_as_fenced(
             # All processes rely on older readings for a second, so the answer waited.
             assert found["keyturn_revocation_lag_seconds_bucket", (("le", "0.5"),)] <= 1
             assert found["keyturn_revocation_lag_seconds_count", ()] == 2
+
+
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+async def test_limits_hashes_and_rebuilds_are_counted_exactly(
+    database_url: str, logs: Path, open_keyturn: Opener
+) -> None:
+    async with open_keyturn() as keyturn:
+        await keyturn.users.create(EMAILS[0], PASSWORD, "user", by=SERVICE)
+    port = free_port()
+    with Redis.start() as own:
+        async with started(logs, environment(database_url, own.url(), metrics_port=port)) as (_, client):
+            account = {"email": EMAILS[0], "password": "wrong password"}
+            statuses = Counter([(await client.post("/auth/login", json=account)).status_code for _ in range(25)])
+            assert set(statuses) == {401, 429}
+            found = numbers((await scrape(port)).text)
+            assert by(found, "keyturn_logins_total") == {"refused": statuses[401], "limited": statuses[429]}
+            assert by(found, "keyturn_limits_hit_total", "surface") == {"login": statuses[429]}
+            assert by(found, "keyturn_hashes_total") == {"done": statuses[401]}
+            assert found["keyturn_hash_duration_seconds_count", ()] == statuses[401]
+            assert found["keyturn_hash_slots", ()] >= 1
+            assert (found["keyturn_hash_slots_used", ()], found["keyturn_hash_waiting", ()]) == (0, 0)
+            end = monotonic() + PATIENCE
+            while by(found, "keyturn_redis_processes", "state") != {"complete": 1}:
+                assert monotonic() < end
+                found = numbers((await scrape(port)).text)
+            assert by(found, "keyturn_redis_rebuilds_total") == {"done": 1}
+            before = found["keyturn_fence_epochs_total", ()]
+            async with redis_asyncio.from_url(own.url()) as connection:
+                await connection.flushall()
+            while by(found, "keyturn_redis_rebuilds_total") != {"done": 2}:
+                assert monotonic() < end
+                found = numbers((await scrape(port)).text)
+            while found["keyturn_fence_epochs_total", ()] != before + 1:
+                assert monotonic() < end
+                found = numbers((await scrape(port)).text)
+
+
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+async def test_exchanges_and_requests_to_issuers_are_counted_exactly(
+    database_url: str, logs: Path, tmp_path: Path, upstream: Upstream
+) -> None:
+    port = free_port()
+    values = environment(database_url, metrics_port=port, federation_file=file_of(upstream, tmp_path))
+    async with started(logs, values) as (_, client):
+        did: Counter[str] = Counter()
+        for number in range(3):
+            token = upstream.mint(subject=upstream.other(number))
+            answer = await client.post("/auth/exchange", json={"subject_token": token})
+            assert answer.status_code == 200, answer.text
+            did["exchanged"] += 1
+            answer = await client.post("/auth/exchange", json={"subject_token": token[:-8] + "AAAAAAAA"})
+            assert answer.status_code == 401
+            did["refused"] += 1
+        found = numbers((await scrape(port)).text)
+        assert by(found, "keyturn_exchanges_total") == did
+        # The stand-in does not know the sessions that these tokens name, so it answers 404 when it is asked for one.
+        asked = Counter("answered" if each["status"] < 400 else "refused" for each in upstream.requests())
+        assert by(found, "keyturn_federation_requests_total") == asked
+        assert found["keyturn_federation_request_duration_seconds_count", ()] == asked.total() > 0
+        answer = await client.post("/federation/acme/logout", data={"logout_token": "junk"})
+        assert answer.status_code == 400
+        found = numbers((await scrape(port)).text)
+        assert by(found, "keyturn_upstream_logouts_total") == {"malformed": 1}
