@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Literal
 
 from .. import metrics
-from ..errors import InvalidGrant, InvalidToken, NoToken, RateLimit, Refusal, SlowDown
+from ..errors import InvalidGrant, InvalidToken, RateLimit, Refusal, SlowDown
 from ..log import get_logger
 from ..settings import Settings
 from .budgets import Budget, Quota
@@ -62,6 +62,5 @@ class Junk:
 
 def _is_junk(refusal: Refusal) -> bool:
     """Whether the refusal is that of a token that Keyturn did not issue, as far as its keys can tell."""
-    if isinstance(refusal, NoToken) or not isinstance(refusal, InvalidGrant | InvalidToken):
-        return False
-    return refusal.session_id is None and refusal.reason is None
+    is_of_a_token = isinstance(refusal, InvalidGrant | InvalidToken)
+    return is_of_a_token and refusal.session_id is None and refusal.reason is None
