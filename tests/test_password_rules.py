@@ -64,6 +64,7 @@ REFUSED = {
     "PASSWORD2024!!!!!": COMMON,
     "p-a-s-s-w-o-r-d-1": COMMON,
     "1234567password": COMMON,
+    "pass!word-pass!word-pass!word-": COMMON,
     "qwertypassword12": COMMON,
     "password1password1": COMMON,
     "".join(chr(ord(each) + 0xFEE0) for each in "Password1234567"): COMMON,  # full width
@@ -90,6 +91,7 @@ ACCEPTED = (
     "831029384710293",  # digits alone are no rule's business
     "%^{]~lOve$#!;@&",  # a common word among marks that are the strength
     "83!02$love&91*74+",
+    "love83029174651",  # so are many digits
     "lovelace wrote the first program",
     "my keyturn password is long",
     "the password of the horse",
