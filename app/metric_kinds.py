@@ -94,11 +94,12 @@ class Metric:
 class Series:
     """One series of a metric with labels, found once for many counts or observations."""
 
-    __slots__ = ("_bounds", "_cells", "_where")
+    __slots__ = ("_bounds", "_cells", "_least", "_where")
 
     def __init__(self, cells: memoryview[float], where: slice, bounds: Sequence[float]) -> None:
         self._where = where
         self._bounds = bounds
+        self._least = bounds[0] if bounds else 0.0
         self.place(cells)
 
     def place(self, cells: memoryview[float]) -> None:
@@ -112,7 +113,8 @@ class Series:
     def observe(self, value: float) -> None:
         """Counts an observation of a histogram."""
         cells = self._cells
-        cells[bisect_left(self._bounds, value)] += 1.0
+        # Mostly a batch has one item, and did not wait.
+        cells[0 if value <= self._least else bisect_left(self._bounds, value)] += 1.0
         cells[-1] += value
 
 

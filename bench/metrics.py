@@ -20,7 +20,7 @@ from app.http.request import Request
 from app.metric_slots import Slots
 from app.sessions.outcomes import Outcomes
 
-TIMES, RUNS = 1000, 2000
+TIMES, RUNS = 1000, 500
 
 PEER = """
 import timeit
@@ -40,17 +40,20 @@ def least(call: Any) -> int:
 
 def of_one_refresh() -> int:
     """The calls of a refresh that rotates, alone in its batch."""
-    outcomes = Outcomes()
+    outcomes, before = Outcomes(), Outcomes()
     size, wait = metrics.BATCH_SIZE.at("rotation"), metrics.BATCH_WAIT.at("rotation")
     request = cast("Request", SimpleNamespace(path="/auth/refresh", refusal=None))
 
     def refresh() -> None:
         size.observe(1)
         wait.observe(0.0001)
-        outcomes.answered(rotated=True)
+        outcomes.count_rotated()
         counting.count(request, 200, 0.0012)
 
-    return least(refresh)
+    def without_metrics() -> None:
+        before.rotated += 1  # for `keyturn stats`, which every refresh counts for in any case
+
+    return least(refresh) - least(without_metrics)
 
 
 def of_peer(folder: str | None) -> list[int]:

@@ -34,6 +34,7 @@ TOKEN = "a-token-of-a-scraper-and-not-of-a-user"
 EMAILS = tuple(f"{name}@example.com" for name in ("ada", "bob", "cyd"))
 JUNK = "ktr_" + "A" * 84
 PATIENCE = 20.0
+WORKERS = 2
 
 Numbers = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -295,7 +296,7 @@ async def test_every_counter_is_exact_with_several_workers_of_which_some_are_kil
     database_url: str, redis: Redis, logs: Path, open_keyturn: Opener
 ) -> None:
     port = free_port()
-    values = environment(database_url, redis.url(), workers=3, metrics_port=port)
+    values = environment(database_url, redis.url(), workers=WORKERS, metrics_port=port)
     async with open_keyturn(redis_url=redis.url()) as keyturn:
         for email in EMAILS:
             await keyturn.users.create(email, PASSWORD, "user", by=SERVICE)
@@ -303,15 +304,15 @@ async def test_every_counter_is_exact_with_several_workers_of_which_some_are_kil
             crowd = Crowd(client, keyturn)
             await crowd.round()
             await exactly(port, crowd)
-            for started_before in (3, 4):
+            for started_before in (WORKERS, WORKERS + 1):
                 killed = workers_of(service)
-                assert len(killed) == 3
+                assert len(killed) == WORKERS
                 os.kill(killed[0], signal.SIGKILL)
                 await asyncio.to_thread(service.text_with, "Application startup complete", started_before + 1)
-                await until_there_are(port, 3)
+                await until_there_are(port, WORKERS)
                 await crowd.round()
                 found = await exactly(port, crowd)
-            assert found["keyturn_processes", ()] == 3
+            assert found["keyturn_processes", ()] == WORKERS
             await requests_are_counted(port, found, crowd)
 
 
@@ -352,7 +353,7 @@ async def requests_are_counted(port: int, found: Numbers, crowd: Crowd) -> None:
 async def test_no_count_is_lost_when_a_worker_is_killed_under_load(own_postgres: Postgres, logs: Path) -> None:
     """The clients know how many answers they got, and how many of their requests died with the worker."""
     port = free_port()
-    values = environment(own_postgres.url("keyturn"), workers=3, metrics_port=port, registration="true")
+    values = environment(own_postgres.url("keyturn"), workers=WORKERS, metrics_port=port, registration="true")
     async with started(logs, values) as (service, client):
         answered = lost = 0
         over = False
@@ -376,10 +377,10 @@ async def test_no_count_is_lost_when_a_worker_is_killed_under_load(own_postgres:
         for kill in range(1, 4):
             await asyncio.sleep(1)
             os.kill(workers_of(service)[0], signal.SIGKILL)
-            await asyncio.to_thread(service.text_with, "Application startup complete", 3 + kill)
+            await asyncio.to_thread(service.text_with, "Application startup complete", WORKERS + kill)
         over = True
         await asyncio.gather(*clients)
-        await until_there_are(port, 3)
+        await until_there_are(port, WORKERS)
         found = by(numbers((await scrape(port)).text), "keyturn_refreshes_total")
     assert set(found) <= {"rotated", "retried"}
     assert answered > 100

@@ -1,6 +1,6 @@
 """A new password is refused for its length, its commonness or its context, by one rule that can be said in a sentence.
 
-NIST SP 800-63B-4 section 3.1.1.2. No rule holds at a sign-in.
+NIST SP 800-63B-4, 3.1.1.2. No rule holds at a sign-in.
 """
 
 from __future__ import annotations

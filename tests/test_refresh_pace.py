@@ -272,6 +272,9 @@ async def test_reauthentication_counts_as_one_refresh(place: Place) -> None:
     text = answer.json()["refresh_token"]
     body["refresh_token"] = text
     assert (await place.client.post("/auth/reauthenticate", json=body)).status_code == 429
+    wrong = {**body, "password": "not the right password"}
+    answer = await place.client.post("/auth/reauthenticate", json=wrong)
+    assert answer.status_code == 429, "no password is hashed for it"
     assert (await refreshed(place.client, text)).status_code == 429
 
 

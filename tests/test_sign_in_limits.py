@@ -282,7 +282,9 @@ async def test_one_account_from_a_thousand_addresses_at_two_instances(behind: tu
     failures = [a.status_code for a in answers].count(401)
     assert {a.status_code for a in answers} == {401, 429}
     assert 429 in [a.status_code for a in answers[:30]]
-    assert 20 <= failures <= 20 + took / 3 + 1  # one more every three seconds
+    # One more every three seconds. If the machine was so busy that Redis seemed away, each process counted by itself.
+    alone = any('"limits_redis_away"' in service.text() for service in site.services)
+    assert 20 <= failures <= (20 + took / 3 + 1) * (2 if alone else 1)
     assert site.login(1, "10.0.1.1", PASSWORD, email, device_id="laptop", device_token=known).status_code == 200
     new = site.login(1, "198.51.100.1", PASSWORD, email)
     while new.status_code == 429:
@@ -304,6 +306,7 @@ async def test_a_thousand_accounts_from_one_address_at_two_instances(behind: tup
     began = monotonic()
     answers = [site.login(n, "203.0.113.7", WRONG, f"{run}{n}@example.com") for n in range(1000)]
     took = monotonic() - began
-    assert 100 <= [a.status_code for a in answers].count(401) <= 100 + took / 6 + 1
+    alone = any('"limits_redis_away"' in service.text() for service in site.services)
+    assert 100 <= [a.status_code for a in answers].count(401) <= (100 + took / 6 + 1) * (2 if alone else 1)
     assert answers[-1].status_code == 429
     assert site.login(0, "192.0.2.77", PASSWORD, email).status_code == 200

@@ -30,6 +30,7 @@ _BELOW: tuple[tuple[str, EndpointWord], ...] = (
     ("/federation/", "federation"),
     ("/.well-known/", "well_known"),
 )
+_OK = 200
 _CLASSES: tuple[StatusWord, ...] = ("none", "none", "2xx", "3xx", "4xx", "5xx")
 
 _GOOD = {path: DURATION.at((word, "2xx")) for path, word in _WORDS.items()}
@@ -44,7 +45,7 @@ def count(request: Request, status: int | None, seconds: float) -> None:
         status: the status of its answer, or None if no answer was sent.
         seconds: its duration.
     """
-    if status == 200 and (series := _GOOD.get(request.path)) is not None:  # noqa: PLR2004  # RFC 9110 section 15.3.1
+    if status == _OK and (series := _GOOD.get(request.path)) is not None:
         series.observe(seconds)
         return
     word = _word(request.path)

@@ -100,10 +100,11 @@ class _Question(NamedTuple):
 class RedisCells:
     """The connection to Redis for budgets. It shares nothing with that for revocations, which a storm must not slow."""
 
-    def __init__(self, url: str | None) -> None:
+    def __init__(self, url: str | None, waits_for: timedelta = WAITS_FOR) -> None:
         """Opens nothing yet. None: there is no Redis."""
         self._pool = _pool(url) if url else None
-        self._questions = Batch(self._ask, in_flight=_AT_A_TIME, queue_limit=WAITS_FOR)
+        self._waits_for = waits_for
+        self._questions = Batch(self._ask, in_flight=_AT_A_TIME, queue_limit=waits_for)
         self._asking: asyncio.Task[None] | None = None
 
     @property
@@ -155,7 +156,7 @@ class RedisCells:
         """Asks for all that came together, in one round trip."""
         if self.is_away:  # it was there when these came
             raise AwayError("limits: Redis is away")
-        replies = await self._send([question.command() for question in questions], limit=WAITS_FOR)
+        replies = await self._send([question.command() for question in questions], limit=self._waits_for)
         return [(int(which), int(wait)) for which, wait in replies]
 
     async def _send(self, commands: Sequence[tuple[str | int, ...]], *, limit: timedelta) -> list[Any]:

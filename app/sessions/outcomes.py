@@ -30,14 +30,15 @@ class Outcomes:
         """The refusals for good that were no reuse."""
         return self.denied - self.reuse_detected
 
-    def answered(self, *, rotated: bool) -> None:
-        """Counts a refresh that gave tokens: by a rotation, or as the answer to a retry."""
-        if rotated:
-            self.rotated += 1
-            _ROTATED.count()
-        else:
-            self.retried += 1
-            _RETRIED.count()
+    def count_rotated(self) -> None:
+        """Counts a refresh that gave tokens by a rotation of its own."""
+        self.rotated += 1
+        _ROTATED.count()
+
+    def count_retried(self) -> None:
+        """Counts a refresh that gave the tokens of another one's rotation."""
+        self.retried += 1
+        _RETRIED.count()
 
     def refused_with(self, refusal: Refusal) -> None:
         """Counts a refusal: one for good, or an outage. A session that only refreshes too often counts as neither."""

@@ -105,7 +105,10 @@ class Rotation:
         except Refusal as refusal:
             self.outcomes.refused_with(refusal)
             raise refusal.about(token.session_id) from None
-        self.outcomes.answered(rotated=presented.rotated)
+        if presented.rotated:
+            self.outcomes.count_rotated()
+        else:
+            self.outcomes.count_retried()
         return tokens
 
     async def holder(self, text: str, *, by: Actor) -> tuple[RefreshToken, SessionRow]:

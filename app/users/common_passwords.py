@@ -26,7 +26,7 @@ MAGIC = b"keyturn passwords 1\n"
 """The beginning of a list that was made by `compiled`. Any other file is text."""
 
 MOST_BYTES = 32 * 1024 * 1024
-"""Bytes of a file. A larger list is of little use, as attempts are limited (NIST SP 800-63B-4 section 3.1.1.2)."""
+"""Bytes of a file. A larger list is of little use, as attempts are limited (NIST SP 800-63B-4, 3.1.1.2)."""
 
 _SIZE = 6
 

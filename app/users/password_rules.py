@@ -1,4 +1,4 @@
-"""The rules for a new password, after NIST SP 800-63B-4 section 3.1.1.2.
+"""The rules for a new password, after NIST SP 800-63B-4, 3.1.1.2.
 
 They hold wherever somebody chooses a password: registration, change, and an operator who sets one. They never hold at a
 sign-in, so a password that an older rule allowed goes on until it is changed. A password that Keyturn made is random,
