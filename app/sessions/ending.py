@@ -288,17 +288,17 @@ class Ending:
             raise InvalidGrant("session is over", reason=over).about(row.id, row.user_id, row.client_id)
         if isinstance(token, AccessToken):
             if token.expired:
-                refusal = InvalidToken("expired", reason="token_expired")
-                raise refusal.about(session_id, token.user_id, token.client_id)
+                refused = InvalidToken("expired", reason="token_expired")
+                raise refused.about(session_id, token.user_id, token.client_id)
             if token.subject != str(row.user_id):  # any holder of the HS256 key can sign any claim
-                refusal = InvalidToken("no such session of this subject", outcome="unknown")
-                raise refusal.about(session_id, token.user_id, token.client_id)
+                refused = InvalidToken("no such session of this subject", outcome="unknown")
+                raise refused.about(session_id, token.user_id, token.client_id)
         elif not over and token.digest != row.token_digest:
             # A rotated token counts only while a refresh with it would still be answered.
             verdict = judge(row, token, self._keys.refresh(row.key_number))
             if verdict is not Verdict.RETRY:
-                refused = InvalidGrant("an old token can't end other sessions")
-                raise refused.about(row.id, row.user_id, row.client_id)
+                old = InvalidGrant("an old token can't end other sessions")
+                raise old.about(row.id, row.user_id, row.client_id)
         return row
 
     async def _presented(
