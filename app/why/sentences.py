@@ -41,8 +41,10 @@ def actor_of(event: Mapping[str, Any]) -> str:
         return "Somebody who had proved nothing"
     if kind == "service":
         return "Keyturn itself"
-    words = {"administrator": "Administrator", "command": "The command line, run by", "upstream": "The issuer"}
-    return f"{words.get(kind, kind)} {name or 'somebody without a name'}"
+    if kind == "command":
+        return f"The command line, run by {name or 'a user without a name'},"
+    words = {"administrator": "Administrator", "upstream": "The issuer"}
+    return f"{words.get(kind, kind)} {name or 'without a name'}"
 
 
 def _where(event: Mapping[str, Any]) -> str:
