@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import copy
 from datetime import timedelta
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, NamedTuple, Self
 from uuid import UUID
+
+from .outcomes import EXPIRED, OUTCOMES, Outcome
 
 Reason = Literal[
     "logout",
@@ -45,6 +47,7 @@ class Refusal(Exception):
         retry_after: how long a client should wait before it tries again; rendered in whole seconds, rounded up.
         session_id: the session of the refusal, for the log; only if a genuine token or the database names it.
         user_id: the user of the refusal, likewise; never shown to the client.
+        outcome: the word for metrics, if neither the code nor the reason says it.
     """
 
     status: ClassVar[int]
@@ -61,14 +64,25 @@ class Refusal(Exception):
         retry_after: timedelta | None = None,
         session_id: UUID | None = None,
         user_id: UUID | None = None,
+        outcome: Outcome | None = None,
     ) -> None:
         super().__init__(cause)
+        self._outcome = outcome
         self.cause = cause
         self.reason = reason
         self.description = description or self.sentence
         self.retry_after = retry_after
         self.session_id = session_id
         self.user_id = user_id
+
+    @property
+    def outcome(self) -> Outcome:
+        """The outcome in one word, for metrics."""
+        if self._outcome is not None:
+            return self._outcome
+        if self.reason is None:
+            return OUTCOMES[self.error]
+        return "expired" if self.reason in EXPIRED else "ended"
 
     def about(self, session_id: UUID | None, user_id: UUID | None = None) -> Self:
         """A copy of the refusal with session and user, unless it names them already.
@@ -93,8 +107,13 @@ class Refusal(Exception):
         if self.challenge is not None:
             fields["www-authenticate"] = self.challenge
         if self.retry_after is not None:
-            fields["retry-after"] = str(max(1, -(-self.retry_after // timedelta(seconds=1))))
+            fields["retry-after"] = _seconds(self.retry_after)
         return fields
+
+
+def _seconds(duration: timedelta) -> str:
+    """Whole seconds, rounded up, at least one (RFC 9110 section 10.2.3)."""
+    return str(max(1, -(-duration // timedelta(seconds=1))))
 
 
 class InvalidRequest(Refusal):
@@ -248,12 +267,40 @@ class Conflict(Refusal):
     sentence = "The request conflicts with what is there."
 
 
+class RateLimit(NamedTuple):
+    """A limit, as RateLimit and RateLimit-Policy describe it (draft-ietf-httpapi-ratelimit-headers-11)."""
+
+    name: str
+    """The name of the limit: a word of the code, never an input."""
+    quota: int
+    window: timedelta
+    remaining: int
+
+    def headers(self, retry_after: timedelta) -> dict[str, str]:
+        """Both fields, as structured fields (RFC 9651). The next attempt is possible after `retry_after`."""
+        return {
+            "ratelimit-policy": f'"{self.name}";q={self.quota};w={_seconds(self.window)}',
+            "ratelimit": f'"{self.name}";r={self.remaining};t={_seconds(retry_after)}',
+        }
+
+
 class SlowDown(Refusal):
-    """Too many requests of one kind."""
+    """Too many requests of one kind (RFC 6585 section 4). `limit` tells the client which limit it met."""
 
     status = 429
     error = "slow_down"
     sentence = "Too many attempts. Try again later."
+
+    def __init__(
+        self, cause: str = "", *, retry_after: timedelta = timedelta(seconds=1), limit: RateLimit | None = None
+    ) -> None:
+        super().__init__(cause, retry_after=retry_after)
+        self.limit = limit
+        self._wait = retry_after
+
+    def headers(self) -> dict[str, str]:
+        """As those of any refusal, and the limit's own."""
+        return super().headers() | (self.limit.headers(self._wait) if self.limit else {})
 
 
 class TemporarilyUnavailable(Refusal):

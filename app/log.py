@@ -1,4 +1,4 @@
-"""The log: one JSON object a line on stderr, and no secret in it.
+"""The log: one JSON object a line on stderr, and no secret in it. On a terminal, `log_console` shows these lines.
 
 Call ``configure`` once at start, and ``get_logger().info("event", name=value)`` everywhere. Records that libraries
 give to ``logging`` get the same form. JSON escapes every value, so no input can begin a second line. No code gives a
@@ -22,6 +22,8 @@ from functools import lru_cache
 from typing import Any
 
 import structlog
+
+from .log_console import LogFormat, Shown, shown_on
 
 REDACTED = "[redacted]"
 
@@ -91,10 +93,12 @@ def redact_tokens(text: str) -> str:
 
 
 def write(line: str) -> None:
-    """Writes finished lines. A log that can't be written (closed, disk full) never stops the service."""
+    """Writes finished lines of JSON. A log that can't be written (closed, disk full) never stops the service."""
     if _waiting:  # these are older
         line = "\n".join((*_waiting, line))
         _waiting.clear()
+    if _show is not None:
+        line = _show(line)
     try:
         sys.stderr.write(line + "\n")
     except (OSError, ValueError):
@@ -104,18 +108,18 @@ def write(line: str) -> None:
 _waiting: list[str] = []
 
 
-def info_soon(start: str) -> None:
+def write_soon(start: str, level: str = "info") -> None:
     """Writes a line at the end of this turn of the event loop, with the others of the turn.
 
     `start` is the line as JSON text without its end, already redacted. Level and timestamp are added.
     """
     if not _waiting:
         asyncio.get_running_loop().call_soon(flush)
-    _waiting.append(f'{start}, "level": "info", "timestamp": "{timestamp()}"}}')
+    _waiting.append(f'{start}, "level": "{level}", "timestamp": "{timestamp()}"}}')
 
 
 def flush() -> None:
-    """Writes the lines that `info_soon` has taken."""
+    """Writes the lines that `write_soon` has taken."""
     if _waiting:
         write(_waiting.pop())
 
@@ -146,13 +150,13 @@ def shown_client(address: str) -> str:
     return redact_tokens(address)[:_MAX_CLIENT]
 
 
-def configure(level: str = "info") -> None:
+def configure(level: str = "info", form: LogFormat = "json") -> None:
     """Logs from this level (``debug``, ``info``, ``warning``, ``error``) on; takes in ``logging`` and warnings."""
-    logging.config.dictConfig(logging_config(level))
+    logging.config.dictConfig(logging_config(level, form))
     logging.captureWarnings(capture=True)
 
 
-def logging_config(level: str = "info") -> dict[str, Any]:
+def logging_config(level: str = "info", form: LogFormat = "json") -> dict[str, Any]:
     """``logging``'s configuration, to give to ``uvicorn.Config(log_config=…)`` as well.
 
     Records of libraries below WARNING are dropped: in these, SQLAlchemy would write parameters and asyncio its
@@ -162,8 +166,8 @@ def logging_config(level: str = "info") -> dict[str, Any]:
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        # uvicorn sends the configuration to its worker processes: so the handler is a name, and the level a parameter.
-        "handlers": {"keyturn": {"()": f"{__name__}.Handler", "least": level}},
+        # uvicorn sends the configuration to its worker processes: so the handler is a name, with plain parameters.
+        "handlers": {"keyturn": {"()": f"{__name__}.Handler", "least": level, "form": form}},
         "root": {"handlers": ["keyturn"], "level": least},
         "loggers": {
             "uvicorn": {"handlers": [], "level": level.upper(), "propagate": True},
@@ -176,9 +180,11 @@ def logging_config(level: str = "info") -> dict[str, Any]:
 class Handler(logging.Handler):
     """Writes ``logging``'s records in the form of this log. ``least`` is the lowest level that is logged."""
 
-    def __init__(self, least: str = "info") -> None:
+    def __init__(self, least: str = "info", form: LogFormat = "json") -> None:
         super().__init__()
         _configure_structlog(least)
+        global _show  # noqa: PLW0603  # as in `_configure_structlog`
+        _show = shown_on(sys.stderr, form)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Writes the record as a line. Never calls ``handleError``, which prints the arguments unredacted."""
@@ -234,4 +240,5 @@ def _configure_structlog(level: str) -> None:
 atexit.register(flush)
 least = logging.INFO
 """The lowest level that is logged."""
+_show: Shown | None = None
 _configure_structlog("info")  # so that lines before the first `configure` are redacted too

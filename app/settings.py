@@ -35,6 +35,7 @@ from .place import Place
 from .settings_sessions import SessionSettings
 from .settings_sources import PREFIX, sources
 from .settings_values import Seconds, checked_root_path, checked_url, redis_rules
+from .settings_watching import WatchingSettings
 
 LEEWAY = timedelta(seconds=5)
 """Clock tolerance at ``exp`` and ``nbf`` (RFC 7519 section 4.1.4: "a few minutes" at most; a few seconds suffice
@@ -50,7 +51,7 @@ MOST_ARGON2_MEMORY, MOST_ARGON2_PASSES, MOST_ARGON2_LANES = 1024 * 1024, 64, 16
 """Upper bounds (memory in KiB) of the settings and of stored hashes, so that each hash stays valid when they change."""
 
 
-class Settings(SessionSettings):
+class Settings(WatchingSettings, SessionSettings):
     """All settings."""
 
     redis_url: Annotated[
@@ -138,9 +139,6 @@ class Settings(SessionSettings):
     pgbouncer: Annotated[
         bool, Field(description="PgBouncer in transaction mode (or a pooler like it) stands before Postgres.")
     ] = False
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="Least level logged.")] = (
-        "info"
-    )
 
     @property
     def production(self) -> bool:

@@ -55,7 +55,7 @@ def _serve_on(sockets: list[socket.socket], settings: Settings) -> int:
     password, advice = asyncio.run(_check(settings))
     if not settings.production:
         print(_greeting(settings, url(settings.host, port) + settings.root_path, password, advice), flush=True)
-    log.configure(settings.log_level)
+    log.configure(settings.log_level, settings.log_format)
     # When all is closed, uvicorn raises the signal that ended it again. An orderly end must not look like a failure.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     config = uvicorn.Config(
@@ -67,7 +67,7 @@ def _serve_on(sockets: list[socket.socket], settings: Settings) -> int:
         http=KeyturnHttpProtocol,
         ws="none",
         lifespan="on",
-        log_config=log.logging_config(settings.log_level),
+        log_config=log.logging_config(settings.log_level, settings.log_format),
         access_log=False,
         server_header=False,
         proxy_headers=bool(settings.trusted_proxies),

@@ -56,7 +56,7 @@ def write(asgi_scope: Scope, request: Request, status: int | None, seconds: floa
         line += f', "session_id": "{session_id}"'
     if request.notes:
         line += f", {json.dumps(log.redact(request.notes))[1:-1]}"
-    log.info_soon(f'{line}, "request_id": "{request.id}", "event": "request"')
+    log.write_soon(f'{line}, "request_id": "{request.id}", "event": "request"')
 
 
 @lru_cache(maxsize=1024)

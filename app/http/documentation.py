@@ -47,10 +47,18 @@ class ErrorAnswer(BaseModel):  # not `Error`, which is a class of JavaScript and
 
 
 _CHALLENGE = {"WWW-Authenticate": {"schema": {"type": "string"}, "description": "RFC 6750 section 3."}}
-HEADERS: dict[int, dict[str, Any]] = {
-    401: _CHALLENGE,
-    503: {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}},
+_RETRY_AFTER = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}}
+_RATE_LIMIT = {
+    "RateLimit": {
+        "schema": {"type": "string"},
+        "description": 'The limit that was met: `"name";r=0;t=12` (draft-ietf-httpapi-ratelimit-headers).',
+    },
+    "RateLimit-Policy": {
+        "schema": {"type": "string"},
+        "description": 'Its quota and window in seconds: `"name";q=10;w=60` (same draft).',
+    },
 }
+HEADERS: dict[int, dict[str, Any]] = {401: _CHALLENGE, 429: _RETRY_AFTER | _RATE_LIMIT, 503: _RETRY_AFTER}
 """Header fields of refusals, by status."""
 
 _REQUEST_ID = {

@@ -1,0 +1,174 @@
+"""The kinds of metrics: counters, gauges and histograms, each a few numbers in memory.
+
+A metric is made once, with all its series: each word of each label is known beforehand. So no request can make a
+series, and the memory is bounded. A word that is not on the list counts in a spare number, which `unlisted` returns: a
+mistake in counting must not fail a request.
+
+The numbers are floats in a `memoryview`. `place` moves them into memory that several processes share
+(`metric_slots`). One thread of a process counts, that of the event loop: to add is to read and to write.
+
+A count costs one call, one look-up and one addition: `bench/metrics.py` measures it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Hashable, Mapping, Sequence
+from itertools import accumulate, product
+from typing import Generic, Literal, TypeVar
+
+from .errors import Refusal
+
+K = TypeVar("K", bound=Hashable)
+
+Together = Literal["sum", "max"]
+"""How the gauges of several processes make one number."""
+
+
+class _Index(dict[Hashable, int]):
+    """Where a series has its number. A key that is on no list has the spare one, the last."""
+
+    def __missing__(self, key: Hashable) -> int:
+        return -1
+
+
+class Metric:
+    """One metric: its name, its help, its labels with their words, and its numbers.
+
+    Args:
+        name: the name after Prometheus's conventions, with its unit; a counter's ends with ``_total``.
+        text: one sentence for operators.
+        labels: the words of each label.
+    """
+
+    kind: Literal["counter", "gauge", "histogram"]
+    width = 1
+    """Numbers of one series."""
+
+    def __init__(self, name: str, text: str, **labels: Sequence[str]) -> None:
+        self.name = name
+        self.text = text
+        self.labels: Mapping[str, Sequence[str]] = labels
+        self.series: tuple[tuple[str, ...], ...] = tuple(product(*labels.values()))
+        """The words of each series, one for each label."""
+        # One label: its word is the key. Several: the tuple of the words.
+        keys: list[Hashable] = [words[0] if len(words) == 1 else words for words in self.series]
+        self._at = _Index((key, position * self.width) for position, key in enumerate(keys))
+        self.cells = memoryview(bytearray(8 * self.size)).cast("d")
+
+    @property
+    def size(self) -> int:
+        """How many numbers the metric has, with the spare ones."""
+        return len(self.series) * self.width + self.width
+
+    def place(self, cells: memoryview) -> None:
+        """Moves the numbers into other memory of `size` floats, and adds them to those that stand there."""
+        for position, value in enumerate(self.cells):
+            cells[position] += value
+        self.cells = cells
+
+    def unlisted(self, cells: memoryview) -> float:
+        """How often a key was used that is on no list."""
+        return float(sum(cells[-self.width :]))
+
+
+class Counter(Metric):
+    """A counter without labels."""
+
+    kind = "counter"
+
+    def count(self, by: float = 1.0) -> None:
+        """Adds one, or more."""
+        self.cells[0] += by
+
+
+class CounterBy(Metric, Generic[K]):
+    """A counter with labels. Its key is the label's word, or the words of several labels as a tuple."""
+
+    kind = "counter"
+
+    def count(self, key: K, by: float = 1.0) -> None:
+        """Adds one, or more."""
+        self.cells[self._at[key]] += by
+
+    def refused(self, refusal: Refusal) -> None:
+        """Adds one under the outcome of a refusal."""
+        self.cells[self._at[refusal.outcome]] += 1.0
+
+
+class Gauge(Metric):
+    """A gauge without labels. The numbers of processes that run are summed, or the highest one counts."""
+
+    kind = "gauge"
+
+    def __init__(self, name: str, text: str, *, together: Together = "sum") -> None:
+        super().__init__(name, text)
+        self.together = together
+
+    def set(self, value: float) -> None:
+        """Sets the number of this process."""
+        self.cells[0] = value
+
+
+class GaugeBy(Metric, Generic[K]):
+    """A gauge with labels, otherwise as `Gauge`."""
+
+    kind = "gauge"
+
+    def __init__(self, name: str, text: str, *, together: Together = "sum", **labels: Sequence[str]) -> None:
+        super().__init__(name, text, **labels)
+        self.together = together
+
+    def set(self, key: K, value: float) -> None:
+        """Sets the number of this process."""
+        self.cells[self._at[key]] = value
+
+    def only(self, key: K) -> None:
+        """Sets the number of one word to 1 and of all others to 0: the state in which this process is."""
+        for position in range(len(self.series)):
+            self.cells[position] = 0.0
+        self.cells[self._at[key]] = 1.0
+
+
+class _Buckets(Metric):
+    """A histogram's numbers: one for each bucket, one for what is above all bounds, and the sum."""
+
+    kind = "histogram"
+
+    def __init__(self, name: str, text: str, bounds: Sequence[float], **labels: Sequence[str]) -> None:
+        self.bounds = tuple(bounds)
+        self.width = len(self.bounds) + 2
+        super().__init__(name, text, **labels)
+
+    def read(self, cells: memoryview | Sequence[float], series: int) -> tuple[list[float], float]:
+        """The cumulative counts of a series, the last one of all observations, and their sum."""
+        start = series * self.width
+        *counts, total = cells[start : start + self.width]
+        return list(accumulate(counts)), total
+
+    def unlisted(self, cells: memoryview) -> float:
+        """How often a key was used that is on no list."""
+        return float(sum(cells[-self.width : -1]))
+
+
+class Histogram(_Buckets):
+    """A histogram without labels."""
+
+    def observe(self, value: float) -> None:
+        """Counts an observation."""
+        cells = self.cells
+        cells[bisect_left(self.bounds, value)] += 1.0
+        cells[self.width - 1] += value
+
+
+class HistogramBy(_Buckets, Generic[K]):
+    """A histogram with labels."""
+
+    def observe(self, key: K, value: float) -> None:
+        """Counts an observation."""
+        cells = self.cells
+        start = self._at[key]
+        if start < 0:
+            start = len(cells) - self.width
+        cells[start + bisect_left(self.bounds, value)] += 1.0
+        cells[start + self.width - 1] += value
