@@ -238,6 +238,11 @@ def _style(word: str) -> Style:
     return "good" if word in _GOOD else "plain"
 
 
+def _count(number: float, noun: str) -> str:
+    plural = "es" if noun.endswith("s") else "s"
+    return f"{number:.0f} {noun}{'' if number == 1 else plural}"
+
+
 def _rate(rate: float) -> str:
     """A rate: with a decimal below a hundred."""
     return f"{rate:,.0f}" if rate >= 100 or rate == 0 else f"{rate:.1f}" if rate >= 0.1 else f"{rate:.2g}"  # noqa: PLR2004  # as the line above says
