@@ -10,7 +10,6 @@ same style.
 
 from __future__ import annotations
 
-import copy
 from datetime import timedelta
 from typing import ClassVar, Literal, NamedTuple, Self
 from uuid import UUID
@@ -47,9 +46,12 @@ class Refusal(Exception):
         retry_after: how long a client should wait before it tries again; rendered in whole seconds, rounded up.
         session_id: the session of the refusal, for the log; only if a genuine token or the database names it.
         user_id: the user of the refusal, likewise; never shown to the client.
+        client_id: the client of that session, likewise.
         outcome: the word for metrics, if neither the code nor the reason says it.
     """
 
+    level: ClassVar[Literal["info", "warning"]] = "info"
+    """The level of the request's line in the log."""
     status: ClassVar[int]
     error: ClassVar[str]
     sentence: ClassVar[str]
@@ -64,6 +66,7 @@ class Refusal(Exception):
         retry_after: timedelta | None = None,
         session_id: UUID | None = None,
         user_id: UUID | None = None,
+        client_id: str | None = None,
         outcome: Outcome | None = None,
     ) -> None:
         super().__init__(cause)
@@ -74,6 +77,7 @@ class Refusal(Exception):
         self.retry_after = retry_after
         self.session_id = session_id
         self.user_id = user_id
+        self.client_id = client_id
 
     @property
     def outcome(self) -> Outcome:
@@ -84,14 +88,16 @@ class Refusal(Exception):
             return OUTCOMES[self.error]
         return "expired" if self.reason in EXPIRED else "ended"
 
-    def about(self, session_id: UUID | None, user_id: UUID | None = None) -> Self:
-        """A copy of the refusal with session and user, unless it names them already.
+    def about(self, session_id: UUID | None, user_id: UUID | None = None, client_id: str | None = None) -> Self:
+        """A copy of the refusal with session, user and client, unless it names them already.
 
         The refusal itself stays as it is, because each request that waited for one statement gets the same outage.
         """
-        named = copy.copy(self)
+        named = type(self).__new__(type(self), *self.args)  # `copy` would call `__init__`, whose arguments differ
+        named.__dict__.update(self.__dict__)
         named.session_id = self.session_id or session_id
         named.user_id = self.user_id or user_id
+        named.client_id = self.client_id or client_id
         return named
 
     def body(self) -> dict[str, str]:
@@ -210,10 +216,8 @@ class InsufficientUserAuthentication(Refusal):
     error = "insufficient_user_authentication"
     sentence = "This needs a fresh sign-in. Call /auth/reauthenticate with the password, or sign in again."
 
-    def __init__(
-        self, cause: str, max_age: timedelta, *, session_id: UUID | None = None, user_id: UUID | None = None
-    ) -> None:
-        super().__init__(cause, session_id=session_id, user_id=user_id)
+    def __init__(self, cause: str, max_age: timedelta) -> None:
+        super().__init__(cause)
         seconds = max_age // timedelta(seconds=1)
         self.challenge = f'Bearer error="{self.error}", error_description="{self.sentence}", max_age="{seconds}"'
 
@@ -287,6 +291,7 @@ class RateLimit(NamedTuple):
 class SlowDown(Refusal):
     """Too many requests of one kind (RFC 6585 section 4). `limit` tells the client which limit it met."""
 
+    level = "warning"
     status = 429
     error = "slow_down"
     sentence = "Too many attempts. Try again later."

@@ -48,6 +48,7 @@ from .routes import (
     verification,
     well_known,
 )
+from .routes.health import PROBES
 from .settings import Settings, read
 from .settings_values import origins_in
 
@@ -116,6 +117,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     app = _Application(
         Origins(settings.iss, origins_in(settings.allowed_origins), settings.hsts),
+        frozenset() if settings.log_probes else PROBES,
         lifespan=lifespan,
         openapi_url=None,  # FastAPI's route would write the document anew for each request
         docs_url=None,  # FastAPI's reference page loads its scripts from another host
@@ -181,11 +183,11 @@ class _Application(FastAPI):
     refresh would take a tenth longer.
     """
 
-    def __init__(self, origins: Origins, **options: Any) -> None:
+    def __init__(self, origins: Origins, quiet: frozenset[str], **options: Any) -> None:
         super().__init__(**options)
         self.doors = Doors[Keyturn](_ENDPOINTS)
         self.origins = origins
-        self._front = Edge(super().__call__, fast=self.doors.fast, origins=origins)
+        self._front = Edge(super().__call__, fast=self.doors.fast, origins=origins, quiet=quiet)
 
     async def __call__(self, asgi_scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""

@@ -6,6 +6,7 @@ import asyncio
 import json
 import sqlite3
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -71,11 +72,13 @@ class Seen:
     def named(self, answer: httpx2.Response, status: int, reason: str | None, session_id: str | None) -> None:
         """Checks that the request was refused with this status and reason.
 
-        The log line must name the session and the user, and the answer must name neither.
+        The log line must name the session, the user and the session's client, and the answer must name none of them.
         """
         line = self.line(answer)
         assert (answer.status_code, line["status"], line.get("reason")) == (status, status, reason), line
+        client_id = None if session_id is None else "first-party"
         assert (line.get("session_id"), line["user_id"]) == (session_id, self.user_id), line
+        assert line.get("client_id") == client_id, line
         assert self.user_id not in answer.text
         assert (session_id or "-" * 36) not in answer.text
 
@@ -84,6 +87,17 @@ class Seen:
         with connection:
             assert connection.execute(statement, values).rowcount
         connection.close()
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """While the block runs, another program holds the database's lock, so that nothing can be written."""
+        connection = sqlite3.connect(self.database, timeout=10, isolation_level=None)
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        finally:
+            connection.execute("ROLLBACK")
+            connection.close()
 
 
 @pytest.fixture(scope="module", params=["info"])
@@ -183,6 +197,48 @@ def test_a_refused_sign_in_names_the_user_where_there_is_one_and_never_the_addre
     change = {"current_password": "wrong password", "new_password": "another password"}
     bearer = {"Authorization": f"Bearer {tokens['access_token']}"}
     seen.named(seen.client.post("/auth/password", json=change, headers=bearer), 401, None, tokens["session_id"])
+
+
+def test_a_request_that_is_refused_after_its_token_was_accepted_names_session_and_user(seen: Seen) -> None:
+    tokens = seen.login()
+    sid, bearer = tokens["session_id"], {"Authorization": f"Bearer {tokens['access_token']}"}
+    malformed = seen.client.post("/auth/password", json={"current_password": 1}, headers=bearer)
+    seen.named(malformed, 400, None, sid)
+    seen.named(seen.client.get("/admin/users", headers=bearer), 403, None, sid)
+    missing = seen.client.delete("/auth/sessions/00000000-0000-7000-8000-000000000000", headers=bearer)
+    seen.named(missing, 404, None, sid)
+
+
+def test_an_outage_names_session_and_user_as_far_as_the_request_tells(seen: Seen) -> None:
+    tokens = seen.login()
+    sid, bearer = tokens["session_id"], {"Authorization": f"Bearer {tokens['access_token']}"}
+    with seen.busy():
+        renamed = seen.client.patch(f"/auth/sessions/{sid}", json={"device_name": "x"}, headers=bearer)
+        sign_in = seen.client.post("/auth/login", json=ADA)
+        refreshed = seen.refresh(tokens["refresh_token"])
+        left = seen.client.post("/auth/logout", json={"refresh_token": tokens["refresh_token"]})
+    seen.named(renamed, 503, None, sid)
+    seen.named(sign_in, 503, None, None)
+    for answer in (refreshed, left):  # a refresh token does not say whose it is
+        line = seen.line(answer)
+        assert (line["status"], line["session_id"], "user_id" in line) == (503, sid, False), line
+    assert seen.refresh(tokens["refresh_token"]).status_code == 200
+
+
+def test_a_request_of_another_site_names_the_session_of_its_cookies(seen: Seen) -> None:
+    own = {"Sec-Fetch-Site": "same-origin"}
+    signed_in = seen.client.post("/auth/login", json=ADA | {"mode": "cookie"}, headers=own)
+    sid = signed_in.json()["session_id"]
+    pairs = [field.partition(";")[0] for field in signed_in.headers.get_list("set-cookie")]
+    seen.client.cookies.clear()
+    cookie = {"Cookie": "; ".join(pairs), "Sec-Fetch-Site": "cross-site"}
+    for path, body in (("/auth/refresh", {}), ("/auth/logout", {}), ("/auth/password", {})):
+        answer = seen.client.post(path, json=body, headers=cookie)
+        line = seen.line(answer)
+        assert (line["status"], line["error"], line.get("session_id")) == (403, "cross_site", sid), line
+    junk = {"Cookie": f"{pairs[0].partition('=')[0]}=junk", "Sec-Fetch-Site": "cross-site"}
+    line = seen.line(seen.client.post("/auth/logout", json={}, headers=junk))
+    assert (line["status"], "session_id" in line) == (403, False), line
 
 
 def test_reuse_is_one_warning_with_all_that_an_operator_asks_for(seen: Seen) -> None:

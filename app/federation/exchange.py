@@ -250,15 +250,17 @@ class Exchange:
         if row is None:
             return None
         refusal = UnacceptableToken("taken", session_id=row.session_id)
-        if row.session_id is None:
+        session = None if row.session_id is None else await self._sessions.lookup.row(row.session_id)
+        if session is None:
             raise refusal
-        session = await self._sessions.lookup.row(row.session_id)
+        refusal = refusal.about(session.id, session.user_id, session.client_id)
         # The clock is the database's. If it stepped back, the age is below zero, and nobody must be refused for that.
-        if session is None or session.now - row.taken_at >= session.retry_window:
+        if session.now - row.taken_at >= session.retry_window:
             raise refusal
         over, key = session.over(), self._sessions.keys.refresh(session.key_number)
         if key is None and over is None:
-            raise TemporarilyUnavailable("the refresh key of the session is not known here yet")
+            unknown = TemporarilyUnavailable("the refresh key of the session is not known here yet")
+            raise unknown.about(session.id, session.user_id, session.client_id)
         if key is None or session.generation != 0:
             raise refusal
         # Another caller derives another token, and so does another signature of the same content.
@@ -266,7 +268,8 @@ class Exchange:
         if not hmac.compare_digest(first.digest, session.token_digest):
             raise refusal
         if over is not None:
-            raise UnacceptableToken("taken", reason=over, session_id=session.id, user_id=session.user_id)
+            refusal.reason = over
+            raise refusal
         return self._sessions.answers.tokens(session, first, session.now)
 
     @own_task

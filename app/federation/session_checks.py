@@ -133,7 +133,9 @@ class SessionChecks:
         if state == "over":
             await self._ending.end({row.id}, "upstream_logout", by=by._replace(kind="upstream", id=of.name))
         elif row.token_digest == token.digest:
-            raise TemporarilyUnavailable(f"issuer {of.name}: does its session live?").about(row.id, row.user_id)
+            raise TemporarilyUnavailable(f"issuer {of.name}: does its session live?").about(
+                row.id, row.user_id, row.client_id
+            )
 
     async def absolute_end(self, token: ExternalToken) -> datetime | None:
         """When the upstream session of an external token ends in any case. None if that is not known.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from http import HTTPStatus
 from time import perf_counter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -42,6 +43,7 @@ class Edge:
         max_body: bytes of a body.
         max_header: bytes of request line and header fields.
         body_timeout: from the end of the header fields to the end of the body.
+        quiet: the paths whose good answers have no line in the log. A refusal of one has its line.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Edge:
         max_body: int = 64 * 1024,
         max_header: int = 64 * 1024,
         body_timeout: timedelta = timedelta(seconds=10),
+        quiet: frozenset[str] = frozenset(),
     ) -> None:
         self._app = app
         self._fast = fast
@@ -60,6 +63,7 @@ class Edge:
         self._max_body = max_body
         self._max_header = max_header
         self._body_timeout = body_timeout.total_seconds()
+        self._quiet = quiet
 
     async def __call__(self, asgi_scope: Scope, receive: Receive, send: Send) -> None:
         """Serves a request. Never raises."""
@@ -111,7 +115,8 @@ class Edge:
             request.refusal = refusal_of(e)
             await outgoing.whole(render(request.refusal))
         finally:
-            access_line.write(asgi_scope, request, outgoing.status, perf_counter() - started)
+            if request.path not in self._quiet or outgoing.status != HTTPStatus.OK:
+                access_line.write(asgi_scope, request, outgoing.status, perf_counter() - started)
             # Break the reference cycles, so that the request is freed at once and not by the garbage collector. One is
             # request → wire → scope → request, the other refusal → traceback → frame → request.
             request.wire = request.refusal = request.malformed = None

@@ -51,6 +51,7 @@ class Request:
 
     __slots__ = (
         "client",
+        "client_id",
         "fields",
         "headers",
         "id",
@@ -65,6 +66,7 @@ class Request:
         "raw",
         "refusal",
         "session_id",
+        "user_id",
         "wire",
     )
 
@@ -91,6 +93,10 @@ class Request:
     """Further members for the line in the log, which are redacted there."""
     session_id: UUID | str | None
     """The session that the request was about, for the log."""
+    user_id: UUID | None
+    """The user of that session, or who signs in, for the line of a refusal in the log."""
+    client_id: str | None
+    """The client of that session, likewise."""
     refusal: Refusal | None
     """The refusal that the request was answered with, for the log."""
     malformed: Refusal | None
@@ -100,7 +106,7 @@ class Request:
 
     def __init__(self, malformed: Refusal | None = None) -> None:
         self.malformed, self.json, self.raw = malformed, ABSENT, b""
-        self.wire = self.notes = self.session_id = self.refusal = None
+        self.wire = self.notes = self.session_id = self.user_id = self.client_id = self.refusal = None
 
     def take_body(self) -> bytes | None:
         """The whole body, taken from `wire`. None while a part of the body is still to come, or without `wire`."""
@@ -138,6 +144,10 @@ class Request:
         prefix = asgi_scope.get("root_path")
         self.path = asgi_scope["path"][len(prefix) :] if prefix else asgi_scope["path"]
         self.query = asgi_scope["query_string"]
+
+    def is_about(self, session_id: UUID, user_id: UUID, client_id: str) -> None:
+        """Notes session, user and client for the log: also a later refusal of this request is about them."""
+        self.session_id, self.user_id, self.client_id = session_id, user_id, client_id
 
     def note(self, **members: Any) -> None:
         """Adds members to the line in the log."""

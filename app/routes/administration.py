@@ -42,8 +42,8 @@ async def administrator(keyturn: Keyturn, request: Request, *, changes: bool = F
         InsufficientUserAuthentication: the user signed in longer ago than the policy allows.
     """
     session = await keyturn.reading.authorise(await access_token(keyturn, request, changes=changes))
-    request.session_id = session.id
+    request.is_about(session.id, session.user_id, session.client_id)
     if session.role != ROLE:
-        raise AccessDenied("no administrator", session_id=session.id, user_id=session.user_id)
+        raise AccessDenied("no administrator")
     require_fresh(keyturn, session)
     return session

@@ -30,5 +30,5 @@ async def access_token(keyturn: Keyturn, request: Request, *, changes: bool = Fa
         return token
     presented = PresentedCookies.of(keyturn, request, "cookie")
     if changes and presented.cookies.access in presented:
-        request.require_own_site()
+        presented.require_own_site(request)
     return await presented.access_token()

@@ -65,15 +65,15 @@ class Demands:
             clock: the database's clock.
         """
         if any(wanted != token.role for wanted in self.roles):
-            return InsufficientScope("another role", user_id=token.user_id)
+            return InsufficientScope("another role")
         if not self.scopes.issubset(granted):
-            return InsufficientScope("scope not granted", user_id=token.user_id)
+            return InsufficientScope("scope not granted")
         if not all(name in token.claims and _has(token.claims[name], value) for name, value in self.claims):
-            return InsufficientScope("another claim", user_id=token.user_id)
+            return InsufficientScope("another claim")
         if self.max_age is not None:
             auth_time = token.claims.get("auth_time")
             if type(auth_time) is not int or clock().timestamp() - auth_time > self.max_age.total_seconds():
-                return InsufficientUserAuthentication("signed in too long ago", self.max_age, user_id=token.user_id)
+                return InsufficientUserAuthentication("signed in too long ago", self.max_age)
         return None
 
 

@@ -17,6 +17,5 @@ def require_fresh(keyturn: Keyturn, session: SessionRow) -> None:
     """
     max_age = keyturn.policies.in_force.reauthentication_age
     if session.auth_time is None or session.now - session.auth_time > max_age:
-        raise InsufficientUserAuthentication(
-            "signed in too long ago", max_age, session_id=session.id, user_id=session.user_id
-        )
+        refusal = InsufficientUserAuthentication("signed in too long ago", max_age)
+        raise refusal.about(session.id, session.user_id, session.client_id)

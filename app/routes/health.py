@@ -15,6 +15,9 @@ from ..revocation.rebuild import CacheState
 
 ReadyState = Literal["ready", "degraded", "not ready"]
 
+PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
+"""The paths that programs ask all the time. Lines about their good answers would hide the others in the log."""
+
 
 class Health(BaseModel):
     """The process answers."""

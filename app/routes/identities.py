@@ -67,7 +67,7 @@ class Link(RequestBody):
 async def list_identities(keyturn: Keyturn, request: Request) -> Answer:
     """List one's own identities at other issuers."""
     session = await keyturn.reading.authorise(await access_token(keyturn, request))
-    request.session_id = session.id
+    request.is_about(session.id, session.user_id, session.client_id)
     return answer_with(await keyturn.identities.of_user(session.user_id))
 
 
@@ -101,7 +101,7 @@ async def _fresh(keyturn: Keyturn, request: Request) -> SessionRow:
     Otherwise a stolen access token could open a way in that outlives it.
     """
     session = await keyturn.reading.authorise(await access_token(keyturn, request, changes=True))
-    request.session_id = session.id
+    request.is_about(session.id, session.user_id, session.client_id)
     require_fresh(keyturn, session)
     return session
 

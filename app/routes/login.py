@@ -68,6 +68,7 @@ async def login(keyturn: Keyturn, request: Request) -> Answer:
     body = request.content(Login)
     wanted = Wanted.of(keyturn, request, body)
     proof = await keyturn.sign_in.authenticate(body.email, body.password)
+    request.user_id = proof.user_id
     device = wanted.device(request)
     tokens = await keyturn.starting.start(
         proof,
@@ -83,7 +84,7 @@ async def login(keyturn: Keyturn, request: Request) -> Answer:
 async def password(keyturn: Keyturn, request: Request) -> Answer:
     """Change the password. Every other session of the user ends; this one goes on."""
     session = await keyturn.reading.authorise(await access_token(keyturn, request, changes=True))
-    request.session_id = session.id
+    request.is_about(session.id, session.user_id, session.client_id)
     body = request.content(PasswordChange)
     by = request.by("user", session.user_id)
     await keyturn.users.change_password(session.id, session.user_id, body.current_password, body.new_password, by=by)

@@ -37,7 +37,7 @@ class MeAnswer(BaseModel):
 async def me(keyturn: Keyturn, request: Request) -> Answer:
     """Get the user and the session of an access token."""
     session = await keyturn.reading.authorise(await access_token(keyturn, request))
-    request.session_id = session.id
+    request.is_about(session.id, session.user_id, session.client_id)
     user = await keyturn.users.find(session.user_id)
     return of_model(
         MeAnswer(

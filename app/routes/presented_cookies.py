@@ -8,13 +8,14 @@ tell which of them the user means.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from operator import itemgetter
 from typing import get_args
 from uuid import UUID
 
-from ..errors import InvalidGrant, InvalidRequest, InvalidToken, NoToken
+from ..errors import CrossSite, InvalidGrant, InvalidRequest, InvalidToken, NoToken, TemporarilyUnavailable
 from ..http.request import Request
 from ..keyturn import Keyturn
 from ..sessions.answers import Tokens
@@ -68,6 +69,20 @@ class PresentedCookies:
     def modes(self) -> list[CookieMode]:
         """The modes of which the browser sent a refresh cookie."""
         return [mode for mode in get_args(CookieMode) if self.cookies.refresh_name(mode) in self]
+
+    def require_own_site(self, request: Request) -> None:
+        """As `Request.require_own_site`. If the cookies are all of one session, the log names it.
+
+        Raises:
+            CrossSite: a page of another site may have sent the cookies.
+        """
+        try:
+            request.require_own_site()
+        except CrossSite as refusal:
+            sessions: set[UUID] = set()
+            with suppress(TemporarilyUnavailable):  # of a key that is unknown here: then nobody is named
+                sessions = {each.session_id for name in self.values for each in self.opened(name)}
+            raise refusal.about(sessions.pop() if len(sessions) == 1 else None) from None
 
     async def access_token(self) -> str:
         """The access token that counts: the newest valid one. One alone may be over.

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import random
 from datetime import timedelta
+from uuid import UUID
 
-from ..errors import InvalidRequest, TemporarilyUnavailable
+from ..errors import InvalidRequest, Refusal, TemporarilyUnavailable
 from ..http.answers import Fields
 from ..http.request import Request
 from ..keyturn import Keyturn
@@ -36,7 +37,7 @@ async def refresh_by_token(
             after the retry window, as a reuse.
     """
     if keyturn.revocations.stood_still() and await request.has_gone():
-        raise TemporarilyUnavailable("the client has gone")
+        raise TemporarilyUnavailable("the client has gone").about(_session_of(keyturn, refresh_token))
     by = request.by()
     try:
         await keyturn.session_checks.look(refresh_token, by=by)
@@ -46,10 +47,19 @@ async def refresh_by_token(
         # At random, so that clients that were refused at the same time do not retry at the same time.
         most = max(1.0, keyturn.policies.in_force.retry_window.total_seconds() / 6)
         after = timedelta(seconds=int(random.uniform(1, most)))  # noqa: S311  # jitter
-        raise TemporarilyUnavailable(e.cause, retry_after=after).about(e.session_id, e.user_id) from None
+        refusal = TemporarilyUnavailable(e.cause, retry_after=after).about(e.session_id, e.user_id, e.client_id)
+        raise refusal.about(_session_of(keyturn, refresh_token)) from None
     request.session_id = tokens.session_id
     keyturn.moves.seen(tokens, by=by, user_agent=request.user_agent())
     return tokens
+
+
+def _session_of(keyturn: Keyturn, refresh_token: str) -> UUID | None:
+    """The session of a genuine refresh token, for the log. No I/O."""
+    try:
+        return keyturn.keys.verify_refresh_token(refresh_token).session_id
+    except Refusal:
+        return None
 
 
 def presented_refresh(
@@ -66,7 +76,7 @@ def presented_refresh(
     modes = presented.modes()
     if not modes:
         raise InvalidRequest("no refresh token", description="refresh_token: is missing, and no cookie has one.")
-    request.require_own_site()
+    presented.require_own_site(request)
     if len(modes) > 1:
         # Junk counts for no mode, because any host of the domain can plant a cookie whose name has no `__Host-`.
         modes = [one for one in modes if presented.opened(presented.cookies.refresh_name(one))] or modes[:1]

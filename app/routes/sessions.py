@@ -134,7 +134,7 @@ async def _own(keyturn: Keyturn, request: Request, *, changes: bool = False) -> 
         InvalidToken, NoToken, CrossSite, InvalidRequest, TemporarilyUnavailable: as `access_token`.
     """
     session = await keyturn.reading.authorise(await access_token(keyturn, request, changes=changes))
-    request.session_id = session.id
+    request.is_about(session.id, session.user_id, session.client_id)
     return session
 
 

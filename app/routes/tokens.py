@@ -124,7 +124,7 @@ async def logout(keyturn: Keyturn, request: Request) -> Answer:
     clearing: Fields = ()
     presented = PresentedCookies.of(keyturn, request, body.mode)
     if presented:
-        request.require_own_site()
+        presented.require_own_site(request)
         access += [each.token for each in presented.opened(presented.cookies.access)]
         refresh += [
             each.token

@@ -104,7 +104,7 @@ async def _refreshed_on_the_way(
                 raise
         except InvalidGrant as e:
             if isinstance(found, Refusal) or e.reason is not None:  # the session of both tokens is over
-                found = InvalidToken(e.cause, reason=e.reason).about(e.session_id, e.user_id)
+                found = InvalidToken(e.cause, reason=e.reason).about(e.session_id, e.user_id, e.client_id)
         else:
             return answered(keyturn.reading.verify_new(tokens.access_token), _repeated(request, fields))
     if isinstance(found, AccessToken):
@@ -151,7 +151,8 @@ def _answer(
     scope = verified.claims.get("scope")
     granted = scope.split() if isinstance(scope, str) else []
     if refusal := demands.unmet(verified, granted, clock):
-        return request.refused(refusal, fields)
+        named = refusal.about(verified.session_id, verified.user_id, verified.client_id)
+        return request.refused(named, fields)
     return of_json(claims, [*_identity(verified, granted), *fields])
 
 

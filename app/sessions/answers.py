@@ -96,7 +96,7 @@ class Answers:
             TemporarilyUnavailable: this process has no key set in force.
         """
         if reason := self._keys.retired(refresh_token.key.number):
-            raise InvalidGrant("retired refresh key", reason=reason, session_id=row.id, user_id=row.user_id)
+            raise InvalidGrant("retired refresh key", reason=reason).about(row.id, row.user_id, row.client_id)
         jitter = self._policies.in_force.access_jitter
         scope = row.scope if scopes is None else " ".join(sorted(scopes))
         access_token, access_expires_at = self._access_tokens.sign(

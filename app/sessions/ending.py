@@ -174,7 +174,8 @@ class Ending:
             await self.end({session_id}, "revoked_by_admin", by=service)
             row = await self._lookup.row(session_id)
         if row is None or not row.over():
-            raise InvalidGrant("retired refresh key", session_id=session_id, user_id=row.user_id if row else None)
+            refusal = InvalidGrant("retired refresh key", session_id=session_id)
+            raise refusal if row is None else refusal.about(row.id, row.user_id, row.client_id)
         return row
 
     # -- logout
@@ -223,7 +224,7 @@ class Ending:
                 else:
                     await self.end_of_user(row.user_id, "logout_all", by=by, but=but)
             except Refusal as refusal:
-                raise refusal.about(row.id, row.user_id) from None
+                raise refusal.about(row.id, row.user_id, row.client_id) from None
         return set(presented)
 
     async def _log_out(self, batch: Sequence[tuple[UUID, Actor]]) -> Sequence[float | None]:
@@ -281,17 +282,20 @@ class Ending:
             raise InvalidGrant("no such session", session_id=session_id)
         over = row.over() or self._keys.retired(row.key_number)
         if over and not (reach == "all" and over == "logout_all"):
-            raise InvalidGrant("session is over", reason=over, session_id=row.id, user_id=row.user_id)
+            raise InvalidGrant("session is over", reason=over).about(row.id, row.user_id, row.client_id)
         if isinstance(token, AccessToken):
             if token.expired:
-                raise InvalidToken("expired", reason="token_expired", session_id=session_id, user_id=token.user_id)
+                refusal = InvalidToken("expired", reason="token_expired")
+                raise refusal.about(session_id, token.user_id, token.client_id)
             if token.subject != str(row.user_id):  # any holder of the HS256 key can sign any claim
-                raise InvalidToken("no such session of this subject", session_id=session_id, user_id=token.user_id)
+                refusal = InvalidToken("no such session of this subject")
+                raise refusal.about(session_id, token.user_id, token.client_id)
         elif not over and token.digest != row.token_digest:
             # A rotated token counts only while a refresh with it would still be answered.
             verdict = judge(row, token, self._keys.refresh(row.key_number))
             if verdict is not Verdict.RETRY:
-                raise InvalidGrant("an old token can't end other sessions", session_id=row.id, user_id=row.user_id)
+                refused = InvalidGrant("an old token can't end other sessions")
+                raise refused.about(row.id, row.user_id, row.client_id)
         return row
 
     async def _presented(

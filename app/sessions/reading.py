@@ -67,7 +67,7 @@ class Reading:
         try:
             await self._revocations.check(token.session_id, token.claims["iat"])
         except Refusal as refusal:
-            raise refusal.about(token.session_id, token.user_id) from None
+            raise refusal.about(token.session_id, token.user_id, token.client_id) from None
         return token
 
     def _check_policy(self, token: AccessToken, now: float) -> None:
@@ -93,12 +93,8 @@ class Reading:
             milliseconds = token.session_id.int >> 80
             ends.append(milliseconds / 1000 + policy.absolute_lifetime.total_seconds())
         if ends and min(ends) <= now - _LEEWAY:
-            raise InvalidToken(
-                "over under the policy in force",
-                reason="token_expired",
-                session_id=token.session_id,
-                user_id=token.user_id,
-            )
+            refusal = InvalidToken("over under the policy in force", reason="token_expired")
+            raise refusal.about(token.session_id, token.user_id, token.client_id)
 
     def verify_new(self, access_token: str) -> AccessToken:
         """The claims of a token that this request's refresh gave. The refresh showed that its session lives.
@@ -124,11 +120,12 @@ class Reading:
         try:
             row = await self._lookup.row(token.session_id)
         except Refusal as refusal:
-            raise refusal.about(token.session_id, token.user_id) from None
+            raise refusal.about(token.session_id, token.user_id, token.client_id) from None
         if row is None or str(row.user_id) != token.subject:
-            raise InvalidToken("no such session of this subject", session_id=token.session_id, user_id=token.user_id)
+            refusal = InvalidToken("no such session of this subject")
+            raise refusal.about(token.session_id, token.user_id, token.client_id)
         if over := row.over():
-            raise InvalidToken("session is over", reason=over, session_id=row.id, user_id=row.user_id)
+            raise InvalidToken("session is over", reason=over).about(row.id, row.user_id, row.client_id)
         return row
 
     async def find(self, session_id: UUID, *, user_id: UUID | None = None) -> SessionRow:

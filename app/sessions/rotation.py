@@ -116,7 +116,7 @@ class Rotation:
         presented = asked.token
         if self._keys.retired(presented.key.number):
             over = await self._ending.over_under_retired_key(presented.session_id, by=by)
-            raise InvalidGrant("retired refresh key", reason=over.over(), user_id=over.user_id)
+            raise InvalidGrant("retired refresh key", reason=over.over()).about(over.id, over.user_id, over.client_id)
         for wait in (*_WAITS, None) if scope is None else (timedelta(0), *_WAITS, None):
             # A second statement, because the snapshot of the first one may be older than another process's rotation.
             row = await self._lookup.row(presented.session_id)
@@ -140,11 +140,12 @@ class Rotation:
                 case Verdict.REUSE:
                     reason = await self._ending.end_for_reuse(row.id, presented.generation, by=by)
                     self.outcomes.reuse_detected += 1
-                    raise InvalidGrant("reuse", reason=reason, user_id=row.user_id)
+                    raise InvalidGrant("reuse", reason=reason).about(row.id, row.user_id, row.client_id)
                 case Verdict.REFUSED:
-                    raise InvalidGrant("not a token of this session's chain", user_id=row.user_id)
+                    refusal = InvalidGrant("not a token of this session's chain")
+                    raise refusal.about(row.id, row.user_id, row.client_id)
                 case reason:
-                    raise InvalidGrant("session is over", reason=reason, user_id=row.user_id)
+                    raise InvalidGrant("session is over", reason=reason).about(row.id, row.user_id, row.client_id)
         raise TemporarilyUnavailable("the session was locked four times")
 
     async def _rotate(self, batch: Sequence[Presented]) -> Sequence[tuple[Granted, RefreshToken] | None]:
@@ -191,7 +192,7 @@ class Rotation:
 def _check_granted(row: SessionRow, scope: frozenset[str] | None) -> None:
     """Checks that the session was granted these scopes (RFC 6749 section 6)."""
     if scope is not None and not scope <= frozenset((row.scope or "").split()):
-        raise InvalidScope("more scopes than were granted", user_id=row.user_id)
+        raise InvalidScope("more scopes than were granted").about(row.id, row.user_id, row.client_id)
 
 
 # Both statements name the columns of `Granted` in its order. So a column that a later release adds does not change the

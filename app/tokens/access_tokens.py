@@ -197,7 +197,8 @@ class AccessTokens:
         expired = exp <= seconds - _LEEWAY
         token = AccessToken(claims["sub"], UUID(claims["sid"]), claims["role"], claims["client_id"], expired, claims)
         if expired and not expired_too:
-            raise InvalidToken("expired", reason="token_expired", session_id=token.session_id, user_id=token.user_id)
+            refusal = InvalidToken("expired", reason="token_expired")
+            raise refusal.about(token.session_id, token.user_id, token.client_id)
         return token
 
 

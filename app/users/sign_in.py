@@ -82,7 +82,7 @@ class SignIn:
         row = None if found is None or found.disabled_at is not None else found
         raw = password.encode()
         if len(raw) > LONGEST or 0 in raw or not await self.is_right(row, raw) or row is None:
-            raise WrongPassword(_cause(found))
+            raise WrongPassword(_cause(found), user_id=user_id)
         return Authenticated(row.id, row.password_hash, password_change_required=row.password_expires_at is not None)
 
     async def is_right(self, user: Any, password: bytes) -> bool:
@@ -93,7 +93,10 @@ class SignIn:
         hashed = user.password_hash if user is not None else None
         if hashed is not None and (obstacle := self._passwords.obstacle(hashed)):
             _log.error("stored_hash_not_computed", user_id=str(user.id), cause=obstacle)
-        right = await self._passwords.verify(hashed, password)
+        try:
+            right = await self._passwords.verify(hashed, password)
+        except TemporarilyUnavailable as e:
+            raise e.about(None, user.id if user is not None else None) from None
         if right and has_run_out(user.password_expires_at, self._db.clock()):
             advice = f"the password that Keyturn made has run out: {called()} users reset-password {user.id}"
             _log.warning("made_password_ran_out", user_id=str(user.id), detail=advice)
