@@ -10,7 +10,8 @@ import math
 import os
 import pty
 import re
-import signal
+import shlex
+import shutil
 import struct
 import subprocess
 import sys
@@ -412,19 +413,23 @@ def test_it_fails_with_words_where_no_door_answers_or_none_is_named(service: Run
 class Terminal:
     """A pseudo-terminal on which `keyturn top` runs."""
 
-    def __init__(self, *words: str, folder: Path, size: tuple[int, int] = (80, 30), **environment: str) -> None:
+    def __init__(
+        self, *words: str, folder: Path, size: tuple[int, int] = (80, 30), shell: str = "", **environment: str
+    ) -> None:
+        """`shell`: lines of bash with job control, in which `TOP` stands for the command."""
         self.master, end = pty.openpty()
         self.resize(*size)
         self.before = termios.tcgetattr(self.master)
+        command = [sys.executable, "-m", "app", "top", *words]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "app", "top", *words],
+            ["bash", "-mc", shell.replace("TOP", shlex.join(command))] if shell else command,
             cwd=folder,
             env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "TERM": "xterm", **environment},
             stdin=end,
             stdout=end,
             stderr=end,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509  # so that keys become signals
+            preexec_fn=lambda: fcntl.ioctl(end, termios.TIOCSCTTY, 0),  # noqa: PLW1509  # so that keys become signals
         )
         self._end = end  # held, so that the state of the terminal can be read when the process is gone
         self.written = ""
@@ -551,20 +556,21 @@ def test_every_way_out_leaves_the_terminal_as_it_was(terminal: Callable[..., Ter
     assert "Traceback" not in top.written
 
 
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash, whose job control stops and continues the view")
 def test_a_view_that_is_suspended_gives_the_terminal_back_and_goes_on_later(terminal: Callable[..., Terminal]) -> None:
-    top = terminal()
+    # Only a process whose parent is in its session can be stopped: so a shell with job control is in between.
+    top = terminal(shell="TOP; echo suspended; read; fg")
     top.until(lambda _: top.frames(), "a frame")
     top.type(b"\x1a")
-    top.until(lambda written: written.count("\x1b[?1049l") == 1, "the first screen")
-    _, status = os.waitpid(top.process.pid, os.WUNTRACED)
-    assert os.WIFSTOPPED(status)
+    top.until(lambda written: "suspended" in written.rpartition("\x1b[?1049l")[2], "the first screen and the shell")
     assert termios.tcgetattr(top.master) == top.before
     drawn = len(top.frames())
-    os.kill(top.process.pid, signal.SIGCONT)
+    top.type(b"\n")
     top.until(lambda _: len(top.frames()) > drawn, "a frame after the pause")
     assert top.written.count("\x1b[?1049h") == 2
     top.type(b"q")
     assert top.process.wait(PATIENCE) == 0
+    assert top.until(lambda written: written.count("\x1b[?1049l") == 2, "the first screen again")
 
 
 def test_a_terminal_that_knows_no_sequences_gets_one_interval_as_text(terminal: Callable[..., Terminal]) -> None:

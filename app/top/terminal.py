@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import select
-import shutil
 import signal
 import sys
 import termios
@@ -68,13 +67,21 @@ class Screen:
 
     def draw(self, lines: Sequence[Line]) -> None:
         """Draws a frame as large as the terminal is now. Lines that find no room are counted in the last one."""
-        width, height = shutil.get_terminal_size()
+        width, height = self._size()
         shown = text_of(lines, colours=self._colours, width=width)
         if len(shown) > height:
             hidden = len(shown) - height + 1
             shown[height - 1 :] = [f"… {hidden} more lines: enlarge the window"[:width]]
         frame = f"{_REST_OF_LINE}\r\n".join(shown)
         self._write(f"{_HOME}{frame}{_REST_OF_LINE}{_REST_OF_SCREEN}")
+
+    def _size(self) -> tuple[int, int]:
+        """Columns and lines. A terminal that does not know its size counts as one of the usual size."""
+        try:
+            size = os.get_terminal_size(self._output.fileno())
+        except OSError:
+            return 80, 24
+        return size.columns or 80, size.lines or 24
 
     def wait(self, seconds: float) -> bool:
         """Waits. Returns early if the size changed or a key was typed. False: the user wants to leave (q, CTRL+D)."""

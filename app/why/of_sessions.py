@@ -96,15 +96,12 @@ def _key(known: Known) -> str:
     number = known.row.key_number
     if known.key is None:
         return f"The refresh key {number}, under which its refresh token stands, was deleted."
-    kid, status = known.key["kid"], known.key["status"]
+    kid, status, retires = known.key["kid"], known.key["status"], known.key["retires_at"]
     if status == "retired":
         return f"The refresh key {number} ({kid}) of its refresh token was retired at {shown(known.key['retired_at'])}."
-    if status == "retiring":
-        retires = shown(known.key["retires_at"])
-        return f"The refresh key {number} ({kid}) of its refresh token no longer signs, and retires at {retires}."
-    return (
-        f"The refresh key {number} ({kid}) of its refresh token {'signs' if status == 'signs' else 'still verifies'}."
-    )
+    signs = {"signs": "signs", "unknown": "is of a later release"}.get(status, "no longer signs")
+    later = f", and retires at {shown(retires)}" if retires is not None else ""
+    return f"The refresh key {number} ({kid}) of its refresh token {signs}{later}."
 
 
 def _bounds(known: Known) -> Iterator[str]:
@@ -184,7 +181,7 @@ def lines(row: SessionRow, everyone: Sequence[Line] = ()) -> Iterator[Line]:
         everyone: the event that signed everyone out, if it ended the session. No session has one of its own from it.
     """
     if row.generation:
-        says = f"The session was refreshed for the {row.generation}. time, which was the last."
+        says = f"The session was refreshed, number {row.generation} and the last so far."
         yield Line(row.rotated_at, "refreshed", says, session_id=row.id)
     over, since = row.over(), row.over_since()
     if row.ended_at is not None or over is None or since is None:
