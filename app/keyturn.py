@@ -31,6 +31,7 @@ from .log import get_logger
 from .policies import Policies, Policy
 from .revocation.fence import Reading as PulseReading
 from .revocation.revocations import Revocations
+from .sampling import Sampling
 from .sessions.answers import Answers
 from .sessions.ending import Ending
 from .sessions.key_changes import KeyChanges
@@ -116,6 +117,7 @@ class Keyturn:
     upstream_logout: UpstreamLogout
     end_session: EndSession
     why: Why
+    sampling: Sampling
 
 
 @asynccontextmanager
@@ -154,6 +156,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     users, events, upstream_sessions = Users(db, passwords, sign_in, ending), Events(db), UpstreamSessions(db)
     reading = Reading(db, access_tokens, revocations, lookup, policies)
     federated = issuers, identities, upstream_sessions
+    statistics, owed = Statistics(db, policies), Owed(db)
     try:
         yield Keyturn(
             settings=settings,
@@ -175,7 +178,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             naming=Naming(db),
             upkeep=Upkeep(db),
             events=events,
-            statistics=Statistics(db, policies),
+            statistics=statistics,
             key_changes=KeyChanges(keys, KeyRotation(db, keys, seal, settings), sweeping, settings.signing_algorithm),
             key_sharing=KeySharing(db, keys, seal, (master, previous)),
             cookies=cookies,
@@ -189,7 +192,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             diagnosis=Diagnosis(issuers, key_sets, external_tokens, scalekit),
             scalekit=scalekit,
             revoking=Revoking(db, issuers, scalekit),
-            owed=Owed(db),
+            owed=owed,
             session_checks=session_checks,
             identities=identities,
             exchange=Exchange(db, external_tokens, identities, sessions, session_checks.absolute_end),
@@ -198,6 +201,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             upstream_logout=UpstreamLogout(db, issuers, external_tokens, ending),
             end_session=EndSession(db, issuers, discovery),
             why=Why(users, reading, Promises(db), events, policies, keys, revocations, federated, db.clock),
+            sampling=Sampling(db, revocations, statistics, owed),
         )
     finally:
         await revocations.close()
@@ -229,6 +233,7 @@ async def running(keyturn: Keyturn) -> AsyncIterator[None]:
             keyturn.key_sets.follow(keyturn.issuers.in_force)
 
     keyturn.revocations.fence.on_reading = follow
+    keyturn.revocations.on_turn = keyturn.sampling.sample
     await keyturn.revocations.fence.read()
     tasks = [asyncio.create_task(keyturn.revocations.watch()), asyncio.create_task(keyturn.revoking.run())]
     try:

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from .errors import InvalidRequest, MethodNotAllowed, NotFound, Refusal, refusal_of
-from .http.answers import render
+from .http.answers import Answer, render
 from .http.documentation import documented
 from .http.doors import Doors, response
 from .http.edge import Edge
@@ -42,6 +42,7 @@ from .routes import (
     identities,
     login,
     me,
+    metrics,
     reauthentication,
     sessions,
     tokens,
@@ -77,7 +78,13 @@ _ENDPOINTS = (
     *federation.ENDPOINTS,
     *well_known.ENDPOINTS,
     *health.ENDPOINTS,
+    *metrics.ENDPOINTS,
 )
+_ON_METRICS_PORT = {
+    "/metrics": metrics.metrics_on_own_port,
+    "/healthz": health.healthz,
+    "/readyz": health.readyz,
+}
 _DOCUMENT = "/openapi.json"
 _FIRST_SEGMENTS = frozenset(path.split("/")[1] for path in (_DOCUMENT, *(each.path for each in _ENDPOINTS)))
 """The first segments of all paths that Keyturn serves."""
@@ -118,6 +125,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app = _Application(
         Origins(settings.iss, origins_in(settings.allowed_origins), settings.hsts),
         frozenset() if settings.log_probes else PROBES,
+        settings.metrics_port,
         lifespan=lifespan,
         openapi_url=None,  # FastAPI's route would write the document anew for each request
         docs_url=None,  # FastAPI's reference page loads its scripts from another host
@@ -183,18 +191,32 @@ class _Application(FastAPI):
     refresh would take a tenth longer.
     """
 
-    def __init__(self, origins: Origins, quiet: frozenset[str], **options: Any) -> None:
+    def __init__(self, origins: Origins, quiet: frozenset[str], metrics_port: int | None, **options: Any) -> None:
         super().__init__(**options)
         self.doors = Doors[Keyturn](_ENDPOINTS)
         self.origins = origins
+        self._metrics_port = metrics_port
         self._front = Edge(super().__call__, fast=self.doors.fast, origins=origins, quiet=quiet)
+        self._behind_metrics_port = Edge(super().__call__, fast=self._metrics, quiet=quiet)
 
     async def __call__(self, asgi_scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
+        if self._metrics_port is not None and _port(asgi_scope) == self._metrics_port:
+            await self._behind_metrics_port(asgi_scope, receive, send)
+            return
         asgi_scope["root_path"] = self.root_path
         if self.root_path and "path" in asgi_scope:
             self._prefix(asgi_scope)
         await self._front(asgi_scope, receive, send)
+
+    async def _metrics(self, request: OurRequest) -> Answer:
+        """The answer on the port of the metrics. Each path but three is unknown there, and so no other door opens."""
+        answer = _ON_METRICS_PORT.get(request.path)
+        if answer is None:
+            raise NotFound("no such path on the port of the metrics")
+        if request.method not in {"GET", "HEAD"}:
+            return request.refused(MethodNotAllowed("no such method here"), [(b"allow", b"GET, HEAD")])
+        return await answer(self.doors.parts, request)
 
     def _prefix(self, asgi_scope: Scope) -> None:
         """Adds the root path to the path if a proxy has stripped it, so that all code after this finds it there.
@@ -207,6 +229,12 @@ class _Application(FastAPI):
         if not path.startswith(prefix) or path[len(prefix) :].split("/", 1)[0] not in _FIRST_SEGMENTS:
             asgi_scope["path"] = self.root_path + path
             asgi_scope["raw_path"] = self.root_path.encode() + (asgi_scope.get("raw_path") or b"")
+
+
+def _port(asgi_scope: Scope) -> int | None:
+    """The port at which a request came in."""
+    server = asgi_scope.get("server")
+    return None if server is None else server[1]
 
 
 def release() -> str:

@@ -13,8 +13,10 @@ A count costs one call, one look-up and one addition: `bench/metrics.py` measure
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import accumulate, product
+from math import isnan, nan
 from typing import Generic, Literal, TypeVar
 
 from .errors import Refusal
@@ -62,9 +64,12 @@ class Metric:
         return len(self.series) * self.width + self.width
 
     def place(self, cells: memoryview) -> None:
-        """Moves the numbers into other memory of `size` floats, and adds them to those that stand there."""
+        """Moves the numbers into other memory of `size` floats, where a process that has ended may have counted.
+
+        Counts are added to those that stand there. Gauges told of that process, so they are replaced.
+        """
         for position, value in enumerate(self.cells):
-            cells[position] += value
+            cells[position] = value if self.kind == "gauge" else cells[position] + value
         self.cells = cells
 
     def unlisted(self, cells: memoryview) -> float:
@@ -95,29 +100,46 @@ class CounterBy(Metric, Generic[K]):
         """Adds one under the outcome of a refusal."""
         self.cells[self._at[refusal.outcome]] += 1.0
 
-
-class Gauge(Metric):
-    """A gauge without labels. The numbers of processes that run are summed, or the highest one counts."""
-
-    kind = "gauge"
-
-    def __init__(self, name: str, text: str, *, together: Together = "sum") -> None:
-        super().__init__(name, text)
-        self.together = together
-
-    def set(self, value: float) -> None:
-        """Sets the number of this process."""
-        self.cells[0] = value
+    @contextmanager
+    def outcome(self, good: K) -> Iterator[None]:
+        """Adds one under the outcome of the refusal that leaves the block, or under `good`. A defect counts nowhere."""
+        try:
+            yield
+        except Refusal as refusal:
+            self.refused(refusal)
+            raise
+        self.count(good)
 
 
-class GaugeBy(Metric, Generic[K]):
-    """A gauge with labels, otherwise as `Gauge`."""
+class Gauges(Metric):
+    """One gauge, or one for each word. The numbers of processes that run are summed, or the highest one counts.
+
+    A gauge that was never set is not a number, and has no sample.
+    """
 
     kind = "gauge"
 
     def __init__(self, name: str, text: str, *, together: Together = "sum", **labels: Sequence[str]) -> None:
         super().__init__(name, text, **labels)
         self.together = together
+        for position in range(self.size):
+            self.cells[position] = nan
+
+    def unlisted(self, cells: memoryview) -> float:
+        """Whether a key was used that is on no list."""
+        return float(not isnan(cells[-1]))
+
+
+class Gauge(Gauges):
+    """A gauge without labels."""
+
+    def set(self, value: float) -> None:
+        """Sets the number of this process."""
+        self.cells[0] = value
+
+
+class GaugeBy(Gauges, Generic[K]):
+    """A gauge with labels."""
 
     def set(self, key: K, value: float) -> None:
         """Sets the number of this process."""
@@ -130,7 +152,7 @@ class GaugeBy(Metric, Generic[K]):
         self.cells[self._at[key]] = 1.0
 
 
-class _Buckets(Metric):
+class Buckets(Metric):
     """A histogram's numbers: one for each bucket, one for what is above all bounds, and the sum."""
 
     kind = "histogram"
@@ -151,7 +173,7 @@ class _Buckets(Metric):
         return float(sum(cells[-self.width : -1]))
 
 
-class Histogram(_Buckets):
+class Histogram(Buckets):
     """A histogram without labels."""
 
     def observe(self, value: float) -> None:
@@ -161,14 +183,32 @@ class Histogram(_Buckets):
         cells[self.width - 1] += value
 
 
-class HistogramBy(_Buckets, Generic[K]):
+class Series:
+    """One series of a histogram with labels, found once for many observations."""
+
+    __slots__ = ("_bounds", "_histogram", "_last", "_start")
+
+    def __init__(self, histogram: Buckets, start: int) -> None:
+        self._histogram = histogram
+        self._bounds = histogram.bounds
+        self._start = start
+        self._last = start + histogram.width - 1
+
+    def observe(self, value: float) -> None:
+        """Counts an observation."""
+        cells = self._histogram.cells
+        cells[self._start + bisect_left(self._bounds, value)] += 1.0
+        cells[self._last] += value
+
+
+class HistogramBy(Buckets, Generic[K]):
     """A histogram with labels."""
+
+    def at(self, key: K) -> Series:
+        """The series of a key."""
+        start = self._at[key]
+        return Series(self, start if start >= 0 else self.size - self.width)
 
     def observe(self, key: K, value: float) -> None:
         """Counts an observation."""
-        cells = self.cells
-        start = self._at[key]
-        if start < 0:
-            start = len(cells) - self.width
-        cells[start + bisect_left(self.bounds, value)] += 1.0
-        cells[start + self.width - 1] += value
+        self.at(key).observe(value)

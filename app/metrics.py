@@ -27,13 +27,16 @@ StatusWord = Literal["2xx", "3xx", "4xx", "5xx", "none"]
 """The class of an answer's status; `none`: the client left before the answer."""
 
 RefreshWord = Literal[
-    "rotated", "retried", "reuse", "ended", "expired", "unknown", "junk", "denied", "limited", "unavailable"
+    "rotated", "retried", "reuse", "ended", "expired", "unknown", "junk", "refused", "denied", "limited", "unavailable"
 ]
-VerifyWord = Literal["accepted", "denied", "ended", "expired", "unknown", "junk", "missing", "limited", "unavailable"]
+VerifyWord = Literal[
+    "accepted", "missing", "junk", "unknown", "expired", "ended", "refused", "denied", "malformed", "limited",
+    "unavailable",
+]  # fmt: skip
 LoginWord = Literal["signed_in", "refused", "malformed", "denied", "limited", "unavailable"]
 ExchangeWord = Literal["exchanged", "refused", "malformed", "denied", "ended", "expired", "limited", "unavailable"]
-LogoutWord = Literal["ended", "junk", "refused", "malformed", "denied", "unavailable"]
-BatchWord = Literal["rotation", "revocation", "redis", "session"]
+LogoutWord = Literal["done", "missing", "junk", "unknown", "expired", "ended", "refused", "unavailable"]
+BatchWord = Literal["rotation", "logout", "lookup", "revocation", "redis", "move", "upstream", "other"]
 HashWord = Literal["done", "full", "share", "late", "left", "failed"]
 LimitWord = Literal["account", "account_network", "network", "service", "session", "junk"]
 """The budget that was empty: of an account, of an account in one network, of a network, of the whole service; of one
@@ -46,7 +49,7 @@ CacheWord = Literal["complete", "not_complete", "away", "none"]
 RebuildWord = Literal["done", "another_server", "lost", "failed"]
 AnswererWord = Literal["memory", "redis", "database", "unavailable"]
 FetchWord = Literal["answered", "refused", "away", "address_refused"]
-UpstreamLogoutWord = Literal["ended", "malformed", "refused", "unavailable"]
+UpstreamLogoutWord = Literal["done", "malformed", "not_found", "unavailable"]
 AttemptWord = Literal["done", "failed", "given_up"]
 OrderWord = Literal["waiting", "given_up"]
 
@@ -70,7 +73,9 @@ EXCHANGES = CounterBy[ExchangeWord](
 )
 LOGOUTS = CounterBy[LogoutWord]("keyturn_logouts_total", "Logouts, by outcome.", outcome=get_args(LogoutWord))
 SESSIONS_ENDED = CounterBy[Reason](
-    "keyturn_sessions_ended_total", "Sessions that somebody or something ended, by reason.", reason=get_args(Reason)
+    "keyturn_sessions_ended_total",
+    "Sessions that an act ended, by reason. Those that run out by themselves are not counted.",
+    reason=get_args(Reason),
 )
 SESSIONS_LIVE = Gauge(
     "keyturn_sessions_live", "Live sessions when they were last counted. Absent: not counted yet.", together="max"
@@ -147,7 +152,7 @@ REBUILDS = CounterBy[RebuildWord](
 EPOCHS = Counter("keyturn_fence_epochs_total", "Epochs of the fence that processes have read, the first one included.")
 FENCED = Counter("keyturn_fenced_endings_total", "Endings of sessions that fenced: Redis had not acknowledged them.")
 ANSWERERS = CounterBy[AnswererWord](
-    "keyturn_revocation_answers_total", "Checks for revocation, by what answered.", by=get_args(AnswererWord)
+    "keyturn_revocation_answers_total", "Checks for revocation, by what answered.", answerer=get_args(AnswererWord)
 )
 FENCE_AGE = Gauge(
     "keyturn_fence_reading_age_seconds", "Age of the oldest last reading of the fence among processes.", together="max"

@@ -193,6 +193,7 @@ class Settings(WatchingSettings, SessionSettings):
             ),
             *self.web_rules(self.iss, self.retry_window),
             *self.session_rules(),
+            *self.watching_rules(self.port),
             (
                 self.argon2_memory < 8 * self.argon2_lanes,
                 "KEYTURN_ARGON2_MEMORY must be at least 8 KiB for each of KEYTURN_ARGON2_LANES (RFC 9106 section 3.1)",

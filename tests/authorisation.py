@@ -97,6 +97,7 @@ REFRESHES = row(   "400          | ok     | ok   | ok    | 401 refused| ok      
 SIGNS_IN = row(    "ok           | ok     | ok   | ok    | ok         | ok       | 403 origin | ok     | 401 refused| ok")  # fmt: skip
 SIGNED = row(      "400          | 400    | 400  | 400   | 400        | 400      | 400        | 400    | 400        | 400")  # fmt: skip
 LOGS_OUT = row(    "401          | ok     | ok   | ok    | ok         | ok       | 403 origin | ok     | ok         | ok")  # fmt: skip
+OPERATORS = row(   "404          | 404    | 404  | 404   | 404        | 404      | 404        | 404    | 404        | 404")  # fmt: skip
 
 ROWS: dict[str, Mapping[str, str]] = {
     "POST /auth/register": ANYONE,
@@ -159,6 +160,7 @@ ROWS: dict[str, Mapping[str, str]] = {
     "GET /.well-known/jwks.json": ANYONE,
     "GET /healthz": ANYONE,
     "GET /readyz": ANYONE,
+    "GET /metrics": OPERATORS,
 }
 
 
@@ -387,6 +389,7 @@ for _name in (
     "GET /.well-known/jwks.json",
     "GET /healthz",
     "GET /readyz",
+    "GET /metrics",
 ):
     SAMPLES[_name] = plain(_name.partition(" ")[2])
 for _name, _body in {

@@ -14,8 +14,13 @@ _ALL = {"::": ("::", "0.0.0.0")}  # noqa: S104  # the operator's choice
 _NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
-def listen(host: str, port: int) -> list[socket.socket]:
+def listen(host: str, port: int, *, options: tuple[str, str] = ("--host", "--port")) -> list[socket.socket]:
     """A socket for each address that HOST stands for, bound and not yet listening. Port 0 is one free port for all.
+
+    Args:
+        host: HOST.
+        port: PORT.
+        options: what an operator gives both by.
 
     Raises:
         ConfigurationError: HOST is no address of this machine, or PORT is taken.
@@ -40,9 +45,9 @@ def listen(host: str, port: int) -> list[socket.socket]:
         for each in sockets:
             each.close()
         number = e.errno if isinstance(e, OSError) else None
-        other = "port" if number in {errno.EADDRINUSE, errno.EACCES} else "host"
+        other = options[number in {errno.EADDRINUSE, errno.EACCES}]
         why = e.strerror if isinstance(e, OSError) else "not a host name"
-        raise ConfigurationError(f"can't listen on {written(host)}:{port} ({why}); choose another --{other}") from None
+        raise ConfigurationError(f"can't listen on {written(host)}:{port} ({why}); choose another {other}") from None
     return sockets
 
 

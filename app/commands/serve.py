@@ -8,11 +8,13 @@ import signal
 import socket
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
 
 from .. import log
 from ..command_name import called
 from ..http import open_files
 from ..keyturn import opened, running
+from ..metric_slots import Slots
 from ..settings import Settings, read
 from ..users.administrators import administrators
 from ..users.first_administrator import ADMINISTRATOR, first_administrator
@@ -38,6 +40,10 @@ def _serve(_arguments: argparse.Namespace) -> int:
     # and with several workers in another way than with one.
     sockets = listen(settings.host, settings.port)
     try:
+        if settings.metrics_port is not None:
+            sockets += listen(
+                settings.metrics_host, settings.metrics_port, options=("KEYTURN_METRICS_HOST", "KEYTURN_METRICS_PORT")
+            )
         return _serve_on(sockets, settings)
     finally:
         for each in sockets:
@@ -58,8 +64,9 @@ def _serve_on(sockets: list[socket.socket], settings: Settings) -> int:
     log.configure(settings.log_level, settings.log_format)
     # When all is closed, uvicorn raises the signal that ended it again. An orderly end must not look like a failure.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    slots = Slots(settings.workers) if settings.workers > 1 else None
     config = uvicorn.Config(
-        f"{__package__.partition('.')[0]}.main:served",
+        _Worker(slots),
         factory=True,
         host=settings.host,
         port=port,
@@ -83,6 +90,23 @@ def _serve_on(sockets: list[socket.socket], settings: Settings) -> int:
         else:
             server.run(sockets)
     return 0 if server.started or settings.workers > 1 else 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Worker:
+    """Makes the application in each worker, whose metrics count in a slot of their own. The parent has no application.
+
+    Pickled for each worker, also for one that takes the place of a worker that died.
+    """
+
+    slots: Slots | None
+
+    def __call__(self) -> object:
+        from ..main import served  # noqa: PLC0415  # only workers need FastAPI
+
+        if self.slots is not None and not self.slots.take():
+            log.get_logger().warning("metrics_apart", detail="no slot is free: the metrics lack this worker's")
+        return served()
 
 
 async def _check(settings: Settings) -> tuple[str | None, str]:

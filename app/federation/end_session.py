@@ -39,7 +39,7 @@ class EndSession:
         self._db = db
         self._issuers = issuers
         self._discovery = discovery
-        self._names = Batch(self._read, in_flight=2)
+        self._names = Batch(self._read, name="upstream", in_flight=2)
 
     def has_issuers(self) -> bool:
         """Whether any issuer is configured. True as well while this process can't tell."""

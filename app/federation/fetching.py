@@ -17,12 +17,14 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import Any
 from urllib.parse import urlencode
 
 import httpx2
 
 from ..errors import TemporarilyUnavailable
+from ..metrics import FETCH_DURATION, FETCHES
 from .addresses import is_allowed
 from .issuer import Configured
 from .strict_json import parsed
@@ -97,6 +99,23 @@ class Fetching:
 
     async def _send(
         self, method: str, url: str, of: Configured, bearer: str | None, body: bytes = b"", media_type: str = ""
+    ) -> tuple[int, Any]:
+        began = monotonic()
+        try:
+            status, value = await self._sent(method, url, of, bearer, body, media_type)
+        except AddressRefused:
+            FETCHES.count("address_refused")
+            raise
+        except TemporarilyUnavailable:
+            FETCHES.count("away")
+            raise
+        finally:
+            FETCH_DURATION.observe(monotonic() - began)
+        FETCHES.count("answered" if status < _FIRST_ERROR else "refused")
+        return status, value
+
+    async def _sent(
+        self, method: str, url: str, of: Configured, bearer: str | None, body: bytes, media_type: str
     ) -> tuple[int, Any]:
         headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "keyturn"}
         if bearer is not None:

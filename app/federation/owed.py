@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, select, text, update
+from sqlalchemy import ColumnElement, func, select, text, update
 
 from ..actors import Actor
 from ..errors import NotFound
@@ -19,6 +19,8 @@ from ..storage.tasks import own_task
 from .orders import event_about, locked_sessions
 
 State = Literal["waiting", "given_up"]
+
+_MOST_COUNTED = 100_000
 
 
 class Owed:
@@ -63,6 +65,19 @@ class Owed:
         async with self._db.look(hot_path=False) as connection:
             rows = await connection.execute(query.order_by(UpstreamSession.session_id.desc()).limit(limit))
             return [{**row, "state": row["state"] or "waiting"} for row in rows.mappings()]
+
+    @own_task
+    async def count(self) -> tuple[int, int]:
+        """How many orders wait, and how many were given up: 100,000 together, at most.
+
+        Raises:
+            TemporarilyUnavailable: the database is away.
+        """
+        those = select(UpstreamSession.due_at).where(text(OPEN)).limit(_MOST_COUNTED).subquery()
+        query = select(func.count(those.c.due_at), func.count()).select_from(those)
+        async with self._db.look(hot_path=False) as connection:
+            waiting, both = (await connection.execute(query)).one()
+        return waiting, both - waiting
 
     @own_task
     async def renew(self, session_id: UUID, *, by: Actor) -> None:

@@ -23,6 +23,7 @@ from ..actors import Actor
 from ..errors import Refusal, TemporarilyUnavailable
 from ..events.audit import Event, record
 from ..log import get_logger
+from ..metrics import OUTBOX_ATTEMPTS
 from ..storage.database import Database
 from ..storage.tasks import own_task
 from .harvest import Harvest
@@ -180,8 +181,12 @@ class Revoking:
     async def _write(self, order: Order, outcome: Outcome | Refusal) -> None:
         if not isinstance(outcome, Refusal):
             await self._orders.done(order, outcome)
+            OUTBOX_ATTEMPTS.count("done")
         elif await self._orders.failed(order, outcome.cause):
+            OUTBOX_ATTEMPTS.count("given_up")
             self._say_given_up([order.session_id])
+        else:
+            OUTBOX_ATTEMPTS.count("failed")
 
     def _pause(self, of: Configured, rest: _Rest, cause: str) -> None:
         if not rest.failures:

@@ -99,7 +99,7 @@ class SessionChecks:
         self._ending = ending
         self._origins = Remembered[UUID, _Origin | None](_REMEMBERED)
         self._answers = Remembered[_Origin, _Seen](_REMEMBERED)
-        self._reads = Batch(self._read, in_flight=2)
+        self._reads = Batch(self._read, name="upstream", in_flight=2)
         self._flights = Flights[_Origin, _Seen]()
         self._healths: dict[str, _Health] = {}
         self._in_force: Mapping[str, Configured] = {}

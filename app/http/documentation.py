@@ -17,6 +17,7 @@ from ..errors import (
     ServerError,
     UnsupportedMediaType,
 )
+from .bodies import JSON
 from .heads import UriTooLong
 
 
@@ -102,6 +103,8 @@ def documented(document: dict[str, Any]) -> dict[str, Any]:
             for refusal in _OF_THE_EDGE + (_OF_THE_EDGE_TO_A_BODY if "requestBody" in operation else ()):
                 responses.setdefault(str(refusal.status), {"description": refusal.sentence, "content": content})
             for answer in responses.values():
+                if len(answer.get("content", ())) > 1 and answer["content"].get(JSON) == {"schema": {}}:
+                    del answer["content"][JSON]  # FastAPI's own, beside those that the endpoint names
                 answer.setdefault("headers", {})["X-Request-Id"] = {"$ref": "#/components/headers/RequestId"}
             operation["responses"] = dict(sorted(responses.items()))
     return document

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .. import log
 from ..errors import ContentTooLarge, InvalidRequest, Refusal, RequestTimeout, refusal_of
-from . import access_line
+from . import access_line, counting
 from .answers import Answer, Fields, render
 from .bodies import OF_STANDARDS, check_form, is_form, parse_form, read_json
 from .heads import VERIFY, asked_by_proxy, check_escaped, check_head
@@ -115,8 +115,10 @@ class Edge:
             request.refusal = refusal_of(e)
             await outgoing.whole(render(request.refusal))
         finally:
+            seconds = perf_counter() - started
+            counting.count(request, outgoing.status, seconds)
             if request.path not in self._quiet or outgoing.status != HTTPStatus.OK:
-                access_line.write(asgi_scope, request, outgoing.status, perf_counter() - started)
+                access_line.write(asgi_scope, request, outgoing.status, seconds)
             # Break the reference cycles, so that the request is freed at once and not by the garbage collector. One is
             # request → wire → scope → request, the other refusal → traceback → frame → request.
             request.wire = request.refusal = request.malformed = None

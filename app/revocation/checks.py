@@ -12,6 +12,7 @@ from uuid import UUID
 from sqlalchemy import select
 
 from ..errors import InvalidToken, Reason, TemporarilyUnavailable
+from ..metrics import ANSWERERS
 from ..storage.batches import Batch
 from ..storage.database import Database
 from ..storage.tables import Session
@@ -50,8 +51,8 @@ class Checks:
         self._redis = redis
         self._without_database = without_database
         self._ended: dict[UUID, tuple[Reason, float]] = {}
-        self._lookups = Batch(self._look_up, in_flight=2)
-        self._questions = Batch(self._ask_redis, most=512, queue_limit=READ_LIMIT)
+        self._lookups = Batch(self._look_up, name="revocation", in_flight=2)
+        self._questions = Batch(self._ask_redis, name="redis", most=512, queue_limit=READ_LIMIT)
         self._these = select(Session.id, Session.end_reason).where(db.among(Session.id))
 
     async def check(self, session_id: UUID, issued_at: int) -> None:
@@ -67,6 +68,7 @@ class Checks:
         """
         remembered = self._ended.get(session_id)
         if remembered is not None:
+            ANSWERERS.count("memory")
             raise InvalidToken("session ended", reason=remembered[0])
         silence = None
         if self._redis.is_configured:
@@ -74,9 +76,10 @@ class Checks:
                 accepted, silence = await self._questions((session_id, issued_at))
             except TemporarilyUnavailable:
                 accepted = False  # the database answers
-            if accepted:
-                return
-            if silence is not None and self._fence.database_is_away() and self._believes_without_database(*silence):
+            if accepted or (
+                silence is not None and self._fence.database_is_away() and self._believes_without_database(*silence)
+            ):
+                ANSWERERS.count("redis")
                 return
         try:
             reason = await self._lookups(session_id)
@@ -84,8 +87,14 @@ class Checks:
             # Guarantee 8: refuse, unless Redis was complete when this process last saw the database. One case is let
             # through wrongly (README, "Guarantees when things fail").
             if silence is not None and self._believes_without_database(*silence):
+                ANSWERERS.count("redis")
                 return
+            ANSWERERS.count("unavailable")
             raise
+        except InvalidToken:
+            ANSWERERS.count("database")
+            raise
+        ANSWERERS.count("database")
         if reason is not None:
             raise InvalidToken("session ended", reason=reason)
 
@@ -110,7 +119,7 @@ class Checks:
                 fence.seen[session_id] = until
                 if len(fence.seen) > _MOST_SEEN:
                     del fence.seen[next(iter(fence.seen))]
-        return [found[i] if i in found else InvalidToken("no such session") for i in ids]
+        return [found[i] if i in found else InvalidToken("no such session", outcome="unknown") for i in ids]
 
     def remember(self, session_id: UUID, reason: Reason) -> None:
         """Remembers an ended session while its tokens could be valid. An ended session never becomes live again."""

@@ -18,6 +18,7 @@ from uuid import UUID
 from sqlalchemy import select
 
 from ..errors import TemporarilyUnavailable
+from ..metrics import EPOCHS
 from ..settings import LEEWAY
 from ..storage.database import Database
 from ..storage.tables import CacheFence, Pulse
@@ -134,6 +135,7 @@ class FenceReader:
             if before is not None and before.epoch == row.epoch:
                 self.last = Fence(row.epoch, server, began, before.known_since, vouches_from, before.seen)
             else:
+                EPOCHS.count()
                 # With a new `seen`: a look-up that is under way adds to the one of the epoch before.
                 self.last = Fence(row.epoch, server, began, monotonic(), vouches_from)
             self.on_reading(Reading(began, row.now, row.keys_version, row.policies_version, row.issuers_version))

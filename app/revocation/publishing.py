@@ -28,6 +28,7 @@ from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..errors import TemporarilyUnavailable
+from ..metrics import FENCED, REVOCATION_LAG
 from ..storage.database import Database
 from ..storage.locks import ENDINGS
 from ..storage.tables import CacheFence
@@ -87,15 +88,23 @@ class Comparison:
     def known_to_all_at(self) -> float:
         """The moment from which no process relies on an older fence, in seconds of the monotonic clock.
 
-        Call this function after the commit: without a fitting reading of the fence, the duration counts from the call.
+        Call this function once, after the commit: the duration counts from the call, if no reading of the fence fits.
         """
+        if self.fenced:
+            FENCED.count()
+        now = monotonic()
+        moment = self._moment(now)
+        REVOCATION_LAG.observe(max(0.0, moment - now))
+        return moment
+
+    def _moment(self, now: float) -> float:
         if not self.fenced and self.epoch == NEVER_CLAIMED:
             return float("-inf")
         # Another transaction may have written the epoch a moment ago. Then readings from before that still count.
         reading = self.last_reading()
         if not self.fenced and reading is not None and reading.epoch == self.epoch:
             return reading.known_since + KNOWN_TO_ALL_IN.total_seconds()
-        return monotonic() + KNOWN_TO_ALL_IN.total_seconds()
+        return now + KNOWN_TO_ALL_IN.total_seconds()
 
     async def known_to_all(self) -> None:
         """Returns at the moment `known_to_all_at`."""

@@ -22,6 +22,7 @@ from uuid import UUID
 from sqlalchemy import func, select, tuple_, update
 
 from ..errors import TemporarilyUnavailable
+from ..metrics import REBUILDS
 from ..storage.database import Database
 from ..storage.locks import ENDINGS
 from ..storage.tables import CacheFence, Session
@@ -128,13 +129,18 @@ class Rebuild:
             return
         try:
             if not await self._claim(server.identity, epoch):
+                REBUILDS.count("another_server")
                 text = "the fence names another Redis, or another database of it: look at REDIS_URL of each instance"
                 self._note("not complete", "redis_not_the_one", text)
             elif await self._fill(server, epoch):
+                REBUILDS.count("done")
                 await self._fence.read()
                 self._note("complete", "redis_complete", "Redis holds every revocation and is believed")
                 return
+            else:
+                REBUILDS.count("lost")
         except TemporarilyUnavailable:
+            REBUILDS.count("failed")
             with suppress(TemporarilyUnavailable):  # so that no process has to wait until the nonce expires
                 await self._on(server, ("EVAL", _LEAVE, "1", NONCE, epoch))
             raise

@@ -43,6 +43,7 @@ from time import monotonic
 from typing import Any
 
 from ..errors import TemporarilyUnavailable
+from ..metrics import LOOP_LAG
 from ..settings import Settings
 from ..storage.database import Database
 from ..storage.tasks import TIME_LIMIT
@@ -77,6 +78,8 @@ class Revocations:
         self.publishing = Publishing(db, self.fence, self.redis)
         self.rebuild = Rebuild(db, self.fence, self.redis, report)
         self.check = self.checks.check
+        self.on_turn: Callable[[], object] = lambda: None
+        """Called in each turn of the loop, also while the database is away."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._late_from = float("inf")  # the next turn of the loop is late from then on (monotonic clock)
         self._still_late_until = float("-inf")
@@ -101,7 +104,10 @@ class Revocations:
             self._start(self.fence.read())
             if self.redis.is_configured and (rebuild is None or rebuild.done()):
                 rebuild = self._start(self.rebuild.keep_complete())
+            self.on_turn()
+            due = monotonic() + READ_EVERY.total_seconds()
             await asyncio.sleep(READ_EVERY.total_seconds())
+            LOOP_LAG.observe(max(0.0, monotonic() - due))
 
     def stood_still(self) -> bool:
         """Whether this process was suspended or starved of CPU within the last seconds: its loop comes too late.

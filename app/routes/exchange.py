@@ -14,6 +14,7 @@ from ..http.endpoints import Endpoint, HeaderField
 from ..http.idempotency_keys import PATTERN
 from ..http.request import Request
 from ..keyturn import Keyturn
+from ..metrics import EXCHANGES
 from .models import SET_COOKIES, TokenAnswer
 from .starting import SignIn, Wanted
 from .upstream_cookie import fields_of_id_token
@@ -99,17 +100,18 @@ async def exchange(keyturn: Keyturn, request: Request) -> Answer:
     device, user_agent = wanted.device(request), request.user_agent()
     # A browser whose first answer was lost never learned the id that was made for it. So only a known id counts.
     known_device = None if device.new_cookie is not None else device.id
-    tokens = await keyturn.exchange.exchange(
-        body.subject_token,
-        kind_of(body.subject_token_type),
-        caller=caller_of(keyturn.settings.client_id, retry_key, known_device, user_agent),
-        by=request.by(),
-        user_agent=user_agent,
-        device_id=device.id,
-        device_name=body.device_name,
-        scope=wanted.scope,
-        id_token=body.id_token,
-    )
+    with EXCHANGES.outcome("exchanged"):
+        tokens = await keyturn.exchange.exchange(
+            body.subject_token,
+            kind_of(body.subject_token_type),
+            caller=caller_of(keyturn.settings.client_id, retry_key, known_device, user_agent),
+            by=request.by(),
+            user_agent=user_agent,
+            device_id=device.id,
+            device_name=body.device_name,
+            scope=wanted.scope,
+            id_token=body.id_token,
+        )
     kept: Fields = ()
     if wanted.mode != "bearer":
         kept = fields_of_id_token(keyturn, request, tokens, body.id_token, remembered=wanted.remembered)

@@ -15,6 +15,7 @@ from ..http.answers import Answer, of_json
 from ..http.endpoints import Endpoint, HeaderField
 from ..http.request import Request
 from ..keyturn import Keyturn
+from ..metrics import UPSTREAM_LOGOUTS
 
 _LONGEST = 16_384  # characters of a logout token
 
@@ -46,7 +47,8 @@ async def upstream_logout(keyturn: Keyturn, request: Request) -> Answer:
     if not token:
         raise InvalidRequest("no logout token", description="logout_token: is missing.")
     name = request.identifiers["name"]
-    ended = await keyturn.upstream_logout.by_logout_token(name, token, by=request.by("upstream"))
+    with UPSTREAM_LOGOUTS.outcome("done"):
+        ended = await keyturn.upstream_logout.by_logout_token(name, token, by=request.by("upstream"))
     request.note(issuer=name, ended=ended)
     return of_json(b"{}")
 
@@ -64,9 +66,10 @@ async def upstream_webhook(keyturn: Keyturn, request: Request) -> Answer:
             raise InvalidRequest("webhook: header fields", description=f"There must be one {name} header.")
         fields[name] = value.decode("latin-1")
     name = request.identifiers["name"]
-    effect, ended = await keyturn.upstream_logout.by_webhook(
-        name, fields, request.raw, request.json, by=request.by("upstream")
-    )
+    with UPSTREAM_LOGOUTS.outcome("done"):
+        effect, ended = await keyturn.upstream_logout.by_webhook(
+            name, fields, request.raw, request.json, by=request.by("upstream")
+        )
     request.note(issuer=name, webhook=effect, ended=ended)
     return of_json(b"{}", status=201)
 

@@ -16,6 +16,7 @@ from ..http.answers import NO_CONTENT, Answer, of_json, of_model
 from ..http.endpoints import Endpoint
 from ..http.request import Request
 from ..keyturn import Keyturn
+from ..metrics import LOGINS
 from .credentials import access_token
 from .models import SET_COOKIES, Email, Password, RequestBody, TokenAnswer, UserAnswer
 from .starting import SignIn, Wanted
@@ -67,17 +68,18 @@ async def login(keyturn: Keyturn, request: Request) -> Answer:
     """
     body = request.content(Login)
     wanted = Wanted.of(keyturn, request, body)
-    proof = await keyturn.sign_in.authenticate(body.email, body.password)
-    request.user_id = proof.user_id
-    device = wanted.device(request)
-    tokens = await keyturn.starting.start(
-        proof,
-        by=request.by("user", proof.user_id),
-        user_agent=request.user_agent(),
-        device_id=device.id,
-        device_name=body.device_name,
-        scope=wanted.scope,
-    )
+    with LOGINS.outcome("signed_in"):
+        proof = await keyturn.sign_in.authenticate(body.email, body.password)
+        request.user_id = proof.user_id
+        device = wanted.device(request)
+        tokens = await keyturn.starting.start(
+            proof,
+            by=request.by("user", proof.user_id),
+            user_agent=request.user_agent(),
+            device_id=device.id,
+            device_name=body.device_name,
+            scope=wanted.scope,
+        )
     return wanted.answer(request, tokens, device)
 
 

@@ -97,7 +97,7 @@ class PresentedCookies:
             raise NoToken("no access token")
         counts = await self._newest_access(self.opened(self.cookies.access))
         if not self._together() and not self._goes_with(self.cookies.refresh, counts):
-            raise InvalidToken("access and refresh cookie of two sessions")
+            raise InvalidToken("access and refresh cookie of two sessions", outcome="refused")
         return counts.token
 
     async def refresh_token(self, mode: CookieMode) -> Opened:
@@ -136,7 +136,7 @@ class PresentedCookies:
             return opened[0]
         valid, refusal = await self._valid(opened)
         if len({each.session_id for _, each in valid}) > 1:
-            raise InvalidToken("access cookies of two live sessions")
+            raise InvalidToken("access cookies of two live sessions", outcome="refused")
         if not valid:
             raise refusal
         return max(valid, key=itemgetter(0))[1]
@@ -156,7 +156,7 @@ class PresentedCookies:
         if len(opened) == 1:
             return opened[0]
         newest: dict[UUID, tuple[int, Opened]] = {}
-        refusal = InvalidGrant("no refresh cookie of ours")
+        refusal = InvalidGrant("no refresh cookie of ours", outcome="junk")
         for each in opened:
             try:
                 generation = self.keyturn.keys.verify_refresh_token(each.token).generation

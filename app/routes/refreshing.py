@@ -14,6 +14,7 @@ from ..errors import InvalidRequest, Refusal, TemporarilyUnavailable
 from ..http.answers import Fields
 from ..http.request import Request
 from ..keyturn import Keyturn
+from ..metrics import REFRESHES
 from ..sessions.answers import Tokens
 from ..tokens.cookies import CookieMode
 from .presented_cookies import PresentedCookies
@@ -37,10 +38,15 @@ async def refresh_by_token(
             after the retry window, as a reuse.
     """
     if keyturn.revocations.stood_still() and await request.has_gone():
+        REFRESHES.count("unavailable")
         raise TemporarilyUnavailable("the client has gone").about(_session_of(keyturn, refresh_token))
     by = request.by()
     try:
-        await keyturn.session_checks.look(refresh_token, by=by)
+        try:
+            await keyturn.session_checks.look(refresh_token, by=by)
+        except Refusal as refusal:
+            REFRESHES.refused(refusal)  # `Rotation` counts all others
+            raise
         tokens = await keyturn.rotation.refresh(refresh_token, by=by, retry_key=retry_key, scope=scope)
     except TemporarilyUnavailable as e:
         # At most a sixth of the retry window, so that a client that obeys retries before its token counts as reused.
@@ -101,6 +107,10 @@ async def refresh_by_cookie(
         InvalidScope: as `refresh_by_token`.
         TemporarilyUnavailable: as `refresh_by_token`, or nobody can say which cookie counts.
     """
-    cookie = await presented.refresh_token(mode)
+    try:
+        cookie = await presented.refresh_token(mode)
+    except Refusal as refusal:
+        REFRESHES.refused(refusal)
+        raise
     tokens = await refresh_by_token(keyturn, request, cookie.token, retry_key=retry_key, scope=scope)
     return tokens, presented.fields_to_set(mode, tokens, remembered=cookie.remembered)

@@ -14,6 +14,7 @@ from ..http.endpoints import Endpoint, HeaderField
 from ..http.idempotency_keys import PATTERN
 from ..http.request import Request
 from ..keyturn import Keyturn
+from ..metrics import LOGOUTS
 from ..sessions.ending import Reach
 from ..settings_values import MOST_SCOPES, scopes_in
 from ..tokens.cookies import CookieMode
@@ -133,7 +134,8 @@ async def logout(keyturn: Keyturn, request: Request) -> Answer:
         ]
         clearing = presented.fields_to_clear()
     try:
-        ended = await keyturn.ending.logout(access, refresh, body.scope or "this", by=request.by("user"))
+        with LOGOUTS.outcome("done"):
+            ended = await keyturn.ending.logout(access, refresh, body.scope or "this", by=request.by("user"))
     except (InvalidToken, InvalidGrant) as refusal:
         return request.refused(refusal, clearing)
     for session_id in ended:

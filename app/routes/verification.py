@@ -24,6 +24,7 @@ from ..http.answers import Answer, Fields, of_json
 from ..http.endpoints import Endpoint, QueryParameter
 from ..http.request import Request
 from ..keyturn import Keyturn
+from ..metrics import VERIFICATIONS
 from ..tokens.access_tokens import AccessToken
 from ..tokens.cookies import margin
 from .demands import Demands
@@ -77,6 +78,19 @@ async def verify(keyturn: Keyturn, request: Request) -> Answer:
     Every method, and every path below this one, gets the same answer. The path and query that a proxy appends, and the
     body, are ignored. A proxy that appends a path makes its demands so: `/auth/verify;role=admin;scope=read`.
     """
+    try:
+        answer = await _answer_to(keyturn, request)
+    except Refusal as refusal:
+        VERIFICATIONS.refused(refusal)
+        raise
+    if request.refusal is None:
+        VERIFICATIONS.count("accepted")
+    else:
+        VERIFICATIONS.refused(request.refusal)
+    return answer
+
+
+async def _answer_to(keyturn: Keyturn, request: Request) -> Answer:
     # Before the credentials, so that an operator who mistypes the demand learns it from the first request.
     demands = Demands.of(request.parameters())
     answered = partial(_answer, request, demands, keyturn.db.clock)

@@ -9,7 +9,7 @@ Only live sessions count and end. One that is past a deadline, or under a retire
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 from uuid import UUID
@@ -18,6 +18,7 @@ from sqlalchemy import case, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..actors import Actor
+from ..errors import Reason
 from ..policies import Policy
 from ..storage.database import Database
 from ..storage.tables import Session
@@ -79,13 +80,13 @@ class Newcomer:
 
 async def end_displaced(
     tx: AsyncConnection, db: Database, policy: Policy, displaced: Displaced, *, by: Actor
-) -> frozenset[UUID]:
+) -> Mapping[UUID, Reason]:
     """Ends the displaced sessions, by one statement, so that the rows are locked in the order of their ids.
 
     Returns:
-        Those that ended. Some may have ended by another act in the meantime.
+        Those that ended, and why. Some may have ended by another act in the meantime.
     """
     reason = case((Session.id.in_(displaced.replaced), "replaced"), else_="session_limit")
     statement = ends(db, policy, reason, locked(db.among(Session.id)))
     rows = await mark(tx, statement, lambda _: by, {"ids": list(displaced.ids)})
-    return frozenset(row.id for row in rows)
+    return {row.id: row.end_reason for row in rows}

@@ -29,7 +29,7 @@ from ..tokens.keys import Keys
 from ..tokens.refresh_tokens import RefreshToken
 from .answers import whole_seconds
 from .lookup import Lookup
-from .marking import TIMEOUTS, ends, lived, locked, mark, mark_logouts_on_postgres, unended_of
+from .marking import TIMEOUTS, count_ended, ends, lived, locked, mark, mark_logouts_on_postgres, unended_of
 from .rows import SessionRow, Verdict, judge
 
 Reach = Literal["this", "others", "all"]
@@ -60,7 +60,7 @@ class Ending:
         self._lookup = lookup
         self._policies = policies
         # Two batches at once, so that one stuck connection does not stop every logout. SQLite has one writer at a time.
-        self._logouts = Batch(self._log_out, in_flight=2 if db.is_postgres else 1)
+        self._logouts = Batch(self._log_out, name="logout", in_flight=2 if db.is_postgres else 1)
         # For SQLite; Postgres has `mark_logouts_on_postgres`. Built once for a policy: to build it costs as much as to
         # send it.
         self._log_these_out = lru_cache(maxsize=1)(lambda policy: ends(db, policy, "logout", db.among(Session.id)))
@@ -149,6 +149,7 @@ class Ending:
                 await also(tx)
             ended = await mark(tx, ends(self._db, self._policies.in_force, reason, which), lambda _: by)
             comparison = await self._publishing.compare(tx, published, {row.id for row in ended})
+        count_ended(row.end_reason for row in ended)
         await comparison.known_to_all()
         return ended
 
@@ -239,13 +240,15 @@ class Ending:
         published = await self._publishing.publish(actors)
         if self._db.is_postgres:
             row = await mark_logouts_on_postgres(self._db, self._policies.in_force, actors, published)
-            ended, comparison = set(row["ended"]), self._publishing.comparison(row["epoch"], fenced=row["fenced"])
+            ended, reasons = set(row["ended"]), row["reasons"]
+            comparison = self._publishing.comparison(row["epoch"], fenced=row["fenced"])
         else:
             async with self._db.begin() as tx:
                 statement = self._log_these_out(self._policies.in_force)
                 rows = await mark(tx, statement, actors.__getitem__, {"ids": list(actors)})
-                ended = {row.id for row in rows}
+                ended, reasons = {row.id for row in rows}, [row.end_reason for row in rows]
                 comparison = await self._publishing.compare(tx, published, ended)
+        count_ended(reasons)
         known_to_all_at = comparison.known_to_all_at()
         return [known_to_all_at if session_id in ended else None for session_id, _ in batch]
 
@@ -279,7 +282,7 @@ class Ending:
         except Refusal as refusal:
             raise refusal.about(session_id) from None
         if row is None:
-            raise InvalidGrant("no such session", session_id=session_id)
+            raise InvalidGrant("no such session", session_id=session_id, outcome="unknown")
         over = row.over() or self._keys.retired(row.key_number)
         if over and not (reach == "all" and over == "logout_all"):
             raise InvalidGrant("session is over", reason=over).about(row.id, row.user_id, row.client_id)
@@ -288,7 +291,7 @@ class Ending:
                 refusal = InvalidToken("expired", reason="token_expired")
                 raise refusal.about(session_id, token.user_id, token.client_id)
             if token.subject != str(row.user_id):  # any holder of the HS256 key can sign any claim
-                refusal = InvalidToken("no such session of this subject")
+                refusal = InvalidToken("no such session of this subject", outcome="unknown")
                 raise refusal.about(session_id, token.user_id, token.client_id)
         elif not over and token.digest != row.token_digest:
             # A rotated token counts only while a refresh with it would still be answered.

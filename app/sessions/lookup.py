@@ -20,7 +20,7 @@ class Lookup:
     def __init__(self, db: Database, policies: Policies) -> None:
         self._db = db
         self._policies = policies
-        self._reads = Batch(self._read, in_flight=2)
+        self._reads = Batch(self._read, name="lookup", in_flight=2)
         # Built once, because building the statement costs as much as sending it.
         self._these = select(Session.__table__, db.now().label("now")).where(db.among(Session.id))
 

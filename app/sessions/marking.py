@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -13,6 +13,7 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from ..actors import Actor
 from ..errors import Reason
 from ..events.audit import Event, record_each
+from ..metrics import SESSIONS_ENDED
 from ..policies import Policy
 from ..revocation.publishing import DIFFERS_ON_POSTGRES, FENCE_ON_POSTGRES, HOLD_ON_POSTGRES, Published, new_epoch
 from ..storage.database import Database
@@ -87,13 +88,20 @@ async def mark_logouts_on_postgres(
     The statement begins after `Publishing.hold`, which goes with BEGIN.
 
     Returns:
-        `ended`, the ids of those that ended; `epoch`, the fence's; `fenced`, whether the fence has a new epoch.
+        `ended` and `reasons`, the ids of those that ended, and why; `epoch`, the fence's; `fenced`, whether the fence
+        has a new epoch.
     """
     columns = zip(*((uuid7(), by.kind, by.id, by.address, by.request_id) for by in actors.values()), strict=True)
     durations = policy.idle_lifetime, policy.absolute_lifetime
     fencing = published.server, list(published.epochs), new_epoch()
     (row,) = await db.fetch(_LOG_OUT, list(actors), *map(list, columns), *fencing, *durations, first=HOLD_ON_POSTGRES)
     return row
+
+
+def count_ended(reasons: Iterable[Reason]) -> None:
+    """Counts sessions that ended, for metrics. Call it after the commit."""
+    for reason in reasons:
+        SESSIONS_ENDED.count(reason)
 
 
 def _event(row: Any) -> Event:
@@ -147,6 +155,7 @@ WITH batch AS (
     user_id, id, client_id, address, request_id, end_reason
   FROM ended
 ), {FENCE_ON_POSTGRES.format(server="$7", epochs="$8", new="$9")}
-SELECT epoch, {DIFFERS_ON_POSTGRES.format(server="$7", epochs="$8")} AS fenced, ARRAY(SELECT id FROM ended) AS ended
+SELECT epoch, {DIFFERS_ON_POSTGRES.format(server="$7", epochs="$8")} AS fenced, ARRAY(SELECT id FROM ended) AS ended,
+  ARRAY(SELECT end_reason FROM ended) AS reasons
 FROM cache_fence
 """  # noqa: S608  # only names of parameters are put in

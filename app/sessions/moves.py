@@ -45,7 +45,7 @@ class Moves:
 
     def __init__(self, db: Database) -> None:
         self._db = db
-        self._notes = Batch(self._note, in_flight=1)
+        self._notes = Batch(self._note, name="move", in_flight=1)
         self._waiting = 0
         self._asked: OrderedDict[UUID, float] = OrderedDict()  # when this process last asked the database about a move
 

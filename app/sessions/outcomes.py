@@ -1,4 +1,4 @@
-"""Outcomes: how many refreshes of this process came to which end, since its start."""
+"""Outcomes: how many refreshes came to which end, in this process since its start and in the metrics of all."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from ..errors import Refusal, TemporarilyUnavailable
+from ..metrics import REFRESHES
 
 
 @dataclass(slots=True)
@@ -27,9 +28,20 @@ class Outcomes:
         """The refusals for good that were no reuse."""
         return self.denied - self.reuse_detected
 
-    def count(self, refusal: Refusal) -> None:
+    def answered(self, *, rotated: bool) -> None:
+        """Counts a refresh that gave tokens: by a rotation, or as the answer to a retry."""
+        if rotated:
+            self.rotated += 1
+            REFRESHES.count("rotated")
+        else:
+            self.retried += 1
+            REFRESHES.count("retried")
+
+    def refused_with(self, refusal: Refusal) -> None:
         """Counts a refusal: one for good, or one that says nothing about the token."""
+        REFRESHES.refused(refusal)
         if isinstance(refusal, TemporarilyUnavailable):
             self.unavailable += 1
-        else:
-            self.denied += 1
+            return
+        self.denied += 1
+        self.reuse_detected += refusal.outcome == "reuse"

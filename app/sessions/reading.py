@@ -122,7 +122,7 @@ class Reading:
         except Refusal as refusal:
             raise refusal.about(token.session_id, token.user_id, token.client_id) from None
         if row is None or str(row.user_id) != token.subject:
-            refusal = InvalidToken("no such session of this subject")
+            refusal = InvalidToken("no such session of this subject", outcome="unknown")
             raise refusal.about(token.session_id, token.user_id, token.client_id)
         if over := row.over():
             raise InvalidToken("session is over", reason=over).about(row.id, row.user_id, row.client_id)

@@ -36,6 +36,8 @@ class Presented:
 
     token: RefreshToken
     retry_key_digest: bytes | None = field(default=None, repr=False)
+    rotated: bool = False
+    """Whether this very presentation rotated the token, and not another one of the same batch."""
 
 
 class Rotation:
@@ -53,7 +55,7 @@ class Rotation:
         self._policies = policies
         self.outcomes = Outcomes()
         # Two batches at once, so that a stuck connection does not stop every refresh. SQLite has one writer at a time.
-        self._rotations = Batch(self._rotate, in_flight=2 if db.is_postgres else 1)
+        self._rotations = Batch(self._rotate, name="rotation", in_flight=2 if db.is_postgres else 1)
 
     async def refresh(
         self, text: str, *, by: Actor, retry_key: str | None = None, scope: frozenset[str] | None = None
@@ -78,19 +80,22 @@ class Rotation:
         try:
             token = self._keys.verify_refresh_token(text)
         except Refusal as refusal:
-            self.outcomes.count(refusal)
+            self.outcomes.refused_with(refusal)
             raise
         presented = Presented(token, None if retry_key is None else sha256(retry_key.encode()).digest())
         try:
+            rotated = None
             if scope is None and not token.key.retired:
                 rotated = await self._rotations(presented)
-                if rotated is not None:
-                    self.outcomes.rotated += 1
-                    return self._answers.tokens(*rotated, rotated[0].rotated_at)
-            return await self._decided(presented, scope, by)
+            if rotated is not None:
+                tokens = self._answers.tokens(*rotated, rotated[0].rotated_at)
+            else:
+                tokens = await self._decided(presented, scope, by)
         except Refusal as refusal:
-            self.outcomes.count(refusal)
+            self.outcomes.refused_with(refusal)
             raise refusal.about(token.session_id) from None
+        self.outcomes.answered(rotated=presented.rotated)
+        return tokens
 
     async def holder(self, text: str, *, by: Actor) -> tuple[RefreshToken, UUID]:
         """The token, and the user of its session, if a refresh with it would be answered now. Rotates nothing.
@@ -121,7 +126,7 @@ class Rotation:
             # A second statement, because the snapshot of the first one may be older than another process's rotation.
             row = await self._lookup.row(presented.session_id)
             if row is None:
-                raise InvalidGrant("no such session")
+                raise InvalidGrant("no such session", outcome="unknown")
             key = self._keys.refresh(row.key_number)
             match judge(row, presented, key, asked.retry_key_digest):
                 case Verdict.AGAIN:
@@ -130,19 +135,18 @@ class Rotation:
                         await asyncio.sleep(wait.total_seconds())
                         rotated = await self._rotations(asked)
                         if rotated is not None:
-                            self.outcomes.rotated += 1
                             return self._answers.tokens(*rotated, rotated[0].rotated_at, scope)
                 case Verdict.RETRY:
                     _check_granted(row, scope)
                     assert key is not None
-                    self.outcomes.retried += 1
                     return self._answers.tokens(row, presented.successor(key), row.now, scope)
                 case Verdict.REUSE:
                     reason = await self._ending.end_for_reuse(row.id, presented.generation, by=by)
-                    self.outcomes.reuse_detected += 1
-                    raise InvalidGrant("reuse", reason=reason).about(row.id, row.user_id, row.client_id)
+                    raise InvalidGrant("reuse", reason=reason, outcome="reuse").about(
+                        row.id, row.user_id, row.client_id
+                    )
                 case Verdict.REFUSED:
-                    refusal = InvalidGrant("not a token of this session's chain")
+                    refusal = InvalidGrant("not a token of this session's chain", outcome="unknown")
                     raise refusal.about(row.id, row.user_id, row.client_id)
                 case reason:
                     raise InvalidGrant("session is over", reason=reason).about(row.id, row.user_id, row.client_id)
@@ -181,6 +185,8 @@ class Rotation:
             found = await self._db.fetch(statement, key.number, LAST_GENERATION, *durations, *chain(*members))
             rows = [_of_sqlite(*row) for row in found]
         rotated = {row.token_digest: row for row in rows}
+        for digest, each in first.items():
+            each.rotated = derived[digest] in rotated
         return [
             (rotated[derived[digest]], successors[digest])
             if derived.get(digest) in rotated and same_retry_key(each.retry_key_digest, first[digest].retry_key_digest)

@@ -22,6 +22,7 @@ from ..tokens.keys import Keys
 from ..tokens.refresh_tokens import RefreshKey, RefreshToken, issue
 from .answers import Answers, Tokens
 from .displaced import Newcomer, end_displaced
+from .marking import count_ended
 from .rows import SessionRow
 from .turns import Turns
 
@@ -162,6 +163,7 @@ class Starting:
                     started = await self._insert(tx, key, proof, named, policy, by)
                     if ended:
                         comparison = await self._publishing.compare(tx, published, ended)
+                count_ended(ended.values())
                 break
         if comparison is not None:
             await comparison.known_to_all()

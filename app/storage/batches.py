@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import Generic, TypeVar
 
 from ..errors import Contention, TemporarilyUnavailable
+from ..metrics import BATCH_SIZE, BATCH_WAIT, BatchWord
 from .tasks import QUEUE_LIMIT, TIME_LIMIT, under_way
 
 K = TypeVar("K")
@@ -27,17 +28,20 @@ class Batch(Generic[K, V]):
     a task of its own: a caller may be cancelled, a statement under way may not.
 
     Up to `in_flight` runs are under way. With two, a run that is stuck does not stop the items that come after it.
+    Metrics know the batch by its `name`.
     """
 
     def __init__(
         self,
         run: Callable[[Sequence[K]], Awaitable[Sequence[V | Exception]]],
         *,
+        name: BatchWord = "other",
         most: int = 256,
         in_flight: int = 1,
         queue_limit: timedelta = QUEUE_LIMIT / 2,
     ) -> None:
         self._run = run
+        self._size, self._wait = BATCH_SIZE.at(name), BATCH_WAIT.at(name)
         self._most = most
         self._in_flight = in_flight
         self._queue_limit = queue_limit.total_seconds()
@@ -75,6 +79,7 @@ class Batch(Generic[K, V]):
                 oldest = loop.time() - self._queue_limit
                 items: list[K] = []
                 futures: list[asyncio.Future[V]] = []
+                first = 0.0  # when the first item came
                 while self._waiting and len(items) < self._most:
                     item, future, since = self._waiting.popleft()
                     if future.done():
@@ -84,7 +89,10 @@ class Batch(Generic[K, V]):
                         continue
                     items.append(item)
                     futures.append(future)
+                    first = first or since
                 if items:
+                    self._size.observe(len(items))
+                    self._wait.observe(loop.time() - first)
                     await self._answer(items, futures)
                 while self._unanswered and self._unanswered[0][0].done():
                     self._unanswered.popleft()

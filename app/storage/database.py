@@ -6,7 +6,7 @@ writes, committed by itself) and `look` (statements that read, on the primary).
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -34,6 +34,7 @@ from sqlalchemy.orm import InstrumentedAttribute
 from ..settings import Settings
 from .losses import RESTED, Losses, count_of
 from .outages import is_lost, refusal_of
+from .pools import Connections, connections
 from .postgres import Postgres
 from .sqlite import sqlite_engine
 from .tables import Moment, microseconds
@@ -271,6 +272,13 @@ class Database:
         except Exception as e:
             _refuse(e)
             raise
+
+    def connections(self) -> Iterator[Connections]:
+        """The connections of each pool."""
+        hot = {engine.sync_engine.pool for engine in (self._writer, self._reader)}
+        yield connections("hot", hot, idle=len(self._held))
+        yield connections("other", {self._engine.sync_engine.pool} - hot)
+        yield connections("watch", {self._watch_engine.sync_engine.pool})
 
     async def close(self) -> None:
         """Waits until the tasks under way have ended (`TIME_LIMIT` at most), then closes the connections."""

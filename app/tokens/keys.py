@@ -131,7 +131,7 @@ class Keys(KeyTable):
             return verify(text, self._presentable)
         except KeyError:
             self._check_age()
-        raise InvalidGrant("unknown refresh key")
+        raise InvalidGrant("unknown refresh key", outcome="junk")
 
     def jwks(self) -> dict[str, Any]:
         """The public keys (RFC 7517 section 5).

@@ -128,9 +128,9 @@ def verify(text: str, keys: Mapping[int, RefreshKey]) -> RefreshToken:
         KeyError: the token names none of these keys.
     """
     if not PATTERN.fullmatch(text):
-        raise InvalidGrant("not of a refresh token's form")
+        raise InvalidGrant("not of a refresh token's form", outcome="junk")
     raw = urlsafe_b64decode(text[4:])  # 84 characters of this alphabet have no spare bits
     key = keys[raw[0]]
     if not hmac.compare_digest(key.tag(raw[:_BODY]), raw[_BODY:]):
-        raise InvalidGrant("tag does not match")
+        raise InvalidGrant("tag does not match", outcome="junk")
     return RefreshToken(key, UUID(bytes=raw[1:17]), int.from_bytes(raw[17:21]), raw[21:_BODY], raw)

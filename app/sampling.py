@@ -1,0 +1,74 @@
+"""Sampling: the numbers that no event counts, noted twice a second: connections, states, memory.
+
+What takes a statement is counted only if somebody scrapes, by one statement a minute at most in each process that is
+asked. So metrics cost the database nothing unless they are used, and a scrape waits for no database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from time import monotonic
+
+from . import metric_slots, metrics
+from .errors import Refusal
+from .federation.owed import Owed
+from .revocation.revocations import Revocations
+from .sessions.statistics import Statistics
+from .storage.database import Database
+from .storage.tasks import keep
+
+_COUNTED_EVERY = timedelta(minutes=1)
+_PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+_MEMORY = Path("/proc/self/statm")
+
+
+class Sampling:
+    """Notes the numbers of this process."""
+
+    def __init__(self, db: Database, revocations: Revocations, statistics: Statistics, owed: Owed) -> None:
+        self._db = db
+        self._revocations = revocations
+        self._statistics = statistics
+        self._owed = owed
+        self._counted_at = float("-inf")
+
+    def sample(self) -> None:
+        """Notes the gauges, without a statement."""
+        metric_slots.moved()
+        for pool, used, idle in self._db.connections():
+            metrics.CONNECTIONS.set((pool, "used"), used)
+            metrics.CONNECTIONS.set((pool, "idle"), idle)
+        fence = self._revocations.fence
+        metrics.DATABASE.only("answers" if fence.database_answers() else "away")
+        metrics.CACHE.only(_WORDS[self._revocations.rebuild.cache])
+        if fence.last is not None:
+            metrics.FENCE_AGE.set(monotonic() - fence.last.began)
+        with suppress(OSError, ValueError, IndexError):  # elsewhere than on Linux
+            metrics.MEMORY.set(int(_MEMORY.read_bytes().split()[1]) * _PAGE)
+
+    def count_soon(self) -> None:
+        """Begins to count live sessions and orders, unless that was done within the last minute."""
+        now = monotonic()
+        if now - self._counted_at >= _COUNTED_EVERY.total_seconds():
+            self._counted_at = now
+            keep(asyncio.create_task(self._count()))
+
+    async def _count(self) -> None:
+        with suppress(Refusal):  # the database is away: the numbers stay as they are
+            numbers = await self._statistics.count()
+            metrics.SESSIONS_LIVE.set(sum(numbers.live.values()))
+            waiting, given_up = await self._owed.count()
+            metrics.OUTBOX.set("waiting", waiting)
+            metrics.OUTBOX.set("given_up", given_up)
+
+
+_WORDS: dict[str, metrics.CacheWord] = {
+    "complete": "complete",
+    "not complete": "not_complete",
+    "away": "away",
+    "none": "none",
+}
