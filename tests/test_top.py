@@ -458,7 +458,8 @@ class Terminal:
         """The complete frames, each as the lines that it shows."""
         _, *drawn = self.written.split("\x1b[H")
         complete = [frame.partition("\x1b[J")[0] for frame in drawn if "\x1b[J" in frame]
-        return [frame.replace("\x1b[K", "").split("\r\n") for frame in complete]
+        # The terminal writes a line feed as carriage return and line feed, also where there is one already.
+        return [frame.replace("\x1b[K", "").replace("\r", "").split("\n") for frame in complete]
 
     def type(self, keys: bytes) -> None:
         os.write(self.master, keys)

@@ -51,11 +51,10 @@ def lines(numbers: Numbers, now: datetime) -> Iterator[Line]:
     """The view, a line at a time. Cut and coloured by the terminal."""
     processes = sum(numbers.state(metrics.DATABASE, state=word) or 0 for word in metrics.DATABASE.labels["state"])
     answering = sum(each.failure is None for each in numbers.instances)
+    seen = f"{answering} of {_count(len(numbers.instances), 'instance')}, {_count(processes, 'process')}"
     yield [
         Span("keyturn top", "bold"),
-        Span(
-            f"  {now:%Y-%m-%d %H:%M:%S}Z  {answering} of {len(numbers.instances)} instances, {processes:.0f} processes"
-        ),
+        Span(f"  {now:%Y-%m-%d %H:%M:%S}Z  {seen}"),
         Span(f", over {numbers.seconds:.1f} s" if numbers.seconds else ", no rates yet", "dim"),
     ]
     for each in numbers.instances:
