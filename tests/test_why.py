@@ -88,7 +88,7 @@ async def test_the_telling_of_a_session_says_how_it_began_when_it_was_used_and_w
             "Each refresh gives the session 1 hour more, by the policy in force, which is stricter than the 1 day of the "
             "sign-in." in text
         )
-        assert "The refresh key 1 (" in text
+        assert "The refresh token stands under the refresh key 1 (" in text
         assert [line.event for line in telling.lines] == ["session_started", "refreshed"]
         assert telling.lines[0].says == "The user signed in from 192.0.2.7."
         assert telling.lines[0].request_id == "request-7"
@@ -223,12 +223,14 @@ async def test_a_session_that_was_displaced_is_told_by_which_rule(keyturn: Keytu
 async def test_the_key_of_a_session_is_told_with_its_state(keyturn: Keyturn) -> None:
     tokens = await keyturn.starting.start(await a_user(keyturn), by=HERSELF)
     key = next(key for key in await keyturn.keys.list() if key["use"] == "refresh")
-    assert f"The refresh key 1 ({key['kid']}) of its refresh token signs." in said(
+    assert f"The refresh token stands under the refresh key 1 ({key['kid']}), which signs." in said(
         await keyturn.why.session(tokens.session_id, limit=ALL)
     )
     await keyturn.key_changes.rotate("refresh", by=ROOT)
     text = said(await keyturn.why.session(tokens.session_id, limit=ALL))
-    assert f"The refresh key 1 ({key['kid']}) of its refresh token signs, and retires at " in text  # for a minute still
+    assert (
+        f"The refresh token stands under the refresh key 1 ({key['kid']}), which signs and retires at " in text
+    )  # for a minute still
 
 
 async def test_a_session_without_a_row_is_told_by_its_events_until_nothing_has_its_id(keyturn: Keyturn) -> None:

@@ -95,13 +95,13 @@ def _place(known: Known) -> str:
 def _key(known: Known) -> str:
     number = known.row.key_number
     if known.key is None:
-        return f"The refresh key {number}, under which its refresh token stands, was deleted."
-    kid, status, retires = known.key["kid"], known.key["status"], known.key["retires_at"]
+        return f"The refresh token stands under the refresh key {number}, which was deleted."
+    key = f"The refresh token stands under the refresh key {number} ({known.key['kid']}), which"
+    status, retires = known.key["status"], known.key["retires_at"]
     if status == "retired":
-        return f"The refresh key {number} ({kid}) of its refresh token was retired at {shown(known.key['retired_at'])}."
-    signs = {"signs": "signs", "unknown": "is of a later release"}.get(status, "no longer signs")
-    later = f", and retires at {shown(retires)}" if retires is not None else ""
-    return f"The refresh key {number} ({kid}) of its refresh token {signs}{later}."
+        return f"{key} was retired at {shown(known.key['retired_at'])}."
+    does = {"signs": "signs", "unknown": "is of a later release"}.get(status, "no longer signs")
+    return f"{key} {does}{f' and retires at {shown(retires)}' if retires is not None else ''}."
 
 
 def _bounds(known: Known) -> Iterator[str]:
