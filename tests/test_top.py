@@ -461,6 +461,10 @@ class Terminal:
         # The terminal writes a line feed as carriage return and line feed, also where there is one already.
         return [frame.replace("\x1b[K", "").replace("\r", "").split("\n") for frame in complete]
 
+    def has_drawn(self, number: int) -> None:
+        """Waits until so many frames are complete."""
+        self.until(lambda _: len(self.frames()) >= number, f"frame {number}")
+
     def type(self, keys: bytes) -> None:
         os.write(self.master, keys)
 
@@ -523,11 +527,11 @@ def test_the_live_view_counts_what_happens_and_q_leaves_the_terminal_as_it_was(
 
 def test_a_frame_follows_the_size_of_the_window_at_once(terminal: Callable[..., Terminal]) -> None:
     top = terminal(size=(100, 40))
-    top.until(lambda _: len(top.frames()) >= 1, "a frame")
+    top.has_drawn(1)
     for width, height in ((40, 12), (20, 3), (120, 50)):
         drawn = len(top.frames())
         top.resize(width, height)
-        top.until(lambda _, drawn=drawn: len(top.frames()) > drawn + 1, "another frame")  # type: ignore[misc]
+        top.has_drawn(drawn + 2)  # the first one may have been under way
         last = [plain(line) for line in top.frames()[-1]]
         assert len(last) <= height
         assert max(len(line) for line in last) <= width
@@ -537,7 +541,7 @@ def test_a_frame_follows_the_size_of_the_window_at_once(terminal: Callable[..., 
 def test_it_writes_no_colour_where_the_environment_wants_none(terminal: Callable[..., Terminal]) -> None:
     coloured, without = terminal(), terminal(NO_COLOR="1")
     for top in (coloured, without):
-        top.until(lambda _, top=top: len(top.frames()) >= 2, "two frames")  # type: ignore[misc]
+        top.has_drawn(2)
     assert re.search(r"\x1b\[\d+m", coloured.written)
     assert not re.search(r"\x1b\[[\d;]*m", without.written)
 
@@ -545,7 +549,7 @@ def test_it_writes_no_colour_where_the_environment_wants_none(terminal: Callable
 @pytest.mark.parametrize("how", ["CTRL+C", "CTRL+D", "SIGTERM"])
 def test_every_way_out_leaves_the_terminal_as_it_was(terminal: Callable[..., Terminal], how: str) -> None:
     top = terminal()
-    top.until(lambda _: top.frames(), "a frame")
+    top.has_drawn(1)
     if how == "SIGTERM":
         top.process.terminate()
     else:
@@ -561,13 +565,13 @@ def test_every_way_out_leaves_the_terminal_as_it_was(terminal: Callable[..., Ter
 def test_a_view_that_is_suspended_gives_the_terminal_back_and_goes_on_later(terminal: Callable[..., Terminal]) -> None:
     # Only a process whose parent is in its session can be stopped: so a shell with job control is in between.
     top = terminal(shell="TOP; echo suspended; read; fg")
-    top.until(lambda _: top.frames(), "a frame")
+    top.has_drawn(1)
     top.type(b"\x1a")
     top.until(lambda written: "suspended" in written.rpartition("\x1b[?1049l")[2], "the first screen and the shell")
     assert termios.tcgetattr(top.master) == top.before
     drawn = len(top.frames())
     top.type(b"\n")
-    top.until(lambda _: len(top.frames()) > drawn, "a frame after the pause")
+    top.has_drawn(drawn + 1)
     assert top.written.count("\x1b[?1049h") == 2
     top.type(b"q")
     assert top.process.wait(PATIENCE) == 0

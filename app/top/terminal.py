@@ -12,7 +12,7 @@ import signal
 import sys
 import termios
 import tty
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TextIO
@@ -138,15 +138,16 @@ def screen(output: TextIO) -> Iterator[Screen]:
     """The other screen while the block runs. However it ends, the terminal is as it was."""
     output.flush()
     shown = Screen(output, wants_colours(output))
-    before = {
-        number: signal.signal(number, act)
-        for number, act in ((signal.SIGWINCH, shown.wake), (signal.SIGTSTP, shown.suspend))
+    acts: Mapping[signal.Signals, Callable[[int, FrameType | None], object]] = {
+        signal.SIGWINCH: shown.wake,
+        signal.SIGTSTP: shown.suspend,
     }
+    before = {number: signal.signal(number, act) for number, act in acts.items()}
     shown.enter()
     try:
         yield shown
     finally:
-        for number, act in before.items():
-            signal.signal(number, act)
+        for number, former in before.items():
+            signal.signal(number, former)
         shown.leave()
         shown.close()

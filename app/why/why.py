@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -17,7 +18,7 @@ from ..policies import Policies
 from ..revocation.revocations import Revocations
 from ..sessions import devices
 from ..sessions.filters import Filter
-from ..sessions.promises import Promises
+from ..sessions.promises import Promised, Promises
 from ..sessions.reading import Reading
 from ..sessions.rows import SessionRow
 from ..storage.tables import User
@@ -75,11 +76,11 @@ class Why:
             TemporarilyUnavailable: the database is away.
         """
         events = await self._events.list(limit=limit + 1, before=before, session_id=session_id)
-        try:
+        row: SessionRow | None = None
+        promised: Promised | None = None
+        with suppress(NotFound):
             row = await self._reading.find(session_id)
             promised = await self._promises.of(session_id)
-        except NotFound:
-            row = promised = None
         if row is None or promised is None:  # `gc` may come between the two
             return self._deleted("session", session_id, events, limit)
         known = Known(
