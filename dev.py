@@ -10,6 +10,7 @@ python3 dev.py conformance [...] holds the stand-in of Scalekit against Scalekit
 python3 dev.py coverage [...]    runs the tests slowly, and reports the lines and branches of app/ that no test ran
 python3 dev.py check             checks lint, format, types and imports
 python3 dev.py bench [...]       measures Keyturn against its rivals (--quick: two minutes; see bench/)
+python3 dev.py passwords [FOLDER] makes the list of common passwords anew, from its sources
 python3 dev.py lock [--upgrade]  writes the lock files again from pyproject.toml
 python3 dev.py keyturn [...]     runs any other command of the service, such as `keyturn users list`
 """
@@ -152,6 +153,7 @@ def main(command: str = "--help", *options: str) -> None:
         "test": TEST,
         "conformance": ("pytest", "-n", "0", "-rs", *CONFORMANCE),
         "bench": ("bench",),
+        "passwords": ("tools.common_passwords",),
         "keyturn": ("app",),
     }
     if command not in {"check", "lock", "coverage", *modules}:

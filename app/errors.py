@@ -208,6 +208,9 @@ class NoToken(InvalidToken):
     sentence = "An access token is required."
     challenge = "Bearer"
 
+    def __init__(self, cause: str = "") -> None:
+        super().__init__(cause, outcome="missing")
+
 
 class InsufficientUserAuthentication(Refusal):
     """The token is good, but its user signed in too long ago for this act (RFC 9470 section 3)."""

@@ -27,7 +27,11 @@ from .federation.scalekit import Scalekit
 from .federation.session_checks import SessionChecks
 from .federation.upstream_logout import UpstreamLogout
 from .federation.upstream_sessions import UpstreamSessions
+from .limits.junk import Junk
+from .limits.limits import Limits
+from .limits.refreshes import Refreshes
 from .log import get_logger
+from .outgoing.sending import Sending
 from .policies import Policies, Policy
 from .revocation.fence import Reading as PulseReading
 from .revocation.revocations import Revocations
@@ -56,11 +60,16 @@ from .tokens.key_rotation import KeyRotation
 from .tokens.key_seal import KeySeal
 from .tokens.key_sharing import KeySharing
 from .tokens.keys import Keys
+from .tokens.known_devices import KnownDevices
 from .tokens.master_secret import master_secret_of, previous_secret_of
+from .tokens.primitives import derive
 from .tokens.sealed_cookies import SealedCookies
+from .users.breached_passwords import BreachedPasswords
+from .users.common_passwords import CommonPasswords
 from .users.container import container
 from .users.erasing import Erasing
 from .users.hashing_room import HashingRoom
+from .users.password_rules import PasswordRules
 from .users.passwords import Passwords
 from .users.reauthentication import Reauthentication
 from .users.registering import Registering
@@ -78,8 +87,12 @@ class Keyturn:
     settings: Settings
     db: Database
     keys: Keys
+    limits: Limits
+    junk: Junk
+    known_devices: KnownDevices
     revocations: Revocations
     passwords: Passwords
+    password_rules: PasswordRules
     sign_in: SignIn
     users: Users
     registering: Registering
@@ -137,14 +150,19 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     revocations = Revocations(db, settings, lambda event, *, level, **more: getattr(_log, level)(event, **more))
     passwords = Passwords(settings, HashingRoom.of(settings, container()))
     sign_in = SignIn(db, passwords)
+    limits = Limits(settings, derive(master, b"keyturn limits v1"))
     policies = Policies(db, Policy.of(settings), cookies=settings.cookies, given=settings.model_fields_set)
     access_tokens = AccessTokens(keys, settings)
     answers, lookup = Answers(access_tokens, keys, policies), Lookup(db, policies)
     cookies = Cookies(settings, SealedCookies(keys))
     ending = Ending(db, keys, access_tokens, revocations.publishing, lookup, policies)
     sweeping = Sweeping(db, revocations.publishing, ending, policies)
-    rotation = Rotation(db, keys, answers, ending, lookup, policies)
-    fetching = Fetching()
+    refreshes = Refreshes(settings.limit_session)
+    rotation = Rotation(db, keys, answers, ending, lookup, policies, refreshes)
+    sending = Sending()
+    common = CommonPasswords(settings.password_list_file)
+    rules = PasswordRules(settings, policies, common, BreachedPasswords(settings, sending))
+    fetching = Fetching(sending)
     discovery = Discovery(fetching)
     key_sets = KeySets(fetching, discovery)
     external_tokens = ExternalTokens(issuers, key_sets, db)
@@ -152,8 +170,8 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     starting = Starting(db, keys, answers, policies, settings.client_id, revocations.publishing)
     identities = Identities(db, issuers)
     sessions = Sessions(starting, lookup, ending, answers, keys)
-    session_checks = SessionChecks(db, issuers, scalekit, keys, lookup, ending)
-    users, events, upstream_sessions = Users(db, passwords, sign_in, ending), Events(db), UpstreamSessions(db)
+    session_checks = SessionChecks(db, issuers, scalekit, keys, lookup, ending, refreshes)
+    users, events, upstream_sessions = Users(db, passwords, rules, sign_in, ending), Events(db), UpstreamSessions(db)
     reading = Reading(db, access_tokens, revocations, lookup, policies)
     federated = issuers, identities, upstream_sessions
     statistics, owed = Statistics(db, policies), Owed(db)
@@ -162,16 +180,20 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             settings=settings,
             db=db,
             keys=keys,
+            limits=limits,
+            junk=Junk(settings),
+            known_devices=KnownDevices(master, previous),
             revocations=revocations,
             passwords=passwords,
+            password_rules=rules,
             sign_in=sign_in,
             users=users,
             starting=starting,
-            registering=Registering(db, passwords),
+            registering=Registering(db, passwords, rules),
             erasing=Erasing(db, ending),
             rotation=rotation,
             moves=Moves(db),
-            reauthentication=Reauthentication(db, sign_in, rotation),
+            reauthentication=Reauthentication(db, sign_in, rotation, limits),
             ending=ending,
             sweeping=sweeping,
             reading=reading,
@@ -204,6 +226,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             sampling=Sampling(db, revocations, statistics, owed),
         )
     finally:
+        await limits.close()
         await revocations.close()
         await db.close()
 
@@ -213,11 +236,12 @@ async def running(keyturn: Keyturn) -> AsyncIterator[None]:
     """Checks the schema, makes the first keys, and keeps whatever follows the pulse up to date while the block runs.
 
     Raises:
-        ConfigurationError: the schema is behind, the keys were sealed under another secret, or no hash fits into the
-            memory.
+        ConfigurationError: the schema is behind, the keys were sealed under another secret, no hash fits into the
+            memory, or the list of common passwords can't be read.
         TemporarilyUnavailable: the database can't be reached.
     """
     keyturn.passwords.room.require_one()
+    await keyturn.password_rules.common.load()
     await check_schema(keyturn.db)
     await keyturn.keys.make_first(by=SERVICE)
     await keyturn.keys.load()

@@ -34,9 +34,10 @@ _MAX_CLIENT = 64  # characters: a trusted proxy may name any text as the client'
 
 _SECRET_NAME = re.compile(r"(?:^|[_-])(?:passwords?|secrets?|tokens?|authorization|cookies?)$", re.IGNORECASE)
 
-# Our refresh tokens and any JWT, anywhere in a text. The pattern matches only the characters of a token, so a finished
-# JSON line stays JSON when a token is cut out. A JWT without its signature matches too, because its claims are private.
-_TOKEN = re.compile(r"ktr_[A-Za-z0-9_-]{20,}|eyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]{5,}(?:\.[A-Za-z0-9_-]*)*")
+# Our refresh tokens, the proofs of known devices and any JWT, anywhere in a text. The pattern matches only characters
+# of a token, so a finished JSON line stays JSON when one is cut out. A JWT without its signature matches too, because
+# its claims are private.
+_TOKEN = re.compile(r"kt[rd]_[A-Za-z0-9_-]{20,}|eyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]{5,}(?:\.[A-Za-z0-9_-]*)*")
 _SEVERAL_WORDS = re.compile(r"[\s:=,]")  # a text without any of these matches none of the patterns below
 _IN_TEXT = (
     # A header field, as text or as a pair in a repr. Its value may hold spaces and "=", so the rest of the line is cut.
@@ -89,7 +90,7 @@ def _redact_text(text: str) -> str:
 
 def redact_tokens(text: str) -> str:
     """The text without refresh tokens and JWTs. Fast if there are none."""
-    return _TOKEN.sub(REDACTED, text) if "ktr_" in text or "eyJ" in text else text
+    return _TOKEN.sub(REDACTED, text) if "ktr_" in text or "eyJ" in text or "ktd_" in text else text
 
 
 def write(line: str) -> None:

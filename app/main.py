@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from .errors import InvalidRequest, MethodNotAllowed, NotFound, Refusal, refusal_of
 from .http.answers import Answer, render
+from .http.client_addresses import ClientAddresses
 from .http.documentation import documented
 from .http.doors import Doors, response
 from .http.edge import Edge
@@ -51,6 +52,7 @@ from .routes import (
 )
 from .routes.health import PROBES
 from .settings import Settings, read
+from .settings_clients import networks_in
 from .settings_values import origins_in
 
 _ENDPOINTS = (
@@ -93,7 +95,7 @@ _DESCRIPTION = """
 A self-hosted token service. Durations (`…_in`) are whole seconds, moments (`…_at`) RFC 3339 in UTC.
 
 A client refreshes before its access token expires, keeps what it got last, and sends the same refresh token again when
-an answer is lost. A 401 of `refresh` is final: sign in anew. A 503 is no verdict: keep the tokens and try again.
+an answer is lost. A 401 of `refresh` is final: sign in anew. A 429 or 503 is no verdict: keep the tokens and try again.
 
 Later releases may add members to answers and words to `error`, `reason` and the states: take no notice of what you do
 not know.
@@ -111,6 +113,8 @@ _TAGS = [
 def create_app(settings: Settings | None = None) -> FastAPI:
     """Makes the application. Reads the settings if none are given, for ``uvicorn --factory app.main:create_app``.
 
+    Give uvicorn ``--no-proxy-headers`` then. Otherwise its own reading of X-Forwarded-For comes before Keyturn's.
+
     Raises:
         ConfigurationError: the settings can't work.
     """
@@ -124,6 +128,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     app = _Application(
         Origins(settings.iss, origins_in(settings.allowed_origins), settings.hsts),
+        ClientAddresses(networks_in(settings.trusted_proxies), settings.proxy_field),
         frozenset() if settings.log_probes else PROBES,
         settings.metrics_port,
         lifespan=lifespan,
@@ -191,12 +196,19 @@ class _Application(FastAPI):
     refresh would take a tenth longer.
     """
 
-    def __init__(self, origins: Origins, quiet: frozenset[str], metrics_port: int | None, **options: Any) -> None:
+    def __init__(
+        self,
+        origins: Origins,
+        clients: ClientAddresses,
+        quiet: frozenset[str],
+        metrics_port: int | None,
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
         self.doors = Doors[Keyturn](_ENDPOINTS)
         self.origins = origins
         self._metrics_port = metrics_port
-        self._front = Edge(super().__call__, fast=self.doors.fast, origins=origins, quiet=quiet)
+        self._front = Edge(super().__call__, fast=self.doors.fast, origins=origins, clients=clients, quiet=quiet)
         self._behind_metrics_port = Edge(super().__call__, fast=self._metrics, quiet=quiet)
 
     async def __call__(self, asgi_scope: Scope, receive: Receive, send: Send) -> None:

@@ -56,14 +56,14 @@ class Metric:
         # One label: its word is the key. Several: the tuple of the words.
         keys: list[Hashable] = [words[0] if len(words) == 1 else words for words in self.series]
         self._at = _Index((key, position * self.width) for position, key in enumerate(keys))
-        self.cells = memoryview(bytearray(8 * self.size)).cast("d")
+        self.cells: memoryview[float] = memoryview(bytearray(8 * self.size)).cast("d")
 
     @property
     def size(self) -> int:
         """How many numbers the metric has, with the spare ones."""
         return len(self.series) * self.width + self.width
 
-    def place(self, cells: memoryview) -> None:
+    def place(self, cells: memoryview[float]) -> None:
         """Moves the numbers into other memory of `size` floats, where a process that has ended may have counted.
 
         Counts are added to those that stand there. Gauges told of that process, so they are replaced.
@@ -72,7 +72,7 @@ class Metric:
             cells[position] = value if self.kind == "gauge" else cells[position] + value
         self.cells = cells
 
-    def unlisted(self, cells: memoryview) -> float:
+    def unlisted(self, cells: memoryview[float]) -> float:
         """How often a key was used that is on no list."""
         return float(sum(cells[-self.width :]))
 
@@ -125,7 +125,7 @@ class Gauges(Metric):
         for position in range(self.size):
             self.cells[position] = nan
 
-    def unlisted(self, cells: memoryview) -> float:
+    def unlisted(self, cells: memoryview[float]) -> float:
         """Whether a key was used that is on no list."""
         return float(not isnan(cells[-1]))
 
@@ -162,13 +162,13 @@ class Buckets(Metric):
         self.width = len(self.bounds) + 2
         super().__init__(name, text, **labels)
 
-    def read(self, cells: memoryview | Sequence[float], series: int) -> tuple[list[float], float]:
+    def read(self, cells: memoryview[float] | Sequence[float], series: int) -> tuple[list[float], float]:
         """The cumulative counts of a series, the last one of all observations, and their sum."""
         start = series * self.width
         *counts, total = cells[start : start + self.width]
         return list(accumulate(counts)), total
 
-    def unlisted(self, cells: memoryview) -> float:
+    def unlisted(self, cells: memoryview[float]) -> float:
         """How often a key was used that is on no list."""
         return float(sum(cells[-self.width : -1]))
 

@@ -40,7 +40,7 @@ _SPARE = 8
 class Part(NamedTuple):
     """The numbers of one metric in one process."""
 
-    cells: memoryview
+    cells: memoryview[float]
     runs: bool
     """Whether the process runs, so that its gauges count."""
 
@@ -100,7 +100,7 @@ def _locked(file: int, number: int) -> bool:
     return True
 
 
-def _cut(slot: memoryview) -> Iterator[tuple[Metric, memoryview]]:
+def _cut(slot: memoryview[float]) -> Iterator[tuple[Metric, memoryview[float]]]:
     """Each metric, and its numbers in a slot."""
     start = 1
     for metric, size in zip(METRICS, _SIZES, strict=True):
@@ -108,11 +108,11 @@ def _cut(slot: memoryview) -> Iterator[tuple[Metric, memoryview]]:
         start += size
 
 
-_own: memoryview | None = None
-_all: list[memoryview] = []
+_own: memoryview[float] | None = None
+_all: list[memoryview[float]] = []
 
 
-def _place(slot: memoryview, slots: list[memoryview]) -> None:
+def _place(slot: memoryview[float], slots: list[memoryview[float]]) -> None:
     global _own, _all  # the numbers are those of the process
     for metric, cells in _cut(slot):
         metric.place(cells)

@@ -38,9 +38,9 @@ ExchangeWord = Literal["exchanged", "refused", "malformed", "denied", "ended", "
 LogoutWord = Literal["done", "missing", "junk", "unknown", "expired", "ended", "refused", "unavailable"]
 BatchWord = Literal["rotation", "logout", "lookup", "revocation", "redis", "move", "upstream", "other"]
 HashWord = Literal["done", "full", "share", "late", "left", "failed"]
-LimitWord = Literal["account", "account_network", "network", "service", "session", "junk"]
-"""The budget that was empty: of an account, of an account in one network, of a network, of the whole service; of one
-session's refreshes; of a network's junk tokens."""
+LimitWord = Literal["account", "account_network", "device", "network", "service", "session", "junk"]
+"""The budget that was empty: of an account, of an account in one network, of a device that an account knows, of a
+network, of the whole service; of one session's refreshes; of a network's junk tokens."""
 SurfaceWord = Literal["login", "register", "password", "reauthenticate", "exchange", "refresh", "verify"]
 PoolWord = Literal["hot", "other", "watch"]
 UseWord = Literal["used", "idle"]

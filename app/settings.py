@@ -11,7 +11,6 @@ must not start with SQLite instead.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -32,6 +31,9 @@ from pydantic_core import ErrorDetails
 from .errors import ConfigurationError, WrongSettings
 from .own_files import make_data_dir
 from .place import Place
+from .settings_clients import ClientSettings
+from .settings_limits import LimitSettings
+from .settings_passwords import PasswordSettings
 from .settings_sessions import SessionSettings
 from .settings_sources import PREFIX, sources
 from .settings_values import Seconds, checked_root_path, checked_url, redis_rules
@@ -51,7 +53,7 @@ MOST_ARGON2_MEMORY, MOST_ARGON2_PASSES, MOST_ARGON2_LANES = 1024 * 1024, 64, 16
 """Upper bounds (memory in KiB) of the settings and of stored hashes, so that each hash stays valid when they change."""
 
 
-class Settings(WatchingSettings, SessionSettings):
+class Settings(WatchingSettings, PasswordSettings, ClientSettings, SessionSettings, LimitSettings):
     """All settings."""
 
     redis_url: Annotated[
@@ -117,7 +119,12 @@ class Settings(WatchingSettings, SessionSettings):
         ),
     ] = None
     hashing_queue: Annotated[
-        int, Field(ge=0, le=10_000, description="Password hashes that may wait; beyond: 503 with Retry-After.")
+        int,
+        Field(
+            ge=0,
+            le=10_000,
+            description="Password hashes that may wait. Beyond: 503, or 429 to a network with its share.",
+        ),
     ] = 32
 
     # Serving
@@ -128,10 +135,6 @@ class Settings(WatchingSettings, SessionSettings):
         str,
         BeforeValidator(checked_root_path),
         Field(description="Path prefix of Keyturn at your proxy, as `/keyturn`, whether or not the proxy strips it."),
-    ] = ""
-    trusted_proxies: Annotated[
-        str,
-        Field(description="Addresses or networks, comma-separated, whose X-Forwarded-For counts (in log and events)."),
     ] = ""
     database_pool: Annotated[
         int, Field(ge=2, le=200, description="Postgres connections of one process, beside two that watch the fence.")
@@ -193,6 +196,7 @@ class Settings(WatchingSettings, SessionSettings):
             ),
             *self.web_rules(self.iss, self.retry_window),
             *self.session_rules(),
+            *self.password_rules(),
             *self.watching_rules(self.port),
             (
                 self.argon2_memory < 8 * self.argon2_lanes,
@@ -201,11 +205,6 @@ class Settings(WatchingSettings, SessionSettings):
         )
         if broken_rules := [rule for broken, rule in rules if broken]:
             raise ValueError("; ".join(broken_rules))
-        for proxy in filter(None, self.trusted_proxies.split(",")):
-            try:
-                ipaddress.ip_network(proxy.strip())  # as strictly as uvicorn reads it
-            except ValueError:
-                raise ValueError("KEYTURN_TRUSTED_PROXIES must be addresses or networks, comma-separated") from None
         return self
 
 

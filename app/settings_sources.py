@@ -21,7 +21,7 @@ from .settings_values import given
 PREFIX = "KEYTURN_"
 """The beginning of every variable. The names in a TOML file have no prefix."""
 
-_PATHS = frozenset({"federation_file"})
+_PATHS = frozenset({"federation_file", "password_list_file", "password_range_ca_file"})
 """Settings whose own names end as those of files that hold one value. Their values are paths."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Annotated
 from urllib.parse import parse_qs, urlsplit
@@ -231,3 +231,31 @@ def scopes_in(text: str) -> frozenset[str]:
 def checked_scopes(value: object) -> object:
     """A list of scopes, each once and in their order."""
     return " ".join(sorted(scopes_in(value))) if isinstance(value, str) else value
+
+
+_RATE = re.compile(r"([1-9][0-9]{0,5})/([1-9][0-9]{0,4})")
+
+
+def rate_in(text: str) -> tuple[int, timedelta] | None:
+    """The number and the duration of a rate, as ``20/600``: 20 in 600 seconds. None for ``off``.
+
+    Raises:
+        ValueError: the text is neither.
+    """
+    if text == "off":
+        return None
+    found = _RATE.fullmatch(text)
+    if found is None:
+        raise ValueError("must be a number, a slash and seconds, as 20/600, or off")
+    return int(found[1]), timedelta(seconds=int(found[2]))
+
+
+def checked_rate(longest: timedelta) -> Callable[[object], object]:
+    """The check of a rate that gives one more at least every `longest`."""
+
+    def checked(value: object) -> object:
+        if isinstance(value, str) and (rate := rate_in(value)) and rate[1] / rate[0] > longest:
+            raise ValueError(f"must allow one more every {longest // timedelta(seconds=1)} seconds at least")
+        return value
+
+    return checked

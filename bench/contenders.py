@@ -17,7 +17,7 @@ from app.settings import read
 from bench.driver import REFRESH, Load, Result, drive
 from bench.rivals import LeftOut, Rival
 from bench.rivals import start as start_rival
-from bench.servers import Database, Stage, cpu_seconds, machine_seconds
+from bench.servers import PACE, Database, Stage, cpu_seconds, machine_seconds
 from bench.sessions import AHEAD, Books, seed
 from tests.servers import free_port, package
 from tests.service import ROOT, Service
@@ -159,9 +159,9 @@ def keyturn(
 
 
 def keyturn_on_sqlite(stage: Stage) -> Keyturn:
-    """Starts Keyturn on SQLite, the default of `keyturn serve` without any setting."""
+    """Starts Keyturn on SQLite, the default of `keyturn serve` without any setting but its pace."""
     folder = stage.folder / "sqlite"
-    environment = {"KEYTURN_DATA_DIR": str(folder)}
+    environment = {"KEYTURN_DATA_DIR": str(folder), **PACE}
     settings = read(environment)
     prepare(settings)
     tokens = stage.folder / "sqlite.tokens"

@@ -23,7 +23,7 @@ from app.tokens.refresh_tokens import RefreshToken, issue
 from bench.driver import Result
 from bench.servers import Database
 
-PASSWORD = "correct horse battery staple"
+PASSWORD = "seven lamps under a quiet roof"
 USERS = 1000
 _CHUNK = 20_000
 

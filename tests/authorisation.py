@@ -295,8 +295,8 @@ def new_database(kind: str, request: pytest.FixtureRequest, folder: Path) -> str
 
 
 @asynccontextmanager
-async def a_world(url: str, logs: Path) -> AsyncIterator[World]:
-    """A service on a database, which trusts one issuer."""
+async def a_world(url: str, logs: Path, **settings: str) -> AsyncIterator[World]:
+    """A service on a database, which trusts one issuer. `settings` are further ones of the service."""
     folder = logs / f"upstream-{secrets.token_hex(4)}"
     folder.mkdir()
     with await asyncio.to_thread(Upstream.start, Keys(folder)) as upstream:
@@ -305,7 +305,7 @@ async def a_world(url: str, logs: Path) -> AsyncIterator[World]:
         issuers.chmod(0o600)
         values = {"database_url": url, "redis_url": "none", "secret": SECRET, "issuer": ISSUER}
         more = {"registration": "true", "federation_file": str(issuers)}
-        environment = {f"KEYTURN_{name.upper()}": value for name, value in (values | more | CHEAP).items()}
+        environment = {f"KEYTURN_{name.upper()}": value for name, value in (values | more | CHEAP | settings).items()}
         with await asyncio.to_thread(Service.start, environment, logs=logs) as service:
             async with (
                 httpx2.AsyncClient(base_url=service.url, timeout=30) as client,

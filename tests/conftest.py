@@ -38,8 +38,15 @@ pytest_plugins = ("tests.upstream.fixtures",)
 SECRET = "x3pQkq0q4v0Tn5oHn1o9R2m8mWb7s3eJf6dKz1uYc5g="
 """The master secret of all tests. Its bytes are random, so that the settings accept them. Nothing else uses it."""
 
-CHEAP = {"argon2_memory": "8", "argon2_passes": "1", "argon2_lanes": "1"}
-PASSWORD = "correct horse battery staple"
+CHEAP = {
+    "argon2_memory": "8",
+    "argon2_passes": "1",
+    "argon2_lanes": "1",
+    # Many tests refresh one session in a loop, or send thousands of junk tokens. Tests of these limits set them.
+    "limit_session": "off",
+    "limit_junk": "off",
+}
+PASSWORD = "seven lamps under a quiet roof"
 NEW_PASSWORD = "an entirely new password"
 
 LONGEST = (

@@ -87,12 +87,12 @@ def set_cookies(answer: httpx2.Response) -> list[SetCookie]:
 
 
 def token_cookies(answer: httpx2.Response) -> list[SetCookie]:
-    """As `set_cookies`, without the device cookie."""
+    """As `set_cookies`, without the two cookies about the device."""
     return [each for each in set_cookies(answer) if not _is_device(each.name)]
 
 
 def _is_device(name: str) -> bool:
-    return name.endswith("keyturn-device")
+    return name.endswith(("keyturn-device", "keyturn-known"))
 
 
 @dataclass

@@ -14,6 +14,7 @@ from tests.upstream.shared_secrets import CLIENT_SECRET, WEBHOOK_SECRET
 
 SECRETS = {
     "refresh token": re.compile(r"ktr_[A-Za-z0-9_-]{84}"),
+    "proof of a known device": re.compile(r"ktd_[A-Za-z0-9_-]{48}"),
     "JWT": re.compile(r"eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}"),
     "sealed cookie": re.compile(r"keyturn-(?:split-)?(?:access|refresh|id)=[A-Za-z0-9_-]{40,}"),
     "password": re.compile("|".join(re.escape(password) for password in (PASSWORD, NEW_PASSWORD))),

@@ -173,9 +173,11 @@ class Proxy:
         body: bytes | Sequence[bytes] = b"",
         *,
         token: str | None = None,
+        source: str = "127.0.0.1",
     ) -> Answer:
-        """Sends a request as a client does. A body of several parts is sent in chunks."""
-        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)) as connection:
+        """Sends a request as a client of that address does. A body of several parts is sent in chunks."""
+        connecting = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20, source_address=(source, 0))
+        with closing(connecting) as connection:
             connection.putrequest(method, target, skip_accept_encoding=True)
             for name, value in fields if token is None else (*fields, ("Authorization", f"Bearer {token}")):
                 connection.putheader(name, value)

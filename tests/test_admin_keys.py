@@ -79,7 +79,7 @@ async def test_a_cookie_changes_keys_only_from_a_page_of_a_trusted_origin(
 ) -> None:
     before = await status(api.keyturn)
     same = {"Sec-Fetch-Site": "same-origin"}
-    login = {"email": BOSS, "password": "correct horse battery staple", "mode": "cookie"}
+    login = {"email": BOSS, "password": "seven lamps under a quiet roof", "mode": "cookie"}
     assert (await api.client.post("/auth/login", json=login, headers=same)).status_code == 200
     for fields in ({}, {"Sec-Fetch-Site": "cross-site"}, {"Origin": "https://evil.example"}):
         answer = await ask(api, method, path, body, None, **fields)

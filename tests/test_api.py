@@ -237,9 +237,10 @@ async def test_a_broken_password_hash_is_a_wrong_password(api: Api) -> None:
 
 
 async def test_a_password_is_taken_as_it_was_sent(serve: Serve) -> None:
-    marks = ("\u202e\u200f\u202eabc", "e\u0301" * 4, "\U0001f511\U0001f510")
+    marks = ("\u202e\u200f\u202e" + PASSWORD, "e\u0301" + PASSWORD, "\U0001f511\U0001f510" * 2 + PASSWORD)
+    longest = PASSWORD + "é" * ((1024 - len(PASSWORD)) // 2)
     async with serve(registration="true") as api:
-        for n, password in enumerate((" " * 8, "p" * 128, "é" * 512, " padded\t\n\r", *marks)):
+        for n, password in enumerate((f"  {PASSWORD}", longest, f" {PASSWORD}\t\n\r", *marks)):
             email = f"user{n}@example.com"
             assert (await api.post("/auth/register", {"email": email, "password": password})).status_code == 201
             await api.login(email, password)
@@ -252,11 +253,11 @@ async def test_a_full_hashing_queue_is_answered_at_once_and_drains(serve: Serve)
     async with serve(hashing_slots="1", hashing_queue="0") as api:
         await api.keyturn.users.create(ADA, PASSWORD, by=SERVICE)
         await api.login()  # the first login has also hashed the decoy password
-        api.keyturn.passwords._busy += 1
+        api.keyturn.passwords.hashing._running += 1
         answer = await api.post("/auth/login", {"email": ADA, "password": PASSWORD})
         refused(answer, 503, "temporarily_unavailable")
         assert answer.headers["retry-after"] == "2"
-        api.keyturn.passwords._busy -= 1
+        api.keyturn.passwords.hashing._running -= 1
         await api.login()
 
 
@@ -514,7 +515,7 @@ async def test_a_token_minted_with_the_shared_key_gains_nothing_at_keyturn_s_own
     widened = api.minted(mine, role="admin", scope="everything", amr=["mfa"], email=BOB, client_id="other")
     assert (await api.get("/auth/me", widened)).json() == genuine
     before = await dump(api.keyturn)
-    change = {"current_password": PASSWORD, "new_password": "a new password"}
+    change = {"current_password": PASSWORD, "new_password": "a quite new password"}
     for claims in (
         {"sub": str(bob.id)},
         {"sub": "../me"},
@@ -564,7 +565,7 @@ async def test_a_missing_token_gets_a_bare_challenge_and_a_refused_one_its_error
     for path in ("/auth/me", "/auth/verify"):
         refused(await api.get(path), 401, "invalid_token", challenge=BARE)
         refused(await api.get(path, "junk"), 401, "invalid_token", challenge=INVALID)
-    change = {"current_password": PASSWORD, "new_password": "a new password"}
+    change = {"current_password": PASSWORD, "new_password": "a quite new password"}
     refused(await api.post("/auth/password", change), 401, "invalid_token", challenge=BARE)
     refused(await api.post("/auth/password", change, "junk"), 401, "invalid_token", challenge=INVALID)
 

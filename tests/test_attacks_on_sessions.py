@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from app.actors import SERVICE
 from app.errors import InvalidGrant
 from app.keyturn import Keyturn
+from app.users.hashing import Asker
 from tests.conftest import PASSWORD, a_user, time_passes
 from tests.test_api import ADA, Api, authorization, serving
 
@@ -72,12 +73,12 @@ async def test_an_administrator_who_is_dismissed_while_a_hash_is_computed_change
     passwords, users = api.keyturn.users._passwords, api.keyturn.users
     hash_of, begun, go_on = passwords.hash, asyncio.Event(), asyncio.Event()
 
-    async def slow(password: bytes) -> str:
+    async def slow(password: bytes, *asker: Asker) -> str:
         begun.set()
         await go_on.wait()
-        return await hash_of(password)
+        return await hash_of(password, *asker)
 
-    passwords.hash = slow  # type: ignore[method-assign]  # the real hash, at a moment that the test chooses
+    passwords.hash = slow  # type: ignore[method-assign,assignment]  # the real hash, at a moment that the test chooses
     path = "/admin/users" if act == "create" else f"/admin/users/{ada.id}/password"
     body = {"email": "mole@example.com", "password": PASSWORD, "role": "admin"} if act == "create" else None
     request = asyncio.create_task(api.client.request("POST", path, json=body, headers=authorization(token)))

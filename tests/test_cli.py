@@ -106,19 +106,25 @@ class Command:
         return self.inside(act)
 
 
-@pytest.fixture
-def keyturn(
-    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Command:
-    monkeypatch.chdir(tmp_path)
+def command(database_url: str, capsys: pytest.CaptureFixture[str], **more: str) -> Command:
+    """The command without a Redis, and with these settings beside the usual ones."""
     settings = {
         "database_url": database_url,
         "redis_url": "none",
         "issuer": "https://auth.example.com",
         "secret": SECRET,
         **CHEAP,
+        **more,
     }
     return Command({f"KEYTURN_{name.upper()}": value for name, value in settings.items()}, capsys)
+
+
+@pytest.fixture
+def keyturn(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    monkeypatch.chdir(tmp_path)
+    return command(database_url, capsys)
 
 
 def user(keyturn: Command, email: str = "ada@example.com", *more: str) -> str:
@@ -184,7 +190,7 @@ def test_users_that_are_not_there_or_may_not_be_so_are_refused(keyturn: Command)
 def test_a_password_is_read_from_standard_input_as_it_stands(keyturn: Command) -> None:
     for i, (line, password) in enumerate(
         (
-            (b"  with blanks  \n", "  with blanks  "),
+            (b"  with some blanks  \n", "  with some blanks  "),
             (b"with carriage return\r\nsecond line\n", "with carriage return"),
             ("grüße 😀 ohne Ende".encode(), "grüße 😀 ohne Ende"),
         )
@@ -192,11 +198,11 @@ def test_a_password_is_read_from_standard_input_as_it_stands(keyturn: Command) -
         email = f"user{i}@example.com"
         keyturn.ok("users", "create", email, "--password-stdin", stdin=line)
         assert keyturn.login(email, password)
-    before = keyturn.login("user0@example.com", "  with blanks  ")
-    done = keyturn.ok("users", "set-password", "user0@example.com", "--password-stdin", stdin=b"another password\n")
+    before = keyturn.login("user0@example.com", "  with some blanks  ")
+    done = keyturn.ok("users", "set-password", "user0@example.com", "--password-stdin", stdin=b"one more password\n")
     assert done.out == "user0@example.com has a new password; 2 sessions ended\n"
     assert keyturn.ok("sessions", "show", str(before.session_id), "--json").json["status"] == "password_changed"
-    assert keyturn.login("user0@example.com", "another password")
+    assert keyturn.login("user0@example.com", "one more password")
 
 
 @on_sqlite

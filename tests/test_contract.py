@@ -89,7 +89,7 @@ async def test_a_random_client_gets_only_documented_answers(
         if o.definition.raw["operationId"] == name
     )
     statuses: list[int] = []
-    # A schema can't say "8 to 1024 bytes" or "no NUL". And verify ignores a query, because a proxy may append one.
+    # A schema can't say "no common password" or "no NUL". And verify ignores a query, because a proxy may append one.
     excluded: list[Any] = [positive_data_acceptance, *([negative_data_rejection] if name == "verify" else [])]
 
     @settings(
@@ -97,9 +97,10 @@ async def test_a_random_client_gets_only_documented_answers(
     )
     @given(case=operation.as_strategy(generation_mode=mode))
     def holds(case: Case[Any]) -> None:
-        answer = case.call_and_validate(
-            url, session, headers=dict(caller.headers), excluded_checks=excluded, timeout=30
-        )
+        answer = case.call(url, session, headers=dict(caller.headers), timeout=30)
+        # 413 refuses too, and the random client does not count it. The longest token is as long as the largest body.
+        refuses = [negative_data_rejection] if answer.status_code == 413 else []
+        case.validate_response(answer, excluded_checks=[*excluded, *refuses])
         statuses.append(answer.status_code)
 
     holds()

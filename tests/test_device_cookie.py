@@ -126,14 +126,14 @@ async def test_of_several_values_the_first_of_the_right_form_counts(site: Site) 
     body = {"email": email, "password": PASSWORD, "mode": "cookie"}
     sent = f"{D}=junk; {D}={right}; {D}={'B' * 22}"
     answer = await ask(site.client, "POST", "/auth/login", sent, body=body, headers=SAME_SITE)
-    assert token_cookies(answer) == set_cookies(answer)
+    assert D not in {each.name for each in set_cookies(answer)}
     assert await sessions(site) == [(right, None)]
 
 
 async def test_the_clients_own_id_goes_before_the_cookie(site: Site) -> None:
     email, browser = await site.user(), Browser()
     answer = await sign_in(site, browser, email, device_id="my-own")
-    assert token_cookies(answer) == set_cookies(answer)
+    assert D not in {each.name for each in set_cookies(answer)}
     await sign_in(site, browser, email)
     device = browser.value(D)
     await sign_in(site, browser, email, device_id="my-own", device_name="Büro")

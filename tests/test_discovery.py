@@ -19,6 +19,7 @@ from app.federation.issuer import Configured, Issuer, IssuerSecrets
 from app.federation.issuer_changes import IssuerChanges
 from app.federation.key_sets import KeySets
 from app.keyturn import Keyturn
+from app.outgoing.sending import Sending
 from app.storage.tasks import finish
 from tests.test_keys import until
 from tests.upstream.upstream import Upstream
@@ -30,7 +31,7 @@ NONE = IssuerSecrets()
 
 @pytest.fixture
 async def discovery() -> AsyncIterator[Discovery]:
-    yield Discovery(Fetching())
+    yield Discovery(Fetching(Sending()))
     await finish()
 
 
@@ -48,7 +49,7 @@ def says(upstream: Upstream, **members: Any) -> None:
 async def examined(discovery: Discovery, of: Configured) -> str:
     """The examination of an issuer before a change, which needs no table."""
     issuers: Any = None
-    return await IssuerChanges(issuers, KeySets(Fetching(), discovery))._examine(of)
+    return await IssuerChanges(issuers, KeySets(Fetching(Sending()), discovery))._examine(of)
 
 
 def asked(upstream: Upstream) -> int:
@@ -136,7 +137,7 @@ async def test_a_logout_page_to_which_no_browser_may_be_sent_is_none(discovery: 
     for page in ("javascript:alert(1)", "http://a.example", "//a.example", 7, "https://a.example/#x"):
         upstream.heal()
         says(upstream, end_session_endpoint=page)
-        fresh = Discovery(Fetching())
+        fresh = Discovery(Fetching(Sending()))
         assert await fresh.jwks_uri(oidc(upstream)) == f"{upstream.url}/keys"
         assert fresh.end_session_endpoint(oidc(upstream)) is None
 

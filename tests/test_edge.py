@@ -42,7 +42,7 @@ from app.http.request import Request
 ROOT = Path(__file__).parents[1]
 TOKEN = "ktr_" + "Ab3_" * 21
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9PlFUP0THsR8U"
-PASSWORD = "correct horse battery staple"
+PASSWORD = "seven lamps under a quiet roof"
 
 
 # -- the server: a small application behind Edge, in a process of its own

@@ -85,6 +85,20 @@ async def test_an_exchange_answers_like_a_login_and_its_tokens_work_everywhere(w
     assert (over.status_code, over.json()["reason"]) == (401, "logout")
 
 
+async def test_refused_tokens_of_a_network_are_slowed_down_and_a_good_one_never_is(database: str, logs: Path) -> None:
+    async with a_world(database, logs, limit_exchange="5/300") as world:
+        refused = [await exchange(world, "no.good.token") for _ in range(8)]
+        assert [answer.status_code for answer in refused] == [401] * 5 + [429] * 3
+        assert refused[-1].json()["error"] == "slow_down"
+        assert refused[-1].headers["ratelimit-policy"] == '"network";q=5;w=300'
+        assert 1 <= int(refused[-1].headers["retry-after"]) <= 60
+        for _ in range(3):
+            token = world.upstream.mint("id_token", subject=a_subject(world))
+            first, retry = [await exchange(world, token) for _ in range(2)]
+            assert (first.status_code, retry.status_code) == (200, 200)
+        assert (await exchange(world, "no.good.token")).status_code == 429
+
+
 @pytest.mark.parametrize(
     ("kind", "names"),
     [("access_token", (None, "jwt", "access_token")), ("id_token", (None, "jwt", "id_token"))],
@@ -326,6 +340,7 @@ async def test_a_hundred_exchanges_of_one_token_on_two_processes_give_equal_answ
             assert await connection.scalar(text(of_the_user), {"subject": subject.user_id}) == 1
 
 
+@pytest.mark.deep
 async def test_whatever_process_dies_in_a_storm_of_exchanges_each_token_has_one_session_and_its_answer_comes_again(
     database: str, logs: Path, upstream: Upstream, tmp_path: Path
 ) -> None:

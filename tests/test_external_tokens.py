@@ -26,6 +26,7 @@ from app.federation.key_sets import KeySets
 from app.federation.unverified_tokens import UnverifiedToken
 from app.federation.verdicts import SENTENCES
 from app.keyturn import Keyturn, opened, running
+from app.outgoing.sending import Sending
 from tests.conftest import settings_of
 from tests.external_tokens import (
     BAD,
@@ -69,7 +70,7 @@ def tokens(keyturn: Keyturn, upstream: Upstream) -> ExternalTokens:
 
 
 def fresh(keyturn: Keyturn) -> ExternalTokens:
-    return ExternalTokens(keyturn.issuers, KeySets(Fetching(), keyturn.discovery), keyturn.db)
+    return ExternalTokens(keyturn.issuers, KeySets(Fetching(Sending()), keyturn.discovery), keyturn.db)
 
 
 async def word_of(tokens: ExternalTokens, text: str, kind: Any = None) -> str | None:

@@ -23,9 +23,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from app.errors import TemporarilyUnavailable
-from app.federation.addresses import is_allowed
-from app.federation.fetching import MOST_BYTES, AddressRefused, Fetching
+from app.federation.fetching import Fetching
 from app.federation.issuer import Configured, Issuer
+from app.outgoing.addresses import is_allowed
+from app.outgoing.sending import MOST_BYTES, AddressRefused, Sending
 from tests.servers import free_port
 from tests.upstream.upstream import Upstream
 
@@ -125,7 +126,7 @@ async def test_a_name_that_leads_inside_is_refused_before_any_connection(
 ) -> None:
     resolve, asked = resolving_to(*addresses)
     of = upstream.configured(private_addresses=False)
-    refused = await failure(Fetching(resolve), f"https://localhost:{upstream.port}/keys", of)
+    refused = await failure(Fetching(Sending(resolve)), f"https://localhost:{upstream.port}/keys", of)
     assert isinstance(refused, AddressRefused)
     assert asked == ["localhost"]
     assert upstream.requests() == []
@@ -133,7 +134,9 @@ async def test_a_name_that_leads_inside_is_refused_before_any_connection(
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1", "2130706433", "0x7f.1", "[::1]", "localhost", "0.0.0.0"])
 async def test_no_spelling_of_this_machine_is_reached(upstream: Upstream, host: str) -> None:
-    await failure(Fetching(), f"https://{host}:{upstream.port}/keys", upstream.configured(private_addresses=False))
+    await failure(
+        Fetching(Sending()), f"https://{host}:{upstream.port}/keys", upstream.configured(private_addresses=False)
+    )
     assert upstream.requests() == []
 
 
@@ -155,7 +158,7 @@ async def test_no_spelling_of_this_machine_is_reached(upstream: Upstream, host: 
     ],
 )
 async def test_a_url_that_is_not_https_is_refused(upstream: Upstream, url: str) -> None:
-    refused = await failure(Fetching(), url.format(port=upstream.port), upstream.configured())
+    refused = await failure(Fetching(Sending()), url.format(port=upstream.port), upstream.configured())
     assert "secret" not in refused.cause
     assert upstream.requests() == []
 
@@ -163,7 +166,7 @@ async def test_a_url_that_is_not_https_is_refused(upstream: Upstream, url: str) 
 async def test_the_connection_goes_to_the_address_that_was_checked(upstream: Upstream) -> None:
     """`localhost` is here by the machine's resolver. By the one that was asked, nobody is there."""
     resolve, asked = resolving_to("127.0.0.2")
-    await failure(Fetching(resolve), f"https://localhost:{upstream.port}/keys", upstream.configured())
+    await failure(Fetching(Sending(resolve)), f"https://localhost:{upstream.port}/keys", upstream.configured())
     assert asked == ["localhost"], "the name is resolved once"
     assert upstream.requests() == []
 
@@ -176,32 +179,31 @@ async def test_a_name_that_changes_its_address_changes_nothing(upstream: Upstrea
         return next(answers)
 
     url = f"https://localhost:{upstream.port}/keys"
-    status, _ = await Fetching(resolve).get_json(url, of=upstream.configured())
+    status, _ = await Fetching(Sending(resolve)).get_json(url, of=upstream.configured())
     assert status == 200
     assert list(answers) == [["169.254.169.254"]]
 
 
 async def test_the_next_address_is_tried_where_the_first_takes_no_connection(upstream: Upstream) -> None:
     resolve, _ = resolving_to("127.0.0.2", "127.0.0.1")
-    status, _ = await Fetching(resolve).get_json(f"https://localhost:{upstream.port}/keys", of=upstream.configured())
+    status, _ = await Fetching(Sending(resolve)).get_json(
+        f"https://localhost:{upstream.port}/keys", of=upstream.configured()
+    )
     assert status == 200
     assert len(upstream.requests()) == 1
 
 
 async def test_a_name_without_an_address_is_an_outage() -> None:
     of = Configured(name="gone", issuer=Issuer(preset="scalekit", issuer="https://issuer.invalid", client_id="skc_1"))
-    refused = await failure(Fetching(), "https://issuer.invalid/keys", of)
+    refused = await failure(Fetching(Sending()), "https://issuer.invalid/keys", of)
     assert refused.cause == "issuer gone: the name of its host has no address"
 
 
 # -- a server of a name that no resolver knows
 
 
-@asynccontextmanager
-async def a_server(
-    folder: Path, name: str, answer: bytes
-) -> AsyncIterator[tuple[Configured, int, list[tuple[str | None, bytes]]]]:
-    """A server with a certificate for `name`: its issuer, its port, and the name and head of each request."""
+def certificate_for(folder: Path, name: str) -> None:
+    """Writes a certificate for `name` as `ca.pem`, and with its key as `server.pem`."""
     key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
     named = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
     made = (
@@ -220,6 +222,14 @@ async def a_server(
         made
         + key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
+
+
+@asynccontextmanager
+async def a_server(
+    folder: Path, name: str, answer: bytes
+) -> AsyncIterator[tuple[Configured, int, list[tuple[str | None, bytes]]]]:
+    """A server with a certificate for `name`: its issuer, its port, and the name and head of each request."""
+    certificate_for(folder, name)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "server.pem")
     names: list[str | None] = []
@@ -248,7 +258,7 @@ OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}"
 async def test_certificate_and_host_are_those_of_the_name(tmp_path: Path) -> None:
     resolve, _ = resolving_to("127.0.0.1")
     async with a_server(tmp_path, "issuer.test", OK) as (of, port, seen):
-        assert await Fetching(resolve).get_json(f"https://issuer.test:{port}/keys?a=b", of=of) == (200, {})
+        assert await Fetching(Sending(resolve)).get_json(f"https://issuer.test:{port}/keys?a=b", of=of) == (200, {})
     [(name, head)] = seen
     assert name == "issuer.test"
     lines = head.decode().lower().split("\r\n")
@@ -261,7 +271,7 @@ async def test_certificate_and_host_are_those_of_the_name(tmp_path: Path) -> Non
 async def test_the_certificate_of_another_name_is_refused(tmp_path: Path) -> None:
     resolve, _ = resolving_to("127.0.0.1")
     async with a_server(tmp_path, "issuer.test", OK) as (of, port, seen):
-        refused = await failure(Fetching(resolve), f"https://other.test:{port}/keys", of)
+        refused = await failure(Fetching(Sending(resolve)), f"https://other.test:{port}/keys", of)
     assert refused.cause == "issuer named: its certificate is not valid"
     assert seen == []
 
@@ -273,7 +283,7 @@ async def test_a_compressed_answer_is_refused(tmp_path: Path) -> None:
     head = f"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: {len(body)}\r\n\r\n".encode()
     resolve, _ = resolving_to("127.0.0.1")
     async with a_server(tmp_path, "issuer.test", head + body) as (of, port, _):
-        refused = await failure(Fetching(resolve), f"https://issuer.test:{port}/keys", of)
+        refused = await failure(Fetching(Sending(resolve)), f"https://issuer.test:{port}/keys", of)
     assert refused.cause == "issuer named: its answer is compressed"
 
 
@@ -297,25 +307,25 @@ async def test_a_compressed_answer_is_refused(tmp_path: Path) -> None:
 async def test_a_wrong_answer_is_an_outage_of_the_issuer(upstream: Upstream, fault: dict[str, str], cause: str) -> None:
     members = {name: value.format(url=upstream.url) if name == "location" else value for name, value in fault.items()}
     upstream.fault("/keys", **members)
-    refused = await failure(Fetching(), f"{upstream.url}/keys", upstream.configured())
+    refused = await failure(Fetching(Sending()), f"{upstream.url}/keys", upstream.configured())
     assert cause in refused.cause
     assert [each["path"] for each in upstream.requests()] == ["/keys"], "a redirect is not followed"
 
 
 async def test_a_refused_connection_is_an_outage(upstream: Upstream) -> None:
     upstream.refuse()
-    assert "no connection" in (await failure(Fetching(), f"{upstream.url}/keys", upstream.configured())).cause
+    assert "no connection" in (await failure(Fetching(Sending()), f"{upstream.url}/keys", upstream.configured())).cause
 
 
 async def test_a_certificate_of_nobody_is_refused_and_no_request_is_sent(upstream: Upstream) -> None:
     upstream.call("certificate", name="stranger")
-    refused = await failure(Fetching(), f"{upstream.url}/keys", upstream.configured())
+    refused = await failure(Fetching(Sending()), f"{upstream.url}/keys", upstream.configured())
     assert refused.cause == "issuer acme: its certificate is not valid"
     assert upstream.requests() == []
 
 
 async def test_the_public_authorities_count_where_no_others_are_named(upstream: Upstream) -> None:
-    refused = await failure(Fetching(), f"{upstream.url}/keys", upstream.configured(ca_file=None))
+    refused = await failure(Fetching(Sending()), f"{upstream.url}/keys", upstream.configured(ca_file=None))
     assert refused.cause == "issuer acme: its certificate is not valid"
 
 
@@ -325,7 +335,7 @@ async def test_a_slow_issuer_is_an_outage_after_some_seconds(upstream: Upstream)
         upstream.fault(path, **fault)
     began = monotonic()
     found = await asyncio.gather(
-        *(failure(Fetching(), f"{upstream.url}{path}", upstream.configured()) for path in ("/a", "/b", "/c"))
+        *(failure(Fetching(Sending()), f"{upstream.url}{path}", upstream.configured()) for path in ("/a", "/b", "/c"))
     )
     assert monotonic() - began < 29
     assert {each.cause for each in found} == {"issuer acme: no answer in time"}
@@ -337,7 +347,8 @@ async def test_a_slow_resolver_is_an_outage(upstream: Upstream) -> None:
         return ["127.0.0.1"]
 
     assert (
-        "no answer in time" in (await failure(Fetching(resolve), f"{upstream.url}/keys", upstream.configured())).cause
+        "no answer in time"
+        in (await failure(Fetching(Sending(resolve)), f"{upstream.url}/keys", upstream.configured())).cause
     )
 
 
@@ -355,7 +366,7 @@ async def test_a_resolver_that_hangs_holds_none_of_the_threads_that_the_database
     try:
         with monkeypatch.context() as patch:
             patch.setattr(socket, "getaddrinfo", hang)
-            asked = [asyncio.create_task(failure(Fetching(), f"{upstream.url}/keys", of)) for _ in range(50)]
+            asked = [asyncio.create_task(failure(Fetching(Sending()), f"{upstream.url}/keys", of)) for _ in range(50)]
             while not looked_up.acquire(blocking=False):
                 await asyncio.sleep(0.01)
             assert await asyncio.wait_for(asyncio.to_thread(lambda: "free"), 60) == "free"
@@ -367,20 +378,23 @@ async def test_a_resolver_that_hangs_holds_none_of_the_threads_that_the_database
 @pytest.mark.parametrize("status", [400, 401, 404, 429, 500, 503])
 async def test_an_error_has_its_status_whatever_its_body(upstream: Upstream, status: int) -> None:
     upstream.fault("/keys", "answer", status=status, body="<html>", times=1)
-    assert await Fetching().get_json(f"{upstream.url}/keys", of=upstream.configured()) == (status, None)
+    assert await Fetching(Sending()).get_json(f"{upstream.url}/keys", of=upstream.configured()) == (status, None)
     upstream.fault("/keys", "answer", status=status, body='{"error":"x"}', times=1)
-    assert await Fetching().get_json(f"{upstream.url}/keys", of=upstream.configured()) == (status, {"error": "x"})
+    assert await Fetching(Sending()).get_json(f"{upstream.url}/keys", of=upstream.configured()) == (
+        status,
+        {"error": "x"},
+    )
 
 
 async def test_an_answer_without_a_body_has_no_value(upstream: Upstream) -> None:
     upstream.fault("/keys", "answer", status=200, body="")
-    assert await Fetching().get_json(f"{upstream.url}/keys", of=upstream.configured()) == (200, None)
+    assert await Fetching(Sending()).get_json(f"{upstream.url}/keys", of=upstream.configured()) == (200, None)
 
 
 async def test_a_proxy_of_the_environment_is_not_used(upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
-    status, _ = await Fetching().get_json(f"{upstream.url}/keys", of=upstream.configured())
+    status, _ = await Fetching(Sending()).get_json(f"{upstream.url}/keys", of=upstream.configured())
     assert status == 200
 
 
@@ -391,20 +405,22 @@ async def test_forms_json_and_bearer_tokens_arrive(upstream: Upstream, tmp_path:
         "client_secret": upstream.client_secret,
     }
     of = upstream.configured()
-    status, answer = await Fetching().post_form(f"{upstream.url}/oauth/token", fields, of=of)
+    status, answer = await Fetching(Sending()).post_form(f"{upstream.url}/oauth/token", fields, of=of)
     assert status == 200
     login = upstream.sign_in()
     path = f"{upstream.url}/api/v1/sessions/{login.session_id}"
-    assert (await Fetching().get_json(path, of=of))[0] == 401
-    status, session = await Fetching().get_json(path, of=of, bearer=answer["access_token"])
+    assert (await Fetching(Sending()).get_json(path, of=of))[0] == 401
+    status, session = await Fetching(Sending()).get_json(path, of=of, bearer=answer["access_token"])
     assert status == 200
     assert login.session_id in json.dumps(session)
-    status, _ = await Fetching().post_json(f"{path}/revoke", of=of, bearer=answer["access_token"])
+    status, _ = await Fetching(Sending()).post_json(f"{path}/revoke", of=of, bearer=answer["access_token"])
     assert status == 200
     assert upstream.status(login.session_id) == "revoked"
     resolve, _ = resolving_to("127.0.0.1")
     async with a_server(tmp_path, "issuer.test", OK) as (named, port, seen):
-        await Fetching(resolve).post_json(f"https://issuer.test:{port}/", {"a": [1]}, of=named, bearer="secret-1")
+        await Fetching(Sending(resolve)).post_json(
+            f"https://issuer.test:{port}/", {"a": [1]}, of=named, bearer="secret-1"
+        )
     head = seen[0][1].decode().lower()
     assert "content-type: application/json\r\n" in head
     assert "authorization: bearer secret-1\r\n" in head
@@ -412,7 +428,7 @@ async def test_forms_json_and_bearer_tokens_arrive(upstream: Upstream, tmp_path:
 
 
 async def test_a_changed_file_of_authorities_counts_at_the_next_request(upstream: Upstream, tmp_path: Path) -> None:
-    fetching, file = Fetching(), tmp_path / "ca.pem"
+    fetching, file = Fetching(Sending()), tmp_path / "ca.pem"
     of = upstream.configured(ca_file=str(file))
     url = f"{upstream.url}/keys"
     assert "ca_file can't be read" in (await failure(fetching, url, of)).cause
@@ -429,7 +445,7 @@ async def test_a_pipe_in_the_place_of_authorities_is_not_read(upstream: Upstream
     os.mkfifo(pipe := tmp_path / "pipe")
     of = upstream.configured(ca_file=str(pipe))
     try:
-        assert "ca_file can't be read" in (await failure(Fetching(), f"{upstream.url}/keys", of)).cause
+        assert "ca_file can't be read" in (await failure(Fetching(Sending()), f"{upstream.url}/keys", of)).cause
     finally:
         with suppress(OSError):  # free the thread, if there is one
             os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
@@ -438,7 +454,7 @@ async def test_a_pipe_in_the_place_of_authorities_is_not_read(upstream: Upstream
 async def test_no_outage_holds_a_url_a_header_field_or_a_body(upstream: Upstream) -> None:
     upstream.fault("/", "close")
     with pytest.raises(TemporarilyUnavailable) as caught:
-        await Fetching().post_form(
+        await Fetching(Sending()).post_form(
             f"{upstream.url}/oauth/token", {"client_secret": "s3cret"}, of=upstream.configured(), bearer="b3arer"
         )
     assert (caught.value.__cause__, caught.value.__context__) == (None, None)

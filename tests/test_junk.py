@@ -9,7 +9,10 @@ import random
 import secrets
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 import redis as redis_client
@@ -54,6 +57,13 @@ class Counted:
 
 @pytest.fixture(scope="module")
 def counted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Counted]:
+    with counting(tmp_path_factory.mktemp("junk")) as counted:
+        yield counted
+
+
+@contextmanager
+def counting(logs: Path, **settings: Any) -> Iterator[Counted]:
+    """A service with these settings, on servers of its own."""
     try:
         postgres = Postgres.start(settings={"log_statement": "all"})
     except NotOursError as e:
@@ -64,7 +74,7 @@ def counted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Counted]:
         sync(postgres.create_database("junk"))
         url = postgres.url("junk")
         migrate(settings_of(url, None))
-        with serve(url, tmp_path_factory.mktemp("junk"), redis_url=redis.url()) as service:
+        with serve(url, logs, redis_url=redis.url(), **settings) as service:
             sync(until(lambda: all_ready([service])))
             yield Counted(service, postgres, redis, url)
 
@@ -119,13 +129,15 @@ def at_logout_as_bearer(token: str) -> Request:
     return Request("POST", "/auth/logout", bearer=token)
 
 
-async def ask_all(service: Service, requests: list[Request]) -> list[Answer]:
-    """Sends the requests over eight connections, and returns their answers in order."""
+async def ask_all(
+    service: Service, requests: list[Request], *, source: str = "127.0.0.1", connections: int = 8
+) -> list[Answer]:
+    """Sends the requests over eight connections from this address, and returns their answers in order."""
     answers: dict[int, Answer] = {}
     queue = iter(enumerate(requests))
 
     async def connection() -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", service.port, local_addr=(source, 0))
         for number, request in queue:
             writer.write(request.encoded())
             head = (await reader.readuntil(b"\r\n\r\n")).decode().splitlines()
@@ -136,7 +148,7 @@ async def ask_all(service: Service, requests: list[Request]) -> list[Answer]:
         await writer.wait_closed()
 
     async with asyncio.TaskGroup() as tasks:
-        for _ in range(8):
+        for _ in range(connections):
             tasks.create_task(connection())
     return [answers[number] for number in range(len(requests))]
 

@@ -16,6 +16,7 @@ from app.federation.discovery import Discovery
 from app.federation.fetching import Fetching
 from app.federation.jwks import MOST_KEYS, jwk_set_of
 from app.federation.key_sets import COOL_DOWN, FRESH, KeySets
+from app.outgoing.sending import Sending
 from app.storage.tasks import finish
 from tests.upstream.keys import Keys, base64url
 from tests.upstream.upstream import Upstream
@@ -23,7 +24,7 @@ from tests.upstream.upstream import Upstream
 
 @pytest.fixture
 def key_sets() -> KeySets:
-    fetching = Fetching()
+    fetching = Fetching(Sending())
     return KeySets(fetching, Discovery(fetching))
 
 

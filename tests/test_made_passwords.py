@@ -20,6 +20,7 @@ from app.keyturn import Keyturn, opened, running
 from app.settings import read
 from app.storage.tables import User, uuid7
 from app.users.administrators import administrators
+from app.users.hashing import Asker
 from app.users.made_passwords import LIFETIME, Reset
 from tests.conftest import CHEAP, NEW_PASSWORD, PASSWORD, Opener, a_user
 from tests.service import Service
@@ -137,15 +138,15 @@ async def test_one_that_has_run_out_costs_what_a_wrong_one_costs(
         computed: list[str] = []
         verify = keyturn.passwords.verify
 
-        async def counted(stored: str | None, password: bytes) -> bool:
+        async def counted(stored: str | None, password: bytes, *asker: Asker) -> bool:
             computed.append("verify")
-            return await verify(stored, password)
+            return await verify(stored, password, *asker)
 
         hashed = keyturn.passwords.hash
 
-        async def hashing(password: bytes) -> str:
+        async def hashing(password: bytes, *asker: Asker) -> str:
             computed.append("hash")
-            return await hashed(password)
+            return await hashed(password, *asker)
 
         monkeypatch.setattr(keyturn.passwords, "verify", counted)
         monkeypatch.setattr(keyturn.passwords, "hash", hashing)

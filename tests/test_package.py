@@ -78,6 +78,9 @@ def test_only_keyturn_is_added_to_an_environment(installed: Path) -> None:
     added = {path.name for path in packages.iterdir()} - {"dependencies.pth", "pip", "setuptools"}
     assert {name for name in added if not name.endswith(".dist-info")} == {"keyturn"}
     assert (packages / "keyturn" / "migrations" / "env.py").exists()
+    assert {path.name for path in (packages / "keyturn" / "users").glob("common_passwords.*")} == {
+        "common_passwords.bin", "common_passwords.md", "common_passwords.py"
+    }  # fmt: skip
 
 
 def test_the_installed_command_migrates_a_postgres_and_its_advice_works_there(

@@ -66,6 +66,8 @@ def test_every_member_has_a_setting_and_the_settings_alone_are_a_policy_that_bre
         ({"retry_window": 50, "access_lifetime": 150}, {"retry_window": 51, "access_lifetime": 150}, "retry_window"),
         ({"session_limit": 5}, {"session_limit": 6}, "session_limit"),
         ({"session_limit": 1}, {"session_limit": 0}, "session_limit"),
+        ({"password_length": 15}, {"password_length": 14}, "password_length"),  # stricter the larger it is
+        ({"password_length": 64}, {"password_length": 65}, "password_length"),
         ({"reauthentication_age": 60}, {"reauthentication_age": 59}, "reauthentication_age"),
         ({"reauthentication_age": 900}, {"reauthentication_age": 901}, "reauthentication_age"),
         ({"mode": "cookie"}, {"mode": "cookie", "retry_window": 0}, "mode"),
@@ -120,11 +122,13 @@ def test_a_row_that_somebody_wrote_by_hand_gives_a_policy_all_the_same() -> None
         "access_jitter": -1 * SECOND,
         "idle_lifetime": 0 * SECOND,
         "session_limit": -1,
+        "password_length": -1,
         "mode": "nothing",
     }
     in_force = bounds().cut(row)
     assert (in_force.access_lifetime, in_force.access_jitter) == (2 * SECOND, 0 * SECOND)
     assert (in_force.idle_lifetime, in_force.session_limit, in_force.mode) == (60 * SECOND, 1, "bearer")
+    assert in_force.password_length == 15
 
 
 seconds = st.integers(-10, 4_000_000).map(lambda n: n * SECOND)
@@ -133,6 +137,7 @@ rows = st.fixed_dictionaries(
     optional={
         **dict.fromkeys((name for name in SETTINGS if name.endswith(("lifetime", "window", "jitter", "age"))), seconds),
         "session_limit": st.integers(-1, 2000),
+        "password_length": st.integers(-1, 100),
         "mode": st.sampled_from(["bearer", "cookie", "split"]),
         "remember": st.booleans(),
         "scopes": st.frozensets(st.sampled_from(["read", "write", "admin"])),
@@ -161,6 +166,7 @@ def test_no_row_gives_a_policy_that_is_laxer_than_the_settings_or_breaks_a_rule(
     assert 3 * policy.access_jitter <= policy.access_lifetime
     assert policy.session_limit is not None
     assert 1 <= policy.session_limit <= 7
+    assert most.password_length <= policy.password_length <= 64
     assert policy.scopes <= most.scopes
     assert policy.mode == "bearer" or (cookies and policy.retry_window > timedelta(0))
     # What is in force is allowed, and what is allowed is in force as it is.
@@ -184,6 +190,7 @@ def test_no_row_gives_a_policy_that_is_laxer_than_the_settings_or_breaks_a_rule(
         ("retry_window", 1.5),
         ("session_limit", "many"),
         ("session_limit", True),
+        ("password_length", "long"),
         ("mode", "cookies"),
         ("remember", "yes"),
         ("remember", 1.0),

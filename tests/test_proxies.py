@@ -15,7 +15,7 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import jwt
@@ -32,6 +32,8 @@ from tests.test_races import at, serve
 
 IDENTITY = ("x-auth-subject", "x-auth-role", "x-auth-scope", "x-auth-session")
 MIB = 1024 * 1024
+PROXIES = "127.0.0.1, 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16"
+"""The addresses of this machine, which all proxies have here. Envoy names itself by one that is not on loopback."""
 
 
 # -- the parts: Keyturn, and a link between it and a proxy
@@ -115,10 +117,11 @@ class Link:
 
 @dataclass
 class Stage:
-    """Keyturn, a second Keyturn whose stores are away, an application, and tokens."""
+    """Keyturn, a second one whose stores are away, a third one with narrow limits, an application, and tokens."""
 
     keyturn: Service
     outage: Service
+    limited: Service
     app: int
     access_token: str
     outage_token: str
@@ -137,7 +140,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres, template
         database = f"proxies_{secrets.token_hex(6)}"
         sync(postgres.create_database(database, template=template))
         stack.callback(lambda: sync(postgres.drop_database(database)))
-        keyturn = stack.enter_context(serve(postgres.url(database), folder))
+        keyturn = stack.enter_context(serve(postgres.url(database), folder, trusted_proxies=PROXIES))
 
         # The second Keyturn's stores are stopped for good once it runs.
         own_postgres, own_redis = Postgres.start(), Redis.start()
@@ -174,7 +177,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres, template
         sync(prepare())
         own_postgres.kill()
         own_redis.kill()
-        yield Stage(keyturn, outage, stack.enter_context(served(Application)), **tokens)
+        limited = stack.enter_context(serve(postgres.url(database), folder, trusted_proxies=PROXIES, limit_junk="1/60"))
+        yield Stage(keyturn, outage, limited, stack.enter_context(served(Application)), **tokens)
 
 
 @pytest.fixture(scope="module")
@@ -257,6 +261,25 @@ def test_a_client_s_own_identity_is_never_passed_on(proxy: Proxy, stage: Stage) 
     assert proxy.ask("OPTIONS", fields=[*FORGED, *preflight]).identity == {}
 
 
+def test_the_client_s_address_is_the_one_from_which_the_proxy_was_reached(proxy: Proxy, stage: Stage) -> None:
+    named = [("X-Forwarded-For", "203.0.113.9"), ("Forwarded", "for=203.0.113.9"), ("X-Real-IP", "203.0.113.9")]
+    named += [("X-Forwarded-For", "203.0.113.8")]
+    for target, token in (("/orders", stage.access_token), ("/auth/me", stage.access_token)):
+        for fields in ([], named):
+            before = len(stage.keyturn.text_with('"event": "request"'))
+            proxy.ask(target=target, fields=fields, token=token, source="127.0.0.2")
+            end = monotonic() + 10
+            while not (lines := requests_in(stage.keyturn.text()[before:])) and monotonic() < end:
+                sleep(0.02)
+            assert [line["client"] for line in lines] == ["127.0.0.2"], (target, fields)
+
+
+def requests_in(text: str) -> list[dict[str, Any]]:
+    """The lines about requests in a part of a log, without those that only ask whether the process is ready."""
+    lines = [json.loads(line) for line in text.splitlines() if '"event": "request"' in line and line.endswith("}")]
+    return [line for line in lines if not line["path"].endswith("z")]
+
+
 def test_path_and_query_of_a_client_decide_nothing_however_odd_and_long(proxy: Proxy, stage: Stage) -> None:
     # Bytes that the proxy accepts without further settings.
     longest = {"nginx": 7_000, "caddy": 15_000, "haproxy": 14_000}.get(proxy.name, 50_000)
@@ -324,6 +347,16 @@ def unavailable(answer: Answer) -> None:
     assert answer.status == HTTPStatus.SERVICE_UNAVAILABLE, answer
     assert 1 <= int(answer.fields["retry-after"]) <= 5
     assert "www-authenticate" not in answer.fields
+
+
+def test_a_429_is_no_verdict_and_the_client_may_come_again(proxy: Proxy, stage: Stage, link: Link) -> None:
+    link.lead(stage.limited.port)
+    answers = [proxy.ask(token=f"junk{number}") for number in range(3)]
+    assert {answer.status for answer in answers} <= {401, 429, 503}
+    assert answers[-1].status in {429, 503}
+    assert "retry-after" in answers[-1].fields
+    assert "set-cookie" not in answers[-1].fields
+    assert proxy.ask(token=stage.access_token).status == HTTPStatus.OK
 
 
 def test_while_both_stores_are_away_the_client_gets_503_and_is_not_signed_out(

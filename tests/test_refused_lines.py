@@ -194,7 +194,7 @@ def test_a_refused_sign_in_names_the_user_where_there_is_one_and_never_the_addre
     assert wrong.content == nobody.content == disabled.content
     assert "my-real-passphrase" not in seen.service.text()
     tokens = seen.login()
-    change = {"current_password": "wrong password", "new_password": "another password"}
+    change = {"current_password": "wrong password", "new_password": "an entirely new password"}
     bearer = {"Authorization": f"Bearer {tokens['access_token']}"}
     seen.named(seen.client.post("/auth/password", json=change, headers=bearer), 401, None, tokens["session_id"])
 

@@ -10,6 +10,7 @@ from sqlalchemy import event
 
 from app.actors import SERVICE
 from app.keyturn import Keyturn
+from app.users.hashing import Asker
 from tests.conftest import NEW_PASSWORD, PASSWORD
 from tests.test_api import ADA, BOB, Serve, refused, serve
 
@@ -23,9 +24,9 @@ def watched(keyturn: Keyturn, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     work: list[str] = []
     hashed = keyturn.passwords.hash
 
-    async def counted(password: bytes) -> str:
+    async def counted(password: bytes, *asker: Asker) -> str:
         work.append("hash")
-        return await hashed(password)
+        return await hashed(password, *asker)
 
     monkeypatch.setattr(keyturn.passwords, "hash", counted)
 

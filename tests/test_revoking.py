@@ -590,6 +590,7 @@ async def log_out(service: Service, refresh_token: str) -> None:
     assert answer.json().keys() == {"upstream_logout_url"}
 
 
+@pytest.mark.deep
 async def test_a_service_that_is_killed_between_any_two_steps_loses_no_revocation(
     database_url: str, issuers: Path, upstream: Upstream, logs: Path
 ) -> None:
@@ -652,6 +653,7 @@ async def status_of(keyturn: Keyturn, session_id: UUID) -> str | None:
     return (await keyturn.reading.find(session_id)).over()
 
 
+@pytest.mark.deep
 async def test_two_services_share_the_revocations_and_ask_once_for_each(
     database_url: str, issuers: Path, upstream: Upstream, logs: Path
 ) -> None:

@@ -17,7 +17,7 @@ from argon2 import PasswordHasher
 from bench.rivals import LeftOut, Rival, Rotating, start
 from tests.servers import Postgres, Redis, free_port
 
-ADA, PASSWORD = "ada@example.com", "correct horse battery staple"
+ADA, PASSWORD = "ada@example.com", "seven lamps under a quiet roof"
 CHEAP = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 Json = dict[str, Any]
 

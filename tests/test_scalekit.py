@@ -15,12 +15,13 @@ from app.federation.fetching import Fetching
 from app.federation.issuer import Configured, Issuer, IssuerSecrets
 from app.federation.scalekit import Scalekit
 from app.federation.scalekit_session import page_in, session_in
+from app.outgoing.sending import Sending
 from tests.upstream.upstream import Upstream
 
 
 @pytest.fixture
 def scalekit() -> Scalekit:
-    return Scalekit(Fetching())
+    return Scalekit(Fetching(Sending()))
 
 
 def token_requests(upstream: Upstream) -> int:

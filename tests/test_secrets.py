@@ -21,6 +21,7 @@ from tests.upstream.shared_secrets import CLIENT_SECRET
 def test_each_kind_of_secret_would_be_found(tmp_path: Path) -> None:
     planted = [
         "ktr_" + "aB3-_x" * 14,
+        "ktd_" + "aB3-_x" * 8,
         "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJlLW9m",
         "__Host-Http-keyturn-refresh=" + "aB3-_x" * 14,
         PASSWORD,

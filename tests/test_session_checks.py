@@ -233,7 +233,7 @@ async def test_junk_and_tokens_of_others_never_cause_a_request(placed: Placed, u
             assert (await place.refresh(junk)).status_code in {400, 401}
         for other in (await place.session(None), await place.session(end, issuer="another")):
             assert (await place.refresh(other.refresh_token)).status_code == 200
-        registered = {"email": "grace@example.com", "password": "correct horse battery staple"}
+        registered = {"email": "grace@example.com", "password": "seven lamps under a quiet roof"}
         await place.keyturn.users.create(registered["email"], registered["password"], "user", by=SERVICE)
         own = (await place.client.post("/auth/login", json=registered)).json()
         assert (await place.refresh(own["refresh_token"])).status_code == 200

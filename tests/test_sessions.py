@@ -438,11 +438,11 @@ async def test_a_password_change_ends_every_other_session(keyturn: Keyturn) -> N
     mine, other = [await keyturn.starting.start(proof, by=SERVICE) for _ in range(2)]
     with pytest.raises(InvalidGrant):
         await keyturn.users.change_password(
-            mine.session_id, proof.user_id, "wrong password", "a new password", by=SERVICE
+            mine.session_id, proof.user_id, "wrong password", "a quite new password", by=SERVICE
         )
     with pytest.raises(InvalidRequest):
         await keyturn.users.change_password(mine.session_id, proof.user_id, PASSWORD, PASSWORD, by=SERVICE)
-    await keyturn.users.change_password(mine.session_id, proof.user_id, PASSWORD, "a new password", by=SERVICE)
+    await keyturn.users.change_password(mine.session_id, proof.user_id, PASSWORD, "a quite new password", by=SERVICE)
     await refused(keyturn, other.refresh_token, "password_changed")
     await rejected(keyturn, other.access_token, "password_changed")
     await keyturn.reading.verify((await keyturn.rotation.refresh(mine.refresh_token, by=SERVICE)).access_token)

@@ -360,7 +360,7 @@ class Machine(RuleBasedStateMachine):
         self.model.keys = {use: [Key(kid, ready=True)] for use, kid in first.items()}
         for name, role in (("ada", "user"), ("eve", "user"), ("root", "admin")):
             email = f"{name}@example.com"
-            real = self.run(self.keyturn.users.create(email, "password 0", role, by=SERVICE))
+            real = self.run(self.keyturn.users.create(email, "a long password 0", role, by=SERVICE))
             self.model.users.append(User(email, real.id, role))
         self.began = time.monotonic()
 
@@ -434,7 +434,7 @@ class Machine(RuleBasedStateMachine):
     # -- sign-in
 
     def sign_in(self, who: User) -> SignIn:
-        proof = self.ask(self.keyturn.sign_in.authenticate(who.email, f"password {who.password}"))
+        proof = self.ask(self.keyturn.sign_in.authenticate(who.email, f"a long password {who.password}"))
         assert isinstance(proof, Authenticated), proof
         return self.start(who, proof)
 
@@ -445,7 +445,7 @@ class Machine(RuleBasedStateMachine):
     @rule(user=integers(0, 2), right=integers(0, 3), sessions=integers(1, 2))
     def login(self, user: int, right: int, sessions: int) -> None:
         who = self.model.users[user]
-        password = f"password {who.password}" if right else "another password"
+        password = f"a long password {who.password}" if right else "another password"
         proof = self.ask(self.keyturn.sign_in.authenticate(who.email, password))
         if not right or who.disabled:
             self.must_refuse(proof, Refused(InvalidGrant))
@@ -637,8 +637,10 @@ class Machine(RuleBasedStateMachine):
         if s.gone or (not s.ended and s.over(self.model.now)):
             return  # the session is refused before the password is checked
         who = s.user
-        current = f"password {who.password}" if right else "another password"
-        asked = self.keyturn.users.change_password(s.id, who.id, current, f"password {who.password + 1}", by=SERVICE)
+        current = f"a long password {who.password}" if right else "another password"
+        asked = self.keyturn.users.change_password(
+            s.id, who.id, current, f"a long password {who.password + 1}", by=SERVICE
+        )
         answer = self.ask(asked)
         if not right or s.ended or who.disabled:
             self.must_refuse(answer, Refused(InvalidGrant))
@@ -682,7 +684,7 @@ class Machine(RuleBasedStateMachine):
                 self.enable(who)
             case "password":
                 who.password += 1
-                count = self.ask(self.keyturn.users.set_password(who.id, f"password {who.password}", by=SERVICE))
+                count = self.ask(self.keyturn.users.set_password(who.id, f"a long password {who.password}", by=SERVICE))
                 assert count == self.model.end_all(who, "password_changed")
                 self.reach("password set")
 

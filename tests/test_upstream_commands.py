@@ -16,9 +16,9 @@ from app.actors import SERVICE
 from app.commands.federation_sessions import _given_up
 from app.keyturn import Keyturn
 from app.storage.tables import UpstreamSession, uuid7
-from tests.conftest import CHEAP, PASSWORD, SECRET
+from tests.conftest import PASSWORD
 from tests.service import Service
-from tests.test_cli import Command
+from tests.test_cli import Command, command
 from tests.test_revoking import environment
 from tests.upstream.upstream import Upstream
 from tests.without_exchange import NAME, file_of_issuers, rows, without_tasks
@@ -35,15 +35,7 @@ def keyturn(
     capsys: pytest.CaptureFixture[str],
 ) -> Command:
     monkeypatch.chdir(tmp_path)
-    settings = {
-        "database_url": database_url,
-        "redis_url": "none",
-        "issuer": "https://auth.example.com",
-        "secret": SECRET,
-        "federation_file": file_of_issuers(tmp_path, upstream),
-        **CHEAP,
-    }
-    return Command({f"KEYTURN_{name.upper()}": str(value) for name, value in settings.items()}, capsys)
+    return command(database_url, capsys, federation_file=str(file_of_issuers(tmp_path, upstream)))
 
 
 async def given_up(keyturn: Keyturn, count: int) -> list[UUID]:

@@ -9,9 +9,9 @@ import pytest
 from sqlalchemy import text
 
 from app.keyturn import Keyturn
-from tests.conftest import CHEAP, PASSWORD, SECRET
+from tests.conftest import PASSWORD
 from tests.federated import exchanged, file_of, the_user
-from tests.test_cli import Command
+from tests.test_cli import Command, command
 from tests.upstream.upstream import Upstream
 
 pytestmark = pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
@@ -26,15 +26,7 @@ def keyturn(
     capsys: pytest.CaptureFixture[str],
 ) -> Command:
     monkeypatch.chdir(tmp_path)
-    settings = {
-        "database_url": database_url,
-        "redis_url": "none",
-        "issuer": "https://auth.example.com",
-        "secret": SECRET,
-        "federation_file": file_of(upstream, tmp_path, trust_email=True),
-        **CHEAP,
-    }
-    return Command({f"KEYTURN_{name.upper()}": value for name, value in settings.items()}, capsys)
+    return command(database_url, capsys, federation_file=file_of(upstream, tmp_path, trust_email=True))
 
 
 def a_user_of(keyturn: Command, token: str) -> str:

@@ -209,6 +209,17 @@ async def _hashing(keyturn: Keyturn) -> AsyncIterator[Finding]:
     yield Finding("stored password hashes", advice if count else "")
 
 
+async def _password_rules(keyturn: Keyturn) -> AsyncIterator[Finding]:
+    rules = keyturn.password_rules
+    await rules.common.load()
+    advice = ""
+    try:
+        await rules.breached.check()
+    except TemporarilyUnavailable as e:
+        advice = f"away: {e.cause}; meanwhile new passwords are accepted without it"
+    yield Finding(f"new passwords: {rules.words}", advice)
+
+
 async def _clock(keyturn: Keyturn) -> AsyncIterator[Finding]:
     skew = await clock_skew(keyturn.db)
     yield Finding("clock", "" if skew < timedelta(seconds=2) else "this machine's clock differs from the database's")
@@ -247,5 +258,5 @@ async def _open_files(_keyturn: Keyturn) -> AsyncIterator[Finding]:
 
 _EXAMINATIONS = (
     *(_address, _schema, _migration, _keys, _policies, _issuers),
-    *(_administrators, _hashing, _clock, _redis, _open_files),
+    *(_administrators, _hashing, _password_rules, _clock, _redis, _open_files),
 )

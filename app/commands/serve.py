@@ -8,7 +8,6 @@ import signal
 import socket
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
 
 from .. import log
 from ..command_name import called
@@ -18,6 +17,7 @@ from ..metric_slots import Slots
 from ..settings import Settings, read
 from ..users.administrators import administrators
 from ..users.first_administrator import ADMINISTRATOR, first_administrator
+from ..worker import Worker
 from .addresses import listen, url
 from .arguments import Words, whole
 from .first_start import prepare
@@ -66,7 +66,7 @@ def _serve_on(sockets: list[socket.socket], settings: Settings) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     slots = Slots(settings.workers) if settings.workers > 1 else None
     config = uvicorn.Config(
-        _Worker(slots),
+        Worker(slots),
         factory=True,
         host=settings.host,
         port=port,
@@ -77,8 +77,7 @@ def _serve_on(sockets: list[socket.socket], settings: Settings) -> int:
         log_config=log.logging_config(settings.log_level, settings.log_format),
         access_log=False,
         server_header=False,
-        proxy_headers=bool(settings.trusted_proxies),
-        forwarded_allow_ips=settings.trusted_proxies or "127.0.0.1",
+        proxy_headers=False,  # the edge reads them (app/http/client_addresses.py)
         timeout_keep_alive=75,
         timeout_graceful_shutdown=10,
     )
@@ -90,23 +89,6 @@ def _serve_on(sockets: list[socket.socket], settings: Settings) -> int:
         else:
             server.run(sockets)
     return 0 if server.started or settings.workers > 1 else 3
-
-
-@dataclass(frozen=True, slots=True)
-class _Worker:
-    """Makes the application in each worker, whose metrics count in a slot of their own. The parent has no application.
-
-    Pickled for each worker, also for one that takes the place of a worker that died.
-    """
-
-    slots: Slots | None
-
-    def __call__(self) -> object:
-        from ..main import served  # noqa: PLC0415  # only workers need FastAPI
-
-        if self.slots is not None and not self.slots.take():
-            log.get_logger().warning("metrics_apart", detail="no slot is free: the metrics lack this worker's")
-        return served()
 
 
 async def _check(settings: Settings) -> tuple[str | None, str]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from ..actors import Actor
 from ..errors import InvalidRequest, TemporarilyUnavailable
+from ..outgoing.sending import AddressRefused
 from .discovery import NoDocument, WrongDocument
-from .fetching import AddressRefused
 from .issuer import Configured, Issuer, IssuerSecrets
 from .issuer_rows import by_administrator
 from .issuers import Issuers

@@ -23,9 +23,10 @@ from time import monotonic
 
 from ..errors import TemporarilyUnavailable
 from ..log import get_logger
+from ..outgoing.sending import LIMIT
 from ..storage.tasks import keep
 from .discovery import Discovery
-from .fetching import LIMIT, Fetching
+from .fetching import Fetching
 from .issuer import Configured
 from .jwks import ExternalKey, JwkSet, jwk_set_of
 from .verdicts import refused

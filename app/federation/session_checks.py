@@ -26,6 +26,7 @@ from sqlalchemy import select
 
 from ..actors import Actor
 from ..errors import InvalidRequest, NotFound, Refusal, TemporarilyUnavailable, UnacceptableToken
+from ..limits.refreshes import Refreshes
 from ..log import get_logger
 from ..sessions.ending import Ending
 from ..sessions.lookup import Lookup
@@ -89,7 +90,14 @@ class SessionChecks:
     """Asks issuers whether their sessions live."""
 
     def __init__(
-        self, db: Database, issuers: Issuers, scalekit: Scalekit, keys: Keys, lookup: Lookup, ending: Ending
+        self,
+        db: Database,
+        issuers: Issuers,
+        scalekit: Scalekit,
+        keys: Keys,
+        lookup: Lookup,
+        ending: Ending,
+        refreshes: Refreshes,
     ) -> None:
         self._db = db
         self._issuers = issuers
@@ -97,6 +105,7 @@ class SessionChecks:
         self._keys = keys
         self._lookup = lookup
         self._ending = ending
+        self._refreshes = refreshes
         self._origins = Remembered[UUID, _Origin | None](_REMEMBERED)
         self._answers = Remembered[_Origin, _Seen](_REMEMBERED)
         self._reads = Batch(self._read, name="upstream", in_flight=2)
@@ -111,6 +120,7 @@ class SessionChecks:
         The rotation that follows refuses the token then. Junk is left to it, and asks nobody.
 
         Raises:
+            SlowDown: the session refreshes too often. The rotation asks for that too, but this look may cost more.
             TemporarilyUnavailable: the issuer's check is `closed`, and nobody can say whether its session lives.
         """
         if not (checking := self._those_that_check()):
@@ -121,6 +131,7 @@ class SessionChecks:
             return  # the rotation refuses it likewise
         if token.key.retired:
             return
+        self._refreshes.presented(token.raw, token.generation, token.session_id)
         origin = await self._origin_of(token.session_id, checking)
         if origin is None or (of := checking.get(origin.issuer)) is None:
             return

@@ -49,8 +49,8 @@ _OF_BROWSERS = (
     b"sec-ch-ua-form-factors sec-ch-ua-full-version sec-ch-ua-full-version-list"
 )
 _OF_PROXIES = (
-    b"via x-forwarded-for x-forwarded-host x-forwarded-port x-forwarded-prefix x-forwarded-proto x-forwarded-scheme "
-    b"x-forwarded-server x-real-ip x-scheme cdn-loop"
+    b"via forwarded x-forwarded-for x-forwarded-host x-forwarded-port x-forwarded-prefix x-forwarded-proto "
+    b"x-forwarded-scheme x-forwarded-server x-real-ip x-scheme cdn-loop"
 )
 # Traefik, Caddy, nginx, ingress-nginx and Envoy describe their client's request to the endpoint for proxies by these.
 _OF_FORWARD_AUTH = (

@@ -19,6 +19,7 @@ from ..errors import ContentTooLarge, InvalidRequest, Refusal, RequestTimeout, r
 from . import access_line, counting
 from .answers import Answer, Fields, render
 from .bodies import OF_STANDARDS, check_form, is_form, parse_form, read_json
+from .client_addresses import DIRECT, ClientAddresses
 from .heads import VERIFY, asked_by_proxy, check_escaped, check_head
 from .origins import NONE, Origins
 from .request import KEY, Request
@@ -40,6 +41,7 @@ class Edge:
         app: the application. The edge does not cancel a request whose client leaves.
         fast: returns the answer to a request, or None if the application has to answer.
         origins: the origins of pages that may call the application.
+        clients: tells the address from which a request comes.
         max_body: bytes of a body.
         max_header: bytes of request line and header fields.
         body_timeout: from the end of the header fields to the end of the body.
@@ -52,6 +54,7 @@ class Edge:
         *,
         fast: Callable[[Request], Awaitable[Answer] | None] = lambda _: None,
         origins: Origins = NONE,
+        clients: ClientAddresses = DIRECT,
         max_body: int = 64 * 1024,
         max_header: int = 64 * 1024,
         body_timeout: timedelta = timedelta(seconds=10),
@@ -60,6 +63,7 @@ class Edge:
         self._app = app
         self._fast = fast
         self._origins = origins
+        self._clients = clients
         self._max_body = max_body
         self._max_header = max_header
         self._body_timeout = body_timeout.total_seconds()
@@ -79,6 +83,7 @@ class Edge:
         request: Request = asgi_scope.get(KEY) or Request.of(asgi_scope)
         request.read_head(asgi_scope)
         request.origins = self._origins
+        request.client = self._clients.of(request)
         log.request_in_hand.set((request.id, request.client))
         outgoing = _Outgoing(send, request)
         try:

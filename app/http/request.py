@@ -129,7 +129,7 @@ class Request:
         return cast("Request", request)
 
     def read_head(self, asgi_scope: Scope) -> None:
-        """Takes over the head from the ASGI scope. Its client is already the one that a trusted proxy names."""
+        """Takes over the head from the ASGI scope. The client is the socket's, until `ClientAddresses` is asked."""
         headers = self.headers = asgi_scope["headers"]
         fields = self.fields = dict(headers)
         self.method = asgi_scope["method"]
@@ -156,7 +156,7 @@ class Request:
     def by(self, kind: Kind = "anonymous", user_id: UUID | None = None) -> Actor:
         """The actor of this request.
 
-        A trusted proxy may name any text as the client's address. So the address is redacted and cut as in the log:
+        Another server may name any text as the client's address. So the address is redacted and cut as in the log:
         Postgres would refuse an event with a longer one, and the change with the event.
         """
         address = log.shown_client(self.client) if self.client else None

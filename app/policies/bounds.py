@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import Any, get_args
 
 from ..errors import InvalidRequest
+from ..settings_passwords import LONGEST_MINIMUM
 from .members import SETTINGS, Values, shown
 from .policy import Mode, Policy
 
@@ -56,6 +57,7 @@ class Bounds:
             access_lifetime=access,
             access_jitter=self._jitter(wanted.get("access_jitter"), third),
             session_limit=self._limit(wanted.get("session_limit")),
+            password_length=self._password_length(wanted.get("password_length")),
             reauthentication_age=lifetime("reauthentication_age", 60),
             mode=self._mode(wanted.get("mode"), window),
             remember=most.remember if wanted.get("remember") is None else bool(wanted["remember"]),
@@ -70,6 +72,11 @@ class Bounds:
     def _limit(self, wanted: int | None) -> int | None:
         most = self.ceiling.session_limit
         return most if wanted is None else min(max(wanted, 1), MOST_SESSIONS if most is None else most)
+
+    def _password_length(self, wanted: int | None) -> int:
+        # The one member that is stricter the larger it is.
+        least = self.ceiling.password_length
+        return least if wanted is None else min(max(wanted, least), LONGEST_MINIMUM)
 
     def _mode(self, wanted: object, window: timedelta) -> Mode:
         mode = wanted if wanted in get_args(Mode) else self.ceiling.mode
@@ -102,6 +109,8 @@ class Bounds:
     def _other_rule(self, member: str, most: Any) -> str:
         if member == "session_limit":
             return f"must be 1 to {most or MOST_SESSIONS}"
+        if member == "password_length":
+            return f"must be {most} (the setting) to {LONGEST_MINIMUM}"
         if member == "access_jitter":
             return "must be at most a third of access_lifetime, and 1200 seconds"
         if member == "scopes":

@@ -23,6 +23,7 @@ SETTINGS = {
     "absolute_lifetime": "session_lifetime",
     "retry_window": "retry_window",
     "session_limit": "session_limit",
+    "password_length": "password_length",
     "reauthentication_age": "reauthentication_age",
     "mode": "login_mode",
     "remember": "remember",
@@ -75,6 +76,7 @@ def _scopes(given: object) -> object:
 
 _FORMS: Mapping[str, Callable[[object], object]] = {
     "session_limit": _number,
+    "password_length": _number,
     "mode": _mode,
     "remember": _flag,
     "scopes": _scopes,

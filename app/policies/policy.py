@@ -36,6 +36,8 @@ class Policy:
     """By how much an access token may live shorter, so that clients do not refresh at the same time."""
     session_limit: int | None = None
     """How many live sessions a user may have. None: any number."""
+    password_length: int = 15
+    """How many characters a new password must have."""
     reauthentication_age: timedelta = timedelta(minutes=15)
     """How long ago a user may have proved the password, for an act that needs a fresh sign-in."""
     mode: Mode = "bearer"
@@ -55,6 +57,7 @@ class Policy:
             access_lifetime=settings.access_token_lifetime,
             access_jitter=settings.access_token_jitter,
             session_limit=settings.session_limit,
+            password_length=settings.password_length,
             reauthentication_age=settings.reauthentication_age,
             mode=settings.login_mode,
             remember=settings.remember,

@@ -49,7 +49,7 @@ class Stored:
         return replace(self, values=wanted)
 
     def members(self) -> dict[str, Any]:
-        """The policy as JSON has it: the row, what is in force, the ceiling, and where each value comes from."""
+        """The policy as JSON has it: the row, what is in force, the settings, and the source of each value."""
         policies = {"in_force": self.in_force, "most": self.bounds.ceiling}
         return {
             "scope": self.scope,

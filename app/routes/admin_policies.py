@@ -32,6 +32,7 @@ class PolicyChange(RequestBody):
         _Whole | None, Field(description="Seconds in which a refresh token that was replaced gets the same answer.")
     ] = None
     session_limit: Annotated[_Whole | None, Field(description="Live sessions of a user.")] = None
+    password_length: Annotated[_Whole | None, Field(description="Characters that a new password must have.")] = None
     reauthentication_age: Annotated[
         _Whole | None, Field(description="Seconds after which administration asks for the password again.")
     ] = None
@@ -56,6 +57,7 @@ class PolicyMembers(BaseModel):
     absolute_lifetime: _Seconds = None
     retry_window: _Seconds = None
     session_limit: Annotated[int | SkipJsonSchema[None], Field(description="Absent in force: any number.")] = None
+    password_length: Annotated[int | SkipJsonSchema[None], Field(description="Code points of a new password.")] = None
     reauthentication_age: _Seconds = None
     mode: Annotated[
         str | SkipJsonSchema[None], word("Mode of a sign-in that names none.", "bearer", "cookie", "split")
@@ -71,7 +73,10 @@ class PolicyAnswer(BaseModel):
     changed_at: Annotated[datetime | SkipJsonSchema[None], Field(description="Absent: never.")] = None
     values: Annotated[PolicyMembers, Field(description="The row: what this policy sets.")]
     in_force: PolicyMembers
-    most: Annotated[PolicyMembers, Field(description="The values of the settings: the ceiling.")]
+    most: Annotated[
+        PolicyMembers,
+        Field(description="The values of the settings: the ceiling, and for `password_length` the floor."),
+    ]
     sources: Annotated[
         dict[str, Annotated[str, word("Where a value in force comes from.", "policy", "settings", "default")]],
         Field(description="For each member, where its value in force comes from."),

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from ..errors import Conflict, NotFound
+from ..errors import Conflict, NotFound, SlowDown
 from ..http.answers import Answer, of_model
 from ..http.endpoints import Endpoint
 from ..http.request import Request
@@ -133,7 +133,7 @@ ENDPOINTS = (
         tag="admin",
         credentials="bearer",
         model=MadePasswordAnswer,
-        refusals=(*CHANGING, NotFound, Conflict),
+        refusals=(*CHANGING, NotFound, Conflict, SlowDown),
     ),
     Endpoint(
         "PUT",

@@ -10,7 +10,7 @@ from uuid import UUID
 from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from ..errors import Conflict, NotFound
+from ..errors import Conflict, NotFound, SlowDown
 from ..http.answers import Answer, of_model
 from ..http.endpoints import Endpoint, QueryParameter
 from ..http.request import Request
@@ -21,7 +21,7 @@ from ..users.lookup import Status
 from ..users.made_passwords import make
 from . import filters
 from .administration import CHANGING, READING, administrator
-from .models import Email, RequestBody
+from .models import RULES, Email, RequestBody
 from .pages import PAGE, NextCursor, Page
 
 _ORDERS = ("newest", "oldest")
@@ -78,9 +78,7 @@ class NewUser(RequestBody):
     """A new user. Without a password, Keyturn makes one."""
 
     email: Email
-    password: Annotated[
-        str | None, Field(max_length=1024, repr=False, description="8 to 1024 bytes of UTF-8 without NUL.")
-    ] = None
+    password: Annotated[str | None, Field(max_length=1024, repr=False, description=RULES)] = None
     role: Annotated[str | None, Field(max_length=1024, description="Up to 32 of a-z, 0-9, _ and -. Unset: `user`.")] = (
         None
     )
@@ -178,7 +176,7 @@ ENDPOINTS = (
         body=NewUser,
         status=201,
         model=MadeUserAnswer,
-        refusals=(*CHANGING, Conflict),
+        refusals=(*CHANGING, Conflict, SlowDown),
     ),
     Endpoint(
         "GET",

@@ -6,7 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ..errors import CrossSite, InvalidGrant, InvalidRequest, InvalidScope, TemporarilyUnavailable
+from ..errors import (
+    CrossSite,
+    InvalidGrant,
+    InvalidRequest,
+    InvalidScope,
+    SlowDown,
+    TemporarilyUnavailable,
+    UnacceptableToken,
+)
 from ..federation.exchange import caller_of
 from ..federation.issuer import Kind
 from ..http.answers import Answer, Fields
@@ -101,17 +109,21 @@ async def exchange(keyturn: Keyturn, request: Request) -> Answer:
     # A browser whose first answer was lost never learned the id that was made for it. So only a known id counts.
     known_device = None if device.new_cookie is not None else device.id
     with EXCHANGES.outcome("exchanged"):
-        tokens = await keyturn.exchange.exchange(
-            body.subject_token,
-            kind_of(body.subject_token_type),
-            caller=caller_of(keyturn.settings.client_id, retry_key, known_device, user_agent),
-            by=request.by(),
-            user_agent=user_agent,
-            device_id=device.id,
-            device_name=body.device_name,
-            scope=wanted.scope,
-            id_token=body.id_token,
-        )
+        try:
+            tokens = await keyturn.exchange.exchange(
+                body.subject_token,
+                kind_of(body.subject_token_type),
+                caller=caller_of(keyturn.settings.client_id, retry_key, known_device, user_agent),
+                by=request.by(),
+                user_agent=user_agent,
+                device_id=device.id,
+                device_name=body.device_name,
+                scope=wanted.scope,
+                id_token=body.id_token,
+            )
+        except UnacceptableToken:
+            await keyturn.limits.exchange_refused(request.client)
+            raise
     kept: Fields = ()
     if wanted.mode != "bearer":
         kept = fields_of_id_token(keyturn, request, tokens, body.id_token, remembered=wanted.remembered)
@@ -135,6 +147,6 @@ ENDPOINTS = (
             ),
         ),
         response_headers=SET_COOKIES,
-        refusals=(InvalidRequest, InvalidScope, InvalidGrant, CrossSite, TemporarilyUnavailable),
+        refusals=(InvalidRequest, InvalidScope, InvalidGrant, CrossSite, SlowDown, TemporarilyUnavailable),
     ),
 )

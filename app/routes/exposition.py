@@ -78,6 +78,7 @@ def _add_histogram(
     if len(labels) > 1 and not counts[-1]:
         return
     for bound, count in zip((*metric.bounds, inf), counts, strict=True):
-        family.add_sample(f"{metric.name}_bucket", labels | {"le": floatToGoString(bound)}, count)
+        le: str = floatToGoString(bound)  # type: ignore[no-untyped-call]  # the library has no types here
+        family.add_sample(f"{metric.name}_bucket", labels | {"le": le}, count)
     family.add_sample(f"{metric.name}_count", labels, counts[-1])
     family.add_sample(f"{metric.name}_sum", labels, total)

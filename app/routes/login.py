@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from ..errors import (
     AccessDenied,
     Conflict,
@@ -10,6 +14,7 @@ from ..errors import (
     InvalidRequest,
     InvalidScope,
     InvalidToken,
+    SlowDown,
     TemporarilyUnavailable,
 )
 from ..http.answers import NO_CONTENT, Answer, of_json, of_model
@@ -17,8 +22,11 @@ from ..http.endpoints import Endpoint
 from ..http.request import Request
 from ..keyturn import Keyturn
 from ..metrics import LOGINS
+from ..users.emails import normalised
+from ..users.hashing import Asker
 from .credentials import access_token
-from .models import SET_COOKIES, Email, Password, RequestBody, TokenAnswer, UserAnswer
+from .known_devices import KnownDevice
+from .models import SET_COOKIES, Email, NewPassword, Password, RequestBody, TokenAnswer, UserAnswer
 from .starting import SignIn, Wanted
 
 
@@ -26,7 +34,7 @@ class Registration(RequestBody):
     """A new user."""
 
     email: Email
-    password: Password
+    password: NewPassword
 
 
 class Login(SignIn):
@@ -34,27 +42,42 @@ class Login(SignIn):
 
     email: Email
     password: Password
+    device_token: Annotated[
+        str | None,
+        Field(
+            max_length=64,
+            repr=False,
+            description="The `device_token` of this device's last sign-in to this account. With it, no storm of wrong "
+            "passwords from elsewhere keeps the device waiting. Browsers send it in a cookie.",
+            examples=["ktd_" + "x" * 48],
+        ),
+    ] = None
 
 
 class PasswordChange(RequestBody):
     """The current password and the new one."""
 
     current_password: Password
-    new_password: Password
+    new_password: NewPassword
 
 
 async def register(keyturn: Keyturn, request: Request) -> Answer:
     """Make an account, if the operator allows it. The answer has no tokens: log in next.
+
+    A password that a rule refuses is answered with 400. The description names the field and the rule.
 
     If the service does not tell whether an address is taken, the answer is an empty object with 202, in both cases.
     """
     body = request.content(Registration)
     if not keyturn.settings.registration:
         raise AccessDenied("registration is off", description="Registration is off.")
+    attempt = keyturn.limits.registration(normalised(body.email), request.client)
     if not keyturn.settings.registration_tells:
-        await keyturn.registering.register(body.email, body.password, by=request.by())
+        register = keyturn.registering.register
+        await keyturn.limits.guess(attempt, lambda: register(body.email, body.password, by=request.by()))
         return of_json(b"{}", status=202)
-    user = await keyturn.users.create(body.email, body.password, by=request.by())
+    create = keyturn.users.create
+    user = await keyturn.limits.guess(attempt, lambda: create(body.email, body.password, by=request.by()))
     return of_model(UserAnswer(id=user.id, email=user.email, role=user.role, created_at=user.created_at), status=201)
 
 
@@ -65,11 +88,18 @@ async def login(keyturn: Keyturn, request: Request) -> Answer:
     end. After the answer, no access token of those is accepted any more.
 
     In the modes with cookies, the request needs an allowed `Origin`, or `Sec-Fetch-Site: same-origin`.
+
+    Too many wrong passwords slow down all further attempts on the account, except those of a device that has signed in
+    to it before.
     """
     body = request.content(Login)
     wanted = Wanted.of(keyturn, request, body)
+    address = normalised(body.email)
+    known = KnownDevice.of(keyturn, request, wanted.mode, body.device_token, address)
+    attempt = keyturn.limits.sign_in(address, request.client, known.id)
+    asker, authenticate = Asker(request.client, known=known.id is not None), keyturn.sign_in.authenticate
     with LOGINS.outcome("signed_in"):
-        proof = await keyturn.sign_in.authenticate(body.email, body.password)
+        proof = await keyturn.limits.guess(attempt, lambda: authenticate(address, body.password, asker))
         request.user_id = proof.user_id
         device = wanted.device(request)
         tokens = await keyturn.starting.start(
@@ -80,16 +110,25 @@ async def login(keyturn: Keyturn, request: Request) -> Answer:
             device_name=body.device_name,
             scope=wanted.scope,
         )
-    return wanted.answer(request, tokens, device)
+    if wanted.mode != "bearer":
+        return wanted.answer(request, tokens, device, known.fields_to_set(keyturn, remembered=wanted.remembered))
+    return wanted.answer(request, tokens, device, device_token=known.proof if body.device_id is not None else None)
 
 
 async def password(keyturn: Keyturn, request: Request) -> Answer:
-    """Change the password. Every other session of the user ends; this one goes on."""
+    """Change the password. Every other session of the user ends; this one goes on.
+
+    A new password that a rule refuses is answered with 400. The description names the field and the rule.
+    """
     session = await keyturn.reading.authorise(await access_token(keyturn, request, changes=True))
     request.is_about(session.id, session.user_id, session.client_id)
     body = request.content(PasswordChange)
     by = request.by("user", session.user_id)
-    await keyturn.users.change_password(session.id, session.user_id, body.current_password, body.new_password, by=by)
+    current, new = body.current_password, body.new_password
+    await keyturn.limits.guess(
+        keyturn.limits.within_session(session.id, "password"),
+        lambda: keyturn.users.change_password(session.id, session.user_id, current, new, by=by),
+    )
     return NO_CONTENT
 
 
@@ -102,7 +141,7 @@ ENDPOINTS = (
         body=Registration,
         status=201,
         model=UserAnswer,
-        refusals=(InvalidRequest, AccessDenied, Conflict, TemporarilyUnavailable),
+        refusals=(InvalidRequest, AccessDenied, Conflict, SlowDown, TemporarilyUnavailable),
         responses={
             202: {
                 "description": "The service does not tell whether the address was taken. An empty object.",
@@ -117,7 +156,7 @@ ENDPOINTS = (
         tag="auth",
         body=Login,
         model=TokenAnswer,
-        refusals=(InvalidRequest, InvalidScope, InvalidGrant, CrossSite, TemporarilyUnavailable),
+        refusals=(InvalidRequest, InvalidScope, InvalidGrant, CrossSite, SlowDown, TemporarilyUnavailable),
         response_headers=SET_COOKIES,
         fast=True,
     ),
@@ -130,6 +169,6 @@ ENDPOINTS = (
         body=PasswordChange,
         status=204,
         response_description="The password is changed.",
-        refusals=(InvalidRequest, InvalidToken, InvalidGrant, CrossSite, TemporarilyUnavailable),
+        refusals=(InvalidRequest, InvalidToken, InvalidGrant, CrossSite, SlowDown, TemporarilyUnavailable),
     ),
 )

@@ -26,8 +26,21 @@ Password = Annotated[
     Field(
         max_length=1024,
         repr=False,
-        description="8 to 1024 bytes of UTF-8 without NUL, compared as it is sent.",
-        examples=["correct horse battery staple"],
+        description="Up to 1024 bytes of UTF-8 without NUL, compared as it is sent.",
+        examples=["seven lamps under a quiet roof"],
+    ),
+]
+RULES = (
+    "15 characters or more (the policy's `password_length`), up to 1024 bytes of UTF-8 without NUL. Common and "
+    "breached passwords are refused."
+)
+NewPassword = Annotated[
+    str,
+    Field(
+        max_length=1024,
+        repr=False,
+        description=RULES,
+        examples=["seven lamps under a quiet roof"],
     ),
 ]
 # Our refresh tokens have 88 characters.
@@ -69,6 +82,13 @@ class TokenAnswer(BaseModel):
     session_expires_in: Annotated[int, Field(description="Seconds until the session ends in any case.")]
     scope: Annotated[
         str | SkipJsonSchema[None], Field(description="Scopes of the access token, separated by blanks.")
+    ] = None
+    device_token: Annotated[
+        str | SkipJsonSchema[None],
+        Field(
+            description="Proves that this device has signed in to this account: keep it, and send it with the next "
+            "sign-in. Only in the answer to a sign-in with a password in mode `bearer` that names its `device_id`.",
+        ),
     ] = None
     password_change_required: Annotated[
         bool | SkipJsonSchema[None],

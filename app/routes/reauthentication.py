@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 from pydantic_core import to_json
 
-from ..errors import CrossSite, InvalidGrant, InvalidRequest, TemporarilyUnavailable, WrongPassword
+from ..errors import CrossSite, InvalidGrant, InvalidRequest, SlowDown, TemporarilyUnavailable, WrongPassword
 from ..http.answers import Answer, of_json
 from ..http.endpoints import Endpoint
 from ..http.request import Request
@@ -60,6 +60,6 @@ ENDPOINTS = (
         model=TokenAnswer,
         response_headers=SET_COOKIES,
         refusal_headers={401: SET_COOKIES},
-        refusals=(InvalidRequest, InvalidGrant, WrongPassword, CrossSite, TemporarilyUnavailable),
+        refusals=(InvalidRequest, InvalidGrant, WrongPassword, CrossSite, SlowDown, TemporarilyUnavailable),
     ),
 )

@@ -33,6 +33,7 @@ async def refresh_by_token(
     Raises:
         InvalidGrant: the refresh token is refused for good.
         InvalidScope: the session was not granted these scopes.
+        SlowDown: the session refreshes too often. Its token is still good.
         TemporarilyUnavailable: the database is away, or an issuer whose check is `closed`. The client may try again
             after a random time. Or the client has gone: it can't know that its token was rotated, and may come back
             after the retry window, as a reuse.
@@ -44,8 +45,8 @@ async def refresh_by_token(
     try:
         try:
             await keyturn.session_checks.look(refresh_token, by=by)
-        except Refusal as refusal:
-            REFRESHES.refused(refusal)  # `Rotation` counts all others
+        except Refusal as refused:
+            REFRESHES.refused(refused)  # `Rotation` counts all others
             raise
         tokens = await keyturn.rotation.refresh(refresh_token, by=by, retry_key=retry_key, scope=scope)
     except TemporarilyUnavailable as e:

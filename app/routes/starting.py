@@ -87,12 +87,17 @@ class Wanted:
         """The device of the request."""
         return Device.of(self.cookies, request, None if self.mode == "bearer" else self.mode, self.device_id)
 
-    def answer(self, request: Request, tokens: Tokens, device: Device, more: Fields = ()) -> Answer:
+    def answer(
+        self, request: Request, tokens: Tokens, device: Device, more: Fields = (), device_token: str | None = None
+    ) -> Answer:
         """The answer with the tokens of the new session, and with `more` fields. Notes the session for the log."""
         request.session_id = tokens.session_id
         fields = fields_to_set(self.cookies, self.mode, tokens, remembered=self.remembered)
         fields += device.fields_to_set(remembered=self.remembered)
-        return of_json(to_json(tokens.body(self.mode)), [*fields, *more])
+        body = tokens.body(self.mode)
+        if device_token is not None:
+            body["device_token"] = device_token
+        return of_json(to_json(body), [*fields, *more])
 
 
 def _scopes_asked_for(scope: str | None) -> frozenset[str] | None:

@@ -8,7 +8,15 @@ from typing import Annotated
 from pydantic import BaseModel, Field
 from pydantic_core import to_json
 
-from ..errors import CrossSite, InvalidGrant, InvalidRequest, InvalidScope, InvalidToken, TemporarilyUnavailable
+from ..errors import (
+    CrossSite,
+    InvalidGrant,
+    InvalidRequest,
+    InvalidScope,
+    InvalidToken,
+    SlowDown,
+    TemporarilyUnavailable,
+)
 from ..http.answers import NO_CONTENT, Answer, Fields, of_json, of_model
 from ..http.endpoints import Endpoint, HeaderField
 from ..http.idempotency_keys import PATTERN
@@ -94,12 +102,18 @@ async def refresh(keyturn: Keyturn, request: Request) -> Answer:
 
     Without `refresh_token`, the refresh cookie counts. The request then needs an allowed `Origin`, or `Sec-Fetch-Site:
     same-origin`, and the answer sets the cookies anew. A 401 clears them, and no other answer touches them.
+
+    A client that refreshes one session in a loop gets 429, and keeps its token: nothing has changed.
     """
     retry_key = request.idempotency_key()
     body = request.content_or_default(Refresh)
     scope = body.scopes()
     if body.refresh_token is not None:
-        tokens = await refresh_by_token(keyturn, request, body.refresh_token, retry_key=retry_key, scope=scope)
+        try:
+            tokens = await refresh_by_token(keyturn, request, body.refresh_token, retry_key=retry_key, scope=scope)
+        except InvalidGrant as refusal:
+            keyturn.junk.refused(refusal, request.client, "refresh")
+            raise
         return of_json(to_json(tokens.body()))
     presented, mode = presented_refresh(keyturn, request, body.mode)
     try:
@@ -168,7 +182,7 @@ ENDPOINTS = (
         ),
         response_headers=SET_COOKIES,
         refusal_headers={401: SET_COOKIES},
-        refusals=(InvalidRequest, InvalidScope, InvalidGrant, CrossSite, TemporarilyUnavailable),
+        refusals=(InvalidRequest, InvalidScope, InvalidGrant, CrossSite, SlowDown, TemporarilyUnavailable),
         fast=True,
     ),
     Endpoint(

@@ -18,6 +18,7 @@ from ..errors import (
     InvalidRequest,
     InvalidToken,
     Refusal,
+    SlowDown,
     TemporarilyUnavailable,
 )
 from ..http.answers import Answer, Fields, of_json
@@ -96,7 +97,11 @@ async def _answer_to(keyturn: Keyturn, request: Request) -> Answer:
     answered = partial(_answer, request, demands, keyturn.db.clock)
     token = request.bearer()
     if token is not None:
-        return answered(await keyturn.reading.verify(token), ())
+        try:
+            return answered(await keyturn.reading.verify(token), ())
+        except InvalidToken as refusal:
+            keyturn.junk.refused(refusal, request.client, "verify")
+            raise
     presented = PresentedCookies.of(keyturn, request, "cookie")
     if presented and demands.refresh:
         return await _refreshed_on_the_way(keyturn, request, presented, answered)
@@ -113,7 +118,7 @@ async def _refreshed_on_the_way(
     if presented.cookies.refresh in presented:
         try:
             tokens, fields = await refresh_by_cookie(keyturn, request, presented, "cookie")
-        except TemporarilyUnavailable:
+        except (SlowDown, TemporarilyUnavailable):
             if isinstance(found, Refusal):
                 raise
         except InvalidGrant as e:
@@ -219,6 +224,7 @@ ENDPOINTS = (
             InvalidToken,
             InsufficientUserAuthentication,
             InsufficientScope,
+            SlowDown,
             TemporarilyUnavailable,
         ),
         any_method=True,  # some proxies ask with their client's method, others with one of their own

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from ..errors import Refusal, TemporarilyUnavailable
+from ..errors import Refusal, SlowDown, TemporarilyUnavailable
 from ..metrics import REFRESHES
 
 
@@ -38,10 +38,10 @@ class Outcomes:
             REFRESHES.count("retried")
 
     def refused_with(self, refusal: Refusal) -> None:
-        """Counts a refusal: one for good, or one that says nothing about the token."""
+        """Counts a refusal: one for good, or an outage. A session that only refreshes too often counts as neither."""
         REFRESHES.refused(refusal)
         if isinstance(refusal, TemporarilyUnavailable):
             self.unavailable += 1
-            return
-        self.denied += 1
-        self.reuse_detected += refusal.outcome == "reuse"
+        elif not isinstance(refusal, SlowDown):
+            self.denied += 1
+            self.reuse_detected += refusal.outcome == "reuse"

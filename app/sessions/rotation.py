@@ -14,6 +14,7 @@ from uuid import UUID
 
 from ..actors import Actor
 from ..errors import InvalidGrant, InvalidScope, Refusal, TemporarilyUnavailable
+from ..limits.refreshes import Refreshes
 from ..policies import Policies
 from ..storage.batches import Batch
 from ..storage.database import Database
@@ -44,7 +45,14 @@ class Rotation:
     """Rotates refresh tokens."""
 
     def __init__(
-        self, db: Database, keys: Keys, answers: Answers, ending: Ending, lookup: Lookup, policies: Policies
+        self,
+        db: Database,
+        keys: Keys,
+        answers: Answers,
+        ending: Ending,
+        lookup: Lookup,
+        policies: Policies,
+        refreshes: Refreshes,
     ) -> None:
         """The policy in force shortens the durations of sessions that began under a longer one."""
         self._db = db
@@ -53,6 +61,7 @@ class Rotation:
         self._ending = ending
         self._lookup = lookup
         self._policies = policies
+        self._refreshes = refreshes
         self.outcomes = Outcomes()
         # Two batches at once, so that a stuck connection does not stop every refresh. SQLite has one writer at a time.
         self._rotations = Batch(self._rotate, name="rotation", in_flight=2 if db.is_postgres else 1)
@@ -75,10 +84,12 @@ class Rotation:
             InvalidGrant: the token is not one of Keyturn's, which is found without I/O. Or its session is over: the
                 refusal has the reason. Or it was reused: the session has ended.
             InvalidScope: the session was not granted these scopes. Nothing has changed.
+            SlowDown: the session refreshes too often. Nothing has changed.
             TemporarilyUnavailable: the database is away, or other transactions held the session four times.
         """
         try:
             token = self._keys.verify_refresh_token(text)
+            self._refreshes.presented(token.raw, token.generation, token.session_id)
         except Refusal as refusal:
             self.outcomes.refused_with(refusal)
             raise
@@ -101,9 +112,10 @@ class Rotation:
         """The token, and the user of its session, if a refresh with it would be answered now. Rotates nothing.
 
         Raises:
-            InvalidGrant, TemporarilyUnavailable: as `refresh`, which also ends the session of a reused token.
+            InvalidGrant, SlowDown, TemporarilyUnavailable: as `refresh`, which also ends the session of a reused token.
         """
         presented = self._keys.verify_refresh_token(text)
+        self._refreshes.presented(presented.raw, presented.generation, presented.session_id)
         row = None if presented.key.retired else await self._lookup.row(presented.session_id)
         if row is not None:
             verdict = judge(row, presented, self._keys.refresh(row.key_number))

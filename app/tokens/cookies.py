@@ -86,6 +86,8 @@ class Cookies:
         Its path is that of a logout, so that no request to an app carries what it says about its user.
         """
         self._device = self._form(f"{prefix}keyturn-device", "/", domain)
+        known = "__Secure-Http-keyturn-known" if secure else "keyturn-known"
+        self._known = self._form(known, self._split_path, domain)
         self._forms = {
             name: self._form(name, path, domain)
             for name, path in ((access, "/"), (refresh, "/"), (split, self._split_path), (id_token, self._split_path))
@@ -114,6 +116,11 @@ class Cookies:
     def device(self) -> str:
         """The name of the device cookie. This cookie is no token, so `ours` and every logout pass over it."""
         return self._device.name
+
+    @property
+    def known(self) -> str:
+        """The name of the cookie with the proofs of `KnownDevices`. It is no token, as the device cookie is none."""
+        return self._known.name
 
     def refresh_name(self, mode: CookieMode) -> str:
         """The name of the cookie that holds the refresh token in this mode."""
@@ -161,14 +168,25 @@ class Cookies:
         cookie = self.set(self.id_token, session_id, id_token, life, remembered=remembered)
         return cookie if len(cookie) <= _LARGEST else None
 
+    def set_known(self, value: str, *, remembered: bool) -> bytes:
+        """The Set-Cookie field that gives a browser its proofs of known devices. Keyturn signs them, and seals nothing.
+
+        A thief of the value can try a few passwords more than others, and can't sign in with it.
+        """
+        return self._kept(self._known, value, remembered=remembered)
+
     def set_device(self, value: str, *, remembered: bool) -> bytes:
         """The Set-Cookie field that gives a browser the id of its device. The id is no secret, and stands in the open.
 
         A thief of the value gains nothing. A sign-in with it needs the password all the same, and then ends at most
         other sessions of the same user, which it could end anyway.
         """
+        return self._kept(self._device, value, remembered=remembered)
+
+    @staticmethod
+    def _kept(form: _Form, value: str, *, remembered: bool) -> bytes:
         age = f"; Max-Age={_LONGEST_AGE // timedelta(seconds=1)}" if remembered else ""
-        return f"{self._device.name}={value}{age}{self._device.attributes}".encode()
+        return f"{form.name}={value}{age}{form.attributes}".encode()
 
     def clear(self, name: str) -> bytes:
         """The Set-Cookie field that deletes a cookie. It names the same path and domain as the one that set it."""

@@ -7,8 +7,9 @@ from dataclasses import replace
 from sqlalchemy import select, update
 
 from ..actors import Actor
-from ..errors import InvalidGrant, WrongPassword
+from ..errors import InvalidGrant, SlowDown, WrongPassword
 from ..events.audit import Event, record
+from ..limits.limits import Limits
 from ..sessions.answers import Tokens
 from ..sessions.rotation import Rotation
 from ..sessions.start import Authenticated
@@ -16,16 +17,18 @@ from ..storage.database import Database
 from ..storage.tables import Session, User
 from ..storage.tasks import own_task
 from ..tokens.refresh_tokens import RefreshToken
+from .hashing import Asker
 from .sign_in import SignIn
 
 
 class Reauthentication:
     """Renews the moment at which the user of a session last proved to be the user (claim `auth_time`)."""
 
-    def __init__(self, db: Database, sign_in: SignIn, rotation: Rotation) -> None:
+    def __init__(self, db: Database, sign_in: SignIn, rotation: Rotation, limits: Limits) -> None:
         self._db = db
         self._sign_in = sign_in
         self._rotation = rotation
+        self._limits = limits
 
     async def reauthenticate(self, refresh_token: str, password: str, *, by: Actor) -> Tokens:
         """The tokens of the same session with a fresh `auth_time`, after a rotation (ASVS 5.0 7.2.4).
@@ -36,12 +39,15 @@ class Reauthentication:
         Raises:
             InvalidGrant: as `Rotation.refresh`, which ends the session of a token that was reused.
             WrongPassword: the password is not the user's, or the user was disabled.
+            SlowDown: the password was wrong too often within this session, or as `SignIn.prove`.
             TemporarilyUnavailable: the database is away, or the hash can't be computed now.
         """
         presented, user_id = await self._rotation.holder(refresh_token, by=by)
         try:
-            proof = await self._sign_in.prove(user_id, password)
-        except WrongPassword as refusal:
+            attempt = self._limits.within_session(presented.session_id, "reauthenticate")
+            asker, prove = Asker(by.address, known=True), self._sign_in.prove
+            proof = await self._limits.guess(attempt, lambda: prove(user_id, password, asker))
+        except (WrongPassword, SlowDown) as refusal:
             raise refusal.about(presented.session_id, user_id) from None
         await self._renew(presented, proof, by._replace(kind="user", id=str(user_id)))
         tokens = await self._rotation.refresh(refresh_token, by=by)

@@ -18,25 +18,30 @@ from ..storage.database import Database
 from ..storage.tables import User, uuid7
 from ..storage.tasks import own_task
 from .emails import normalised
-from .passwords import Passwords, acceptable
+from .hashing import Asker
+from .password_rules import PasswordRules
+from .passwords import Passwords
 
 
 class Registering:
     """Registers users."""
 
-    def __init__(self, db: Database, passwords: Passwords) -> None:
+    def __init__(self, db: Database, passwords: Passwords, rules: PasswordRules) -> None:
         self._db = db
         self._passwords = passwords
+        self._rules = rules
 
     async def register(self, email: str, password: str, *, by: Actor) -> None:
         """Makes a user, unless the address has one. Nothing tells the caller which of the two happened.
 
         Raises:
-            InvalidRequest: address or password is malformed.
+            InvalidRequest: the address is malformed, or a rule refuses the password.
+            SlowDown: other registrations and sign-ins of the same network wait in the queue, and it has its share.
             TemporarilyUnavailable: the database is away, or the hash can't be computed now.
         """
         address = normalised(email)
-        await self._insert(address, await self._passwords.hash(acceptable(password)), by=by)
+        raw = await self._rules.accepted(password, address)
+        await self._insert(address, await self._passwords.hash(raw, Asker.of(by)), by=by)
 
     @own_task
     async def _insert(self, email: str, password_hash: str, *, by: Actor) -> None:

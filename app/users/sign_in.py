@@ -8,13 +8,14 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, select, update
 
 from ..command_name import called
-from ..errors import InvalidGrant, InvalidRequest, TemporarilyUnavailable, WrongPassword
+from ..errors import InvalidGrant, InvalidRequest, SlowDown, TemporarilyUnavailable, WrongPassword
 from ..log import get_logger
 from ..sessions.start import Authenticated
 from ..storage.database import Database
 from ..storage.tables import User
 from ..storage.tasks import own_task
 from .emails import normalised
+from .hashing import ITSELF, Asker
 from .made_passwords import has_run_out
 from .passwords import LONGEST, Passwords
 
@@ -32,7 +33,7 @@ class SignIn:
         self._passwords = passwords
         self._know_the_oldest = False
 
-    async def authenticate(self, email: str, password: str) -> Authenticated:
+    async def authenticate(self, email: str, password: str, asker: Asker = ITSELF) -> Authenticated:
         """Proof that the e-mail address and the password are an enabled user's.
 
         Unknown user, disabled user, user without password, wrong password and one that has run out get the same answer
@@ -41,10 +42,11 @@ class SignIn:
         Raises:
             InvalidRequest: the address or the password is malformed.
             InvalidGrant: they are not an enabled user's.
+            SlowDown: other sign-ins of the same network wait in the queue, and it has its share.
             TemporarilyUnavailable: the database is away, or the hash can't be computed now.
         """
         address = normalised(email)
-        self._passwords.admit()
+        self._passwords.hashing.admit(asker)
         raw = password.encode()
         if len(raw) > LONGEST or 0 in raw:
             raise InvalidRequest("password length", description=f"password: at most {LONGEST} bytes and no NUL.")
@@ -52,40 +54,41 @@ class SignIn:
             await self._learn_the_oldest()
         found = await self._stored(User.email == address)
         row = None if found is None or found.disabled_at is not None else found
-        if not await self.is_right(row, raw) or row is None:
+        if not await self.is_right(row, raw, asker) or row is None:
             # Only the log tells the causes apart. Log and answer don't have the address: users type passwords there.
             cause = _cause(found)
             raise InvalidGrant(cause, description="E-mail or password is wrong.", user_id=found.id if found else None)
         hashed, made = row.password_hash, row.password_expires_at is not None
         if self._passwords.outdated(hashed):
             try:
-                fresh = await self._passwords.hash(raw)
-            except TemporarilyUnavailable as e:
+                fresh = await self._passwords.hash(raw, asker._replace(known=True))
+            except (SlowDown, TemporarilyUnavailable) as e:
                 # The password is right all the same. A later sign-in renews its hash.
                 _log.warning("hash_not_renewed", user_id=str(row.id), cause=e.cause)
                 return Authenticated(row.id, hashed, password_change_required=made)
             if not await self._replace(row.id, hashed, fresh):
                 # The hash changed meanwhile: another sign-in renewed it, or the password is another one now.
-                return await self.authenticate(email, password)
+                return await self.authenticate(email, password, asker)
             hashed = fresh
         return Authenticated(row.id, hashed, password_change_required=made)
 
-    async def prove(self, user_id: UUID, password: str) -> Authenticated:
+    async def prove(self, user_id: UUID, password: str, asker: Asker = ITSELF) -> Authenticated:
         """Proof that the password is this user's.
 
         Raises:
             WrongPassword: it is not, or the user was disabled or deleted.
+            SlowDown: as `authenticate`.
             TemporarilyUnavailable: the database is away, or the hash can't be computed now.
         """
-        self._passwords.admit()
+        self._passwords.hashing.admit(asker)
         found = await self._stored(User.id == user_id)
         row = None if found is None or found.disabled_at is not None else found
         raw = password.encode()
-        if len(raw) > LONGEST or 0 in raw or not await self.is_right(row, raw) or row is None:
+        if len(raw) > LONGEST or 0 in raw or not await self.is_right(row, raw, asker) or row is None:
             raise WrongPassword(_cause(found), user_id=user_id)
         return Authenticated(row.id, row.password_hash, password_change_required=row.password_expires_at is not None)
 
-    async def is_right(self, user: Any, password: bytes) -> bool:
+    async def is_right(self, user: Any, password: bytes, asker: Asker = ITSELF) -> bool:
         """Whether it is the user's password, and has not run out: for None, False after the same work.
 
         Logs a hash that is not computed, and what to type for the user of a password that has run out.
@@ -94,8 +97,8 @@ class SignIn:
         if hashed is not None and (obstacle := self._passwords.obstacle(hashed)):
             _log.error("stored_hash_not_computed", user_id=str(user.id), cause=obstacle)
         try:
-            right = await self._passwords.verify(hashed, password)
-        except TemporarilyUnavailable as e:
+            right = await self._passwords.verify(hashed, password, asker)
+        except (SlowDown, TemporarilyUnavailable) as e:
             raise e.about(None, user.id if user is not None else None) from None
         if right and has_run_out(user.password_expires_at, self._db.clock()):
             advice = f"the password that Keyturn made has run out: {called()} users reset-password {user.id}"

@@ -22,19 +22,24 @@ from .administrators import check_still, keep_one
 from .claims import checked
 from .emails import normalised
 from .grants import acceptable_role, change_claims, change_role
+from .hashing import Asker
 from .lookup import UserLookup
 from .made_passwords import LIFETIME, Reset, make
-from .passwords import Passwords, acceptable
+from .password_rules import PasswordRules
+from .passwords import Passwords
 from .sign_in import SignIn
 
 
 class Users(UserLookup):
     """The users in the database: read as `UserLookup` does, and changed here."""
 
-    def __init__(self, db: Database, passwords: Passwords, sign_in: SignIn, ending: Ending) -> None:
+    def __init__(
+        self, db: Database, passwords: Passwords, rules: PasswordRules, sign_in: SignIn, ending: Ending
+    ) -> None:
         """Needs `ending`, because a user who is disabled, or gets a new password, loses sessions."""
         super().__init__(db)
         self._passwords = passwords
+        self._rules = rules
         self._sign_in = sign_in
         self._ending = ending
 
@@ -45,17 +50,19 @@ class Users(UserLookup):
             email: the address.
             password: the password.
             role: the role.
-            initial: whether Keyturn made the password, so that it is good for a day.
+            initial: whether Keyturn made the password, so that it is good for a day, and no rule is asked.
             by: the actor. An administrator is looked up again (`check_still`), as in every change here.
 
         Raises:
-            InvalidRequest: address, password or role is malformed.
+            InvalidRequest: address or role is malformed, or a rule refuses the password.
             Conflict: there is a user of this address.
             TemporarilyUnavailable: the database is away, or the hash can't be computed now.
         """
         address, name = normalised(email), acceptable_role(role)
+        raw = password.encode() if initial else await self._rules.accepted(password, address)
         # Hash before any look-up, so that an address that exists takes as long as a new one.
-        return await self._insert(address, await self._passwords.hash(acceptable(password)), name, initial, by=by)
+        hashed = await self._passwords.hash(raw, Asker.of(by))
+        return await self._insert(address, hashed, name, initial, by=by)
 
     @own_task
     async def _insert(self, email: str, password_hash: str, role: str, initial: bool, *, by: Actor) -> User:  # noqa: FBT001
@@ -171,9 +178,11 @@ class Users(UserLookup):
 
         Raises:
             NotFound, Conflict: as `reset_password`.
-            InvalidRequest: the password is too short, too long or has a NUL.
+            InvalidRequest: a rule refuses the password.
         """
-        return await self._renew_password(user_id, acceptable(password), "password_changed", by=by)
+        user = await self.find(user_id)
+        raw = await self._rules.accepted(password, user.email)
+        return await self._renew_password(user_id, raw, "password_changed", by=by)
 
     async def reset_password(self, user_id: UUID, *, by: Actor) -> Reset:
         """Makes a password for a user, good for a day, and ends all the user's sessions.
@@ -189,7 +198,7 @@ class Users(UserLookup):
     async def _renew_password(
         self, user_id: UUID, password: bytes, kind: Literal["password_changed", "password_reset"], *, by: Actor
     ) -> int:
-        hashed = await self._passwords.hash(password)
+        hashed = await self._passwords.hash(password, Asker.of(by))
 
         async def change(tx: AsyncConnection) -> None:
             before = await self._locked(tx, user_id, by)
@@ -208,20 +217,21 @@ class Users(UserLookup):
         Raises:
             InvalidGrant: the current password is wrong; or meanwhile it changed, the session ended or the user was
                 disabled.
-            InvalidRequest: the new password is the current one, is too short, too long or has a NUL.
+            InvalidRequest: the new password is the current one, or a rule refuses it.
         """
-        fresh = acceptable(new)
+        user = await self.find(user_id)
+        fresh = await self._rules.acceptable(new, user.email, "new_password")
         if new == current:
             raise InvalidRequest("unchanged password", description="The new password is the current one.")
-        user = await self.find(user_id)
-        if not await self._sign_in.is_right(user, current.encode()):
+        if not await self._sign_in.is_right(user, current.encode(), Asker.of(by)):
             raise InvalidGrant(
                 "wrong current password",
                 description="The current password is wrong.",
                 session_id=session_id,
                 user_id=user_id,
             )
-        hashed = await self._passwords.hash(fresh)
+        await self._rules.refuse_breached(new, "new_password")  # only now: nobody else's session makes Keyturn ask
+        hashed = await self._passwords.hash(fresh, Asker.of(by))
 
         async def change(tx: AsyncConnection) -> None:
             # Check again, as users change. 1. The user must be enabled and still have the hash that was verified.

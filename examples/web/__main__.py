@@ -31,7 +31,7 @@ def main() -> None:
         environment = _keyturn_settings(folder, keyturn, origins=[_url(web), _url(one_page)])
         processes = [stack.enter_context(_running(["-m", "app", "serve", "--port", str(keyturn)], environment, folder))]
         _wait_for(keyturn, "/readyz", processes, folder)
-        password = secrets.token_urlsafe(9)
+        password = secrets.token_urlsafe(15)
         _make_user(_EMAIL, password, environment, folder)
         for module, port in (("application", web), ("one_page", one_page)):
             place = {"WEB_KEYTURN_URL": _url(keyturn), "WEB_ORIGIN": _url(port)}

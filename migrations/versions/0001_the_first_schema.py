@@ -155,6 +155,7 @@ def upgrade() -> None:
         sa.Column("absolute_lifetime", sa.Integer(), nullable=True),
         sa.Column("retry_window", sa.Integer(), nullable=True),
         sa.Column("session_limit", sa.Integer(), nullable=True),
+        sa.Column("password_length", sa.Integer(), nullable=True),
         sa.Column("reauthentication_age", sa.Integer(), nullable=True),
         sa.Column("mode", sa.String(length=8), nullable=True),
         sa.Column("remember", sa.Boolean(), nullable=True),

@@ -22,6 +22,7 @@ class Policy(Base):
     absolute_lifetime: Mapped[timedelta | None]
     retry_window: Mapped[timedelta | None]
     session_limit: Mapped[int | None]
+    password_length: Mapped[int | None]
     reauthentication_age: Mapped[timedelta | None]
     mode: Mapped[str | None] = mapped_column(String(8))
     remember: Mapped[bool | None]

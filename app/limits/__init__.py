@@ -1,0 +1,1 @@
+"""Limits on attempts: guesses are slowed down, and nobody is locked out."""

@@ -1,0 +1,66 @@
+"""Gates: of all attempts on one account, a process checks a few at a time, in the order of arrival.
+
+An attempt holds a part of its budget until its password was found right. So if a program signs in to one account many
+times at once with the right password, these attempts would exhaust the budget together, and some would be refused. The
+gate lets so few through at a time that a handful of processes stays below the smallest default quota. Attempts on one
+account also can't take all places in which hashes are computed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from ..errors import SlowDown
+
+AT_A_TIME = 2
+WAITING = 64
+"""How many attempts on one account may wait in one process; beyond: 429."""
+
+WAITS_FOR = timedelta(seconds=5)
+"""How long an attempt waits for its turn, as a password hash does."""
+
+
+@dataclass(slots=True)
+class _Gate:
+    room: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_A_TIME))
+    users: int = 0
+
+
+class Gates:
+    """The gates of one process: one for each account or device that is tried now."""
+
+    def __init__(self) -> None:
+        self._gates: dict[bytes, _Gate] = {}
+
+    def __len__(self) -> int:
+        return len(self._gates)
+
+    @asynccontextmanager
+    async def of(self, key: bytes) -> AsyncIterator[None]:
+        """The turn of one attempt, for as long as the block runs.
+
+        Raises:
+            SlowDown: too many attempts wait already, or this one waited too long.
+        """
+        gate = self._gates.setdefault(key, _Gate())
+        if gate.users >= AT_A_TIME + WAITING:
+            raise SlowDown("too many attempts on one account at once")
+        gate.users += 1
+        try:
+            try:
+                async with asyncio.timeout(WAITS_FOR.total_seconds()):
+                    await gate.room.acquire()
+            except TimeoutError:
+                raise SlowDown("other attempts on the account are before this one") from None
+            try:
+                yield
+            finally:
+                gate.room.release()
+        finally:
+            gate.users -= 1
+            if not gate.users:
+                del self._gates[key]

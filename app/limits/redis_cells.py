@@ -1,0 +1,224 @@
+"""The budgets in Redis, which all instances share. One script judges and takes in one round trip.
+
+Attempts that come together travel together. An outage of Redis keeps no request waiting for longer than twice
+`WAITS_FOR`, and after that no request asks again until a task in the background got an answer. Meanwhile each process
+counts by itself (`Cells`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any, Literal, NamedTuple
+
+from redis import asyncio as redis_asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from ..errors import TemporarilyUnavailable
+from ..log import get_logger
+from ..storage.batches import Batch
+from .budgets import Budget, Exhausted
+
+WAITS_FOR = timedelta(milliseconds=50)
+"""How long an attempt waits at most until its question is sent, and how long the round trip may take then."""
+
+ASKS_AGAIN = timedelta(seconds=1)
+"""How often a process asks whether Redis is back, and how long it waits for that answer."""
+
+PREFIX = "{keyturn}:limit:"
+"""With a keyed digest behind it: the moment at which that budget is whole again. The braces are those of all keys."""
+
+_AT_A_TIME = 2  # round trips
+
+# The arithmetic is that of `Quota`, in whole microseconds: doubles hold these exactly until the year 2255. The clock is
+# that of Redis, so all instances agree. Redis runs a script without any other command in between.
+SCRIPT = """
+local now = tonumber(ARGV[1])
+if now == 0 then
+  local time = redis.call('TIME')
+  now = time[1] * 1000000 + time[2]
+end
+local judges, longest, which, written = ARGV[2] == 'take', 0, 0, {}
+for i, key in ipairs(KEYS) do
+  local interval, span, held = tonumber(ARGV[3 * i]), tonumber(ARGV[3 * i + 1]), ARGV[3 * i + 2] == '1'
+  local latest = now + span
+  local whole_at = math.min(tonumber(redis.call('GET', key) or 0), latest)
+  local after = math.max(whole_at, now) + interval
+  if judges then
+    if after - latest > longest then
+      longest, which = after - latest, i
+    end
+    if held then
+      written[i] = after
+    end
+  elseif ARGV[2] == 'failed' and not held then
+    written[i] = math.min(after, latest)
+  elseif ARGV[2] == 'give back' and held then
+    written[i] = math.max(whole_at - interval, now)
+  end
+end
+if which > 0 then
+  return {which, string.format('%.0f', longest)}
+end
+for i, key in ipairs(KEYS) do
+  if written[i] and written[i] > now then
+    redis.call('SET', key, string.format('%.0f', written[i]), 'PX', math.ceil((written[i] - now) / 1000))
+  elseif written[i] then
+    redis.call('DEL', key)
+  end
+end
+return {0, '0'}
+"""
+
+_log = get_logger()
+
+
+class AwayError(TemporarilyUnavailable):
+    """Redis is away, slow or no Redis, or there is none. The process counts by itself, so no client learns of it."""
+
+
+class _Question(NamedTuple):
+    """One call of the script."""
+
+    act: Literal["take", "failed", "give back"]
+    budgets: Sequence[Budget]
+
+    def command(self) -> tuple[str | int, ...]:
+        keys = [PREFIX + budget.key.hex() for budget in self.budgets]
+        numbers = [
+            number
+            for budget in self.budgets
+            for number in (budget.quota.interval, budget.quota.span, int(budget.is_held))
+        ]
+        return "EVAL", SCRIPT, len(keys), *keys, 0, self.act, *numbers
+
+
+class RedisCells:
+    """The connection to Redis for budgets. It shares nothing with that for revocations, which a storm must not slow."""
+
+    def __init__(self, url: str | None) -> None:
+        """Opens nothing yet. None: there is no Redis."""
+        self._pool = _pool(url) if url else None
+        self._questions = Batch(self._ask, in_flight=_AT_A_TIME, queue_limit=WAITS_FOR)
+        self._asking: asyncio.Task[None] | None = None
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the next request would not even ask Redis."""
+        return self._pool is None or self._asking is not None
+
+    async def take(self, budgets: Sequence[Budget]) -> Exhausted | None:
+        """As `Cells.take`.
+
+        Raises:
+            AwayError: Redis did not answer in time. A part may have been taken all the same.
+        """
+        which, wait = await self._answer(_Question("take", budgets))
+        return Exhausted(budgets[which - 1], timedelta(microseconds=wait)) if which else None
+
+    async def failed(self, budgets: Sequence[Budget]) -> None:
+        """As `Cells.failed`. Does nothing if Redis is away."""
+        with suppress(AwayError):
+            await self._answer(_Question("failed", [budget for budget in budgets if not budget.is_held]))
+
+    async def give_back(self, budgets: Sequence[Budget]) -> None:
+        """As `Cells.give_back`. Does nothing if Redis is away: then the part comes back after an interval."""
+        with suppress(AwayError):
+            await self._answer(_Question("give back", [budget for budget in budgets if budget.is_held]))
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        if self._asking is not None:
+            self._asking.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._asking
+        if self._pool is not None:
+            with suppress(RedisError, OSError):
+                await self._pool.aclose()
+
+    async def _answer(self, question: _Question) -> tuple[int, int]:
+        """Which budget is empty (the first is 1; 0: none is), and the wait in microseconds."""
+        if not question.budgets:
+            return 0, 0
+        if self.is_away:
+            raise AwayError("limits: Redis is away")
+        try:
+            return await self._questions(question)
+        except TemporarilyUnavailable:
+            raise AwayError("limits: Redis is away") from None
+
+    async def _ask(self, questions: Sequence[_Question]) -> list[tuple[int, int]]:
+        """Asks for all that came together, in one round trip."""
+        if self.is_away:  # it was there when these came
+            raise AwayError("limits: Redis is away")
+        replies = await self._send([question.command() for question in questions], limit=WAITS_FOR)
+        return [(int(which), int(wait)) for which, wait in replies]
+
+    async def _send(self, commands: Sequence[tuple[str | int, ...]], *, limit: timedelta) -> list[Any]:
+        """Sends commands. No caller's cancellation reaches this, so no reply is ever left to another caller.
+
+        Raises:
+            AwayError: Redis did not answer in time. From now on it counts as away.
+        """
+        answer = asyncio.ensure_future(self._round_trip(commands))
+        try:
+            await asyncio.wait({answer}, timeout=limit.total_seconds())
+            for _ in range(3):  # the process may have been busy: look once more before Redis is called slow
+                if not answer.done():
+                    await asyncio.sleep(0)
+        finally:
+            answer.cancel()  # does nothing to one that is done
+        await asyncio.wait({answer})
+        if answer.cancelled():
+            cause = "no answer in time"
+        elif (error := answer.exception()) is None:
+            return answer.result()
+        elif isinstance(error, RedisError | OSError | ValueError | MemoryError | RuntimeError):
+            cause = type(error).__name__
+        else:
+            raise error
+        if self._asking is None:
+            _log.warning("limits_redis_away", cause=cause)
+            self._asking = asyncio.create_task(self._ask_until_it_answers())
+        raise AwayError("limits: Redis is away")
+
+    async def _round_trip(self, commands: Sequence[tuple[str | int, ...]]) -> list[Any]:
+        assert self._pool is not None
+        connection: Any = await self._pool.get_connection()  # type: ignore[no-untyped-call]  # redis-py does not type it
+        try:
+            await connection.send_packed_command(connection.pack_commands(commands))
+            return [await connection.read_response() for _ in commands]
+        except BaseException:
+            # Replies may still be on their way. No other caller may read them.
+            with suppress(RedisError, OSError):
+                await connection.disconnect(nowait=True)
+            raise
+        finally:
+            await self._pool.release(connection)
+
+    async def _ask_until_it_answers(self) -> None:
+        # The script writes, because a Redis that answers and can't write is as good as away.
+        trial = ("EVAL", SCRIPT, 1, f"{PREFIX}probe", 0, "failed", 1, 1, 0)
+        while True:
+            with suppress(AwayError):
+                await self._send([trial], limit=ASKS_AGAIN)
+                break
+            await asyncio.sleep(ASKS_AGAIN.total_seconds())
+        self._asking = None
+        _log.info("limits_redis_back")
+
+
+def _pool(url: str) -> redis_asyncio.ConnectionPool:
+    return redis_asyncio.BlockingConnectionPool.from_url(
+        url,
+        max_connections=_AT_A_TIME + 1,
+        timeout=ASKS_AGAIN.total_seconds(),
+        socket_timeout=None,  # each round trip has one limit for all that it does: see `_send`
+        socket_connect_timeout=ASKS_AGAIN.total_seconds(),
+        retry=Retry(NoBackoff(), 0),
+        retry_on_timeout=False,
+    )
