@@ -38,6 +38,8 @@ def facts(account: Account) -> Iterator[str]:
     if user.disabled_at is not None:
         yield f"The account is disabled since {shown(user.disabled_at)}: nobody can sign in to it."
     yield _password(user, account.now)
+    if user.email is not None:
+        yield f"A new password must have {count(account.policy.password_length, 'character')}. An older one goes on."
     if user.claims:
         yield "The access tokens carry claims that an administrator set."
     for identity in account.identities:
