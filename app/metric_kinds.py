@@ -57,6 +57,7 @@ class Metric:
         keys: list[Hashable] = [words[0] if len(words) == 1 else words for words in self.series]
         self._at = _Index((key, position * self.width) for position, key in enumerate(keys))
         self.cells: memoryview[float] = memoryview(bytearray(8 * self.size)).cast("d")
+        self._found: dict[int, Series] = {}
 
     @property
     def size(self) -> int:
@@ -71,10 +72,48 @@ class Metric:
         for position, value in enumerate(self.cells):
             cells[position] = value if self.kind == "gauge" else cells[position] + value
         self.cells = cells
+        for series in self._found.values():
+            series.place(cells)
+
+    def _find(self, key: Hashable) -> slice:
+        """Where the numbers of a key are."""
+        start = self._at[key]
+        if start < 0:
+            start = self.size - self.width
+        return slice(start, start + self.width)
+
+    def _series(self, key: Hashable, bounds: Sequence[float] = ()) -> Series:
+        where = self._find(key)
+        return self._found.setdefault(where.start, Series(self.cells, where, bounds))
 
     def unlisted(self, cells: memoryview[float]) -> float:
         """How often a key was used that is on no list."""
         return float(sum(cells[-self.width :]))
+
+
+class Series:
+    """One series of a metric with labels, found once for many counts or observations."""
+
+    __slots__ = ("_bounds", "_cells", "_where")
+
+    def __init__(self, cells: memoryview[float], where: slice, bounds: Sequence[float]) -> None:
+        self._where = where
+        self._bounds = bounds
+        self.place(cells)
+
+    def place(self, cells: memoryview[float]) -> None:
+        """Takes the numbers of this series out of those of the metric."""
+        self._cells = cells[self._where]
+
+    def count(self) -> None:
+        """Adds one to a counter."""
+        self._cells[0] += 1.0
+
+    def observe(self, value: float) -> None:
+        """Counts an observation of a histogram."""
+        cells = self._cells
+        cells[bisect_left(self._bounds, value)] += 1.0
+        cells[-1] += value
 
 
 class Counter(Metric):
@@ -95,6 +134,10 @@ class CounterBy(Metric, Generic[K]):
     def count(self, key: K, by: float = 1.0) -> None:
         """Adds one, or more."""
         self.cells[self._at[key]] += by
+
+    def at(self, key: K) -> Series:
+        """The series of a key."""
+        return self._series(key)
 
     def refused(self, refusal: Refusal) -> None:
         """Adds one under the outcome of a refusal."""
@@ -183,32 +226,15 @@ class Histogram(Buckets):
         cells[self.width - 1] += value
 
 
-class Series:
-    """One series of a histogram with labels, found once for many observations."""
-
-    __slots__ = ("_bounds", "_histogram", "_last", "_start")
-
-    def __init__(self, histogram: Buckets, start: int) -> None:
-        self._histogram = histogram
-        self._bounds = histogram.bounds
-        self._start = start
-        self._last = start + histogram.width - 1
-
-    def observe(self, value: float) -> None:
-        """Counts an observation."""
-        cells = self._histogram.cells
-        cells[self._start + bisect_left(self._bounds, value)] += 1.0
-        cells[self._last] += value
-
-
 class HistogramBy(Buckets, Generic[K]):
     """A histogram with labels."""
 
     def at(self, key: K) -> Series:
         """The series of a key."""
-        start = self._at[key]
-        return Series(self, start if start >= 0 else self.size - self.width)
+        return self._series(key, self.bounds)
 
     def observe(self, key: K, value: float) -> None:
         """Counts an observation."""
-        self.at(key).observe(value)
+        cells = self.cells[self._find(key)]
+        cells[bisect_left(self.bounds, value)] += 1.0
+        cells[-1] += value

@@ -20,7 +20,7 @@ from app.http.request import Request
 from app.metric_slots import Slots
 from app.sessions.outcomes import Outcomes
 
-TIMES, RUNS = 100_000, 15
+TIMES, RUNS = 1000, 2000
 
 PEER = """
 import timeit

@@ -128,3 +128,18 @@ def test_moved_numbers_add_to_counts_and_replace_gauges() -> None:
     assert (counter.cells[0], gauge.cells[0]) == (13, 5)
     counter.count()
     assert counter.cells[0] == 14
+
+
+def test_a_series_that_was_found_before_the_numbers_moved_counts_in_their_new_place() -> None:
+    counter = CounterBy[str]("keyturn_x_total", "X.", way=("a", "b"))
+    histogram = HistogramBy[str]("keyturn_y", "Y.", (1, 2), way=("a", "b"))
+    of_counter, of_histogram = counter.at("b"), histogram.at("b")
+    of_counter.count()
+    of_histogram.observe(1.5)
+    for metric in (counter, histogram):
+        metric.place(memoryview(bytearray(8 * metric.size)).cast("d"))
+    of_counter.count()
+    of_histogram.observe(1.5)
+    assert counter.at("b") is of_counter
+    assert list(counter.cells[:2]) == [0, 2]
+    assert histogram.read(histogram.cells, 1) == ([0, 2, 2], 3)

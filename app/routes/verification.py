@@ -33,6 +33,8 @@ from .models import SET_COOKIES
 from .presented_cookies import PresentedCookies
 from .refreshing import refresh_by_cookie
 
+_ACCEPTED = VERIFICATIONS.at("accepted")
+
 # A proxy that reads only one field of a name (nginx) asks for the first name, and reads the others.
 _REPEAT = b"sec-keyturn-set-cookie"
 _REPEATED = (b"x-auth-set-cookie-access", b"x-auth-set-cookie-refresh")
@@ -85,7 +87,7 @@ async def verify(keyturn: Keyturn, request: Request) -> Answer:
         VERIFICATIONS.refused(refusal)
         raise
     if request.refusal is None:
-        VERIFICATIONS.count("accepted")
+        _ACCEPTED.count()
     else:
         VERIFICATIONS.refused(request.refusal)
     return answer

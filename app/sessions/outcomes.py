@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from ..errors import Refusal, SlowDown, TemporarilyUnavailable
 from ..metrics import REFRESHES
 
+_ROTATED, _RETRIED = REFRESHES.at("rotated"), REFRESHES.at("retried")
+
 
 @dataclass(slots=True)
 class Outcomes:
@@ -32,10 +34,10 @@ class Outcomes:
         """Counts a refresh that gave tokens: by a rotation, or as the answer to a retry."""
         if rotated:
             self.rotated += 1
-            REFRESHES.count("rotated")
+            _ROTATED.count()
         else:
             self.retried += 1
-            REFRESHES.count("retried")
+            _RETRIED.count()
 
     def refused_with(self, refusal: Refusal) -> None:
         """Counts a refusal: one for good, or an outage. A session that only refreshes too often counts as neither."""
