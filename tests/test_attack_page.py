@@ -20,7 +20,7 @@ _NAMED = re.compile(r"tests/(test_\w+\.py)::(test_\w+)", re.ASCII)
 
 
 @cache
-def tests_of(file: str) -> frozenset[str]:
+def names_in(file: str) -> frozenset[str]:
     """The names of the tests in a file."""
     path = TESTS / file
     tree = ast.parse(path.read_text(encoding="utf-8")) if path.exists() else ast.parse("")
@@ -46,7 +46,7 @@ def faults(page: str) -> Iterator[str]:
         if ", ".join(f"tests/{file}::{name}" for file, name in named) != held_by:
             yield f"{letter}{number} has something else than names of tests"
         yield from (
-            f"{letter}{number}: there is no {name} in {file}" for file, name in named if name not in tests_of(file)
+            f"{letter}{number}: there is no {name} in {file}" for file, name in named if name not in names_in(file)
         )
     for letter, found in numbers.items():
         if found != list(range(1, len(found) + 1)) or len(found) < GROUPS[letter]:
