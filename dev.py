@@ -7,6 +7,7 @@ python3 dev.py test [...]        runs the tests in several processes (all option
 python3 dev.py test --deep       runs the storms, outages and planted bugs, which the line above leaves out
 python3 dev.py conformance [...] holds the stand-in of Scalekit against Scalekit's SDK, and Keyturn against node's
                                  oidc-provider; installs both (130 MB)
+python3 dev.py tracing [...]     runs the tests of traces with OpenTelemetry's SDK, and installs it
 python3 dev.py coverage [...]    runs the tests slowly, and reports the lines and branches of app/ that no test ran
 python3 dev.py check             checks lint, format, types and imports
 python3 dev.py bench [...]       measures Keyturn against its rivals (--quick: two minutes; see bench/)
@@ -31,8 +32,10 @@ ROOT = Path(__file__).resolve().parent
 LOCK = ROOT / "requirements.lock"
 BROWSER_LOCK = ROOT / "requirements.browser.lock"  # for the tests that drive Chromium, where there is one
 SCALEKIT_LOCK = ROOT / "requirements.scalekit.lock"  # for the tests that hold the stand-in against Scalekit's SDK
+TRACING_LOCK = ROOT / "requirements.tracing.lock"  # for the tests that read the spans of OpenTelemetry's SDK
 VENV = ROOT / ".venv"
 SCALEKIT_VENV = ROOT / ".venv-scalekit"
+TRACING_VENV = ROOT / ".venv-tracing"
 TEST = ("pytest", "-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder")  # tests/conftest.py says how many
 CONFORMANCE = ("tests/test_scalekit_sdk.py", "tests/test_federation_end_to_end.py")
 UNMEASURED = ("addresses", "browser", "dev", "package", "proxies", "references", "state_machine")
@@ -62,6 +65,7 @@ LOCKS = (
     ),  # the lock that the image installs
     ("--group", "browser", "-c", "requirements.lock", "-o", "requirements.browser.lock"),
     ("--group", "scalekit", "-o", "requirements.scalekit.lock"),  # for an environment of its own
+    ("--group", "tracing", "-c", "requirements.lock", "-o", "requirements.tracing.lock"),  # likewise, beside the first
 )
 
 
@@ -152,6 +156,7 @@ def main(command: str = "--help", *options: str) -> None:
         "issuer": ("tests.upstream",),
         "test": TEST,
         "conformance": ("pytest", "-n", "0", "-rs", *CONFORMANCE),
+        "tracing": ("pytest", "-n", "0", "-rs", "tests/test_tracing.py"),
         "bench": ("bench",),
         "passwords": ("tools.common_passwords",),
         "keyturn": ("app",),
@@ -166,7 +171,8 @@ def main(command: str = "--help", *options: str) -> None:
     os.chdir(ROOT)  # so that `python -m` finds the packages of this checkout from any directory
     if command == "lock":
         sys.exit(not _compile_lock(*options))
-    _prepare(VENV, _locks())
+    folder, locks = (TRACING_VENV, [LOCK, TRACING_LOCK]) if command == "tracing" else (VENV, _locks())
+    _prepare(folder, locks)
     if command == "conformance":
         _prepare(SCALEKIT_VENV, [SCALEKIT_LOCK])
         os.environ["TEST_INSTALL"] = "1"  # lets tests/upstream/provider.py install node's oidc-provider
@@ -179,7 +185,7 @@ def main(command: str = "--help", *options: str) -> None:
         steps = (("erase",), ("run", "-m", *TEST, *left_out, *options), ("combine", "--quiet"), ("report",))
         # The share of branches decides, not the tests: the tracer slows a process until a time limit of it may fail.
         sys.exit(not [_succeeds(*coverage, *step) for step in steps][-1])
-    os.execv(_python(VENV), [_python(VENV), "-m", *modules[command], *options])
+    os.execv(_python(folder), [_python(folder), "-m", *modules[command], *options])
 
 
 if __name__ == "__main__":

@@ -50,8 +50,6 @@ class Refusal(Exception):
         outcome: the word for metrics, if neither the code nor the reason says it.
     """
 
-    level: ClassVar[Literal["info", "warning"]] = "info"
-    """The level of the request's line in the log."""
     status: ClassVar[int]
     error: ClassVar[str]
     sentence: ClassVar[str]
@@ -294,7 +292,6 @@ class RateLimit(NamedTuple):
 class SlowDown(Refusal):
     """Too many requests of one kind (RFC 6585 section 4). `limit` tells the client which limit it met."""
 
-    level = "warning"
     status = 429
     error = "slow_down"
     sentence = "Too many attempts. Try again later."

@@ -109,18 +109,18 @@ def write(line: str) -> None:
 _waiting: list[str] = []
 
 
-def write_soon(start: str, level: str = "info") -> None:
+def info_soon(start: str) -> None:
     """Writes a line at the end of this turn of the event loop, with the others of the turn.
 
     `start` is the line as JSON text without its end, already redacted. Level and timestamp are added.
     """
     if not _waiting:
         asyncio.get_running_loop().call_soon(flush)
-    _waiting.append(f'{start}, "level": "{level}", "timestamp": "{timestamp()}"}}')
+    _waiting.append(f'{start}, "level": "info", "timestamp": "{timestamp()}"}}')
 
 
 def flush() -> None:
-    """Writes the lines that `write_soon` has taken."""
+    """Writes the lines that `info_soon` has taken."""
     if _waiting:
         write(_waiting.pop())
 

@@ -14,6 +14,7 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
+from . import tracing
 from .errors import InvalidRequest, MethodNotAllowed, NotFound, Refusal, refusal_of
 from .http.answers import Answer, render
 from .http.client_addresses import ClientAddresses
@@ -122,7 +123,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: _Application) -> AsyncIterator[None]:
-        async with opened(settings) as keyturn, running(keyturn):
+        async with (
+            tracing.running(on=settings.tracing, release=release()),
+            opened(settings) as keyturn,
+            running(keyturn),
+        ):
             app.state.keyturn = app.doors.parts = keyturn
             yield
 
@@ -135,7 +140,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         openapi_url=None,  # FastAPI's route would write the document anew for each request
         docs_url=None,  # FastAPI's reference page loads its scripts from another host
         redoc_url=None,
-        telemetry={"logs": False},
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},  # see app/tracing.py
         redirect_slashes=False,
     )
     # Not an option: uvicorn's would add the prefix to every path, and FastAPI's sets this attribute with a warning.

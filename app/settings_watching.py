@@ -1,4 +1,4 @@
-"""The settings about watching a process: its log, and its metrics."""
+"""The settings about watching a process: its log, its metrics and its traces."""
 
 from __future__ import annotations
 
@@ -25,6 +25,10 @@ class WatchingSettings(Place):
     log_probes: Annotated[
         bool,
         Field(description="Whether each good answer of `/healthz`, `/readyz` and `/metrics` has a line in the log."),
+    ] = False
+    tracing: Annotated[
+        bool,
+        Field(description="Whether requests are traced by OpenTelemetry: needs `keyturn[tracing]` (docs/tracing.md)."),
     ] = False
     metrics_port: Annotated[
         int | None,

@@ -151,6 +151,17 @@ def test_the_sdk_of_scalekit_is_installed_by_its_own_command_alone_and_beside_th
     assert "Installing" not in dev(checkout, "conformance").stderr
 
 
+def test_the_sdk_of_opentelemetry_comes_into_an_environment_of_its_own_in_which_its_tests_run(checkout: Path) -> None:
+    sdk = thing(checkout.parent / "sdk-1.0-py3-none-any.whl")
+    digest = hashlib.sha256(sdk.read_bytes()).hexdigest()
+    (checkout / "requirements.tracing.lock").write_text(f"sdk==1.0 --hash=sha256:{digest}\n")
+    done = dev(checkout, "tracing", "-x", links=checkout.parent)
+    assert "tests/test_tracing.py" in done.stdout, done.stderr
+    assert done.stdout.strip().endswith(f"'-x'] {checkout / '.venv-tracing'}")
+    assert {path.name for path in (checkout / ".venv-tracing").rglob("*.py")} >= {"sdk.py", "thing.py"}
+    assert not (checkout / ".venv").exists()
+
+
 def test_a_package_whose_digest_is_not_the_locks_is_refused(checkout: Path) -> None:
     thing(checkout.parent / "thing-1.0-py3-none-any.whl", "print('not what was locked')")
     refused = dev(checkout, "serve", links=checkout.parent)

@@ -27,6 +27,14 @@ def count_and_die(slots: Slots, how: int) -> None:
     os.kill(os.getpid(), how)
 
 
+def stay(slots: Slots, answers: Connection) -> None:
+    assert slots.take()
+    metrics.REFRESHES.count("rotated")
+    answers.send("counted")
+    while not answers.poll(0.02):
+        metric_slots.moved()
+
+
 def read(slots: Slots, still: float, answers: Connection) -> None:
     metric_slots.STILL = still
     assert slots.take()
@@ -77,6 +85,21 @@ def test_a_process_in_the_place_of_a_dead_one_counts_on_and_there_is_always_a_fr
         worker.join()
         if number in {1, slots.count + 3}:
             assert sums(slots)[0] == number * COUNTS
+
+
+def test_processes_that_run_at_the_same_time_have_a_slot_each(slots: Slots) -> None:
+    pipes = [SPAWN.Pipe() for _ in range(3)]
+    workers = [SPAWN.Process(target=stay, args=(slots, there)) for _, there in pipes]
+    for worker, (here, _) in zip(workers, pipes, strict=True):
+        worker.start()
+        assert here.poll(30)
+    try:
+        rotated, _, _, running = sums(slots)
+        assert (rotated, running) == (3, 4)
+    finally:
+        for worker, (here, _) in zip(workers, pipes, strict=True):
+            here.send("end")
+            worker.join()
 
 
 def test_a_gauge_counts_only_while_its_process_runs(slots: Slots) -> None:

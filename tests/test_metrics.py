@@ -17,6 +17,7 @@ import httpx2
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families as prometheus_text
+from redis import asyncio as redis_asyncio
 from sqlalchemy import text
 
 from app.actors import SERVICE
@@ -24,8 +25,10 @@ from app.keyturn import Keyturn
 from app.metrics import METRICS
 from app.storage.migrating import migrate
 from tests.conftest import CHEAP, PASSWORD, SECRET, Opener, settings_of, sync, time_passes
+from tests.federated import file_of
 from tests.servers import Postgres, Redis, free_port
 from tests.service import Service
+from tests.upstream.upstream import Upstream
 
 TOKEN = "a-token-of-a-scraper-and-not-of-a-user"
 EMAILS = tuple(f"{name}@example.com" for name in ("ada", "bob", "cyd"))
@@ -473,3 +476,66 @@ async def test_a_logout_that_redis_does_not_acknowledge_is_counted_as_fenced(
             # All processes rely on older readings for a second, so the answer waited.
             assert found["keyturn_revocation_lag_seconds_bucket", (("le", "0.5"),)] <= 1
             assert found["keyturn_revocation_lag_seconds_count", ()] == 2
+
+
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+async def test_limits_hashes_and_rebuilds_are_counted_exactly(
+    database_url: str, logs: Path, open_keyturn: Opener
+) -> None:
+    async with open_keyturn() as keyturn:
+        await keyturn.users.create(EMAILS[0], PASSWORD, "user", by=SERVICE)
+    port = free_port()
+    with Redis.start() as own:
+        async with started(logs, environment(database_url, own.url(), metrics_port=port)) as (_, client):
+            account = {"email": EMAILS[0], "password": "wrong password"}
+            statuses = Counter([(await client.post("/auth/login", json=account)).status_code for _ in range(25)])
+            assert set(statuses) == {401, 429}
+            found = numbers((await scrape(port)).text)
+            assert by(found, "keyturn_logins_total") == {"refused": statuses[401], "limited": statuses[429]}
+            assert by(found, "keyturn_limits_hit_total", "surface") == {"login": statuses[429]}
+            assert by(found, "keyturn_hashes_total") == {"done": statuses[401]}
+            assert found["keyturn_hash_duration_seconds_count", ()] == statuses[401]
+            assert found["keyturn_hash_slots", ()] >= 1
+            assert (found["keyturn_hash_slots_used", ()], found["keyturn_hash_waiting", ()]) == (0, 0)
+            end = monotonic() + PATIENCE
+            while by(found, "keyturn_redis_processes", "state") != {"complete": 1}:
+                assert monotonic() < end
+                found = numbers((await scrape(port)).text)
+            assert by(found, "keyturn_redis_rebuilds_total") == {"done": 1}
+            before = found["keyturn_fence_epochs_total", ()]
+            async with redis_asyncio.from_url(own.url()) as connection:
+                await connection.flushall()
+            while by(found, "keyturn_redis_rebuilds_total") != {"done": 2}:
+                assert monotonic() < end
+                found = numbers((await scrape(port)).text)
+            while found["keyturn_fence_epochs_total", ()] != before + 1:
+                assert monotonic() < end
+                found = numbers((await scrape(port)).text)
+
+
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+async def test_exchanges_and_requests_to_issuers_are_counted_exactly(
+    database_url: str, logs: Path, tmp_path: Path, upstream: Upstream
+) -> None:
+    port = free_port()
+    values = environment(database_url, metrics_port=port, federation_file=file_of(upstream, tmp_path))
+    async with started(logs, values) as (_, client):
+        did: Counter[str] = Counter()
+        for number in range(3):
+            token = upstream.mint(subject=upstream.other(number))
+            answer = await client.post("/auth/exchange", json={"subject_token": token})
+            assert answer.status_code == 200, answer.text
+            did["exchanged"] += 1
+            answer = await client.post("/auth/exchange", json={"subject_token": token[:-8] + "AAAAAAAA"})
+            assert answer.status_code == 401
+            did["refused"] += 1
+        found = numbers((await scrape(port)).text)
+        assert by(found, "keyturn_exchanges_total") == did
+        # The stand-in does not know the sessions that these tokens name, so it answers 404 when it is asked for one.
+        asked = Counter("answered" if each["status"] < 400 else "refused" for each in upstream.requests())
+        assert by(found, "keyturn_federation_requests_total") == asked
+        assert found["keyturn_federation_request_duration_seconds_count", ()] == asked.total() > 0
+        answer = await client.post("/federation/acme/logout", data={"logout_token": "junk"})
+        assert answer.status_code == 400
+        found = numbers((await scrape(port)).text)
+        assert by(found, "keyturn_upstream_logouts_total") == {"malformed": 1}

@@ -96,6 +96,7 @@ REFUSALS = {
     "jwks": set[str](),
     "healthz": set[str](),
     "readyz": {"503"},
+    "metrics": {"401", "404"},
 }
 
 

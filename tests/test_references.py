@@ -28,6 +28,7 @@ MADE = {
     ".git",
     ".venv",
     ".venv-scalekit",
+    ".venv-tracing",
     "node_modules",
     "__pycache__",
     ".pytest_cache",

@@ -136,6 +136,6 @@ async def test_a_session_in_a_loop_reaches_no_store_once_it_is_slowed_down_and_t
     others = await sessions(limited, 40)
     answers = await ask_all(limited.service, [at_refresh(each.refresh_token) for each in others])
     assert statuses(answers) == {200: 40}
-    log = await asyncio.to_thread(limited.service.text_with, '"limit": "session"')
-    lines = [json.loads(line) for line in log.splitlines() if '"limit": "session"' in line]
+    log = await asyncio.to_thread(limited.service.text_with, '"limit_reached"')
+    lines = [json.loads(line) for line in log.splitlines() if '"limit_reached"' in line and '"session"' in line]
     assert [line["session_id"] for line in lines] == [str(tokens.session_id)], "one line for one storm"

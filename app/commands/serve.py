@@ -9,7 +9,7 @@ import socket
 import sys
 from contextlib import suppress
 
-from .. import log
+from .. import log, tracing
 from ..command_name import called
 from ..http import open_files
 from ..keyturn import opened, running
@@ -35,6 +35,8 @@ def add_to(words: Words) -> None:
 
 def _serve(_arguments: argparse.Namespace) -> int:
     settings = read()
+    if settings.tracing:
+        tracing.require()
     open_files.raise_limit()
     # Bind before anything is made or printed, so that a taken address stops the start. For uvicorn would bind later,
     # and with several workers in another way than with one.

@@ -27,7 +27,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..actors import Actor
-from ..errors import TemporarilyUnavailable, UnacceptableToken
+from ..errors import Refusal, TemporarilyUnavailable, UnacceptableToken
 from ..sessions.answers import Answers, Tokens
 from ..sessions.ending import Ending
 from ..sessions.lookup import Lookup
@@ -166,6 +166,8 @@ class Exchange:
                 if (again := await self._again(token, caller, by)) is None:
                     raise TemporarilyUnavailable("the token was taken and forgotten") from None
                 return again
+            except Refusal as refusal:
+                raise refusal.about(None, known.user_id) from None
         if (await self._look(token)).is_logged_out:
             await self._end(tokens.session_id, token, by)
             raise _logged_out(tokens.session_id, known.user_id)

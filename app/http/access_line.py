@@ -15,7 +15,6 @@ from ..errors import Refusal, SlowDown
 from .request import Request
 
 _MAX_LOGGED_PATH = 256
-_NUMBERS = {"info": logging.INFO, "warning": logging.WARNING}
 
 
 def _loggable(path: str) -> str:
@@ -41,9 +40,7 @@ def write(asgi_scope: Scope, request: Request, status: int | None, seconds: floa
         status: the status of the answer, or None if no answer was sent.
         seconds: the duration of the request.
     """
-    refusal = request.refusal
-    level = "info" if refusal is None else refusal.level
-    if log.least > _NUMBERS[level]:
+    if log.least > logging.INFO:
         return
     path: str = asgi_scope["path"]
     line_start = _line_start if len(path) <= _MAX_LOGGED_PATH else _line_start.__wrapped__  # the cache stays small
@@ -52,7 +49,7 @@ def write(asgi_scope: Scope, request: Request, status: int | None, seconds: floa
         f'{"null" if status is None else status}, "duration_ms": {seconds * 1000:.3f}, '
         f'"client": {_quoted_client(request.client) if request.client else "null"}'
     )
-    session_id = request.session_id
+    session_id, refusal = request.session_id, request.refusal
     if refusal is not None:
         session_id, user_id, client_id = _about(request, refusal)
         line += f', "error": "{refusal.error}", "cause": {_quoted_cause(refusal.cause)}'
@@ -68,7 +65,7 @@ def write(asgi_scope: Scope, request: Request, status: int | None, seconds: floa
         line += f', "session_id": "{session_id}"'
     if request.notes:
         line += f", {json.dumps(log.redact(request.notes))[1:-1]}"
-    log.write_soon(f'{line}, "request_id": "{request.id}", "event": "request"', level)
+    log.info_soon(f'{line}, "request_id": "{request.id}", "event": "request"')
 
 
 def _about(request: Request, refusal: Refusal) -> tuple[Any, Any, str | None]:

@@ -108,6 +108,7 @@ class Doors(Generic[Parts]):
             return None
         if request.query and request.path not in self._with_query:
             return None
+        request.route = request.path  # no path of this door has identifiers
         return answer(self.parts, request)
 
     def add_to(self, router: Router) -> None:
@@ -143,7 +144,7 @@ class Doors(Generic[Parts]):
     def _handler(self, endpoint: Endpoint[Parts]) -> Callable[[requests.Request], Coroutine[Any, Any, Response]]:
         async def handler(request: requests.Request) -> Response:
             ours = Request.of(request.scope)
-            ours.identifiers = request.path_params
+            ours.identifiers, ours.route = request.path_params, endpoint.path
             return response(await endpoint.answer(self.parts, ours))
 
         return handler

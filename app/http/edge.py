@@ -14,9 +14,9 @@ from time import perf_counter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .. import log
+from .. import log, tracing
 from ..errors import ContentTooLarge, InvalidRequest, Refusal, RequestTimeout, refusal_of
-from . import access_line, counting
+from . import access_line, counting, request_spans
 from .answers import Answer, Fields, render
 from .bodies import OF_STANDARDS, check_form, is_form, parse_form, read_json
 from .client_addresses import DIRECT, ClientAddresses
@@ -78,7 +78,8 @@ class Edge:
         else:
             await self._app(asgi_scope, receive, send)
 
-    async def _http(self, asgi_scope: Scope, receive: Receive, send: Send) -> None:
+    # One request from top to bottom, and in one function, because each request would pay for another call.
+    async def _http(self, asgi_scope: Scope, receive: Receive, send: Send) -> None:  # noqa: C901, PLR0912
         started = perf_counter()
         request: Request = asgi_scope.get(KEY) or Request.of(asgi_scope)
         request.read_head(asgi_scope)
@@ -86,6 +87,8 @@ class Edge:
         request.client = self._clients.of(request)
         log.request_in_hand.set((request.id, request.client))
         outgoing = _Outgoing(send, request)
+        tracer = tracing.active
+        span = None if tracer is None else request_spans.begin(tracer, request)
         try:
             asked = asked_by_proxy(asgi_scope) if request.path.startswith(VERIFY) else None
             if asked is None:
@@ -122,6 +125,8 @@ class Edge:
         finally:
             seconds = perf_counter() - started
             counting.count(request, outgoing.status, seconds)
+            if tracer is not None and span is not None:
+                request_spans.end(tracer, span, request, outgoing.status)
             if request.path not in self._quiet or outgoing.status != HTTPStatus.OK:
                 access_line.write(asgi_scope, request, outgoing.status, seconds)
             # Break the reference cycles, so that the request is freed at once and not by the garbage collector. One is

@@ -65,6 +65,7 @@ class Request:
         "query",
         "raw",
         "refusal",
+        "route",
         "session_id",
         "user_id",
         "wire",
@@ -91,6 +92,8 @@ class Request:
     """The body as it came, for signatures over it. Only below `OF_STANDARDS`; elsewhere it is empty."""
     notes: dict[str, Any] | None
     """Further members for the line in the log, which are redacted there."""
+    route: str
+    """The path of the endpoint, with its identifiers in braces, for the trace. Empty if the request reached none."""
     session_id: UUID | str | None
     """The session that the request was about, for the log."""
     user_id: UUID | None
@@ -105,7 +108,7 @@ class Request:
     """uvicorn's object for this request, which `take_body` and `respond` use instead of ASGI. None: they do nothing."""
 
     def __init__(self, malformed: Refusal | None = None) -> None:
-        self.malformed, self.json, self.raw = malformed, ABSENT, b""
+        self.malformed, self.json, self.raw, self.route = malformed, ABSENT, b"", ""
         self.wire = self.notes = self.session_id = self.user_id = self.client_id = self.refusal = None
 
     def take_body(self) -> bytes | None:

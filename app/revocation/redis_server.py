@@ -20,6 +20,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
+from .. import tracing
 from ..errors import TemporarilyUnavailable
 from .redis_errors import cause
 
@@ -117,6 +118,8 @@ class RedisServer:
         assert self._pool is not None
         connection: Any = None  # redis-py does not type its pool
         tls = issubclass(self._pool.connection_class, SSLConnection)
+        span = None if tracing.active is None else tracing.active.commands(str(each[0]) for each in commands)
+        failure = None
         try:
             async with asyncio.timeout((limit or ACKNOWLEDGE_LIMIT).total_seconds()):
                 connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]  # as above
@@ -132,9 +135,12 @@ class RedisServer:
                 # Replies may still be on their way. No other caller may read them.
                 with suppress(RedisError, OSError):
                     await connection.disconnect(nowait=True)
+            failure = type(e).__name__
             kind = RedisRefusedError if isinstance(e, ResponseError) else RedisAwayError
             raise kind(f"Redis {cause(e, connected=connection is not None, tls=tls)}") from None
         finally:
+            if span is not None and tracing.active is not None:
+                tracing.active.end(span, failure)
             if connection is not None:
                 await self._pool.release(connection)
         return Server(run_id, field(replication, "master_replid"), evicts(memory), database), replies

@@ -108,8 +108,8 @@ class Rotation:
         self.outcomes.answered(rotated=presented.rotated)
         return tokens
 
-    async def holder(self, text: str, *, by: Actor) -> tuple[RefreshToken, UUID]:
-        """The token, and the user of its session, if a refresh with it would be answered now. Rotates nothing.
+    async def holder(self, text: str, *, by: Actor) -> tuple[RefreshToken, SessionRow]:
+        """The token and its session, if a refresh with it would be answered now. Rotates nothing.
 
         Raises:
             InvalidGrant, SlowDown, TemporarilyUnavailable: as `refresh`, which also ends the session of a reused token.
@@ -120,7 +120,7 @@ class Rotation:
         if row is not None:
             verdict = judge(row, presented, self._keys.refresh(row.key_number))
             if verdict in {Verdict.AGAIN, Verdict.RETRY}:
-                return presented, row.user_id
+                return presented, row
         await self.refresh(text, by=by)
         raise TemporarilyUnavailable("the session changed meanwhile")
 

@@ -10,11 +10,15 @@ import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
+from .. import tracing
 from ..errors import Contention, TemporarilyUnavailable
 from ..metrics import BATCH_SIZE, BATCH_WAIT, BatchWord
 from .tasks import QUEUE_LIMIT, TIME_LIMIT, under_way
+
+if TYPE_CHECKING:
+    from ..tracing import Span
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -28,7 +32,7 @@ class Batch(Generic[K, V]):
     a task of its own: a caller may be cancelled, a statement under way may not.
 
     Up to `in_flight` runs are under way. With two, a run that is stuck does not stop the items that come after it.
-    Metrics know the batch by its `name`.
+    Metrics and traces know the batch by its `name`.
     """
 
     def __init__(
@@ -41,12 +45,12 @@ class Batch(Generic[K, V]):
         queue_limit: timedelta = QUEUE_LIMIT / 2,
     ) -> None:
         self._run = run
-        self._size, self._wait = BATCH_SIZE.at(name), BATCH_WAIT.at(name)
+        self._name, self._size, self._wait = name, BATCH_SIZE.at(name), BATCH_WAIT.at(name)
         self._most = most
         self._in_flight = in_flight
         self._queue_limit = queue_limit.total_seconds()
         self._running = 0
-        self._waiting: deque[tuple[K, asyncio.Future[V], float]] = deque()
+        self._waiting: deque[tuple[K, asyncio.Future[V], float, Span | None]] = deque()
         self._unanswered: deque[tuple[asyncio.Future[V], float]] = deque()  # in the order in which they came
         self._timer: asyncio.TimerHandle | None = None
 
@@ -59,7 +63,7 @@ class Batch(Generic[K, V]):
         loop = asyncio.get_running_loop()
         future: asyncio.Future[V] = loop.create_future()
         now = loop.time()
-        self._waiting.append((item, future, now))
+        self._waiting.append((item, future, now, None if tracing.active is None else tracing.active.above()))
         self._unanswered.append((future, now))
         if self._timer is None:
             self._timer = loop.call_later(TIME_LIMIT.total_seconds(), self._give_up)
@@ -79,9 +83,10 @@ class Batch(Generic[K, V]):
                 oldest = loop.time() - self._queue_limit
                 items: list[K] = []
                 futures: list[asyncio.Future[V]] = []
+                askers: list[Span | None] = []
                 first = 0.0  # when the first item came
                 while self._waiting and len(items) < self._most:
-                    item, future, since = self._waiting.popleft()
+                    item, future, since, asker = self._waiting.popleft()
                     if future.done():
                         continue
                     if since < oldest:
@@ -89,23 +94,29 @@ class Batch(Generic[K, V]):
                         continue
                     items.append(item)
                     futures.append(future)
+                    askers.append(asker)
                     first = first or since
                 if items:
                     self._size.observe(len(items))
                     self._wait.observe(loop.time() - first)
-                    await self._answer(items, futures)
+                    await self._answer(items, futures, askers)
                 while self._unanswered and self._unanswered[0][0].done():
                     self._unanswered.popleft()
         finally:
             self._running -= 1
 
-    async def _answer(self, items: list[K], futures: list[asyncio.Future[V]]) -> None:
+    async def _answer(self, items: list[K], futures: list[asyncio.Future[V]], askers: list[Span | None]) -> None:
         try:
-            answered = list(zip(futures, await self._run(items), strict=True))
+            if tracing.active is None:
+                answers = await self._run(items)
+            else:
+                with tracing.active.batch(self._name, askers):
+                    answers = await self._run(items)
+            answered = list(zip(futures, answers, strict=True))
         except Exception as e:  # noqa: BLE001  # the callers get every error
             if len(items) > 1 and (isinstance(e, Contention) or not isinstance(e, TemporarilyUnavailable)):
-                for item, future in zip(items, futures, strict=True):
-                    await self._answer([item], [future])
+                for item, future, asker in zip(items, futures, askers, strict=True):
+                    await self._answer([item], [future], [asker])
                 return
             answered = [(future, e) for future in futures]
         for future, answer in answered:

@@ -31,7 +31,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.orm import InstrumentedAttribute
 
+from .. import tracing
 from ..settings import Settings
+from . import statement_spans
 from .losses import RESTED, Losses, count_of
 from .outages import is_lost, refusal_of
 from .pools import Connections, connections
@@ -64,6 +66,7 @@ class Database:
     def __init__(self, settings: Settings) -> None:
         """Opens nothing yet; the first use connects."""
         self.is_postgres = settings.postgres is not None
+        self._system = "postgresql" if self.is_postgres else "sqlite"  # OpenTelemetry's words
         self._zero: datetime | None = None  # the database's clock at the zero of `monotonic`
         # Connections that stay out of the pool between statements: taking one out costs as much as a statement.
         self._held: list[_Held] = []
@@ -89,6 +92,7 @@ class Database:
             self._engine = self._writer = sqlite_engine(url, size=1, writes=True)
             self._reader = self._other_reader = sqlite_engine(url, size=2, writes=False)
             self._watch_engine = sqlite_engine(url, size=1, writes=False)
+        statement_spans.watch((self._engine, self._writer, self._reader, self._watch_engine), self._system)
 
     def _autocommitting(self, engine: AsyncEngine) -> AsyncEngine:
         """Makes a statement cost one round trip. Behind a pooler, only a transaction keeps its messages together."""
@@ -165,8 +169,9 @@ class Database:
             TemporarilyUnavailable: the database is away.
         """
         try:
-            async with self._engine.begin() as tx:
-                yield tx
+            with statement_spans.transaction(self._system):
+                async with self._engine.begin() as tx:
+                    yield tx
         except Exception as e:
             _refuse(e)
             raise
@@ -185,6 +190,7 @@ class Database:
         Raises:
             TemporarilyUnavailable: the database is away; the statement may have been committed or not.
         """
+        span = None if tracing.active is None else statement_spans.begin(statement, self._system)
         try:
             held = self._held.pop() if self._held else None
             if held is None or (self.is_postgres and not self._is_fresh(held)):
@@ -211,10 +217,13 @@ class Database:
                 self._held.append(held)
             else:
                 await held.connection.close()
-            return cast("Sequence[Any]", rows)
         except Exception as e:
+            statement_spans.end(span, e)
             _refuse(e)
             raise
+        if span is not None:
+            statement_spans.end(span)
+        return cast("Sequence[Any]", rows)
 
     def _is_fresh(self, held: _Held) -> bool:
         """Whether a held connection may be used without first asking its server for an answer."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from sqlalchemy import select, update
 
 from ..actors import Actor
-from ..errors import InvalidGrant, SlowDown, WrongPassword
+from ..errors import InvalidGrant, Refusal
 from ..events.audit import Event, record
 from ..limits.limits import Limits
 from ..sessions.answers import Tokens
@@ -42,15 +42,15 @@ class Reauthentication:
             SlowDown: the password was wrong too often within this session, or as `SignIn.prove`.
             TemporarilyUnavailable: the database is away, or the hash can't be computed now.
         """
-        presented, user_id = await self._rotation.holder(refresh_token, by=by)
+        presented, row = await self._rotation.holder(refresh_token, by=by)
         try:
             attempt = self._limits.within_session(presented.session_id, "reauthenticate")
             asker, prove = Asker(by.address, known=True), self._sign_in.prove
-            proof = await self._limits.guess(attempt, lambda: prove(user_id, password, asker))
-        except (WrongPassword, SlowDown) as refusal:
-            raise refusal.about(presented.session_id, user_id) from None
-        await self._renew(presented, proof, by._replace(kind="user", id=str(user_id)))
-        tokens = await self._rotation.refresh(refresh_token, by=by)
+            proof = await self._limits.guess(attempt, lambda: prove(row.user_id, password, asker))
+            await self._renew(presented, proof, by._replace(kind="user", id=str(row.user_id)))
+            tokens = await self._rotation.refresh(refresh_token, by=by)
+        except Refusal as refusal:
+            raise refusal.about(row.id, row.user_id, row.client_id) from None
         return replace(tokens, password_change_required=proof.password_change_required)
 
     @own_task
@@ -66,7 +66,7 @@ class Reauthentication:
                 )
             ).one_or_none()
             if user is None or user.disabled_at is not None or user.password_hash != proof.password_hash:
-                raise InvalidGrant("user changed meanwhile", session_id=presented.session_id, user_id=proof.user_id)
+                raise InvalidGrant("user changed meanwhile")
             client_id = await tx.scalar(
                 update(Session)
                 .where(
@@ -78,6 +78,6 @@ class Reauthentication:
                 .returning(Session.client_id)
             )
             if client_id is None:
-                raise InvalidGrant("session changed meanwhile", session_id=presented.session_id, user_id=proof.user_id)
+                raise InvalidGrant("session changed meanwhile")
             event = Event("session_reauthenticated", proof.user_id, presented.session_id, client_id)
             await record(tx, user.now, by, [event])
