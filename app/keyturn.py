@@ -43,6 +43,7 @@ from .sessions.lookup import Lookup
 from .sessions.moves import Moves
 from .sessions.naming import Naming
 from .sessions.policy_changes import PolicyChanges
+from .sessions.promises import Promises
 from .sessions.reading import Reading
 from .sessions.rotation import Rotation
 from .sessions.start import Starting
@@ -74,6 +75,7 @@ from .users.reauthentication import Reauthentication
 from .users.registering import Registering
 from .users.sign_in import SignIn
 from .users.users import Users
+from .why.why import Why
 
 _log = get_logger()
 
@@ -127,6 +129,7 @@ class Keyturn:
     upstream_sessions: UpstreamSessions
     upstream_logout: UpstreamLogout
     end_session: EndSession
+    why: Why
     sampling: Sampling
 
 
@@ -168,6 +171,9 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     identities = Identities(db, issuers)
     sessions = Sessions(starting, lookup, ending, answers, keys)
     session_checks = SessionChecks(db, issuers, scalekit, keys, lookup, ending, refreshes)
+    users, events, upstream_sessions = Users(db, passwords, rules, sign_in, ending), Events(db), UpstreamSessions(db)
+    reading = Reading(db, access_tokens, revocations, lookup, policies)
+    federated = issuers, identities, upstream_sessions
     statistics, owed = Statistics(db, policies), Owed(db)
     try:
         yield Keyturn(
@@ -181,7 +187,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             passwords=passwords,
             password_rules=rules,
             sign_in=sign_in,
-            users=Users(db, passwords, rules, sign_in, ending),
+            users=users,
             starting=starting,
             registering=Registering(db, passwords, rules),
             erasing=Erasing(db, ending),
@@ -190,10 +196,10 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             reauthentication=Reauthentication(db, sign_in, rotation, limits),
             ending=ending,
             sweeping=sweeping,
-            reading=Reading(db, access_tokens, revocations, lookup, policies),
+            reading=reading,
             naming=Naming(db),
             upkeep=Upkeep(db),
-            events=Events(db),
+            events=events,
             statistics=statistics,
             key_changes=KeyChanges(keys, KeyRotation(db, keys, seal, settings), sweeping, settings.signing_algorithm),
             key_sharing=KeySharing(db, keys, seal, (master, previous)),
@@ -213,9 +219,10 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             identities=identities,
             exchange=Exchange(db, external_tokens, identities, sessions, session_checks.absolute_end),
             forgetting=Forgetting(db),
-            upstream_sessions=UpstreamSessions(db),
+            upstream_sessions=upstream_sessions,
             upstream_logout=UpstreamLogout(db, issuers, external_tokens, ending),
             end_session=EndSession(db, issuers, discovery),
+            why=Why(users, reading, Promises(db), events, policies, keys, revocations, federated, db.clock),
             sampling=Sampling(db, revocations, statistics, owed),
         )
     finally:

@@ -153,6 +153,8 @@ ROWS: dict[str, Mapping[str, str]] = {
     "POST /admin/upstream-revocations/{session_id}/replay": ADMIN_ACTS,
     "GET /admin/events": ADMIN_READS,
     "GET /admin/stats": ADMIN_READS,
+    "GET /admin/users/{user_id}/why": ADMIN_READS,
+    "GET /admin/sessions/{session_id}/why": ADMIN_READS,
     "POST /federation/{name}/logout": SIGNED,
     "POST /federation/{name}/webhook": SIGNED,
     "GET /.well-known/jwks.json": ANYONE,
@@ -400,6 +402,7 @@ for _name, _body in {
     "PUT /admin/users/{user_id}/claims": {"claims": {"org": "acme"}},
     "PUT /admin/users/{user_id}/email-verified": {"email_verified": True},
     "GET /admin/users/{user_id}/identities": None,
+    "GET /admin/users/{user_id}/why": None,
 }.items():
     SAMPLES[_name] = on_a_user(_name.partition(" ")[2], _body)
 for _name, _body in {
@@ -408,6 +411,7 @@ for _name, _body in {
     "DELETE /auth/sessions/{session_id}": None,
     "GET /auth/sessions/{session_id}/events": None,
     "GET /admin/sessions/{session_id}": None,
+    "GET /admin/sessions/{session_id}/why": None,
     "DELETE /admin/sessions/{session_id}": None,
 }.items():
     SAMPLES[_name] = on_a_session(_name.partition(" ")[2], _body, own="/auth/" in _name)

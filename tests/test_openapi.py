@@ -80,6 +80,8 @@ REFUSALS = {
     "replay_upstream_revocation": {"401", "403", "404", "503"},
     "list_events": {"401", "403", "503"},
     "stats": {"401", "403", "503"},
+    "why_user": {"401", "403", "404", "503"},
+    "why_session": {"401", "403", "404", "503"},
     "list_users": {"401", "403", "503"},
     "create_user": {"401", "403", "409", "429", "503"},
     "get_user": {"401", "403", "404", "503"},
@@ -232,6 +234,9 @@ def test_no_format_makes_a_client_hide_or_refuse_what_it_has_to_send(document: J
 
 
 OPTIONAL = {
+    "LineAnswer": {"id", "session_id", "actor", "actor_id", "address", "request_id", "reason"},
+    "VerdictAnswer": {"reason"},
+    "WhyAnswer": {"user_id", "email", "next_cursor"},
     "AdminSessionAnswer": {
         "ended_at",
         "end_reason",

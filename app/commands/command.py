@@ -12,10 +12,25 @@ from typing import NoReturn
 from ..errors import ConfigurationError, Refusal, TemporarilyUnavailable, WrongSettings
 from ..settings_sources import PREFIX
 from ..storage.migrating import end_at_sigterm
-from . import doctor, events, federation, keys, migrate, openapi, policies, serve, sessions, stats, upkeep, users
+from . import (
+    doctor,
+    events,
+    federation,
+    keys,
+    migrate,
+    openapi,
+    policies,
+    serve,
+    sessions,
+    stats,
+    top,
+    upkeep,
+    users,
+    why,
+)
 from .arguments import Parser
 
-_NOUNS = (serve, migrate, doctor, openapi, upkeep, users, sessions, policies, keys, federation, events, stats)
+_NOUNS = (serve, migrate, doctor, openapi, upkeep, users, sessions, policies, keys, federation, events, why, stats, top)
 """The nouns, in the order of the help. Each file adds its own words."""
 
 

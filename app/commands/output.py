@@ -85,7 +85,11 @@ def count_of_sessions(number: int) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON has it: a moment after RFC 3339, an id as text."""
+    """A value as JSON has it: a moment after RFC 3339, an id as text, and so within lists and objects."""
+    if isinstance(value, Mapping):
+        return {name: _plain(member) for name, member in value.items()}
+    if isinstance(value, list):
+        return [_plain(member) for member in value]
     if isinstance(value, datetime):
         return value.isoformat().replace("+00:00", "Z")
     return str(value) if isinstance(value, UUID) else value
