@@ -102,7 +102,7 @@ async def test_an_id_token_beside_an_access_token_adds_what_that_does_not_say_an
         [session] = await rows(keyturn, Session)
         assert session.auth_time == datetime.fromtimestamp(moment, UTC)
         assert session.amr == subject.connection_id
-        # It may have stood in a URL since. So whoever has it and another access token proves no fresh sign-in.
+        # The ID token may have stood in a URL since. With another access token, it proves no fresh sign-in.
         later = await exchanged(keyturn, upstream.mint(subject=subject), id_token=beside)
         [session] = await rows(keyturn, Session, id=later.session_id)
         assert (session.auth_time, session.amr) == (None, None)

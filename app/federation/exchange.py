@@ -61,7 +61,7 @@ class Sessions(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """What the database knows of an external token."""
+    """The state of an external token in the database."""
 
     row: Any | None
     """The row of the token, if it was taken."""
@@ -132,7 +132,7 @@ class Exchange:
             UnacceptableToken: the token is not good, was taken, or its user or upstream session is shut out. Or the ID
                 token is of another sign-in.
             InvalidGrant, InvalidScope: as `Starting.start`.
-            TemporarilyUnavailable: the database or the issuer's keys are away, or others of this token were before.
+            TemporarilyUnavailable: the database or the issuer's keys are away, or too many wait with this token.
                 This says nothing about the token.
         """
         try:
@@ -140,7 +140,7 @@ class Exchange:
         except UnacceptableToken as refusal:
             if refusal.cause not in {"expired", "too_old"}:
                 raise
-            # It may have run out since it was exchanged. Then a retry is answered, and no session begins.
+            # The token may have run out after its exchange. Then a retry is answered, and no session begins.
             token, _ = await self._verified(subject_token, kind, id_token, LONGEST_RETRY_WINDOW)
             if (again := await self._again(token, caller, by)) is None:
                 raise

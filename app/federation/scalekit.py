@@ -175,7 +175,7 @@ class Scalekit:
         """Exchanges the client's id and secret for a token. They travel in the body, as Scalekit asks."""
         began = monotonic()
         form = {"grant_type": "client_credentials", "client_id": client[1], "client_secret": client[2]}
-        status, body = await self._fetching.post_form(f"{_base(of)}/oauth/token", form, of=of)
+        status, body = await self._fetching.post_form(f"{of.issuer.base}/oauth/token", form, of=of)
         if status in {_BAD_REQUEST, _UNAUTHORIZED}:  # RFC 6749 section 5.2
             raise TemporarilyUnavailable(f"issuer {of.name}: it refuses the client's secret ({status})")
         if status not in _GOOD:
@@ -191,12 +191,8 @@ class Scalekit:
         return token
 
 
-def _base(of: Configured) -> str:
-    return of.issuer.issuer.rstrip("/")
-
-
 def _url(of: Configured, *segments: str) -> str:
-    return "/".join((_base(of), "api/v1", *segments))
+    return "/".join((of.issuer.base, "api/v1", *segments))
 
 
 def _named(value: str) -> str:

@@ -77,10 +77,10 @@ async def take(
 
 
 async def remember(tx: AsyncConnection, digest: bytes, moment: datetime, good_until: datetime) -> None:
-    """Remembers an upstream session or subject that was logged out. A repeated call keeps the later moments.
+    """Remembers an upstream session or subject that was logged out, or an ID token that was used beside another token.
 
-    No token of it is good after `good_until`. While the row is there, an exchange refuses a token of the session, and a
-    token of the subject that was issued at `moment` or before.
+    A repeated call keeps the later moments. No such token is good after `good_until`. While the row is there, an
+    exchange refuses the ID token, a token of the session, and one of the subject that was issued at `moment` or before.
     """
     on_postgres = tx.dialect.name == "postgresql"
     expires_at = good_until + _SLACK
