@@ -114,7 +114,7 @@ def test_no_text_breaks_the_reader(text: str) -> None:
 
 def reading(url: str, at: float, **values: float) -> Reading:
     """A reading of one door, with refreshes by outcome."""
-    samples = {("keyturn_refreshes_total", (outcome,)): value for outcome, value in values.items()}
+    samples: Samples = {("keyturn_refreshes_total", (outcome,)): value for outcome, value in values.items()}
     return Reading(url, at, samples)
 
 
@@ -132,7 +132,10 @@ def test_an_instance_that_began_anew_counts_from_zero_and_never_below() -> None:
 
 def test_an_instance_without_an_earlier_answer_has_states_and_no_rates() -> None:
     away = Reading("a", 0.0, failure="connection refused")
-    samples = {("keyturn_refreshes_total", ("rotated",)): 5.0, ("keyturn_database_processes", ("answers",)): 2.0}
+    samples: Samples = {
+        ("keyturn_refreshes_total", ("rotated",)): 5.0,
+        ("keyturn_database_processes", ("answers",)): 2.0,
+    }
     numbers = Numbers.between({"a": away}, {"a": Reading("a", 1.0, samples)})
     assert numbers.rate(metrics.REFRESHES) == 0
     assert numbers.state(metrics.DATABASE, state="answers") == 2
@@ -151,8 +154,8 @@ def test_states_of_instances_are_added_or_the_highest_counts_as_the_metric_says(
 def of_buckets(counts: Mapping[float, float]) -> Numbers:
     """The numbers of an interval in which these cumulative buckets of the loop's lag grew."""
     name = metrics.LOOP_LAG.name
-    samples = {(f"{name}_bucket", ("+Inf" if math.isinf(b) else str(b),)): n for b, n in counts.items()}
-    empty = dict.fromkeys(samples, 0.0)
+    samples: Samples = {(f"{name}_bucket", ("+Inf" if math.isinf(b) else str(b),)): n for b, n in counts.items()}
+    empty: Samples = dict.fromkeys(samples, 0.0)
     return Numbers.between({"a": Reading("a", 0.0, empty)}, {"a": Reading("a", 1.0, samples)})
 
 
@@ -493,7 +496,7 @@ def terminal(service: Running, tmp_path: Path) -> Iterator[Callable[..., Termina
     opened = list[Terminal]()
 
     def start(**more: Any) -> Terminal:
-        opened.append(Terminal("--interval", "1", folder=tmp_path, **service.environment, **more))
+        opened.append(Terminal("--interval", "1", folder=tmp_path, **{**service.environment, **more}))
         return opened[-1]
 
     yield start

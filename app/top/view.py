@@ -7,7 +7,7 @@ terminal, except by the URL that the operator gave.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -166,7 +166,7 @@ def _sessions(numbers: Numbers) -> Line:
     return [Span(f"{'live sessions':<{_NAME}}"), Span("not counted yet" if live is None else f"{live:,.0f}", "bold")]
 
 
-def _states(name: str, gauge: GaugeBy[Any], numbers: Numbers, rest: Sequence[Span]) -> Line:
+def _states(name: str, gauge: GaugeBy[Any], numbers: Numbers, rest: Iterable[Span]) -> Line:
     """The processes by what they see of a store, and more about it."""
     found = ((word, number) for word, number in _by_state(gauge, numbers).items() if number)
     spans = [Span(f"{word} in {number:.0f}  ", _style(word)) for word, number in found]
@@ -195,7 +195,7 @@ def _hashing(numbers: Numbers) -> Line:
     slots, used, waiting = (
         numbers.state(gauge) or 0 for gauge in (metrics.HASH_SLOTS, metrics.HASHES_RUNNING, metrics.HASHES_WAITING)
     )
-    full = "warning" if waiting else "plain"
+    full: Style = "warning" if waiting else "plain"
     wait, took = (_quantile(numbers, 0.99, each) for each in (metrics.HASH_WAIT, metrics.HASH_DURATION))
     return [
         Span(f"{'hash slots':<{_NAME}}"),
