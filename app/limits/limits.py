@@ -167,7 +167,8 @@ class Limits:
             try:
                 exhausted = await self._redis.take(attempt.budgets)
             except AwayError:
-                metrics.LIMITS_LOCAL.count()
+                if self._redis.is_configured:
+                    metrics.LIMITS_LOCAL.count()
                 return
             if exhausted is not None:
                 self._here.give_back(attempt.budgets)

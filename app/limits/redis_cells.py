@@ -104,8 +104,13 @@ class RedisCells:
         """Opens nothing yet. None: there is no Redis."""
         self._pool = _pool(url) if url else None
         self._waits_for = waits_for
-        self._questions = Batch(self._ask, in_flight=_AT_A_TIME, queue_limit=waits_for)
+        self._questions = Batch(self._ask, name="limits", in_flight=_AT_A_TIME, queue_limit=waits_for)
         self._asking: asyncio.Task[None] | None = None
+
+    @property
+    def is_configured(self) -> bool:
+        """Whether there is a Redis at all."""
+        return self._pool is not None
 
     @property
     def is_away(self) -> bool:
