@@ -11,9 +11,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from .. import metrics
-from ..errors import InvalidGrant, InvalidToken, RateLimit, Refusal, SlowDown
-from ..log import get_logger
+from ..errors import InvalidGrant, InvalidToken, Refusal
 from ..settings import Settings
 from .budgets import Budget, Quota
 from .cells import Cells
@@ -22,8 +20,6 @@ from .storms import Storms
 
 _MOST = 16_384
 """The most networks that one process remembers: about 3 MB."""
-
-_log = get_logger()
 
 
 class Junk:
@@ -52,12 +48,7 @@ class Junk:
         key = network.encode()
         exhausted = self._cells.take((Budget(self._quota, key),))
         if exhausted is not None:
-            name = self._quota.name
-            metrics.LIMITS_HIT.count((name, surface))
-            if refused := self._storms.refused(key):
-                _log.warning("limit_reached", limit=name, surface=surface, refused=refused, network=network)
-            limit = RateLimit(name, self._quota.most, self._quota.window, 0)
-            raise SlowDown(f"limit: {name}", retry_after=exhausted.wait, limit=limit)
+            raise self._storms.refusal(key, self._quota, exhausted.wait, surface, network=network)
 
 
 def _is_junk(refusal: Refusal) -> bool:

@@ -22,8 +22,7 @@ from typing import Literal, TypeVar
 from uuid import UUID
 
 from .. import metrics
-from ..errors import Conflict, InvalidGrant, RateLimit, SlowDown
-from ..log import get_logger
+from ..errors import Conflict, InvalidGrant, SlowDown
 from ..settings import Settings
 from .budgets import Budget, Exhausted, Quota
 from .cells import Cells
@@ -35,7 +34,6 @@ from .storms import Storms
 _KEY_BYTES = 16
 
 _T = TypeVar("_T")
-_log = get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,20 +181,20 @@ class Limits:
         await self._redis.give_back(budgets)
 
     def _refusal(self, attempt: Attempt, exhausted: Exhausted) -> SlowDown:
-        """The refusal, and a line in the log if a storm begins with it."""
-        quota = exhausted.budget.quota
-        metrics.LIMITS_HIT.count((quota.name, attempt.surface))
-        # A storm on one account comes from many networks, and a storm from one network goes to many accounts.
-        is_wide = quota.name in {"network", "service"}
+        quota, wait = exhausted.budget.quota, exhausted.wait
         user_id = self._storms.user_of(attempt.subject)
-        if refused := self._storms.refused(exhausted.budget.key if is_wide else attempt.subject):
-            # The network of one attempt of many would mislead where the limit is that of an account.
-            network = attempt.network if quota.name in {"network", "account_network"} else None
-            user = str(user_id) if user_id is not None and not is_wide else None
-            limit, surface = quota.name, attempt.surface
-            _log.warning("limit_reached", limit=limit, surface=surface, refused=refused, network=network, user_id=user)
-        met = RateLimit(quota.name, quota.most, quota.window, 0)
-        return SlowDown(f"limit: {quota.name}", retry_after=exhausted.wait, limit=met).about(None, user_id)
+        # A storm on one account comes from many networks, and a storm from one network goes to many accounts. So the
+        # network of one attempt would mislead where the limit is that of an account, and the user where it is wide.
+        is_wide = quota.name in {"network", "service"}
+        refusal = self._storms.refusal(
+            exhausted.budget.key if is_wide else attempt.subject,
+            quota,
+            wait,
+            attempt.surface,
+            network=attempt.network if quota.name in {"network", "account_network"} else None,
+            user_id=None if is_wide else user_id,
+        )
+        return refusal.about(None, user_id)
 
     def _gate(self, attempt: Attempt) -> AbstractAsyncContextManager[None]:
         return nullcontext() if attempt.counts_success else self._gates.of(attempt.subject)
