@@ -15,6 +15,10 @@ import unicodedata
 from collections.abc import Collection, Iterator
 from itertools import pairwise
 
+_LONGEST = 1024
+"""The characters of a text that count here, because a stranger's text must not keep the event loop busy. One character
+may become 18 in the one spelling (NFKC)."""
+
 SHORTEST_FORM = 4
 """Characters of the shortest form that is compared. Shorter ones say too little."""
 
@@ -101,8 +105,9 @@ def repeated(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """A text in one spelling of case and width."""
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    """A text in one spelling of case and width, as far as it counts."""
+    wide = unicodedata.normalize("NFKC", text)[:_LONGEST]
+    return unicodedata.normalize("NFKC", wide.casefold())[:_LONGEST]
 
 
 def letters(text: str) -> str:
