@@ -184,13 +184,6 @@ class UnacceptableToken(InvalidGrant):
     sentence = "The subject token is not acceptable."
 
 
-class InvalidTarget(InvalidRequest):
-    """The audience or resource that is asked for is none of this service (RFC 8693 section 2.2.2)."""
-
-    error = "invalid_target"
-    sentence = "Tokens for this audience are not issued here."
-
-
 class InvalidToken(Refusal):
     """An access token is refused (RFC 6750 section 3.1)."""
 
