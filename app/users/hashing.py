@@ -64,6 +64,11 @@ class _Turn:
         self.begins: asyncio.Future[Refusal | None] = asyncio.get_running_loop().create_future()
         self.has_begun = False
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether another hash has taken the place."""
+        return self.begins.done() and not self.begins.cancelled() and self.begins.result() is not None
+
 
 class Hashing:
     """Runs password hashes, a few at a time."""
@@ -142,7 +147,8 @@ class Hashing:
                 refusal = await turn.begins
         except BaseException as e:
             self._leave(joined.ticket)
-            metrics.HASHES.count("late" if isinstance(e, TimeoutError) else "left")
+            if not turn.is_lost:  # else it was counted when it lost its place
+                metrics.HASHES.count("late" if isinstance(e, TimeoutError) else "left")
             if isinstance(e, TimeoutError):
                 raise TemporarilyUnavailable("waited too long to be hashed", retry_after=_COME_AGAIN) from None
             raise
