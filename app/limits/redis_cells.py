@@ -210,11 +210,12 @@ class RedisCells:
             await self._pool.release(connection)
 
     async def _ask_until_it_answers(self) -> None:
-        # The script writes, because a Redis that answers and can't write is as good as away.
+        # The script writes, because a Redis that answers and can't write is as good as away. All connections are made,
+        # because to make one may take longer than an attempt waits.
         trial = ("EVAL", SCRIPT, 1, f"{PREFIX}probe", 0, "failed", 1, 1, 0)
         while True:
             with suppress(AwayError):
-                await self._send([trial], limit=ASKS_AGAIN)
+                await asyncio.gather(*(self._send([trial], limit=ASKS_AGAIN) for _ in range(_AT_A_TIME)))
                 break
             await asyncio.sleep(ASKS_AGAIN.total_seconds())
         self._asking = None
