@@ -211,9 +211,11 @@ async def test_a_redis_that_can_t_write_counts_as_away(ours: Redis) -> None:
 
 @pytest.mark.parametrize("reply", [b"$-1", b":0", b"*0", b"*2\r\n+no\r\n+script", b"HTTP/1.1 400 Bad Request"])
 async def test_a_server_that_answers_as_no_redis_does_counts_as_away_until_it_answers_right(reply: bytes) -> None:
-    replies = [reply]
+    replies, connections = [reply], 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
         with suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 words = []
@@ -221,7 +223,11 @@ async def test_a_server_that_answers_as_no_redis_does_counts_as_away_until_it_an
                     size = int((await reader.readuntil(b"\r\n"))[1:])
                     words.append((await reader.readexactly(size + 2))[:-2])
                 writer.write((replies[0] if words[0] == b"EVAL" else b"+OK") + b"\r\n")
+        connections -= 1
         writer.close()
+
+    async def has_two_connections() -> bool:
+        return connections == 2
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server, instance(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}?protocol=2") as one:
@@ -231,6 +237,7 @@ async def test_a_server_that_answers_as_no_redis_does_counts_as_away_until_it_an
         assert one._redis.is_away
         replies[0] = b"*2\r\n:0\r\n+0"
         await until(lambda: _answers([one]))
+        await until(has_two_connections)  # as many as attempts may need at once, so that none waits for another one
         assert await tried(one, one.sign_in(someone(), "192.0.2.1"), right) == "signed in"
         assert not one._redis.is_away
 
