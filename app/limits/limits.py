@@ -111,8 +111,8 @@ class Limits:
     async def guess(self, attempt: Attempt, check: Callable[[], Awaitable[_T]]) -> _T:
         """The outcome of the check, if the attempt is within its budgets.
 
-        If the check raises `InvalidGrant` or `Conflict`, the attempt failed. If the caller goes away during the check,
-        it counts as failed: otherwise a guesser would close each connection in time. Any other error says nothing about
+        If the check raises `InvalidGrant` or `Conflict`, the attempt failed. If it is cancelled during the check, it
+        counts as failed too: otherwise a guesser would close each connection in time. Any other error says nothing of
         the attempt, so its parts are given back.
 
         Raises:
