@@ -1,7 +1,7 @@
 """How many tokens that are none of Keyturn's one network may present. No I/O.
 
 A token is checked first, and counts only if it is junk. So nobody with a genuine token is ever refused for the junk of
-others behind the same address: neither for a live one nor for one that is over, whose refusal tells the reason.
+others behind the same address. The refusal of one that is over still tells the reason.
 
 Cookies do not count. A refusal of a cookie deletes it, so a browser does not send it again. And a page whose cookies
 are junk has to learn that its user must sign in.
@@ -35,7 +35,7 @@ class Junk:
         """Counts the token that was refused, if it is junk. The caller raises the refusal after this.
 
         Args:
-            refusal: the refusal. That of a genuine token names its session.
+            refusal: the refusal, which names the session if the token is genuine.
             client: the client's address. None: unknown, so nothing is counted.
             surface: what the token was presented for, in a word for metrics and the log.
 

@@ -8,7 +8,7 @@
    touch that one. A session is such a proof as well.
 4. An account that does not exist is limited as one that does, because the budgets belong to the address.
 5. The process's own count holds beside that of Redis. If Redis is away, flushed or replaced, each process still allows
-   no more than the quota: all together at most as many times the quota as there are processes.
+   no more than the quota. So all together allow at most as many times the quota as there are processes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Attempt:
     """An attempt that may be a guess."""
 
     surface: metrics.SurfaceWord
-    """What is asked for, in a word for metrics and the log."""
+    """The word for what is asked for, in metrics and the log."""
     budgets: tuple[Budget, ...]
     subject: bytes
     """The key of the account, device or address that is tried: of its gate, and of its storm in the log."""

@@ -1,7 +1,7 @@
 """The budgets in Redis, which all instances share. One script judges and takes in one round trip.
 
 Attempts that come together travel together. An outage of Redis keeps no request waiting for longer than twice
-`WAITS_FOR`, and after that no request asks again until a task in the background got an answer. Meanwhile each process
+`WAITS_FOR`. After that no request asks again until a task in the background got an answer. Meanwhile each process
 counts by itself (`Cells`).
 """
 
@@ -101,7 +101,7 @@ class _Question(NamedTuple):
 
 
 class RedisCells:
-    """The connection to Redis for budgets. It shares nothing with that for revocations, which a storm must not slow."""
+    """The connections to Redis for budgets. Those for revocations are others, because no storm must slow them."""
 
     def __init__(self, url: str | None, waits_for: timedelta = WAITS_FOR) -> None:
         """Opens nothing yet. None: there is no Redis, and nothing here refuses an attempt."""

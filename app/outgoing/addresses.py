@@ -1,7 +1,7 @@
 """The addresses to which Keyturn may connect on its own. Pure: no I/O.
 
 A host's name says nothing about where it leads. So each address is checked after it was resolved, and the connection
-goes to that very address: a name that resolves to another one a moment later changes nothing (OWASP SSRF Prevention
+goes to that very address. A name that resolves to another one a moment later changes nothing (OWASP SSRF Prevention
 Cheat Sheet).
 """
 

@@ -37,7 +37,7 @@ _T = TypeVar("_T")
 
 
 class Asker(NamedTuple):
-    """Who asks for a hash, as far as the queue is concerned."""
+    """The one who asks for a hash, as far as the queue is concerned."""
 
     address: str | None = None
     """The client's address. None for the command line and for Keyturn itself."""

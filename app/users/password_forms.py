@@ -1,7 +1,7 @@
 """The forms of a password that are compared with words that everyone guesses. Pure: no I/O.
 
-The rule in one sentence: case counts for nothing, nor does a part that repeats, a run such as 1234567 or qwerty at an
-end, one mark however often, or up to four other digits at the ends and marks.
+The rule in one sentence. These count for nothing: case, a part that repeats, a run such as 1234567 or qwerty at an end,
+one mark however often, and up to four other digits at the ends and marks.
 
 The whole of what is left is compared, and never a word within it (NIST SP 800-63B-4, 3.1.1.2). So a passphrase
 may consist of common words. The number four keeps the rule away from passwords whose digits and marks are their
