@@ -31,9 +31,11 @@ from tests.service import ROOT, Service
 CONNECTIONS = 80
 HONEST = 20
 PASSWORD = "seven lamps under a quiet roof"
-EVERY = 0.25
-"""Seconds between two honest sign-ins of each kind."""
-TOKENS_EVERY = 0.01
+SESSIONS = 5 * HONEST
+"""Sessions that refresh in turns, each slowly enough for the limit of one session."""
+EVERY = 1.0
+"""Seconds between two honest sign-ins of each kind: about a third of what two cores can hash."""
+TOKENS_EVERY = 0.04
 """Seconds between two refreshes, and between two verifications."""
 PATIENCE = 60.0
 
@@ -120,8 +122,9 @@ async def signed_in(service: Service, emails: list[str]) -> Field:
         status, _, answer = await connection.ask("POST", "/auth/login", member(email, None), f"198.51.{number}.1")
         assert status == 200, answer
         devices[email] = answer.get("device_token")  # a checkout from before knows no devices
-        _, _, other = await connection.ask("POST", "/auth/login", {"email": email, "password": PASSWORD})
-        sessions.append(other)
+        for _ in range(SESSIONS // HONEST):
+            _, _, other = await connection.ask("POST", "/auth/login", {"email": email, "password": PASSWORD})
+            sessions.append(other)
     connection.close()
     return Field(service, emails, devices, sessions)
 
