@@ -36,7 +36,7 @@ VerifyWord = Literal[
 LoginWord = Literal["signed_in", "refused", "malformed", "denied", "limited", "unavailable"]
 ExchangeWord = Literal["exchanged", "refused", "denied", "ended", "expired", "limited", "unavailable"]
 LogoutWord = Literal["done", "missing", "junk", "unknown", "expired", "ended", "refused", "unavailable"]
-BatchWord = Literal["rotation", "logout", "lookup", "revocation", "redis", "limits", "move", "upstream", "other"]
+BatchWord = Literal["rotation", "logout", "lookup", "revocation", "redis", "limits", "move", "upstream"]
 HashWord = Literal["done", "full", "share", "late", "left", "failed"]
 LimitWord = Literal["account", "account_network", "device", "network", "service", "session", "junk"]
 """The budget that was empty: of an account, of an account in one network, of a device that an account knows, of a

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
 from app.errors import Conflict, InvalidGrant, InvalidRequest, SlowDown, TemporarilyUnavailable
+from app.limits.budgets import Quota
 from app.limits.cells import Cells
 from app.limits.limits import Attempt, Limits
+from app.limits.storms import Storms
 from tests.conftest import settings_of
 
 ADA = "ada@example.com"
@@ -279,6 +282,23 @@ async def test_a_storm_on_one_account_is_one_line_in_the_log_which_names_the_use
     with pytest.raises(SlowDown) as refused:
         await limits.guess(limits.sign_in(ADA, "192.0.2.1"), right)
     assert refused.value.user_id == user_id
+
+
+def test_a_storm_that_goes_on_has_another_line_after_ten_minutes_with_the_refusals_since(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    now, quota = 0.0, Quota("junk", 5, timedelta(seconds=60))
+    storms = Storms(lambda: now)
+    for moment, count in ((0, 100), (599, 50), (600, 70), (1200, 1)):
+        now = float(moment)
+        for _ in range(count):
+            storms.refusal(b"key", quota, timedelta(seconds=1), "verify", network="192.0.2.0/24")
+    lines = warnings(capsys.readouterr().err)
+    assert [(line["network"], line["refused"]) for line in lines] == [
+        ("192.0.2.0/24", 1),
+        ("192.0.2.0/24", 99 + 50 + 1),
+        ("192.0.2.0/24", 69 + 1),
+    ]
 
 
 async def test_a_storm_from_one_network_is_one_line_which_names_the_network(

@@ -53,8 +53,8 @@ class Quota:
     def give_back(self, whole_at: int, now: int) -> int:
         """The moment after an attempt turned out to be no failure.
 
-        Time that passed meanwhile counts too. So an attempt gives back at most the time for which it was held more than
-        if it had never been: milliseconds of an interval of many seconds.
+        Time that passed meanwhile counts too. So an attempt may give back more than it took, by the time for which its
+        part was held: milliseconds of an interval of many seconds.
         """
         return max(self._held(whole_at, now + self.span) - self.interval, now)
 

@@ -13,6 +13,10 @@ MOST = 65_536
 """The most budgets that one process remembers: about 12 MB."""
 
 
+_LOOKS = 2
+"""How many budgets each change looks at, in turn, for those that are whole by now."""
+
+
 def _microseconds() -> int:
     return time.monotonic_ns() // 1000
 
@@ -20,8 +24,9 @@ def _microseconds() -> int:
 class Cells:
     """For each key, the moment at which its budget is whole again. A whole budget needs no entry.
 
-    Memory is bounded. A full one forgets the budget that was taken from least recently. A guesser who fills the memory
-    with other accounts needs `MOST` failures of the hash meanwhile, and each guess on his own account renews its entry.
+    Memory is bounded. Each change looks at a few budgets in turn, and forgets those that are whole. If memory is full
+    all the same, it forgets the one of these that would be whole first. So budgets that are nearly whole, which cost a
+    guesser little, push no exhausted one out.
     """
 
     def __init__(self, clock: Callable[[], int] = _microseconds, most: int = MOST) -> None:
@@ -71,9 +76,16 @@ class Cells:
         self._whole_at.pop(key, None)
         if whole_at > now:
             self._whole_at[key] = whole_at
-        # The oldest entries go first. Two at a time, because most of them are whole by then: so the memory shrinks.
-        for _ in range(2):
-            oldest = next(iter(self._whole_at), None)
-            if oldest is None or (self._whole_at[oldest] > now and len(self._whole_at) <= self._most):
-                break
-            del self._whole_at[oldest]
+        budgets, fullest = self._whole_at, None
+        for _ in range(_LOOKS):
+            if (looked_at := next(iter(budgets), None)) is None:
+                return
+            moment = budgets[looked_at]
+            if moment <= now:
+                del budgets[looked_at]
+                continue
+            budgets.move_to_end(looked_at)
+            if fullest is None or moment < budgets[fullest]:
+                fullest = looked_at
+        if fullest is not None and len(budgets) > self._most:
+            del budgets[fullest]
