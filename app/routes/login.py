@@ -22,8 +22,10 @@ from ..http.endpoints import Endpoint
 from ..http.request import Request
 from ..keyturn import Keyturn
 from ..metrics import LOGINS
+from ..sessions.start import Authenticated
 from ..users.emails import normalised
 from ..users.hashing import Asker
+from ..users.sign_in import DeviceForgotten
 from .credentials import access_token
 from .known_devices import KnownDevice
 from .models import SET_COOKIES, Email, NewPassword, Password, RequestBody, TokenAnswer, UserAnswer
@@ -96,10 +98,11 @@ async def login(keyturn: Keyturn, request: Request) -> Answer:
     wanted = Wanted.of(keyturn, request, body)
     address = normalised(body.email)
     known = KnownDevice.of(keyturn, request, wanted.mode, body.device_token, address)
-    attempt = keyturn.limits.sign_in(address, request.client, known.id)
-    asker, authenticate = Asker(request.client, known=known.id is not None), keyturn.sign_in.authenticate
     with LOGINS.outcome("signed_in"):
-        proof = await keyturn.limits.guess(attempt, lambda: authenticate(address, body.password, asker))
+        try:
+            proof = await _authenticated(keyturn, request, body, address, known)
+        except DeviceForgotten:  # so it counts as a stranger's, with the limits of strangers
+            proof = await _authenticated(keyturn, request, body, address, None)
         request.user_id = proof.user_id
         device = wanted.device(request)
         tokens = await keyturn.starting.start(
@@ -110,9 +113,27 @@ async def login(keyturn: Keyturn, request: Request) -> Answer:
             device_name=body.device_name,
             scope=wanted.scope,
         )
+    kept = known.kept(proof.password_hash)
     if wanted.mode != "bearer":
-        return wanted.answer(request, tokens, device, known.fields_to_set(keyturn, remembered=wanted.remembered))
-    return wanted.answer(request, tokens, device, device_token=known.proof if body.device_id is not None else None)
+        return wanted.answer(request, tokens, device, known.fields_to_set(keyturn, kept, remembered=wanted.remembered))
+    return wanted.answer(request, tokens, device, device_token=kept if body.device_id is not None else None)
+
+
+async def _authenticated(
+    keyturn: Keyturn, request: Request, body: Login, address: str, known: KnownDevice | None
+) -> Authenticated:
+    """The proof that address and password are right, within the limits of the known device, or of strangers if None.
+
+    Raises:
+        DeviceForgotten: the password has changed since the device signed in.
+        Refusal: as `Limits.guess` and `SignIn.authenticate`.
+    """
+    of_known = known if known is not None and known.id is not None else None
+    attempt = keyturn.limits.sign_in(address, request.client, of_known and of_known.id)
+    asker, authenticate = Asker(request.client, known=of_known is not None), keyturn.sign_in.authenticate
+    return await keyturn.limits.guess(
+        attempt, lambda: authenticate(address, body.password, asker, of_known and of_known.counts)
+    )
 
 
 async def password(keyturn: Keyturn, request: Request) -> Answer:
