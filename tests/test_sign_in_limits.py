@@ -204,6 +204,18 @@ async def test_who_knew_an_earlier_password_has_no_budget_of_the_proofs_made_wit
     assert (await login(api.client, NEW_PASSWORD, device_token=owner)).status_code == 200
 
 
+async def test_a_thief_of_a_proof_keeps_its_device_from_nothing_that_strangers_may(api: Api) -> None:
+    """Eight guesses empty the device's budget. The device then signs in as a stranger, and gets another proof."""
+    stolen = (await login(api.client, PASSWORD, device_id="laptop")).json()["device_token"]
+    for _ in range(8):
+        refused(await login(api.client, WRONG, device_token=stolen), 401, "invalid_grant", challenge="Bearer")
+    fresh = (await login(api.client, PASSWORD, device_id="laptop", device_token=stolen)).json()["device_token"]
+    assert fresh != stolen
+    answers = [await login(api.client, WRONG, device_token=stolen) for _ in range(30)]
+    assert [a.status_code for a in answers] == [401] * 10 + [429] * 20  # those of a stranger's network
+    assert (await login(api.client, PASSWORD, device_token=fresh)).status_code == 200
+
+
 async def test_a_device_with_a_void_proof_gets_a_new_one_in_its_place(api: Api) -> None:
     void = (await login(api.client, PASSWORD, device_id="laptop")).json()["device_token"]
     user = await api.keyturn.users.find(ADA)

@@ -7,7 +7,7 @@ its device gets the proof in the answer, and sends it with the next sign-in.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Self
 
@@ -61,6 +61,13 @@ class KnownDevice:
         """Whether a device that is known signed in with the password that has this stored hash."""
         return self.known is not None and self.devices.counts(self.known, password_hash)
 
+    def as_stranger(self) -> Self:
+        """The device as if it were new to the account."""
+        if self.known is None:
+            return self
+        others = tuple(each for each in self.given if each != self.known.proof)
+        return replace(self, known=None, given=others)
+
     def kept(self, password_hash: str) -> str:
         """The proof that the device shall keep after a sign-in: its own or a new one. The hash is the stored one."""
         if self.known is not None and self.known.is_fresh and self.counts(password_hash):
@@ -71,6 +78,5 @@ class KnownDevice:
         """The Set-Cookie field that gives a browser this proof beside those that it has. None where it has it."""
         if proof in self.given:
             return ()
-        others = [each for each in self.given if self.known is None or each != self.known.proof]
-        value = ".".join([proof, *others][:_MOST])
+        value = ".".join([proof, *self.as_stranger().given][:_MOST])
         return ((b"set-cookie", keyturn.cookies.set_known(value, remembered=remembered)),)

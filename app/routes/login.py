@@ -96,13 +96,13 @@ async def login(keyturn: Keyturn, request: Request) -> Answer:
     """
     body = request.content(Login)
     wanted = Wanted.of(keyturn, request, body)
-    address = normalised(body.email)
-    known = KnownDevice.of(keyturn, request, wanted.mode, body.device_token, address)
+    known = KnownDevice.of(keyturn, request, wanted.mode, body.device_token, normalised(body.email))
     with LOGINS.outcome("signed_in"):
-        try:
-            proof = await _authenticated(keyturn, request, body, address, known)
-        except DeviceForgotten:  # so it counts as a stranger's, with the limits of strangers
-            proof = await _authenticated(keyturn, request, body, address, None)
+        proof = await _authenticated(keyturn, request, body, known)
+        if proof is None:
+            known = known.as_stranger()
+            proof = await _authenticated(keyturn, request, body, known)
+        assert proof is not None, "a stranger is refused by an exception alone"
         request.user_id = proof.user_id
         device = wanted.device(request)
         tokens = await keyturn.starting.start(
@@ -119,21 +119,26 @@ async def login(keyturn: Keyturn, request: Request) -> Answer:
     return wanted.answer(request, tokens, device, device_token=kept if body.device_id is not None else None)
 
 
-async def _authenticated(
-    keyturn: Keyturn, request: Request, body: Login, address: str, known: KnownDevice | None
-) -> Authenticated:
-    """The proof that address and password are right, within the limits of the known device, or of strangers if None.
+async def _authenticated(keyturn: Keyturn, request: Request, body: Login, known: KnownDevice) -> Authenticated | None:
+    """The proof that address and password are right. None: the device does not count as known, or its budget is empty.
+
+    So a thief of a device's proof can't keep the device from signing in as any stranger does, which gives it a new one.
 
     Raises:
-        DeviceForgotten: the password has changed since the device signed in.
         Refusal: as `Limits.guess` and `SignIn.authenticate`.
     """
-    of_known = known if known is not None and known.id is not None else None
-    attempt = keyturn.limits.sign_in(address, request.client, of_known and of_known.id)
-    asker, authenticate = Asker(request.client, known=of_known is not None), keyturn.sign_in.authenticate
-    return await keyturn.limits.guess(
-        attempt, lambda: authenticate(address, body.password, asker, of_known and of_known.counts)
-    )
+    is_known = known.id is not None
+    attempt = keyturn.limits.sign_in(known.address, request.client, known.id)
+    asker, authenticate = Asker(request.client, known=is_known), keyturn.sign_in.authenticate
+    counts = known.counts if is_known else None
+    try:
+        return await keyturn.limits.guess(attempt, lambda: authenticate(known.address, body.password, asker, counts))
+    except DeviceForgotten:
+        return None
+    except SlowDown as refusal:
+        if is_known and refusal.limit is not None:
+            return None
+        raise
 
 
 async def password(keyturn: Keyturn, request: Request) -> Answer:
