@@ -143,8 +143,8 @@ def screen(output: TextIO) -> Iterator[Screen]:
         signal.SIGTSTP: shown.suspend,
     }
     before = {number: signal.signal(number, act) for number, act in acts.items()}
-    shown.enter()
     try:
+        shown.enter()
         yield shown
     finally:
         for number, former in before.items():
