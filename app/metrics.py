@@ -75,7 +75,7 @@ LOGOUTS = CounterBy[LogoutWord]("keyturn_logouts_total", "Logouts, by outcome.",
 SESSIONS_ENDED = CounterBy[Reason](
     "keyturn_sessions_ended_total",
     "Sessions that an act ended, by reason. Those that run out by themselves are not counted.",
-    reason=[reason for reason in get_args(Reason) if not reason.startswith("token_")],  # those are of access tokens
+    reason=get_args(Reason),
 )
 SESSIONS_LIVE = Gauge(
     "keyturn_sessions_live", "Live sessions when they were last counted. Absent: not counted yet.", together="newest"
