@@ -3,13 +3,13 @@
 The parent makes one piece of memory without a name, which its workers share. It is cut into slots, and each worker
 takes a free one. The worker's counts are there at once, without a system call. So a process that is killed loses none.
 
-A slot belongs to a process as long as that holds a lock on the slot's first byte. The kernel gives the lock back when
-the process ends, however it ends. The next worker takes the slot and counts on from the numbers there. So the sum over
-all slots never falls, and no count is lost or doubled.
+A slot belongs to a process as long as that holds the slot's lock, on the byte of the file that has the slot's number.
+The kernel gives the lock back when the process ends, however it ends. The next worker takes the slot and counts on from
+the numbers there. So the sum over all slots never falls, and no count is lost or doubled.
 
 A gauge counts only while its process runs. A process shows that by the moment in its slot, of a clock that all
 processes of the machine share. One that stands still for longer than `STILL` is left out, and comes back by itself.
-What a process counted in the database is not about that process, and counts on after its end.
+A count of the database's rows is not about the process that made it, and stands after its end.
 
 With one process there is no slot: its numbers stay in its own memory.
 """
