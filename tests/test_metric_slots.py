@@ -67,19 +67,19 @@ def read(slots: Slots, still: float, answers: Connection) -> None:
         metrics.DURATION.read(part.cells, 0)[0][-1] for part in parts["keyturn_http_request_duration_seconds"]
     )
     waiting, running = (
-        int(sum(part.cells[0] for part in parts[name] if part.runs))
+        sum(part.cells[0] for part in parts[name] if part.runs)
         for name in ("keyturn_hash_waiting", "keyturn_processes")
     )
     answers.send((rotated, observed, waiting, running))
 
 
-def sums(slots: Slots, *, still: float = 0.1) -> tuple[float, float, float, int]:
+def sums(slots: Slots, *, still: float = 0.1) -> tuple[float, float, float, float]:
     """Counts, observations, the gauge and the number of processes, as a new process adds them up."""
     here, there = SPAWN.Pipe()
     reader = SPAWN.Process(target=read, args=(slots, still, there))
     reader.start()
     assert here.poll(30)
-    found: tuple[float, float, float, int] = here.recv()
+    found: tuple[float, float, float, float] = here.recv()
     reader.join()
     assert reader.exitcode == 0
     return found

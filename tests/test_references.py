@@ -177,7 +177,9 @@ def words() -> frozenset[str]:
                     found.update(re.findall(r"\w+", data.decode(errors="replace")))
         found.update(module_of(path).split("."))
     for name in files():
-        if name.endswith((".toml", ".yaml", ".conf", ".mjs", ".c", ".js", "Caddyfile", "Dockerfile", "run", ".sql")):
+        if name.endswith(
+            (".toml", ".yaml", ".yml", ".conf", ".mjs", ".c", ".js", "Caddyfile", "Dockerfile", "run", ".sql")
+        ):
             found.update(re.findall(r"\w+", (ROOT / name).read_text(encoding="utf-8")))
     return frozenset(found)
 
@@ -210,7 +212,7 @@ GUARANTEE = re.compile(r"\b[Gg]uarantees? (\d+)((?:, \d+)*(?:,? (?:and|to) \d+)?
 DECISION = re.compile(r"\b[Dd]ecisions? (\d+)((?:, \d+)*(?:,? (?:and|to) \d+)?)")
 SECTION = re.compile(r"(?<!\w)(?:[Ss]ections? |§ ?)(\d+)")
 OUTSIDE = re.compile(
-    r"(?:(?:RFC|NIST SP|FIPS) [\d-]+(?:[A-Z]|bis)?"
+    r"(?:(?:RFC|NIST SP|FIPS) [\d-]+(?:[A-Z]|bis)?|ECMA-48|W3C Trace Context"
     r"|(?:OpenID Connect (?:Core|Discovery|RP-Initiated Logout)|Back-Channel Logout)(?: 1\.0)?)"
     r",?(?: [Ss]ections? [\d.]+(?:,| and))*\s*$"
 )
@@ -219,8 +221,17 @@ LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 ELSEWHERE = re.compile(r"/(?:home|root|Users)/|\b\w+/shared/|\bthe design\b|\b[Aa]ttack #?\d|\b[Ii]ssues? #?\d")
 TESTS_OWN = "test_it.py", "test_them.py"
 """Files that tests write into a folder of their own."""
-FOR_OPERATORS = "README.md", "docs/clients.md", "docs/scaling.md", "SECURITY.md", "bench/README.md", "bench/RESULTS.md"
-"""Pages that also name things of other products: a column of Postgres, a class of a generated client."""
+FOR_OPERATORS = {
+    "README.md",
+    "SECURITY.md",
+    "bench/README.md",
+    "bench/RESULTS.md",
+    "docs/clients.md",
+    "docs/scaling.md",
+    "docs/tracing.md",
+}
+"""Pages that also name things of other products: a column of Postgres, a class of a generated client, an attribute of
+OpenTelemetry."""
 
 
 def broken(place: Place, imported: frozenset[str] = frozenset()) -> Iterator[str]:
