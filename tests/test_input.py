@@ -29,7 +29,7 @@ BODIES: dict[str, Json] = {
 }
 OPTIONAL = {("/auth/logout", "refresh_token"), ("/auth/logout", "scope")}
 MORE = {
-    "/auth/login": ["mode", "remember", "device_id", "device_name", "scope"],
+    "/auth/login": ["mode", "remember", "device_id", "device_name", "scope", "device_token"],
     "/auth/refresh": ["mode", "scope"],
     "/auth/logout": ["mode", "post_logout_redirect_uri"],
 }

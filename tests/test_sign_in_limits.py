@@ -206,14 +206,15 @@ async def test_reauthentication_with_a_wrong_password_is_limited_and_rotates_not
 
 @pytest.mark.parametrize("tells", ["true", "false"])
 async def test_registration_is_limited_by_address_and_by_network(database_url: str, tells: str) -> None:
-    async with serving(database_url, registration="true", registration_tells=tells) as api:
+    settings = {"limit_register_network": "10/600"}
+    async with serving(database_url, registration="true", registration_tells=tells, **settings) as api:
         made, again = (201, 409) if tells == "true" else (202, 202)
         same = [await api.post("/auth/register", {"email": "eve@example.com", "password": PASSWORD}) for _ in range(7)]
         assert [a.status_code for a in same] == [made, *[again] * 4, 429, 429]
         others = [
-            await api.post("/auth/register", {"email": f"{n}@example.com", "password": PASSWORD}) for n in range(100)
+            await api.post("/auth/register", {"email": f"{n}@example.com", "password": PASSWORD}) for n in range(10)
         ]
-        assert [a.status_code for a in others] == [made] * 95 + [429] * 5
+        assert [a.status_code for a in others] == [made] * 5 + [429] * 5
         refused(others[-1], 429, "slow_down")
 
 
