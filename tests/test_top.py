@@ -96,7 +96,17 @@ def test_comments_time_stamps_exemplars_and_unknown_metrics_are_passed_over() ->
         'keyturn_refreshes_total{outcome="rotated"} many',
         'keyturn_refreshes_total{outcome="rotated" 3',
         "{}",
+        *(
+            f'keyturn_refreshes_total{{outcome="rotated"}} {value}'
+            for value in ("NaN", "+Inf", "-Inf", "1e999", "1e18")
+        ),
+        *(
+            f'keyturn_http_request_duration_seconds_bucket{{endpoint="login",status="2xx",le="{bound}"}} 1'
+            for bound in ("low", "", "NaN", "-Inf", "1e999")
+        ),
+        f'keyturn_refreshes_total{{outcome="rotated",more="{"a" * 5000}"}} 3',  # one of 8 MiB would take hours
     ],
+    ids=lambda text: text[:80],
 )
 def test_a_text_that_is_none_of_a_metrics_door_is_refused(text: str) -> None:
     with pytest.raises(NotMetricsError):
