@@ -81,8 +81,8 @@ async def test_each_outcome_of_a_refresh_is_counted_once(api: Api) -> None:
     second = await refresh(api, first["refresh_token"])
     assert (await refresh(api, first["refresh_token"]))["refresh_token"] == second["refresh_token"]
     third = await refresh(api, second["refresh_token"])
-    for token in (first, third, first):
-        assert (await refresh(api, token["refresh_token"]))["reason"] == "reuse_detected"
+    for presented in (first, third, first):
+        assert (await refresh(api, presented["refresh_token"]))["reason"] == "reuse_detected"
     await forget(api, deleted)
     for token in (deleted["refresh_token"], JUNK, JUNK[:-1], scoped["access_token"]):
         assert (await refresh(api, token))["error"] == "invalid_grant"

@@ -226,8 +226,10 @@ async def test_in_a_mixed_run_with_faults_every_answer_of_every_worker_is_counte
             async with keyturn.db.look() as connection:
                 rotated = await connection.scalar(text("SELECT sum(generation) FROM sessions"))
                 started_ = await connection.scalar(text("SELECT count(*) FROM sessions"))
-                query = text("SELECT end_reason, count(*) FROM sessions WHERE end_reason IS NOT NULL GROUP BY 1")
-                ended = dict(row._tuple() for row in await connection.execute(query))
+                query = text(
+                    "SELECT end_reason, count(*) AS sessions FROM sessions WHERE end_reason IS NOT NULL GROUP BY 1"
+                )
+                ended = {row.end_reason: row.sessions for row in await connection.execute(query)}
             assert by(found, "keyturn_refreshes_total")["rotated"] == rotated
             assert by(found, "keyturn_logins_total")["signed_in"] == started_
             assert by(found, "keyturn_sessions_ended_total", "reason") == ended
