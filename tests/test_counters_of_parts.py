@@ -128,7 +128,6 @@ async def test_the_slots_in_use_and_the_queue_are_shown_while_they_are_full() ->
         ("limit_account_network", ("account_network", "login")),
         ("limit_network", ("network", "login")),
         ("limit_service", ("service", "login")),
-        ("limit_device", ("device", "login")),
         ("limit_register", ("account", "register")),
         ("limit_register_network", ("network", "register")),
         ("limit_exchange", ("network", "exchange")),
@@ -176,8 +175,7 @@ async def _attempt(api: Api, counted: tuple[str, str], tokens: dict[str, Any], n
     somebody = f"{number}@example.com" if limit in {"network", "service"} else ADA
     match surface:
         case "login":
-            more = {"device_token": tokens["device_token"]} if limit == "device" else {}
-            body = {"email": somebody, "password": WRONG, **more}
+            body = {"email": somebody, "password": WRONG}
         case "register":
             body = {"email": somebody, "password": PASSWORD}
         case "password":
