@@ -184,13 +184,6 @@ class UnacceptableToken(InvalidGrant):
     sentence = "The subject token is not acceptable."
 
 
-class InvalidTarget(InvalidRequest):
-    """The audience or resource that is asked for is none of this service (RFC 8693 section 2.2.2)."""
-
-    error = "invalid_target"
-    sentence = "Tokens for this audience are not issued here."
-
-
 class InvalidToken(Refusal):
     """An access token is refused (RFC 6750 section 3.1)."""
 
@@ -279,13 +272,12 @@ class RateLimit(NamedTuple):
     """The name of the limit: a word of the code, never an input."""
     quota: int
     window: timedelta
-    remaining: int
 
     def headers(self, retry_after: timedelta) -> dict[str, str]:
-        """Both fields, as structured fields (RFC 9651). The next attempt is possible after `retry_after`."""
+        """Both fields, as structured fields (RFC 9651). Nothing remains, and one attempt is possible later."""
         return {
             "ratelimit-policy": f'"{self.name}";q={self.quota};w={_seconds(self.window)}',
-            "ratelimit": f'"{self.name}";r={self.remaining};t={_seconds(retry_after)}',
+            "ratelimit": f'"{self.name}";r=0;t={_seconds(retry_after)}',
         }
 
 

@@ -34,9 +34,9 @@ VerifyWord = Literal[
     "unavailable",
 ]  # fmt: skip
 LoginWord = Literal["signed_in", "refused", "malformed", "denied", "limited", "unavailable"]
-ExchangeWord = Literal["exchanged", "refused", "malformed", "denied", "ended", "expired", "limited", "unavailable"]
+ExchangeWord = Literal["exchanged", "refused", "denied", "ended", "expired", "limited", "unavailable"]
 LogoutWord = Literal["done", "missing", "junk", "unknown", "expired", "ended", "refused", "unavailable"]
-BatchWord = Literal["rotation", "logout", "lookup", "revocation", "redis", "move", "upstream", "other"]
+BatchWord = Literal["rotation", "logout", "lookup", "revocation", "redis", "limits", "move", "upstream"]
 HashWord = Literal["done", "full", "share", "late", "left", "failed"]
 LimitWord = Literal["account", "account_network", "device", "network", "service", "session", "junk"]
 """The budget that was empty: of an account, of an account in one network, of a device that an account knows, of a
@@ -52,6 +52,9 @@ FetchWord = Literal["answered", "refused", "away", "address_refused"]
 UpstreamLogoutWord = Literal["done", "malformed", "not_found", "unavailable"]
 AttemptWord = Literal["done", "failed", "given_up"]
 OrderWord = Literal["waiting", "given_up"]
+
+_OF_NO_ROW = {"signed_out_everywhere", "token_expired", "token_revoked"}
+"""Reasons that no session's row ever has: those of a key and of access tokens."""
 
 _LATENCIES = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 """Seconds. A refresh on an idle machine takes about one millisecond, a sign-in some tens, and no request over ten
@@ -74,8 +77,8 @@ EXCHANGES = CounterBy[ExchangeWord](
 LOGOUTS = CounterBy[LogoutWord]("keyturn_logouts_total", "Logouts, by outcome.", outcome=get_args(LogoutWord))
 SESSIONS_ENDED = CounterBy[Reason](
     "keyturn_sessions_ended_total",
-    "Sessions that an act ended, by reason. Those that run out by themselves are not counted.",
-    reason=get_args(Reason),
+    "Sessions that the service ended, by reason. Not counted: those that run out, and the acts of commands.",
+    reason=[reason for reason in get_args(Reason) if reason not in _OF_NO_ROW],
 )
 SESSIONS_LIVE = Gauge(
     "keyturn_sessions_live", "Live sessions when they were last counted. Absent: not counted yet.", together="max"

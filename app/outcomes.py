@@ -27,7 +27,6 @@ OUTCOMES: dict[str, Outcome] = {
     "invalid_request": "malformed",
     "invalid_grant": "refused",
     "invalid_scope": "denied",
-    "invalid_target": "denied",
     "invalid_token": "junk",
     "insufficient_user_authentication": "denied",
     "access_denied": "denied",

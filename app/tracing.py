@@ -64,7 +64,7 @@ class Tracing:
         Args:
             method: the method of the request.
             traceparent: the field of that name (W3C Trace Context section 3.2). Junk counts as none.
-            tracestate: the fields of that name, joined by commas (section 3.3).
+            tracestate: the fields of that name, joined by commas (W3C Trace Context section 3.3).
         """
         known = method if method in _METHODS else "_OTHER"
         span = self._tracer.start_span(

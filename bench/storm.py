@@ -3,9 +3,11 @@
     .venv/bin/python -m bench.storm                     this checkout
     .venv/bin/python -m bench.storm --before FOLDER     another checkout first, then this one
 
-Eighty connections send wrong passwords without a pause: from one network, then from 200. Beside them, honest users sign
-in from new devices and from known ones, each from a network of its own, and others refresh and verify. A refused honest
-user comes again when the answer says so. Everything runs on one machine, so the rates compare, and are no promise.
+Eighty connections send wrong passwords without a pause: from one network, then from 200. In a last storm, one network
+sends ten times as many junk tokens as the honest users send genuine ones. Beside them, honest users sign in from new
+devices and from known ones, each from a network of its own, and others refresh and verify. A refused honest user comes
+again when the answer says so. bench/attackers.py has the storms. Everything runs on one machine, so the rates compare,
+and are no promise.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import argparse
 import asyncio
 import itertools
 import json
-import random
+import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -25,45 +27,19 @@ from typing import Any
 
 from app.actors import SERVICE
 from app.keyturn import opened, running
+from bench.attackers import STORMS, Connection
 from bench.servers import Stage, family, resident_mib, stage
 from tests.service import ROOT, Service
 
-CONNECTIONS = 80
 HONEST = 20
 PASSWORD = "seven lamps under a quiet roof"
-EVERY = 0.25
-"""Seconds between two honest sign-ins of each kind."""
-TOKENS_EVERY = 0.01
+SESSIONS = 5 * HONEST
+"""Sessions that refresh in turns, each slowly enough for the limit of one session."""
+EVERY = 1.0
+"""Seconds between two honest sign-ins of each kind: about a third of what two cores can hash."""
+TOKENS_EVERY = 0.04
 """Seconds between two refreshes, and between two verifications."""
 PATIENCE = 60.0
-
-
-class Connection:
-    """One HTTP connection that stays open."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-
-    async def ask(
-        self, method: str, path: str, body: Any = None, address: str = "192.0.2.1", bearer: str = ""
-    ) -> tuple[int, dict[str, str], Any]:
-        if self._streams is None:
-            self._streams = await asyncio.open_connection("127.0.0.1", self._port)
-        reader, writer = self._streams
-        raw = b"" if body is None else json.dumps(body).encode()
-        head = f"{method} {path} HTTP/1.1\r\nhost: x\r\nx-forwarded-for: {address}\r\ncontent-length: {len(raw)}\r\n"
-        head += "content-type: application/json\r\n" if raw else ""
-        head += f"authorization: Bearer {bearer}\r\n" if bearer else ""
-        writer.write(head.encode() + b"\r\n" + raw)
-        lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-        fields = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:] if line)}
-        answer = await reader.readexactly(int(fields.get("content-length", 0)))
-        return int(lines[0].split()[1]), fields, json.loads(answer) if answer else None
-
-    def close(self) -> None:
-        if self._streams is not None:
-            self._streams[1].close()
 
 
 @dataclass
@@ -120,21 +96,11 @@ async def signed_in(service: Service, emails: list[str]) -> Field:
         status, _, answer = await connection.ask("POST", "/auth/login", member(email, None), f"198.51.{number}.1")
         assert status == 200, answer
         devices[email] = answer.get("device_token")  # a checkout from before knows no devices
-        _, _, other = await connection.ask("POST", "/auth/login", {"email": email, "password": PASSWORD})
-        sessions.append(other)
+        for _ in range(SESSIONS // HONEST):
+            _, _, other = await connection.ask("POST", "/auth/login", {"email": email, "password": PASSWORD})
+            sessions.append(other)
     connection.close()
     return Field(service, emails, devices, sessions)
-
-
-async def guesses(on: Field, seen: Seen, addresses: Callable[[], str], accounts: Callable[[], str]) -> None:
-    connection = Connection(on.service.port)
-    try:
-        while True:
-            body = {"email": accounts(), "password": "a wrong password, long enough"}
-            status, _, _ = await connection.ask("POST", "/auth/login", body, addresses())
-            seen.storm[status] += 1
-    finally:
-        connection.close()
 
 
 async def signs_in(on: Field, seen: Seen, email: str, kind: str, address: str) -> None:
@@ -176,6 +142,12 @@ async def paced(every: float, act: Callable[[int], Awaitable[None]], *, abreast:
         await asyncio.gather(*started, return_exceptions=True)
 
 
+async def begun(storm: str, port: int) -> asyncio.subprocess.Process:
+    """Attackers in a process of their own, which stands back: those of a real storm take no core of the service."""
+    command = ("nice", "-n", "10", sys.executable, "-m", "bench.attackers", str(port), storm)
+    return await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, cwd=ROOT)
+
+
 async def rage(on: Field, seconds: float, storm: str) -> Seen:
     seen, tokens = Seen(), Connection(on.service.port)
     verifying = Connection(on.service.port)
@@ -209,9 +181,6 @@ async def rage(on: Field, seconds: float, storm: str) -> Seen:
     async def remember(_: int) -> None:
         seen.memory = max(seen.memory, resident_mib(family(on.service.pid)))
 
-    one = storm == "one network"
-    numbers = random.Random(1)
-    addresses = {"one network": lambda: "203.0.113.7", "200 networks": lambda: f"10.1.{numbers.randrange(200)}.7"}
     works = [
         paced(TOKENS_EVERY, refresh),
         paced(TOKENS_EVERY, verify),
@@ -219,12 +188,7 @@ async def rage(on: Field, seconds: float, storm: str) -> Seen:
         paced(EVERY, known, abreast=True),
         paced(0.5, remember),
     ]
-    if storm != "none":
-        # One network guesses on anybody; the many of a botnet guess on one honest user.
-        accounts = (
-            (lambda: f"user{numbers.randrange(2 * HONEST)}@example.com") if one else (lambda: "user7@example.com")
-        )
-        works += [guesses(on, seen, addresses[storm], accounts) for _ in range(CONNECTIONS)]
+    attackers = None if storm == "none" else await begun(storm, on.service.port)
     tasks = [asyncio.ensure_future(work) for work in works]
     done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:
@@ -232,6 +196,10 @@ async def rage(on: Field, seconds: float, storm: str) -> Seen:
     await asyncio.gather(*tasks, return_exceptions=True)
     for task in done:
         task.result()  # none ends by itself
+    if attackers is not None:
+        attackers.terminate()
+        answers, _ = await attackers.communicate()
+        seen.storm.update({int(status): count for status, count in json.loads(answers).items()})
     tokens.close()
     verifying.close()
     return seen
@@ -255,7 +223,7 @@ def line(name: str, storm: str, seen: Seen, seconds: float) -> str:
 
 async def measured(name: str, service: Service, emails: list[str], seconds: float) -> None:
     on = await signed_in(service, emails)
-    for storm in ("none", "one network", "200 networks"):
+    for storm in ("none", *STORMS):
         seen = await rage(on, seconds, storm)
         print(line(name, storm, seen, seconds), flush=True)
 

@@ -9,6 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.cookies import is_device
+
 if TYPE_CHECKING:
     from playwright.async_api import Browser, BrowserContext, Page, Playwright
 
@@ -79,11 +81,6 @@ async def profile(playwright: Playwright, folder: Path) -> AsyncIterator[Browser
         await context.close()
 
 
-def is_device(name: str) -> bool:
-    """Whether a cookie is the device cookie, which holds no token and outlives every logout."""
-    return name.endswith("keyturn-device")
-
-
 async def cookie_store(page: Page, *names: str) -> dict[str, dict[str, Any]]:
     """The cookies that the browser keeps of all sites, by name, read through its debugging protocol.
 
@@ -95,7 +92,7 @@ async def cookie_store(page: Page, *names: str) -> dict[str, dict[str, Any]]:
 async def cookie_rows(page: Page, *, device: bool = False) -> list[dict[str, Any]]:
     """Every cookie that the browser keeps, of all sites, also those that no script may read.
 
-    Device cookies are left out, or stand alone if `device` is true.
+    The two about the device are left out, or stand alone if `device` is true.
     """
     session = await page.context.new_cdp_session(page)
     try:

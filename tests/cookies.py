@@ -29,7 +29,7 @@ LARGEST = 4096
 
 
 class Names(NamedTuple):
-    """The names of the three cookies with a token, and of the device cookie."""
+    """The names of the three cookies with a token, and of the two cookies about the device."""
 
     access: str
     refresh: str
@@ -38,6 +38,10 @@ class Names(NamedTuple):
     @property
     def device(self) -> str:
         return self.access.replace("-access", "-device")
+
+    @property
+    def known(self) -> str:
+        return self.split.replace("-split", "").replace("-refresh", "-known")
 
 
 HTTPS = Names("__Host-Http-keyturn-access", "__Host-Http-keyturn-refresh", "__Secure-Http-keyturn-refresh")
@@ -88,10 +92,11 @@ def set_cookies(answer: httpx2.Response) -> list[SetCookie]:
 
 def token_cookies(answer: httpx2.Response) -> list[SetCookie]:
     """As `set_cookies`, without the two cookies about the device."""
-    return [each for each in set_cookies(answer) if not _is_device(each.name)]
+    return [each for each in set_cookies(answer) if not is_device(each.name)]
 
 
-def _is_device(name: str) -> bool:
+def is_device(name: str) -> bool:
+    """Whether a cookie is one of the two about the device, which hold no token and outlive every logout."""
     return name.endswith(("keyturn-device", "keyturn-known"))
 
 
@@ -160,7 +165,7 @@ class Browser:
     def names(self) -> set[str]:
         """The names of the cookies with tokens."""
         kept = self._kept.items()
-        return {n for (n, _, _), k in kept if not _is_device(n) and (k.expires is None or k.expires > self.now)}
+        return {n for (n, _, _), k in kept if not is_device(n) and (k.expires is None or k.expires > self.now)}
 
     def value(self, name: str) -> str | None:
         return next((kept.value for (each, _, _), kept in self._kept.items() if each == name), None)

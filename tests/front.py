@@ -20,6 +20,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from tests.cookies import is_device
+
 Route = int | str
 """A port of 127.0.0.1 to which requests are passed on, or the HTML of a page."""
 
@@ -35,9 +37,9 @@ class Exchange:
     host: str
     path: str
     cookies: tuple[str, ...]
-    """The names of the cookies that came, sorted, without the device cookie."""
-    device: bool
-    """Whether the device cookie came."""
+    """The names of the cookies that came, sorted, without those about the device."""
+    device: tuple[str, ...]
+    """The names of the cookies about the device that came, sorted."""
     fields: Mapping[str, str]
     """The header fields of the request, with names in small letters."""
     status: int
@@ -46,8 +48,10 @@ class Exchange:
 
     @property
     def set_cookies(self) -> tuple[str, ...]:
-        """Name of each cookie that the answer sets (`+name`) or deletes (`-name`), without the device cookie."""
-        found = (value for name, value in self.answer if name == "set-cookie" and "keyturn-device=" not in value)
+        """Name of each cookie that the answer sets (`+name`) or deletes (`-name`), without those of the device."""
+        found = (
+            value for name, value in self.answer if name == "set-cookie" and not is_device(value.partition("=")[0])
+        )
         return tuple(("-" if "Max-Age=0" in value else "+") + value.partition("=")[0] for value in found)
 
 
@@ -136,8 +140,8 @@ class Front:
         if held := self._held.pop(path, None):
             await held.wait()
         cookies = sorted(re.findall(r"([^\s=;]+)=", fields.get("cookie", "")))
-        tokens = tuple(name for name in cookies if not name.endswith("keyturn-device"))
-        device = len(tokens) < len(cookies)
+        tokens = tuple(name for name in cookies if not is_device(name))
+        device = tuple(name for name in cookies if is_device(name))
         self.seen.append(Exchange(method, host, path, tokens, device, fields, int(status.split()[1]), tuple(answer)))
         writer.write(_written(status, [*answer, ("connection", "close")], content))
         await writer.drain()

@@ -58,7 +58,7 @@ async def outcome(*tasks: asyncio.Task[Any]) -> list[Any]:
 
 
 async def test_what_arrives_while_a_run_is_under_way_goes_together_in_the_next(runs: Runs) -> None:
-    batch = Batch(runs)
+    batch = Batch(runs, name="lookup")
     assert await batch(1) == 10
     runs.gate.clear()
     tasks = await begin(batch, 2) + await begin(batch, 3, 4) + await begin(batch, 5)
@@ -73,7 +73,7 @@ async def test_what_arrives_while_a_run_is_under_way_goes_together_in_the_next(r
 
 async def test_no_more_than_256_go_together_unless_it_is_said_otherwise(runs: Runs) -> None:
     for most, sizes in ((None, [1, 256, 43]), (2, [1, 2, 2, 2, 2])):
-        batch = Batch(runs) if most is None else Batch(runs, most=most)
+        batch = Batch(runs, name="lookup") if most is None else Batch(runs, name="lookup", most=most)
         runs.items.clear()
         runs.gate.clear()
         count = sum(sizes)
@@ -85,7 +85,7 @@ async def test_no_more_than_256_go_together_unless_it_is_said_otherwise(runs: Ru
 
 
 async def test_as_many_runs_are_under_way_as_it_is_said_and_never_more(runs: Runs) -> None:
-    batch = Batch(runs, in_flight=2, most=1)
+    batch = Batch(runs, name="lookup", in_flight=2, most=1)
     for _ in range(3):
         runs.gate.clear()
         tasks = await begin(batch, 1, 2, 3, 4, 5)
@@ -96,7 +96,7 @@ async def test_as_many_runs_are_under_way_as_it_is_said_and_never_more(runs: Run
 
 
 async def test_an_answer_that_is_an_exception_is_for_its_item_alone(runs: Runs) -> None:
-    batch, refusal = Batch(runs), LookupError("of this item")
+    batch, refusal = Batch(runs, name="lookup"), LookupError("of this item")
     runs.gate.clear()
     tasks = await begin(batch, 0, 1, refusal, 3)
     runs.gate.set()
@@ -105,7 +105,7 @@ async def test_an_answer_that_is_an_exception_is_for_its_item_alone(runs: Runs) 
 
 async def test_where_a_run_fails_each_item_is_run_again_by_itself(runs: Runs) -> None:
     for others in ((), (1,), (1, 2)):
-        batch, runs.fails = Batch(runs), LookupError("of the run")
+        batch, runs.fails = Batch(runs, name="lookup"), LookupError("of the run")
         runs.gate.clear()
         tasks = await begin(batch, 0) + await begin(batch, "bad", *others)
         runs.gate.set()
@@ -117,7 +117,7 @@ async def test_where_a_run_fails_each_item_is_run_again_by_itself(runs: Runs) ->
 
 
 async def test_where_another_transaction_was_in_the_way_each_is_run_again_by_itself(runs: Runs) -> None:
-    batch, runs.fails = Batch(runs), Contention("database: 40001")
+    batch, runs.fails = Batch(runs, name="lookup"), Contention("database: 40001")
     runs.gate.clear()
     tasks = await begin(batch, 0) + await begin(batch, "bad", 1, 2)
     runs.gate.set()
@@ -126,7 +126,7 @@ async def test_where_another_transaction_was_in_the_way_each_is_run_again_by_its
 
 
 async def test_an_outage_is_everybodys_and_nothing_is_repeated(runs: Runs) -> None:
-    batch, runs.fails = Batch(runs), TemporarilyUnavailable("away")
+    batch, runs.fails = Batch(runs, name="lookup"), TemporarilyUnavailable("away")
     runs.gate.clear()
     tasks = await begin(batch, 0) + await begin(batch, "bad", 1, 2)
     runs.gate.set()
@@ -135,7 +135,7 @@ async def test_an_outage_is_everybodys_and_nothing_is_repeated(runs: Runs) -> No
 
 
 async def test_an_item_that_waited_too_long_in_the_queue_is_refused_and_is_not_run(runs: Runs) -> None:
-    batch = Batch(runs, queue_limit=timedelta(milliseconds=40))
+    batch = Batch(runs, name="lookup", queue_limit=timedelta(milliseconds=40))
     runs.gate.clear()
     early = await begin(batch, 0) + await begin(batch, 1, 2)
     await asyncio.sleep(0.05)
@@ -149,7 +149,7 @@ async def test_an_item_that_waited_too_long_in_the_queue_is_refused_and_is_not_r
 
 
 async def test_who_goes_away_takes_nobody_with_him(runs: Runs) -> None:
-    batch = Batch(runs)
+    batch = Batch(runs, name="lookup")
     runs.gate.clear()
     tasks = await begin(batch, 0) + await begin(batch, 1, 2)
     tasks[0].cancel()
@@ -171,7 +171,7 @@ async def test_nobody_waits_longer_than_the_time_limit_counted_from_his_own_comi
 ) -> None:
     limit = 0.1
     monkeypatch.setattr(batches, "TIME_LIMIT", timedelta(seconds=limit))
-    batch, loop = Batch(runs), asyncio.get_running_loop()
+    batch, loop = Batch(runs, name="lookup"), asyncio.get_running_loop()
 
     async def waits(item: int) -> float:
         began = loop.time()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
 ACCESS, REFRESH, SPLIT = "__Host-Http-keyturn-access", "__Host-Http-keyturn-refresh", "__Secure-Http-keyturn-refresh"
-DEVICE = "__Host-Http-keyturn-device"
+DEVICE, KNOWN = "__Host-Http-keyturn-device", "__Secure-Http-keyturn-known"
 NAMES = {"cookie": {ACCESS, REFRESH}, "split": {SPLIT}}
 WINDOW = 10
 
@@ -132,29 +132,31 @@ async def test_a_browser_sends_each_address_the_cookies_meant_for_it_and_no_othe
 
 
 @pytest.mark.parametrize("mode", ["cookie", "split"])
-async def test_the_device_cookie_goes_to_its_host_alone_and_outlives_a_logout_and_no_script_reads_it(
+async def test_the_cookies_about_the_device_go_to_their_host_alone_and_outlive_a_logout_and_no_script_reads_them(
     site: Site, mode: str
 ) -> None:
     async with site.visited(mode) as page:
-        (row,) = await cookie_rows(page, device=True)
-        assert (row["name"], row["path"], row["httpOnly"], row["secure"]) == (DEVICE, "/", True, True)
+        rows = await cookie_rows(page, device=True)
+        found = {row["name"]: (row["path"], row["httpOnly"], row["secure"]) for row in rows}
+        assert found == {DEVICE: ("/", True, True), KNOWN: ("/auth", True, True)}
         for url, came in (
-            (site.url("/orders"), True),
-            (site.url("/auth/logout"), True),
-            (site.url("/", "sub.a.test"), False),
-            (site.url("/", "b.test"), False),
+            (site.url("/orders"), (DEVICE,)),
+            (site.url("/auth/logout"), (DEVICE, KNOWN)),
+            (site.url("/", "sub.a.test"), ()),
+            (site.url("/auth/logout", "sub.a.test"), ()),
+            (site.url("/auth/logout", "b.test"), ()),
         ):
             await page.goto(site.url())
             before = len(site.front.seen)
             await call(page, url, "GET", mode="no-cors", credentials="include")
             assert {each.device for each in site.front.seen[before:] if each.path != "/favicon.ico"} == {came}, url
-        assert "device" not in await page.evaluate("document.cookie")
+        assert await page.evaluate("document.cookie") == ""
         await site.sign_in(page, mode)
         status, _ = await call(page, site.url("/auth/logout"))
         assert status == 204
-        assert await cookie_rows(page, device=True) == [row]
+        assert await cookie_rows(page, device=True) == rows
         await site.sign_in(page, mode)
-        assert await cookie_rows(page, device=True) == [row]
+        assert await cookie_rows(page, device=True) == rows
 
 
 async def test_with_a_domain_the_neighbours_of_the_host_get_the_cookies_too(

@@ -30,7 +30,7 @@ from tests.conftest import PASSWORD, settings_of, time_passes
 from tests.cookies import HTTPS, SAME_SITE, Browser, Sealer, SetCookie, ask, client_of, set_cookies
 
 A, R, _ = HTTPS
-D = HTTPS.device
+D, K = HTTPS.device, HTTPS.known
 WINDOW = timedelta(seconds=61)
 
 Step = tuple[str, int]
@@ -127,7 +127,7 @@ class Play:
     def send(self, answer: httpx2.Response, why: str) -> None:
         """Takes an answer on its way. The fields of one answer set both cookies, or clear both, or there are none."""
         fields = set_cookies(answer)
-        assert [each.name for each in fields] in ([], [A, R], *([[A, R, D]] if why == "login" else []))
+        assert [each.name for each in fields] in ([], [A, R], *([[A, R, D, K], [A, R, K]] if why == "login" else []))
         assert len({each.clears for each in fields}) <= 1
         self.reached[why] += 1
         if fields:

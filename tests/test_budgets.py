@@ -174,22 +174,34 @@ def test_a_clock_that_stepped_back_keeps_nobody_waiting_for_longer_than_an_empty
     assert exhausted.wait == timedelta(seconds=30)
 
 
-def test_the_memory_of_budgets_is_bounded_and_forgets_the_one_that_was_tried_least_recently() -> None:
+def test_the_memory_of_budgets_is_bounded_and_keeps_the_emptiest() -> None:
     now = START
     cells, quota = Cells(lambda: now, most=100), Quota("account", 2, timedelta(seconds=60))
     victim = [Budget(quota, b"victim")]
     for number in range(10_000):
-        if number % 50 == 0:
-            cells.take(victim)
-            cells.failed([victim[0]._replace(is_held=False)])
+        if number < 2:
+            assert cells.take(victim) is None
         cells.take([Budget(quota, number.to_bytes(4))])
-        assert len(cells) <= 101
+        assert len(cells) <= 100
     assert cells.take(victim) is not None
     now += 60_000_000
     for number in range(200):
         cells.take([Budget(quota, b"later" + number.to_bytes(4))])
         now += 30_000_000
     assert len(cells) <= 2  # those that are whole go by themselves
+
+
+def test_cheap_failures_from_any_number_of_networks_push_no_exhausted_budget_out() -> None:
+    """Refused external tokens need no hash, and a guesser may have millions of networks of IPv6."""
+    now = START
+    cells, quota = Cells(lambda: now, most=1000), Quota("network", 300, timedelta(seconds=60))
+    account = [Budget(Quota("account", 20, timedelta(seconds=600)), b"account")]
+    assert [cells.take(account) is None for _ in range(21)] == [True] * 20 + [False]
+    for number in range(20_000):
+        assert cells.take([Budget(quota, number.to_bytes(4))]) is None
+        now += 1000
+    assert len(cells) < 400  # those of the last 200 milliseconds, and some that were not looked at since
+    assert cells.take(account) is not None
 
 
 @pytest.mark.parametrize(

@@ -976,14 +976,14 @@ def test_at_a_terminal_the_password_is_asked_for_twice_and_not_shown(keyturn: Co
             os.close(terminal)
         return process.wait(30), shown.decode()
 
-    code, shown = converse("hunter2hunter2\n", "hunter3hunter3\n")
+    code, shown = converse("hunter of a quiet roof\n", "hunter of a loud roof\n")
     assert (code, "hunter" in shown) == (1, False)
     assert "The two passwords differ." in shown
     code, shown = converse("\x04")  # end of input
     assert (code, "Traceback" in shown) == (1, False)
-    code, shown = converse("hunter2hunter2\n", "hunter2hunter2\n")
+    code, shown = converse("hunter of a quiet roof\n", "hunter of a quiet roof\n")
     assert (code, "hunter" in shown) == (0, False)
-    assert keyturn.login("ada@example.com", "hunter2hunter2")
+    assert keyturn.login("ada@example.com", "hunter of a quiet roof")
 
 
 @on_sqlite

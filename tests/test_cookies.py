@@ -52,7 +52,7 @@ from tests.service import Service
 from tests.test_hot_path import Proxy
 from tests.test_keys import published
 
-D = HTTPS.device
+D, K = HTTPS.device, HTTPS.known
 REPEAT = [("Sec-Keyturn-Set-Cookie", "repeat")]
 """The field of a proxy that reads one field of a name (nginx)."""
 FASTAPI = [("X-Never-Heard-Of", "x")]
@@ -282,7 +282,10 @@ async def test_tokens_travel_where_the_mode_says_and_nowhere_else(site: Site) ->
         began = await login(site.client, email, mode)
         assert began.json().keys() == always | in_body
         assert [each.name for each in token_cookies(began)] == in_cookies
-        assert [each.name for each in set_cookies(began)] == [*in_cookies, *([HTTPS.device] if in_cookies else [])]
+        assert [each.name for each in set_cookies(began)] == [
+            *in_cookies,
+            *([HTTPS.device, HTTPS.known] if in_cookies else []),
+        ]
         if not in_cookies:
             continue
         browser = Browser()
@@ -308,10 +311,10 @@ async def test_each_cookie_goes_to_the_paths_that_need_it_alone(site: Site) -> N
         "/": {A, R, D},
         "/app/page": {A, R, D},
         "/authors": {A, R, D},
-        "/auth": {A, R, S, D},
-        "/auth/refresh": {A, R, S, D},
-        "/auth/logout": {A, R, S, D},
-        "/auth/verify": {A, R, S, D},
+        "/auth": {A, R, S, D, K},
+        "/auth/refresh": {A, R, S, D, K},
+        "/auth/logout": {A, R, S, D, K},
+        "/auth/verify": {A, R, S, D, K},
     }.items():
         assert {pair.partition("=")[0] for pair in browser.sent_to(path).split("; ")} == names, path
 
@@ -680,10 +683,12 @@ async def test_the_fields_that_set_and_clear_are_exactly_these(database_url: str
             sent = browser.sent_to(f"{root}/auth/refresh")
             refreshed = await ask(site.client, "POST", f"{root}/auth/refresh", sent, headers=SAME_SITE)
             device = f"{names.device}=…{device_age}; Path=/{common}"
-            for answer, more in ((began, [device]), (refreshed, [])):
+            known = f"{names.known}=…{device_age}; Path={scope}{common}"
+            for answer, more in ((began, [device, known]), (refreshed, [])):
                 fields = answer.headers.get_list("set-cookie")
                 assert [
-                    re.sub("=([A-Za-z0-9_-]{100,}|[A-Za-z0-9_-]{22}(?=;))", "=…", line, count=1) for line in fields
+                    re.sub("=([A-Za-z0-9_-]{100,}|ktd_[A-Za-z0-9_-]{48}|[A-Za-z0-9_-]{22}(?=;))", "=…", line, count=1)
+                    for line in fields
                 ] == [*lines, *more]
                 browser.take(set_cookies(answer))
             clearing = [re.sub("=…(; Max-Age=[0-9]+)?", "=; Max-Age=0", line) for line in lines]

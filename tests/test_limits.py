@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
 from app.errors import Conflict, InvalidGrant, InvalidRequest, SlowDown, TemporarilyUnavailable
+from app.limits.budgets import Quota
 from app.limits.cells import Cells
 from app.limits.limits import Attempt, Limits
+from app.limits.storms import Storms
 from tests.conftest import settings_of
 
 ADA = "ada@example.com"
@@ -108,6 +111,49 @@ async def test_guesses_at_once_can_t_pass_before_the_first_failure_counts(limits
     go.set()
     outcomes = await asyncio.gather(*tasks)
     assert (checked, outcomes.count(InvalidGrant), outcomes.count(SlowDown)) == (20, 20, 40)
+
+
+async def test_when_one_part_of_a_network_s_budget_is_back_one_guess_is_checked_however_many_come_at_once(
+    limits: Limits, clock: Clock
+) -> None:
+    """A client with 60 connections, each trying another account again and again."""
+    for n in range(150):
+        await tried(limits, limits.sign_in(f"{n}@example.com", "192.0.2.1"), wrong)
+
+    async def at_once(count: int, check: Callable[[], Awaitable[Any]]) -> list[Any]:
+        attempts = [limits.sign_in(f"at-once-{n}@example.com", "192.0.2.1") for n in range(count)]
+        return list(await asyncio.gather(*(tried(limits, each, check) for each in attempts)))
+
+    for _ in range(3):
+        clock.passes(6)
+        outcomes = await at_once(60, wrong)
+        assert (outcomes.count(InvalidGrant), outcomes.count(SlowDown)) == (1, 59)
+    clock.passes(200)
+    assert (await at_once(60, right)).count("signed in") == 33
+    clock.passes(200)
+    assert await at_once(500, right) == ["signed in"] * 500  # more than half of the budget is back
+
+
+async def test_an_attempt_is_under_way_until_its_outcome_whatever_that_is(limits: Limits, clock: Clock) -> None:
+    for n in range(90):
+        await tried(limits, limits.sign_in(f"{n}@example.com", "192.0.2.1"), wrong)
+
+    async def away() -> None:
+        raise TemporarilyUnavailable("away")
+
+    async def endless() -> None:
+        await asyncio.Event().wait()
+
+    for n in range(40):
+        await tried(limits, limits.sign_in(f"a{n}@example.com", "192.0.2.1"), right if n % 2 else away)
+    for n in range(3):
+        task = asyncio.create_task(tried(limits, limits.sign_in(f"b{n}@example.com", "192.0.2.1"), endless))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.wait({task})
+    assert limits._here._under_way == {}
+    outcomes = [await tried(limits, limits.sign_in(f"c{n}@example.com", "192.0.2.1"), wrong) for n in range(20)]
+    assert outcomes == [InvalidGrant] * 7 + [SlowDown] * 13
 
 
 async def test_an_office_of_500_people_with_the_right_passwords_is_never_slowed_down(limits: Limits) -> None:
@@ -279,6 +325,23 @@ async def test_a_storm_on_one_account_is_one_line_in_the_log_which_names_the_use
     with pytest.raises(SlowDown) as refused:
         await limits.guess(limits.sign_in(ADA, "192.0.2.1"), right)
     assert refused.value.user_id == user_id
+
+
+def test_a_storm_that_goes_on_has_another_line_after_ten_minutes_with_the_refusals_since(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    now, quota = 0.0, Quota("junk", 5, timedelta(seconds=60))
+    storms = Storms(lambda: now)
+    for moment, count in ((0, 100), (599, 50), (600, 70), (1200, 1)):
+        now = float(moment)
+        for _ in range(count):
+            storms.refusal(b"key", quota, timedelta(seconds=1), "verify", network="192.0.2.0/24")
+    lines = warnings(capsys.readouterr().err)
+    assert [(line["network"], line["refused"]) for line in lines] == [
+        ("192.0.2.0/24", 1),
+        ("192.0.2.0/24", 99 + 50 + 1),
+        ("192.0.2.0/24", 69 + 1),
+    ]
 
 
 async def test_a_storm_from_one_network_is_one_line_which_names_the_network(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from secrets import token_hex
 from time import monotonic
@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import redis as redis_sync
 
+from app import metrics
 from app.errors import InvalidGrant, SlowDown
 from app.limits.limits import Limits
-from app.limits.redis_cells import PREFIX, WAITS_FOR, AwayError, RedisCells
+from app.limits.redis_cells import PREFIX, WAITS_FOR, RedisCells
 from tests.conftest import settings_of
 from tests.servers import Redis, free_port
 from tests.test_limits import from_network, right, tried, wrong
@@ -208,6 +209,40 @@ async def test_a_redis_that_can_t_write_counts_as_away(ours: Redis) -> None:
             client.config_set("maxmemory", "0")
 
 
+@pytest.mark.parametrize("reply", [b"$-1", b":0", b"*0", b"*2\r\n+no\r\n+script", b"HTTP/1.1 400 Bad Request"])
+async def test_a_server_that_answers_as_no_redis_does_counts_as_away_until_it_answers_right(reply: bytes) -> None:
+    replies, connections = [reply], 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                words = []
+                for _ in range(int((await reader.readuntil(b"\r\n"))[1:])):
+                    size = int((await reader.readuntil(b"\r\n"))[1:])
+                    words.append((await reader.readexactly(size + 2))[:-2])
+                answers = {b"EVAL": replies[0], b"HELLO": b"%1\r\n+proto\r\n:3"}
+                writer.write(answers.get(words[0], b"+OK") + b"\r\n")
+        connections -= 1
+        writer.close()
+
+    async def has_two_connections() -> bool:
+        return connections == 2
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server, instance(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}") as one:
+        address = someone()
+        attempts = [tried(one, one.sign_in(address, from_network(n)), wrong) for n in range(30)]
+        assert (await asyncio.gather(*attempts)).count(InvalidGrant) == 20
+        assert one._redis.is_away
+        replies[0] = b"*2\r\n:0\r\n+0"
+        await until(lambda: _answers([one]))
+        await until(has_two_connections)  # as many as attempts may need at once, so that none waits for another one
+        assert await tried(one, one.sign_in(someone(), "192.0.2.1"), right) == "signed in"
+        assert not one._redis.is_away
+
+
 async def test_a_caller_that_leaves_while_redis_works_disturbs_no_other(ours: Redis) -> None:
     async with instance(ours.url()) as one:
         for _ in range(50):
@@ -223,11 +258,14 @@ async def test_a_caller_that_leaves_while_redis_works_disturbs_no_other(ours: Re
 
 
 async def test_without_a_redis_nothing_asks_for_one() -> None:
+    """And no operator is told that one is away."""
     cells, limits = RedisCells(None), Limits(settings_of("sqlite+aiosqlite:///x", None), bytes(32))
-    assert cells.is_away
-    with pytest.raises(AwayError):
-        await cells.take(limits.sign_in(someone(), "192.0.2.1").budgets)
+    assert await cells.take(limits.sign_in(someone(), "192.0.2.1").budgets) is None
+    assert not cells.is_away
     await cells.close()
+    alone = metrics.LIMITS_LOCAL.cells[0]
+    assert (await storm([limits], someone(), 30)).count(InvalidGrant) == 20
+    assert metrics.LIMITS_LOCAL.cells[0] == alone
 
 
 async def _answers(instances: list[Limits]) -> bool:

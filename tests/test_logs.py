@@ -323,7 +323,7 @@ def test_a_service_on_a_terminal_writes_lines_to_read(tmp_path: Path, settings: 
 async def in_process(path: str, status: int, method: str = "GET") -> None:
     async def application(_scope: Any, _receive: Any, send: Any) -> None:
         if status == 429:
-            limit = RateLimit("account", 5, timedelta(minutes=1), 0)
+            limit = RateLimit("account", 5, timedelta(minutes=1))
             raise SlowDown("too many failures", retry_after=timedelta(seconds=3), limit=limit)
         await send({"type": "http.response.start", "status": status, "headers": []})
         await send({"type": "http.response.body", "body": b""})

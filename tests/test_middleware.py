@@ -24,6 +24,7 @@ import werkzeug.serving
 
 from app.settings import LEEWAY
 from tests.conftest import CHEAP, PASSWORD, SECRET
+from tests.cookies import is_device
 from tests.servers import free_port
 from tests.service import ROOT, Service
 
@@ -116,7 +117,7 @@ class Browser:
     def keep(self, answer: Answer) -> None:
         for value in answer.all("set-cookie"):
             name, _, text = value.partition(";")[0].partition("=")
-            kept = self.device if name.endswith("keyturn-device") else self.cookies
+            kept = self.device if is_device(name) else self.cookies
             if "Max-Age=0;" in value:
                 kept.pop(name, None)
             else:

@@ -335,6 +335,7 @@ def test_no_password_of_the_largest_size_keeps_the_event_loop_busy_for_long() ->
     for unit in ("a", "ab", "aab", "aaaabbbb", "1234", "a1!b"):
         short, long = (unit * 256)[:256], (unit * 1024)[:1024]
         assert lines(long) < 8 * lines(short), unit  # four times the characters
+    assert lines("\ufdfa" * 341) < 2 * lines("ab" * 512)  # 341 characters of three bytes, each of which becomes 18
 
 
 def test_a_form_of_nothing_but_words_of_the_context_is_found() -> None:

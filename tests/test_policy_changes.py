@@ -24,6 +24,7 @@ from app.storage.copies import READ_BY_ALL
 from app.storage.tables import Policy as Row
 from app.storage.tables import Pulse
 from tests.conftest import PASSWORD, Opener, a_user, time_passes
+from tests.cookies import is_device
 from tests.test_api import ADA, Api, Serve, refused, serving
 from tests.test_cli import Command, on_sqlite
 from tests.test_cli import keyturn as command  # noqa: F401  # a fixture
@@ -438,8 +439,8 @@ async def test_a_shorter_retry_window_holds_at_once_and_a_longer_one_reopens_non
 
 
 def of_tokens(answer: Any) -> list[str]:
-    """The cookies of an answer that hold tokens, without the one that names the device."""
-    return [each for each in answer.headers.get_list("set-cookie") if "keyturn-device" not in each.partition("=")[0]]
+    """The cookies of an answer that hold tokens, without the two about the device."""
+    return [each for each in answer.headers.get_list("set-cookie") if not is_device(each.partition("=")[0])]
 
 
 async def test_a_sign_in_that_names_no_mode_gets_the_one_of_the_policy_and_so_for_remember(serve: Serve) -> None:

@@ -28,6 +28,7 @@ from app.actors import SERVICE
 from app.storage.migrating import migrate
 from app.tokens.access_tokens import MEDIA_TYPE
 from tests.conftest import PASSWORD, a_user, settings_of, sync
+from tests.cookies import is_device
 from tests.proxies import (
     APPLICATIONS_CACHING,
     APPLICATIONS_COOKIES,
@@ -117,7 +118,7 @@ def with_cookies(*cookies: str) -> tuple[str, str]:
 def set_by(answer: Answer) -> dict[str, str]:
     """Keyturn's cookies with tokens that an answer sets: their names, and their values with all attributes."""
     fields = [field.split("=", 1) for field in answer.all("set-cookie")]
-    found = [(name, rest) for name, rest in fields if "keyturn" in name and "device" not in name]
+    found = [(name, rest) for name, rest in fields if "keyturn" in name and not is_device(name)]
     assert len(found) == len(dict(found)), found
     assert not any("keyturn" in rest for _, rest in found), found  # two in one field, joined with a comma
     return dict(found)

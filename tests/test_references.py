@@ -211,6 +211,7 @@ DECISION = re.compile(r"\b[Dd]ecisions? (\d+)((?:, \d+)*(?:,? (?:and|to) \d+)?)"
 SECTION = re.compile(r"(?<!\w)(?:[Ss]ections? |§ ?)(\d+)")
 OUTSIDE = re.compile(
     r"(?:(?:RFC|NIST SP|FIPS) [\d-]+(?:[A-Z]|bis)?"
+    r"|ECMA-48|W3C Trace Context"
     r"|(?:OpenID Connect (?:Core|Discovery|RP-Initiated Logout)|Back-Channel Logout)(?: 1\.0)?)"
     r",?(?: [Ss]ections? [\d.]+(?:,| and))*\s*$"
 )
@@ -219,7 +220,10 @@ LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 ELSEWHERE = re.compile(r"/(?:home|root|Users)/|\b\w+/shared/|\bthe design\b|\b[Aa]ttack #?\d|\b[Ii]ssues? #?\d")
 TESTS_OWN = "test_it.py", "test_them.py"
 """Files that tests write into a folder of their own."""
-FOR_OPERATORS = "README.md", "docs/clients.md", "docs/scaling.md", "SECURITY.md", "bench/README.md", "bench/RESULTS.md"
+FOR_OPERATORS = (
+    *("README.md", "SECURITY.md", "docs/clients.md", "docs/scaling.md", "docs/tracing.md"),
+    *("bench/README.md", "bench/RESULTS.md"),
+)
 """Pages that also name things of other products: a column of Postgres, a class of a generated client."""
 
 
@@ -403,6 +407,7 @@ def test_a_broken_reference_would_be_found(text: str) -> None:
         "guarantees 1 to 10",
         "decisions 15 and 34",
         "RFC 6749 section 5.2 and RFC 9112 sections 6.3 and 9.3",
+        "W3C Trace Context section 3.2.4 and ECMA-48 section 8.3.117",
         "OpenID Connect Core section 3.1.3.7 and OpenID Connect Back-Channel Logout 1.0 sections 2.4 and 2.6",
         "RFC 6265bis section 5.6.7 and NIST SP 800-38D section 8.3",
         'README, "Guarantees when things fail"',

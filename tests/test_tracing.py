@@ -30,6 +30,7 @@ from app.main import create_app
 from app.storage.statement_spans import named
 from tests.collector import ERROR, SERVER, Collector, Span
 from tests.conftest import CHEAP, PASSWORD, SECRET, a_user, settings_of
+from tests.servers import Redis
 from tests.service import ROOT, Service
 
 MISSING = "" if find_spec("opentelemetry.sdk") else "OpenTelemetry's SDK is missing: python3 dev.py tracing"
@@ -87,9 +88,8 @@ def environment_of(folder: Path, **more: str) -> dict[str, str]:
     return {f"KEYTURN_{name.upper()}": value for name, value in values.items()} | more
 
 
-@pytest.fixture(scope="module")
-def traced(tmp_path_factory: pytest.TempPathFactory, logs: Path) -> Iterator[Traced]:
-    folder = tmp_path_factory.mktemp("traced") / "data"
+@contextmanager
+def traced_service(folder: Path, logs: Path, **more: str) -> Iterator[Traced]:
     with Collector() as collector:
         environment = environment_of(
             folder,
@@ -98,6 +98,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory, logs: Path) -> Iterator[Tra
             OTEL_BSP_SCHEDULE_DELAY="100",
             OTEL_RESOURCE_ATTRIBUTES="deployment.environment.name=test",
             FASTAPI_OTEL_AUTO_CONFIGURE="true",  # FastAPI's own spans: they must stay off
+            **more,
         )
         with (
             Service.start(environment, logs=logs) as service,
@@ -105,6 +106,12 @@ def traced(tmp_path_factory: pytest.TempPathFactory, logs: Path) -> Iterator[Tra
         ):
             assert client.post("/auth/register", json=ADA).status_code == 201
             yield Traced(service, collector, client, folder / "keyturn.db")
+
+
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory: pytest.TempPathFactory, logs: Path) -> Iterator[Traced]:
+    with traced_service(tmp_path_factory.mktemp("traced") / "data", logs) as traced:
+        yield traced
 
 
 # -- requests
@@ -217,6 +224,15 @@ def test_a_login_shows_its_transaction_and_the_statements_in_it(traced: Traced) 
     names = [[each.name for each in below(spans, one)] for one in transactions]
     assert any("INSERT sessions" in each for each in names), names
     assert "SELECT users" in [each.name for each in below(spans, span)]
+
+
+@needs_the_sdk
+def test_a_login_shows_what_the_limits_ask_redis(tmp_path: Path, logs: Path, redis: Redis) -> None:
+    with traced_service(tmp_path / "data", logs, KEYTURN_REDIS_URL=redis.url(9)) as traced:
+        span = traced.of(traced.client.post("/auth/login", json=ADA))
+        spans = traced.settled()
+        batches = [each for each in below(spans, span) if each.name == "batch limits"]
+        assert {each.name for batch in batches for each in below(spans, batch)} == {"EVAL"}
 
 
 @needs_the_sdk

@@ -6,6 +6,7 @@ them. Every failure is an outage of the issuer, and says nothing about a token.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from time import monotonic
@@ -65,7 +66,7 @@ class Fetching:
         except AddressRefused:
             FETCHES.count("address_refused")
             raise
-        except TemporarilyUnavailable:
+        except (TemporarilyUnavailable, asyncio.CancelledError):  # cancelled: the caller had no more time for it
             FETCHES.count("away")
             raise
         finally:

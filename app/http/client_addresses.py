@@ -171,9 +171,9 @@ def _forwarded_from_the_right(value: str) -> Iterator[str]:
     """The `for` of each element of Forwarded, the last one first; an empty text for an element without one.
 
     A quoted string may hold commas, so an element may begin before the last comma. The shortest well-formed text at the
-    end is the element that the proxy wrote. 1. It is not longer: the proxy's own comma stands before it, and a
-    quotation mark that the client left open stands before that. 2. It is not shorter: a part of a quoted string ends
-    with a quotation mark, whose counterpart would have to follow a backslash, and no value begins with one.
+    end is the element that the proxy wrote. 1. The proxy's element is not longer: the proxy's own comma stands before
+    it, and a quotation mark that the client left open stands before that. 2. Nor is it shorter: a part of a quoted
+    string ends with a quotation mark. Its counterpart would have to follow a backslash, and no value begins with one.
     """
     end = len(value)
     while end >= 0:

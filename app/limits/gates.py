@@ -1,7 +1,7 @@
 """Gates: of all attempts on one account, a process checks a few at a time, in the order of arrival.
 
-An attempt holds a part of its budget until its password was found right. So if a program signs in to one account many
-times at once with the right password, these attempts would exhaust the budget together, and some would be refused. The
+An attempt holds a part of its budget until its password was found right. A program may sign in to one account many
+times at once, with the right password. Together these attempts would exhaust the budget, and some would be refused. The
 gate lets so few through at a time that a handful of processes stays below the smallest default quota. Attempts on one
 account also can't take all places in which hashes are computed.
 """

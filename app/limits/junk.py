@@ -1,7 +1,7 @@
 """How many tokens that are none of Keyturn's one network may present. No I/O.
 
 A token is checked first, and counts only if it is junk. So nobody with a genuine token is ever refused for the junk of
-others behind the same address: neither for a live one nor for one that is over, whose refusal tells the reason.
+others behind the same address. The refusal of one that is over still tells the reason.
 
 Cookies do not count. A refusal of a cookie deletes it, so a browser does not send it again. And a page whose cookies
 are junk has to learn that its user must sign in.
@@ -11,9 +11,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from .. import metrics
-from ..errors import InvalidGrant, InvalidToken, RateLimit, Refusal, SlowDown
-from ..log import get_logger
+from ..errors import InvalidGrant, InvalidToken, Refusal
 from ..settings import Settings
 from .budgets import Budget, Quota
 from .cells import Cells
@@ -22,8 +20,6 @@ from .storms import Storms
 
 _MOST = 16_384
 """The most networks that one process remembers: about 3 MB."""
-
-_log = get_logger()
 
 
 class Junk:
@@ -39,7 +35,7 @@ class Junk:
         """Counts the token that was refused, if it is junk. The caller raises the refusal after this.
 
         Args:
-            refusal: the refusal. That of a genuine token names its session.
+            refusal: the refusal, which names the session if the token is genuine.
             client: the client's address. None: unknown, so nothing is counted.
             surface: what the token was presented for, in a word for metrics and the log.
 
@@ -52,12 +48,7 @@ class Junk:
         key = network.encode()
         exhausted = self._cells.take((Budget(self._quota, key),))
         if exhausted is not None:
-            name = self._quota.name
-            metrics.LIMITS_HIT.count((name, surface))
-            if refused := self._storms.refused(key):
-                _log.warning("limit_reached", limit=name, surface=surface, refused=refused, network=network)
-            limit = RateLimit(name, self._quota.most, self._quota.window, 0)
-            raise SlowDown(f"limit: {name}", retry_after=exhausted.wait, limit=limit)
+            raise self._storms.refusal(key, self._quota, exhausted.wait, surface, network=network)
 
 
 def _is_junk(refusal: Refusal) -> bool:

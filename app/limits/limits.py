@@ -8,7 +8,7 @@
    touch that one. A session is such a proof as well.
 4. An account that does not exist is limited as one that does, because the budgets belong to the address.
 5. The process's own count holds beside that of Redis. If Redis is away, flushed or replaced, each process still allows
-   no more than the quota: all together at most as many times the quota as there are processes.
+   no more than the quota. So all together allow at most as many times the quota as there are processes.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from typing import Literal, TypeVar
 from uuid import UUID
 
 from .. import metrics
-from ..errors import Conflict, InvalidGrant, RateLimit, SlowDown
-from ..log import get_logger
+from ..errors import Conflict, InvalidGrant, SlowDown
 from ..settings import Settings
 from .budgets import Budget, Exhausted, Quota
 from .cells import Cells
@@ -35,7 +34,6 @@ from .storms import Storms
 _KEY_BYTES = 16
 
 _T = TypeVar("_T")
-_log = get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +41,7 @@ class Attempt:
     """An attempt that may be a guess."""
 
     surface: metrics.SurfaceWord
-    """What is asked for, in a word for metrics and the log."""
+    """The word for what is asked for, in metrics and the log."""
     budgets: tuple[Budget, ...]
     subject: bytes
     """The key of the account, device or address that is tried: of its gate, and of its storm in the log."""
@@ -113,8 +111,8 @@ class Limits:
     async def guess(self, attempt: Attempt, check: Callable[[], Awaitable[_T]]) -> _T:
         """The outcome of the check, if the attempt is within its budgets.
 
-        If the check raises `InvalidGrant` or `Conflict`, the attempt failed. If the caller goes away during the check,
-        it counts as failed: otherwise a guesser would close each connection in time. Any other error says nothing about
+        If the check raises `InvalidGrant` or `Conflict`, the attempt failed. If it is cancelled during the check, it
+        counts as failed too: otherwise a guesser would close each connection in time. Any other error says nothing of
         the attempt, so its parts are given back.
 
         Raises:
@@ -169,6 +167,9 @@ class Limits:
             except AwayError:
                 metrics.LIMITS_LOCAL.count()
                 return
+            except BaseException:  # the caller has gone: as in `guess`
+                self._here.failed(attempt.budgets)
+                raise
             if exhausted is not None:
                 self._here.give_back(attempt.budgets)
         if exhausted is not None:
@@ -183,20 +184,20 @@ class Limits:
         await self._redis.give_back(budgets)
 
     def _refusal(self, attempt: Attempt, exhausted: Exhausted) -> SlowDown:
-        """The refusal, and a line in the log if a storm begins with it."""
-        quota = exhausted.budget.quota
-        metrics.LIMITS_HIT.count((quota.name, attempt.surface))
-        # A storm on one account comes from many networks, and a storm from one network goes to many accounts.
-        is_wide = quota.name in {"network", "service"}
+        quota, wait = exhausted.budget.quota, exhausted.wait
         user_id = self._storms.user_of(attempt.subject)
-        if refused := self._storms.refused(exhausted.budget.key if is_wide else attempt.subject):
-            # The network of one attempt of many would mislead where the limit is that of an account.
-            network = attempt.network if quota.name in {"network", "account_network"} else None
-            user = str(user_id) if user_id is not None and not is_wide else None
-            limit, surface = quota.name, attempt.surface
-            _log.warning("limit_reached", limit=limit, surface=surface, refused=refused, network=network, user_id=user)
-        met = RateLimit(quota.name, quota.most, quota.window, 0)
-        return SlowDown(f"limit: {quota.name}", retry_after=exhausted.wait, limit=met).about(None, user_id)
+        # A storm on one account comes from many networks, and a storm from one network goes to many accounts. So the
+        # network of one attempt would mislead where the limit is that of an account, and the user where it is wide.
+        is_wide = quota.name in {"network", "service"}
+        refusal = self._storms.refusal(
+            exhausted.budget.key if is_wide else attempt.subject,
+            quota,
+            wait,
+            attempt.surface,
+            network=attempt.network if quota.name in {"network", "account_network"} else None,
+            user_id=None if is_wide else user_id,
+        )
+        return refusal.about(None, user_id)
 
     def _gate(self, attempt: Attempt) -> AbstractAsyncContextManager[None]:
         return nullcontext() if attempt.counts_success else self._gates.of(attempt.subject)

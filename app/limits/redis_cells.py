@@ -1,23 +1,25 @@
 """The budgets in Redis, which all instances share. One script judges and takes in one round trip.
 
 Attempts that come together travel together. An outage of Redis keeps no request waiting for longer than twice
-`WAITS_FOR`, and after that no request asks again until a task in the background got an answer. Meanwhile each process
+`WAITS_FOR`. After that no request asks again until a task in the background got an answer. Meanwhile each process
 counts by itself (`Cells`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from redis import asyncio as redis_asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from .. import tracing
 from ..errors import TemporarilyUnavailable
 from ..log import get_logger
 from ..storage.batches import Batch
@@ -33,6 +35,7 @@ PREFIX = "{keyturn}:limit:"
 """With a keyed digest behind it: the moment at which that budget is whole again. The braces are those of all keys."""
 
 _AT_A_TIME = 2  # round trips
+_NONE_IS_EMPTY: Final = (0, 0)
 
 # The arithmetic is that of `Quota`, in whole microseconds: doubles hold these exactly until the year 2255. The clock is
 # that of Redis, so all instances agree. Redis runs a script without any other command in between.
@@ -78,7 +81,7 @@ _log = get_logger()
 
 
 class AwayError(TemporarilyUnavailable):
-    """Redis is away, slow or no Redis, or there is none. The process counts by itself, so no client learns of it."""
+    """Redis is away, slow or no Redis. The process counts by itself, so no client learns of it."""
 
 
 class _Question(NamedTuple):
@@ -98,19 +101,19 @@ class _Question(NamedTuple):
 
 
 class RedisCells:
-    """The connection to Redis for budgets. It shares nothing with that for revocations, which a storm must not slow."""
+    """The connections to Redis for budgets. Those for revocations are others, because no storm must slow them."""
 
     def __init__(self, url: str | None, waits_for: timedelta = WAITS_FOR) -> None:
-        """Opens nothing yet. None: there is no Redis."""
+        """Opens nothing yet. None: there is no Redis, and nothing here refuses an attempt."""
         self._pool = _pool(url) if url else None
         self._waits_for = waits_for
-        self._questions = Batch(self._ask, in_flight=_AT_A_TIME, queue_limit=waits_for)
+        self._questions = Batch(self._ask, name="limits", in_flight=_AT_A_TIME, queue_limit=waits_for)
         self._asking: asyncio.Task[None] | None = None
 
     @property
     def is_away(self) -> bool:
-        """Whether the next request would not even ask Redis."""
-        return self._pool is None or self._asking is not None
+        """Whether Redis did not answer lately. Then no request asks it, and a task in the background does."""
+        return self._asking is not None
 
     async def take(self, budgets: Sequence[Budget]) -> Exhausted | None:
         """As `Cells.take`.
@@ -142,9 +145,13 @@ class RedisCells:
                 await self._pool.aclose()
 
     async def _answer(self, question: _Question) -> tuple[int, int]:
-        """Which budget is empty (the first is 1; 0: none is), and the wait in microseconds."""
-        if not question.budgets:
-            return 0, 0
+        """Which budget is empty (the first is 1; 0: none is), and the wait in microseconds.
+
+        Raises:
+            AwayError: Redis is away, or the process is so busy that the question waited too long.
+        """
+        if self._pool is None or not question.budgets:
+            return _NONE_IS_EMPTY
         if self.is_away:
             raise AwayError("limits: Redis is away")
         try:
@@ -156,15 +163,15 @@ class RedisCells:
         """Asks for all that came together, in one round trip."""
         if self.is_away:  # it was there when these came
             raise AwayError("limits: Redis is away")
-        replies = await self._send([question.command() for question in questions], limit=self._waits_for)
-        return [(int(which), int(wait)) for which, wait in replies]
+        return await self._send([question.command() for question in questions], limit=self._waits_for)
 
-    async def _send(self, commands: Sequence[tuple[str | int, ...]], *, limit: timedelta) -> list[Any]:
-        """Sends commands. No caller's cancellation reaches this, so no reply is ever left to another caller.
+    async def _send(self, commands: Sequence[tuple[str | int, ...]], *, limit: timedelta) -> list[tuple[int, int]]:
+        """Sends calls of the script. No caller's cancellation reaches this, so no reply is ever left to another caller.
 
         Raises:
-            AwayError: Redis did not answer in time. From now on it counts as away.
+            AwayError: Redis did not answer in time, or not as the script does. From now on it counts as away.
         """
+        span = None if tracing.active is None else tracing.active.commands(str(each[0]) for each in commands)
         answer = asyncio.ensure_future(self._round_trip(commands))
         try:
             await asyncio.wait({answer}, timeout=limit.total_seconds())
@@ -174,25 +181,26 @@ class RedisCells:
         finally:
             answer.cancel()  # does nothing to one that is done
         await asyncio.wait({answer})
-        if answer.cancelled():
-            cause = "no answer in time"
-        elif (error := answer.exception()) is None:
+        # Whatever went wrong, also by a defect here: the process counts by itself, and nobody's sign-in fails.
+        error = TimeoutError() if answer.cancelled() else answer.exception()
+        if span is not None and tracing.active is not None:
+            tracing.active.end(span, None if error is None else type(error).__name__)
+        if error is None:
             return answer.result()
-        elif isinstance(error, RedisError | OSError | ValueError | MemoryError | RuntimeError):
-            cause = type(error).__name__
-        else:
-            raise error
+        cause = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
         if self._asking is None:
             _log.warning("limits_redis_away", cause=cause)
-            self._asking = asyncio.create_task(self._ask_until_it_answers())
+            # In a context of its own: no request or batch waits for it.
+            self._asking = asyncio.create_task(self._ask_until_it_answers(), context=contextvars.Context())
         raise AwayError("limits: Redis is away")
 
-    async def _round_trip(self, commands: Sequence[tuple[str | int, ...]]) -> list[Any]:
+    async def _round_trip(self, commands: Sequence[tuple[str | int, ...]]) -> list[tuple[int, int]]:
         assert self._pool is not None
         connection: Any = await self._pool.get_connection()  # type: ignore[no-untyped-call]  # redis-py does not type it
         try:
             await connection.send_packed_command(connection.pack_commands(commands))
-            return [await connection.read_response() for _ in commands]
+            replies = [await connection.read_response() for _ in commands]
+            return [(int(which), int(wait)) for which, wait in replies]
         except BaseException:
             # Replies may still be on their way. No other caller may read them.
             with suppress(RedisError, OSError):
@@ -202,11 +210,12 @@ class RedisCells:
             await self._pool.release(connection)
 
     async def _ask_until_it_answers(self) -> None:
-        # The script writes, because a Redis that answers and can't write is as good as away.
+        # The script writes, because a Redis that answers and can't write is as good as away. All connections are made,
+        # because to make one may take longer than an attempt waits.
         trial = ("EVAL", SCRIPT, 1, f"{PREFIX}probe", 0, "failed", 1, 1, 0)
         while True:
             with suppress(AwayError):
-                await self._send([trial], limit=ASKS_AGAIN)
+                await asyncio.gather(*(self._send([trial], limit=ASKS_AGAIN) for _ in range(_AT_A_TIME)))
                 break
             await asyncio.sleep(ASKS_AGAIN.total_seconds())
         self._asking = None

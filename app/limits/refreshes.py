@@ -25,9 +25,6 @@ from datetime import timedelta
 from struct import Struct
 from uuid import UUID
 
-from .. import metrics
-from ..errors import RateLimit, SlowDown
-from ..log import get_logger
 from .budgets import Quota
 from .storms import Storms
 
@@ -39,8 +36,6 @@ _SESSION = Struct(">9xQ").unpack_from
 _BUDGETS, _NEWEST, _WIDTH = 3, 3, 4
 _SLOTS = 2**15
 """Slots of one process. Their memory is 1.25 MiB."""
-
-_log = get_logger()
 
 
 class Refreshes:
@@ -92,16 +87,9 @@ class Refreshes:
         whole_at = slots[budget]
         whole_at = (whole_at if whole_at > now else now) + interval  # noqa: FURB136  # a call of `max` costs 80 ns
         if whole_at > now + self._window:
-            raise self._refusal(self._quota, session_id, whole_at - now - self._window)
+            wait = timedelta(seconds=whole_at - now - self._window)
+            refusal = self._storms.refusal(session_id.bytes, self._quota, wait, "refresh", session_id=session_id)
+            raise refusal.about(session_id)
         slots[budget] = whole_at
         if generation > newest:
             slots[rotates + _NEWEST] = generation
-
-    def _refusal(self, quota: Quota, session_id: UUID, wait: float) -> SlowDown:
-        metrics.LIMITS_HIT.count((quota.name, "refresh"))
-        if refused := self._storms.refused(session_id.bytes):
-            _log.warning(
-                "limit_reached", limit=quota.name, surface="refresh", refused=refused, session_id=str(session_id)
-            )
-        limit = RateLimit(quota.name, quota.most, quota.window, 0)
-        return SlowDown(f"limit: {quota.name}", retry_after=timedelta(seconds=wait), limit=limit).about(session_id)

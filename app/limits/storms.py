@@ -1,4 +1,7 @@
-"""Storms: refusals by one and the same limit. The log has one line for a storm, and not one for each refusal."""
+"""Storms: refusals by one and the same limit. The log has one line for a storm, and not one for each refusal.
+
+Every refusal of a limit is made here, so all of them are counted, logged and worded alike.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,18 @@ from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
+from .. import metrics
+from ..errors import RateLimit, SlowDown
+from ..log import get_logger
+from .budgets import Quota
+
 AGAIN = timedelta(minutes=10)
 """How long after a line about a storm the next one is written, while the storm goes on."""
 
 MOST = 4096
-"""The most accounts and networks that are remembered here: about 1 MB."""
+"""The most accounts, networks or sessions that are remembered here: about 1 MB."""
+
+_log = get_logger()
 
 
 @dataclass(slots=True)
@@ -24,7 +34,10 @@ class _Storm:
 
 
 class Storms:
-    """Counts refusals for each account or network, and remembers whose account it is if a failed attempt told."""
+    """Refuses, and counts refusals for each account, network or session.
+
+    Also remembers whose account it is, if a failed attempt told.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -39,7 +52,44 @@ class Storms:
         storm = self._storms.get(key)
         return None if storm is None else storm.user_id
 
-    def refused(self, key: bytes) -> int | None:
+    def refusal(
+        self,
+        key: bytes,
+        quota: Quota,
+        wait: timedelta,
+        surface: metrics.SurfaceWord,
+        *,
+        network: str | None = None,
+        user_id: UUID | None = None,
+        session_id: UUID | None = None,
+    ) -> SlowDown:
+        """The refusal of one attempt. Counts it, and writes the line of its storm if one is due.
+
+        Args:
+            key: the account, network or session whose storm it is.
+            quota: the quota that allows no more.
+            wait: how long the attempt has to wait.
+            surface: what was asked for, in a word for metrics and the log.
+            network: the network that the line names.
+            user_id: the user whom the line names.
+            session_id: the session that the line names.
+        """
+        limit = quota.name
+        metrics.LIMITS_HIT.count((limit, surface))
+        if refused := self._due(key):
+            user, session = user_id and str(user_id), session_id and str(session_id)
+            _log.warning(
+                "limit_reached",
+                limit=limit,
+                surface=surface,
+                refused=refused,
+                network=network,
+                user_id=user,
+                session_id=session,
+            )
+        return SlowDown(f"limit: {limit}", retry_after=wait, limit=RateLimit(limit, quota.most, quota.window))
+
+    def _due(self, key: bytes) -> int | None:
         """Counts one refusal. Returns how many there were since the last line, if a line is due now."""
         storm, now = self._of(key), self._clock()
         storm.refused += 1

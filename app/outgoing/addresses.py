@@ -1,7 +1,7 @@
-"""The addresses to which Keyturn connects for an issuer. Pure: no I/O.
+"""The addresses to which Keyturn may connect on its own. Pure: no I/O.
 
 A host's name says nothing about where it leads. So each address is checked after it was resolved, and the connection
-goes to that very address: a name that resolves to another one a moment later changes nothing (OWASP SSRF Prevention
+goes to that very address. A name that resolves to another one a moment later changes nothing (OWASP SSRF Prevention
 Cheat Sheet).
 """
 
@@ -32,7 +32,7 @@ def is_allowed(text: str, *, private: bool) -> bool:
 
     Args:
         text: the address as the resolver gave it.
-        private: whether the issuer may have a private or loopback address.
+        private: whether the peer may have a private or loopback address.
     """
     try:
         address = ip_address(text)

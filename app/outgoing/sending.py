@@ -1,8 +1,8 @@
 """Requests that Keyturn sends out: to issuers, and to a service that knows breached passwords.
 
 Their URLs come from configuration, and never from a token or a client. Each request is bounded in time and in size,
-follows no redirect, takes no proxy from the environment, and goes to an address that was checked after it was
-resolved. Every failure is an outage of the peer, and says nothing about a token or a password.
+follows no redirect, and takes no proxy from the environment. Its address is checked after it was resolved. Every
+failure is an outage of the peer, and says nothing about a token or a password.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Peer(NamedTuple):
     """The other side of a request, as its operator here has configured it."""
 
     called: str
-    """What an outage calls it, as "issuer acme"."""
+    """Its name in the words of an outage, as "issuer acme"."""
     private_addresses: bool = False
     """Whether it may have a private or loopback address."""
     ca_file: str | None = None

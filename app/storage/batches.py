@@ -39,7 +39,7 @@ class Batch(Generic[K, V]):
         self,
         run: Callable[[Sequence[K]], Awaitable[Sequence[V | Exception]]],
         *,
-        name: BatchWord = "other",
+        name: BatchWord,
         most: int = 256,
         in_flight: int = 1,
         queue_limit: timedelta = QUEUE_LIMIT / 2,

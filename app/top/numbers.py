@@ -80,7 +80,7 @@ class Numbers:
         return total / observed if observed else None
 
     def quantile(self, part: float, histogram: _Histogram, **words: str) -> float | None:
-        """A quantile of the observations of the interval, as Prometheus's `histogram_quantile` estimates it.
+        """A quantile of the observations of the interval, as Prometheus estimates it.
 
         Within a bucket, observations count as evenly spread. None: there were none. Infinite: it is above all bounds.
         """

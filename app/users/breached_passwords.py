@@ -1,8 +1,8 @@
 """A service that knows breached passwords, asked without telling it the password (k-anonymity).
 
 The service gets the first 20 of the 160 bits of the SHA-1, and answers with all the rest that it knows under them:
-hundreds. It is asked to pad its answer, so that an observer of the line learns nothing from its size. SHA-1 is the form
-of this API (haveibeenpwned.com, API v3), and protects nothing here.
+hundreds. The answer is padded on request, so that an observer of the line learns nothing from its size. SHA-1 is the
+form of this API (haveibeenpwned.com, API v3), and protects nothing here.
 
 A service that is away, slow or odd is no reason to refuse a password: the list has been asked already.
 """

@@ -67,7 +67,7 @@ class CommonPasswords:
                 self._digests = await to_thread(_read, self._file or SHIPPED)
 
     def has(self, forms: Iterable[str]) -> bool:
-        """Whether the list has one of these forms. It must have been loaded."""
+        """Whether the list, which was loaded before, has one of these forms."""
         assert self._digests is not None
         return any(_digest(form) in self._digests for form in forms)
 

@@ -5,13 +5,13 @@ client with the most connections. Instead:
 
 1. Networks take turns. The next hash is that of the network which has waited longest for a turn, and of its hashes the
    oldest.
-2. In a full queue, a network that has fewer places than another one by two or more takes a place from the network with
-   the most: that of its newest hash. So no network keeps more than its share while others want one.
-3. Those who proved something before (a known device, a session) wait in a lane of their own. It has three turns of four
-   and three places of four, while the other lane wants them. So neither lane can starve the other.
+2. In a full queue, a network that has fewer places than another one by two or more takes the newest place of the
+   network with the most. So no network keeps more than its share while others want one.
+3. Those who proved something before (a known device, a session) wait in a lane of their own. Three turns of four and
+   three places of four are theirs, while the other lane wants them too. So neither lane can starve the other.
 
-Nothing starves: in its lane, a hash with `n` older ones of its own network is served after at most `n` rounds, and a
-round has one turn for each network that waits.
+Nothing starves. In its lane, a hash with `n` older ones of its own network is served after at most `n` rounds. A round
+has one turn for each network that waits.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class FairQueue(Generic[T]):
         return Joined(ticket, displaced, "share" if displaced is not None and displaced.known == known else "full")
 
     def head(self) -> Ticket[T] | None:
-        """The hash whose turn it is. It stays the head until it is served or leaves, whoever comes meanwhile."""
+        """The hash whose turn it is: the same one until it is served or leaves, whoever comes meanwhile."""
         if self._head is None and len(self):
             lane = self._others if self._is_turn_of_the_others() else self._known
             self._head = lane.head()

@@ -37,7 +37,7 @@ _T = TypeVar("_T")
 
 
 class Asker(NamedTuple):
-    """Who asks for a hash, as far as the queue is concerned."""
+    """The one who asks for a hash, as far as the queue is concerned."""
 
     address: str | None = None
     """The client's address. None for the command line and for Keyturn itself."""
@@ -63,6 +63,11 @@ class _Turn:
         self.slots = slots
         self.begins: asyncio.Future[Refusal | None] = asyncio.get_running_loop().create_future()
         self.has_begun = False
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether another hash has taken the place."""
+        return self.begins.done() and not self.begins.cancelled() and self.begins.result() is not None
 
 
 class Hashing:
@@ -114,7 +119,7 @@ class Hashing:
             self._give_back(slots)
 
         future.add_done_callback(ended)
-        # If a client leaves now, its hash goes on: a thread can't be stopped, and its slots count until it ends.
+        # If the caller is cancelled now, the hash goes on: a thread can't be stopped. Its slots count until it ends.
         try:
             async with asyncio.timeout(TAKES_AT_MOST.total_seconds()):
                 return await asyncio.shield(future)
@@ -126,7 +131,7 @@ class Hashing:
     async def _take(self, slots: int, asker: Asker) -> None:
         """Takes slots when its turn has come. A hash that needs several is not overtaken by smaller ones then.
 
-        If a client leaves while it waits here, its hash is not computed.
+        If the caller is cancelled while it waits here, its hash is not computed.
         """
         turn, came = _Turn(slots), monotonic()
         joined = self._queue.join(self._network_of(asker), turn, known=asker.known, room=self._room_to_wait())
@@ -142,7 +147,8 @@ class Hashing:
                 refusal = await turn.begins
         except BaseException as e:
             self._leave(joined.ticket)
-            metrics.HASHES.count("late" if isinstance(e, TimeoutError) else "left")
+            if not turn.is_lost:  # else it was counted when it lost its place
+                metrics.HASHES.count("late" if isinstance(e, TimeoutError) else "left")
             if isinstance(e, TimeoutError):
                 raise TemporarilyUnavailable("waited too long to be hashed", retry_after=_COME_AGAIN) from None
             raise
@@ -153,7 +159,7 @@ class Hashing:
     def _begin_those_who_can(self) -> None:
         while (head := self._queue.head()) is not None and head.holder.slots <= self._free:
             turn = self._queue.serve().holder
-            if not turn.begins.done():  # otherwise its client has left just now
+            if not turn.begins.done():  # otherwise its caller was cancelled just now
                 self._free -= turn.slots
                 self._running += 1
                 turn.has_begun = True
@@ -162,7 +168,7 @@ class Hashing:
         metrics.HASHES_WAITING.set(len(self._queue))
 
     def _leave(self, ticket: Ticket[_Turn]) -> None:
-        if ticket.holder.has_begun:  # its turn came, and its client left in the same moment
+        if ticket.holder.has_begun:  # its turn came, and its caller was cancelled in the same moment
             self._give_back(ticket.holder.slots)
         else:
             self._queue.leave(ticket)

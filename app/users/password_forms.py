@@ -1,7 +1,7 @@
 """The forms of a password that are compared with words that everyone guesses. Pure: no I/O.
 
-The rule in one sentence: case counts for nothing, nor does a part that repeats, a run such as 1234567 or qwerty at an
-end, one mark however often, or up to four other digits at the ends and marks.
+The rule in one sentence. These count for nothing: case, a part that repeats, a run such as 1234567 or qwerty at an end,
+one mark however often, and up to four other digits at the ends and marks.
 
 The whole of what is left is compared, and never a word within it (NIST SP 800-63B-4, 3.1.1.2). So a passphrase
 may consist of common words. The number four keeps the rule away from passwords whose digits and marks are their
@@ -14,6 +14,10 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterator
 from itertools import pairwise
+
+_LONGEST = 1024
+"""The characters of a text that count here, because a stranger's text must not keep the event loop busy. One character
+may become 18 in the one spelling (NFKC)."""
 
 SHORTEST_FORM = 4
 """Characters of the shortest form that is compared. Shorter ones say too little."""
@@ -101,8 +105,9 @@ def repeated(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """A text in one spelling of case and width."""
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    """A text in one spelling of case and width, as far as it counts."""
+    wide = unicodedata.normalize("NFKC", text)[:_LONGEST]
+    return unicodedata.normalize("NFKC", wide.casefold())[:_LONGEST]
 
 
 def letters(text: str) -> str:

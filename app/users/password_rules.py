@@ -4,7 +4,7 @@ They hold wherever somebody chooses a password: registration, change, and an ope
 sign-in, so a password that an older rule allowed goes on until it is changed. A password that Keyturn made is random,
 and no rule is asked.
 
-A refusal names the field and the rule, and says how to choose better. It never repeats a part of the password.
+A refusal names the field and the rule, says how to choose better, and never repeats a part of the password.
 """
 
 from __future__ import annotations
