@@ -301,10 +301,30 @@ def test_a_door_that_drips_or_never_ends_is_given_up() -> None:
         except OSError:
             return
 
-    with answering(drips) as dripping, answering(floods) as flooding:
+    def drips_its_head(request: http.server.BaseHTTPRequestHandler) -> None:
+        while not stop.wait(0.05):
+            try:
+                request.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            except OSError:
+                return
+
+    with answering(drips) as dripping, answering(floods) as flooding, answering(drips_its_head) as slow:
         assert Door.of(dripping).read().failure == "no answer within 2 s"
         assert Door.of(flooding).read().failure in {"answers with more than 8 MiB", "no answer within 2 s"}
+        assert Door.of(slow).read().failure == "no answer within 2 s"
         stop.set()
+
+
+def test_an_answer_that_was_cut_off_gives_no_numbers() -> None:
+    def cut(request: http.server.BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.send_header("Content-Length", "1000")
+        request.end_headers()
+        request.wfile.write(b'keyturn_refreshes_total{outcome="rotated"} 41')
+
+    with answering(cut) as url:
+        found = Door.of(url).read()
+    assert (found.failure, found.samples) == ("no HTTP answer", {})
 
 
 def test_a_door_that_is_shut_or_none_is_told_in_words() -> None:
