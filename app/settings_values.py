@@ -246,7 +246,7 @@ def rate_in(text: str) -> tuple[int, timedelta] | None:
         return None
     found = _RATE.fullmatch(text)
     if found is None:
-        raise ValueError("must be a number, a slash and seconds, as 20/600, or off")
+        raise ValueError("must be 1 to 999999, a slash and 1 to 99999 seconds, as 20/600; or off")
     return int(found[1]), timedelta(seconds=int(found[2]))
 
 
@@ -255,7 +255,8 @@ def checked_rate(longest: timedelta) -> Callable[[object], object]:
 
     def checked(value: object) -> object:
         if isinstance(value, str) and (rate := rate_in(value)) and rate[1] / rate[0] > longest:
-            raise ValueError(f"must allow one more every {longest // timedelta(seconds=1)} seconds at least")
+            seconds = longest // timedelta(seconds=1)
+            raise ValueError(f"must give one back every {seconds} seconds at least, as 10/{10 * seconds}; or off")
         return value
 
     return checked

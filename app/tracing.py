@@ -1,7 +1,7 @@
 """Tracing by OpenTelemetry: a span for each request, and below it one for each transaction, statement and command.
 
 Off by default, and then nothing of it is imported: `active` is None, and each place that could make a span looks at
-this one name. ``pip install keyturn[tracing]`` brings the SDK, KEYTURN_TRACING=true turns it on, and the variables of
+this one name. The extra ``tracing`` brings the SDK, KEYTURN_TRACING=true turns it on, and the variables of
 OpenTelemetry (``OTEL_…``) say all else. docs/tracing.md describes the spans.
 
 Traces leave the machine, and many people read them. So no span has a path, a query, a header field, a body, an address,
@@ -199,7 +199,9 @@ def require() -> None:
         import opentelemetry.exporter.otlp.proto.http.trace_exporter  # noqa: PLC0415  # only where tracing is on
         import opentelemetry.sdk.trace  # noqa: PLC0415, F401  # as above
     except ImportError:
-        raise ConfigurationError("KEYTURN_TRACING needs OpenTelemetry's SDK: pip install 'keyturn[tracing]'") from None
+        raise ConfigurationError(
+            "KEYTURN_TRACING needs OpenTelemetry's SDK: docs/tracing.md says how to install it"
+        ) from None
     for name in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
         if os.environ.get(name, _PROTOCOL) != _PROTOCOL:
             raise ConfigurationError(f"{name} must be {_PROTOCOL}: Keyturn sends no other")

@@ -252,7 +252,10 @@ def test_by_default_the_30th_failure_on_an_account_is_refused_from_wherever_the_
     "value", ["0/60", "20", "20/", "/60", "20/0", "-1/60", "1e3/60", "20/60s", "", "OFF", "1/61", "5/600"]
 )
 def test_a_limit_that_is_malformed_or_locks_people_out_stops_the_start(value: str) -> None:
-    with pytest.raises(ConfigurationError, match="LIMIT_ACCOUNT"):
+    slow = "must give one back every 60 seconds at least, as 10/600; or off"
+    malformed = "must be 1 to 999999, a slash and 1 to 99999 seconds, as 20/600; or off"
+    told = {"": "must not be empty", "1/61": slow, "5/600": slow}.get(value, malformed)
+    with pytest.raises(ConfigurationError, match=f"^KEYTURN_LIMIT_ACCOUNT: {told}$"):
         settings_of("sqlite+aiosqlite:///x", None, limit_account=value)
 
 

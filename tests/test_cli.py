@@ -697,6 +697,28 @@ def test_the_doctor_says_which_part_of_a_set_up_is_no_good(keyturn: Command) -> 
 
 
 @on_sqlite
+def test_the_doctor_says_that_a_start_that_traces_lacks_the_sdk(
+    keyturn: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+    assert "set-up" not in findings(keyturn("doctor", "--json"))
+    keyturn.environment = keyturn.environment | {"KEYTURN_TRACING": "true"}
+    assert findings(keyturn("doctor", "--json"))["set-up"].startswith("KEYTURN_TRACING needs OpenTelemetry's SDK")
+
+
+@on_sqlite
+def test_the_doctor_says_by_which_proxies_clients_are_known(keyturn: Command) -> None:
+    def said() -> list[str]:
+        found = findings(keyturn("doctor", "--json"))
+        return [f"{check}{advice}" for check, advice in found.items() if check.startswith("addresses of clients: ")]
+
+    of_connections = "those of the connections, as KEYTURN_TRUSTED_PROXIES names no proxy"
+    assert said() == [f"addresses of clients: {of_connections}"]
+    keyturn.environment = keyturn.environment | {"KEYTURN_TRUSTED_PROXIES": "10.0.0.5"}
+    assert said() == ["addresses of clients: by x-forwarded-for of the proxies 10.0.0.5"]
+
+
+@on_sqlite
 def test_the_doctor_sees_that_redis_is_away(keyturn: Command) -> None:
     keyturn.environment["KEYTURN_REDIS_URL"] = f"redis://127.0.0.1:{free_port()}"
     done = keyturn("doctor", "--json")

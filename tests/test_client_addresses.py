@@ -293,3 +293,50 @@ def test_behind_a_proxy_a_service_logs_the_address_that_the_proxy_appends(servic
         b"X-Forwarded-For: " + b"203.0.113.7," * 3000 + b"\r\n",
         b"X-Forwarded-For: ktr_" + b"A" * 84 + b"\r\n",
     ) == ["203.0.113.7", "203.0.113.7", "2001:db8::1", "127.0.0.1", "203.0.113.7", "127.0.0.1"]
+
+
+# -- a proxy that the operator forgot to name
+
+
+def told(text: str) -> list[tuple[str, str]]:
+    """The proxy and the field in each warning of this kind."""
+    lines = [json.loads(line) for line in text.splitlines() if '"proxy_not_trusted"' in line]
+    assert all(line["level"] == "warning" for line in lines)
+    return [(line["proxy"], line["field"]) for line in lines]
+
+
+@pytest.mark.parametrize("service", [""], indirect=True)
+def test_a_proxy_that_nobody_named_is_told_of_once_and_changes_no_address(service: Service) -> None:
+    field = b"X-Forwarded-For: 203.0.113.7\r\n"
+    assert logged(service, b"Forwarded: for=203.0.113.7\r\n", field, field) == ["127.0.0.1"] * 3
+    assert told(service.text()) == [("127.0.0.1", "x-forwarded-for")]
+
+
+@pytest.mark.parametrize("service", ["127.0.0.1"], indirect=True)
+def test_of_a_proxy_that_is_named_nothing_is_told(service: Service) -> None:
+    logged(service, b"X-Forwarded-For: 203.0.113.7\r\n", b"")
+    assert told(service.text()) == []
+
+
+@pytest.mark.parametrize(
+    ("peer", "tells"),
+    [
+        ("172.17.0.1", True),
+        ("::ffff:172.17.0.1", True),
+        ("fd00::1", True),
+        ("100.64.0.9", True),
+        ("8.8.8.8", False),
+        ("2606:4700::1111", False),
+        ("10.0.0.1", False),  # named
+        ("testclient", False),
+    ],
+)
+def test_only_an_address_that_may_be_the_operator_s_own_tells_of_a_proxy(
+    peer: str, *, tells: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    addresses = ClientAddresses(PROXIES)
+    addresses.of(asked(peer))
+    assert told(capsys.readouterr().err) == []
+    for _ in range(2):
+        addresses.of(asked(peer, ("X-Forwarded-For", CLIENT)))
+    assert told(capsys.readouterr().err) == ([(peer.removeprefix("::ffff:"), "x-forwarded-for")] if tells else [])

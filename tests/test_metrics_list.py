@@ -152,7 +152,9 @@ def test_every_alert_says_what_it_means_and_whom_it_wakes() -> None:
         # A label in the text is one that the query groups by; each alert has the instance only if the query keeps it.
         for label in re.findall(r"\$labels\.(\w+)", rule["annotations"]["summary"]):
             grouped = re.findall(r"\bby \(([^)]*)\)", rule["expr"])
-            assert rule["alert"] == "KeyturnDown" or any(label in re.split(r",\s*", each) for each in grouped), rule
+            assert rule["alert"] == "KeyturnInstanceDown" or any(
+                label in re.split(r",\s*", each) for each in grouped
+            ), rule
 
 
 def test_every_query_of_the_dashboard_names_only_what_there_is() -> None:

@@ -251,6 +251,9 @@ def test_policies_and_doctor_say_what_is_in_force(command: Command) -> None:
     assert rows["global"]["in_force"]["password_length"] == 18
     assert rows["global"]["sources"]["password_length"] == "policy"
     assert rows["global"]["most"]["password_length"] == 15
+    [line] = [each for each in command.ok("policies", "show", "global").out.splitlines() if "password_length" in each]
+    assert line.split() == ["password_length", "18", "policy", "18", "15"]
+    assert command.ok("policies", "show", "global").out.split("\n")[0].split()[-1] == "bound"
     said = json.loads(command("doctor", "--json").out)
     [line] = [each for each in said if each["check"].startswith("new passwords:")]
     assert line["ok"]

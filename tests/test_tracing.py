@@ -357,7 +357,7 @@ def test_without_the_setting_neither_tracer_nor_exporter_is_loaded() -> None:
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        ({}, "KEYTURN_TRACING needs OpenTelemetry's SDK: pip install 'keyturn[tracing]'"),
+        ({}, "KEYTURN_TRACING needs OpenTelemetry's SDK: docs/tracing.md says how to install it"),
         ({"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "OTEL_EXPORTER_OTLP_PROTOCOL must be http/protobuf"),
     ],
     ids=["no SDK", "gRPC"],

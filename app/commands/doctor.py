@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import NamedTuple, get_args
 
+from .. import tracing
 from ..command_name import called
 from ..errors import ConfigurationError, TemporarilyUnavailable
 from ..http import open_files
@@ -82,9 +83,22 @@ async def examine() -> list[Finding]:
 
 
 async def _address(keyturn: Keyturn) -> AsyncIterator[Finding]:
-    for each in listen(keyturn.settings.host, 0):  # any free port: the service may be running on its own
-        each.close()
+    settings = keyturn.settings
+    hosts = (settings.host,) if settings.metrics_port is None else (settings.host, settings.metrics_host)
+    for host in hosts:
+        for each in listen(host, 0):  # any free port: the service may be running on its own
+            each.close()
     yield Finding("address")
+    if settings.trusted_proxies:
+        yield Finding(f"addresses of clients: by {settings.proxy_field} of the proxies {settings.trusted_proxies}")
+    else:
+        yield Finding("addresses of clients: those of the connections, as KEYTURN_TRUSTED_PROXIES names no proxy")
+
+
+async def _traces(keyturn: Keyturn) -> AsyncIterator[Finding]:
+    if keyturn.settings.tracing:
+        tracing.require()
+        yield Finding("traces")
 
 
 async def _schema(keyturn: Keyturn) -> AsyncIterator[Finding]:
@@ -257,6 +271,6 @@ async def _open_files(_keyturn: Keyturn) -> AsyncIterator[Finding]:
 
 
 _EXAMINATIONS = (
-    *(_address, _schema, _migration, _keys, _policies, _issuers),
+    *(_address, _traces, _schema, _migration, _keys, _policies, _issuers),
     *(_administrators, _hashing, _password_rules, _clock, _redis, _open_files),
 )

@@ -86,7 +86,7 @@ def _members(policy: Stored) -> Sequence[Row]:
             "in_force": _text(getattr(policy.in_force, name), none="any" if name == "session_limit" else ""),
             "from": policy.source(name),
             "set": _text(policy.values.get(name)),
-            "most": _text(getattr(policy.bounds.ceiling, name)),
+            "bound": _text(getattr(policy.bounds.ceiling, name)),
         }
         for name in SETTINGS
     ]

@@ -10,6 +10,10 @@ Anybody can write these fields, and each proxy appends to what came. So the list
 
 So a client never chooses its own address. One field counts, and the operator says which: a proxy that appends to the
 one field passes the other on as the client wrote it.
+
+A proxy that the operator forgot to name makes all clients one, and an attacker would use up the budgets of all. So the
+log tells of the first field that a private address sent and that did not count. Strangers on the Internet can't cause
+that line, and each process writes it once.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import re
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
+from ..log import get_logger
 from ..settings_clients import Network
 from .request import Request
 
@@ -49,6 +54,8 @@ _FOR = re.compile(rf"(?:^|;[ \t]*)for=({_VALUE})", re.ASCII | re.IGNORECASE)
 _QUOTED_STRING = re.compile(r'"(?:[^"\\]|\\.)*+"')
 _QUOTED_PAIR = re.compile(r"\\(.)")
 
+_log = get_logger()
+
 
 class ClientAddresses:
     """Tells from which address a request comes.
@@ -63,6 +70,7 @@ class ClientAddresses:
         self._field = field.encode()
         self._is_trusted = lru_cache(maxsize=_REMEMBERED)(self._trusts)
         self._said_before = lru_cache(maxsize=_REMEMBERED)(self._said)
+        self._has_told = False
 
     def of(self, request: Request) -> str | None:
         """The address of the client of a request, whose `client` is the socket's address until now.
@@ -73,7 +81,10 @@ class ClientAddresses:
         if request.client is None:
             return None
         known = plain(request.client)
-        if not self._proxies or self._field not in request.fields or not self._is_trusted(known):
+        if self._field not in request.fields:
+            return known
+        if not self._is_trusted(known):
+            self._tell_of(known)
             return known
         value = request.fields[self._field]
         if len(request.fields) != len(request.headers):  # RFC 9110 section 5.3: fields of one name are one list
@@ -94,6 +105,12 @@ class ClientAddresses:
                 break
         return known
 
+    def _tell_of(self, address: str) -> None:
+        """Tells the operator once of a sender with the field that may be a proxy of the operator's."""
+        if not self._has_told and _is_private(address):
+            self._has_told = True
+            _log.warning("proxy_not_trusted", proxy=address, field=self._field.decode())
+
     def _trusts(self, address: str) -> bool:
         try:
             parsed = ipaddress.ip_address(address)
@@ -104,6 +121,15 @@ class ClientAddresses:
 
 DIRECT = ClientAddresses()
 """No proxy is trusted."""
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _is_private(address: str) -> bool:
+    """Whether an address is none of the public Internet: a private one (RFC 1918, RFC 4193), loopback, link-local."""
+    try:
+        return not ipaddress.ip_address(address).is_global
+    except ValueError:
+        return False
 
 
 @lru_cache(maxsize=_REMEMBERED)
