@@ -32,17 +32,16 @@ _OF_STATUSES = {2: _GREEN, 3: _CYAN, 4: _YELLOW, 5: _RED}
 
 
 def shown_on(stream: TextIO, form: LogFormat) -> Shown | None:
-    """The function that shows the lines of JSON on a stream, or None if they stay as they are.
-
-    Colours need a terminal that knows them, and an environment without a ``NO_COLOR`` that has a value
-    (https://no-color.org).
-    """
-    terminal = _is_terminal(stream)
-    if form == "json" or (form == "auto" and not terminal):
+    """The function that shows the lines of JSON on a stream, or None if they stay as they are."""
+    if form == "json" or (form == "auto" and not _is_terminal(stream)):
         return None
-    coloured = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    paint = _painted if coloured else _unpainted
+    paint = _painted if wants_colours(stream) else _unpainted
     return lambda lines: "\n".join(shown(line, paint) for line in lines.split("\n"))
+
+
+def wants_colours(stream: TextIO) -> bool:
+    """Whether to write colours: on a terminal that knows them, unless NO_COLOR has a value (https://no-color.org)."""
+    return _is_terminal(stream) and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
 
 
 def _is_terminal(stream: TextIO) -> bool:

@@ -23,8 +23,9 @@ from .errors import Refusal
 
 K = TypeVar("K", bound=Hashable)
 
-Together = Literal["sum", "max"]
-"""How the gauges of several processes make one number."""
+Together = Literal["sum", "max", "newest"]
+"""How the gauges of several processes make one number. `newest`: each process counts the same thing in the database, so
+the number of the one that counted last stands for all."""
 
 
 class _Index(dict[Hashable, int]):
@@ -157,7 +158,7 @@ class CounterBy(Metric, Generic[K]):
 
 
 class Gauges(Metric):
-    """One gauge, or one for each word. The numbers of processes that run are summed, or the highest one counts.
+    """One gauge, or one for each word. `together` says which processes count in it.
 
     A gauge that was never set is not a number, and has no sample.
     """
@@ -192,9 +193,11 @@ class GaugeBy(Gauges, Generic[K]):
 
     def only(self, key: K) -> None:
         """Sets the number of one word to 1 and of all others to 0: the state in which this process is."""
+        at = self._at[key]
+        self.cells[at] = 1.0  # first, so that no reader finds this process in no state
         for position in range(len(self.series)):
-            self.cells[position] = 0.0
-        self.cells[self._at[key]] = 1.0
+            if position != at:
+                self.cells[position] = 0.0
 
 
 class Buckets(Metric):

@@ -3,12 +3,13 @@
 The parent makes one piece of memory without a name, which its workers share. It is cut into slots, and each worker
 takes a free one. The worker's counts are there at once, without a system call. So a process that is killed loses none.
 
-A slot belongs to a process as long as that holds a lock on the slot's first byte. The kernel gives the lock back when
-the process ends, however it ends. The next worker takes the slot and counts on from the numbers there. So the sum over
-all slots never falls, and no count is lost or doubled.
+A slot belongs to a process as long as that holds the slot's lock, on the byte of the file that has the slot's number.
+The kernel gives the lock back when the process ends, however it ends. The next worker takes the slot and counts on from
+the numbers there. So the sum over all slots never falls, and no count is lost or doubled.
 
 A gauge counts only while its process runs. A process shows that by the moment in its slot, of a clock that all
 processes of the machine share. One that stands still for longer than `STILL` is left out, and comes back by itself.
+A count of the database's rows is not about the process that made it, and stands after its end.
 
 With one process there is no slot: its numbers stay in its own memory.
 """
@@ -20,6 +21,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
+from math import inf
 from multiprocessing import reduction
 from time import monotonic
 from typing import Any, NamedTuple
@@ -32,7 +34,9 @@ STILL = 5.0
 
 _FLOAT = 8
 _SIZES = [metric.size for metric in METRICS]
-_LENGTH = 1 + sum(_SIZES)  # the first float of a slot: when its process last moved, by `monotonic`
+_MOVED, _COUNTED = 0, 1  # floats of a slot: when its process last moved, and last counted in the database (monotonic)
+_NUMBERS = 2  # from here on: the numbers of the metrics
+_LENGTH = _NUMBERS + sum(_SIZES)
 _SPARE = 8
 """Slots beyond two for each worker: a new worker begins before the one that it replaces has ended."""
 
@@ -43,6 +47,8 @@ class Part(NamedTuple):
     cells: memoryview[float]
     runs: bool
     """Whether the process runs, so that its gauges count."""
+    counted_at: float = 0.0
+    """When the process last counted in the database, in seconds of the monotonic clock. 0: never."""
 
 
 class Slots:
@@ -72,13 +78,11 @@ class Slots:
         slots = [memory[start : start + _LENGTH] for start in range(0, self.count * _LENGTH, _LENGTH)]
         for number, slot in enumerate(slots):
             if _locked(self._file, number):
+                # `_all` holds the mapping from now on. To close one would close a descriptor of the file, and then
+                # POSIX gives back all locks that this process has there.
                 _place(slot, slots)
                 return True
         return False
-
-    def close(self) -> None:
-        """Closes the parent's descriptor."""
-        os.close(self._file)
 
 
 def _nameless() -> int:
@@ -102,7 +106,7 @@ def _locked(file: int, number: int) -> bool:
 
 def _cut(slot: memoryview[float]) -> Iterator[tuple[Metric, memoryview[float]]]:
     """Each metric, and its numbers in a slot."""
-    start = 1
+    start = _NUMBERS
     for metric, size in zip(METRICS, _SIZES, strict=True):
         yield metric, slot[start : start + size]
         start += size
@@ -114,6 +118,7 @@ _all: list[memoryview[float]] = []
 
 def _place(slot: memoryview[float], slots: list[memoryview[float]]) -> None:
     global _own, _all  # the numbers are those of the process
+    slot[_COUNTED] = 0.0  # before the gauges of the process that had the slot are replaced
     for metric, cells in _cut(slot):
         metric.place(cells)
     _own, _all = slot, slots
@@ -123,7 +128,18 @@ def _place(slot: memoryview[float], slots: list[memoryview[float]]) -> None:
 def moved() -> None:
     """Notes that this process runs."""
     if _own is not None:
-        _own[0] = monotonic()
+        _own[_MOVED] = monotonic()
+
+
+def counted() -> None:
+    """Notes that this process counted in the database just now."""
+    if _own is not None:
+        _own[_COUNTED] = monotonic()
+
+
+def counted_at() -> float:
+    """When any process with a slot last counted in the database, in seconds of the monotonic clock. -inf: none has."""
+    return max((slot[_COUNTED] for slot in _all if slot[_COUNTED]), default=-inf)
 
 
 def parts() -> dict[str, list[Part]]:
@@ -133,14 +149,8 @@ def parts() -> dict[str, list[Part]]:
     now = monotonic()
     found: dict[str, list[Part]] = {metric.name: [] for metric in METRICS}
     for slot in _all:
-        if slot[0]:  # else no process has had it
-            runs = abs(now - slot[0]) < STILL
+        if slot[_MOVED]:  # else no process has had it
+            runs = abs(now - slot[_MOVED]) < STILL
             for metric, cells in _cut(slot):
-                found[metric.name].append(Part(cells, runs))
+                found[metric.name].append(Part(cells, runs, slot[_COUNTED]))
     return found
-
-
-def running() -> int:
-    """How many processes run."""
-    now = monotonic()
-    return sum(bool(slot[0]) and abs(now - slot[0]) < STILL for slot in _all) or 1

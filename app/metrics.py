@@ -81,7 +81,7 @@ SESSIONS_ENDED = CounterBy[Reason](
     reason=[reason for reason in get_args(Reason) if reason not in _OF_NO_ROW],
 )
 SESSIONS_LIVE = Gauge(
-    "keyturn_sessions_live", "Live sessions when they were last counted. Absent: not counted yet.", together="max"
+    "keyturn_sessions_live", "Live sessions when they were last counted. Absent: not counted yet.", together="newest"
 )
 
 # -- HTTP
@@ -187,12 +187,13 @@ OUTBOX_ATTEMPTS = CounterBy[AttemptWord](
 OUTBOX = GaugeBy[OrderWord](
     "keyturn_outbox_orders",
     "Upstream revocations in the outbox when it was last counted.",
-    together="max",
+    together="newest",
     state=get_args(OrderWord),
 )
 
 # -- processes
 
+PROCESSES = Gauge("keyturn_processes", "Worker processes that run.")
 MEMORY = Gauge("keyturn_resident_memory_bytes", "Memory of all worker processes, the shared pages in each.")
 
 METRICS: tuple[Metric, ...] = tuple(each for each in globals().values() if isinstance(each, Metric))

@@ -1,7 +1,7 @@
 """Sampling: the numbers that no event counts, noted twice a second: connections, states, memory.
 
-What takes a statement is counted only if somebody scrapes, by one statement a minute at most in each process that is
-asked. So metrics cost the database nothing unless they are used, and a scrape waits for no database.
+What takes statements is counted only if somebody scrapes, and by one process a minute for all. So metrics cost the
+database nothing unless they are used, and a scrape waits for no database.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ class Sampling:
         self._revocations = revocations
         self._statistics = statistics
         self._owed = owed
-        self._counted_at = float("-inf")
+        self._began_at = float("-inf")
 
     def sample(self) -> None:
         """Notes the gauges, without a statement."""
         metric_slots.moved()
+        metrics.PROCESSES.set(1)
         for pool, used, idle in self._db.connections():
             metrics.CONNECTIONS.set((pool, "used"), used)
             metrics.CONNECTIONS.set((pool, "idle"), idle)
@@ -51,10 +52,10 @@ class Sampling:
             metrics.MEMORY.set(int(_MEMORY.read_bytes().split()[1]) * _PAGE)
 
     def count_soon(self) -> None:
-        """Begins to count live sessions and orders, unless that was done within the last minute."""
+        """Begins to count live sessions and orders, unless that was done within the last minute by any process."""
         now = monotonic()
-        if now - self._counted_at >= _COUNTED_EVERY.total_seconds():
-            self._counted_at = now
+        if now - max(self._began_at, metric_slots.counted_at()) >= _COUNTED_EVERY.total_seconds():
+            self._began_at = now
             keep(asyncio.create_task(self._count()))
 
     async def _count(self) -> None:
@@ -64,6 +65,7 @@ class Sampling:
             waiting, given_up = await self._owed.count()
             metrics.OUTBOX.set("waiting", waiting)
             metrics.OUTBOX.set("given_up", given_up)
+            metric_slots.counted()
 
 
 _WORDS: dict[str, metrics.CacheWord] = {

@@ -15,6 +15,7 @@ shows one tree for each request. The span links to all others, and each of these
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 import uuid
@@ -223,6 +224,8 @@ async def running(*, on: bool, release: str) -> AsyncIterator[None]:
 
     own = {"service.name": "keyturn", "service.version": release, "service.instance.id": str(uuid.uuid4())}
     resource = Resource.create(own).merge(OTELResourceDetector().detect())  # the operator's own names win
+    # For each odd `tracestate`, the library would write a warning with the text of the client.
+    logging.getLogger("opentelemetry.trace").setLevel(logging.ERROR)
     # No library gets this provider: a library's spans would have paths and messages.
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))

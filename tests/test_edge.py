@@ -1422,6 +1422,7 @@ def test_every_answer_has_an_id_and_is_not_stored_unless_the_endpoint_says_so(se
         ('a"b', False),
         ("a b", False),
         (TOKEN[:40], False),
+        ("ktd_" + "Ab3_" * 12, False),
         (JWT[:60], False),
     ],
 )

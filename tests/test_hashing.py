@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from itertools import count
@@ -128,6 +128,21 @@ async def test_whoever_loses_a_place_or_goes_away_leaves_no_slot_taken() -> None
     while queue.busy:
         await asyncio.sleep(0.01)
     assert queue._free == 2
+    assert await queue.run(8, lambda: 5) == 5
+
+
+@pytest.mark.parametrize("leaves_first", [True, False])
+async def test_a_client_that_leaves_in_the_moment_of_its_turn_leaves_no_slot_taken(leaves_first: bool) -> None:
+    queue, seen = hashing(), list[str]()
+    await queue._take(1, GREEDY)
+    task = waiting(queue, seen, "honest", HONEST)
+    await asyncio.sleep(0)
+    # Both happen in one turn of the event loop, so the hash that waits learns of both together.
+    acts: list[Callable[[], object]] = [task.cancel, lambda: queue._give_back(1)]
+    for act in acts if leaves_first else reversed(acts):
+        act()
+    await asyncio.gather(task, return_exceptions=True)
+    assert (task.cancelled(), seen, queue._free, queue.busy) == (True, [], 1, 0)
     assert await queue.run(8, lambda: 5) == 5
 
 

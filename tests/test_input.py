@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import unicodedata
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ import httpx2
 import pytest
 
 from app.actors import SERVICE
+from app.users.emails import normalised
 from app.users.hashing import Asker
 from tests.conftest import NEW_PASSWORD as NEW
 from tests.conftest import PASSWORD
@@ -309,6 +311,18 @@ async def test_ascii_white_space_around_an_e_mail_address_is_left_out(api: Api, 
     assert again.status_code == 409
     spaced = await api.post("/auth/login", {"email": "bob@example.com", "password": f"{PASSWORD} "})
     assert spaced.status_code == 401  # a password is never trimmed
+
+
+@pytest.mark.parametrize("capital", ["J\u030c", "H\u0331", "T\u0308", "W\u030a", "Y\u030a"])
+async def test_a_capital_that_is_two_characters_and_one_in_lower_case_is_one_account(api: Api, capital: str) -> None:
+    """Unicode has a letter for j with a caron (NFC makes it one character), and none for J with a caron."""
+    address = f"{capital}ohn@example.com"
+    assert (await api.post("/auth/register", {"email": address, "password": PASSWORD})).status_code == 201
+    for email in (address, address.lower(), unicodedata.normalize("NFC", address.lower())):
+        assert normalised(normalised(email)) == normalised(email) == normalised(address)
+        assert (await api.post("/auth/login", {"email": email, "password": PASSWORD})).status_code == 200
+        again = await api.post("/auth/register", {"email": email, "password": PASSWORD})
+        assert again.status_code == 409
 
 
 async def test_an_e_mail_address_at_a_bare_ip_address_is_refused(api: Api) -> None:

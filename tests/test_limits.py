@@ -113,6 +113,49 @@ async def test_guesses_at_once_can_t_pass_before_the_first_failure_counts(limits
     assert (checked, outcomes.count(InvalidGrant), outcomes.count(SlowDown)) == (20, 20, 40)
 
 
+async def test_when_one_part_of_a_network_s_budget_is_back_one_guess_is_checked_however_many_come_at_once(
+    limits: Limits, clock: Clock
+) -> None:
+    """A client with 60 connections, each trying another account again and again."""
+    for n in range(150):
+        await tried(limits, limits.sign_in(f"{n}@example.com", "192.0.2.1"), wrong)
+
+    async def at_once(count: int, check: Callable[[], Awaitable[Any]]) -> list[Any]:
+        attempts = [limits.sign_in(f"at-once-{n}@example.com", "192.0.2.1") for n in range(count)]
+        return list(await asyncio.gather(*(tried(limits, each, check) for each in attempts)))
+
+    for _ in range(3):
+        clock.passes(6)
+        outcomes = await at_once(60, wrong)
+        assert (outcomes.count(InvalidGrant), outcomes.count(SlowDown)) == (1, 59)
+    clock.passes(200)
+    assert (await at_once(60, right)).count("signed in") == 33
+    clock.passes(200)
+    assert await at_once(500, right) == ["signed in"] * 500  # more than half of the budget is back
+
+
+async def test_an_attempt_is_under_way_until_its_outcome_whatever_that_is(limits: Limits, clock: Clock) -> None:
+    for n in range(90):
+        await tried(limits, limits.sign_in(f"{n}@example.com", "192.0.2.1"), wrong)
+
+    async def away() -> None:
+        raise TemporarilyUnavailable("away")
+
+    async def endless() -> None:
+        await asyncio.Event().wait()
+
+    for n in range(40):
+        await tried(limits, limits.sign_in(f"a{n}@example.com", "192.0.2.1"), right if n % 2 else away)
+    for n in range(3):
+        task = asyncio.create_task(tried(limits, limits.sign_in(f"b{n}@example.com", "192.0.2.1"), endless))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.wait({task})
+    assert limits._here._under_way == {}
+    outcomes = [await tried(limits, limits.sign_in(f"c{n}@example.com", "192.0.2.1"), wrong) for n in range(20)]
+    assert outcomes == [InvalidGrant] * 7 + [SlowDown] * 13
+
+
 async def test_an_office_of_500_people_with_the_right_passwords_is_never_slowed_down(limits: Limits) -> None:
     people = [limits.sign_in(f"{n}@example.com", "192.0.2.1") for n in range(500)]
     for _ in range(3):

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
+from math import inf
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from time import monotonic, sleep
+from typing import Any, cast
 
 import pytest
 
 from app import metric_slots, metrics
-from app.metric_kinds import Counter, CounterBy, Gauge, HistogramBy
+from app.metric_kinds import Counter, CounterBy, Gauge, GaugeBy, HistogramBy
 from app.metric_slots import Slots
+from app.routes.exposition import exposed
 
 SPAWN = multiprocessing.get_context("spawn")
 COUNTS = 1000
@@ -24,12 +29,26 @@ def count_and_die(slots: Slots, how: int) -> None:
         metrics.REFRESHES.count("rotated")
         metrics.DURATION.observe(("refresh", "2xx"), 0.003)
     metrics.HASHES_WAITING.set(7)
+    metrics.PROCESSES.set(1)
     os.kill(os.getpid(), how)
+
+
+def count_in_database(slots: Slots, orders: Connection) -> None:
+    """Counts live sessions: as many as are sent. Sends the door's text whenever nothing but None is sent."""
+    assert slots.take()
+    while True:
+        number = orders.recv()
+        metric_slots.moved()
+        if number is not None:
+            metrics.SESSIONS_LIVE.set(number)
+            metric_slots.counted()
+        orders.send((exposed("")[1].decode(), metric_slots.counted_at()))
 
 
 def stay(slots: Slots, answers: Connection) -> None:
     assert slots.take()
     metrics.REFRESHES.count("rotated")
+    metrics.PROCESSES.set(1)
     answers.send("counted")
     while not answers.poll(0.02):
         metric_slots.moved()
@@ -39,6 +58,7 @@ def read(slots: Slots, still: float, answers: Connection) -> None:
     metric_slots.STILL = still
     assert slots.take()
     metrics.HASHES_WAITING.set(1)
+    metrics.PROCESSES.set(1)
     sleep(2 * still)
     metric_slots.moved()
     parts = metric_slots.parts()
@@ -46,17 +66,20 @@ def read(slots: Slots, still: float, answers: Connection) -> None:
     observed = sum(
         metrics.DURATION.read(part.cells, 0)[0][-1] for part in parts["keyturn_http_request_duration_seconds"]
     )
-    waiting = sum(part.cells[0] for part in parts["keyturn_hash_waiting"] if part.runs)
-    answers.send((rotated, observed, waiting, metric_slots.running()))
+    waiting, running = (
+        sum(part.cells[0] for part in parts[name] if part.runs)
+        for name in ("keyturn_hash_waiting", "keyturn_processes")
+    )
+    answers.send((rotated, observed, waiting, running))
 
 
-def sums(slots: Slots, *, still: float = 0.1) -> tuple[float, float, float, int]:
+def sums(slots: Slots, *, still: float = 0.1) -> tuple[float, float, float, float]:
     """Counts, observations, the gauge and the number of processes, as a new process adds them up."""
     here, there = SPAWN.Pipe()
     reader = SPAWN.Process(target=read, args=(slots, still, there))
     reader.start()
     assert here.poll(30)
-    found: tuple[float, float, float, int] = here.recv()
+    found: tuple[float, float, float, float] = here.recv()
     reader.join()
     assert reader.exitcode == 0
     return found
@@ -116,6 +139,64 @@ def test_a_gauge_counts_only_while_its_process_runs(slots: Slots) -> None:
         worker.kill()
         worker.join()
     assert sums(slots)[2:] == (1, 1)
+
+
+def test_what_was_counted_in_the_database_is_the_number_of_whoever_counted_last(slots: Slots) -> None:
+    pipes: list[Connection] = []
+
+    def started() -> BaseProcess:
+        here, there = SPAWN.Pipe()
+        process = SPAWN.Process(target=count_in_database, args=(slots, there))
+        process.start()
+        pipes.append(here)
+        return process
+
+    def shown(process: int, count: int | None = None) -> tuple[str | None, float]:
+        pipes[process].send(count)
+        assert pipes[process].poll(30)
+        text, counted_at = pipes[process].recv()
+        found = re.search(r"^keyturn_sessions_live (\S+)$", text, re.MULTILINE)
+        return found and found[1], counted_at
+
+    first = started()
+    assert shown(0) == (None, -inf)
+    second = started()
+    try:
+        assert shown(0, 9)[0] == "9.0"
+        assert shown(1)[0] == "9.0"
+        assert shown(1, 4)[0] == "4.0"  # many sessions ended; the first process does not count again
+        assert shown(0)[0] == "4.0"
+        second.kill()
+        second.join()
+        answer, counted_at = shown(0)
+        assert (answer, counted_at > 0) == ("4.0", True)  # the sessions do not end with the process that counted them
+        second = started()  # in the slot of the dead one
+        assert shown(2)[0] == "9.0"
+        assert shown(2)[1] < counted_at  # so the next scrape counts anew
+        assert shown(2, 5)[0] == "5.0"
+        assert shown(0)[0] == "5.0"
+    finally:
+        for process in (first, second):
+            process.kill()
+            process.join()
+
+
+def test_a_reader_in_the_middle_of_a_write_finds_each_process_in_a_state() -> None:
+    gauge = GaugeBy[str]("keyturn_y", "Y.", state=("a", "b", "c"))
+    read = list[list[float]]()
+
+    class Watched(list[float]):
+        def __setitem__(self, position: Any, value: Any) -> None:
+            super().__setitem__(position, value)
+            read.append(self[:3])
+
+    gauge.only("b")
+    gauge.cells = cast("memoryview[float]", Watched(gauge.cells))
+    gauge.only("b")
+    assert all(cells == [0, 1, 0] for cells in read)
+    gauge.only("c")
+    assert all(sum(cells) >= 1 for cells in read)
+    assert read[-1] == [0, 0, 1]
 
 
 def test_a_word_that_is_on_no_list_fails_nothing_and_is_told() -> None:

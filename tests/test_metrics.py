@@ -159,6 +159,12 @@ async def test_the_text_is_that_of_prometheus_or_of_openmetrics(database_url: st
         while "keyturn_sessions_live 0.0" not in (plain := await scrape(port)).text:  # counted by then
             assert monotonic() < end
         opened = await scrape(port, Accept="application/openmetrics-text;version=1.0.0,text/plain;q=0.5")
+        for odd in ("version=x", "version=1.0.0.<b>", "version=" + "9" * 5000, ";;=", "version=1.0.0;version=2"):
+            answer = await scrape(port, Accept=f"application/openmetrics-text;{odd}, */*")
+            assert answer.status_code == 200, odd
+            assert odd not in answer.headers["content-type"]
+        preferred = await scrape(port, Accept="text/plain;version=0.0.4;q=0.5,application/openmetrics-text")
+        assert preferred.headers["content-type"] == plain.headers["content-type"]
     assert opened.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
     assert opened.text.endswith("# EOF\n")
     assert numbers(plain.text).keys() == numbers(opened.text, parse=open_metrics).keys()

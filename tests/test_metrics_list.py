@@ -30,7 +30,7 @@ RULES = ROOT / "deploy" / "prometheus" / "keyturn.rules.yml"
 DASHBOARD = ROOT / "deploy" / "grafana" / "keyturn.json"
 PLACE = re.compile(r"(?<=<!-- metrics -->\n).*(?=<!-- /metrics -->)", re.DOTALL)
 
-OF_THE_DOOR: dict[str, dict[str, Any]] = {"keyturn_processes": {}, "keyturn_metrics_unlisted_total": {}}
+OF_THE_DOOR: dict[str, dict[str, Any]] = {"keyturn_metrics_unlisted_total": {}}
 """What the door adds to the list: of no process, but of all."""
 TARGET = {"job", "instance"}
 
@@ -87,10 +87,7 @@ def table() -> str:
             f"{label}: {', '.join(f'`{word}`' for word in words)}" for label, words in metric.labels.items()
         )
         lines.append(f"| `{metric.name}` | {metric.kind} | {labels} | {metric.text} |\n")
-    lines += [
-        "| `keyturn_processes` | gauge |  | Worker processes that run. |\n",
-        "| `keyturn_metrics_unlisted_total` | counter |  | Counts under a word that is on no list. |\n",
-    ]
+    lines.append("| `keyturn_metrics_unlisted_total` | counter |  | Counts under a word that is on no list. |\n")
     return "".join(lines)
 
 

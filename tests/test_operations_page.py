@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from app import metrics
 from app.commands.command import _parser
 from tests.test_logs import PAGE as LOGS
 from tests.test_logs import in_the_docs
+from tests.test_metrics_list import RULES
 
 PAGE = Path(__file__).parent.parent / "docs" / "operations.md"
 AN_ID = "01a2f6a4-0000-7000-8000-000000000000"
@@ -54,6 +56,15 @@ def faults(page: str) -> Iterator[str]:
 
 def test_every_command_metric_and_event_of_the_page_exists() -> None:
     assert list(faults(PAGE.read_text(encoding="utf-8"))) == []
+
+
+def test_the_page_says_what_to_do_for_each_alert() -> None:
+    rules = yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"]
+    alerts = [rule["alert"] for group in rules for rule in group["rules"]]
+    rows = re.findall(r"^\| (Keyturn\w+) \| (.+) \| (.+) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert [alert for alert, _, _ in rows] == alerts
+    named = {word for row in rows for word in re.findall(r"\bKeyturn[A-Z]\w+", " ".join(row))}
+    assert named <= {*alerts}
 
 
 @pytest.mark.parametrize(

@@ -158,13 +158,15 @@ async def test_a_proof_says_nothing_but_that_it_is_genuine_and_runs_out(api: Api
     from datetime import date, timedelta
 
     devices, today = KnownDevices(b"m" * 32, None), date(2026, 11, 27)
-    one, two = (devices.prove(ADA, today) for _ in range(2))
+    one, two = (devices.prove(ADA, "a stored hash", today) for _ in range(2))
     assert one != two
     assert KnownDevices(b"m" * 32, None).find([one], ADA, today) is not None
     assert KnownDevices(b"n" * 32, None).find([one], ADA, today) is None
     moved = KnownDevices(b"n" * 32, b"m" * 32).find([one], ADA, today)
     assert moved is not None
     assert not moved.is_fresh  # so that the device gets one under the present secret
+    assert KnownDevices(b"n" * 32, b"m" * 32).counts(moved, "a stored hash")
+    assert not devices.counts(moved, "another stored hash")
     for days, found, fresh in ((0, True, True), (29, True, True), (30, True, False), (GOOD_FOR, True, False), (GOOD_FOR + 1, False, False)):  # fmt: skip
         known = devices.find([one], ADA, today + timedelta(days=days))
         assert (known is not None) == found
@@ -174,6 +176,56 @@ async def test_a_proof_says_nothing_but_that_it_is_genuine_and_runs_out(api: Api
         assert devices.find([bent], ADA, today) is None
     known = devices.find([one], ADA, today)
     assert one not in repr(known)
+
+
+@pytest.mark.parametrize("change", ["set by an administrator", "changed by its user", "erased and made anew"])
+async def test_who_knew_an_earlier_password_has_no_budget_of_the_proofs_made_with_it(
+    api: Api, from_: From, change: str
+) -> None:
+    """Each sign-in gives a proof, so a former colleague or a thief may have as many as he likes."""
+    signed_in = [(await login(api.client, PASSWORD, device_id=f"{n}")).json() for n in range(6)]
+    if change == "changed by its user":
+        body = {"current_password": PASSWORD, "new_password": NEW_PASSWORD}
+        assert (await api.post("/auth/password", body, signed_in[-1]["access_token"])).status_code == 204
+    else:
+        user = await api.keyturn.users.find(ADA)
+        if change == "set by an administrator":
+            await api.keyturn.users.set_password(user.id, NEW_PASSWORD, by=SERVICE)
+        else:
+            await api.keyturn.erasing.erase(user.id, by=SERVICE)
+            await api.keyturn.users.create(ADA, NEW_PASSWORD, by=SERVICE)
+    owner = (await login(api.client, NEW_PASSWORD, device_id="laptop")).json()["device_token"]
+    answers = []
+    for n in range(60):
+        async with from_(f"10.0.{n}.1") as client:
+            answers.append(await login(client, PASSWORD, device_token=signed_in[n % 6]["device_token"]))
+    assert [a.status_code for a in answers] == [401] * 20 + [429] * 40
+    refused(await login(api.client, NEW_PASSWORD, device_token=signed_in[0]["device_token"]), 429, "slow_down")
+    assert (await login(api.client, NEW_PASSWORD, device_token=owner)).status_code == 200
+
+
+async def test_a_thief_of_a_proof_keeps_its_device_from_nothing_that_strangers_may(api: Api) -> None:
+    """Eight guesses empty the device's budget. The device then signs in as a stranger, and gets another proof."""
+    stolen = (await login(api.client, PASSWORD, device_id="laptop")).json()["device_token"]
+    for _ in range(8):
+        refused(await login(api.client, WRONG, device_token=stolen), 401, "invalid_grant", challenge="Bearer")
+    fresh = (await login(api.client, PASSWORD, device_id="laptop", device_token=stolen)).json()["device_token"]
+    assert fresh != stolen
+    answers = [await login(api.client, WRONG, device_token=stolen) for _ in range(30)]
+    assert [a.status_code for a in answers] == [401] * 10 + [429] * 20  # those of a stranger's network
+    assert (await login(api.client, PASSWORD, device_token=fresh)).status_code == 200
+
+
+async def test_a_device_with_a_void_proof_gets_a_new_one_in_its_place(api: Api) -> None:
+    void = (await login(api.client, PASSWORD, device_id="laptop")).json()["device_token"]
+    user = await api.keyturn.users.find(ADA)
+    await api.keyturn.users.set_password(user.id, NEW_PASSWORD, by=SERVICE)
+    fresh = (await login(api.client, NEW_PASSWORD, device_id="laptop", device_token=void)).json()["device_token"]
+    assert fresh != void
+    browser = {"email": ADA, "password": NEW_PASSWORD, "mode": "cookie"}
+    answer = await api.client.post("/auth/login", json=browser, headers=[*SAME_SITE, ("Cookie", f"{KNOWN}={void}")])
+    (value,) = [c.value for c in set_cookies(answer) if c.name == KNOWN]
+    assert void not in value
 
 
 async def test_a_password_change_with_a_wrong_password_is_limited_and_the_session_lives(api: Api, from_: From) -> None:
@@ -225,8 +277,15 @@ async def test_malformed_sign_ins_take_nothing(api: Api) -> None:
     assert (await login(api.client, PASSWORD)).status_code == 200
 
 
-async def test_one_spelling_of_an_address_has_one_budget(api: Api) -> None:
-    spellings = ["ada@example.com", "Ada@Example.COM", " ada@example.com ", "ADA@EXAMPLE.COM"]
+@pytest.mark.parametrize(
+    "spellings",
+    [
+        ("ada@example.com", "Ada@Example.COM", " ada@example.com ", "ADA@EXAMPLE.COM"),
+        ("J\u030co@example.com", "j\u030co@example.com", "\u01f0o@example.com", "\u01f0O@example.com"),
+        ("a@b\u00fccher.example", "a@xn--bcher-kva.example", "a@B\u00dcCHER.example", "a@bu\u0308cher.example"),
+    ],
+)
+async def test_one_spelling_of_an_address_has_one_budget(api: Api, spellings: tuple[str, ...]) -> None:
     answers = [await login(api.client, WRONG, spellings[n % 4]) for n in range(12)]
     assert [a.status_code for a in answers] == [401] * 10 + [429] * 2
 

@@ -96,7 +96,17 @@ def test_comments_time_stamps_exemplars_and_unknown_metrics_are_passed_over() ->
         'keyturn_refreshes_total{outcome="rotated"} many',
         'keyturn_refreshes_total{outcome="rotated" 3',
         "{}",
+        *(
+            f'keyturn_refreshes_total{{outcome="rotated"}} {value}'
+            for value in ("NaN", "+Inf", "-Inf", "1e999", "1e18")
+        ),
+        *(
+            f'keyturn_http_request_duration_seconds_bucket{{endpoint="login",status="2xx",le="{bound}"}} 1'
+            for bound in ("low", "", "NaN", "-Inf", "1e999")
+        ),
+        f'keyturn_refreshes_total{{outcome="rotated",more="{"a" * 5000}"}} 3',  # one of 8 MiB would take hours
     ],
+    ids=lambda text: text[:80],
 )
 def test_a_text_that_is_none_of_a_metrics_door_is_refused(text: str) -> None:
     with pytest.raises(NotMetricsError):
@@ -291,10 +301,30 @@ def test_a_door_that_drips_or_never_ends_is_given_up() -> None:
         except OSError:
             return
 
-    with answering(drips) as dripping, answering(floods) as flooding:
+    def drips_its_head(request: http.server.BaseHTTPRequestHandler) -> None:
+        while not stop.wait(0.05):
+            try:
+                request.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            except OSError:
+                return
+
+    with answering(drips) as dripping, answering(floods) as flooding, answering(drips_its_head) as slow:
         assert Door.of(dripping).read().failure == "no answer within 2 s"
         assert Door.of(flooding).read().failure in {"answers with more than 8 MiB", "no answer within 2 s"}
+        assert Door.of(slow).read().failure == "no answer within 2 s"
         stop.set()
+
+
+def test_an_answer_that_was_cut_off_gives_no_numbers() -> None:
+    def cut(request: http.server.BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.send_header("Content-Length", "1000")
+        request.end_headers()
+        request.wfile.write(b'keyturn_refreshes_total{outcome="rotated"} 41')
+
+    with answering(cut) as url:
+        found = Door.of(url).read()
+    assert (found.failure, found.samples) == ("no HTTP answer", {})
 
 
 def test_a_door_that_is_shut_or_none_is_told_in_words() -> None:

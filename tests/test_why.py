@@ -420,6 +420,7 @@ def test_each_kind_of_event_about_a_user_or_a_session_has_its_own_sentence() -> 
         says = line_of({**event, "actor": "service", "actor_id": None}, "session").says
         assert says.endswith(".")
         assert says.partition(" ")[0] in {"Keyturn", "The"}, says
+        assert "keyturn" not in says
         sentences.add(says)
     assert len(sentences) == len(_SENTENCES)
 

@@ -35,7 +35,7 @@ def add_to(words: Words) -> None:
 
 
 def _seconds(text: str) -> int:
-    if text.isascii() and text.isdigit() and _SHORTEST <= int(text[:5]) <= _LONGEST:
+    if text.isascii() and text.isdigit() and len(text) <= len(str(_LONGEST)) and _SHORTEST <= int(text) <= _LONGEST:
         return int(text)
     raise argparse.ArgumentTypeError("must be a whole number from 1 to 3600")
 

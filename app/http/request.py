@@ -29,7 +29,7 @@ KEY = "keyturn.request"
 
 # Keep the id that a client gives, so that both logs name the request alike. But the log must not get an id that looks
 # like a token.
-_REQUEST_ID = re.compile(rb"(?!.*(?:ktr_|eyJ))[A-Za-z0-9._-]{1,64}")
+_REQUEST_ID = re.compile(rb"(?!.*(?:kt[rd]_|eyJ))[A-Za-z0-9._-]{1,64}")
 # An id that Keyturn makes is unique and no secret: a random part for each process, and a count of requests.
 _PROCESS = token_hex(10)
 _requests = count(1)

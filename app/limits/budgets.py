@@ -40,10 +40,19 @@ class Quota:
         found = rate_in(rate)
         return None if found is None else cls(name, *found)
 
-    def take(self, whole_at: int, now: int) -> tuple[int, int]:
-        """The moment after one more attempt, and how long the attempt has to wait: above zero, it is refused."""
+    def take(self, whole_at: int, now: int, under_way: int = 0) -> tuple[int, int]:
+        """The moment after one more attempt, and how long the attempt has to wait: above zero, it is refused.
+
+        Args:
+            whole_at: the moment at which the budget is whole.
+            now: the moment.
+            under_way: how many attempts may still fail, and hold no part. They count while less than half of the budget
+                is left. Otherwise all that come at once would pass whenever one part is back.
+        """
         latest = now + self.span
         after = max(self._held(whole_at, latest), now) + self.interval
+        if under_way and after > now + self.span // 2:
+            return after, min(after + under_way * self.interval - latest, self.interval)
         return after, after - latest
 
     def charge(self, whole_at: int, now: int) -> int:
@@ -74,7 +83,8 @@ class Budget(NamedTuple):
     """Whether the attempt holds a part of the budget from its beginning, and gives it back unless it fails.
 
     Otherwise the attempt only needs some of the budget left, and takes a part when it has failed. So an office whose
-    people all sign in at once, with the right passwords, takes nothing of its network's budget.
+    people all sign in at once, with the right passwords, takes nothing of its network's budget. While less than half is
+    left, a process lets no more attempts be under way than there are parts.
     """
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from datetime import timedelta
 
 from .budgets import Budget, Exhausted
@@ -33,12 +33,15 @@ class Cells:
         self._clock = clock
         self._most = most
         self._whole_at: OrderedDict[bytes, int] = OrderedDict()
+        self._under_way: dict[bytes, int] = {}  # attempts that took no part yet, by the budgets that they may fail on
 
     def __len__(self) -> int:
         return len(self._whole_at)
 
-    def take(self, budgets: Iterable[Budget], *, only_look: bool = False) -> Exhausted | None:
+    def take(self, budgets: Collection[Budget], *, only_look: bool = False) -> Exhausted | None:
         """Takes a part of each budget that is held, or of none if one is empty. The empty one with the longest wait.
+
+        If none is empty, the attempt is under way until `failed` or `give_back` is called, once.
 
         Args:
             budgets: those that the attempt needs.
@@ -46,7 +49,8 @@ class Cells:
         """
         now, worst, which, moments = self._clock(), 0, None, []
         for budget in budgets:
-            after, wait = budget.quota.take(self._whole_at.get(budget.key, 0), now)
+            under_way = 0 if budget.is_held else self._under_way.get(budget.key, 0)
+            after, wait = budget.quota.take(self._whole_at.get(budget.key, 0), now, under_way)
             if wait > worst:
                 worst, which = wait, budget
             if budget.is_held:
@@ -56,6 +60,9 @@ class Cells:
         if not only_look:
             for key, after in moments:
                 self._keep(key, after, now)
+            for budget in budgets:
+                if not budget.is_held:
+                    self._under_way[budget.key] = self._under_way.get(budget.key, 0) + 1
         return None
 
     def failed(self, budgets: Iterable[Budget]) -> None:
@@ -63,14 +70,22 @@ class Cells:
         now = self._clock()
         for budget in budgets:
             if not budget.is_held:
+                self._is_over(budget.key)
                 self._keep(budget.key, budget.quota.charge(self._whole_at.get(budget.key, 0), now), now)
 
     def give_back(self, budgets: Iterable[Budget]) -> None:
         """Gives the parts back that were held."""
         now = self._clock()
         for budget in budgets:
-            if budget.is_held and budget.key in self._whole_at:
+            if not budget.is_held:
+                self._is_over(budget.key)
+            elif budget.key in self._whole_at:
                 self._keep(budget.key, budget.quota.give_back(self._whole_at[budget.key], now), now)
+
+    def _is_over(self, key: bytes) -> None:
+        left = self._under_way.pop(key, 0) - 1
+        if left > 0:
+            self._under_way[key] = left
 
     def _keep(self, key: bytes, whole_at: int, now: int) -> None:
         self._whole_at.pop(key, None)

@@ -167,6 +167,9 @@ class Limits:
             except AwayError:
                 metrics.LIMITS_LOCAL.count()
                 return
+            except BaseException:  # the caller has gone: as in `guess`
+                self._here.failed(attempt.budgets)
+                raise
             if exhausted is not None:
                 self._here.give_back(attempt.budgets)
         if exhausted is not None:

@@ -1,17 +1,18 @@
 """The metrics as text: in the format of Prometheus, or in that of OpenMetrics.
 
-The library writes both formats, and negotiates which. `metric_kinds` counts, and this file adds up the numbers of all
-processes.
+The library writes both formats. `metric_kinds` counts, and this file adds up the numbers of all processes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from math import inf, isnan, nan
+from operator import attrgetter
 from typing import cast
 
-from prometheus_client.exposition import choose_encoder
+from prometheus_client import exposition as prometheus
 from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.openmetrics import exposition as open_metrics
 from prometheus_client.registry import CollectorRegistry
 from prometheus_client.utils import floatToGoString
 
@@ -22,29 +23,43 @@ from ..metrics import METRICS
 
 
 def exposed(accept: str) -> tuple[str, bytes]:
-    """Media type and text of all metrics, as the field `Accept` of a request prefers them."""
-    encode, media_type = choose_encoder(accept)
-    return media_type, encode(cast("CollectorRegistry", _Collector()))
+    """Media type and text of all metrics: OpenMetrics 1.0 if the field `Accept` of a request names it first."""
+    registry = cast("CollectorRegistry", _Collector())
+    if _prefers_open_metrics(accept):
+        return open_metrics.CONTENT_TYPE_LATEST, open_metrics.generate_latest(registry)  # type: ignore[no-untyped-call]  # the library has no types here
+    return prometheus.CONTENT_TYPE_PLAIN_0_0_4, prometheus.generate_latest(registry)
+
+
+def _prefers_open_metrics(accept: str) -> bool:
+    """Whether OpenMetrics 1.0, or without a version, stands before plain text. Scrapers name the better one first.
+
+    The library's own choice fails at a version that is no number, and repeats the client's words in the answer.
+    """
+    for each in accept.split(","):
+        media_type, *parameters = (part.strip() for part in each.split(";"))
+        if media_type == "text/plain":
+            return False
+        versions = [part for part in parameters if part.startswith("version=")]
+        if media_type == "application/openmetrics-text" and versions in ([], ["version=1.0.0"]):
+            return True
+    return False
 
 
 class _Collector:
     """What the library needs of its own registry."""
 
     def collect(self) -> Iterator[Family]:
-        """All metrics, how many processes run, and how many counts had a word that is on no list."""
+        """All metrics, and how many counts had a word that is on no list."""
         parts = metric_slots.parts()
         unlisted = 0.0
         for metric in METRICS:
             of_processes = parts[metric.name]
             unlisted += sum(metric.unlisted(part.cells) for part in of_processes)
             yield _family(metric, of_processes)
-        for name, text, kind, suffix, value in (
-            ("keyturn_processes", "Worker processes that run.", "gauge", "", metric_slots.running()),
-            ("keyturn_metrics_unlisted", "Counts under a word that is on no list.", "counter", "_total", unlisted),
-        ):
-            single = Family(name, text, kind)
-            single.add_sample(name + suffix, {}, value)
-            yield single
+        name = "keyturn_metrics_unlisted"
+        last = Family(name, "Counts under a word that is on no list.", "counter")
+        last.add_sample(f"{name}_total", {}, unlisted)
+        yield last
 
 
 def _family(metric: Metric, parts: Sequence[Part]) -> Family:
@@ -60,9 +75,11 @@ def _family(metric: Metric, parts: Sequence[Part]) -> Family:
 
 
 def _together(metric: Metric, parts: Sequence[Part]) -> list[float]:
-    """The numbers of all processes as one: counts of each that ever was, gauges of those that run."""
+    """The numbers of all processes as one: counts of each that ever was, gauges as the metric says."""
     if not isinstance(metric, Gauges):
         return [sum(column) for column in zip(*(part.cells for part in parts), strict=True)]
+    if metric.together == "newest":
+        return list(max(parts, key=attrgetter("counted_at")).cells)
     columns = zip(*(part.cells for part in parts if part.runs), strict=True)
     known = ([value for value in column if not isnan(value)] for column in columns)
     return [(max(values) if metric.together == "max" else sum(values)) if values else nan for values in known]

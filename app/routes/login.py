@@ -22,8 +22,10 @@ from ..http.endpoints import Endpoint
 from ..http.request import Request
 from ..keyturn import Keyturn
 from ..metrics import LOGINS
+from ..sessions.start import Authenticated
 from ..users.emails import normalised
 from ..users.hashing import Asker
+from ..users.sign_in import DeviceForgotten
 from .credentials import access_token
 from .known_devices import KnownDevice
 from .models import SET_COOKIES, Email, NewPassword, Password, RequestBody, TokenAnswer, UserAnswer
@@ -94,12 +96,13 @@ async def login(keyturn: Keyturn, request: Request) -> Answer:
     """
     body = request.content(Login)
     wanted = Wanted.of(keyturn, request, body)
-    address = normalised(body.email)
-    known = KnownDevice.of(keyturn, request, wanted.mode, body.device_token, address)
-    attempt = keyturn.limits.sign_in(address, request.client, known.id)
-    asker, authenticate = Asker(request.client, known=known.id is not None), keyturn.sign_in.authenticate
+    known = KnownDevice.of(keyturn, request, wanted.mode, body.device_token, normalised(body.email))
     with LOGINS.outcome("signed_in"):
-        proof = await keyturn.limits.guess(attempt, lambda: authenticate(address, body.password, asker))
+        proof = await _authenticated(keyturn, request, body, known)
+        if proof is None:
+            known = known.as_stranger()
+            proof = await _authenticated(keyturn, request, body, known)
+        assert proof is not None, "a stranger is refused by an exception alone"
         request.user_id = proof.user_id
         device = wanted.device(request)
         tokens = await keyturn.starting.start(
@@ -110,9 +113,32 @@ async def login(keyturn: Keyturn, request: Request) -> Answer:
             device_name=body.device_name,
             scope=wanted.scope,
         )
+    kept = known.kept(proof.password_hash)
     if wanted.mode != "bearer":
-        return wanted.answer(request, tokens, device, known.fields_to_set(keyturn, remembered=wanted.remembered))
-    return wanted.answer(request, tokens, device, device_token=known.proof if body.device_id is not None else None)
+        return wanted.answer(request, tokens, device, known.fields_to_set(keyturn, kept, remembered=wanted.remembered))
+    return wanted.answer(request, tokens, device, device_token=kept if body.device_id is not None else None)
+
+
+async def _authenticated(keyturn: Keyturn, request: Request, body: Login, known: KnownDevice) -> Authenticated | None:
+    """The proof that address and password are right. None: the device does not count as known, or its budget is empty.
+
+    So a thief of a device's proof can't keep the device from signing in as any stranger does, which gives it a new one.
+
+    Raises:
+        Refusal: as `Limits.guess` and `SignIn.authenticate`.
+    """
+    is_known = known.id is not None
+    attempt = keyturn.limits.sign_in(known.address, request.client, known.id)
+    asker, authenticate = Asker(request.client, known=is_known), keyturn.sign_in.authenticate
+    counts = known.counts if is_known else None
+    try:
+        return await keyturn.limits.guess(attempt, lambda: authenticate(known.address, body.password, asker, counts))
+    except DeviceForgotten:
+        return None
+    except SlowDown as refusal:
+        if is_known and refusal.limit is not None:
+            return None
+        raise
 
 
 async def password(keyturn: Keyturn, request: Request) -> Answer:

@@ -1,12 +1,17 @@
-"""The metrics doors of the instances, asked over HTTP: each at the same time, each within a time limit."""
+"""The metrics doors of the instances, asked over HTTP: each at the same time, each within a time limit.
+
+A door may be slow, broken or another program. So its time, its bytes and its text are bounded.
+"""
 
 from __future__ import annotations
 
 import http.client
+import socket
 import ssl
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Self
@@ -14,7 +19,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from .exposition import NotMetricsError, Samples, samples_in
 
-_TIME_LIMIT = 2.0  # seconds, for the connection, for the head of the answer and for its body
+_TIME_LIMIT = 2.0  # seconds for all together: connection, head and body. The system limits the look-up of a name
 _MOST_BYTES = 8 * 1024 * 1024
 _PART = 64 * 1024
 _OK = 200
@@ -64,19 +69,50 @@ class Door:
         headers = {"Accept": "text/plain; version=0.0.4"}
         if self.token is not None:
             headers["Authorization"] = f"Bearer {self.token}"
-        with closing(kind(self.host, self.port, timeout=_TIME_LIMIT)) as connection:
+        body = bytearray()
+        with closing(kind(self.host, self.port, timeout=_TIME_LIMIT)) as connection, _in_time(connection):
             connection.request("GET", self.path, headers=headers)
             answer = connection.getresponse()  # follows no redirect, so the token goes to this host alone
             if answer.status != _OK:
                 raise NotMetricsError(_STATUSES.get(answer.status, f"answers {answer.status}"))
-            body, end = bytearray(), monotonic() + _TIME_LIMIT
             while part := answer.read1(_PART):
                 body += part
                 if len(body) > _MOST_BYTES:
                     raise NotMetricsError("answers with more than 8 MiB")
-                if monotonic() > end:
-                    raise TimeoutError
+            if answer.length:  # a number that was cut off would be a smaller number
+                raise http.client.IncompleteRead(b"", answer.length)
         return samples_in(body.decode("utf-8", errors="replace"))
+
+
+@contextmanager
+def _in_time(connection: http.client.HTTPConnection) -> Iterator[None]:
+    """Connects, and cuts the connection off when its time is over. A socket's own limit begins anew with each byte.
+
+    Raises:
+        TimeoutError: the time was over before the block ended.
+    """
+    end = monotonic() + _TIME_LIMIT
+    connection.connect()
+    its_socket, over = connection.sock, threading.Event()
+
+    def cut() -> None:
+        over.set()
+        with suppress(OSError):  # closed in the same moment
+            socket.socket.shutdown(its_socket, socket.SHUT_RDWR)  # not TLS's, which another thread reads from
+
+    timer = threading.Timer(max(0.0, end - monotonic()), cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except Exception:
+        if over.is_set():
+            raise TimeoutError from None
+        raise
+    finally:
+        timer.cancel()
+    if over.is_set():
+        raise TimeoutError
 
 
 _STATUSES = {

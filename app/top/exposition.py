@@ -22,6 +22,8 @@ _SAMPLE = re.compile(
 )
 _LABEL = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]*)="([^"\\]*)"\s*(?:,|\Z)', re.ASCII)
 _MOST_SAMPLES = 100_000
+_LONGEST_LINE = 4096  # characters: the search for labels takes the square of them
+_ENDLESS = 1e18  # above each number that Keyturn gives; sums and differences of smaller ones stay finite
 
 
 class NotMetricsError(ValueError):
@@ -38,7 +40,7 @@ def samples_in(text: str) -> Samples:
     for number, line in enumerate(text.splitlines(), 1):
         if not line or line.startswith("#"):
             continue
-        sample = _SAMPLE.match(line)
+        sample = _SAMPLE.match(line) if len(line) <= _LONGEST_LINE else None
         if sample is None:
             raise NotMetricsError(f"line {number} is no sample of a metric")
         labels = _KNOWN.get(sample["name"])
@@ -46,7 +48,9 @@ def samples_in(text: str) -> Samples:
             continue
         given = dict(_LABEL.findall(sample["labels"] or ""))
         try:
-            words, value = tuple(given[name] for name in labels), float(sample["value"])
+            words, value = tuple(given[name] for name in labels), _number(sample["value"])
+            if labels[-1:] == ("le",) and words[-1] != "+Inf":
+                _number(words[-1])
         except (KeyError, ValueError):
             raise NotMetricsError(f"line {number} is no sample of Keyturn's metric {sample['name']}") from None
         found[sample["name"], words] = value
@@ -55,6 +59,18 @@ def samples_in(text: str) -> Samples:
     if not found:
         raise NotMetricsError("no metric of Keyturn's is there")
     return found
+
+
+def _number(text: str) -> float:
+    """A number that can be added up and shown.
+
+    Raises:
+        ValueError: the text is none, or one without end.
+    """
+    value = float(text)
+    if not abs(value) < _ENDLESS:  # NaN is below nothing
+        raise ValueError("endless")
+    return value
 
 
 def names_of(metric: Metric) -> Mapping[str, tuple[str, ...]]:

@@ -71,6 +71,7 @@ class Numbers:
         ]
         if not values:
             return None
+        # Of several instances, none can tell whether it counted last. Each counted within the last minute.
         return sum(values) if gauge.together == "sum" else max(values)
 
     def mean(self, histogram: _Histogram, **words: str) -> float | None:

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TextIO
 
+from ..log_console import wants_colours
 from .view import Line, Style
 
 _COLOURS: dict[Style, str] = {"plain": "", "bold": "1", "dim": "2", "good": "32", "warning": "33", "bad": "31"}
@@ -28,11 +29,6 @@ _HOME, _REST_OF_LINE, _REST_OF_SCREEN = "\x1b[H", "\x1b[K", "\x1b[J"
 def is_capable(stream: TextIO) -> bool:
     """Whether a stream is a terminal that knows the control sequences."""
     return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
-
-
-def wants_colours(stream: TextIO) -> bool:
-    """Whether to write colours: on a capable terminal, unless NO_COLOR has a value (https://no-color.org)."""
-    return is_capable(stream) and not os.environ.get("NO_COLOR")
 
 
 def text_of(lines: Sequence[Line], *, colours: bool = False, width: int | None = None) -> list[str]:
@@ -143,8 +139,8 @@ def screen(output: TextIO) -> Iterator[Screen]:
         signal.SIGTSTP: shown.suspend,
     }
     before = {number: signal.signal(number, act) for number, act in acts.items()}
-    shown.enter()
     try:
+        shown.enter()
         yield shown
     finally:
         for number, former in before.items():

@@ -49,7 +49,7 @@ _GOOD = {"answers", "complete"}
 
 def lines(numbers: Numbers, now: datetime) -> Iterator[Line]:
     """The view, a line at a time. Cut and coloured by the terminal."""
-    processes = sum(numbers.state(metrics.DATABASE, state=word) or 0 for word in metrics.DATABASE.labels["state"])
+    processes = numbers.state(metrics.PROCESSES) or 0
     answering = sum(each.failure is None for each in numbers.instances)
     seen = f"{answering} of {_count(len(numbers.instances), 'instance')}, {_count(processes, 'process')}"
     yield [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+import unicodedata
 
 from email_validator import SPECIAL_USE_DOMAIN_NAMES, EmailNotValidError, validate_email
 
@@ -14,7 +15,7 @@ SPECIAL_USE_DOMAIN_NAMES.clear()
 
 
 def normalised(email: str) -> str:
-    """The one spelling of an e-mail address: lower case, NFC, the domain in Unicode.
+    """The one spelling of an e-mail address: lower case, NFC, the domain in Unicode. That of a spelling is itself.
 
     ASCII white space around the address is dropped: keyboards of telephones add a blank that the user does not see.
 
@@ -23,9 +24,11 @@ def normalised(email: str) -> str:
     """
     email = email.strip(string.whitespace)
     try:
-        address = validate_email(
+        normal = validate_email(
             email, check_deliverability=False, globally_deliverable=False, allow_quoted_local=False
-        ).normalized.lower()
+        ).normalized
+        # Lower case may need NFC again: J with a caron has no letter of its own, and j with a caron has one.
+        address = unicodedata.normalize("NFC", normal.lower())
     except (EmailNotValidError, ValueError):
         raise InvalidRequest("email", description="email: is not an e-mail address.") from None
     if address.rpartition("@")[2].rpartition(".")[2].isdigit():  # no top-level domain: an IP address, however written

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
@@ -25,6 +26,10 @@ _PAGE = 5_000
 _log = get_logger()
 
 
+class DeviceForgotten(Exception):
+    """The password has changed since the device signed in, so its proof is void."""
+
+
 class SignIn:
     """Checks e-mail addresses and passwords."""
 
@@ -33,13 +38,23 @@ class SignIn:
         self._passwords = passwords
         self._know_the_oldest = False
 
-    async def authenticate(self, email: str, password: str, asker: Asker = ITSELF) -> Authenticated:
+    async def authenticate(
+        self, email: str, password: str, asker: Asker = ITSELF, device_counts: Callable[[str], bool] | None = None
+    ) -> Authenticated:
         """Proof that the e-mail address and the password are an enabled user's.
 
         Unknown user, disabled user, user without password, wrong password and one that has run out get the same answer
         after the same work.
 
+        Args:
+            email: the e-mail address.
+            password: the password.
+            asker: who asks for the hash.
+            device_counts: whether the asker's device counts as known to the user of this stored hash. None: no device
+                is claimed to be known.
+
         Raises:
+            DeviceForgotten: the device does not count. Nothing was computed.
             InvalidRequest: the address or the password is malformed.
             InvalidGrant: they are not an enabled user's.
             SlowDown: other sign-ins of the same network wait in the queue, and it has its share.
@@ -53,6 +68,8 @@ class SignIn:
         if not self._know_the_oldest:
             await self._learn_the_oldest()
         found = await self._stored(User.email == address)
+        if device_counts is not None and (found is None or not device_counts(found.password_hash or "")):
+            raise DeviceForgotten
         row = None if found is None or found.disabled_at is not None else found
         if not await self.is_right(row, raw, asker) or row is None:
             # Only the log tells the causes apart. Log and answer don't have the address: users type passwords there.
@@ -67,7 +84,8 @@ class SignIn:
                 _log.warning("hash_not_renewed", user_id=str(row.id), cause=e.cause)
                 return Authenticated(row.id, hashed, password_change_required=made)
             if not await self._replace(row.id, hashed, fresh):
-                # The hash changed meanwhile: another sign-in renewed it, or the password is another one now.
+                # The hash changed meanwhile: another sign-in renewed it, or the password is another one now. The device
+                # counted a moment ago, so this attempt stays its own.
                 return await self.authenticate(email, password, asker)
             hashed = fresh
         return Authenticated(row.id, hashed, password_change_required=made)

@@ -1,7 +1,7 @@
 """The sentence of each event: subject first, the actor named. Pure.
 
-An administrator is named by the id and never by the address: a reader of one user's telling must not learn another
-user's address. A detail may have words of a client or an issuer, so whoever prints a sentence makes it printable.
+An administrator is named by the id and never by the e-mail address: a reader of one user's telling must not learn
+another user's. A detail may have words of a client or an issuer, so whoever prints a sentence makes it printable.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def ending(reason: str | None, actor: str, where: str = "") -> str:
         actor: the subject of the sentence. A deadline has none.
         where: from where the actor came, with a blank before it, or nothing.
     """
-    subject = f"{actor[0].lower()}{actor[1:]}"
+    subject = actor if actor.startswith("Keyturn") else f"{actor[0].lower()}{actor[1:]}"
     did = {
         "logout": "logged out",
         "logout_all": "logged out of several sessions at once",

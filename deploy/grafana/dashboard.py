@@ -126,7 +126,7 @@ _OVERVIEW = (
     Panel(
         "Worker processes",
         "Of all instances that are chosen.",
-        ((f"sum(keyturn_processes{{{_HERE}}})", "processes"),),
+        ((number(metrics.PROCESSES), "processes"),),
         unit="short",
         kind="stat",
         width=4,
@@ -381,7 +381,7 @@ def dashboard() -> dict[str, Any]:
                     "label": "Instance",
                     "type": "query",
                     "datasource": _SOURCE,
-                    "query": 'label_values(keyturn_processes{job="keyturn"}, instance)',
+                    "query": f'label_values({metrics.PROCESSES.name}{{job="keyturn"}}, instance)',
                     "refresh": 2,
                     "multi": True,
                     "includeAll": True,
