@@ -63,7 +63,7 @@ class Range:
         status, body = "200 OK", self._lines(head.split()[1].rpartition("/")[2])
         match self.behaviour:
             case "down":
-                status, body = "503 Service Unavailable", "busy"
+                status = "503 Service Unavailable"  # its body is as always, so that the status alone says so
             case "moved":
                 status, body = "302 Found", ""
             case "page":
