@@ -125,7 +125,12 @@ async def _log_out(api: Api, token: str, name: str = "acme") -> int:
 async def test_each_attempt_to_revoke_a_session_at_its_issuer_is_counted_once(
     open_keyturn: Opener, database_url: str, tmp_path: Path, upstream: Upstream
 ) -> None:
-    issuers, tally = file_of_issuers(tmp_path, upstream), Tally()
+    async with asyncio.timeout(150):  # so that a wait that never ends says where it stands
+        await _attempts(open_keyturn, database_url, file_of_issuers(tmp_path, upstream), upstream)
+
+
+async def _attempts(open_keyturn: Opener, database_url: str, issuers: Path, upstream: Upstream) -> None:
+    tally = Tally()
     good, bad = [await asyncio.to_thread(upstream.sign_in) for _ in range(2)]
     async with open_keyturn(federation_file=issuers) as keyturn:
         user = await a_user_id(keyturn)
