@@ -289,9 +289,14 @@ class SlowDown(Refusal):
     sentence = "Too many attempts. Try again later."
 
     def __init__(
-        self, cause: str = "", *, retry_after: timedelta = timedelta(seconds=1), limit: RateLimit | None = None
+        self,
+        cause: str = "",
+        *,
+        retry_after: timedelta = timedelta(seconds=1),
+        limit: RateLimit | None = None,
+        outcome: Outcome | None = None,
     ) -> None:
-        super().__init__(cause, retry_after=retry_after)
+        super().__init__(cause, retry_after=retry_after, outcome=outcome)
         self.limit = limit
         self._wait = retry_after
 

@@ -31,7 +31,8 @@ class Tally:
         """
         of_no_label = {(): counts} if isinstance(counts, int) and not metric.labels else {}
         wanted = words | (of_no_label if isinstance(counts, int) else dict(counts))
-        assert self.of(metric) == {key: n for key, n in wanted.items() if n}, metric.name
+        found, wanted = self.of(metric), {key: n for key, n in wanted.items() if n}
+        assert found == wanted, (metric.name, found, wanted)
         assert _unlisted() == self._unlisted, "a word is on no list"
 
 

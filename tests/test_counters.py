@@ -18,7 +18,7 @@ from uuid import UUID
 
 import httpx2
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from app import metrics
 from app.actors import SERVICE
@@ -79,10 +79,10 @@ async def test_each_outcome_of_a_refresh_is_counted_once(api: Api) -> None:
     client, cookies = await two_sessions(api, HTTPS.refresh)
     tally = Tally()
     second = await refresh(api, first["refresh_token"])
-    assert await refresh(api, first["refresh_token"]) == second
+    assert (await refresh(api, first["refresh_token"]))["refresh_token"] == second["refresh_token"]
     third = await refresh(api, second["refresh_token"])
-    for token in (first, third, first):
-        assert (await refresh(api, token["refresh_token"]))["reason"] == "reuse_detected"
+    for presented in (first, third, first):
+        assert (await refresh(api, presented["refresh_token"]))["reason"] == "reuse_detected"
     await forget(api, deleted)
     for token in (deleted["refresh_token"], JUNK, JUNK[:-1], scoped["access_token"]):
         assert (await refresh(api, token))["error"] == "invalid_grant"
@@ -306,7 +306,7 @@ async def test_each_refused_request_is_counted_once_under_its_endpoint_and_outco
         ("GET", "/healthz", None, None, "health", None),
         ("GET", "/metrics", None, None, "health", "not_found"),
         ("GET", "/nowhere", None, None, "other", "not_found"),
-        ("POST", "/oauth/token", None, {}, "other", "not_found"),
+        ("GET", "/oauth/token", None, None, "other", "not_found"),
     ):
         answer = await api.client.request(method, path, json=body, headers=authorization(bearer))
         assert (answer.status_code < 400) == (outcome is None), (method, path, answer.text)
@@ -372,6 +372,24 @@ async def test_each_request_that_finds_no_connection_is_counted_as_unavailable(d
             metrics.REFUSALS, {("refresh", "unavailable"): 4, ("logout", "unavailable"): 3, ("login", "unavailable"): 2}
         )
         tally.exactly(metrics.SESSIONS_ENDED)
+
+
+@pytest.mark.parametrize("engine", ["sqlite", "postgres"])
+async def test_each_verification_that_nobody_can_answer_is_counted_as_unavailable(database_url: str) -> None:
+    async with serving(database_url) as api:
+        await api.keyturn.users.create(ADA, PASSWORD, by=SERVICE)
+        tokens = await api.login()
+
+        def away(*_: object) -> None:
+            raise ConnectionRefusedError
+
+        event.listen(api.keyturn.db._reader.sync_engine, "before_cursor_execute", away)
+        tally = Tally()
+        assert [await verify(api, tokens["access_token"]) for _ in range(3)] == [503] * 3
+        assert await verify(api, "a.b.c") == 401
+        tally.exactly(metrics.VERIFICATIONS, unavailable=3, junk=1)
+        tally.exactly(metrics.ANSWERERS, unavailable=3)
+        tally.exactly(metrics.REFUSALS, {("verify", "unavailable"): 3, ("verify", "junk"): 1})
 
 
 # -- all of them

@@ -16,7 +16,9 @@ from app.actors import SERVICE
 from app.errors import InvalidGrant, InvalidToken, SlowDown, TemporarilyUnavailable
 from app.limits.limits import Limits
 from app.users import hashing as hashing_module
-from app.users.hashing import HashFailed
+from app.users.container import Container, Limit
+from app.users.hashing import HashFailed, Hashing
+from app.users.hashing_room import HashingRoom
 from tests.conftest import NEW_PASSWORD, PASSWORD, settings_of
 from tests.servers import Redis, free_port
 from tests.tally import Tally
@@ -73,8 +75,10 @@ async def test_each_outcome_of_a_password_hash_is_counted_once(monkeypatch: pyte
             await greedy[0]
     await honest
     tally.exactly(metrics.HASHES, full=2, share=2, left=1, done=2)
+    small = Container(cores=Limit(8, "the test"), memory=Limit(2**29, "the test"), address_space=None, threads=None)
+    settings = settings_of("sqlite+aiosqlite:///none", None)
     with pytest.raises(HashFailed):
-        await queue.run(2**40, int)
+        await Hashing(HashingRoom.of(settings, small), settings).run(2**40, int)
     with pytest.raises(ZeroDivisionError):
         await queue.run(8, lambda: 1 // 0)
     monkeypatch.setattr(hashing_module, "WAITS_FOR", timedelta(milliseconds=1))
@@ -120,29 +124,32 @@ async def test_the_slots_in_use_and_the_queue_are_shown_while_they_are_full() ->
 # -- limits
 
 
+_FAILED = {"refused": 3, "limited": 4}
+
+
 @pytest.mark.parametrize("engine", ["sqlite"])
 @pytest.mark.parametrize(
-    ("setting", "counted"),
+    ("setting", "counted", "outcomes"),
     [
-        ("limit_account", ("account", "login")),
-        ("limit_account_network", ("account_network", "login")),
-        ("limit_network", ("network", "login")),
-        ("limit_service", ("service", "login")),
-        ("limit_register", ("account", "register")),
-        ("limit_register_network", ("network", "register")),
-        ("limit_exchange", ("network", "exchange")),
-        ("limit_session", ("session", "refresh")),
-        ("limit_junk", ("junk", "refresh")),
-        ("limit_junk", ("junk", "verify")),
-        ("limit_device", ("device", "password")),
-        ("limit_device", ("device", "reauthenticate")),
+        ("limit_account", ("account", "login"), _FAILED),
+        ("limit_account_network", ("account_network", "login"), _FAILED),
+        ("limit_network", ("network", "login"), _FAILED),
+        ("limit_service", ("service", "login"), _FAILED),
+        ("limit_register", ("account", "register"), {}),
+        ("limit_register_network", ("network", "register"), {}),
+        ("limit_exchange", ("network", "exchange"), {}),
+        ("limit_session", ("session", "refresh"), {"rotated": 3, "limited": 4}),
+        ("limit_junk", ("junk", "refresh"), {"junk": 7}),
+        ("limit_junk", ("junk", "verify"), {"junk": 7}),
+        ("limit_device", ("device", "password"), {}),
+        ("limit_device", ("device", "reauthenticate"), {}),
     ],
 )
 async def test_each_request_that_meets_a_limit_is_counted_once_by_the_limit_and_what_was_asked_for(
-    database_url: str, setting: str, counted: tuple[Any, Any]
+    database_url: str, setting: str, counted: tuple[Any, Any], outcomes: dict[str, int]
 ) -> None:
     off = dict.fromkeys(_LIMITS, "off")
-    async with serving(database_url, registration="true", **off | {setting: "3/90"}) as api:
+    async with serving(database_url, registration="true", **off | {setting: "3/30"}) as api:
         await api.keyturn.users.create(ADA, PASSWORD, by=SERVICE)
         tokens = (await api.post("/auth/login", {"email": ADA, "password": PASSWORD, "device_id": "phone"})).json()
         tally = Tally()
@@ -154,10 +161,13 @@ async def test_each_request_that_meets_a_limit_is_counted_once_by_the_limit_and_
                     await api.keyturn.limits.exchange_refused("192.0.2.1")
         else:
             statuses = [await _attempt(api, counted, tokens, n) for n in range(7)]
-            assert statuses[3:] == [429] * 4, statuses
             assert 429 not in statuses[:3]
+            assert statuses[3:] == [429] * 4, statuses
         tally.exactly(metrics.LIMITS_HIT, {counted: 4})
         tally.exactly(metrics.LIMITS_LOCAL, 0)
+        tally.exactly(metrics.LOGINS, outcomes if counted[1] == "login" else {})
+        tally.exactly(metrics.REFRESHES, outcomes if counted[1] == "refresh" else {})
+        tally.exactly(metrics.VERIFICATIONS, outcomes if counted[1] == "verify" else {})
 
 
 _LIMITS = tuple(
@@ -247,11 +257,11 @@ async def test_each_rebuild_of_redis_is_counted_once_by_its_outcome(
     tally.exactly(metrics.REBUILDS, done=1)
     await logout(pair.here, await a_session(pair.here))
     await cache.flushdb()
-    between(rebuild, "_ended_lately", cache.flushdb)
+    between(pair.there, "_ended_lately", cache.flushdb)
     await rebuild.keep_complete()
     tally.exactly(metrics.REBUILDS, done=1, lost=1)
     await cache.flushdb()
-    between(rebuild, "_claim", _away)
+    between(pair.there, "_claim", _away)
     await rebuild.keep_complete()
     tally.exactly(metrics.REBUILDS, done=1, lost=1, failed=1)
     await keep_complete(pair.there)

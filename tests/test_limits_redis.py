@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
@@ -138,13 +139,15 @@ async def test_a_redis_that_is_flushed_during_a_storm_leaves_each_instance_its_o
     assert 20 <= outcomes.count(InvalidGrant) <= 2 * 20
 
 
-async def test_without_redis_each_instance_allows_no_more_than_the_quota() -> None:
+async def test_without_redis_each_instance_allows_no_more_than_the_quota(capsys: pytest.CaptureFixture[str]) -> None:
     url, address = f"redis://127.0.0.1:{free_port()}", someone()
     async with instance(url) as one, instance(url) as other:
         outcomes = await storm([one, other], address, 200)
         assert outcomes.count(InvalidGrant) == 2 * 20
         assert one._redis.is_away
         assert await tried(one, one.sign_in(someone(), "192.0.2.1"), right) == "signed in"
+    away = [line for line in capsys.readouterr().err.splitlines() if '"limits_redis_away"' in line]
+    assert [json.loads(line)["cause"] for line in away] == ["Redis can't be reached (Connection refused)"] * 2
 
 
 async def test_a_redis_that_goes_away_during_a_storm_gives_no_second_budget(two: list[Limits], ours: Redis) -> None:

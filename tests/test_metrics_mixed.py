@@ -38,11 +38,11 @@ from tests.test_metrics import (
 
 __all__ = ["own_postgres"]  # a fixture
 
-WORKERS, CLIENTS, STEPS = 3, 12, 40
+WORKERS, CLIENTS, STEPS = 3, 12, 25
 WRONG = "a wrong password, long enough"
 SETTINGS = {
     "limit_account": "4/240",
-    "limit_session": "20/60",
+    "limit_session": "6/60",
     "limit_junk": "20/60",
     "trusted_proxies": "127.0.0.1",
     "verify_without_database": 0,
@@ -226,8 +226,10 @@ async def test_in_a_mixed_run_with_faults_every_answer_of_every_worker_is_counte
             async with keyturn.db.look() as connection:
                 rotated = await connection.scalar(text("SELECT sum(generation) FROM sessions"))
                 started_ = await connection.scalar(text("SELECT count(*) FROM sessions"))
-                query = text("SELECT end_reason, count(*) FROM sessions WHERE end_reason IS NOT NULL GROUP BY 1")
-                ended = dict((await connection.execute(query)).tuples().all())
+                query = text(
+                    "SELECT end_reason, count(*) AS sessions FROM sessions WHERE end_reason IS NOT NULL GROUP BY 1"
+                )
+                ended = {row.end_reason: row.sessions for row in await connection.execute(query)}
             assert by(found, "keyturn_refreshes_total")["rotated"] == rotated
             assert by(found, "keyturn_logins_total")["signed_in"] == started_
             assert by(found, "keyturn_sessions_ended_total", "reason") == ended

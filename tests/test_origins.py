@@ -15,6 +15,7 @@ import httpx2
 import pytest
 from sqlalchemy import text
 
+from app import metrics
 from app.actors import SERVICE
 from app.errors import ConfigurationError, CrossSite, SlowDown, TemporarilyUnavailable
 from app.http.answers import Answer, of_json
@@ -27,6 +28,7 @@ from app.settings import read
 from app.settings_values import origins_in
 from tests.conftest import CHEAP, NEW_PASSWORD, PASSWORD, SECRET, settings_of
 from tests.service import Service
+from tests.tally import Tally
 
 ISSUER = "https://auth.example.com"
 APP, OTHER, LOCAL = "https://app.example.net", "https://other.example.org:8443", "http://localhost:3000"
@@ -592,6 +594,16 @@ async def test_the_endpoint_behind_a_preflight_is_not_asked() -> None:
         assert asked == []
         await client.options("/auth/logout", headers=[("Origin", APP)])
         assert asked == ["OPTIONS"]
+
+
+async def test_a_preflight_counts_under_no_endpoint() -> None:
+    edge, tally = Edge(_application, origins=Origins(ISSUER, ALLOWED)), Tally()
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(edge), base_url=ISSUER) as client:
+        await client.options("/auth/refresh", headers=[("Origin", APP), (ASK, "POST")])
+        await client.options("/auth/refresh", headers=[("Origin", EVIL), (ASK, "POST")])
+        await client.options("/auth/verify", headers=[("Origin", APP), (ASK, "POST")])
+    tally.exactly(metrics.DURATION, {("other", "2xx"): 1, ("other", "4xx"): 1, ("verify", "2xx"): 1})
+    tally.exactly(metrics.REFUSALS, {("other", "denied"): 1})
 
 
 # -- requests of another site's page, which the browser sends with the user's cookies

@@ -853,7 +853,7 @@ async def test_an_operator_is_told_once_of_each_change(pair: Pair, cache: redis_
     here.redis.send = nameless  # type: ignore[method-assign]  # a proxy before several servers hides their run ids
     await seen("not complete", "redis_not_trusted")
     here.redis.send = command  # type: ignore[method-assign]  # as above
-    pool, here.redis._pool = here.redis._pool, redis_server.pool(f"redis://127.0.0.1:{free_port()}")
+    pool, here.redis._pool = here.redis._pool, redis_server.RedisServer(f"redis://127.0.0.1:{free_port()}")._pool
     await seen("away", "redis_away")
     assert await here.ping() == "away"
     here.redis._pool = pool

@@ -266,7 +266,8 @@ def test_options_of_a_redis_url_that_are_unknown_bad_or_keyturns_own_are_refused
 async def test_options_of_a_redis_url_that_are_accepted_reach_the_driver(url: str, options: dict[str, object]) -> None:
     accepted = read({"KEYTURN_REDIS_URL": url}).redis
     assert accepted == url
-    pool = redis_server.pool(url)
+    pool = redis_server.RedisServer(url)._pool
+    assert pool is not None
     assert options.items() <= pool.connection_kwargs.items()
     pool.make_connection()  # a wrong URL fails only here, when the driver makes a connection
 

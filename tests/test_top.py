@@ -96,6 +96,8 @@ def test_comments_time_stamps_exemplars_and_unknown_metrics_are_passed_over() ->
         'keyturn_refreshes_total{outcome="rotated"} many',
         'keyturn_refreshes_total{outcome="rotated" 3',
         "{}",
+        'keyturn_refreshes_total{outcome="rotated",words} 1',
+        'keyturn_refreshes_total{words,outcome="rotated"} 1',
         *(
             f'keyturn_refreshes_total{{outcome="rotated"}} {value}'
             for value in ("NaN", "+Inf", "-Inf", "1e999", "1e18")

@@ -263,7 +263,7 @@ async def test_the_telling_of_a_user_has_account_sessions_and_changes_with_the_n
     assert (telling.about, telling.email, telling.status) == ("user", "ada@example.com", "enabled")
     assert "has the role editor." in text
     assert "A person chose the password, which never runs out." in text
-    assert "A new password must have 15 characters." in text
+    assert "A new password must have at least 15 characters." in text
     assert "The account has 1 live session." in text
     assert f"Session {live.session_id} lives since " in text
     assert f"Session {ended.session_id} ended at " in text

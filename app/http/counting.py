@@ -49,6 +49,8 @@ def count(request: Request, status: int | None, seconds: float) -> None:
         series.observe(seconds)
         return
     word = _word(request.path)
+    if request.method == "OPTIONS" and word != "verify":
+        word = "other"  # a preflight takes no time, and would hide how long its endpoint takes
     DURATION.observe((word, _CLASSES[(status or 0) // 100]), seconds)
     if request.refusal is not None:
         REFUSALS.count((word, request.refusal.outcome))

@@ -14,15 +14,15 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any, Final, Literal, NamedTuple
 
-from redis import asyncio as redis_asyncio
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.asyncio.connection import SSLConnection
 from redis.exceptions import RedisError
 
 from .. import tracing
 from ..errors import TemporarilyUnavailable
 from ..log import get_logger
 from ..storage.batches import Batch
+from ..storage.redis_errors import cause
+from ..storage.redis_pool import pool
 from .budgets import Budget, Exhausted
 
 WAITS_FOR = timedelta(milliseconds=50)
@@ -105,7 +105,7 @@ class RedisCells:
 
     def __init__(self, url: str | None, waits_for: timedelta = WAITS_FOR) -> None:
         """Opens nothing yet. None: there is no Redis, and nothing here refuses an attempt."""
-        self._pool = _pool(url) if url else None
+        self._pool = pool(url, most=_AT_A_TIME + 1, waits_for=ASKS_AGAIN) if url else None
         self._waits_for = waits_for
         self._questions = Batch(self._ask, name="limits", in_flight=_AT_A_TIME, queue_limit=waits_for)
         self._asking: asyncio.Task[None] | None = None
@@ -181,33 +181,40 @@ class RedisCells:
         finally:
             answer.cancel()  # does nothing to one that is done
         await asyncio.wait({answer})
-        # Whatever went wrong, also by a defect here: the process counts by itself, and nobody's sign-in fails.
-        error = TimeoutError() if answer.cancelled() else answer.exception()
+        error = AwayError("Redis does not answer in time") if answer.cancelled() else answer.exception()
         if span is not None and tracing.active is not None:
             tracing.active.end(span, None if error is None else type(error).__name__)
         if error is None:
             return answer.result()
-        cause = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
         if self._asking is None:
-            _log.warning("limits_redis_away", cause=cause)
+            _log.warning("limits_redis_away", cause=error.cause if isinstance(error, AwayError) else str(error))
             # In a context of its own: no request or batch waits for it.
             self._asking = asyncio.create_task(self._ask_until_it_answers(), context=contextvars.Context())
         raise AwayError("limits: Redis is away")
 
     async def _round_trip(self, commands: Sequence[tuple[str | int, ...]]) -> list[tuple[int, int]]:
+        """The replies. Whatever goes wrong, also by a defect here, is `AwayError`, so that nobody's sign-in fails."""
         assert self._pool is not None
-        connection: Any = await self._pool.get_connection()  # type: ignore[no-untyped-call]  # redis-py does not type it
+        connection: Any = None  # redis-py does not type its pool
         try:
+            connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]  # as above
             await connection.send_packed_command(connection.pack_commands(commands))
             replies = [await connection.read_response() for _ in commands]
             return [(int(which), int(wait)) for which, wait in replies]
-        except BaseException:
-            # Replies may still be on their way. No other caller may read them.
-            with suppress(RedisError, OSError):
-                await connection.disconnect(nowait=True)
+        except BaseException as e:
+            if connection is not None:
+                # Replies may still be on their way. No other caller may read them.
+                with suppress(RedisError, OSError):
+                    await connection.disconnect(nowait=True)
+            if isinstance(e, RedisError | OSError | MemoryError | RuntimeError):
+                tls = issubclass(self._pool.connection_class, SSLConnection)
+                raise AwayError(f"Redis {cause(e, connected=connection is not None, tls=tls)}") from None
+            if isinstance(e, Exception):
+                raise AwayError(f"Redis answers otherwise than the script does ({type(e).__name__})") from None
             raise
         finally:
-            await self._pool.release(connection)
+            if connection is not None:
+                await self._pool.release(connection)
 
     async def _ask_until_it_answers(self) -> None:
         # The script writes, because a Redis that answers and can't write is as good as away. All connections are made,
@@ -220,15 +227,3 @@ class RedisCells:
             await asyncio.sleep(ASKS_AGAIN.total_seconds())
         self._asking = None
         _log.info("limits_redis_back")
-
-
-def _pool(url: str) -> redis_asyncio.ConnectionPool:
-    return redis_asyncio.BlockingConnectionPool.from_url(
-        url,
-        max_connections=_AT_A_TIME + 1,
-        timeout=ASKS_AGAIN.total_seconds(),
-        socket_timeout=None,  # each round trip has one limit for all that it does: see `_send`
-        socket_connect_timeout=ASKS_AGAIN.total_seconds(),
-        retry=Retry(NoBackoff(), 0),
-        retry_on_timeout=False,
-    )

@@ -87,7 +87,12 @@ class Storms:
                 user_id=user,
                 session_id=session,
             )
-        return SlowDown(f"limit: {limit}", retry_after=wait, limit=RateLimit(limit, quota.most, quota.window))
+        return SlowDown(
+            f"limit: {limit}",
+            retry_after=wait,
+            limit=RateLimit(limit, quota.most, quota.window),
+            outcome="junk" if limit == "junk" else None,  # junk counts as junk, whatever the answer
+        )
 
     def _due(self, key: bytes) -> int | None:
         """Counts one refusal. Returns how many there were since the last line, if a line is due now."""

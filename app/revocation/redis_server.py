@@ -14,15 +14,13 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from redis import asyncio as redis_asyncio
 from redis.asyncio.connection import AbstractConnection, SSLConnection
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from .. import tracing
 from ..errors import TemporarilyUnavailable
-from .redis_errors import cause
+from ..storage.redis_errors import cause
+from ..storage.redis_pool import pool
 
 ACKNOWLEDGE_LIMIT = timedelta(milliseconds=250)
 """How long Redis may take to answer, unless a caller gives it longer."""
@@ -98,7 +96,7 @@ class RedisServer:
 
     def __init__(self, url: str | None) -> None:
         """Opens nothing yet; the first command connects."""
-        self._pool = pool(url) if url else None
+        self._pool = pool(url, most=8, waits_for=ACKNOWLEDGE_LIMIT, greet=_greet) if url else None
 
     @property
     def is_configured(self) -> bool:
@@ -193,20 +191,6 @@ _TRIALS: tuple[Command, ...] = (
     ("EVAL", "return 1", "0"),
 )
 """Every command that Keyturn or its scripts send, but INFO and SELECT, without which no connection is made."""
-
-
-def pool(url: str) -> redis_asyncio.ConnectionPool:
-    """The pool of connections. Limits are short and nothing is retried, because the database answers in an outage."""
-    return redis_asyncio.BlockingConnectionPool.from_url(
-        url,
-        max_connections=8,
-        timeout=ACKNOWLEDGE_LIMIT.total_seconds(),
-        socket_timeout=None,  # each call has one limit for everything that it sends and reads: see `send`
-        socket_connect_timeout=1.0,
-        retry=Retry(NoBackoff(), 0),
-        retry_on_timeout=False,
-        redis_connect_func=_greet,
-    )
 
 
 async def _greet(connection: AbstractConnection) -> None:

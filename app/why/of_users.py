@@ -39,7 +39,8 @@ def facts(account: Account) -> Iterator[str]:
         yield f"The account is disabled since {shown(user.disabled_at)}: nobody can sign in to it."
     yield _password(user, account.now)
     if user.email is not None:
-        yield f"A new password must have {count(account.policy.password_length, 'character')}. An older one goes on."
+        length = count(account.policy.password_length, "character")
+        yield f"A new password must have at least {length}. An older one goes on."
     if user.claims:
         yield "The access tokens carry claims that an administrator set."
     for identity in account.identities:
