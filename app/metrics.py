@@ -127,7 +127,7 @@ HASHES_WAITING = Gauge("keyturn_hash_waiting", "Password hashes that wait for a 
 
 LIMITS_HIT = CounterBy[tuple[LimitWord, SurfaceWord]](
     "keyturn_limits_hit_total",
-    "Attempts that met an empty budget, by the budget and by what was asked for.",
+    "Requests answered 429, by the budget that was empty and by what was asked for.",
     limit=get_args(LimitWord),
     surface=get_args(SurfaceWord),
 )

@@ -135,7 +135,6 @@ _FAILED = {"refused": 3, "limited": 4}
         ("limit_account_network", ("account_network", "login"), _FAILED),
         ("limit_network", ("network", "login"), _FAILED),
         ("limit_service", ("service", "login"), _FAILED),
-        ("limit_device", ("device", "login"), {"refused": 7}),  # it goes on as a stranger, whom nothing limits here
         ("limit_register", ("account", "register"), {}),
         ("limit_register_network", ("network", "register"), {}),
         ("limit_exchange", ("network", "exchange"), {}),
@@ -163,7 +162,7 @@ async def test_each_request_that_meets_a_limit_is_counted_once_by_the_limit_and_
         else:
             statuses = [await _attempt(api, counted, tokens, n) for n in range(7)]
             assert 429 not in statuses[:3]
-            assert statuses[3:] == [401 if counted == ("device", "login") else 429] * 4, statuses
+            assert statuses[3:] == [429] * 4, statuses
         tally.exactly(metrics.LIMITS_HIT, {counted: 4})
         tally.exactly(metrics.LIMITS_LOCAL, 0)
         tally.exactly(metrics.LOGINS, outcomes if counted[1] == "login" else {})
@@ -186,8 +185,7 @@ async def _attempt(api: Api, counted: tuple[str, str], tokens: dict[str, Any], n
     somebody = f"{number}@example.com" if limit in {"network", "service"} else ADA
     match surface:
         case "login":
-            more = {"device_token": tokens["device_token"]} if limit == "device" else {}
-            body = {"email": somebody, "password": WRONG, **more}
+            body = {"email": somebody, "password": WRONG}
         case "register":
             body = {"email": somebody, "password": PASSWORD}
         case "password":

@@ -14,7 +14,7 @@ import pytest
 from app.errors import Conflict, InvalidGrant, InvalidRequest, SlowDown, TemporarilyUnavailable
 from app.limits.budgets import Quota
 from app.limits.cells import Cells
-from app.limits.limits import Attempt, Limits
+from app.limits.limits import Attempt, DeviceForgotten, Limits
 from app.limits.storms import Storms
 from tests.conftest import settings_of
 
@@ -64,7 +64,7 @@ async def tried(limits: Limits, attempt: Attempt, check: Callable[[], Awaitable[
     """The outcome of an attempt: what the check returned, or the type of the refusal."""
     try:
         return await limits.guess(attempt, check)
-    except (InvalidGrant, SlowDown, TemporarilyUnavailable, InvalidRequest, Conflict) as refusal:
+    except (InvalidGrant, SlowDown, TemporarilyUnavailable, InvalidRequest, Conflict, DeviceForgotten) as refusal:
         return type(refusal)
 
 
@@ -192,8 +192,9 @@ async def test_a_known_device_gets_in_at_once_during_any_storm_also_from_its_net
 
 
 async def test_a_known_device_has_few_guesses_and_takes_those_of_no_other_device(limits: Limits) -> None:
+    """After these it counts as a new one, with the limits of strangers."""
     outcomes = [await tried(limits, limits.sign_in(ADA, "192.0.2.1", b"stolen"), wrong) for _ in range(30)]
-    assert outcomes == [InvalidGrant] * 8 + [SlowDown] * 22
+    assert outcomes == [InvalidGrant] * 8 + [DeviceForgotten] * 22
     assert await tried(limits, limits.sign_in(ADA, "192.0.2.1", b"known device"), right) == "signed in"
     assert await tried(limits, limits.sign_in(ADA, "192.0.2.1"), right) == "signed in"
 

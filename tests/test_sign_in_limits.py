@@ -11,12 +11,14 @@ from typing import Any
 import httpx2
 import pytest
 
+from app import metrics
 from app.actors import SERVICE
 from app.tokens.known_devices import GOOD_FOR, KnownDevices
 from tests.conftest import NEW_PASSWORD, PASSWORD, a_user, sync
 from tests.cookies import HTTPS, SAME_SITE, set_cookies
 from tests.servers import Redis
 from tests.service import Service
+from tests.tally import Tally
 from tests.test_api import ADA, Api, refused, serving
 from tests.test_races import all_ready, at, serve, until
 
@@ -211,8 +213,10 @@ async def test_a_thief_of_a_proof_keeps_its_device_from_nothing_that_strangers_m
         refused(await login(api.client, WRONG, device_token=stolen), 401, "invalid_grant", challenge="Bearer")
     fresh = (await login(api.client, PASSWORD, device_id="laptop", device_token=stolen)).json()["device_token"]
     assert fresh != stolen
+    tally = Tally()
     answers = [await login(api.client, WRONG, device_token=stolen) for _ in range(30)]
     assert [a.status_code for a in answers] == [401] * 10 + [429] * 20  # those of a stranger's network
+    tally.exactly(metrics.LIMITS_HIT, {("account_network", "login"): 20})
     assert (await login(api.client, PASSWORD, device_token=fresh)).status_code == 200
 
 

@@ -17,7 +17,7 @@ import asyncio
 import hmac
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 from uuid import UUID
 
@@ -36,6 +36,13 @@ _KEY_BYTES = 16
 _T = TypeVar("_T")
 
 
+class DeviceForgotten(Exception):
+    """A device counts as a new one: its budget is empty, or its proof is void. The caller tries again without it.
+
+    So whoever stole the proof can't keep its device from signing in as any stranger may.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """An attempt that may be a guess."""
@@ -49,6 +56,8 @@ class Attempt:
     """The network from which the attempt comes, where it counts."""
     counts_success: bool = False
     """Whether the attempt takes from its budgets also when it succeeds."""
+    is_of_device: bool = False
+    """Whether a known device tries to sign in, which may do so without its proof too."""
 
 
 class Limits:
@@ -82,7 +91,7 @@ class Limits:
             device: the id of the device, if it has proved that it signed in to this account before.
         """
         if device is not None:
-            return self._by_known_device("login", b"device", device)
+            return replace(self._by_known_device("login", b"device", device), is_of_device=True)
         network, account = self._network_of(client), address.encode()
         budgets = [self._budget(b"account", self._account, account)]
         if network is not None:
@@ -117,6 +126,7 @@ class Limits:
 
         Raises:
             SlowDown: a budget is exhausted.
+            DeviceForgotten: that of a known device is.
             Exception: whatever the check raises.
         """
         # Look here first, without waiting for a turn: a storm costs microseconds, and asks nobody.
@@ -183,7 +193,9 @@ class Limits:
         self._here.give_back(budgets)
         await self._redis.give_back(budgets)
 
-    def _refusal(self, attempt: Attempt, exhausted: Exhausted) -> SlowDown:
+    def _refusal(self, attempt: Attempt, exhausted: Exhausted) -> SlowDown | DeviceForgotten:
+        if attempt.is_of_device:
+            return DeviceForgotten()
         quota, wait = exhausted.budget.quota, exhausted.wait
         user_id = self._storms.user_of(attempt.subject)
         # A storm on one account comes from many networks, and a storm from one network goes to many accounts. So the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated
 
 from pydantic import Field
@@ -21,11 +22,11 @@ from ..http.answers import NO_CONTENT, Answer, of_json, of_model
 from ..http.endpoints import Endpoint
 from ..http.request import Request
 from ..keyturn import Keyturn
+from ..limits.limits import DeviceForgotten
 from ..metrics import LOGINS
 from ..sessions.start import Authenticated
 from ..users.emails import normalised
 from ..users.hashing import Asker
-from ..users.sign_in import DeviceForgotten
 from .credentials import access_token
 from .known_devices import KnownDevice
 from .models import SET_COOKIES, Email, NewPassword, Password, RequestBody, TokenAnswer, UserAnswer
@@ -98,11 +99,7 @@ async def login(keyturn: Keyturn, request: Request) -> Answer:
     wanted = Wanted.of(keyturn, request, body)
     known = KnownDevice.of(keyturn, request, wanted.mode, body.device_token, normalised(body.email))
     with LOGINS.outcome("signed_in"):
-        proof = await _authenticated(keyturn, request, body, known)
-        if proof is None:
-            known = known.as_stranger()
-            proof = await _authenticated(keyturn, request, body, known)
-        assert proof is not None, "a stranger is refused by an exception alone"
+        proof, known = await _authenticated(keyturn, request, body, known)
         request.user_id = proof.user_id
         device = wanted.device(request)
         tokens = await keyturn.starting.start(
@@ -119,26 +116,26 @@ async def login(keyturn: Keyturn, request: Request) -> Answer:
     return wanted.answer(request, tokens, device, device_token=kept if body.device_id is not None else None)
 
 
-async def _authenticated(keyturn: Keyturn, request: Request, body: Login, known: KnownDevice) -> Authenticated | None:
-    """The proof that address and password are right. None: the device does not count as known, or its budget is empty.
-
-    So a thief of a device's proof can't keep the device from signing in as any stranger does, which gives it a new one.
+async def _authenticated(
+    keyturn: Keyturn, request: Request, body: Login, known: KnownDevice
+) -> tuple[Authenticated, KnownDevice]:
+    """The proof that address and password are right, and the device as it counted: perhaps as new to the account.
 
     Raises:
         Refusal: as `Limits.guess` and `SignIn.authenticate`.
     """
+    with suppress(DeviceForgotten):
+        return await _tried(keyturn, request, body, known), known
+    stranger = known.as_stranger()
+    return await _tried(keyturn, request, body, stranger), stranger
+
+
+async def _tried(keyturn: Keyturn, request: Request, body: Login, known: KnownDevice) -> Authenticated:
     is_known = known.id is not None
     attempt = keyturn.limits.sign_in(known.address, request.client, known.id)
     asker, authenticate = Asker(request.client, known=is_known), keyturn.sign_in.authenticate
     counts = known.counts if is_known else None
-    try:
-        return await keyturn.limits.guess(attempt, lambda: authenticate(known.address, body.password, asker, counts))
-    except DeviceForgotten:
-        return None
-    except SlowDown as refusal:
-        if is_known and refusal.limit is not None:
-            return None
-        raise
+    return await keyturn.limits.guess(attempt, lambda: authenticate(known.address, body.password, asker, counts))
 
 
 async def password(keyturn: Keyturn, request: Request) -> Answer:

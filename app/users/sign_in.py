@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, select, update
 
 from ..command_name import called
 from ..errors import InvalidGrant, InvalidRequest, SlowDown, TemporarilyUnavailable, WrongPassword
+from ..limits.limits import DeviceForgotten
 from ..log import get_logger
 from ..sessions.start import Authenticated
 from ..storage.database import Database
@@ -24,10 +25,6 @@ _PAGE = 5_000
 """The number of users whose hashes one statement reads."""
 
 _log = get_logger()
-
-
-class DeviceForgotten(Exception):
-    """The password has changed since the device signed in, so its proof is void."""
 
 
 class SignIn:
@@ -54,7 +51,7 @@ class SignIn:
                 is claimed to be known.
 
         Raises:
-            DeviceForgotten: the device does not count. Nothing was computed.
+            DeviceForgotten: the password has changed since the device signed in. Nothing was computed.
             InvalidRequest: the address or the password is malformed.
             InvalidGrant: they are not an enabled user's.
             SlowDown: other sign-ins of the same network wait in the queue, and it has its share.
