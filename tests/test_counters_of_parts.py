@@ -204,6 +204,18 @@ async def _attempt(api: Api, counted: tuple[str, str], tokens: dict[str, Any], n
     return answer.status_code
 
 
+@pytest.mark.parametrize("engine", ["sqlite"])
+async def test_a_known_device_that_goes_on_as_a_stranger_counts_for_no_limit(database_url: str) -> None:
+    async with serving(database_url, **dict.fromkeys(_LIMITS, "off") | {"limit_device": "3/30"}) as api:
+        await api.keyturn.users.create(ADA, PASSWORD, by=SERVICE)
+        tokens = (await api.post("/auth/login", {"email": ADA, "password": PASSWORD, "device_id": "phone"})).json()
+        tally = Tally()
+        body = {"email": ADA, "password": WRONG, "device_token": tokens["device_token"]}
+        assert [(await api.post("/auth/login", body)).status_code for _ in range(7)] == [401] * 7
+        tally.exactly(metrics.LOGINS, refused=7)
+        tally.exactly(metrics.LIMITS_HIT)
+
+
 async def test_each_question_that_a_process_answers_alone_is_counted_once() -> None:
     for url, alone in ((None, 0), (f"redis://127.0.0.1:{free_port()}", 7)):
         limits, tally = Limits(settings_of("sqlite+aiosqlite:///x", url), bytes(32)), Tally()
