@@ -132,7 +132,7 @@ def reading(url: str, at: float, **values: float) -> Reading:
 
 def test_rates_of_instances_are_added_each_over_its_own_interval() -> None:
     before = {"a": reading("a", 0.0, rotated=10), "b": reading("b", 0.0, rotated=100)}
-    after = {"a": reading("a", 2.0, rotated=20), "b": reading("b", 4.0, rotated=140)}
+    after = {"a": reading("a", 4.0, rotated=30), "b": reading("b", 2.0, rotated=120)}
     assert Numbers.between(before, after).rate(metrics.REFRESHES, outcome="rotated") == 5 + 10
 
 

@@ -84,8 +84,8 @@ _OVERVIEW = (
     ),
     Panel(
         "Unavailable",
-        "The share of refreshes answered 503.",
-        ((f"{_UNAVAILABLE} / {rate(metrics.REFRESHES)}", "share"),),
+        "The share of refreshes answered 503; none, if nobody refreshes.",
+        ((f"{_UNAVAILABLE} / clamp_min({rate(metrics.REFRESHES)}, 1e-9)", "share"),),
         unit="percentunit",
         kind="stat",
         width=4,
