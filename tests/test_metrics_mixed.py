@@ -38,11 +38,11 @@ from tests.test_metrics import (
 
 __all__ = ["own_postgres"]  # a fixture
 
-WORKERS, CLIENTS, STEPS = 3, 12, 25
+WORKERS, CLIENTS, STEPS, ROTATIONS = 3, 12, 25, 6
 WRONG = "a wrong password, long enough"
 SETTINGS = {
     "limit_account": "4/240",
-    "limit_session": "6/60",
+    "limit_session": f"{ROTATIONS}/60",
     "limit_junk": "20/60",
     "trusted_proxies": "127.0.0.1",
     "verify_without_database": 0,
@@ -91,6 +91,12 @@ class Client:
             self.tokens.append(answer.json())
         elif answer.status_code == 401:
             await self.sign_in()
+
+    async def refresh_in_a_loop(self) -> None:
+        """More often than all workers together allow, so one of them refuses."""
+        await self.sign_in()
+        for _ in range(WORKERS * ROTATIONS + WORKERS):
+            await self.refresh()
 
     async def refresh_at_once(self) -> None:
         body = {"refresh_token": self.tokens[-1]["refresh_token"]}
@@ -202,7 +208,7 @@ async def test_in_a_mixed_run_with_faults_every_answer_of_every_worker_is_counte
     async with opened(settings_of(url, own_redis.url())) as keyturn:
         await keyturn.keys.make_first(by=SERVICE)
         await keyturn.keys.load()
-        for number in range(CLIENTS):
+        for number in range(CLIENTS + 1):
             await keyturn.users.create(f"user{number}@example.com", PASSWORD, by=SERVICE)
         async with started(logs, values) as (service, http):
             clients = [Client(number, http, answers) for number in range(CLIENTS)]
@@ -221,6 +227,7 @@ async def test_in_a_mixed_run_with_faults_every_answer_of_every_worker_is_counte
             await asyncio.to_thread(service.text_with, "Application startup complete", WORKERS + 1)
             await until_there_are(port, WORKERS)
             await run(clients)
+            await Client(CLIENTS, http, answers).refresh_in_a_loop()
             found = await each_answer_is_counted(port, answers)
             await until_counted(port, answers)
             async with keyturn.db.look() as connection:

@@ -38,7 +38,7 @@ from app.sessions.start import Authenticated
 from app.settings import Settings, read
 from app.storage.tables import User
 from app.users.container import Container, Limit
-from app.users.hashing_room import MIB, HashingRoom
+from app.users.hashing_room import BEFORE_REQUESTS, FOR_REQUESTS, MIB, HashingRoom
 from app.users.passwords import Cost, Passwords, cost_of
 from tests.conftest import CHEAP, PASSWORD, Opener, a_user
 from tests.servers import free_port
@@ -495,7 +495,7 @@ async def test_what_is_wrong_never_costs_much_more_than_today(monkeypatch: pytes
 
 
 async def test_larger_hashes_wait_until_all_fit_and_none_is_overtaken_for_ever() -> None:
-    found = replace(NO_LIMITS, memory=Limit((80 + 64 + 4) * MIB, "memory.max"))
+    found = replace(NO_LIMITS, memory=Limit(BEFORE_REQUESTS + FOR_REQUESTS + 4 * MIB, "memory.max"))
     passwords = hashing(found, argon2_memory="1024", hashing_slots="4")
     assert passwords.room.slots == 4
     running, most, order = 0, 0, list[int]()
