@@ -125,8 +125,8 @@ async def test_no_outage_of_the_issuer_blames_a_good_token_or_disturbs_a_refresh
         tasks = [asyncio.create_task(storm.exchange(client)) for _ in range(exchangers)]
         tasks += [asyncio.create_task(storm.refresh(client, app)) for app in apps]
         for phase, begin in phases.items():
+            storm.phase = phase  # first, so that each token counts for the phase in which it was signed
             await asyncio.to_thread(begin)
-            storm.phase = phase
             await asyncio.sleep(PHASE)
             await asyncio.to_thread(upstream.heal)
         storm.is_over = True
