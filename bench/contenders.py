@@ -140,20 +140,26 @@ def keyturn(
         delay: milliseconds added to each round trip to PostgreSQL; None: no proxy lies in between.
         checkout: the folder of the code that runs. Another checkout makes its own schema and its own sessions.
     """
-    code = {"PYTHONPATH": str(checkout)}
+    # A checkout from before the limits knows no settings of their pace.
+    lacks = () if (checkout / "app" / "settings_limits.py").exists() else PACE
+
+    def environment(database_url: str, redis_url: str) -> dict[str, str]:
+        given = stage.environment(database_url, redis_url) | {"PYTHONPATH": str(checkout)}
+        return {name: value for name, value in given.items() if name not in lacks}
+
     database = stage.database("keyturn", migrated=checkout == ROOT)
     tokens = stage.folder / f"{database.name}.tokens"
     count = sessions or stage.small
     if checkout == ROOT:
         seed(stage.settings(database), count, tokens, database=database, access=access, cookies=cookies)
     else:
-        environment = {**os.environ, **stage.environment(database.url, "none"), **code}
+        given = os.environ | environment(database.url, "none")
         kind, ahead = "access" if access else "refresh", str(AHEAD.total_seconds())
         seeding = ("-c", _SEED, database.url, str(count), str(tokens), kind, ahead)
         for command in (("-m", "alembic", "upgrade", "head"), seeding):
-            subprocess.run([sys.executable, *command], cwd=checkout, env=environment, check=True)
+            subprocess.run([sys.executable, *command], cwd=checkout, env=given, check=True)
     reached = database if delay is None else stage.delayed(database, delay)
-    service = stage.serve(stage.environment(reached.url, stage.redis_url()) | code, workers)
+    service = stage.serve(environment(reached.url, stage.redis_url()), workers)
     processes = {"Postgres": stage.postgres.pid, "Redis": stage.redis.pid}
     return Keyturn(name, database, tokens, service, processes)
 

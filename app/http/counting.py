@@ -30,7 +30,7 @@ _BELOW: tuple[tuple[str, EndpointWord], ...] = (
     ("/federation/", "federation"),
     ("/.well-known/", "well_known"),
 )
-_OK = 200
+_DONE = frozenset({200, 204})
 _CLASSES: tuple[StatusWord, ...] = ("none", "none", "2xx", "3xx", "4xx", "5xx")
 
 _GOOD = {path: DURATION.at((word, "2xx")) for path, word in _WORDS.items()}
@@ -45,7 +45,7 @@ def count(request: Request, status: int | None, seconds: float) -> None:
         status: the status of its answer, or None if no answer was sent.
         seconds: its duration.
     """
-    if status == _OK and (series := _GOOD.get(request.path)) is not None:
+    if status in _DONE and (series := _GOOD.get(request.path)) is not None:
         series.observe(seconds)
         return
     word = _word(request.path)
