@@ -17,51 +17,46 @@ LONGEST_WAIT = timedelta(seconds=60)
 _LONGEST_PAUSE = timedelta(seconds=10)
 """No session has to wait longer for its next refresh: less than the retry window of a new set-up."""
 
+_Rate = Annotated[str, BeforeValidator(checked_rate(LONGEST_WAIT))]
+"""A limit in the setting's own words, checked."""
+
 
 class LimitSettings(Place):
     """The settings about limits. Each limit is a budget of failures that fills up again evenly over its seconds."""
 
     limit_account: Annotated[
-        str,
-        BeforeValidator(checked_rate(LONGEST_WAIT)),
+        _Rate,
         Field(description=f"Failed sign-ins on one account, from all networks together: {_FORM}."),
     ] = "20/600"
     limit_account_network: Annotated[
-        str,
-        BeforeValidator(checked_rate(LONGEST_WAIT)),
+        _Rate,
         Field(description=f"Failed sign-ins on one account from one network: {_FORM}."),
     ] = "10/300"
     limit_device: Annotated[
-        str,
-        BeforeValidator(checked_rate(LONGEST_WAIT)),
+        _Rate,
         Field(
             description="Wrong passwords from one device that has signed in to the account before, or within one "
             f"session. No other limit holds for these: {_FORM}."
         ),
     ] = "8/240"
     limit_network: Annotated[
-        str,
-        BeforeValidator(checked_rate(LONGEST_WAIT)),
+        _Rate,
         Field(description=f"Failed sign-ins from one network, on all accounts together: {_FORM}."),
     ] = "100/600"
     limit_service: Annotated[
-        str,
-        BeforeValidator(checked_rate(LONGEST_WAIT)),
+        _Rate,
         Field(description=f"Failed sign-ins of the whole service: {_FORM}."),
     ] = "3000/60"
     limit_register: Annotated[
-        str,
-        BeforeValidator(checked_rate(LONGEST_WAIT)),
+        _Rate,
         Field(description=f"Registrations of one e-mail address, whether or not it is taken: {_FORM}."),
     ] = "5/300"
     limit_register_network: Annotated[
-        str,
-        BeforeValidator(checked_rate(LONGEST_WAIT)),
+        _Rate,
         Field(description=f"Registrations from one network: {_FORM}."),
     ] = "100/600"
     limit_exchange: Annotated[
-        str,
-        BeforeValidator(checked_rate(LONGEST_WAIT)),
+        _Rate,
         Field(description=f"Refused external tokens of one network. A good token is never refused for it: {_FORM}."),
     ] = "300/60"
     limit_session: Annotated[
@@ -73,8 +68,7 @@ class LimitSettings(Place):
         ),
     ] = "30/60"
     limit_junk: Annotated[
-        str,
-        BeforeValidator(checked_rate(LONGEST_WAIT)),
+        _Rate,
         Field(
             description="Tokens of one network that are none of Keyturn's, at refresh and verify, in one process. A "
             f"genuine token is never refused for it: {_FORM}."

@@ -1,4 +1,4 @@
-"""What metrics cost: `python -m bench.metrics`.
+"""The cost of metrics: `python -m bench.metrics`.
 
 Times the calls that one refresh makes alone, in a batch of its own, and beside them the counters of prometheus-client:
 within one process, and in its mode for several processes. Each figure is the least of many runs, in nanoseconds.

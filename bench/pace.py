@@ -1,4 +1,4 @@
-"""What the limits within a process cost a refresh and a request: nanoseconds, and objects that stay.
+"""The cost of the limits within a process, to a refresh and a request: nanoseconds, and objects that stay.
 
 .venv/bin/python -m bench.pace
 """

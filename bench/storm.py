@@ -44,7 +44,7 @@ PATIENCE = 60.0
 
 @dataclass
 class Seen:
-    """What one storm did to honest users."""
+    """The marks that one storm left on honest users."""
 
     storm: Counter[int] = field(default_factory=Counter)
     at_once: Counter[str] = field(default_factory=Counter)

@@ -133,7 +133,7 @@ def test_a_gauge_counts_only_while_its_process_runs(slots: Slots) -> None:
     while os.waitid(os.P_PID, worker.pid, os.WSTOPPED | os.WNOWAIT | os.WNOHANG) is None and monotonic() < end:
         sleep(0.01)
     try:
-        # It stands still, and its counts count all the same.
+        # The process stands still, and its counts count all the same.
         assert sums(slots) == (COUNTS, COUNTS, 1, 1)
     finally:
         worker.kill()

@@ -31,7 +31,7 @@ DASHBOARD = ROOT / "deploy" / "grafana" / "keyturn.json"
 PLACE = re.compile(r"(?<=<!-- metrics -->\n).*(?=<!-- /metrics -->)", re.DOTALL)
 
 OF_THE_DOOR: dict[str, dict[str, Any]] = {"keyturn_metrics_unlisted_total": {}}
-"""What the door adds to the list: of no process, but of all."""
+"""The metric that the door adds to the list: of no process, but of all."""
 TARGET = {"job", "instance"}
 
 
@@ -48,7 +48,7 @@ def series() -> dict[str, dict[str, Any]]:
 
 
 def wrong_with(expression: str) -> Iterator[str]:
-    """What a query names that is not there: a metric, a label or a word of it."""
+    """The names in a query that lead nowhere: a metric, a label or a word of it."""
     known = series()
     for name, matchers in re.findall(r"\b(keyturn_\w+)(?:\{([^}]*)\})?", expression):
         if name not in known:

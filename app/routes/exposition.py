@@ -46,7 +46,7 @@ def _prefers_open_metrics(accept: str) -> bool:
 
 
 class _Collector:
-    """What the library needs of its own registry."""
+    """The registry, as far as the library needs one: its method `collect` alone."""
 
     def collect(self) -> Iterator[Family]:
         """All metrics, and how many counts had a word that is on no list."""
