@@ -20,8 +20,13 @@ func Verified(raw string, keys jwt.Keyfunc, issuer string) (jwt.MapClaims, error
 	if err != nil {
 		return nil, err
 	}
-	if token.Header["typ"] != "at+jwt" || claims["sid"] == nil {
+	if token.Header["typ"] != "at+jwt" {
 		return nil, fmt.Errorf("not an access token")
+	}
+	for _, name := range []string{"sub", "iat", "jti", "sid", "client_id", "role"} {
+		if claims[name] == nil {
+			return nil, fmt.Errorf("without %s", name)
+		}
 	}
 	return claims, nil
 }
