@@ -22,7 +22,7 @@ KEPT = HERE / "results.json"
 PACKAGES = ("fastapi", "uvicorn", "uvloop", "httptools", "sqlalchemy", "asyncpg", "redis", "pyjwt", "argon2-cffi")
 
 INTRODUCTION = """\
-Written by `python3 dev.py bench`. Every figure is the median of interleaved rounds (A B C, A B C) on one machine that
+Written by `python3 dev.py bench`. Every figure is the median of interleaved rounds (A B C, C B A) on one machine that
 carries service, database, Redis and driver together, so the ratios say more than the rates. A run whose database does
 not agree with its driver is void and says so. `others` is the share of the machine that went, at worst, to processes
 that have no part in the run: above a few per cent the machine was shared and the run disturbed. CPU is microseconds a

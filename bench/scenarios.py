@@ -33,10 +33,13 @@ def _refresh(stage: Stage, **options: object) -> Load:
 
 
 def measure(stage: Stage, found: Findings, entries: Sequence[Entry], *, checkpoint: bool = True) -> list[list[Run]]:
-    """Runs the entries in turns (A B C, A B C), so that a disturbance of the machine hits all of them."""
+    """Runs the entries in turns (A B C, C B A), so that a disturbance of the machine hits all of them.
+
+    Each second round goes backwards: whoever always came first would be measured on a machine that had just rested.
+    """
     figures = [Figures(contender.name, title, []) for contender, title, _ in entries]
-    for _ in range(stage.rounds):
-        for (contender, _, load), mine in zip(entries, figures, strict=True):
+    for number in range(stage.rounds):
+        for (contender, _, load), mine in list(zip(entries, figures, strict=True))[:: -1 if number % 2 else 1]:
             if checkpoint:
                 stage.checkpoint()
             mine.runs.append(contender.run(load))

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from time import time
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 from sqlalchemy import event, text
 
 from app.actors import SERVICE
+from app.federation import end_session
 from app.keyturn import Keyturn
 from app.main import create_app
 from tests.conftest import CHEAP, SECRET, a_user, settings_of
@@ -73,7 +75,10 @@ async def a_site(
 
 
 @pytest.fixture
-async def site(database_url: str, upstream: Upstream, tmp_path: Path) -> AsyncIterator[Site]:
+async def site(
+    database_url: str, upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Site]:
+    monkeypatch.setattr(end_session, "BOUND", timedelta(seconds=30))  # a busy machine must not cost the URL
     async with a_site(database_url, upstream, tmp_path, post_logout_redirect_uris=[BACK, "app.example:/out"]) as site:
         yield site
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
@@ -336,7 +337,7 @@ async def test_an_erased_user_is_told_by_the_pseudonym_and_without_anything_pers
     assert telling.status == "erased"
     assert {line.event for line in telling.lines} == {"user_created", "session_started", "session_ended", "user_erased"}
     for text in (said(telling), said(await keyturn.why.session(tokens.session_id, limit=ALL))):
-        assert "ada" not in text
+        assert not re.search(r"\bada\b", text, re.IGNORECASE)  # the digits of an id may spell it
         assert "192.0.2.7" not in text
         assert str(user.user_id) not in text
     with pytest.raises(NotFound):

@@ -45,7 +45,7 @@ def count(request: Request, status: int | None, seconds: float) -> None:
         status: the status of its answer, or None if no answer was sent.
         seconds: its duration.
     """
-    if status in _DONE and (series := _GOOD.get(request.path)) is not None:
+    if status in _DONE and request.method != "OPTIONS" and (series := _GOOD.get(request.path)) is not None:
         series.observe(seconds)
         return
     word = _word(request.path)
