@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from .document import MARK, document
+from .html_page import MARK, html_page
 from .markup import code, element, inline, joined, link, listing, prose
 from .operations import Operation, content_of, operations, written
 from .schemas import Json, Member, Schemas
@@ -25,7 +25,7 @@ def reference(contract: Mapping[str, Any]) -> bytes:
     found = tuple(sorted(found, key=lambda each: order.index(each.group)))  # stable: within a group as in the contract
     about = {tag["name"]: tag.get("description", "") for tag in contract.get("tags", ())}
     groups = [(name, about[name], tuple(each)) for name, each in groupby(found, key=lambda each: each.group)]
-    return document(
+    return html_page(
         "Keyturn · API reference",
         link("#content", "Skip to the content", class_="skip"),
         element("header", link("./", MARK, element("span", "Keyturn"), class_="brand")),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .document import MARK, document
+from .html_page import MARK, html_page
 from .markup import code, element, link, listing
 
 
@@ -40,7 +40,7 @@ def start(facts: Facts) -> bytes:
     algorithm = code(facts.algorithm) if facts.algorithm else "No key is in force at the moment."
     published = facts.algorithm not in {None, "HS256"}
     keys = [" · ", link(".well-known/jwks.json", "public keys")] if published else []
-    return document(
+    return html_page(
         "Keyturn",
         element(
             "main",

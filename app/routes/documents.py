@@ -14,7 +14,7 @@ from ..http.answers import Answer, Fields
 from ..http.endpoints import Endpoint
 from ..http.request import Request
 from ..keyturn import Keyturn
-from ..pages.document import FIELDS
+from ..pages.html_page import FIELDS
 from ..pages.reference import reference
 from ..pages.start import Facts, start
 

@@ -36,11 +36,11 @@ FIELDS = (
     ),
 )
 """The header fields of each page. The policy names the one style sheet by its hash, and allows only that and the icon
-(Content Security Policy Level 3 section 2.3.1). No other site may put the page into a frame.
+(W3C, Content Security Policy Level 3). No other site may put the page into a frame.
 """
 
 
-def document(title: str, *body: str, kind: str) -> bytes:
+def html_page(title: str, *body: str, kind: str) -> bytes:
     """A whole page in HTML. `kind` is a word for the style sheet."""
     head = element(
         "head",
