@@ -388,19 +388,21 @@ async def versioned(keyturn: Keyturn, version: str | None) -> None:
 async def test_a_schema_that_is_behind_stops_the_start(open_keyturn: Opener, database_url: str) -> None:
     async with open_keyturn() as keyturn:
         await versioned(keyturn, None)
-    await stopped(settings_of(database_url, None), rf"^the schema is at nothing, .* run {re.escape(called())} migrate$")
+    await stopped(
+        settings_of(database_url, None), rf"^the schema is at nothing, .* run {re.escape(called())} db upgrade$"
+    )
 
 
 async def test_a_database_without_a_schema_stops_the_start(engine: str, request: Any, tmp_path: Path) -> None:
     if engine == "sqlite":
         await stopped(
-            settings_of(f"sqlite+aiosqlite:///{tmp_path / 'new.db'}", None), rf"run {re.escape(called())} migrate$"
+            settings_of(f"sqlite+aiosqlite:///{tmp_path / 'new.db'}", None), rf"run {re.escape(called())} db upgrade$"
         )
         return
     postgres: Postgres = request.getfixturevalue("postgres")
     await postgres.create_database("test_without_schema")
     try:
-        await stopped(settings_of(postgres.url("test_without_schema"), None), rf"run {re.escape(called())} migrate$")
+        await stopped(settings_of(postgres.url("test_without_schema"), None), rf"run {re.escape(called())} db upgrade$")
     finally:
         await postgres.drop_database("test_without_schema")
 

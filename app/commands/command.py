@@ -13,11 +13,11 @@ from ..errors import ConfigurationError, Refusal, TemporarilyUnavailable, WrongS
 from ..settings_sources import PREFIX
 from ..storage.migrating import end_at_sigterm
 from . import (
+    db,
     doctor,
     events,
     federation,
     keys,
-    migrate,
     openapi,
     policies,
     serve,
@@ -30,7 +30,7 @@ from . import (
 )
 from .arguments import Parser
 
-_NOUNS = (serve, migrate, doctor, openapi, upkeep, users, sessions, policies, keys, federation, events, why, stats, top)
+_NOUNS = (serve, db, doctor, openapi, upkeep, users, sessions, policies, keys, federation, events, why, stats, top)
 """The nouns, in the order of the help. Each file adds its own words."""
 
 

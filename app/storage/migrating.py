@@ -1,4 +1,4 @@
-"""Changes the schema: by `migrate`, or by `alembic`, which calls `run` through `migrations/env.py`, also for `--sql`.
+"""Changes the schema: by `keyturn db upgrade`, or by `alembic` through `migrations/env.py`, also for `--sql`.
 
 All migrations of one call run in one transaction, on SQLite too. So a call that is cut off leaves the schema as it
 was, and the locks and limits below end with the transaction: nothing stays on a connection that a pooler hands on.

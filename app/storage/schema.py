@@ -89,12 +89,12 @@ async def _check_server(connection: AsyncConnection) -> None:
     if server.elsewhere and not server.usable:
         raise ConfigurationError(
             f"the database user {server.me} may not use the schema {server.elsewhere}, which has tables of Keyturn: "
-            f"grant USAGE on that schema, or run {called()} migrate"
+            f"grant USAGE on that schema, or run {called()} db upgrade"
         )
     if server.elsewhere:
         raise ConfigurationError(
             f"the search path {server.schemas} has no tables of Keyturn and the schema {server.elsewhere} has: add "
-            f"?options=-csearch_path={server.elsewhere} to KEYTURN_DATABASE_URL, or run {called()} migrate"
+            f"?options=-csearch_path={server.elsewhere} to KEYTURN_DATABASE_URL, or run {called()} db upgrade"
         )
     found = await connection.scalars(_MISSING, {"names": list(_RIGHTS), "verbs": list(_RIGHTS.values())})
     missing = found.all()
@@ -134,5 +134,5 @@ async def check_schema(db: Database) -> None:
     known = {script.revision for script in scripts.walk_revisions()}
     if current != head and (current is None or current in known):
         raise ConfigurationError(
-            f"the schema is at {current or 'nothing'}, this release needs {head}: run {called()} migrate"
+            f"the schema is at {current or 'nothing'}, this release needs {head}: run {called()} db upgrade"
         )

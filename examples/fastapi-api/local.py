@@ -1,0 +1,49 @@
+"""The same service, which verifies access tokens by itself: a logout counts when the token expires."""
+
+import os
+from typing import Annotated, Any
+
+import jwt
+from fastapi import Depends, FastAPI, HTTPException
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+KEYTURN = os.environ.get("KEYTURN", "http://127.0.0.1:8000")
+ISSUER = AUDIENCE = os.environ.get("ISSUER", KEYTURN)
+CLAIMS = ["iss", "sub", "aud", "exp", "iat", "jti", "sid", "client_id", "role"]
+
+keys = jwt.PyJWKClient(f"{KEYTURN}/.well-known/jwks.json")  # make it once: it keeps the keys for five minutes
+
+
+def verified(token: str) -> dict[str, Any]:
+    """The claims (RFC 9068 section 4). Raises PyJWKClientConnectionError (answer 503), or another PyJWTError (401)."""
+    if jwt.get_unverified_header(token).get("typ") != "at+jwt":
+        raise jwt.InvalidTokenError("not an access token")
+    claims: dict[str, Any] = jwt.decode(
+        token,
+        keys.get_signing_key_from_jwt(token),
+        algorithms=["ES256"],
+        issuer=ISSUER,
+        audience=AUDIENCE,
+        leeway=5,  # seconds: clocks differ
+        options={"require": CLAIMS},
+    )
+    return claims
+
+
+app = FastAPI()
+
+
+def user(sent: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]) -> dict[str, Any]:
+    """The claims of who sent this request. Raises 401 without a good token, 503 where the keys can't be had."""
+    try:
+        return verified(sent.credentials if sent else "")
+    except jwt.PyJWKClientConnectionError:
+        raise HTTPException(503, headers={"Retry-After": "1"}) from None
+    except jwt.PyJWTError:
+        raise HTTPException(401, headers={"WWW-Authenticate": "Bearer"}) from None
+
+
+@app.get("/hello")
+def hello(user: Annotated[dict[str, Any], Depends(user)]) -> dict[str, str]:
+    """Greet whoever is signed in."""
+    return {"hello": user["sub"]}

@@ -1,0 +1,114 @@
+"""examples/fastapi-api before a real Keyturn."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from app.settings import DEFAULT_ISSUER
+from tests.example_servers import ACCOUNT, EXAMPLES, keyturn, uvicorn
+from tests.servers import free_port
+from tests.service import Service
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, logs: Path) -> Iterator[Service]:
+    with keyturn(tmp_path_factory.mktemp("fastapi"), logs, signing_algorithm="ES256") as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def api(service: Service) -> Iterator[str]:
+    """The service that asks Keyturn."""
+    with uvicorn("fastapi-api", "main:app", free_port(), KEYTURN=service.url) as api:
+        yield api
+
+
+@pytest.fixture(scope="module")
+def local(service: Service) -> Iterator[str]:
+    """The service that verifies by itself."""
+    with uvicorn("fastapi-api", "local:app", free_port(), KEYTURN=service.url, ISSUER=DEFAULT_ISSUER) as api:
+        yield api
+
+
+@pytest.fixture(scope="module")
+def http() -> Iterator[httpx2.Client]:
+    with httpx2.Client(trust_env=False, timeout=10) as http:
+        yield http
+
+
+def sign_in(http: httpx2.Client, service: Service) -> dict[str, str]:
+    tokens = http.post(f"{service.url}/auth/login", json=ACCOUNT).raise_for_status().json()
+    return {"Authorization": f"Bearer {tokens['access_token']}"}
+
+
+@pytest.mark.parametrize("way", ["api", "local"])
+def test_a_protected_route_is_for_those_who_are_signed_in(
+    service: Service, way: str, http: httpx2.Client, request: pytest.FixtureRequest
+) -> None:
+    api, bearer = request.getfixturevalue(way), sign_in(http, service)
+    subject = http.get(f"{service.url}/auth/me", headers=bearer).json()["user"]["id"]
+    assert http.get(f"{api}/hello", headers=bearer).json() == {"hello": subject}
+    for refused in ({}, {"Authorization": "Bearer junk"}, {"Authorization": bearer["Authorization"][:-5]}):
+        answer = http.get(f"{api}/hello", headers=refused)
+        assert answer.status_code == 401
+        assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+
+
+def test_a_route_for_administrators_is_closed_to_others(service: Service, api: str, http: httpx2.Client) -> None:
+    assert http.get(f"{api}/admin", headers=sign_in(http, service)).status_code == 403
+
+
+def test_after_a_logout_the_token_is_refused(service: Service, api: str, http: httpx2.Client) -> None:
+    bearer = sign_in(http, service)
+    assert http.get(f"{api}/hello", headers=bearer).status_code == 200
+    assert http.post(f"{service.url}/auth/logout", headers=bearer).status_code == 204
+    assert http.get(f"{api}/hello", headers=bearer).status_code == 401
+
+
+@pytest.mark.parametrize("module", ["main", "local"])
+def test_while_keyturn_is_away_the_answer_is_503_and_nobody_is_signed_out(
+    service: Service, http: httpx2.Client, module: str
+) -> None:
+    with uvicorn("fastapi-api", f"{module}:app", free_port(), KEYTURN=f"http://127.0.0.1:{free_port()}") as api:
+        answer = http.get(f"{api}/hello", headers=sign_in(http, service))
+    assert answer.status_code == 503
+    assert answer.headers["Retry-After"] == "1"
+
+
+def test_a_service_that_verifies_by_itself_hears_of_no_logout(
+    service: Service, local: str, http: httpx2.Client
+) -> None:
+    bearer = sign_in(http, service)
+    assert http.post(f"{service.url}/auth/logout", headers=bearer).status_code == 204
+    assert http.get(f"{local}/hello", headers=bearer).status_code == 200
+
+
+def test_the_client_calls_the_service_before_and_after_a_refresh_and_in_vain_after_the_logout(
+    service: Service, api: str, tmp_path: Path
+) -> None:
+    code = (EXAMPLES / "fastapi-api" / "client.py").read_text(encoding="utf-8")
+    for published, here in (("http://127.0.0.1:8000", service.url), ("http://127.0.0.1:9000", api)):
+        assert code.count(published) == 1
+        code = code.replace(published, here)
+    (tmp_path / "client.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, "client.py", ACCOUNT["email"]],
+        cwd=tmp_path,
+        env={"NO_PROXY": "*"},
+        input=ACCOUNT["password"] + "\n",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        start_new_session=True,  # without a terminal, from which getpass would read the password
+    )
+    first, second, last = done.stdout.splitlines()
+    assert first == second
+    assert "hello" in first
+    assert last == "401"
