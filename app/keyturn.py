@@ -45,6 +45,7 @@ from .sessions.naming import Naming
 from .sessions.policy_changes import PolicyChanges
 from .sessions.promises import Promises
 from .sessions.reading import Reading
+from .sessions.restored import Restored
 from .sessions.rotation import Rotation
 from .sessions.start import Starting
 from .sessions.statistics import Statistics
@@ -106,6 +107,7 @@ class Keyturn:
     reading: Reading
     naming: Naming
     upkeep: Upkeep
+    restored: Restored
     events: Events
     statistics: Statistics
     key_changes: KeyChanges
@@ -199,6 +201,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             reading=reading,
             naming=Naming(db),
             upkeep=Upkeep(db),
+            restored=Restored(db, revocations.publishing, events),
             events=events,
             statistics=statistics,
             key_changes=KeyChanges(keys, KeyRotation(db, keys, seal, settings), sweeping, settings.signing_algorithm),

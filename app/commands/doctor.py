@@ -25,6 +25,8 @@ from ..storage.migrating import migrating
 from ..storage.schema import check_schema
 from ..tokens.key_set import Use
 from ..users.administrators import administrators
+from . import after_restore
+from .acts import on_parts
 from .addresses import listen
 from .arguments import Words
 from .users import ran_out
@@ -49,11 +51,22 @@ class Finding(NamedTuple):
 def add_to(words: Words) -> None:
     """Adds the command."""
     parser = words.add_parser("doctor", help="check the set-up and say what to do")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--after-restore", action="store_true", help="take a restored database into use, and say what came back with it"
+    )
+    parser.add_argument(
+        "--sign-everyone-out", action="store_true", help="with --after-restore: also end all sessions of the database"
+    )
     parser.set_defaults(run=_doctor)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
+    if arguments.after_restore:
+        on_parts(after_restore.take)(arguments)
+        return 0
+    if arguments.sign_everyone_out:
+        arguments.parser.error("--sign-everyone-out needs --after-restore")
     findings = asyncio.run(examine())
     if arguments.json:
         print(json.dumps([{"check": f.check, "ok": not f.advice, "advice": f.advice} for f in findings]))

@@ -36,6 +36,7 @@ EventKind = Literal[
     "session_ended",
     "sessions_deleted",
     "signed_out_everywhere",
+    "database_restored",
     "policy_changed",
     "key_generated",
     "key_imported",

@@ -51,6 +51,7 @@ class Checks:
         self._redis = redis
         self._without_database = without_database
         self._ended: dict[UUID, tuple[Reason, float]] = {}
+        self._ended_under = ""  # the epoch under which `_ended` was found
         self._lookups = Batch(self._look_up, name="revocation", in_flight=2)
         self._questions = Batch(self._ask_redis, name="redis", most=512, queue_limit=READ_LIMIT)
         self._these = select(Session.id, Session.end_reason).where(db.among(Session.id))
@@ -122,12 +123,19 @@ class Checks:
         return [found[i] if i in found else InvalidToken("no such session", outcome="unknown") for i in ids]
 
     def remember(self, session_id: UUID, reason: Reason) -> None:
-        """Remembers an ended session while its tokens could be valid. An ended session never becomes live again."""
+        """Remembers an ended session while its tokens could be valid, under this epoch.
+
+        An ended session never becomes live again, unless the database is restored. Then the epoch changes.
+        """
         self._ended[session_id] = (reason, monotonic() + REMEMBERED_FOR.total_seconds())
 
     def forget_what_is_over(self) -> None:
         """Forgets sessions whose time is over, a bounded number in each call. The oldest stand first."""
         now = monotonic()
+        if self._fence.last is not None and self._fence.last.epoch != self._ended_under:
+            # A restored database may have the sessions as live. Each process has to say so, or all refuse.
+            self._ended_under = self._fence.last.epoch
+            self._ended.clear()
         for session_id, (_, until) in list(islice(self._ended.items(), _FORGET_AT_ONCE)):
             if until < now:
                 del self._ended[session_id]

@@ -168,8 +168,14 @@ class Publishing:
         fences = fence.server is not None and not nothing and not (known_here and published.ids.issuperset(ended))
         if fences:
             # Some process may believe a Redis server that lacks some of these keys.
-            await tx.execute(update(CacheFence).values(epoch=new_epoch(), server=None, changed_at=self._db.now()))
+            await self.fence(tx)
         return self.comparison(fence.epoch, fenced=fences)
+
+    async def fence(self, tx: AsyncConnection) -> Comparison:
+        """Gives the fence a new epoch and no server: no process believes Redis until a rebuild has filled it anew."""
+        epoch = new_epoch()
+        await tx.execute(update(CacheFence).values(epoch=epoch, server=None, changed_at=self._db.now()))
+        return self.comparison(epoch, fenced=True)
 
     async def read_fence(self) -> None:
         """Reads the fence once. A process of the command line has no loop that reads the fence."""
