@@ -109,7 +109,7 @@ def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
 
 
 def test_docker_compose_takes_the_file() -> None:
-    words = [tool("docker-compose"), "-f", ROOT / "compose.yaml", "config", "--format", "json"]
+    words: list[str | Path] = [tool("docker-compose"), "-f", ROOT / "compose.yaml", "config", "--format", "json"]
     environment = {"PATH": os.environ["PATH"], "POSTGRES_PASSWORD": "a", "KEYTURN_SECRET": "b"}
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
