@@ -10,7 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
@@ -38,6 +37,7 @@ from .routes import (
     admin_user_changes,
     admin_users,
     admin_why,
+    documents,
     exchange,
     federation,
     health,
@@ -88,8 +88,7 @@ _ON_METRICS_PORT = {
     "/healthz": health.healthz,
     "/readyz": health.readyz,
 }
-_DOCUMENT = "/openapi.json"
-_FIRST_SEGMENTS = frozenset(path.split("/")[1] for path in (_DOCUMENT, *(each.path for each in _ENDPOINTS)))
+_FIRST_SEGMENTS = frozenset(path.split("/")[1] for path in (*documents.PATHS, *(each.path for each in _ENDPOINTS)))
 """The first segments of all paths that Keyturn serves."""
 
 _DESCRIPTION = """
@@ -111,7 +110,7 @@ _TAGS = [
 ]
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None) -> _Application:
     """Makes the application. Reads the settings if none are given, for ``uvicorn --factory app.main:create_app``.
 
     Give uvicorn ``--no-proxy-headers`` then. Otherwise its own reading of X-Forwarded-For comes before Keyturn's.
@@ -128,7 +127,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             opened(settings) as keyturn,
             running(keyturn),
         ):
-            app.state.keyturn = app.doors.parts = keyturn
+            app.state.keyturn = app.doors.parts = undescribed.parts = keyturn
             yield
 
     app = _Application(
@@ -167,17 +166,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to change the document
 
-    @cache  # anyone may ask, and to write the document takes milliseconds
-    def document() -> bytes:
-        served = openapi()
-        if settings.root_path:
-            served = {**served, "servers": [{"url": settings.root_path}, *served["servers"]]}
-        return to_json(served)
-
-    async def described(_: Request) -> Response:
-        return Response(document(), media_type="application/json")
-
-    app.router.add_route(_DOCUMENT, described, include_in_schema=False)
+    app.documents = documents.Documents(openapi, root_path=settings.root_path, version=release(), pages=settings.pages)
+    undescribed = Doors[Keyturn](app.documents.endpoints)
+    undescribed.add_to(app.router)
     return app
 
 
@@ -188,7 +179,7 @@ def served() -> FastAPI:
     collection would keep every request waiting for tens of milliseconds.
     """
     app = create_app()
-    app.openapi()  # made now, so that who asks for the document first keeps no other request waiting
+    app.documents.make()
     gc.collect()
     gc.freeze()
     return app
@@ -200,6 +191,8 @@ class _Application(FastAPI):
     Both stand in front of FastAPI's whole stack, not among its middleware. Behind the outer layers and telemetry, each
     refresh would take a tenth longer.
     """
+
+    documents: documents.Documents
 
     def __init__(
         self,

@@ -55,6 +55,10 @@ class WebSettings(Place):
             description="Seconds for which browsers reach this host by https alone (RFC 6797); 0: they are not told.",
         ),
     ] = timedelta(0)
+    pages: Annotated[
+        bool,
+        Field(description="Whether `/` and `/docs` are pages to read: state, and the reference of the API."),
+    ] = True
 
     def web_rules(self, issuer: str, retry_window: timedelta) -> Iterator[tuple[bool, str]]:
         """For each rule on these settings, the issuer and the retry window: whether it is broken, and its message."""

@@ -106,6 +106,7 @@ def test_the_client_calls_the_service_before_and_after_a_refresh_and_in_vain_aft
         text=True,
         timeout=60,
         check=True,
+        start_new_session=True,  # without a terminal, from which getpass would read the password
     )
     first, second, last = done.stdout.splitlines()
     assert first == second

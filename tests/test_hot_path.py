@@ -150,8 +150,8 @@ class EachDoor:
 @pytest.fixture
 async def each_door(database_url: str, capsys: pytest.CaptureFixture[str]) -> AsyncIterator[EachDoor]:
     app = create_app(settings_of(database_url, None, allowed_origins=ELSEWHERE, issuer=ISSUER))
-    doors: Doors[Keyturn] = app.doors  # type: ignore[attr-defined]  # `doors` is an attribute of our own subclass
-    origins: Origins = app.origins  # type: ignore[attr-defined]  # so is `origins`
+    doors: Doors[Keyturn] = app.doors
+    origins: Origins = app.origins
     behind = partial(FastAPI.__call__, app)
 
     def without_a_list(request: Request) -> Awaitable[Answer] | None:
@@ -287,7 +287,7 @@ async def test_a_bug_that_is_planted_in_one_door_is_found(
 async def both(database_url: str) -> AsyncIterator[tuple[Keyturn, httpx2.AsyncClient, httpx2.AsyncClient]]:
     """The parts of one application, and two clients: as it is served, and through FastAPI's door alone."""
     app = create_app(settings_of(database_url, None))
-    slow = Edge(partial(FastAPI.__call__, app), origins=app.origins)  # type: ignore[attr-defined]  # our subclass
+    slow = Edge(partial(FastAPI.__call__, app), origins=app.origins)
     async with (
         app.router.lifespan_context(app),
         httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="https://x") as direct,

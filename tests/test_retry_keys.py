@@ -278,7 +278,7 @@ async def test_a_refused_scope_hides_no_reuse_and_no_reason(keyturn: Keyturn) ->
 async def doors(database_url: str) -> AsyncIterator[tuple[Keyturn, list[httpx2.AsyncClient]]]:
     """The parts of one application, and two clients: as it is served, and through FastAPI's door alone."""
     app = create_app(settings_of(database_url, None))
-    slow = Edge(partial(FastAPI.__call__, app), origins=app.origins)  # type: ignore[attr-defined]  # our subclass
+    slow = Edge(partial(FastAPI.__call__, app), origins=app.origins)
     async with (
         app.router.lifespan_context(app),
         httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="https://x") as fast,
