@@ -130,11 +130,10 @@ class Rebuild:
                 return
             self._look_for_another_keyturn(server, marker)
             await self._rebuild(server, marker or b"")
+        except RedisRefusedError as e:
+            self._note("refuses commands", "redis_away", f"{e.cause}; the database answers in its place")
         except RedisAwayError as e:
-            refuses = isinstance(e, RedisRefusedError)
-            self._note(
-                "refuses commands" if refuses else "away", "redis_away", f"{e.cause}; the database answers in its place"
-            )
+            self._note("away", "redis_away", f"{e.cause}; the database answers in its place")
         except TemporarilyUnavailable as e:
             self._note("not filled", "redis_not_filled", f"the database went away while Redis was filled ({e.cause})")
 
