@@ -30,7 +30,7 @@ from . import after_restore
 from .acts import on_parts
 from .addresses import listen
 from .arguments import Words
-from .output import moment
+from .rows import moment
 from .users import ran_out
 
 _SOURCES = {"policy": "its row", "settings": "the settings", "default": "Keyturn's defaults"}
