@@ -30,7 +30,7 @@ from . import after_restore
 from .acts import on_parts
 from .addresses import listen
 from .arguments import Words
-from .rows import moment
+from .table import cell
 from .users import ran_out
 
 _SOURCES = {"policy": "its row", "settings": "the settings", "default": "Keyturn's defaults"}
@@ -148,7 +148,7 @@ async def _keys(keyturn: Keyturn) -> AsyncIterator[Finding]:
         these.sort(key=lambda key: (key["status"] == "published", key["signs_from"]))
         signers = [
             f"{key['algorithm']} (key {key['kid']})"
-            + (f" from {moment(key['signs_from'])} on" if key["status"] == "published" else " now")
+            + (f" from {cell(key['signs_from'])} on" if key["status"] == "published" else " now")
             for key in these
         ]
         wanted = keyturn.settings.signing_algorithm
@@ -162,7 +162,7 @@ async def _keys(keyturn: Keyturn) -> AsyncIterator[Finding]:
             yield Finding(f"{used} with {', '.join(signers)}", new if other else "")
     for key in keys:
         if key["status"] == "retiring":
-            yield Finding(f"{key['use']} key {key['kid']} ({key['algorithm']}) retires at {moment(key['retires_at'])}")
+            yield Finding(f"{key['use']} key {key['kid']} ({key['algorithm']}) retires at {cell(key['retires_at'])}")
     if keyturn.settings.secret_previous is not None:
         under = sum(key["sealed_under"] == "previous" for key in keys)
         issuers = sum(issuer.sealed_under == "previous" for issuer in await keyturn.issuers.rows())
