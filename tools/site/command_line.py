@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from app.commands.command import _parser
+from app.commands.command import parser
 
 _HEAD = """\
 # Command line
@@ -32,36 +32,35 @@ Type `python3 dev.py keyturn …` in a checkout, and `keyturn …` where the pac
 
 def command_line() -> str:
     """The page, as Markdown."""
-    commands = list(_commands(_parser(), ""))
-    index = "".join(f"| [`{parser.prog}`](#{_anchor(parser.prog)}) | {about} |\n" for parser, about in commands)
-    return f"{_HEAD}\n## All commands\n\n| command | what it does |\n|---|---|\n{index}" + "".join(
-        _section(parser, about) for parser, about in commands
-    )
+    commands = list(_commands(parser(), ""))
+    index = "".join(f"| [`{each.prog}`](#{_anchor(each.prog)}) | {about} |\n" for each, about in commands)
+    sections = "".join(_section(each, about) for each, about in commands)
+    return f"{_HEAD}\n## All commands\n\n| command | what it does |\n|---|---|\n{index}{sections}"
 
 
 def _anchor(heading: str) -> str:
     return heading.replace(" ", "-")
 
 
-def _commands(parser: argparse.ArgumentParser, about: str) -> Iterator[tuple[argparse.ArgumentParser, str]]:
+def _commands(of: argparse.ArgumentParser, about: str) -> Iterator[tuple[argparse.ArgumentParser, str]]:
     """Each command that has no verbs below it, with the sentence of its help."""
-    words = [each for each in parser._actions if isinstance(each, argparse._SubParsersAction)]  # noqa: SLF001  # argparse has no public way to its words
+    words = [each for each in of._actions if isinstance(each, argparse._SubParsersAction)]  # noqa: SLF001  # argparse has no public way to its words
     if not words:
-        yield parser, about
+        yield of, about
     for each in words:
         abouts = {choice.dest: choice.help or "" for choice in each._choices_actions}  # noqa: SLF001  # as above
         for name, inner in each.choices.items():
             yield from _commands(inner, _sentence(abouts.get(name, "")))
 
 
-def _section(parser: argparse.ArgumentParser, about: str) -> str:
+def _section(command: argparse.ArgumentParser, about: str) -> str:
     actions = [
         each
-        for each in parser._actions  # noqa: SLF001  # as above
+        for each in command._actions  # noqa: SLF001  # as above
         if each.help != argparse.SUPPRESS and not {"--help", "--config"} & set(each.option_strings)
     ]
-    usage = " ".join((parser.prog, *(_usage(each) for each in actions)))
-    parts = [f"\n### {parser.prog}\n\n{about}\n\n```text\n{_wrapped(usage)}\n```\n"]
+    usage = " ".join((command.prog, *(_usage(each) for each in actions)))
+    parts = [f"\n### {command.prog}\n\n{about}\n\n```text\n{_wrapped(usage)}\n```\n"]
     if actions:
         parts.append("\n| word | meaning |\n|---|---|\n")
         parts += [f"| {_word(each)} | {_meaning(each)} |\n" for each in actions]
