@@ -288,7 +288,7 @@ def test_sessions_are_listed_shown_and_ended(keyturn: Command) -> None:
     table = keyturn.ok("sessions", "list").out.splitlines()
     assert table[0].split() == ["id", "email", "status", "begun", "refreshed", "ends"]
     assert table[1].split()[:3] == [ids[2], "bob@example.com", "live"]
-    assert max(map(len, table)) <= 120
+    assert max(map(len, table)) <= 100
 
     # If one of the ids is unknown, the command still ends the other sessions.
     unknown = str(uuid7())
@@ -580,17 +580,18 @@ def test_the_table_of_events_names_who_and_on_whom_and_no_terminal_obeys_it(keyt
     done = keyturn.ok("events", "list")
     assert done.err == ""
     head, *lines = done.out.splitlines()
-    assert head.split() == ["at", "event", "by", "on", "session", "detail", "address"]
+    assert head.split() == ["at", "event", "by", "on", "detail"]
     cells = [re.split(r"  +", line) for line in lines]
-    started = ["2026-11-27T09:00:00Z", "session_started", "user", "ada@example.com", str(SESSION), "192.0.2.7"]
+    started = ["2026-11-27T09:00:00Z", "session_started", "user", "ada@example.com"]
     assert started in cells
-    ended = ["2026-11-27T10:00:00Z", "session_ended", "administrator bob@example.com", "ada@example.com", str(SESSION)]
-    assert [*ended, "revoked_by_admin", "2001:db8::1"] in cells
+    ended = ["2026-11-27T10:00:00Z", "session_ended", "bob@example.com", "ada@example.com"]
+    assert [*ended, "revoked_by_admin"] in cells
     assert ["2026-11-27T08:00:00Z", "role_changed", "command root", "ada@example.com", "auditor"] in cells
     assert ["2026-11-27T12:00:00Z", "key_generated", "service", "refresh-9"] in cells
-    [reuse] = [line for line in cells if "reuse_detected" in line]
-    assert reuse[-1] == "?[2J"
     assert done.out.replace("\n", "").isprintable()
+    wide = keyturn.ok("events", "list", "--wide").out
+    assert {str(SESSION), "192.0.2.7", "2001:db8::1", "?[2J"} <= set(wide.split())
+    assert wide.replace("\n", "").isprintable()
 
 
 def test_the_actor_of_a_command_is_the_systems_user_who_gave_it(monkeypatch: pytest.MonkeyPatch) -> None:

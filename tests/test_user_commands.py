@@ -50,8 +50,8 @@ def test_a_user_without_an_address_is_named_by_the_id(keyturn: Command, upstream
     assert keyturn.ok("users", "set-claims", user_id, "--clear").out.startswith(f"{user_id} has no claims")
     [session] = keyturn.ok("sessions", "list", "--status", "all", "--json").json
     assert session["email"] is None
-    assert user_id in keyturn.ok("sessions", "list", "--status", "all").out
-    assert user_id in keyturn.ok("events", "list").out
+    assert user_id in keyturn.ok("sessions", "list", "--status", "all", "--wide").out
+    assert user_id in keyturn.ok("events", "list", "--wide").out
     for words in (("reset-password",), ("set-password", "--password-stdin"), ("verify-email",)):
         said = keyturn.refused(1, "users", words[0], user_id, *words[1:], stdin=PASSWORD.encode())
         assert "no e-mail address" in said

@@ -7,22 +7,34 @@ import asyncio
 import getpass
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from ..actors import Actor
 from ..keyturn import Keyturn, opened
 from ..settings import read
 from ..storage.schema import check_schema
 from .arguments import Words
+from .table import WIDEST
 
 Act: TypeAlias = Callable[[Keyturn, argparse.Namespace], Awaitable[None]]
 
 
-def add_verb(verbs: Words, name: str, act: Act, help: str, *, reading: bool) -> argparse.ArgumentParser:  # noqa: A002  # argparse's own name
-    """Adds a verb and its act. A verb that only reads can print JSON."""
+def add_verb(
+    verbs: Words,
+    name: str,
+    act: Act,
+    help: str,  # noqa: A002  # argparse's own name
+    *,
+    prints: Literal["words", "record", "table"] = "words",
+) -> argparse.ArgumentParser:
+    """Adds a verb and its act. A verb that prints a record or a table prints it as JSON too."""
     parser = verbs.add_parser(name, help=help)
-    if reading:
+    if prints != "words":
         parser.add_argument("--json", action="store_true", help="print JSON")
+    if prints == "table":
+        parser.add_argument(
+            "--wide", action="store_true", help=f"all columns, and more than {WIDEST} characters a line"
+        )
     parser.set_defaults(run=on_parts(act))
     return parser
 

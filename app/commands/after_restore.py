@@ -10,7 +10,7 @@ from ..command_name import called
 from ..keyturn import Keyturn
 from ..sessions.restored import Restoration
 from .acts import by
-from .output import moment
+from .table import cell
 
 
 async def take(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
@@ -22,7 +22,7 @@ async def take(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     done = [*_done(restoration, everyone=everyone)]
     left = [*_left(keyturn, restoration, await _signing(keyturn), everyone=everyone)]
     if arguments.json:
-        print(json.dumps({"restored_at": moment(restoration.at), "done": done, "left": left}))
+        print(json.dumps({"restored_at": cell(restoration.at), "done": done, "left": left}))
         return
     for line in done:
         print(f"ok  {line}")
@@ -37,7 +37,7 @@ async def _signing(keyturn: Keyturn) -> str:
 
 def _done(restoration: Restoration, *, everyone: bool) -> Iterator[str]:
     yield "Redis from before the restore is not believed; instances fill it anew, and meanwhile the database answers"
-    yield f"access tokens from before {moment(restoration.at)} count only if the database has their session"
+    yield f"access tokens from before {cell(restoration.at)} count only if the database has their session"
     yield "the instances read keys, policies and issuers again"
     if everyone:
         yield "everyone is signed out: all tokens made so far are refused, and new sign-ins work at once"
@@ -46,7 +46,7 @@ def _done(restoration: Restoration, *, everyone: bool) -> Iterator[str]:
 def _left(keyturn: Keyturn, restoration: Restoration, kids: str, *, everyone: bool) -> Iterator[str]:
     """What the operator has to know, each line with the command that mends it."""
     if restoration.newest is not None:
-        yield f"the newest event in this database is of {moment(restoration.newest)}: what happened later is undone"
+        yield f"the newest event in this database is of {cell(restoration.newest)}: what happened later is undone"
     if not everyone:
         yield (
             "sessions that ended later live again, and refresh tokens used up later are good again: "

@@ -13,14 +13,15 @@ from ..events.audit import EventKind
 from ..keyturn import Keyturn
 from .acts import add_verb
 from .arguments import Words, identifier, moment, whole
-from .output import Row, more, show, user_of
+from .output import more, show_list, user_of
+from .rows import Row
 from .users import found
 
 
 def add_to(words: Words) -> None:
     """Adds the noun and its verbs."""
     verbs = words.add_parser("events", help="who changed what").add_subparsers(required=True, metavar="VERB")
-    verb = add_verb(verbs, "list", _list, "the newest first", reading=True)
+    verb = add_verb(verbs, "list", _list, "the newest first", prints="table")
     verb.add_argument("--user", help="on this user (id or e-mail)")
     verb.add_argument("--session", type=identifier, metavar="ID", help="on this session")
     verb.add_argument("--event", choices=get_args(EventKind), metavar="KIND", help="of this kind")
@@ -43,13 +44,11 @@ async def _list(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
         since=arguments.since,
         until=arguments.until,
     )
-    if arguments.json:
-        show(events, arguments)
-        return
     named = [user_id for event in events for user_id in (event["user_id"], _acting_user(event)) if user_id]
     emails = await keyturn.users.emails(set(named))
-    show([_in_short(event, emails) for event in events], arguments)
-    more([event["id"] for event in events], arguments.limit, "--before")
+    show_list(events, arguments, short=[_in_short(event, emails) for event in events], cut=("by", "on", "detail"))
+    if not arguments.json:
+        more([event["id"] for event in events], arguments.limit, "--before")
 
 
 async def _user_named(keyturn: Keyturn, named: str) -> UUID:
@@ -69,18 +68,16 @@ def _in_short(event: Row, emails: Mapping[UUID, str]) -> Row:
         "event": event["event"],
         "by": _actor(event, emails),
         "on": _user(event["user_id"], emails),
-        "session": event["session_id"],
         "detail": event["reason"] or event["detail"],
-        "address": event["address"],
     }
 
 
 def _actor(event: Row, emails: Mapping[UUID, str]) -> str:
-    """The kind of the actor, and its name: for a user, the e-mail address, unless the event is on the same user."""
+    """The kind of the actor and its name. For a user: the kind if the event is on the same user, else the address."""
     user_id = _acting_user(event)
     if user_id is None:
         return f"{event['actor']} {event['actor_id'] or ''}".rstrip()
-    return str(event["actor"]) if user_id == event["user_id"] else f"{event['actor']} {_user(user_id, emails)}"
+    return str(event["actor"]) if user_id == event["user_id"] else _user(user_id, emails)
 
 
 def _acting_user(event: Row) -> UUID | None:

@@ -17,7 +17,8 @@ from ..keyturn import Keyturn
 from . import federation_check, federation_sessions
 from .acts import add_verb, by
 from .arguments import Words
-from .output import Row, note, show
+from .output import note, show_list
+from .rows import Row
 
 _LONGEST_LINE = 4096  # characters
 _OPTIONS = {"preset": "preset", "issuer": "issuer", "client_id": "client-id"}
@@ -29,7 +30,7 @@ def add_to(words: Words) -> None:
     verbs = words.add_parser("federation", help="issuers whose tokens are exchanged").add_subparsers(
         required=True, metavar="VERB"
     )
-    verb = add_verb(verbs, "add", _add, "add an issuer, or change the members that are given", reading=False)
+    verb = add_verb(verbs, "add", _add, "add an issuer, or change the members that are given")
     verb.add_argument("name", help="your name for it: it stands in paths")
     verb.add_argument("--preset", choices=get_args(Preset))
     verb.add_argument("--issuer", metavar="URL", help="the exact iss; Scalekit: the environment URL")
@@ -47,8 +48,8 @@ def add_to(words: Words) -> None:
         option = secret.replace("_", "-")
         verb.add_argument(f"--{option}-stdin", action="store_true", help="read it from standard input, a line for each")
     verb.add_argument("--forget", action="append", default=[], choices=list(IssuerSecrets.model_fields))
-    add_verb(verbs, "list", _list, "the issuers, without their secrets", reading=True)
-    verb = add_verb(verbs, "remove", _remove, "take no more tokens of an issuer", reading=False)
+    add_verb(verbs, "list", _list, "the issuers, without their secrets", prints="table")
+    verb = add_verb(verbs, "remove", _remove, "take no more tokens of an issuer")
     verb.add_argument("name")
     federation_check.add_to(verbs)
     federation_sessions.add_to(verbs)
@@ -116,7 +117,8 @@ def _line(secret: str) -> str:
 
 async def _list(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     issuers = await keyturn.issuers.rows()
-    show([each.members() if arguments.json else _in_short(each) for each in issuers], arguments)
+    short = [_in_short(each) for each in issuers]
+    show_list([each.members() for each in issuers], arguments, short=short, cut=("name", "issuer", "secrets"))
 
 
 def _in_short(issuer: Listed) -> Row:

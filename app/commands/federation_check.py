@@ -13,12 +13,13 @@ from ..federation.unverified_tokens import MOST_BYTES
 from ..keyturn import Keyturn
 from .acts import add_verb
 from .arguments import Words
-from .output import Row, note, show
+from .output import note, show, show_list
+from .rows import Row
 
 
 def add_to(verbs: Words) -> None:
     """Adds the verb to the noun."""
-    verb = add_verb(verbs, "check", _check, "is an issuer reachable, and is a token acceptable?", reading=True)
+    verb = add_verb(verbs, "check", _check, "is an issuer reachable, and is a token acceptable?", prints="table")
     verb.add_argument("name", nargs="?", help="of one issuer; none: all")
     verb.add_argument("--token-stdin", action="store_true", help="judge the token on standard input, never printed")
 
@@ -55,7 +56,7 @@ def _print(found: list[Condition], judged: Row | None, arguments: argparse.Names
     if arguments.json:
         show({"issuers": [asdict(each) for each in found], "token": judged}, arguments)
         return
-    show([row for each in found for row in _rows(each)], arguments)
+    show_list([row for each in found for row in _rows(each)], arguments, cut=("issuer", "key", "condition"))
     if judged is not None:
         note(f"the token: {judged['sentence']}")
 
@@ -63,7 +64,7 @@ def _print(found: list[Condition], judged: Row | None, arguments: argparse.Names
 def _rows(of: Condition) -> list[Row]:
     """One row for each key, or why they can't be read; and one for the API, where Keyturn calls it."""
     nameless = {"issuer": of.name, "key": None, "type": None, "bits": None}
-    lines = [of.failure] * bool(of.failure)
+    lines = [of.failure.removeprefix(f"issuer {of.name}: ")] if of.failure else []
     if of.api is not None:
         lines.append(f"API for sessions: {of.api or 'may be called'}")
     keys = [

@@ -14,30 +14,31 @@ from ..federation.scalekit_session import ScalekitSession
 from ..keyturn import Keyturn
 from .acts import add_verb, by
 from .arguments import Words, identifier, moment, whole
-from .output import Row, more, note, show
+from .output import more, note, show, show_list
+from .rows import Row
 
 
 def add_to(verbs: Words) -> None:
     """Adds the verbs to those of the noun `federation`."""
     sessions = verbs.add_parser("sessions", help="sessions at an issuer").add_subparsers(required=True, metavar="VERB")
-    verb = add_verb(sessions, "get", _get, "one session, as the issuer describes it", reading=True)
+    verb = add_verb(sessions, "get", _get, "one session, as the issuer describes it", prints="record")
     _add_names(verb, "session")
-    verb = add_verb(sessions, "list", _list, "a page of a user's sessions", reading=True)
+    verb = add_verb(sessions, "list", _list, "a page of a user's sessions", prints="table")
     _add_names(verb, "user")
     verb.add_argument("--status", choices=get_args(Status), action="append", default=[], help="may be repeated")
     verb.add_argument("--created-after", type=moment, metavar="MOMENT", help="began after")
     verb.add_argument("--created-before", type=moment, metavar="MOMENT", help="began before")
     verb.add_argument("--limit", type=whole, metavar="N", help="how many a page has; unset: the issuer's number")
     verb.add_argument("--page", metavar="PAGE", help="the page that the one before names")
-    verb = add_verb(sessions, "revoke", _revoke, "end one session at the issuer", reading=False)
+    verb = add_verb(sessions, "revoke", _revoke, "end one session at the issuer")
     _add_names(verb, "session")
-    verb = add_verb(sessions, "revoke-all", _revoke_all, "end all sessions of a user at the issuer", reading=False)
+    verb = add_verb(sessions, "revoke-all", _revoke_all, "end all sessions of a user at the issuer")
     _add_names(verb, "user")
-    verb = add_verb(verbs, "revocations", _revocations, "what issuers are still owed, or was given up", reading=True)
+    verb = add_verb(verbs, "revocations", _revocations, "what issuers are still owed, or was given up", prints="table")
     verb.add_argument("--given-up", action="store_true", help="only what was given up")
     verb.add_argument("--limit", type=whole, default=100)
     verb.add_argument("--before", type=identifier, metavar="ID", help="those after this session in the list")
-    verb = add_verb(verbs, "replay", _replay, "try again what was given up", reading=False)
+    verb = add_verb(verbs, "replay", _replay, "try again what was given up")
     verb.add_argument("session", type=identifier, nargs="*", help="the ids of local sessions")
     verb.add_argument("--all", action="store_true", help="all that were given up")
 
@@ -62,7 +63,8 @@ async def _list(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
         created_after=arguments.created_after,
         created_before=arguments.created_before,
     )
-    show([session.members() if arguments.json else _in_short(session) for session in page.sessions], arguments)
+    short = [_in_short(session) for session in page.sessions]
+    show_list([session.members() for session in page.sessions], arguments, short=short, cut=("device",))
     if page.next_page is not None:
         note(f"there are more: --page {quote(page.next_page)}")
 
@@ -82,8 +84,11 @@ async def _revoke_all(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
 async def _revocations(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     state: State | None = "given_up" if arguments.given_up else None
     rows = await keyturn.owed.list(state, limit=arguments.limit, after=arguments.before)
-    show(rows, arguments)
-    more([row["session_id"] for row in rows], arguments.limit, "--before")
+    columns = ("session_id", "issuer", "state", "attempts", "due_at", "failure")
+    short = [{column: row[column] for column in columns} for row in rows]
+    show_list(rows, arguments, short=short, cut=("issuer", "failure"))
+    if not arguments.json:
+        more([row["session_id"] for row in rows], arguments.limit, "--before")
 
 
 async def _replay(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
@@ -111,6 +116,6 @@ async def _given_up(keyturn: Keyturn, page: int = 1000) -> list[UUID]:
 
 
 def _in_short(session: ScalekitSession) -> Row:
-    columns = ("id", "status", "created_at", "last_active_at", "ended_at", "device", "address")
+    columns = ("id", "status", "created_at", "last_active_at", "device")
     members = session.members()
     return {column: members[column] for column in columns}

@@ -20,7 +20,9 @@ from ..tokens.key_set import Use
 from ..tokens.primitives import RsaBits
 from .acts import add_verb, by, on_parts
 from .arguments import Words
-from .output import Row, count_of_sessions, moment, note, show
+from .output import count_of_sessions, note, show_list
+from .rows import Row
+from .table import cell
 
 _SECOND = timedelta(seconds=1)
 _LONGEST_LINE = 4096  # characters
@@ -29,27 +31,25 @@ _LONGEST_LINE = 4096  # characters
 def add_to(words: Words) -> None:
     """Adds the noun and its verbs."""
     verbs = words.add_parser("keys", help="working keys").add_subparsers(required=True, metavar="VERB")
-    verb = add_verb(verbs, "generate", _generate, "make a key; it signs or seals a minute later", reading=False)
+    verb = add_verb(verbs, "generate", _generate, "make a key; it signs or seals a minute later")
     verb.add_argument("use", choices=get_args(Use))
     verb.add_argument("--algorithm", choices=get_args(Algorithm), help="of an access key")
     verb.add_argument("--bits", type=int, choices=get_args(RsaBits), help="of an RS256 key (2048)")
-    verb = add_verb(
-        verbs, "rotate", _rotate, "a new key in the place of the old ones; nobody is signed out", reading=False
-    )
+    verb = add_verb(verbs, "rotate", _rotate, "a new key in the place of the old ones; nobody is signed out")
     verb.add_argument("use", choices=(*get_args(Use), "master"), help="master: the keys move to KEYTURN_SECRET")
     verb.add_argument("--algorithm", choices=get_args(Algorithm), help="of an access key")
     verb.add_argument("--bits", type=int, choices=get_args(RsaBits), help="of an RS256 key (2048)")
     verb.add_argument("--no-wait", action="store_true", help="do not wait until the new key signs")
-    add_verb(verbs, "list", _list, "all keys, without secrets", reading=True)
-    verb = add_verb(verbs, "retire", _retire, "refuse what a key made, end a refresh key's sessions", reading=False)
+    add_verb(verbs, "list", _list, "all keys, without secrets", prints="table")
+    verb = add_verb(verbs, "retire", _retire, "refuse what a key made, end a refresh key's sessions")
     verb.add_argument("kid")
-    verb = add_verb(verbs, "replace", _replace, "where the master secret leaked or is lost: new keys", reading=False)
+    verb = add_verb(verbs, "replace", _replace, "where the master secret leaked or is lost: new keys")
     verb.add_argument("--sign-everyone-out", action="store_true", required=True, help="must be given, as this happens")
     verb.set_defaults(run=on_parts(_replace, load=False))
-    add_verb(verbs, "sign-everyone-out", _sign_everyone_out, "end all sessions of all users at once", reading=False)
-    verb = add_verb(verbs, "import", _import, "take an HS256 access key from elsewhere", reading=False)
+    add_verb(verbs, "sign-everyone-out", _sign_everyone_out, "end all sessions of all users at once")
+    verb = add_verb(verbs, "import", _import, "take an HS256 access key from elsewhere")
     verb.add_argument("file", type=Path, nargs="?", help="whose first line it is; none: standard input")
-    verb = add_verb(verbs, "export", _export, "print an HS256 access key", reading=False)
+    verb = add_verb(verbs, "export", _export, "print an HS256 access key")
     verb.add_argument("kid")
     verb.add_argument("--yes-export-this-secret", action="store_true", required=True, help="must be given")
 
@@ -61,18 +61,20 @@ async def _generate(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
 
 
 async def _list(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
-    keys: list[Row] = list(await keyturn.keys.list())
-    if not arguments.json:
-        columns = ("kid", "use", "algorithm", "status", "signs_from", "retires_at", "retired_at")
-        keys = [
-            {column: key[column] for column in columns}
-            | ({"sealed_under": key["sealed_under"] or "neither"} if keyturn.settings.secret_previous else {})
-            for key in keys
-        ]
-    show(keys, arguments)
+    keys = await keyturn.keys.list()
+    short = [_in_short(key, under=keyturn.settings.secret_previous is not None) for key in keys]
+    show_list(keys, arguments, short=short, cut=("algorithm",))
     issuers = [issuer.name for issuer in await keyturn.issuers.rows() if issuer.sealed_under == "previous"]
     if issuers:
         note(f"secrets of issuers that are still under KEYTURN_SECRET_PREVIOUS: {', '.join(issuers)}")
+
+
+def _in_short(key: Row, *, under: bool) -> Row:
+    """A key in short. Its master secret is of interest only where there are two."""
+    columns = ("kid", "use", "algorithm", "status", "signs_from")
+    retires = {"retires": key["retired_at"] or key["retires_at"]}
+    sealed = {"under": key["sealed_under"] or "neither"} if under else {}
+    return {**{column: key[column] for column in columns}, **retires, **sealed}
 
 
 async def _rotate(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
@@ -84,9 +86,7 @@ async def _rotate(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     note(_signing(made.keys, arguments.use))
     for key in made.keys:
         if key["retires_at"]:
-            note(
-                f"{key['kid']} ({key['algorithm']}) retires at {moment(key['retires_at'])}, when its last token is over"
-            )
+            note(f"{key['kid']} ({key['algorithm']}) retires at {cell(key['retires_at'])}, when its last token is over")
     if not arguments.no_wait:
         note("waiting until it does (if this breaks off, call it again)")
         note(_signing((await keyturn.key_changes.signs(made.kid)).keys, arguments.use))
@@ -133,7 +133,7 @@ async def _export(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
 async def _retire(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     def begun(retired: Retired) -> None:
         if retired.retired_before:
-            print(f"{retired.kid} was retired already, at {moment(retired.retired_before)}")
+            print(f"{retired.kid} was retired already, at {cell(retired.retired_before)}")
         else:
             refused = "cookies" if retired.use == "cookie" else "tokens"
             print(f"{retired.kid} is retired; within {READ_BY_ALL // _SECOND} s its {refused} are refused everywhere")
@@ -174,7 +174,7 @@ def _signing(keys: Sequence[Row], use: str, now: str = "") -> str:
     named = {key["kid"]: f"{key['kid']} ({key['algorithm']})" for key in keys}
     lines = [f"{named[key['kid']]} {signs} {what} now{now}" for key in keys if key["status"] == "signs"]
     lines += [
-        f"{named[key['kid']]} is published and {signs} from {moment(key['signs_from'])} on"
+        f"{named[key['kid']]} is published and {signs} from {cell(key['signs_from'])} on"
         for key in keys
         if key["status"] == "published"
     ]

@@ -5,37 +5,45 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import Any, TypeAlias
+from collections.abc import Collection, Mapping, Sequence
 from uuid import UUID
 
-Row: TypeAlias = Mapping[str, Any]
+from .rows import Row, plain
+from .table import printable, record, table
 
 
-_LONGEST_EMAIL = 32
-"""How many characters of an e-mail address fit into a table."""
-
-
-def show(what: Row | Sequence[Row], arguments: argparse.Namespace) -> None:
-    """Prints one row or several, as JSON if `--json` was given.
-
-    A table has a line for each of several rows. One row alone has a line for each of its members.
-    """
-    rows = [what] if isinstance(what, Mapping) else what
+def show(what: Row, arguments: argparse.Namespace) -> None:
+    """Prints one row: as a record with a line for each member, or as JSON if `--json` was given."""
     if arguments.json:
-        plain = [{name: _plain(value) for name, value in row.items()} for row in rows]
-        print(json.dumps(plain[0] if isinstance(what, Mapping) else plain))
+        print(json.dumps(plain(what)))
         return
-    if not rows:
+    for line in record(what):
+        print(line)
+
+
+def show_list(
+    rows: Sequence[Row], arguments: argparse.Namespace, *, short: Sequence[Row] = (), cut: Collection[str] = ()
+) -> None:
+    """Prints rows: as a table with a line for each, or as JSON if `--json` was given.
+
+    Args:
+        rows: all that is known, which `--json` prints.
+        arguments: those of the command. With `--wide`, the table has the columns of `short`, then those of `rows`.
+        short: what fits a terminal of 100 columns, a row for each of `rows`. None: `rows` does.
+        cut: the columns that may be cut so that the table fits.
+    """
+    if arguments.json:
+        print(json.dumps([plain(row) for row in rows]))
+    elif not rows:
         note("there are none")
-        return
-    table = [list(rows[0])] + [[moment(value) for value in row.values()] for row in rows]
-    if isinstance(what, Mapping):
-        table = [list(line) for line in zip(*table, strict=True)]
-    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
-    for line in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    elif arguments.wide:
+        wide = [{**few, **row} for few, row in zip(short or rows, rows, strict=True)]
+        print(*table(wide, widest=None), sep="\n")
+    else:
+        lines = table(short or rows, cut)
+        print(*lines, sep="\n")
+        if lines != table(short or rows, widest=None):
+            note("… is where something was cut; --wide shows it whole")
 
 
 def more(ids: Sequence[UUID], limit: int, option: str) -> None:
@@ -53,43 +61,11 @@ def note(line: str) -> None:
     print(printable(line), file=sys.stderr)
 
 
-def moment(value: Any) -> str:
-    """A value as a table shows it: a moment to the second, nothing for None.
-
-    Clients choose some of the values: see `printable`.
-    """
-    if isinstance(value, datetime):
-        value = value.replace(microsecond=0)
-    return "" if value is None else printable(str(_plain(value)))
-
-
-def printable(line: str) -> str:
-    """The text with a "?" in the place of each character that can't be printed, which a terminal might obey."""
-    return line if line.isprintable() else "".join(c if c.isprintable() else "?" for c in line)
-
-
-def shortened(email: str) -> str:
-    """An e-mail address as a table shows it."""
-    return email if len(email) <= _LONGEST_EMAIL else f"{email[: _LONGEST_EMAIL - 1]}…"
-
-
 def user_of(user_id: UUID, emails: Mapping[UUID, str]) -> str:
     """A user as a table shows one: the e-mail address, or the id of a user who has none or was erased."""
-    email = emails.get(user_id)
-    return str(user_id) if email is None else shortened(email)
+    return emails.get(user_id) or str(user_id)
 
 
 def count_of_sessions(number: int) -> str:
     """A number of sessions in words."""
     return f"{number} session{'s' * (number != 1)}"
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON has it: a moment after RFC 3339, an id as text, and so within lists and objects."""
-    if isinstance(value, Mapping):
-        return {name: _plain(member) for name, member in value.items()}
-    if isinstance(value, list):
-        return [_plain(member) for member in value]
-    if isinstance(value, datetime):
-        return value.isoformat().replace("+00:00", "Z")
-    return str(value) if isinstance(value, UUID) else value

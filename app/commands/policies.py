@@ -11,7 +11,8 @@ from ..policies import Stored
 from ..policies.members import SETTINGS, shown, value_of
 from .acts import add_verb, by
 from .arguments import Words
-from .output import Row, note, show
+from .output import note, show, show_list
+from .rows import Row
 
 
 def add_to(words: Words) -> None:
@@ -19,13 +20,13 @@ def add_to(words: Words) -> None:
     verbs = words.add_parser("policies", help="lifetimes, without a restart").add_subparsers(
         required=True, metavar="VERB"
     )
-    add_verb(verbs, "list", _list, "the scopes, and what each sets", reading=True)
-    verb = add_verb(verbs, "show", _show, "each value in force, and where it comes from", reading=True)
+    add_verb(verbs, "list", _list, "the scopes, and what each sets", prints="table")
+    verb = add_verb(verbs, "show", _show, "each value in force, and where it comes from", prints="table")
     _add_scope(verb)
-    verb = add_verb(verbs, "set", _set, "set values, as stricter ones than the settings'", reading=False)
+    verb = add_verb(verbs, "set", _set, "set values, as stricter ones than the settings'")
     _add_scope(verb)
     verb.add_argument("values", nargs="+", type=_assignment, metavar="NAME=VALUE", help=", ".join(SETTINGS))
-    verb = add_verb(verbs, "unset", _unset, "go back to the values of the settings", reading=False)
+    verb = add_verb(verbs, "unset", _unset, "go back to the values of the settings")
     _add_scope(verb)
     verb.add_argument("names", nargs="+", choices=list(SETTINGS), metavar="NAME", help=", ".join(SETTINGS))
 
@@ -47,18 +48,16 @@ def _assignment(text: str) -> tuple[str, Any]:
 
 async def _list(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     policies = await keyturn.policies.rows()
-    if arguments.json:
-        show([_in_full(policy) for policy in policies], arguments)
-    else:
-        show([_in_short(policy) for policy in policies], arguments)
+    short = [_in_short(policy) for policy in policies]
+    show_list([policy.members() for policy in policies], arguments, short=short, cut=("sets",))
 
 
 async def _show(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     policy = await keyturn.policies.find(arguments.scope)
     if arguments.json:
-        show(_in_full(policy), arguments)
+        show(policy.members(), arguments)
     else:
-        show(_members(policy), arguments)
+        show_list(_members(policy), arguments, cut=("in_force", "set", "bound"))
         _note_cuts(policy)
 
 
@@ -101,10 +100,6 @@ def _text(value: Any, none: str = "") -> str:
 def _in_short(policy: Stored) -> Row:
     values = " ".join(f"{name}={_text(value)}" for name, value in policy.values.items())
     return {"scope": policy.scope, "changed_at": policy.changed_at, "sets": values}
-
-
-def _in_full(policy: Stored) -> Row:
-    return policy.members()
 
 
 def _note_cuts(policy: Stored) -> None:

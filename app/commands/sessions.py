@@ -16,7 +16,8 @@ from ..sessions.rows import SessionRow
 from ..sessions.walk import BEGINNING
 from .acts import add_verb, by, on_parts
 from .arguments import Words, identifier, moment, whole
-from .output import Row, count_of_sessions, note, show, user_of
+from .output import count_of_sessions, note, show, show_list, user_of
+from .rows import Row
 from .users import found
 
 _RANGES = 100
@@ -26,14 +27,14 @@ _RANGES = 100
 def add_to(words: Words) -> None:
     """Adds the noun and its verbs."""
     verbs = words.add_parser("sessions", help="sign-ins").add_subparsers(required=True, metavar="VERB")
-    verb = add_verb(verbs, "list", _list, "the newest first", reading=True)
+    verb = add_verb(verbs, "list", _list, "the newest first", prints="table")
     _add_filters(verb)
     verb.add_argument("--status", choices=get_args(Status), default="all", help="default: all")
     verb.add_argument("--limit", type=whole, default=100)
     verb.add_argument("--before", type=identifier, metavar="ID", help="sessions before this one")
-    verb = add_verb(verbs, "show", _show, "one session", reading=True)
+    verb = add_verb(verbs, "show", _show, "one session", prints="record")
     verb.add_argument("session", type=identifier)
-    verb = add_verb(verbs, "end", _end, "end sessions, by their ids or by filters", reading=False)
+    verb = add_verb(verbs, "end", _end, "end sessions, by their ids or by filters")
     verb.add_argument("session", type=identifier, nargs="*", default=[])
     _add_filters(verb)
     verb.add_argument("--preview", action="store_true", help="say how many would end, and end none")
@@ -77,12 +78,10 @@ async def _list(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
         if last is None:
             break
     emails = await keyturn.users.emails({session.user_id for session in sessions})
-    if arguments.json:
-        show([_session(session, emails) for session in sessions], arguments)
-    else:
-        show([_in_short(session, emails) for session in sessions], arguments)
-        if last is not None:
-            note(f"there are more: --before {last}, or a higher --limit")
+    short = [_in_short(session, emails) for session in sessions]
+    show_list([_session(session, emails) for session in sessions], arguments, short=short, cut=("email", "status"))
+    if last is not None and not arguments.json:
+        note(f"there are more: --before {last}, or a higher --limit")
 
 
 async def _show(keyturn: Keyturn, arguments: argparse.Namespace) -> None:

@@ -7,12 +7,12 @@ import argparse
 from ..keyturn import Keyturn
 from .acts import add_verb
 from .arguments import Words
-from .output import note, show
+from .output import note, show, show_list
 
 
 def add_to(words: Words) -> None:
     """Adds the noun, which has no verbs."""
-    add_verb(words, "stats", _stats, "users and live sessions in numbers", reading=True)
+    add_verb(words, "stats", _stats, "users and live sessions in numbers", prints="table")
 
 
 async def _stats(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
@@ -24,7 +24,7 @@ async def _stats(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
         return
     rows = [{"of": f"users, {state}", "number": number} for state, number in users.items()]
     rows += [{"of": f"live sessions of {client}", "number": live} for client, live in numbers.live.items()]
-    show(rows, arguments)
+    show_list(rows, arguments)
     if not numbers.complete:
         note("the counting stopped at its bound: there are more")
     note("refreshes by outcome: each process has its own, at GET /admin/stats")

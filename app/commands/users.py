@@ -20,7 +20,8 @@ from ..users.lookup import Status
 from ..users.made_passwords import LIFETIME, make
 from .acts import add_verb, by
 from .arguments import Words, identifier, whole
-from .output import Row, count_of_sessions, more, note, show
+from .output import count_of_sessions, more, note, show, show_list
+from .rows import Row
 
 _LONGEST_CLAIMS = 64 * 1024  # characters that are read of standard input: white space may stand between members
 
@@ -28,17 +29,17 @@ _LONGEST_CLAIMS = 64 * 1024  # characters that are read of standard input: white
 def add_to(words: Words) -> None:
     """Adds the noun and its verbs."""
     verbs = words.add_parser("users", help="who may sign in").add_subparsers(required=True, metavar="VERB")
-    verb = add_verb(verbs, "create", _create, "make a user; asks for the password, or makes one", reading=False)
+    verb = add_verb(verbs, "create", _create, "make a user; asks for the password, or makes one")
     verb.add_argument("email")
     verb.add_argument("--role", default="user")
     _add_password_options(verb)
-    verb = add_verb(verbs, "list", _list, "users by age", reading=True)
+    verb = add_verb(verbs, "list", _list, "users by age", prints="table")
     verb.add_argument("--limit", type=whole, default=100)
     verb.add_argument("--after", type=identifier, metavar="ID", help="users after this one")
     verb.add_argument("--email", help="of this address; or how it begins, with a * behind")
     verb.add_argument("--role", help="of this role")
     verb.add_argument("--status", choices=get_args(Status))
-    verb = add_verb(verbs, "show", _show, "one user", reading=True)
+    verb = add_verb(verbs, "show", _show, "one user", prints="record")
     verb.add_argument("user", help="id or e-mail")
     for name, act, line in (
         ("disable", _disable, "end all sessions and let no more begin"),
@@ -52,7 +53,7 @@ def add_to(words: Words) -> None:
         ("unlink", _unlink, "take an identity away from the user; never the last way in"),
         ("erase", _erase, "for good: account, sessions and everything personal; events keep a pseudonym"),
     ):
-        verb = add_verb(verbs, name, act, line, reading=name == "identities")
+        verb = add_verb(verbs, name, act, line, prints="table" if name == "identities" else "words")
         verb.add_argument("user", help="id or e-mail")
         if name == "unlink":
             verb.add_argument("identity", type=identifier, help="id, as `users identities` shows it")
@@ -95,7 +96,7 @@ async def _list(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
         role=arguments.role,
         status=arguments.status,
     )
-    show([_user(user) for user in users], arguments)
+    show_list([_user(user) for user in users], arguments, cut=("email", "role"))
     if not arguments.json:
         more([user.id for user in users], arguments.limit, "--after")
 
@@ -181,7 +182,9 @@ async def _verify_email(keyturn: Keyturn, arguments: argparse.Namespace) -> None
 
 async def _identities(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     user = await found(keyturn, arguments.user)
-    show([asdict(each) for each in await keyturn.identities.of_user(user.id)], arguments)
+    identities = [asdict(each) for each in await keyturn.identities.of_user(user.id)]
+    short = [{name: each[name] for name in ("id", "issuer", "subject", "email")} for each in identities]
+    show_list(identities, arguments, short=short, cut=("issuer", "subject", "email"))
 
 
 async def _unlink(keyturn: Keyturn, arguments: argparse.Namespace) -> None:

@@ -11,12 +11,13 @@ from ..keyturn import Keyturn
 from ..why.telling import Line, Telling, shown
 from .acts import add_verb
 from .arguments import Words, identifier, whole
-from .output import note, printable, show
+from .output import note, show
+from .table import printable
 
 
 def add_to(words: Words) -> None:
     """Adds the noun, which has no verbs."""
-    verb = add_verb(words, "why", _why, "all that is known of a user or a session, in order", reading=True)
+    verb = add_verb(words, "why", _why, "all that is known of a user or a session, in order", prints="record")
     verb.add_argument("named", metavar="USER|SESSION", help="e-mail or id of a user, or id of a session")
     verb.add_argument("--limit", type=whole, default=100, help="how many events; default: 100")
     verb.add_argument("--before", type=identifier, metavar="ID", help="events before this one")

@@ -82,7 +82,17 @@ async def verify(keyturn: Keyturn, request: Request) -> Answer:
     body, are ignored. A proxy that appends a path makes its demands so: `/auth/verify;role=admin;scope=read`.
     """
     try:
-        answer = await _answer_to(keyturn, request)
+        # Before the credentials, so that an operator who mistypes the demand learns it from the first request.
+        demands = Demands.of(request.parameters())
+        token = request.bearer()
+        if token is not None:
+            try:
+                answer = _answer(request, demands, keyturn.db.clock, await keyturn.reading.verify(token), ())
+            except InvalidToken as refusal:
+                keyturn.junk.refused(refusal, request.client, "verify")
+                raise
+        else:
+            answer = await _answer_to_cookies(keyturn, request, demands)
     except Refusal as refusal:
         VERIFICATIONS.refused(refusal)
         raise
@@ -93,17 +103,8 @@ async def verify(keyturn: Keyturn, request: Request) -> Answer:
     return answer
 
 
-async def _answer_to(keyturn: Keyturn, request: Request) -> Answer:
-    # Before the credentials, so that an operator who mistypes the demand learns it from the first request.
-    demands = Demands.of(request.parameters())
+async def _answer_to_cookies(keyturn: Keyturn, request: Request, demands: Demands) -> Answer:
     answered = partial(_answer, request, demands, keyturn.db.clock)
-    token = request.bearer()
-    if token is not None:
-        try:
-            return answered(await keyturn.reading.verify(token), ())
-        except InvalidToken as refusal:
-            keyturn.junk.refused(refusal, request.client, "verify")
-            raise
     presented = PresentedCookies.of(keyturn, request, "cookie")
     if presented and demands.refresh:
         return await _refreshed_on_the_way(keyturn, request, presented, answered)
@@ -183,14 +184,14 @@ def _identity(token: AccessToken, scopes: list[str]) -> list[tuple[bytes, bytes]
     Always all four: if one were missing, a proxy would let the client's own field of that name pass. A value that is
     not printable ASCII is left empty, so that no client can smuggle in a second field.
     """
-    values = (
-        (b"x-auth-subject", token.subject),
-        (b"x-auth-role", token.role),
-        (b"x-auth-scope", " ".join(scopes)),
-        (b"x-auth-session", token.claims["sid"]),
-    )
-    return [(name, value.encode() if value.isascii() and value.isprintable() else b"") for name, value in values]
+    values: tuple[str, ...] = (token.subject, token.role, " ".join(scopes), token.claims["sid"])
+    together = "".join(values)
+    if not together.isascii() or not together.isprintable():
+        values = tuple(value if value.isascii() and value.isprintable() else "" for value in values)
+    return list(zip(_NAMES, map(str.encode, values), strict=True))
 
+
+_NAMES = (b"x-auth-subject", b"x-auth-role", b"x-auth-scope", b"x-auth-session")
 
 _IDENTITY = {
     name: {"schema": {"type": "string"}, "description": f"Claim `{claim}`; empty where there is none."}
