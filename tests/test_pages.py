@@ -74,6 +74,9 @@ async def serving(database_url: str, **settings: Any) -> AsyncIterator[tuple[Key
         app.router.lifespan_context(app),
         httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url=ISSUER) as client,
     ):
+        async with asyncio.timeout(10):
+            while (await client.get("/readyz")).status_code != httpx2.codes.OK:
+                await asyncio.sleep(0.02)
         yield app.state.keyturn, client
 
 
