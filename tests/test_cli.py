@@ -725,7 +725,8 @@ def test_the_doctor_sees_that_redis_is_away(keyturn: Command) -> None:
     done = keyturn("doctor", "--json")
     assert done.code == 3
     assert findings(done)["cache (away)"] == (
-        "away: Redis can't be reached (Connection refused); the database answers in its place"
+        "away: Redis can't be reached (Connection refused); the database answers in its place: "
+        "start Redis, or look at KEYTURN_REDIS_URL"
     )
 
 
@@ -736,12 +737,13 @@ def test_the_doctor_tells_a_redis_that_nobody_filled_from_one_that_may_evict(key
         closing(redis.Redis.from_url(server.url())) as client,
     ):
         keyturn.environment["KEYTURN_REDIS_URL"] = server.url()
-        advice = findings(keyturn("doctor", "--json"))["cache (not complete)"]
-        assert advice == f"Redis is not filled yet: {called()} serve does it; until then the database answers"
+        advice = findings(keyturn("doctor", "--json"))["cache (not filled)"]
+        assert advice.startswith("Redis is not filled yet, and the database answers")
+        assert advice.endswith(f"{called()} serve")
         client.config_set("maxmemory", "100mb")
         client.config_set("maxmemory-policy", "allkeys-lru")
-        advice = findings(keyturn("doctor", "--json"))["cache (not complete)"]
-        assert advice.startswith("set maxmemory-policy noeviction: ")
+        advice = findings(keyturn("doctor", "--json"))["cache (may evict)"]
+        assert advice.endswith("set maxmemory-policy noeviction")
 
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
@@ -772,7 +774,7 @@ def test_the_doctor_compares_this_machines_clock_with_the_databases(
 
     monkeypatch.setattr("app.storage.condition.datetime", Shifted)
     advice = findings(keyturn("doctor", "--json"))["clock"]
-    assert advice == ("this machine's clock differs from the database's" if differs else "")
+    assert advice == ("it differs from the database's: let NTP set both" if differs else "")
 
 
 def test_a_command_is_named_as_it_can_be_called(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -799,11 +801,11 @@ def test_the_doctor_sees_that_tokens_are_still_signed_by_another_algorithm(keytu
         f"KEYTURN_SIGNING_ALGORITHM is EdDSA, which a new key would have: {called()} keys rotate access, "
         "or change the setting"
     )
-    assert findings(keyturn("doctor", "--json"))[f"access tokens signed with HS256 (key {old})"] == advice
+    assert findings(keyturn("doctor", "--json"))[f"access tokens signed with HS256 (key {old}) now"] == advice
     done = keyturn.ok("keys", "generate", "access")
     new = done.out.strip()
     assert done.err.startswith(f"{old} (HS256) signs access tokens now; {new} (EdDSA) is published and signs from ")
-    both = f"access tokens signed with HS256 (key {old}), EdDSA (key {new}) from "
+    both = f"access tokens signed with HS256 (key {old}) now, EdDSA (key {new}) from "
     assert [advice for check, advice in findings(keyturn("doctor", "--json")).items() if check.startswith(both)] == [""]
 
     async def a_minute_passes(keyturn: Keyturn) -> None:
@@ -811,11 +813,11 @@ def test_the_doctor_sees_that_tokens_are_still_signed_by_another_algorithm(keytu
             await tx.execute(text("UPDATE keys SET signs_from = created_at"))
 
     keyturn.inside(a_minute_passes)
-    assert findings(keyturn("doctor", "--json"))[f"access tokens signed with EdDSA (key {new})"] == ""
+    assert findings(keyturn("doctor", "--json"))[f"access tokens signed with EdDSA (key {new}) now"] == ""
     # The older key signs again, and the command says so.
     output = keyturn.ok("keys", "retire", new).out.splitlines()
     assert output[1] == f"{old} (HS256) signs access tokens now (until now: the retired key)"
-    assert findings(keyturn("doctor", "--json"))[f"access tokens signed with HS256 (key {old})"] == advice
+    assert findings(keyturn("doctor", "--json"))[f"access tokens signed with HS256 (key {old}) now"] == advice
 
 
 def test_an_address_that_is_taken_stops_the_start_before_anything_is_made(keyturn: Command, tmp_path: Path) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 import shutil
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -17,7 +15,6 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any, get_args
 
@@ -441,68 +438,6 @@ async def test_migrations_of_the_embedded_default_can_run_at_every_start(tmp_pat
     async with opened(settings) as keyturn, keyturn.db.look() as connection:
         assert await connection.scalar(select(func.count()).select_from(User)) == 1
         assert await connection.scalar(text("PRAGMA journal_mode")) == "wal"
-
-
-HEALTHCHECK = re.search(r"^HEALTHCHECK .*\n +(\[.*\])$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
-
-
-@pytest.mark.parametrize(
-    ("address", "host"),
-    [
-        ("127.0.0.1", None),
-        ("127.0.0.1", "0.0.0.0"),
-        ("127.0.0.1", "127.0.0.1"),
-        ("127.0.0.1", "localhost"),
-        ("127.0.0.1", "::"),
-        ("127.0.0.2", "127.0.0.2"),
-        ("::1", "::1"),
-    ],
-)
-def test_the_images_health_check_asks_where_the_service_listens(address: str, host: str | None) -> None:
-    asked: list[str] = []
-
-    class Healthz(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.path)
-            self.send_response(200 if len(asked) == 1 else 503)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    class Server(HTTPServer):
-        address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
-
-    assert HEALTHCHECK
-    _, *words = json.loads(HEALTHCHECK[1])
-    with Server((address, 0), Healthz) as server, ThreadPoolExecutor(1) as thread:
-        for healthy in (True, False):
-            answering = thread.submit(server.handle_request)
-            environment = {"KEYTURN_PORT": str(server.server_port), "http_proxy": "http://127.0.0.1:1"}
-            if host:
-                environment["KEYTURN_HOST"] = host
-            done = subprocess.run([sys.executable, *words], env=environment, check=False, capture_output=True)
-            answering.result(10)
-            assert (done.returncode == 0) is healthy, done
-    assert asked == ["/healthz"] * 2
-
-
-def test_the_images_health_check_asks_port_8000_beside_a_service_link() -> None:
-    assert HEALTHCHECK
-    _, *words = json.loads(HEALTHCHECK[1])
-    program = words[1].replace("c.request", "print(c.port); c.request")
-    for port in ("tcp://10.0.0.1:9000", "", None):
-        environment = {} if port is None else {"KEYTURN_PORT": port}
-        done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=False)
-        assert done.stdout == b"8000\n"
-
-
-def test_the_image_runs_under_a_number_and_any_other_number_can_write_into_its_volume() -> None:
-    dockerfile = (ROOT / "Dockerfile").read_text()
-    assert re.findall(r"^USER (.*)$", dockerfile, re.MULTILINE) == ["10001"]
-    [volume] = re.findall(r"^VOLUME (.*)$", dockerfile, re.MULTILINE)
-    assert f"install -d -m 1777 {volume}\n" in dockerfile
-    assert f"KEYTURN_DATA_DIR={volume}/data\n" in dockerfile
 
 
 @as_root
