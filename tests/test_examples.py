@@ -68,9 +68,7 @@ def login(service: Service, session: requests.Session) -> Login:
 # -- the browser's way by curl
 
 
-def test_the_lines_for_web_apps_sign_in_ask_and_sign_out(
-    service: Service, login: Login, tmp_path: Path
-) -> None:
+def test_the_lines_for_web_apps_sign_in_ask_and_sign_out(service: Service, login: Login, tmp_path: Path) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
     login()  # makes the account

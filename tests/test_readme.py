@@ -1,4 +1,4 @@
-"""The README works as it stands, and the pages of settings and of the API are those of the code."""
+"""The README works as it stands, and the page for clients has every refusal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,6 @@ import httpx2
 import pytest
 
 from app.errors import Refusal
-from app.settings import Settings, accepts
-from app.settings_sources import PREFIX
 from tests.conftest import PASSWORD
 from tests.example_servers import ACCOUNT, keyturn, running
 from tests.servers import free_port
@@ -26,31 +23,12 @@ from tools.drawing import drawing
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-SETTINGS = ROOT / "docs" / "configuration.md"
-API = ROOT / "docs" / "api.md"
+CLIENTS = ROOT / "docs" / "clients.md"
 DRAWING = ROOT / "docs" / "images" / "keyturn.svg"
-PLACE = re.compile(r"(?<=<!-- settings -->\n).*(?=<!-- /settings -->)", re.DOTALL)
 
 
-def table() -> str:
-    lines = ["| setting | default | values | |\n|---|---|---|---|\n"]
-    for name, field in Settings.model_fields.items():
-        value = field.default
-        if isinstance(value, timedelta):
-            value = value // timedelta(seconds=1)
-        shown = "" if value in {None, ""} else f"`{str(value).lower() if isinstance(value, bool) else value}`"
-        lines.append(f"| `{PREFIX}{name.upper()}` | {shown} | {accepts(name)} | {field.description} |\n")
-    return "".join(lines)
-
-
-def test_the_page_of_settings_lists_each_as_it_is() -> None:
-    found = PLACE.search(SETTINGS.read_text(encoding="utf-8"))
-    assert found is not None
-    assert found.group() == table(), "python -m tests.test_readme writes it anew"
-
-
-def test_the_page_of_the_api_lists_every_status_and_error_that_a_refusal_may_have() -> None:
-    text = API.read_text(encoding="utf-8")
+def test_the_page_for_clients_lists_every_status_and_error_that_a_refusal_may_have() -> None:
+    text = CLIENTS.read_text(encoding="utf-8")
     listed = {
         status: line
         for line in text.splitlines()
@@ -122,8 +100,5 @@ def test_the_service_and_the_client_work_as_they_stand(service: Service, tmp_pat
         httpx2.post(f"{service.url}/auth/logout", json={"refresh_token": first}, trust_env=False)
         with pytest.raises(httpx2.HTTPStatusError, match="401"):
             names["get"]("/hello")
-
-
-if __name__ == "__main__":
-    SETTINGS.write_text(PLACE.sub(lambda _: table(), SETTINGS.read_text(encoding="utf-8")), encoding="utf-8")
-    sys.exit(0)
+        for each in ("keyturn", "service"):
+            names[each].close()
