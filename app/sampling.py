@@ -45,7 +45,7 @@ class Sampling:
             metrics.CONNECTIONS.set((pool, "idle"), idle)
         fence = self._revocations.fence
         metrics.DATABASE.only("answers" if fence.database_answers() else "away")
-        metrics.CACHE.only(_WORDS[self._revocations.rebuild.cache])
+        metrics.CACHE.only(_WORDS.get(self._revocations.rebuild.cache, "not_complete"))
         if fence.last is not None:
             metrics.FENCE_AGE.set(monotonic() - fence.last.began)
         with suppress(OSError, ValueError, IndexError):  # elsewhere than on Linux
@@ -70,7 +70,8 @@ class Sampling:
 
 _WORDS: dict[str, metrics.CacheWord] = {
     "complete": "complete",
-    "not complete": "not_complete",
+    "refuses commands": "away",
     "away": "away",
     "none": "none",
 }
+"""All other states of Redis count as not complete."""

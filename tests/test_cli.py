@@ -11,7 +11,8 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from argparse import SUPPRESS, ArgumentParser, _SubParsersAction
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -28,7 +29,7 @@ from sqlalchemy import text, update
 from app.actors import SERVICE, Actor
 from app.command_name import called
 from app.commands.acts import by
-from app.commands.command import main
+from app.commands.command import main, parser
 from app.events.audit import Event, record
 from app.keyturn import Keyturn, opened, running
 from app.sessions.answers import Tokens
@@ -267,6 +268,57 @@ def test_wrong_use_is_refused_with_code_2(words: tuple[str, ...], capsys: pytest
     done = Command({}, capsys)(*words)
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith("usage: keyturn")
+
+
+def words_of(parser: ArgumentParser) -> Iterator[ArgumentParser]:
+    """A parser and all below it: those of the nouns, and those of their verbs."""
+    yield parser
+    for action in parser._actions:  # argparse has no other way to list them
+        if isinstance(action, _SubParsersAction):
+            for below in action.choices.values():
+                yield from words_of(below)
+
+
+def test_each_option_of_each_command_has_a_help_text_and_each_that_takes_a_value_a_default() -> None:
+    everything = list(words_of(parser()))
+    assert len(everything) > 40
+    lacking = []
+    for each in everything:
+        assert each.format_help()  # a % in a text would fail here
+        for action in each._actions:
+            if isinstance(action, _SubParsersAction):
+                lacking += [f"{each.prog} {below.dest}" for below in action._choices_actions if not below.help]
+                continue
+            name = f"{each.prog} {'/'.join(action.option_strings) or action.dest}"
+            if not action.help:
+                lacking.append(name)
+            takes_a_value = action.nargs != 0 and (action.option_strings or action.nargs in {"?", "*"})
+            if takes_a_value and "default: " not in (action.help or ""):
+                lacking.append(f"{name} (default)")
+            if takes_a_value and action.default not in (None, [], SUPPRESS):
+                assert "%(default)s" in (action.help or ""), name
+    assert lacking == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("users", "list", "--nope"), "there is no --nope"),
+        (("--nope", "users", "list"), "there is no --nope"),
+        (("users", "list", "--keep_days=7", "-x"), "there is no --keep_days; there is no -x"),
+        (("users", "list", f"--{'a' * 40}"), "1 word too many"),
+        (("users", "list", "--\x1b[2J"), "1 word too many"),
+        (("users", "create", "ada@example.com", "hunter2"), "1 word too many"),
+    ],
+)
+def test_an_unknown_option_is_named_and_any_other_word_only_counted(
+    words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = Command({}, capsys)(*words)
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err
+    assert "hunter2" not in done.err
+    assert done.err.replace("\n", "").isprintable()
 
 
 def test_sessions_are_listed_shown_and_ended(keyturn: Command) -> None:
@@ -725,7 +777,8 @@ def test_the_doctor_sees_that_redis_is_away(keyturn: Command) -> None:
     done = keyturn("doctor", "--json")
     assert done.code == 3
     assert findings(done)["cache (away)"] == (
-        "away: Redis can't be reached (Connection refused); the database answers in its place"
+        "away: Redis can't be reached (Connection refused); the database answers in its place: "
+        "start Redis, or look at KEYTURN_REDIS_URL"
     )
 
 
@@ -736,12 +789,13 @@ def test_the_doctor_tells_a_redis_that_nobody_filled_from_one_that_may_evict(key
         closing(redis.Redis.from_url(server.url())) as client,
     ):
         keyturn.environment["KEYTURN_REDIS_URL"] = server.url()
-        advice = findings(keyturn("doctor", "--json"))["cache (not complete)"]
-        assert advice == f"Redis is not filled yet: {called()} serve does it; until then the database answers"
+        advice = findings(keyturn("doctor", "--json"))["cache (not filled)"]
+        assert advice.startswith("Redis is not filled yet, and the database answers")
+        assert advice.endswith(f"{called()} serve")
         client.config_set("maxmemory", "100mb")
         client.config_set("maxmemory-policy", "allkeys-lru")
-        advice = findings(keyturn("doctor", "--json"))["cache (not complete)"]
-        assert advice.startswith("set maxmemory-policy noeviction: ")
+        advice = findings(keyturn("doctor", "--json"))["cache (may evict)"]
+        assert advice.endswith("set maxmemory-policy noeviction")
 
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
@@ -772,7 +826,7 @@ def test_the_doctor_compares_this_machines_clock_with_the_databases(
 
     monkeypatch.setattr("app.storage.condition.datetime", Shifted)
     advice = findings(keyturn("doctor", "--json"))["clock"]
-    assert advice == ("this machine's clock differs from the database's" if differs else "")
+    assert advice == ("it differs from the database's: let NTP set both" if differs else "")
 
 
 def test_a_command_is_named_as_it_can_be_called(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -799,11 +853,11 @@ def test_the_doctor_sees_that_tokens_are_still_signed_by_another_algorithm(keytu
         f"KEYTURN_SIGNING_ALGORITHM is EdDSA, which a new key would have: {called()} keys rotate access, "
         "or change the setting"
     )
-    assert findings(keyturn("doctor", "--json"))[f"access tokens signed with HS256 (key {old})"] == advice
+    assert findings(keyturn("doctor", "--json"))[f"access tokens signed with HS256 (key {old}) now"] == advice
     done = keyturn.ok("keys", "generate", "access")
     new = done.out.strip()
     assert done.err.startswith(f"{old} (HS256) signs access tokens now; {new} (EdDSA) is published and signs from ")
-    both = f"access tokens signed with HS256 (key {old}), EdDSA (key {new}) from "
+    both = f"access tokens signed with HS256 (key {old}) now, EdDSA (key {new}) from "
     assert [advice for check, advice in findings(keyturn("doctor", "--json")).items() if check.startswith(both)] == [""]
 
     async def a_minute_passes(keyturn: Keyturn) -> None:
@@ -811,11 +865,11 @@ def test_the_doctor_sees_that_tokens_are_still_signed_by_another_algorithm(keytu
             await tx.execute(text("UPDATE keys SET signs_from = created_at"))
 
     keyturn.inside(a_minute_passes)
-    assert findings(keyturn("doctor", "--json"))[f"access tokens signed with EdDSA (key {new})"] == ""
+    assert findings(keyturn("doctor", "--json"))[f"access tokens signed with EdDSA (key {new}) now"] == ""
     # The older key signs again, and the command says so.
     output = keyturn.ok("keys", "retire", new).out.splitlines()
     assert output[1] == f"{old} (HS256) signs access tokens now (until now: the retired key)"
-    assert findings(keyturn("doctor", "--json"))[f"access tokens signed with HS256 (key {old})"] == advice
+    assert findings(keyturn("doctor", "--json"))[f"access tokens signed with HS256 (key {old}) now"] == advice
 
 
 def test_an_address_that_is_taken_stops_the_start_before_anything_is_made(keyturn: Command, tmp_path: Path) -> None:

@@ -833,12 +833,12 @@ async def test_an_operator_is_told_once_of_each_change(pair: Pair, cache: redis_
 
     between(pair.here, "_claim", rebuilding)
     await here.rebuild.keep_complete()
-    assert [*states, here.rebuild.cache] == ["not complete", "complete"]
+    assert [*states, here.rebuild.cache] == ["not filled", "complete"]
     await seen("complete")
     await cache.config_set("maxmemory", "100mb")
     await cache.config_set("maxmemory-policy", "allkeys-lru")
     try:
-        await seen("not complete", "redis_may_evict")
+        await seen("may evict", "redis_may_evict")
         assert await cache.get(MARKER) is None
     finally:
         await cache.config_set("maxmemory-policy", "noeviction")
@@ -851,7 +851,7 @@ async def test_an_operator_is_told_once_of_each_change(pair: Pair, cache: redis_
         return replace(server, run_id="0" * 40), replies
 
     here.redis.send = nameless  # type: ignore[method-assign]  # a proxy before several servers hides their run ids
-    await seen("not complete", "redis_not_trusted")
+    await seen("not identified", "redis_not_trusted")
     here.redis.send = command  # type: ignore[method-assign]  # as above
     pool, here.redis._pool = here.redis._pool, redis_server.RedisServer(f"redis://127.0.0.1:{free_port()}")._pool
     await seen("away", "redis_away")
@@ -875,7 +875,7 @@ async def test_a_rebuild_that_the_database_breaks_off_is_not_called_an_outage_of
     between(pair.here, "_claim", away)
     await here.rebuild.keep_complete()
     assert reported == ["redis_not_filled"]
-    assert here.rebuild.cache == "not complete"
+    assert here.rebuild.cache == "not filled"
 
 
 async def test_of_two_instances_one_rebuilds(pair: Pair, cache: redis_asyncio.Redis) -> None:
@@ -1265,7 +1265,7 @@ async def test_a_redis_that_may_evict_is_never_believed(database_url: str) -> No
             await read(there)
             tokens = await a_session(here)
             assert await asks(there, tokens) == 1
-            assert await there.revocations.ping() == "not complete"
+            assert await there.revocations.ping() == "may evict"
             async with redis_asyncio.Redis.from_url(server.url()) as client:
                 assert await client.get(MARKER) is None
                 await client.config_set("maxmemory-policy", "noeviction")

@@ -19,6 +19,7 @@ from ..errors import ConfigurationError, TemporarilyUnavailable
 from ..http import open_files
 from ..keyturn import Keyturn, opened
 from ..policies.members import shown
+from ..revocation.rebuild import CacheState
 from ..settings import read
 from ..storage.condition import clock_skew, enforces_foreign_keys, schema_in_use
 from ..storage.migrating import migrating
@@ -29,6 +30,7 @@ from . import after_restore
 from .acts import on_parts
 from .addresses import listen
 from .arguments import Words
+from .table import cell
 from .users import ran_out
 
 _SOURCES = {"policy": "its row", "settings": "the settings", "default": "Keyturn's defaults"}
@@ -91,7 +93,7 @@ async def examine() -> list[Finding]:
     except ConfigurationError as e:
         findings.append(Finding("set-up", str(e)))
     except TemporarilyUnavailable as e:
-        findings.append(Finding("database", f"away: {e.cause}"))
+        findings.append(Finding("database", f"away: {e.cause}: start it, or look at KEYTURN_DATABASE_URL"))
     return findings
 
 
@@ -146,7 +148,7 @@ async def _keys(keyturn: Keyturn) -> AsyncIterator[Finding]:
         these.sort(key=lambda key: (key["status"] == "published", key["signs_from"]))
         signers = [
             f"{key['algorithm']} (key {key['kid']})"
-            + (f" from {key['signs_from']:%H:%M:%SZ} on" if key["status"] == "published" else "")
+            + (f" from {cell(key['signs_from'])} on" if key["status"] == "published" else " now")
             for key in these
         ]
         wanted = keyturn.settings.signing_algorithm
@@ -158,6 +160,9 @@ async def _keys(keyturn: Keyturn) -> AsyncIterator[Finding]:
         if these:
             used = "cookies sealed" if use == "cookie" else f"{use} tokens signed"
             yield Finding(f"{used} with {', '.join(signers)}", new if other else "")
+    for key in keys:
+        if key["status"] == "retiring":
+            yield Finding(f"{key['use']} key {key['kid']} ({key['algorithm']}) retires at {cell(key['retires_at'])}")
     if keyturn.settings.secret_previous is not None:
         under = sum(key["sealed_under"] == "previous" for key in keys)
         issuers = sum(issuer.sealed_under == "previous" for issuer in await keyturn.issuers.rows())
@@ -190,15 +195,14 @@ async def _issuers(keyturn: Keyturn) -> AsyncIterator[Finding]:
     await keyturn.issuers.load()
     conditions = {each.name: each for each in await keyturn.diagnosis.conditions()}
     for each in await keyturn.issuers.rows():
-        where, of, add = (
-            f"issuer {each.name} ({each.source})",
-            each.configured,
-            f"{called()} federation add {each.name}",
-        )
+        where, of = f"issuer {each.name} ({each.source})", each.configured
+        add, remove = (f"{called()} federation {verb} {each.name}" for verb in ("add", "remove"))
         if each.status == "hidden":
-            yield Finding(where, "not in force: the file, or an issuer before it, has its name or its iss")
+            yield Finding(
+                where, f"the file, or an issuer before it, has its name or its iss, so it is not in force: {remove}"
+            )
         elif of is None:
-            yield Finding(where, f"not in force: this release can't read its row; {add}, or remove it")
+            yield Finding(where, f"this release can't read its row, so it is not in force: {add}, or {remove}")
         elif each.secrets_are_lost:
             yield Finding(where, f"KEYTURN_SECRET does not open its secrets; give them again: {add}")
         else:
@@ -243,13 +247,13 @@ async def _password_rules(keyturn: Keyturn) -> AsyncIterator[Finding]:
     try:
         await rules.breached.check()
     except TemporarilyUnavailable as e:
-        advice = f"away: {e.cause}; meanwhile new passwords are accepted without it"
+        advice = f"away: {e.cause}; meanwhile new passwords are accepted without it: look at KEYTURN_PASSWORD_RANGE_URL"
     yield Finding(f"new passwords: {rules.words}", advice)
 
 
 async def _clock(keyturn: Keyturn) -> AsyncIterator[Finding]:
     skew = await clock_skew(keyturn.db)
-    yield Finding("clock", "" if skew < timedelta(seconds=2) else "this machine's clock differs from the database's")
+    yield Finding("clock", "" if skew < timedelta(seconds=2) else "it differs from the database's: let NTP set both")
 
 
 async def _redis(keyturn: Keyturn) -> AsyncIterator[Finding]:
@@ -259,20 +263,26 @@ async def _redis(keyturn: Keyturn) -> AsyncIterator[Finding]:
     advice = ""
     try:
         if cache != "none":
-            server, _ = await revocations.redis.send([])
+            await revocations.redis.send([])
             if refusals := await revocations.redis.refusals():
-                advice = "; ".join(refusals)
-            elif server.evicts:
-                advice = "set maxmemory-policy noeviction: what may evict keys is never believed, the database answers"
-            elif server.identity is None:
-                advice = "Redis gives no run_id and master_replid in INFO, so it is never believed: is it a proxy?"
-            elif revocations.fence.names_another(server):
-                advice = "REDIS_URL leads to another Redis, or another database of it, than the instances use"
-            elif cache == "not complete":
-                advice = f"Redis is not filled yet: {called()} serve does it; until then the database answers"
+                cache, advice = "refuses commands", f"{'; '.join(refusals)}: look at KEYTURN_REDIS_URL and its user"
+            else:
+                advice = _advice(cache)
     except TemporarilyUnavailable as e:
-        advice = f"away: {e.cause}; the database answers in its place"
+        advice = f"away: {e.cause}; the database answers in its place: start Redis, or look at KEYTURN_REDIS_URL"
     yield Finding(f"cache ({cache})", advice)
+
+
+def _advice(cache: CacheState) -> str:
+    return {
+        "may evict": "what may evict keys is never believed, the database answers: set maxmemory-policy noeviction",
+        "not identified": "Redis gives no run_id and master_replid in INFO, so it is never believed (is it a proxy?): "
+        "set KEYTURN_REDIS_URL to the server itself",
+        "another Redis": "the instances use another Redis, or another database of it: "
+        "set KEYTURN_REDIS_URL as the instances have it",
+        "not filled": "Redis is not filled yet, and the database answers; an instance fills it within seconds, "
+        f"so if one runs, look at its /readyz, else start one: {called()} serve",
+    }.get(cache, "")
 
 
 async def _open_files(_keyturn: Keyturn) -> AsyncIterator[Finding]:

@@ -28,9 +28,34 @@ from ..storage.locks import ENDINGS
 from ..storage.tables import CacheFence, Session
 from .fence import FenceReader
 from .lifetimes import KEY_LIVES, LONGEST_STEP, LOOK_BACK, MARKER_LIVES, STEP, VOUCHES_FOR
-from .redis_server import CHUNK, MARKER, NONCE, Command, RedisAwayError, RedisServer, Server, key_name, whole_seconds
+from .redis_server import (
+    CHUNK,
+    MARKER,
+    NONCE,
+    Command,
+    RedisAwayError,
+    RedisRefusedError,
+    RedisServer,
+    Server,
+    key_name,
+    whole_seconds,
+)
 
-CacheState = Literal["complete", "not complete", "away", "none"]
+CacheState = Literal[
+    "complete",
+    "not filled",
+    "may evict",
+    "not identified",
+    "another Redis",
+    "shared with another Keyturn",
+    "refuses commands",
+    "away",
+    "none",
+]
+"""What a process sees of Redis. In every state but "complete" the database answers. "none": no Redis is configured."""
+
+_SHARED_FOR = timedelta(seconds=60)
+"""How long Redis counts as shared after another Keyturn's marker was seen. Two Keyturns fill it in turns until then."""
 
 CLAIM_AFTER = timedelta(seconds=10)
 """How long a claim of the fence is safe from a process that sees another server. Where two servers are in use (a split
@@ -72,7 +97,9 @@ class Rebuild:
         self._report = report
         self._redis_ahead: tuple[str, float] | None = None  # a server, and the seconds its clock leads `monotonic`
         self._noted = "", ""
-        self.cache: CacheState = "not complete" if redis.is_configured else "none"
+        self._completed = "", ""  # the epoch and the server under which Redis was complete last
+        self._shared_until = float("-inf")
+        self.cache: CacheState = "not filled" if redis.is_configured else "none"
         """The state of Redis as `keep_complete` last found it."""
 
     async def keep_complete(self) -> None:
@@ -83,10 +110,10 @@ class Rebuild:
             if server.evicts:
                 # Redis may drop keys at any moment, and may have done so. So delete the marker.
                 await self._redis.send([("DEL", MARKER)])
-                self._note("not complete", "redis_may_evict", "Redis may evict keys: set maxmemory-policy noeviction")
+                self._note("may evict", "redis_may_evict", "Redis may evict keys: set maxmemory-policy noeviction")
                 return
             if server.identity is None:
-                self._note("not complete", "redis_not_trusted", "Redis tells no identity: the database answers")
+                self._note("not identified", "redis_not_trusted", "Redis tells no identity: the database answers")
                 return
             if self._ran_ahead(server.identity, int(time[0])) and self._fence.last is not None:
                 self._fence.disbelieve()
@@ -99,14 +126,25 @@ class Rebuild:
             if fence is None or monotonic() - fence.began > VOUCHES_FOR.total_seconds():
                 return
             if self._fence.names(server, marker):
-                self._note("complete", "redis_complete", "Redis holds every revocation and is believed")
+                self._note_complete(server)
                 return
-            self.cache = "not complete"
+            self._look_for_another_keyturn(server, marker)
             await self._rebuild(server, marker or b"")
+        except RedisRefusedError as e:
+            self._note("refuses commands", "redis_away", f"{e.cause}; the database answers in its place")
         except RedisAwayError as e:
             self._note("away", "redis_away", f"{e.cause}; the database answers in its place")
         except TemporarilyUnavailable as e:
-            self._note("not complete", "redis_not_filled", f"the database went away while Redis was filled ({e.cause})")
+            self._note("not filled", "redis_not_filled", f"the database went away while Redis was filled ({e.cause})")
+
+    def _look_for_another_keyturn(self, server: Server, marker: bytes | None) -> None:
+        fence = self._fence.last
+        if marker and fence is not None and (fence.epoch, server.identity) == self._completed:
+            # The marker was this epoch, and the fence has not changed since. So no process of this database has written
+            # the marker that is there now.
+            self._shared_until = monotonic() + _SHARED_FOR.total_seconds()
+        if self.cache != "shared with another Keyturn":
+            self.cache = "not filled"
 
     def _ran_ahead(self, identity: str, time: int) -> bool:
         """Whether Redis's clock has stepped ahead, so that keys may have expired too early."""
@@ -131,11 +169,11 @@ class Rebuild:
             if not await self._claim(server.identity, epoch):
                 REBUILDS.count("another_server")
                 text = "the fence names another Redis, or another database of it: look at REDIS_URL of each instance"
-                self._note("not complete", "redis_not_the_one", text)
+                self._note("another Redis", "redis_not_the_one", text)
             elif await self._fill(server, epoch):
                 REBUILDS.count("done")
                 await self._fence.read()
-                self._note("complete", "redis_complete", "Redis holds every revocation and is believed")
+                self._note_complete(server)
                 return
             else:
                 REBUILDS.count("lost")
@@ -206,6 +244,15 @@ class Rebuild:
 
     async def _on(self, server: Server, command: Command) -> Any:
         return (await self._redis.send_to(server, [command]))[0]
+
+    def _note_complete(self, server: Server) -> None:
+        if self._fence.last is not None:
+            self._completed = self._fence.last.epoch, server.identity or ""
+        if monotonic() < self._shared_until:
+            text = "another Keyturn uses this database of Redis: give each its own number in REDIS_URL"
+            self._note("shared with another Keyturn", "redis_shared", text)
+        else:
+            self._note("complete", "redis_complete", "Redis holds every revocation and is believed")
 
     def _note(self, cache: CacheState, event: str, text: str) -> None:
         self.cache = cache

@@ -52,7 +52,7 @@ from .fence import FenceReader
 from .lifetimes import VOUCHES_FOR
 from .publishing import Publishing
 from .rebuild import CacheState, Rebuild
-from .redis_server import MARKER, RedisServer
+from .redis_server import MARKER, RedisRefusedError, RedisServer
 
 READ_EVERY = timedelta(milliseconds=500)
 
@@ -140,9 +140,15 @@ class Revocations:
             return "none"
         try:
             server, ((marker,),) = await self.redis.send([("MGET", MARKER)])
+        except RedisRefusedError:
+            return "refuses commands"
         except TemporarilyUnavailable:
             return "away"
-        return "complete" if self.fence.believes(server, marker, monotonic(), VOUCHES_FOR) else "not complete"
+        if server.evicts or server.identity is None:
+            return "may evict" if server.evicts else "not identified"
+        if self.fence.believes(server, marker, monotonic(), VOUCHES_FOR):
+            return "complete"
+        return "another Redis" if self.fence.names_another(server) else "not filled"
 
     async def close(self) -> None:
         """Waits for a reading or rebuild under way, which would open a connection again, and closes the connections."""

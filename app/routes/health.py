@@ -30,7 +30,13 @@ class Readiness(BaseModel):
 
     status: Annotated[ReadyState, word("The whole.", *get_args(ReadyState))]
     database: Annotated[Literal["ok", "away"], word("Postgres, or the file of SQLite.", "ok", "away")]
-    cache: Annotated[CacheState, word("Redis.", *get_args(CacheState))]
+    cache: Annotated[
+        CacheState,
+        word(
+            "Redis, as this process sees it. In every state but `complete`, the database answers in its place.",
+            *get_args(CacheState),
+        ),
+    ]
 
 
 async def healthz(_keyturn: Keyturn, _request: Request) -> Answer:
