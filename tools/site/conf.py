@@ -44,9 +44,15 @@ _MENDED = {
 _LINK = re.compile(r"^- \[[^\]]+\]\(([\w-]+)\.md\)", re.MULTILINE)
 
 
-def _folders_by_their_readme(_: Sphinx, _page: str, source: list[str]) -> None:
-    """Leads a link to a folder to the folder's README, as a forge does."""
-    source[0] = re.sub(r"(?<=\]\()((?:\.\./)?[\w/-]+/)(?=\))", r"\1README.md", source[0])
+def _folders_by_their_readme(app: Sphinx, page: str, source: list[str]) -> None:
+    """Leads a link to a folder to the folder's README. Where there is none, the words stay without a link."""
+
+    def led(link: re.Match[str]) -> str:
+        words, folder = link.groups()
+        readme = app.srcdir / page / ".." / folder / "README.md"
+        return f"[{words}]({folder}README.md)" if readme.resolve().exists() else words
+
+    source[0] = re.sub(r"\[([^\]\n]+)\]\(((?:\.\./)?[\w/-]+/)\)", led, source[0])
 
 
 def _with_contents(_: Sphinx, page: str, source: list[str]) -> None:
