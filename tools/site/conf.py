@@ -35,6 +35,7 @@ pygments_style = "a11y-high-contrast-light"
 pygments_dark_style = "a11y-high-contrast-dark"
 
 _MENDED = {
+    '<th class="head"><p></p></th>': "<td></td>",
     'class="caption" role="heading">': 'class="caption" role="heading" aria-level="2">',
     '<aside class="sidebar-drawer">': '<aside class="sidebar-drawer" aria-label="Pages">',
     '<aside class="toc-drawer">': '<aside class="toc-drawer" aria-label="On this page">',
@@ -65,7 +66,7 @@ def _with_contents(_: Sphinx, page: str, source: list[str]) -> None:
 
 
 def _for_everyone(app: Sphinx, failed: Exception | None) -> None:
-    """Mends what axe finds in Furo's pages: headings without a level, areas without a name, scrolling without keys."""
+    """Mends what axe finds in Furo's pages: what has no level, no name or no words, or scrolls without keys."""
     for path in [] if failed else app.outdir.rglob("*.html"):
         text = path.read_text(encoding="utf-8")
         for found, mended in _MENDED.items():
