@@ -37,12 +37,13 @@ def greeting(settings: Settings, url: str, *, made: str | None, administrator: s
 
 
 def _first(url: str, password: str) -> list[str]:
+    account = f"""{{"email": "{ADMINISTRATOR}", "password": "'$PASSWORD'"}}"""
     taken = """RT=$(echo "$A" | grep -o 'ktr_[A-Za-z0-9_-]*')"""
     held = """-H "$JSON" -d '{"refresh_token": "'$RT'"}'"""
     shell = (
         f"KEYTURN={url} JSON='Content-Type: application/json'",
         f"PASSWORD={password}",
-        f"""A=$(curl -sS $KEYTURN/auth/login -H "$JSON" -d '{{"email": "{ADMINISTRATOR}", "password": "'$PASSWORD'"}}')""",
+        f"""A=$(curl -sS $KEYTURN/auth/login -H "$JSON" -d '{account}')""",
         f'echo "login    $A"; {taken}',
         f"A=$(curl -sS $KEYTURN/auth/refresh {held})",
         f'echo "refresh  $A"; {taken}',
