@@ -16,26 +16,24 @@ import re
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
     BeforeValidator,
     Field,
     SecretStr,
-    ValidationError,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
-from .errors import ConfigurationError, WrongSettings
 from .own_files import make_data_dir
 from .place import Place
 from .settings_clients import ClientSettings
+from .settings_faults import RULES, accepted, validated
 from .settings_limits import LimitSettings
 from .settings_passwords import PasswordSettings
 from .settings_sessions import SessionSettings
-from .settings_sources import PREFIX, sources
+from .settings_sources import sources
 from .settings_values import Seconds, checked_root_path, checked_url, redis_rules
 from .settings_watching import WatchingSettings
 
@@ -204,7 +202,7 @@ class Settings(WatchingSettings, PasswordSettings, ClientSettings, SessionSettin
             ),
         )
         if broken_rules := [rule for broken, rule in rules if broken]:
-            raise ValueError("; ".join(broken_rules))
+            raise ValueError(RULES.join(broken_rules))
         return self
 
 
@@ -214,52 +212,14 @@ def read(environ: Mapping[str, str] | None = None, *, config: Path | None = None
     Raises:
         WrongSettings: something is unknown, malformed or missing.
     """
-    try:
-        values = sources(os.environ if environ is None else environ, config, Settings.model_fields)
-        values |= {name: value for name, value in overrides.items() if value is not None}
-        return _validated(Settings, values)
-    except ConfigurationError as e:
-        raise WrongSettings(str(e)) from None
-
-
-_P = TypeVar("_P", bound=Place)
-
-
-def _validated(model: type[_P], values: dict[str, Any]) -> _P:
-    try:
-        return model.model_validate(values)
-    except ValidationError as e:
-        errors = e.errors(include_input=False, include_context=False, include_url=False)
-        raise ConfigurationError("; ".join(_in_words(error) for error in errors)) from None
-
-
-def _in_words(error: ErrorDetails) -> str:
-    text = error["msg"].removeprefix("Value error, ")
-    if not error["loc"]:
-        return text  # a rule on several settings, which names them
-    name = str(error["loc"][0])
-    if error["type"] == "extra_forbidden":
-        text = "there is no such setting"
-    elif error["type"] == "string_too_short":
-        text = "must not be empty"
-    elif error["type"] != "value_error" and (accepted := accepts(name)):
-        text = f"must be {accepted}"
-    return f"{PREFIX}{name.upper()}: {text}"
+    values, faults = sources(os.environ if environ is None else environ, config, Settings.model_fields)
+    values |= {name: value for name, value in overrides.items() if value is not None}
+    return validated(Settings, values, faults)
 
 
 def accepts(name: str) -> str:
     """The values that a setting accepts, in words; empty if only the setting's description tells them."""
-    field = Settings.model_fields[name]
-    if field.annotation is bool:
-        return "true or false"
-    if get_origin(field.annotation) is Literal:
-        return " or ".join(map(str, get_args(field.annotation)))
-    # Pydantic keeps each bound in an object of its own, as the attribute ``ge`` or ``le``.
-    least, most = (next((getattr(m, b) for m in field.metadata if hasattr(m, b)), None) for b in ("ge", "le"))
-    if isinstance(least, timedelta) and isinstance(most, timedelta):
-        second = timedelta(seconds=1)
-        return f"{least // second} to {most // second} seconds"
-    return f"{least} to {most}" if most is not None else ""
+    return accepted(Settings.model_fields[name])
 
 
 def place_of_migrations() -> Place:
@@ -271,10 +231,8 @@ def place_of_migrations() -> Place:
         WrongSettings: as `read`.
         ConfigurationError: the folder can't be made or used.
     """
-    try:
-        place = _validated(Place, sources(os.environ, None, Settings.model_fields, only=Place.model_fields))
-    except ConfigurationError as e:
-        raise WrongSettings(str(e)) from None
+    values, faults = sources(os.environ, None, Settings.model_fields, only=Place.model_fields)
+    place = validated(Place, values, faults)
     if place.database_url is None:
         make_data_dir(place.data_dir)
     return place

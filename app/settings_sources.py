@@ -8,9 +8,10 @@ import re
 import stat
 import sys
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dotenv.parser import parse_stream
 
@@ -25,32 +26,56 @@ _PATHS = frozenset({"federation_file", "password_list_file", "password_range_ca_
 """Settings whose own names end as those of files that hold one value. Their values are paths."""
 
 
+class Sources(NamedTuple):
+    """What the sources say."""
+
+    values: dict[str, Any]
+    """By the name of the setting."""
+    faults: list[str]
+    """A line for each source that can't be read, and for each name that no setting can have."""
+
+
 def sources(
     environ: Mapping[str, str], config: Path | None, names: Collection[str], only: Collection[str] | None = None
-) -> dict[str, Any]:
+) -> Sources:
     """The values that the sources have, of all settings or of some. Files named for other settings are not opened.
+
+    A fault does not end the reading, so that an operator reads of all faults at once.
 
     Args:
         environ: the environment's variables.
         config: the TOML file of the command line.
         names: the names of all settings.
         only: the names of the settings to read; None for all.
-
-    Raises:
-        ConfigurationError: a source can't be read, or has a name that no setting can have.
     """
     values: dict[str, Any] = {}
-    dotenv = _dotenv()
+    faults: list[str] = []
+    dotenv: dict[str, str | None] = {}
+    with _noting(faults):
+        dotenv = _dotenv()
     named = [source[f"{PREFIX}CONFIG"] for source in (environ, dotenv) if f"{PREFIX}CONFIG" in source]
-    if config := config or (_path(named[0], f"{PREFIX}CONFIG") if named else None):
-        values.update(_from_files(_toml(config, names), only))
+    with _noting(faults):
+        if config := config or (_path(named[0], f"{PREFIX}CONFIG") if named else None):
+            values.update(_from_files(_toml(config, names, faults), only, faults))
     for source in (dotenv, environ):
-        found = {_setting(name): value for name, value in source.items() if _OURS.match(name)}
+        found: dict[str, Any] = {}
+        for name in filter(_OURS.match, source):
+            with _noting(faults):
+                found[_setting(name)] = source[name]
         if source is environ:
             found = _without_service_links(found)
         found.pop("config", None)
-        values.update(_from_files(found, only))
-    return values
+        values.update(_from_files(found, only, faults))
+    return Sources(values, faults)
+
+
+@contextmanager
+def _noting(faults: list[str]) -> Iterator[None]:
+    """Adds a fault to those that were found, and lets the reading go on after it."""
+    try:
+        yield
+    except ConfigurationError as e:
+        faults.append(str(e))
 
 
 def _dotenv() -> dict[str, str | None]:
@@ -71,17 +96,19 @@ def _dotenv() -> dict[str, str | None]:
     return found
 
 
-def _toml(config: Path, names: Collection[str]) -> dict[str, Any]:
+def _toml(config: Path, names: Collection[str], faults: list[str]) -> dict[str, Any]:
     try:
         found = tomllib.loads(config.read_text(encoding="utf-8-sig"))
     except OSError as e:
         raise ConfigurationError(f"--config: {shown(config)} can't be read ({e.strerror})") from None
     except ValueError:  # TOML's error, or not UTF-8
         raise ConfigurationError(f"--config: {shown(config)} is not valid TOML") from None
+    wrong = set()
     for name in found:
         if name != (plain := name.lower().removeprefix(PREFIX.lower())) and plain.removesuffix("_file") in names:
-            raise ConfigurationError(f"--config: write {plain} and not {name}")
-    return found
+            faults.append(f"--config: write {plain} and not {name}")
+            wrong.add(name)
+    return {name: value for name, value in found.items() if name not in wrong}
 
 
 # A variable counts as a setting if its name begins with KEYTURN_, in upper or lower case and after any sign.
@@ -124,26 +151,34 @@ def _path(value: object, name: str) -> Path:
         raise ConfigurationError(f"{name}: {e}") from None
 
 
-def _from_files(values: dict[str, Any], only: Collection[str] | None) -> dict[str, Any]:
+def _from_files(values: dict[str, Any], only: Collection[str] | None, faults: list[str]) -> dict[str, Any]:
     """Replaces each ``x_file`` by ``x`` and the file's content, so that no secret need stand in the environment."""
     if only is not None:
         values = {name: value for name, value in values.items() if name.removesuffix("_file") in only}
     for name in [n for n in values if n.endswith("_file") and n not in _PATHS]:
-        target, called = name.removesuffix("_file"), f"{PREFIX}{name.upper()}"
-        if target in values:
-            raise ConfigurationError(f"{called}: {PREFIX}{target.upper()} is set too; use one of them")
-        path = _path(values.pop(name), called)
-        try:
-            mode = mode_if_ours(path, f"{called}: ")
-            if target in {"secret", "secret_previous"} and stat.S_ISREG(mode) and mode & 0o007:
-                raise ConfigurationError(f"{called}: is open to everyone; chmod 600 it")
-            content = path.read_text(encoding="utf-8-sig")
-        except OSError as e:
-            raise ConfigurationError(f"{called}: can't be read ({e.strerror})") from None
-        except ValueError:
-            raise ConfigurationError(f"{called}: is not the path of a text file") from None
-        try:
-            values[target] = given(content)
-        except ValueError as e:
-            raise ConfigurationError(f"{called}: its content {e}") from None
+        target, path = name.removesuffix("_file"), values.pop(name)
+        with _noting(faults):
+            if target in values:
+                raise ConfigurationError(
+                    f"{PREFIX}{name.upper()}: {PREFIX}{target.upper()} is set too; use one of them"
+                )
+            values[target] = _content(path, target, f"{PREFIX}{name.upper()}")
     return values
+
+
+def _content(value: object, target: str, called: str) -> str:
+    """The content of the file that a setting names."""
+    path = _path(value, called)
+    try:
+        mode = mode_if_ours(path, f"{called}: ")
+        if target in {"secret", "secret_previous"} and stat.S_ISREG(mode) and mode & 0o007:
+            raise ConfigurationError(f"{called}: is open to everyone; chmod 600 it")
+        content = path.read_text(encoding="utf-8-sig")
+    except OSError as e:
+        raise ConfigurationError(f"{called}: can't be read ({e.strerror})") from None
+    except ValueError:
+        raise ConfigurationError(f"{called}: is not the path of a text file") from None
+    try:
+        return given(content)
+    except ValueError as e:
+        raise ConfigurationError(f"{called}: its content {e}") from None

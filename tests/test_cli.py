@@ -11,7 +11,8 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from argparse import SUPPRESS, ArgumentParser, _SubParsersAction
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -28,7 +29,7 @@ from sqlalchemy import text, update
 from app.actors import SERVICE, Actor
 from app.command_name import called
 from app.commands.acts import by
-from app.commands.command import main
+from app.commands.command import main, parser
 from app.events.audit import Event, record
 from app.keyturn import Keyturn, opened, running
 from app.sessions.answers import Tokens
@@ -267,6 +268,57 @@ def test_wrong_use_is_refused_with_code_2(words: tuple[str, ...], capsys: pytest
     done = Command({}, capsys)(*words)
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith("usage: keyturn")
+
+
+def words_of(parser: ArgumentParser) -> Iterator[ArgumentParser]:
+    """A parser and all below it: those of the nouns, and those of their verbs."""
+    yield parser
+    for action in parser._actions:  # argparse has no other way to list them
+        if isinstance(action, _SubParsersAction):
+            for below in action.choices.values():
+                yield from words_of(below)
+
+
+def test_each_option_of_each_command_has_a_help_text_and_each_that_takes_a_value_a_default() -> None:
+    everything = list(words_of(parser()))
+    assert len(everything) > 40
+    lacking = []
+    for each in everything:
+        assert each.format_help()  # a % in a text would fail here
+        for action in each._actions:
+            if isinstance(action, _SubParsersAction):
+                lacking += [f"{each.prog} {below.dest}" for below in action._choices_actions if not below.help]
+                continue
+            name = f"{each.prog} {'/'.join(action.option_strings) or action.dest}"
+            if not action.help:
+                lacking.append(name)
+            takes_a_value = action.nargs != 0 and (action.option_strings or action.nargs in {"?", "*"})
+            if takes_a_value and "default: " not in (action.help or ""):
+                lacking.append(f"{name} (default)")
+            if takes_a_value and action.default not in (None, [], SUPPRESS):
+                assert "%(default)s" in (action.help or ""), name
+    assert lacking == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("users", "list", "--nope"), "there is no --nope"),
+        (("--nope", "users", "list"), "there is no --nope"),
+        (("users", "list", "--keep_days=7", "-x"), "there is no --keep_days; there is no -x"),
+        (("users", "list", f"--{'a' * 40}"), "1 word too many"),
+        (("users", "list", "--\x1b[2J"), "1 word too many"),
+        (("users", "create", "ada@example.com", "hunter2"), "1 word too many"),
+    ],
+)
+def test_an_unknown_option_is_named_and_any_other_word_only_counted(
+    words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = Command({}, capsys)(*words)
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err
+    assert "hunter2" not in done.err
+    assert done.err.replace("\n", "").isprintable()
 
 
 def test_sessions_are_listed_shown_and_ended(keyturn: Command) -> None:

@@ -142,8 +142,12 @@ async def test_unknown_fields_are_refused_and_named_only_where_the_name_is_a_pla
         "disabled_at",
         "admin",
         "client_id",
-        "__proto__",
         "Email",
+        "refreshToken",
+        "grant-type",
+        "__proto__",
+        "passwordOfAllUsersOfTheService",
+        "a" * 65,
         MARK,
         "",
         "\0",
@@ -151,7 +155,7 @@ async def test_unknown_fields_are_refused_and_named_only_where_the_name_is_a_pla
     for path, good in BODIES.items():
         for field in unknown:
             refusal = await hostile.sends(path, good | {field: MARK})
-            named = f"{field}: is" if field in unknown[:7] else "There is"
+            named = f"{field}: is" if field in unknown[:10] else "There is"
             said = f"{named} a field that this endpoint does not have. It has: {', '.join(FIELDS[path])}."
             assert refusal["error_description"] == said
 

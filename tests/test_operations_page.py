@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from app import metrics
-from app.commands.command import _parser
+from app.commands.command import parser
 from tests.test_logs import PAGE as LOGS
 from tests.test_logs import in_the_docs
 from tests.test_metrics_list import RULES
@@ -29,7 +29,7 @@ _NOT_EVENTS = {"client", "limit", "cause", "error", "duration_ms", "session_id",
 def understood(words: list[str]) -> bool:
     """Whether the command line takes these words. A noun alone is taken where there is such a noun."""
     try:
-        _, unknown = _parser().parse_known_args(words if len(words) > 1 else [*words, "--help"])
+        _, unknown = parser().parse_known_args(words if len(words) > 1 else [*words, "--help"])
     except SystemExit as e:
         return e.code == 0
     return not unknown

@@ -137,6 +137,7 @@ def test_only_keyturn_is_added_to_an_environment(installed: Path) -> None:
     added = {path.name for path in packages.iterdir()} - {"dependencies.pth", "pip", "setuptools"}
     assert {name for name in added if not name.endswith(".dist-info")} == {"keyturn"}
     assert (packages / "keyturn" / "migrations" / "env.py").exists()
+    assert (packages / "keyturn" / "pages" / "pages.css").read_bytes() == (ROOT / "app/pages/pages.css").read_bytes()
     assert {path.name for path in (packages / "keyturn" / "users").glob("common_passwords.*")} == {
         "common_passwords.bin", "common_passwords.md", "common_passwords.py"
     }  # fmt: skip

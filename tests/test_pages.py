@@ -74,6 +74,9 @@ async def serving(database_url: str, **settings: Any) -> AsyncIterator[tuple[Key
         app.router.lifespan_context(app),
         httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url=ISSUER) as client,
     ):
+        async with asyncio.timeout(10):
+            while (await client.get("/readyz")).status_code != httpx2.codes.OK:
+                await asyncio.sleep(0.02)
         yield app.state.keyturn, client
 
 
@@ -131,8 +134,8 @@ async def test_every_link_of_the_pages_leads_somewhere(client: httpx2.AsyncClien
         assert [one for one, times in Counter(ids).items() if times > 1] == []
         links = set(page.links())
         assert {link[1:] for link in links if link.startswith("#")} <= {*ids}
-        for link in links:
-            assert (await client.get(urljoin(f"{ISSUER}{path}", link))).status_code == 200, link
+        for at in {urlsplit(urljoin(f"{ISSUER}{path}", link)).path for link in links}:
+            assert (await client.get(at)).status_code == 200, at
 
 
 async def test_the_reference_has_each_operation_with_its_parameters_fields_and_answers(
@@ -225,10 +228,9 @@ async def test_below_a_prefix_every_link_stays_below_it(database_url: str, prefi
         for stripped in ("", prefix):  # the proxy strips the prefix, or it does not
             for path in PAGES:
                 page = await parsed(client, stripped + path)
-                for link in page.links():
-                    at = urlsplit(urljoin(f"{ISSUER}{prefix}{path}", link))
-                    assert at.path.startswith(prefix + "/")
-                    assert (await client.get(at.path)).status_code == 200, link
+                for at in {urlsplit(urljoin(f"{ISSUER}{prefix}{path}", link)).path for link in page.links()}:
+                    assert at.startswith(prefix + "/")
+                    assert (await client.get(at)).status_code == 200, at
 
 
 async def test_no_header_field_of_a_request_reaches_a_page(client: httpx2.AsyncClient) -> None:

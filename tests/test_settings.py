@@ -164,6 +164,41 @@ def test_all_that_is_missing_or_wrong_is_told_in_one_line() -> None:
     assert line.count("KEYTURN_") == 3
 
 
+def test_faults_of_all_sources_of_values_and_of_rules_are_told_together(tmp_path: Path) -> None:
+    config = tmp_path / "settings.toml"
+    config.write_text('log_levels = "info"\nargon2_lanes = 9\n')
+    environ = {
+        "KEYTURN_CONFIG": str(config),
+        "KEYTURN_DATABASE_URL": "postgresql://db/keyturn",
+        "KEYTURN_REDIS_URL_FILE": str(tmp_path / "nothing"),
+        "KEYTURN_SECRET_FILE": str(tmp_path / "nothing too"),
+        "KEYTURN_HOST:": "x",
+        "KEYTURN_WORKERS": "many",
+        "KEYTURN_ARGON2_MEMORY": "8",
+    }
+    assert sorted(refused(environ, naming="KEYTURN_WORKERS").split("; ")) == [
+        "KEYTURN_ARGON2_MEMORY must be at least 8 KiB for each of KEYTURN_ARGON2_LANES (RFC 9106 section 3.1)",
+        "KEYTURN_HOST:: is no name of a setting",
+        "KEYTURN_ISSUER must be set with a Postgres KEYTURN_DATABASE_URL: the public URL of this service",
+        "KEYTURN_LOG_LEVELS: there is no such setting",
+        "KEYTURN_REDIS_URL_FILE: can't be read (No such file or directory)",
+        "KEYTURN_SECRET_FILE: can't be read (No such file or directory)",
+        "KEYTURN_WORKERS: must be 1 to 64",
+        "they look like KEYTURN_PORT",
+    ]
+
+
+def test_no_rule_is_told_that_only_a_wrong_value_breaks(tmp_path: Path) -> None:
+    missing = str(tmp_path / "nothing")
+    production = {"KEYTURN_DATABASE_URL": "postgresql://db/keyturn", "KEYTURN_ISSUER": "https://auth.example.com"}
+    said = refused({**production, "KEYTURN_REDIS_URL": "", "KEYTURN_SECRET_FILE": missing}, naming="KEYTURN")
+    assert "KEYTURN_SECRET_FILE: can't be read" in said
+    assert "KEYTURN_REDIS_URL: " in said
+    assert "must be set" not in said
+    # A source that can't be read may have had anything.
+    assert "must be set" not in refused({**production, "KEYTURN_CONFIG": missing}, naming="--config")
+
+
 def test_a_rule_between_settings_holds_at_its_edge() -> None:
     assert read({"KEYTURN_RETRY_WINDOW": "60", "KEYTURN_ACCESS_TOKEN_LIFETIME": "180"}).retry_window.seconds == 60
 

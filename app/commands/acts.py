@@ -28,7 +28,7 @@ def add_verb(
     prints: Literal["words", "record", "table"] = "words",
 ) -> argparse.ArgumentParser:
     """Adds a verb and its act. A verb that prints a record or a table prints it as JSON too."""
-    parser = verbs.add_parser(name, help=help)
+    parser = verbs.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
     if prints != "words":
         parser.add_argument("--json", action="store_true", help="print JSON")
     if prints == "table":

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 from uuid import UUID
 
-_PLAIN = re.compile(r"(?:--?)?[a-z]+(?:-[a-z]+)*(?<!.{33})", re.ASCII | re.IGNORECASE)
-"""The form of an option's or a command's name: letters and hyphens, at most 32 characters."""
+_PLAIN = re.compile(r"(?:--?)?[a-z]+(?:[-_][a-z]+)*(?<!.{33})", re.ASCII | re.IGNORECASE)
+"""The form of an option's or a command's name: letters, hyphens and underscores, at most 32 characters."""
 
 
 class Words(Protocol):
     """The nouns of the command line, or the verbs of one noun."""
 
-    def add_parser(self, name: str, *, help: str) -> argparse.ArgumentParser:  # noqa: A002  # argparse's own name
+    def add_parser(self, name: str, *, help: str, description: str = ...) -> argparse.ArgumentParser:  # noqa: A002  # argparse's own name
         """Adds a word, and makes the parser of everything that comes after it."""
 
 
@@ -29,7 +29,11 @@ class Parser(argparse.ArgumentParser):
         # The option may stand before or after the verb. A default of the verb's parser would overwrite the option that
         # the noun's parser has read.
         self.add_argument(
-            "--config", metavar="FILE", type=Path, default=argparse.SUPPRESS, help="TOML file with settings"
+            "--config",
+            metavar="FILE",
+            type=Path,
+            default=argparse.SUPPRESS,
+            help="TOML file with settings (default: KEYTURN_CONFIG, or none)",
         )
         self.set_defaults(parser=self)
 

@@ -36,7 +36,7 @@ _NOUNS = (serve, db, doctor, openapi, upkeep, users, sessions, policies, keys, f
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command, and returns its exit code."""
-    arguments, unknown = _parser().parse_known_args(argv)
+    arguments, unknown = parser().parse_known_args(argv)
     if unknown:
         arguments.parser.refuse(unknown)
     end_at_sigterm()
@@ -77,10 +77,11 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _parser() -> Parser:
-    parser = Parser(prog="keyturn", description="A self-hosted token service.")
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the release and exit")
-    words = parser.add_subparsers(required=True, metavar="COMMAND")
+def parser() -> Parser:
+    """The parser of all nouns and verbs."""
+    found = Parser(prog="keyturn", description="A self-hosted token service.")
+    found.add_argument("--version", action=_Version, nargs=0, help="print the release and exit")
+    words = found.add_subparsers(required=True, metavar="COMMAND")
     for noun in _NOUNS:
         noun.add_to(words)
-    return parser
+    return found

@@ -22,14 +22,29 @@ def add_to(words: Words) -> None:
     """Adds the noun and its verbs."""
     verbs = words.add_parser("events", help="who changed what").add_subparsers(required=True, metavar="VERB")
     verb = add_verb(verbs, "list", _list, "the newest first", prints="table")
-    verb.add_argument("--user", help="on this user (id or e-mail)")
-    verb.add_argument("--session", type=identifier, metavar="ID", help="on this session")
-    verb.add_argument("--event", choices=get_args(EventKind), metavar="KIND", help="of this kind")
-    verb.add_argument("--actor", type=_of_actor, help="by actors of this kind, or by an administrator (id)")
-    verb.add_argument("--since", type=moment, metavar="MOMENT", help="from this moment on (RFC 3339)")
-    verb.add_argument("--until", type=moment, metavar="MOMENT", help="before this moment")
-    verb.add_argument("--limit", type=whole, default=100)
-    verb.add_argument("--before", type=identifier, metavar="ID", help="events before this one")
+    verb.add_argument("--user", metavar="USER", help="on this user, by id or e-mail (default: any)")
+    verb.add_argument("--session", type=identifier, metavar="ID", help="on this session (default: any)")
+    verb.add_argument(
+        "--event",
+        choices=get_args(EventKind),
+        metavar="KIND",
+        help=f"one of {', '.join(get_args(EventKind))} (default: any)",
+    )
+    verb.add_argument(
+        "--actor",
+        type=_of_actor,
+        metavar="ACTOR",
+        help=f"by the administrator of this id, or one of {', '.join(get_args(Kind))} (default: any)",
+    )
+    verb.add_argument(
+        "--since",
+        type=moment,
+        metavar="MOMENT",
+        help="from this moment on, as 2026-01-31T12:00:00Z (default: the first)",
+    )
+    verb.add_argument("--until", type=moment, metavar="MOMENT", help="before this moment (default: now)")
+    verb.add_argument("--limit", type=whole, default=100, metavar="N", help="how many (default: %(default)s)")
+    verb.add_argument("--before", type=identifier, metavar="ID", help="events before this one (default: the newest)")
 
 
 async def _list(keyturn: Keyturn, arguments: argparse.Namespace) -> None:

@@ -32,9 +32,15 @@ def add_to(words: Words) -> None:
     )
     verb = add_verb(verbs, "add", _add, "add an issuer, or change the members that are given")
     verb.add_argument("name", help="your name for it: it stands in paths")
-    verb.add_argument("--preset", choices=get_args(Preset))
-    verb.add_argument("--issuer", metavar="URL", help="the exact iss; Scalekit: the environment URL")
-    verb.add_argument("--client-id", metavar="ID")
+    verb.add_argument(
+        "--preset", choices=get_args(Preset), help="what is known of it (default: as it is; a new issuer must have one)"
+    )
+    verb.add_argument(
+        "--issuer",
+        metavar="URL",
+        help="the exact iss; Scalekit: the environment URL (default: as it is; a new issuer must have one)",
+    )
+    verb.add_argument("--client-id", metavar="ID", help="of Keyturn at the issuer (default: as it is, or none)")
     verb.add_argument(
         "--set",
         action="append",
@@ -42,15 +48,26 @@ def add_to(words: Words) -> None:
         type=_assignment,
         dest="members",
         metavar="MEMBER=VALUE",
-        help=f"{', '.join(name for name in Issuer.model_fields if name not in _OPTIONS)}; no value: the default",
+        help=f"{', '.join(name for name in Issuer.model_fields if name not in _OPTIONS)}; "
+        "without a value: as Keyturn has it (default: as they are)",
     )
     for secret in IssuerSecrets.model_fields:
         option = secret.replace("_", "-")
-        verb.add_argument(f"--{option}-stdin", action="store_true", help="read it from standard input, a line for each")
-    verb.add_argument("--forget", action="append", default=[], choices=list(IssuerSecrets.model_fields))
+        verb.add_argument(
+            f"--{option}-stdin",
+            action="store_true",
+            help=f"read the {secret.replace('_', ' ')} from standard input, a line for each",
+        )
+    verb.add_argument(
+        "--forget",
+        action="append",
+        default=[],
+        choices=list(IssuerSecrets.model_fields),
+        help="remove a secret (default: none)",
+    )
     add_verb(verbs, "list", _list, "the issuers, without their secrets", prints="table")
     verb = add_verb(verbs, "remove", _remove, "take no more tokens of an issuer")
-    verb.add_argument("name")
+    verb.add_argument("name", help="as `federation list` shows it")
     federation_check.add_to(verbs)
     federation_sessions.add_to(verbs)
 

@@ -20,7 +20,7 @@ from .rows import Row
 def add_to(verbs: Words) -> None:
     """Adds the verb to the noun."""
     verb = add_verb(verbs, "check", _check, "is an issuer reachable, and is a token acceptable?", prints="table")
-    verb.add_argument("name", nargs="?", help="of one issuer; none: all")
+    verb.add_argument("name", nargs="?", help="of one issuer (default: all)")
     verb.add_argument("--token-stdin", action="store_true", help="judge the token on standard input, never printed")
 
 

@@ -25,21 +25,39 @@ def add_to(verbs: Words) -> None:
     _add_names(verb, "session")
     verb = add_verb(sessions, "list", _list, "a page of a user's sessions", prints="table")
     _add_names(verb, "user")
-    verb.add_argument("--status", choices=get_args(Status), action="append", default=[], help="may be repeated")
-    verb.add_argument("--created-after", type=moment, metavar="MOMENT", help="began after")
-    verb.add_argument("--created-before", type=moment, metavar="MOMENT", help="began before")
-    verb.add_argument("--limit", type=whole, metavar="N", help="how many a page has; unset: the issuer's number")
-    verb.add_argument("--page", metavar="PAGE", help="the page that the one before names")
+    verb.add_argument(
+        "--status",
+        choices=get_args(Status),
+        action="append",
+        default=[],
+        help="of this status; may be repeated (default: any)",
+    )
+    verb.add_argument(
+        "--created-after", type=moment, metavar="MOMENT", help="began after, as 2026-01-31T12:00:00Z (default: any)"
+    )
+    verb.add_argument("--created-before", type=moment, metavar="MOMENT", help="began before (default: any)")
+    verb.add_argument(
+        "--limit", type=whole, metavar="N", help="how many a page has (default: as many as the issuer likes)"
+    )
+    verb.add_argument("--page", metavar="PAGE", help="the page that the one before names (default: the first)")
     verb = add_verb(sessions, "revoke", _revoke, "end one session at the issuer")
     _add_names(verb, "session")
     verb = add_verb(sessions, "revoke-all", _revoke_all, "end all sessions of a user at the issuer")
     _add_names(verb, "user")
     verb = add_verb(verbs, "revocations", _revocations, "what issuers are still owed, or was given up", prints="table")
     verb.add_argument("--given-up", action="store_true", help="only what was given up")
-    verb.add_argument("--limit", type=whole, default=100)
-    verb.add_argument("--before", type=identifier, metavar="ID", help="those after this session in the list")
+    verb.add_argument("--limit", type=whole, default=100, metavar="N", help="how many (default: %(default)s)")
+    verb.add_argument(
+        "--before", type=identifier, metavar="ID", help="those after this session in the list (default: the newest)"
+    )
     verb = add_verb(verbs, "replay", _replay, "try again what was given up")
-    verb.add_argument("session", type=identifier, nargs="*", help="the ids of local sessions")
+    verb.add_argument(
+        "session",
+        type=identifier,
+        nargs="*",
+        metavar="SESSION",
+        help="the ids of local sessions (default: none; see --all)",
+    )
     verb.add_argument("--all", action="store_true", help="all that were given up")
 
 

@@ -32,25 +32,29 @@ def add_to(words: Words) -> None:
     """Adds the noun and its verbs."""
     verbs = words.add_parser("keys", help="working keys").add_subparsers(required=True, metavar="VERB")
     verb = add_verb(verbs, "generate", _generate, "make a key; it signs or seals a minute later")
-    verb.add_argument("use", choices=get_args(Use))
-    verb.add_argument("--algorithm", choices=get_args(Algorithm), help="of an access key")
-    verb.add_argument("--bits", type=int, choices=get_args(RsaBits), help="of an RS256 key (2048)")
+    verb.add_argument("use", choices=get_args(Use), help="what the key is for")
+    verb.add_argument(
+        "--algorithm", choices=get_args(Algorithm), help="of an access key (default: KEYTURN_SIGNING_ALGORITHM)"
+    )
+    verb.add_argument("--bits", type=int, choices=get_args(RsaBits), help="of an RS256 key (default: 2048)")
     verb = add_verb(verbs, "rotate", _rotate, "a new key in the place of the old ones; nobody is signed out")
     verb.add_argument("use", choices=(*get_args(Use), "master"), help="master: the keys move to KEYTURN_SECRET")
-    verb.add_argument("--algorithm", choices=get_args(Algorithm), help="of an access key")
-    verb.add_argument("--bits", type=int, choices=get_args(RsaBits), help="of an RS256 key (2048)")
+    verb.add_argument(
+        "--algorithm", choices=get_args(Algorithm), help="of an access key (default: KEYTURN_SIGNING_ALGORITHM)"
+    )
+    verb.add_argument("--bits", type=int, choices=get_args(RsaBits), help="of an RS256 key (default: 2048)")
     verb.add_argument("--no-wait", action="store_true", help="do not wait until the new key signs")
     add_verb(verbs, "list", _list, "all keys, without secrets", prints="table")
     verb = add_verb(verbs, "retire", _retire, "refuse what a key made, end a refresh key's sessions")
-    verb.add_argument("kid")
+    verb.add_argument("kid", help="as `keys list` shows it")
     verb = add_verb(verbs, "replace", _replace, "where the master secret leaked or is lost: new keys")
     verb.add_argument("--sign-everyone-out", action="store_true", required=True, help="must be given, as this happens")
     verb.set_defaults(run=on_parts(_replace, load=False))
     add_verb(verbs, "sign-everyone-out", _sign_everyone_out, "end all sessions of all users at once")
     verb = add_verb(verbs, "import", _import, "take an HS256 access key from elsewhere")
-    verb.add_argument("file", type=Path, nargs="?", help="whose first line it is; none: standard input")
+    verb.add_argument("file", type=Path, nargs="?", help="whose first line it is (default: standard input)")
     verb = add_verb(verbs, "export", _export, "print an HS256 access key")
-    verb.add_argument("kid")
+    verb.add_argument("kid", help="as `keys list` shows it")
     verb.add_argument("--yes-export-this-secret", action="store_true", required=True, help="must be given")
 
 

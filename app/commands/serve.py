@@ -27,10 +27,18 @@ from .users import ran_out
 def add_to(words: Words) -> None:
     """Adds the command."""
     parser = words.add_parser("serve", help="start the service")
-    parser.add_argument("--host")
-    parser.add_argument("--port", type=whole)
-    parser.add_argument("--workers", type=whole)
+    parser.add_argument("--host", help=f"address to listen on (default: KEYTURN_HOST, or {_default('host')})")
+    parser.add_argument(
+        "--port", type=whole, metavar="N", help=f"port to listen on (default: KEYTURN_PORT, or {_default('port')})"
+    )
+    parser.add_argument(
+        "--workers", type=whole, metavar="N", help=f"processes (default: KEYTURN_WORKERS, or {_default('workers')})"
+    )
     parser.set_defaults(run=_serve)
+
+
+def _default(setting: str) -> object:
+    return Settings.model_fields[setting].default
 
 
 def _serve(_arguments: argparse.Namespace) -> int:

@@ -29,13 +29,20 @@ def add_to(words: Words) -> None:
     verbs = words.add_parser("sessions", help="sign-ins").add_subparsers(required=True, metavar="VERB")
     verb = add_verb(verbs, "list", _list, "the newest first", prints="table")
     _add_filters(verb)
-    verb.add_argument("--status", choices=get_args(Status), default="all", help="default: all")
-    verb.add_argument("--limit", type=whole, default=100)
-    verb.add_argument("--before", type=identifier, metavar="ID", help="sessions before this one")
+    verb.add_argument("--status", choices=get_args(Status), default="all", help="only these (default: %(default)s)")
+    verb.add_argument("--limit", type=whole, default=100, metavar="N", help="how many (default: %(default)s)")
+    verb.add_argument("--before", type=identifier, metavar="ID", help="sessions before this one (default: the newest)")
     verb = add_verb(verbs, "show", _show, "one session", prints="record")
-    verb.add_argument("session", type=identifier)
+    verb.add_argument("session", type=identifier, metavar="SESSION", help="id, as `sessions list` shows it")
     verb = add_verb(verbs, "end", _end, "end sessions, by their ids or by filters")
-    verb.add_argument("session", type=identifier, nargs="*", default=[])
+    verb.add_argument(
+        "session",
+        type=identifier,
+        nargs="*",
+        default=[],
+        metavar="SESSION",
+        help="ids, as `sessions list` shows them (default: none; then a filter)",
+    )
     _add_filters(verb)
     verb.add_argument("--preview", action="store_true", help="say how many would end, and end none")
     verb.set_defaults(run=_checked)
@@ -43,14 +50,21 @@ def add_to(words: Words) -> None:
 
 def _add_filters(verb: argparse.ArgumentParser) -> None:
     filters = verb.add_argument_group("filters", "A session must meet all of them.")
-    filters.add_argument("--user", help="id or e-mail")
-    filters.add_argument("--client", metavar="ID", help="the client it belongs to")
-    filters.add_argument("--created-before", type=moment, metavar="MOMENT", help="signed in before")
-    filters.add_argument("--created-after", type=moment, metavar="MOMENT", help="signed in after")
-    filters.add_argument("--idle-since", type=moment, metavar="MOMENT", help="not refreshed since")
-    filters.add_argument("--address", help="the client's address")
-    filters.add_argument("--device", metavar="ID", help="the device id that the client gave")
-    filters.add_argument("--issuer", metavar="NAME", help="began with a token of this issuer, also of a removed one")
+    filters.add_argument("--user", help="id or e-mail (default: any)")
+    filters.add_argument("--client", metavar="ID", help="the client it belongs to (default: any)")
+    filters.add_argument(
+        "--created-before",
+        type=moment,
+        metavar="MOMENT",
+        help="signed in before, as 2026-01-31T12:00:00Z (default: any)",
+    )
+    filters.add_argument("--created-after", type=moment, metavar="MOMENT", help="signed in after (default: any)")
+    filters.add_argument("--idle-since", type=moment, metavar="MOMENT", help="not refreshed since (default: any)")
+    filters.add_argument("--address", help="the client's address (default: any)")
+    filters.add_argument("--device", metavar="ID", help="the device id that the client gave (default: any)")
+    filters.add_argument(
+        "--issuer", metavar="NAME", help="began with a token of this issuer, also of a removed one (default: any)"
+    )
 
 
 async def _filter(keyturn: Keyturn, arguments: argparse.Namespace, status: Status) -> Filter:

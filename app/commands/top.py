@@ -26,9 +26,15 @@ _SHORTEST, _LONGEST = 1, 3600
 def add_to(words: Words) -> None:
     """Adds the command."""
     parser = words.add_parser("top", help="rates, outcomes, latencies and states of the instances, live")
-    parser.add_argument("url", nargs="*", metavar="URL", help="a metrics door; default: the one that the settings open")
-    parser.add_argument("--interval", type=_seconds, default=2, metavar="SECONDS", help="between two readings (2)")
-    parser.add_argument("--token-file", type=Path, metavar="FILE", help="has the token of the doors at the URLs")
+    parser.add_argument(
+        "url", nargs="*", metavar="URL", help="a metrics door (default: the one that the settings open)"
+    )
+    parser.add_argument(
+        "--interval", type=_seconds, default=2, metavar="SECONDS", help="between two readings (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="has the token of the doors at the URLs (default: none)"
+    )
     parser.add_argument("--once", action="store_true", help="print one interval as text; so too without a terminal")
     parser.add_argument("--json", action="store_true", help="print one interval as JSON")
     parser.set_defaults(run=_top)

@@ -17,8 +17,14 @@ from .output import count_of_sessions
 def add_to(words: Words) -> None:
     """Adds the command."""
     parser = words.add_parser("gc", help="delete sessions long over")
-    parser.add_argument("--keep-days", type=whole, default=KEPT_FOR.days, help="days to keep them (%(default)s)")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument(
+        "--keep-days",
+        type=whole,
+        default=KEPT_FOR.days,
+        metavar="DAYS",
+        help="how long to keep them (default: %(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=on_parts(_gc))
 
 

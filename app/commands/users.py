@@ -30,15 +30,15 @@ def add_to(words: Words) -> None:
     """Adds the noun and its verbs."""
     verbs = words.add_parser("users", help="who may sign in").add_subparsers(required=True, metavar="VERB")
     verb = add_verb(verbs, "create", _create, "make a user; asks for the password, or makes one")
-    verb.add_argument("email")
-    verb.add_argument("--role", default="user")
+    verb.add_argument("email", help="of the new user")
+    verb.add_argument("--role", default="user", help="of the new user (default: %(default)s)")
     _add_password_options(verb)
     verb = add_verb(verbs, "list", _list, "users by age", prints="table")
-    verb.add_argument("--limit", type=whole, default=100)
-    verb.add_argument("--after", type=identifier, metavar="ID", help="users after this one")
-    verb.add_argument("--email", help="of this address; or how it begins, with a * behind")
-    verb.add_argument("--role", help="of this role")
-    verb.add_argument("--status", choices=get_args(Status))
+    verb.add_argument("--limit", type=whole, default=100, metavar="N", help="how many (default: %(default)s)")
+    verb.add_argument("--after", type=identifier, metavar="ID", help="users after this one (default: the first)")
+    verb.add_argument("--email", help="of this address; or how it begins, with a * behind (default: any)")
+    verb.add_argument("--role", help="of this role (default: any)")
+    verb.add_argument("--status", choices=get_args(Status), help="only these (default: any)")
     verb = add_verb(verbs, "show", _show, "one user", prints="record")
     verb.add_argument("user", help="id or e-mail")
     for name, act, line in (
@@ -60,7 +60,7 @@ def add_to(words: Words) -> None:
         if name == "verify-email":
             verb.add_argument("--withdraw", action="store_true", help="take an earlier word back")
         if name == "set-role":
-            verb.add_argument("role")
+            verb.add_argument("role", help="the new one: `admin` may do everything")
         if name == "set-claims":
             which = verb.add_mutually_exclusive_group(required=True)
             which.add_argument("--json-stdin", action="store_true", help="read a JSON object from standard input")

@@ -19,8 +19,8 @@ def add_to(words: Words) -> None:
     """Adds the noun, which has no verbs."""
     verb = add_verb(words, "why", _why, "all that is known of a user or a session, in order", prints="record")
     verb.add_argument("named", metavar="USER|SESSION", help="e-mail or id of a user, or id of a session")
-    verb.add_argument("--limit", type=whole, default=100, help="how many events; default: 100")
-    verb.add_argument("--before", type=identifier, metavar="ID", help="events before this one")
+    verb.add_argument("--limit", type=whole, default=100, metavar="N", help="how many events (default: %(default)s)")
+    verb.add_argument("--before", type=identifier, metavar="ID", help="events before this one (default: the newest)")
 
 
 async def _why(keyturn: Keyturn, arguments: argparse.Namespace) -> None:

@@ -198,8 +198,11 @@ _DECODER = json.JSONDecoder(
 )
 
 
-_PLAIN_NAME = re.compile(r"[a-z]{1,16}(?:_[a-z]{1,16}){0,3}", re.ASCII)
-"""The form of a field's name: a few short words without digits. A token never has it."""
+_PLAIN_NAME = re.compile(r"[A-Za-z][a-z]{1,15}(?:[_-]?[A-Za-z][a-z]{1,15}){0,3}", re.ASCII)
+"""The form of a field's name, in whatever style a client writes it: at most four short words without digits.
+
+A token never has it.
+"""
 
 
 def not_as_modelled(model: type[BaseModel], value: object, error: ValidationError) -> InvalidRequest:
