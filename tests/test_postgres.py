@@ -343,7 +343,7 @@ def of(url: str, user: str) -> str:
 
 @on_postgres
 async def test_the_documented_rights_suffice_for_all_that_a_service_does(database_url: str, user: str) -> None:
-    page = " ".join((Path(__file__).parent.parent / "docs" / "production.md").read_text().split())
+    page = " ".join((Path(__file__).parent.parent / "docs" / "postgres.md").read_text().split())
     for grant in GRANTS:
         assert grant.format(user="keyturn") + ";" in page
     await execute(database_url, *(grant.format(user=user) for grant in GRANTS))

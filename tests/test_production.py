@@ -67,12 +67,14 @@ def test_the_steps_lead_from_an_empty_postgres_to_a_session_that_ends(
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    postgres_page = (ROOT / "docs" / "postgres.md").read_text(encoding="utf-8")  # step 7 leads there
+    [grants] = re.findall(r"(?ms)^```sql\n(GRANT .*?)^```$", postgres_page)
     owner = url(f"{name}_owner", "OWNER-PASSWORD")
     try:
-        for statement in statements(1):  # each by itself: CREATE DATABASE takes no transaction
+        for statement in statements(step(1, "sql")):  # each by itself: CREATE DATABASE takes no transaction
             sync(execute(postgres.url("postgres"), statement))
         keyturn("db", "upgrade", environment={"KEYTURN_DATABASE_URL": owner})
-        sync(execute(owner, *statements(7)))
+        sync(execute(owner, *statements(grants)))
         settings = {line.partition("=")[0] for line in step(5).splitlines()}
         environment = {
             "KEYTURN_DATABASE_URL": url(name, "SERVICE-PASSWORD"),

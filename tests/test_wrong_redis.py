@@ -32,7 +32,7 @@ from tests.servers import Postgres, Redis, free_port
 from tests.service import Service
 from tests.test_revocations import report_to
 
-PAGE = Path(__file__).parent.parent / "docs" / "production.md"
+PAGE = Path(__file__).parent.parent / "docs" / "redis.md"
 PASSWORD_OF_REDIS = "the-password-of-redis"
 
 
@@ -308,12 +308,12 @@ async def test_the_doctor_sees_that_redis_is_another_than_the_one_that_is_used(
 
 
 def rights() -> list[str]:
-    """The words of the ACL rule in docs/production.md."""
+    """The words of the ACL rule in docs/redis.md."""
     (line,) = [line for line in PAGE.read_text().splitlines() if line.startswith("ACL SETUSER keyturn ")]
     return line.replace("PASSWORD", PASSWORD_OF_REDIS).split()
 
 
-async def test_a_user_with_the_rights_that_the_page_names_suffices_for_the_whole_service(
+async def test_a_user_with_the_rights_that_the_readme_names_suffices_for_the_whole_service(
     postgres: Postgres, logs: Path
 ) -> None:
     await postgres.create_database("rights")
