@@ -45,10 +45,8 @@ def test_the_steps_lead_from_an_empty_postgres_to_a_session_that_ends(
 ) -> None:
     name = f"keyturn_{secrets.token_hex(4)}"  # roles belong to the whole server, so the page's names get an ending
 
-    def statements(number: int) -> list[str]:
-        return [
-            each for each in re.sub(r"\bkeyturn(?=\b|_owner)", name, step(number, "sql")).split(";") if each.strip()
-        ]
+    def statements(block: str) -> list[str]:
+        return [each for each in re.sub(r"\bkeyturn(?=\b|_owner)", name, block).split(";") if each.strip()]
 
     def url(user: str, password: str) -> str:
         return re.sub(r"//.*@", f"//{user}:{password}@", postgres.url(name))
