@@ -1,10 +1,11 @@
-"""The examples against a real service: the README's, and the client in JavaScript."""
+"""Lines and recipes of the pages, and the client in JavaScript, against a real service."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -68,18 +69,14 @@ def login(service: Service, session: requests.Session) -> Login:
 # -- the browser's way by curl
 
 
-def test_the_readme_s_lines_for_web_apps_sign_in_ask_and_sign_out(
-    service: Service, login: Login, tmp_path: Path
-) -> None:
+def test_the_lines_for_web_apps_sign_in_ask_and_sign_out(service: Service, login: Login, tmp_path: Path) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
     login()  # makes the account
-    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Web apps\n")[2]
-    found = re.search(r"```\n(KEYTURN=.*?)```", text, re.DOTALL)
-    assert found is not None
-    lines = (
-        found.group(1).partition("\n")[2].replace("admin@localhost", ACCOUNT["email"]).replace('"…"', f'"{PASSWORD}"')
-    )
+    pages = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "README.md", ROOT / "docs" / "web.md"))
+    blocks = re.findall(r"```(?:sh)?\n(KEYTURN=.*?)```", pages, re.DOTALL)
+    [found] = [block for block in blocks if "-c jar" in block]
+    lines = found.partition("\n")[2].replace("admin@localhost", ACCOUNT["email"]).replace('"…"', f'"{PASSWORD}"')
     lines = lines.replace("Origin: $KEYTURN", f"Origin: {DEFAULT_ISSUER}")  # the service of this test has another port
     done = subprocess.run(
         ["sh", "-eu", "-c", lines],
@@ -266,19 +263,16 @@ def test_while_keyturn_is_away_the_tokens_are_kept(service: Service, login: Logi
     assert result["changes"] == [tokens["session_id"]] * 2  # the second try has the key of the first
 
 
-# -- the recipe of the README for services that verify by themselves
+# -- the recipe for services that verify by themselves
 
 
 @pytest.fixture
 def verified(service: Service, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, Any]]:
-    """The function of the README's recipe, with the issuer and the address of this service."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    [recipe] = [block for block in blocks if "PyJWKClient" in block]
+    """The function of the example, which docs/verify.md shows, with the issuer and the address of this service."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    names: dict[str, Any] = {}
-    exec(recipe.replace("https://auth.example.com", DEFAULT_ISSUER), names)  # the code is our own README's
-    names["keys"] = jwt.PyJWKClient(f"{service.url}/.well-known/jwks.json")
-    function: Callable[[str], dict[str, Any]] = names["verified"]
+    monkeypatch.setenv("KEYTURN", service.url)
+    monkeypatch.setenv("ISSUER", DEFAULT_ISSUER)
+    function: Callable[[str], dict[str, Any]] = runpy.run_path(str(ROOT / "examples/fastapi-api/local.py"))["verified"]
     return function
 
 
