@@ -1,4 +1,4 @@
-"""Lines and recipes of the pages, and the client in JavaScript, against a real service."""
+"""The examples against a real service: those of the docs, and the client in JavaScript."""
 
 from __future__ import annotations
 
@@ -73,10 +73,12 @@ def test_the_lines_for_web_apps_sign_in_ask_and_sign_out(service: Service, login
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
     login()  # makes the account
-    pages = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "README.md", ROOT / "docs" / "web.md"))
-    blocks = re.findall(r"```(?:sh)?\n(KEYTURN=.*?)```", pages, re.DOTALL)
-    [found] = [block for block in blocks if "-c jar" in block]
-    lines = found.partition("\n")[2].replace("admin@localhost", ACCOUNT["email"]).replace('"…"', f'"{PASSWORD}"')
+    text = (ROOT / "docs/web.md").read_text(encoding="utf-8").partition("\n## A look by curl\n")[2]
+    found = re.search(r"```\n(KEYTURN=.*?)```", text, re.DOTALL)
+    assert found is not None
+    lines = (
+        found.group(1).partition("\n")[2].replace("admin@localhost", ACCOUNT["email"]).replace('"…"', f'"{PASSWORD}"')
+    )
     lines = lines.replace("Origin: $KEYTURN", f"Origin: {DEFAULT_ISSUER}")  # the service of this test has another port
     done = subprocess.run(
         ["sh", "-eu", "-c", lines],
