@@ -11,6 +11,7 @@ python3 dev.py tracing [...]     runs the tests of traces with OpenTelemetry's S
 python3 dev.py coverage [...]    runs the tests slowly, and reports the lines and branches of app/ that no test ran
 python3 dev.py check             checks lint, format, types and imports
 python3 dev.py bench [...]       measures Keyturn against its rivals (--quick: two minutes; see bench/)
+python3 dev.py docs              makes a site from docs/ that works without a network, in build/docs; says its address
 python3 dev.py package           makes the wheel, the source archive and the list of parts (SBOM) of HEAD, in dist/
 python3 dev.py passwords [FOLDER] makes the list of common passwords anew, from its sources
 python3 dev.py lock [--upgrade]  writes the lock files again from pyproject.toml
@@ -35,9 +36,11 @@ BROWSER_LOCK = ROOT / "requirements.browser.lock"  # for the tests that drive Ch
 SCALEKIT_LOCK = ROOT / "requirements.scalekit.lock"  # for the tests that hold the stand-in against Scalekit's SDK
 TRACING_LOCK = ROOT / "requirements.tracing.lock"  # for the tests that read the spans of OpenTelemetry's SDK
 PACKAGE_LOCK = ROOT / "requirements.package.lock"  # for tools/package.py
+DOCS_LOCK = ROOT / "requirements.docs.lock"  # for tools/site
 VENV = ROOT / ".venv"
 SCALEKIT_VENV = ROOT / ".venv-scalekit"
 TRACING_VENV = ROOT / ".venv-tracing"
+DOCS_VENV = ROOT / ".venv-docs"
 PACKAGE_VENV = ROOT / ".venv-package"
 TEST = ("pytest", "-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder")  # tests/conftest.py says how many
 CONFORMANCE = ("tests/test_scalekit_sdk.py", "tests/test_federation_end_to_end.py")
@@ -69,6 +72,7 @@ LOCKS = (
     ("--group", "browser", "-c", "requirements.lock", "-o", "requirements.browser.lock"),
     ("--group", "scalekit", "-o", "requirements.scalekit.lock"),  # for an environment of its own
     ("--group", "tracing", "-c", "requirements.lock", "-o", "requirements.tracing.lock"),  # likewise, beside the first
+    ("--group", "docs", "-o", "requirements.docs.lock"),  # likewise
     ("--group", "package", "-o", "requirements.package.lock"),  # for an environment of its own
 )
 
@@ -162,13 +166,21 @@ def main(command: str = "--help", *options: str) -> None:
         "conformance": ("pytest", "-n", "0", "-rs", *CONFORMANCE),
         "tracing": ("pytest", "-n", "0", "-rs", "tests/test_tracing.py"),
         "bench": ("bench",),
+        "docs": ("tools.site",),
         "package": ("tools.package",),
         "passwords": ("tools.common_passwords",),
         "keyturn": ("app",),
     }
     if command not in {"check", "lock", "coverage", *modules}:
         _wrong("there is no such command")
-    takes = {"check": set(), "demo": set(), "issuer": set(), "package": set(), "lock": {"--upgrade"}}.get(command)
+    takes = {
+        "check": set(),
+        "demo": set(),
+        "issuer": set(),
+        "docs": set(),
+        "package": set(),
+        "lock": {"--upgrade"},
+    }.get(command)
     if takes is not None and {"-h", "--help"} & set(options):
         sys.exit(print(__doc__))
     if takes is not None and not set(options) <= takes:
@@ -176,7 +188,11 @@ def main(command: str = "--help", *options: str) -> None:
     os.chdir(ROOT)  # so that `python -m` finds the packages of this checkout from any directory
     if command == "lock":
         sys.exit(not _compile_lock(*options))
-    own = {"tracing": (TRACING_VENV, [LOCK, TRACING_LOCK]), "package": (PACKAGE_VENV, [PACKAGE_LOCK])}
+    own = {
+        "tracing": (TRACING_VENV, [LOCK, TRACING_LOCK]),
+        "docs": (DOCS_VENV, [DOCS_LOCK]),
+        "package": (PACKAGE_VENV, [PACKAGE_LOCK]),
+    }
     folder, locks = own.get(command) or (VENV, _locks())
     _prepare(folder, locks)
     if command == "conformance":
