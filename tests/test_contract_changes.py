@@ -145,7 +145,7 @@ def oasdiff() -> Path:
 
 def test_oasdiff_finds_no_break_since_the_last_release_and_one_that_is_planted(oasdiff: Path, tmp_path: Path) -> None:
     def found(new: Path) -> list[Json]:
-        command = [oasdiff, "breaking", "--format", "json", LAST, new]
+        command = [str(each) for each in (oasdiff, "breaking", "--format", "json", LAST, new)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
         faults: list[Json] = json.loads(done.stdout or "null") or []
         return [each for each in faults if each["level"] > 1]
