@@ -15,12 +15,10 @@ venv/bin/pip install -q openapi-generator-cli datamodel-code-generator pydantic
 [ -f package.json ] || npm init -y >/dev/null
 npm pkg set type=module >/dev/null
 npm install --silent --no-audit --no-fund typescript@5.9 openapi-typescript@7 openapi-fetch @hey-api/openapi-ts \
-    @redocly/cli @stoplight/spectral-cli @types/node@20 tsx
+    @types/node@20 tsx
 
 echo "== linters"
-npx redocly lint "$contract"
-echo 'extends: ["spectral:oas"]' >.spectral.yaml
-npx spectral lint --fail-severity=hint "$contract"
+TOOLS=$tools sh "$here/openapi/lint.sh"
 
 echo "== generators"
 rm -rf made service && mkdir -p made/java/classes service
