@@ -1,4 +1,4 @@
-"""The examples against a real service: the README's, and the client in JavaScript."""
+"""The examples against a real service: those of the docs, and the client in JavaScript."""
 
 from __future__ import annotations
 
@@ -68,13 +68,11 @@ def login(service: Service, session: requests.Session) -> Login:
 # -- the browser's way by curl
 
 
-def test_the_readme_s_lines_for_web_apps_sign_in_ask_and_sign_out(
-    service: Service, login: Login, tmp_path: Path
-) -> None:
+def test_the_lines_for_web_apps_sign_in_ask_and_sign_out(service: Service, login: Login, tmp_path: Path) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
     login()  # makes the account
-    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Web apps\n")[2]
+    text = (ROOT / "docs/web.md").read_text(encoding="utf-8").partition("\n## A look by curl\n")[2]
     found = re.search(r"```\n(KEYTURN=.*?)```", text, re.DOTALL)
     assert found is not None
     lines = (
@@ -266,17 +264,17 @@ def test_while_keyturn_is_away_the_tokens_are_kept(service: Service, login: Logi
     assert result["changes"] == [tokens["session_id"]] * 2  # the second try has the key of the first
 
 
-# -- the recipe of the README for services that verify by themselves
+# -- the recipe for services that verify by themselves
 
 
 @pytest.fixture
 def verified(service: Service, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, Any]]:
-    """The function of the README's recipe, with the issuer and the address of this service."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    """The function of the recipe in docs/keys.md, with the issuer and the address of this service."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/keys.md").read_text(encoding="utf-8"), re.DOTALL)
     [recipe] = [block for block in blocks if "PyJWKClient" in block]
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     names: dict[str, Any] = {}
-    exec(recipe.replace("https://auth.example.com", DEFAULT_ISSUER), names)  # the code is our own README's
+    exec(recipe.replace("https://auth.example.com", DEFAULT_ISSUER), names)  # the code is our own page's
     names["keys"] = jwt.PyJWKClient(f"{service.url}/.well-known/jwks.json")
     function: Callable[[str], dict[str, Any]] = names["verified"]
     return function

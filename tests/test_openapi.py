@@ -219,6 +219,27 @@ def test_bodies_are_objects_by_name_that_take_no_unknown_field(document: Json) -
         assert (named["type"], named["additionalProperties"]) == ("object", False)
 
 
+def nameless(schema: object) -> Iterator[Json]:
+    """The schemas of objects in a schema that are no components."""
+    if isinstance(schema, dict):
+        if schema.get("type") == "object" or "properties" in schema:
+            yield schema
+        for name, part in schema.items():
+            if name not in {"example", "examples"}:
+                yield from nameless(part)
+    elif isinstance(schema, list):
+        for part in schema:
+            yield from nameless(part)
+
+
+def test_every_object_has_a_name_that_no_generator_has_to_invent(document: Json) -> None:
+    assert list(nameless(document["paths"])) == []
+    for name, schema in document["components"]["schemas"].items():
+        for word, part in schema.items():
+            # What members a map has is no schema of an object.
+            assert list(nameless(list(part.values()) if word == "properties" else part)) == [], (name, word)
+
+
 def test_a_field_that_may_be_left_out_has_no_default_that_typescript_would_ask_for(document: Json) -> None:
     logout = document["components"]["schemas"]["Logout"]
     assert logout["properties"].keys() == {"refresh_token", "scope", "mode", "post_logout_redirect_uri"}
@@ -337,7 +358,8 @@ def test_every_example_is_valid(document: Json) -> None:
     for name, schema in document["components"]["schemas"].items():
         for field, described in schema.get("properties", {}).items():
             for example in described.get("examples", []):
-                assert Draft202012Validator(described).is_valid(example), (name, field)
+                found = Draft202012Validator(described | {"components": document["components"]})
+                assert found.is_valid(example), (name, field)
                 checked += 1
     assert checked > 10
 

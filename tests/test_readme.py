@@ -1,39 +1,34 @@
-"""The README's table of settings is made from the settings."""
+"""The README works as it stands, and the page for clients has every refusal."""
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
 import sys
-from datetime import timedelta
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
 
 from app.errors import Refusal
-from app.settings import Settings, accepts
-from app.settings_sources import PREFIX
+from tests.conftest import PASSWORD
+from tests.example_servers import ACCOUNT, keyturn, running
+from tests.servers import free_port
+from tests.service import Service
+from tools.drawing import drawing
 
-README = Path(__file__).parent.parent / "README.md"
-PLACE = re.compile(r"(?<=<!-- settings -->\n).*(?=<!-- /settings -->)", re.DOTALL)
-
-
-def table() -> str:
-    lines = ["| setting | default | values | |\n|---|---|---|---|\n"]
-    for name, field in Settings.model_fields.items():
-        value = field.default
-        if isinstance(value, timedelta):
-            value = value // timedelta(seconds=1)
-        shown = "" if value in {None, ""} else f"`{str(value).lower() if isinstance(value, bool) else value}`"
-        lines.append(f"| `{PREFIX}{name.upper()}` | {shown} | {accepts(name)} | {field.description} |\n")
-    return "".join(lines)
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+CLIENTS = ROOT / "docs" / "clients.md"
+DRAWING = ROOT / "docs" / "images" / "keyturn.svg"
 
 
-def test_the_readme_lists_every_setting_as_it_is() -> None:
-    found = PLACE.search(README.read_text(encoding="utf-8"))
-    assert found is not None
-    assert found.group() == table(), "python -m tests.test_readme writes it anew"
-
-
-def test_the_readme_lists_every_status_and_error_that_a_refusal_may_have() -> None:
-    text = README.read_text(encoding="utf-8")
+def test_the_page_for_clients_lists_every_status_and_error_that_a_refusal_may_have() -> None:
+    text = CLIENTS.read_text(encoding="utf-8")
     listed = {
         status: line
         for line in text.splitlines()
@@ -45,6 +40,65 @@ def test_the_readme_lists_every_status_and_error_that_a_refusal_may_have() -> No
         assert f"`{kind.error}`" in listed[str(kind.status)], kind
 
 
-if __name__ == "__main__":
-    README.write_text(PLACE.sub(lambda _: table(), README.read_text(encoding="utf-8")), encoding="utf-8")
-    sys.exit(0)
+def test_the_readme_is_short_enough_to_be_read() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert 90 <= text.count("\n") <= 120
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    prose = re.sub(r"^[|!#].*$", "", prose, flags=re.MULTILINE)
+    sentences = [each for each in re.split(r"(?<=[.:?])\s", prose) if re.search(r"\w", each)]
+    assert len(sentences) > 25
+    assert len(re.findall(r"\b[\w'./-]+", prose)) / len(sentences) <= 15
+
+
+def test_the_drawing_is_the_one_of_its_source() -> None:
+    assert DRAWING.read_text(encoding="utf-8") == drawing(), "python -m tools.drawing > docs/images/keyturn.svg"
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, logs: Path) -> Iterator[Service]:
+    with keyturn(tmp_path_factory.mktemp("readme"), logs) as service:
+        yield service
+
+
+def test_the_lines_for_a_terminal_sign_in_refresh_and_log_out(service: Service, tmp_path: Path) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    (lines,) = [block for block in _blocks("") if "curl" in block]
+    lines = lines.replace("http://127.0.0.1:8000", service.url).replace("the password that was printed", PASSWORD)
+    done = subprocess.run(
+        ["sh", "-eu", "-c", lines.replace("admin@localhost", ACCOUNT["email"])],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "NO_PROXY": "*"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == "204\n"
+
+
+def test_the_service_and_the_client_work_as_they_stand(service: Service, tmp_path: Path) -> None:
+    server, client = (block.replace("http://127.0.0.1:8000", service.url) for block in _blocks("python"))
+    assert all(len([line for line in block.splitlines() if line]) <= 13 for block in (server, client))
+    (tmp_path / "main.py").write_text(server, encoding="utf-8")
+    port = free_port()
+    command = [sys.executable, "-m", "uvicorn", "main:app", "--port", str(port)]
+    with running(command, port, folder=tmp_path, environment={"NO_PROXY": "*"}) as url:
+        assert httpx2.get(f"{url}/hello", trust_env=False).status_code == 401
+        client = client.replace("http://127.0.0.1:9000", url).replace("admin@localhost", ACCOUNT["email"])
+        names: dict[str, Any] = {}
+        exec(client.replace("the password that was printed", PASSWORD), names)  # the code is our own README's
+        first = names["tokens"]["refresh_token"]
+        assert names["get"]("/hello").json().startswith("hello ")
+        names["tokens"]["access_token"] = "e30.e30.e30"  # refused, so the client refreshes
+        assert names["get"]("/hello").json().startswith("hello ")
+        assert names["tokens"]["refresh_token"] != first
+        httpx2.post(f"{service.url}/auth/logout", json={"refresh_token": first}, trust_env=False)
+        with pytest.raises(httpx2.HTTPStatusError, match="401"):
+            names["get"]("/hello")
+        for each in ("keyturn", "service"):
+            names[each].close()

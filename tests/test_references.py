@@ -433,7 +433,7 @@ def test_a_broken_reference_would_be_found(text: str) -> None:
         "W3C Trace Context section 3.2.4 and ECMA-48 section 8.3.117",
         "OpenID Connect Core section 3.1.3.7 and OpenID Connect Back-Channel Logout 1.0 sections 2.4 and 2.6",
         "RFC 6265bis section 5.6.7 and NIST SP 800-38D section 8.3",
-        'README, "Guarantees when things fail"',
+        'guarantees.md, "Guarantees when things fail"',
         "`Database.incarnation`, `app.errors.Refusal`, `errors.Refusal`, `judge` and `asyncio.timeout`",
         "`ix_sessions_ended_at` in `deploy/`",
         "[a link](decisions.md#34-clocks-may-step)",

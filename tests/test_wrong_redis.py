@@ -32,7 +32,7 @@ from tests.servers import Postgres, Redis, free_port
 from tests.service import Service
 from tests.test_revocations import report_to
 
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs" / "redis.md"
 PASSWORD_OF_REDIS = "the-password-of-redis"
 
 
@@ -308,8 +308,8 @@ async def test_the_doctor_sees_that_redis_is_another_than_the_one_that_is_used(
 
 
 def rights() -> list[str]:
-    """The words of the ACL rule in the README."""
-    (line,) = [line for line in README.read_text().splitlines() if line.startswith("ACL SETUSER keyturn ")]
+    """The words of the ACL rule in docs/redis.md."""
+    (line,) = [line for line in PAGE.read_text().splitlines() if line.startswith("ACL SETUSER keyturn ")]
     return line.replace("PASSWORD", PASSWORD_OF_REDIS).split()
 
 

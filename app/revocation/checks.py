@@ -86,7 +86,7 @@ class Checks:
             reason = await self._lookups(session_id)
         except TemporarilyUnavailable:
             # Guarantee 8: refuse, unless Redis was complete when this process last saw the database. One case is let
-            # through wrongly (README, "Guarantees when things fail").
+            # through wrongly (guarantees.md, "Guarantees when things fail").
             if silence is not None and self._believes_without_database(*silence):
                 ANSWERERS.count("redis")
                 return

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
+from typing_extensions import TypeAliasType
 
 from ..errors import InvalidRequest, NotFound
 from ..http.answers import Answer, of_model
@@ -66,6 +67,13 @@ class PolicyMembers(BaseModel):
     scopes: str | SkipJsonSchema[None] = None
 
 
+PolicySources = TypeAliasType(
+    "PolicySources",
+    dict[str, Annotated[str, word("Where a value in force comes from.", "policy", "settings", "default")]],
+)
+"""For each member of a policy, where its value comes from."""
+
+
 class PolicyAnswer(BaseModel):
     """The policy of a scope."""
 
@@ -78,7 +86,7 @@ class PolicyAnswer(BaseModel):
         Field(description="The values of the settings: the ceiling, and for `password_length` the floor."),
     ]
     sources: Annotated[
-        dict[str, Annotated[str, word("Where a value in force comes from.", "policy", "settings", "default")]],
+        PolicySources,
         Field(description="For each member, where its value in force comes from."),
     ]
     cut: Annotated[

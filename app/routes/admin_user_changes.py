@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, Field
 
@@ -15,7 +15,7 @@ from ..keyturn import Keyturn
 from ..users.made_passwords import LIFETIME
 from .admin_users import AdminUserAnswer, details
 from .administration import CHANGING, administrator
-from .models import RequestBody
+from .models import OwnClaims, RequestBody
 
 
 class RoleChange(RequestBody):
@@ -28,7 +28,7 @@ class ClaimsChange(RequestBody):
     """The claims that the user shall have, in the place of the former ones."""
 
     claims: Annotated[
-        dict[str, Any] | None,
+        OwnClaims | None,
         Field(
             description="At most 512 bytes as compact JSON, 32 members and 3 levels. Names of the standards and of "
             "Keyturn are refused. `null`: none.",

@@ -21,7 +21,7 @@ from ..users.lookup import Status
 from ..users.made_passwords import make
 from . import filters
 from .administration import CHANGING, READING, administrator
-from .models import RULES, Email, RequestBody
+from .models import RULES, Email, OwnClaims, RequestBody
 from .pages import PAGE, NextCursor, Page
 
 _ORDERS = ("newest", "oldest")
@@ -40,7 +40,7 @@ class AdminUserAnswer(BaseModel):
     ] = None
     has_password: Annotated[bool, Field(description="`false`: only issuers can sign the user in.")]
     role: str
-    claims: Annotated[dict[str, Any], Field(description="The claims that access tokens have beside Keyturn's own.")]
+    claims: Annotated[OwnClaims, Field(description="The claims that access tokens have beside Keyturn's own.")]
     status: Annotated[str, Field(description="`enabled` or `disabled`.", examples=["enabled"])]
     created_at: datetime
     disabled_at: datetime | SkipJsonSchema[None] = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from pydantic import BaseModel, Field
+from typing_extensions import TypeAliasType
 
 from ..errors import InvalidRequest, NotFound, TemporarilyUnavailable
 from ..federation.webhook_signatures import HEADERS
@@ -16,6 +17,7 @@ from ..http.endpoints import Endpoint, HeaderField
 from ..http.request import Request
 from ..keyturn import Keyturn
 from ..metrics import UPSTREAM_LOGOUTS
+from .models import EmptyAnswer
 
 _LONGEST = 16_384  # characters of a logout token
 
@@ -29,11 +31,15 @@ class UpstreamLogoutNotice(BaseModel):
     ]
 
 
+UpstreamEventData = TypeAliasType("UpstreamEventData", dict[str, object])
+"""What an event is about."""
+
+
 class UpstreamEvent(BaseModel):
     """An event in the form of Scalekit's. Members that are not named here are ignored."""
 
     type: Annotated[str, Field(description="`user.logout`; any other event is ignored.", examples=["user.logout"])]
-    data: Annotated[dict[str, object], Field(description="`user_session.session_id` names the session at Scalekit.")]
+    data: Annotated[UpstreamEventData, Field(description="`user_session.session_id` names the session at Scalekit.")]
 
 
 async def upstream_logout(keyturn: Keyturn, request: Request) -> Answer:
@@ -74,8 +80,6 @@ async def upstream_webhook(keyturn: Keyturn, request: Request) -> Answer:
     return of_json(b"{}", status=201)
 
 
-_EMPTY = {"content": {"application/json": {"schema": {"type": "object", "maxProperties": 0}}}}
-
 ENDPOINTS = (
     Endpoint(
         "POST",
@@ -85,7 +89,7 @@ ENDPOINTS = (
         body=UpstreamLogoutNotice,
         response_description="The sessions are over.",
         refusals=(InvalidRequest, NotFound, TemporarilyUnavailable),
-        responses={200: _EMPTY},
+        model=EmptyAnswer,
     ),
     Endpoint(
         "POST",
@@ -94,9 +98,9 @@ ENDPOINTS = (
         tag="federation",
         body=UpstreamEvent,
         status=201,
+        model=EmptyAnswer,
         response_description="The event was taken, or is none that counts.",
         fields=tuple(HeaderField(name, f"`{name}` of Standard Webhooks.") for name in HEADERS),
         refusals=(InvalidRequest, NotFound, TemporarilyUnavailable),
-        responses={201: _EMPTY},
     ),
 )

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import BaseModel, Field, create_model
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import SkipJsonSchema
+from typing_extensions import TypeAliasType
 
 from ..federation.issuer import OF_THE_MACHINE, Issuer, IssuerSecrets
 from ..federation.issuer_members import shown
@@ -18,12 +19,19 @@ from .models import RequestBody
 _SECRET = Field(min_length=1, max_length=1024, json_schema_extra={"writeOnly": True}, repr=False)
 
 
+IssuerNames = TypeAliasType("IssuerNames", dict[str, str])
+"""Names of the issuer, and what each is called here."""
+
+
 def _in_body(name: str, field: FieldInfo) -> tuple[Any, Any]:
     """A member of a request's body. An array is a list. One that need not be there has no default, but may be null."""
     kind: Any = field.annotation
     if get_origin(kind) is tuple:
         kind = list[get_args(kind)[0]]  # type: ignore[misc]  # made at run time
+    of_names = get_origin(kind) is dict
     kind = Annotated[(kind, Field(), *field.metadata)]
+    if of_names:  # a component of the document, whose name no generator has to invent
+        kind = TypeAliasType(f"Issuer{name.title()}", kind)  # type: ignore[misc]  # made at run time
     if field.is_required():
         return Annotated[kind, Field(description=field.description)], ...
     more = f" Default: `{shown(field.default)}`." if shown(field.default) else ""
@@ -42,7 +50,7 @@ def _in_answer(kind: Any) -> Any:
     if origin is tuple:
         return list[_in_answer(arguments[0])]  # type: ignore[misc]  # made at run time
     if origin is dict:
-        return dict[str, str]
+        return IssuerNames
     if arguments:  # an optional one
         return next(_in_answer(each) for each in arguments if each is not type(None))
     return kind

@@ -29,7 +29,7 @@ from ..users.emails import normalised
 from ..users.hashing import Asker
 from .credentials import access_token
 from .known_devices import KnownDevice
-from .models import SET_COOKIES, Email, NewPassword, Password, RequestBody, TokenAnswer, UserAnswer
+from .models import SET_COOKIES, Email, EmptyAnswer, NewPassword, Password, RequestBody, TokenAnswer, UserAnswer
 from .starting import SignIn, Wanted
 
 
@@ -168,7 +168,7 @@ ENDPOINTS = (
         responses={
             202: {
                 "description": "The service does not tell whether the address was taken. An empty object.",
-                "content": {"application/json": {"schema": {"type": "object", "maxProperties": 0}}},
+                "model": EmptyAnswer,
             }
         },
     ),

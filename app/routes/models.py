@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
+from typing_extensions import TypeAliasType  # Python 3.12 has it in `typing`
 
 from ..tokens.refresh_tokens import PATTERN
 
@@ -57,6 +58,15 @@ DeviceId = Annotated[
 ]
 """A client's name for its device: 1 to 64 visible characters of ASCII."""
 assert PATTERN.fullmatch("ktr_" + "x" * 84), "the documented example has the form of a token"
+
+
+# A type that is made so is a component of the document with this name. A generator would invent one for it.
+OwnClaims = TypeAliasType("OwnClaims", dict[str, Any])
+"""The claims of a user that access tokens have beside Keyturn's own."""
+
+
+class EmptyAnswer(BaseModel):
+    """An object without members. Later releases may add some."""
 
 
 COOKIE_MODE = Field(

@@ -49,7 +49,7 @@ _RIGHTS = {
     "upstream_sessions": "SELECT, INSERT, UPDATE, DELETE",
     "taken_tokens": "SELECT, INSERT, UPDATE, DELETE",
 }
-"""The rights on each table that the service needs. The README has them as GRANT statements."""
+"""The rights on each table that the service needs. docs/postgres.md has them as GRANT statements."""
 
 _SERVER = text("""
 SELECT current_setting('server_version_num')::int / 10000 AS version, current_setting('server_encoding') AS encoding,
@@ -100,7 +100,7 @@ async def _check_server(connection: AsyncConnection) -> None:
     missing = found.all()
     if missing and f"the table {next(iter(_RIGHTS))}" not in missing:  # without it nothing was migrated
         raise ConfigurationError(
-            f"the database user {server.me} lacks {', '.join(missing)}: see GRANT in the README, Production"
+            f"the database user {server.me} lacks {', '.join(missing)}: see GRANT in docs/postgres.md"
         )
     if server.read_only == "on":
         raise TemporarilyUnavailable("the database is read-only (default_transaction_read_only, or no primary)")
