@@ -8,7 +8,7 @@ async function main(baseUrl: string, password: string): Promise<void> {
   const body = { refresh_token: first.data.refresh_token };
   const second = await refresh({ body, throwOnError: true });
   const again = await refresh({ body, throwOnError: true });
-  console.log(second.data.refresh_token === again.data.refresh_token ? "same answer" : "another answer");
+  console.log(second.data.refresh_token === again.data.refresh_token ? "same refresh token" : "another");
 
   client.setConfig({ auth: () => second.data.access_token });
   const mine = await me({ throwOnError: true });

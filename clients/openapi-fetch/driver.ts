@@ -10,7 +10,7 @@ async function main(baseUrl: string, password: string): Promise<void> {
   const second = await keyturn.POST("/auth/refresh", { body });
   const again = await keyturn.POST("/auth/refresh", { body });
   if (!second.data || !again.data) throw new Error(second.error?.error_description);
-  console.log(second.data.refresh_token === again.data.refresh_token ? "same answer" : "another answer");
+  console.log(second.data.refresh_token === again.data.refresh_token ? "same refresh token" : "another");
 
   const headers = { Authorization: `Bearer ${second.data.access_token}` };
   const mine = await keyturn.GET("/auth/me", { headers });

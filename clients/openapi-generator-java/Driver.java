@@ -17,7 +17,7 @@ class Driver {
         Refresh body = new Refresh().refreshToken(first.getRefreshToken());
         TokenAnswer second = anonymous.refresh(null, body);
         TokenAnswer again = anonymous.refresh(null, body);
-        System.out.println(second.equals(again) ? "same answer" : "another answer");
+        System.out.println(second.getRefreshToken().equals(again.getRefreshToken()) ? "same refresh token" : "another");
 
         client.setRequestInterceptor(request -> request.header("Authorization", "Bearer " + second.getAccessToken()));
         AuthApi signedIn = new AuthApi(client);

@@ -7,7 +7,7 @@ async function main(basePath: string, password: string): Promise<void> {
   const body = { refresh: { refreshToken: first.refreshToken } };
   const second = await anonymous.refresh(body);
   const again = await anonymous.refresh(body);
-  console.log(second.refreshToken === again.refreshToken ? "same answer" : "another answer");
+  console.log(second.refreshToken === again.refreshToken ? "same refresh token" : "another");
 
   const signedIn = new AuthApi(new Configuration({ basePath, accessToken: second.accessToken }));
   console.log((await signedIn.me()).user.email);

@@ -12,17 +12,19 @@ def main(url: str, password: str) -> None:
     anonymous = Client(url)
     first = login.sync(client=anonymous, body=Login(email="admin@localhost", password=password))
     assert isinstance(first, TokenAnswer), first
-    second = refresh.sync(client=anonymous, body=Refresh(refresh_token=first.refresh_token))
-    again = refresh.sync(client=anonymous, body=Refresh(refresh_token=first.refresh_token))
+    body = Refresh(refresh_token=first.refresh_token)
+    second = refresh.sync(client=anonymous, body=body)
+    again = refresh.sync(client=anonymous, body=body)
     assert isinstance(second, TokenAnswer), second
-    print("same answer" if second == again else "another answer")
+    assert isinstance(again, TokenAnswer), again
+    print("same refresh token" if second.refresh_token == again.refresh_token else "another")
 
     signed_in = AuthenticatedClient(url, token=str(second.access_token))
     mine = me.sync(client=signed_in)
     assert isinstance(mine, MeAnswer), mine
     print(mine.user.email)
 
-    out = logout.sync_detailed(client=anonymous, body=Logout(refresh_token=second.refresh_token))
+    out = logout.sync_detailed(client=signed_in, body=Logout(refresh_token=second.refresh_token))
     print(out.status_code)
     refusal = me.sync_detailed(client=signed_in)
     assert isinstance(refusal.parsed, ErrorAnswer), refusal

@@ -7,7 +7,7 @@ async function main(password: string): Promise<void> {
   const second = await refresh({ refresh_token: first.data.refresh_token });
   const again = await refresh({ refresh_token: first.data.refresh_token });
   if (second.status !== 200 || again.status !== 200) throw new Error("not refreshed");
-  console.log(second.data.refresh_token === again.data.refresh_token ? "same answer" : "another answer");
+  console.log(second.data.refresh_token === again.data.refresh_token ? "same refresh token" : "another");
 
   const headers = { Authorization: `Bearer ${second.data.access_token}` };
   const mine = await me({ headers });

@@ -32,7 +32,7 @@ func main() {
 		log.Fatal(err)
 	}
 	if second.GetRefreshToken() == again.GetRefreshToken() {
-		fmt.Println("same answer")
+		fmt.Println("same refresh token")
 	}
 
 	signedIn := context.WithValue(ctx, keyturn.ContextAccessToken, second.GetAccessToken())
