@@ -13,6 +13,7 @@ python3 dev.py clients [...]     makes a client by each of eight generators, and
 python3 dev.py coverage [...]    runs the tests slowly, and reports the lines and branches of app/ that no test ran
 python3 dev.py check             checks lint, format, types and imports
 python3 dev.py bench [...]       measures Keyturn against its rivals (--quick: two minutes; see bench/)
+python3 dev.py docs              makes a site from docs/ that works without a network, in build/docs; says its address
 python3 dev.py package           makes the wheel, the source archive and the list of parts (SBOM) of HEAD, in dist/
 python3 dev.py passwords [FOLDER] makes the list of common passwords anew, from its sources
 python3 dev.py lock [--upgrade]  writes the lock files again from pyproject.toml
@@ -38,10 +39,12 @@ SCALEKIT_LOCK = ROOT / "requirements.scalekit.lock"  # for the tests that hold t
 TRACING_LOCK = ROOT / "requirements.tracing.lock"  # for the tests that read the spans of OpenTelemetry's SDK
 CLIENTS_LOCK = ROOT / "requirements.clients.lock"  # for the generators of clients/
 PACKAGE_LOCK = ROOT / "requirements.package.lock"  # for tools/package.py
+DOCS_LOCK = ROOT / "requirements.docs.lock"  # for tools/site
 VENV = ROOT / ".venv"
 SCALEKIT_VENV = ROOT / ".venv-scalekit"
 TRACING_VENV = ROOT / ".venv-tracing"
 CLIENTS_VENV = ROOT / ".venv-clients"
+DOCS_VENV = ROOT / ".venv-docs"
 PACKAGE_VENV = ROOT / ".venv-package"
 TEST = ("pytest", "-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder")  # tests/conftest.py says how many
 CONFORMANCE = ("tests/test_scalekit_sdk.py", "tests/test_federation_end_to_end.py")
@@ -74,6 +77,7 @@ LOCKS = (
     ("--group", "scalekit", "-o", "requirements.scalekit.lock"),  # for an environment of its own
     ("--group", "tracing", "-c", "requirements.lock", "-o", "requirements.tracing.lock"),  # likewise, beside the first
     ("--group", "clients", "-c", "requirements.lock", "-o", "requirements.clients.lock"),  # as above
+    ("--group", "docs", "-o", "requirements.docs.lock"),  # likewise
     ("--group", "package", "-o", "requirements.package.lock"),  # for an environment of its own
 )
 
@@ -168,13 +172,21 @@ def main(command: str = "--help", *options: str) -> None:
         "tracing": ("pytest", "-n", "0", "-rs", "tests/test_tracing.py"),
         "clients": ("clients",),
         "bench": ("bench",),
+        "docs": ("tools.site",),
         "package": ("tools.package",),
         "passwords": ("tools.common_passwords",),
         "keyturn": ("app",),
     }
     if command not in {"check", "lock", "coverage", *modules}:
         _wrong("there is no such command")
-    takes = {"check": set(), "demo": set(), "issuer": set(), "package": set(), "lock": {"--upgrade"}}.get(command)
+    takes = {
+        "check": set(),
+        "demo": set(),
+        "issuer": set(),
+        "docs": set(),
+        "package": set(),
+        "lock": {"--upgrade"},
+    }.get(command)
     if takes is not None and {"-h", "--help"} & set(options):
         sys.exit(print(__doc__))
     if takes is not None and not set(options) <= takes:
@@ -185,6 +197,7 @@ def main(command: str = "--help", *options: str) -> None:
     own = {
         "tracing": (TRACING_VENV, [LOCK, TRACING_LOCK]),
         "clients": (CLIENTS_VENV, [LOCK, CLIENTS_LOCK]),
+        "docs": (DOCS_VENV, [DOCS_LOCK]),
         "package": (PACKAGE_VENV, [PACKAGE_LOCK]),
     }
     folder, locks = own.get(command) or (VENV, _locks())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -269,14 +270,11 @@ def test_while_keyturn_is_away_the_tokens_are_kept(service: Service, login: Logi
 
 @pytest.fixture
 def verified(service: Service, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, Any]]:
-    """The function of the recipe in docs/keys.md, with the issuer and the address of this service."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/keys.md").read_text(encoding="utf-8"), re.DOTALL)
-    [recipe] = [block for block in blocks if "PyJWKClient" in block]
+    """The function of the example, which docs/verify.md shows, with the issuer and the address of this service."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    names: dict[str, Any] = {}
-    exec(recipe.replace("https://auth.example.com", DEFAULT_ISSUER), names)  # the code is our own page's
-    names["keys"] = jwt.PyJWKClient(f"{service.url}/.well-known/jwks.json")
-    function: Callable[[str], dict[str, Any]] = names["verified"]
+    monkeypatch.setenv("KEYTURN", service.url)
+    monkeypatch.setenv("ISSUER", DEFAULT_ISSUER)
+    function: Callable[[str], dict[str, Any]] = runpy.run_path(str(ROOT / "examples/fastapi-api/local.py"))["verified"]
     return function
 
 

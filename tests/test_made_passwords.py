@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import update
 
 from app.actors import SERVICE
-from app.commands.serve import _greeting
+from app.commands.greeting import greeting
 from app.commands.users import ran_out
 from app.errors import InvalidGrant, NotFound
 from app.keyturn import Keyturn, opened, running
@@ -250,7 +250,8 @@ async def test_the_next_greeting_says_what_to_type(open_keyturn: Opener, tmp_pat
         await keyturn.users.create("admin@localhost", PASSWORD, "admin", initial=True, by=SERVICE)
         assert ran_out(await administrators(keyturn.db)) == ""
         await age(keyturn, LIFETIME)
-        said = _greeting(settings, "http://x", None, ran_out(await administrators(keyturn.db)))
+        advice = ran_out(await administrators(keyturn.db))
+    said = greeting(settings, "http://x", made=None, administrator="admin@localhost", advice=advice)
     assert "users reset-password admin@localhost\n" in said
 
 
@@ -261,29 +262,33 @@ def test_the_lines_of_the_first_start_work_all_day_and_afterwards_log_and_greeti
     environment = {"KEYTURN_DATA_DIR": str(folder), **{f"KEYTURN_{n.upper()}": v for n, v in CHEAP.items()}}
     with Service.start(environment, logs=logs) as service:
         text = service.text_with("/logout")
-        lines = [line.strip() for line in text.splitlines() if line.startswith("    RT=$(") or "/logout" in line][:3]
+        shell = text.partition("in a second terminal:\n\n")[2].partition("\n\n")[0]
+        assert max(map(len, shell.splitlines())) <= 120
         assert "It is good for 24 hours." in text
         for _ in range(2):
-            assert pasted(lines)[-1] == "204"
+            login, refresh, logout = pasted(shell)
+            assert json.loads(login.removeprefix("login    "))["refresh_token"].startswith("ktr_")
+            assert json.loads(refresh.removeprefix("refresh  "))["refresh_token"].startswith("ktr_")
+            assert logout == "logout   204"
         _move(environment)
-        refusal = pasted(lines[:1])[0]
-        assert json.loads(refusal)["error"] == "invalid_grant"
+        assert json.loads(pasted(shell)[0].removeprefix("login    "))["error"] == "invalid_grant"
         said = service.text_with("made_password_ran_out")
         [line] = [line for line in said.splitlines() if "made_password_ran_out" in line]
         assert "users reset-password" in json.loads(line)["detail"]
         assert service.terminate() == 0
     with Service.start(environment, logs=logs) as service:
-        assert "users reset-password admin@localhost" in service.text_with("Log in, refresh")
+        assert "users reset-password admin@localhost" in service.text_with("users reset-password")
 
 
-def pasted(lines: list[str]) -> list[str]:
+def pasted(shell: str) -> list[str]:
     import subprocess
 
     done = subprocess.run(
-        ["bash", "-c", "\n".join(lines)], capture_output=True, text=True, timeout=60, check=False,
+        ["bash", "-c", shell], capture_output=True, text=True, timeout=60, check=False,
         env={"PATH": os.environ["PATH"]},
     )  # fmt: skip
-    return (done.stderr + done.stdout).split("\n")[:-1] if len(lines) > 1 else [done.stderr.strip()]
+    assert done.stderr == ""
+    return done.stdout.splitlines()
 
 
 def _move(environment: dict[str, str]) -> None:

@@ -20,7 +20,7 @@ from app.sessions.answers import Tokens
 from app.storage.tables import Event, Session
 from tests.conftest import PASSWORD, a_user, settings_of
 from tests.servers import Postgres, Redis
-from tests.test_cli import Command, command
+from tests.test_cli import Command, command, on_sqlite
 from tests.test_revocations import (
     Pair,
     a_session,
@@ -198,6 +198,7 @@ def keyturn(
     return command(database_url, capsys)
 
 
+@on_sqlite
 def test_the_command_says_what_was_done_and_what_is_undone(keyturn: Command) -> None:
     keyturn.ok("users", "create", "ada@example.com", stdin=PASSWORD.encode())
     tokens = keyturn.login("ada@example.com")
@@ -213,6 +214,7 @@ def test_the_command_says_what_was_done_and_what_is_undone(keyturn: Command) -> 
     ] == ["command"]
 
 
+@on_sqlite
 def test_sign_everyone_out_refuses_every_token_from_before(keyturn: Command) -> None:
     keyturn.ok("users", "create", "ada@example.com", stdin=PASSWORD.encode())
     before = keyturn.login("ada@example.com")
@@ -234,6 +236,7 @@ def test_sign_everyone_out_refuses_every_token_from_before(keyturn: Command) -> 
     assert [session["id"] for session in live] == [str(after.session_id)]
 
 
+@on_sqlite
 def test_sign_everyone_out_needs_the_restore(keyturn: Command) -> None:
     assert "--sign-everyone-out needs --after-restore" in keyturn.refused(2, "doctor", "--sign-everyone-out")
 

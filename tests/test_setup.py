@@ -319,7 +319,19 @@ def test_a_file_that_is_no_database_stops_the_start(tmp_path: Path) -> None:
     settings = embedded(tmp_path / "data")
     prepare(settings)
     (settings.data_dir / "keyturn.db").write_bytes(b"not a database, whatever its name says. " * 100)
-    refused(settings, "the database can't be brought to this release's schema")
+    refused(settings, rf"the database file {settings.data_dir}/keyturn\.db is no SQLite database")
+
+
+@pytest.mark.parametrize("what", ["folder", "below a file", "in no folder"])
+async def test_a_file_that_can_not_be_opened_is_named_in_one_line_by_each_command(tmp_path: Path, what: str) -> None:
+    place = {"folder": tmp_path, "below a file": tmp_path / "x" / "db", "in no folder": tmp_path / "y" / "db"}[what]
+    (tmp_path / "x").touch()
+    settings = embedded(tmp_path / "data", database_url=f"sqlite+aiosqlite:///{place}", secret=SECRET)
+    said = rf"^the database file {place} can't be opened: .* \(SQLITE_CANTOPEN\w*\)$"
+    refused(settings, said)
+    async with opened(settings) as keyturn:
+        with pytest.raises(ConfigurationError, match=said):
+            await check_schema(keyturn.db)
 
 
 def test_a_sqlite_that_is_named_needs_a_secret_that_is_named(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from . import (
     doctor,
     events,
     federation,
+    incident,
     keys,
     openapi,
     policies,
@@ -30,7 +31,23 @@ from . import (
 )
 from .arguments import Parser
 
-_NOUNS = (serve, db, doctor, openapi, upkeep, users, sessions, policies, keys, federation, events, why, stats, top)
+_NOUNS = (
+    serve,
+    db,
+    doctor,
+    incident,
+    openapi,
+    upkeep,
+    users,
+    sessions,
+    policies,
+    keys,
+    federation,
+    events,
+    why,
+    stats,
+    top,
+)
 """The nouns, in the order of the help. Each file adds its own words."""
 
 

@@ -10,17 +10,17 @@ import sys
 from contextlib import suppress
 
 from .. import log, tracing
-from ..command_name import called
 from ..http import open_files
 from ..keyturn import opened, running
 from ..metric_slots import Slots
 from ..settings import Settings, read
 from ..users.administrators import administrators
-from ..users.first_administrator import ADMINISTRATOR, first_administrator
+from ..users.first_administrator import first_administrator
 from ..worker import Worker
 from .addresses import listen, url
 from .arguments import Words, whole
 from .first_start import prepare
+from .greeting import greeting
 from .users import ran_out
 
 
@@ -68,9 +68,9 @@ def _serve_on(sockets: list[socket.socket], settings: Settings) -> int:
 
     port = sockets[0].getsockname()[1]
     prepare(settings)
-    password, advice = asyncio.run(_check(settings))
+    said = asyncio.run(_check(settings, url(settings.host, port) + settings.root_path))
     if not settings.production:
-        print(_greeting(settings, url(settings.host, port) + settings.root_path, password, advice), flush=True)
+        print(said, flush=True)
     log.configure(settings.log_level, settings.log_format)
     # When all is closed, uvicorn raises the signal that ended it again. An orderly end must not look like a failure.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -101,40 +101,15 @@ def _serve_on(sockets: list[socket.socket], settings: Settings) -> int:
     return 0 if server.started or settings.workers > 1 else 3
 
 
-async def _check(settings: Settings) -> tuple[str | None, str]:
+async def _check(settings: Settings, url: str) -> str:
     """Opens all parts once, so that a fault stops the start with one line and not with the traceback of a worker.
 
     Returns:
-        The first administrator's password, if this start of the embedded default has made one; and what to type if a
-        password that Keyturn made has run out.
+        The greeting of the embedded default, whose first start makes an administrator.
     """
     async with opened(settings) as keyturn, running(keyturn):
         if settings.production:
-            return None, ""
-        password = await first_administrator(keyturn.db, keyturn.users)
-        return password, ran_out(await administrators(keyturn.db))
-
-
-def _greeting(settings: Settings, url: str, password: str | None, advice: str) -> str:
-    shown = password or "<password>"
-    made = (
-        f"Made an administrator. The password is shown this once:\n\n    {ADMINISTRATOR}   {password}\n\n"
-        f"Change it: {called()} users set-password {ADMINISTRATOR}\n"
-        "It is good for 24 hours.\n"
-        if password
-        else f"Passwords that Keyturn made: {advice}\n"
-        if advice
-        else ""
-    )
-    post = f"curl -sS -H 'Content-Type: application/json' {url}/auth"
-    keep = "-w '\\n' | tee -a /dev/stderr | grep -o 'ktr_[A-Za-z0-9_-]*')"
-    held = '-d "{\\"refresh_token\\": \\"$RT\\"}"'
-    named = "" if settings.iss == url else f"Access tokens name {settings.iss} as issuer; KEYTURN_ISSUER changes it.\n"
-    return f"""Keyturn on {url}, data in {settings.data_dir.absolute()}
-{named}{made}
-Log in, refresh, log out:
-
-    RT=$({post}/login -d '{{"email": "{ADMINISTRATOR}", "password": "{shown}"}}' {keep}
-    RT=$({post}/refresh {held} {keep}
-    {post}/logout {held} -w '%{{http_code}}\\n'
-"""
+            return ""
+        made = await first_administrator(keyturn.db, keyturn.users)
+        found = await administrators(keyturn.db)
+        return greeting(settings, url, made=made, administrator=found.first, advice=ran_out(found))

@@ -217,7 +217,10 @@ class _Outgoing:
     def _marked(self, fields: Fields) -> list[tuple[bytes, bytes]]:
         request = self._request
         marked = [*fields, *request.origins.fields(request), (b"x-request-id", request.id.encode())]
-        if b"cache-control" not in dict(fields):
+        for name, _ in fields:
+            if name == b"cache-control":
+                break
+        else:
             marked.append(_NO_STORE)
         if not self.request_is_read:  # the next bytes are of this request, not of a new one: RFC 9112 section 9.3
             marked.append((b"connection", b"close"))

@@ -164,7 +164,7 @@ def _parameter(schemas: Schemas) -> Any:
 
 def _members(members: Iterable[Member], linked: set[str]) -> Markup:
     rows = []
-    for each in members:
+    for each in sorted(members, key=lambda member: not member.required):
         linked |= {each.of} if each.of else set()
         about = [element("span", each.type, class_="type")]
         about += [link(f"#{each.of}", each.of)] if each.of else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, metadata
@@ -54,9 +55,8 @@ class Documents:
         )
 
     def make(self) -> None:
-        """Makes the contract and its page now, so that who asks for one first keeps no other request waiting."""
-        for path in [each.path for each in self.endpoints if each.path != "/"]:
-            self._document(path)
+        """Makes the contract now, so that who asks for it first keeps no other request waiting."""
+        self._document("/openapi.json")
 
     async def front(self, keyturn: Keyturn, _request: Request) -> Answer:
         """Get the start page."""
@@ -79,6 +79,8 @@ class Documents:
 
     async def docs(self, _keyturn: Keyturn, request: Request) -> Answer:
         """Get the reference of the API."""
+        if request.path not in self._made:  # a tenth of a second, so other requests are answered meanwhile
+            await asyncio.to_thread(self._document, request.path)
         return self._answer(request, FIELDS)
 
     async def openapi(self, _keyturn: Keyturn, request: Request) -> Answer:

@@ -188,10 +188,14 @@ def _identity(token: AccessToken, scopes: list[str]) -> list[tuple[bytes, bytes]
     together = "".join(values)
     if not together.isascii() or not together.isprintable():
         values = tuple(value if value.isascii() and value.isprintable() else "" for value in values)
-    return list(zip(_NAMES, map(str.encode, values), strict=True))
+    subject, role, scope, session = values
+    return [
+        (b"x-auth-subject", subject.encode()),
+        (b"x-auth-role", role.encode()),
+        (b"x-auth-scope", scope.encode()),
+        (b"x-auth-session", session.encode()),
+    ]
 
-
-_NAMES = (b"x-auth-subject", b"x-auth-role", b"x-auth-scope", b"x-auth-session")
 
 _IDENTITY = {
     name: {"schema": {"type": "string"}, "description": f"Claim `{claim}`; empty where there is none."}

@@ -66,6 +66,7 @@ class Database:
     def __init__(self, settings: Settings) -> None:
         """Opens nothing yet; the first use connects."""
         self.is_postgres = settings.postgres is not None
+        self.where = settings.where  # for an operator: without password and options
         self._system = "postgresql" if self.is_postgres else "sqlite"  # OpenTelemetry's words
         self._zero: datetime | None = None  # the database's clock at the zero of `monotonic`
         # Connections that stay out of the pool between statements: taking one out costs as much as a statement.

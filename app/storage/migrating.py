@@ -91,7 +91,7 @@ def _as_alembics_command() -> None:
         except TemporarilyUnavailable as e:
             raise _in_words(e, place) from None
         except DBAPIError as e:
-            if not_let_in(e):
+            if not_let_in(e, place.where):
                 raise _in_words(e, place) from None
             raise  # a defect of a migration, whose author needs the traceback
     except ConfigurationError as e:
@@ -102,7 +102,7 @@ def _as_alembics_command() -> None:
 
 def _in_words(error: TemporarilyUnavailable | DBAPIError, place: Place) -> ConfigurationError | TemporarilyUnavailable:
     """An error of a migration, in words for an operator."""
-    if line := not_let_in(error):
+    if line := not_let_in(error, place.where):
         return ConfigurationError(line)
     why = error.orig if isinstance(error, DBAPIError) else getattr(error.__cause__, "orig", None) or error.cause
     state = sqlstate(error.__cause__)

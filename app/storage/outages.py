@@ -89,9 +89,30 @@ def is_lost(error: Exception) -> bool:
     return sqlstate(error) in {"", READ_ONLY}
 
 
-def not_let_in(error: TemporarilyUnavailable | DBAPIError) -> str | None:
-    """A line for the operator if Postgres refused Keyturn by its own rules; None if Postgres is away."""
+_UNUSABLE = {
+    "SQLITE_CANTOPEN": "can't be opened: it must be a file that this user may write, in a folder that is there",
+    "SQLITE_READONLY": "can't be written: this user must be allowed to write the file and its folder",
+    "SQLITE_NOTADB": "is no SQLite database",
+    "SQLITE_CORRUPT": "is damaged: restore it from a backup",
+}
+
+
+def not_let_in(error: TemporarilyUnavailable | DBAPIError, where: str) -> str | None:
+    """A line for the operator if Postgres refused Keyturn by its own rules, or a file of SQLite's is of no use.
+
+    Args:
+        error: what happened.
+        where: the database in one line, without a password.
+
+    Returns:
+        The line. None if the database is away.
+    """
     refused = error if isinstance(error, DBAPIError) else error.__cause__
+    name = getattr(getattr(refused, "orig", None), "sqlite_errorname", "")
+    for beginning, line in _UNUSABLE.items():
+        if name.startswith(beginning):
+            path = ascii(where.partition("?")[0].partition(":///")[2])[1:-1]
+            return f"the database file {path} {line} ({name})"
     state = sqlstate(refused)
     if state == _NO_DATABASE:
         return "there is no such database: make it, or correct KEYTURN_DATABASE_URL"

@@ -125,7 +125,7 @@ async def check_schema(db: Database) -> None:
             if await connection.run_sync(lambda sync: inspect(sync).has_table("alembic_version")):
                 current = await connection.scalar(text("SELECT version_num FROM alembic_version"))
     except (TemporarilyUnavailable, DBAPIError) as e:
-        if line := not_let_in(e):
+        if line := not_let_in(e, db.where):
             raise ConfigurationError(line) from None
         cause = e.cause if isinstance(e, TemporarilyUnavailable) else message(e)
         raise TemporarilyUnavailable(

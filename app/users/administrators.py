@@ -19,6 +19,8 @@ class Administrators(NamedTuple):
 
     enabled: int
     """The number of enabled administrators."""
+    first: str | None
+    """The e-mail address of the one that is longest there; None if none has an address."""
     with_initial_password: str | None
     """The e-mail address of an enabled administrator whose password Keyturn made; None if all have changed theirs."""
     run_out: int
@@ -35,10 +37,12 @@ async def administrators(db: Database) -> Administrators:
     """
     enabled, admin = User.disabled_at.is_(None), User.role == "admin"
     run_out = select(User.email).where(User.password_expires_at <= db.now(), enabled)
+    first = select(User.email).where(admin, enabled, User.email.is_not(None)).order_by(User.id)
     async with db.look() as connection:
         made = select(User.email).where(User.password_expires_at > db.now(), admin, enabled)
         return Administrators(
             enabled=await connection.scalar(select(func.count()).where(admin, enabled)) or 0,
+            first=await connection.scalar(first.limit(1)),
             with_initial_password=await connection.scalar(made.limit(1)),
             run_out=await connection.scalar(select(func.count()).select_from(run_out.subquery())) or 0,
             first_run_out=await connection.scalar(run_out.order_by(admin.desc(), User.id).limit(1)),
