@@ -180,9 +180,9 @@ def refused(url: str, *offline: str, **environment: str) -> str:
 def test_a_database_that_can_not_be_reached_is_told_in_one_line(tmp_path: Path) -> None:
     away = f"postgresql://u:hunter2@127.0.0.1:{free_port()}/keyturn"
     assert "the database is not available (database: ConnectionRefusedError)" in refused(away)
-    assert "unable to open database file" in refused(f"sqlite+aiosqlite:///{tmp_path}/no/such/folder/keyturn.db")
+    assert "can't be opened" in refused(f"sqlite+aiosqlite:///{tmp_path}/no/such/folder/keyturn.db")
     (tmp_path / "other").write_bytes(b"not a database " * 100)
-    assert "file is not a database" in refused(f"sqlite+aiosqlite:///{tmp_path}/other")
+    assert "is no SQLite database" in refused(f"sqlite+aiosqlite:///{tmp_path}/other")
 
 
 def test_a_database_that_is_not_there_is_told_in_one_line(postgres: Postgres) -> None:

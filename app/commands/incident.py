@@ -13,7 +13,9 @@ from .incidents import LEAKS, Leak
 def add_to(words: Words) -> None:
     """Adds the command."""
     parser = words.add_parser("incident", help="what to type when something has leaked")
-    parser.add_argument("leak", nargs="?", choices=[leak.name for leak in LEAKS], help="without one: all, in short")
+    parser.add_argument(
+        "leak", nargs="?", choices=[leak.name for leak in LEAKS], help="what has leaked (default: all, in short)"
+    )
     parser.set_defaults(run=_incident)
 
 

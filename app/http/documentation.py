@@ -47,6 +47,17 @@ class ErrorAnswer(BaseModel):  # not `Error`, which is a class of JavaScript and
     ] = None
 
 
+IDENTIFIERS = {
+    "identity_id": "The identity's `id`, as its list gives it.",
+    "kid": "The key's `kid`.",
+    "name": "The issuer's name, as the settings or an operator chose it.",
+    "scope": "The policy's scope: `global`, `role:…` or `user:…`.",
+    "session": "The issuer's own id of its session.",
+    "session_id": "The session's `id`.",
+    "user_id": "The user's `id`.",
+}
+"""What the parts of paths in braces are."""
+
 _CHALLENGE = {"WWW-Authenticate": {"schema": {"type": "string"}, "description": "RFC 6750 section 3."}}
 _RETRY_AFTER = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}}
 _RATE_LIMIT = {

@@ -26,7 +26,7 @@ from starlette.routing import Router
 
 from .answers import Answer
 from .bodies import FORM, JSON, OF_STANDARDS, is_form
-from .documentation import refused
+from .documentation import IDENTIFIERS, refused
 from .endpoints import Endpoint, Parts
 from .request import Request
 
@@ -176,7 +176,7 @@ def _signature(endpoint: Endpoint[Any]) -> inspect.Signature:
         annotations[f"_{scheme.scheme_name}"] = (Annotated[Any, Depends(scheme)], inspect.Parameter.empty)
     for name in _IDENTIFIER.findall(endpoint.path):
         kind: Any = UUID if name.endswith("_id") else str
-        annotations[name] = (Annotated[kind, Path()], inspect.Parameter.empty)
+        annotations[name] = (Annotated[kind, Path(description=IDENTIFIERS[name])], inspect.Parameter.empty)
     for each in endpoint.query:
         one, query = dict(each.schema), Query(description=each.description)
         kind = Annotated[str, WithJsonSchema(one)]

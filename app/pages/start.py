@@ -28,7 +28,12 @@ class Facts:
 _DATABASE = {"ok": "Reachable.", "away": "Away. Sign-in, refresh and logout wait for it."}
 _CACHE = {
     "complete": "In use.",
-    "not complete": "Being filled. The database answers in its place.",
+    "not filled": "Being filled. The database answers in its place.",
+    "may evict": "It may evict keys. The database answers in its place.",
+    "not identified": "It gives no identity. The database answers in its place.",
+    "another Redis": "Other instances use another one. The database answers in its place.",
+    "shared with another Keyturn": "Another Keyturn uses it too. The database answers in its place.",
+    "refuses commands": "It refuses commands. The database answers in its place.",
     "away": "Away. The database answers in its place.",
     "none": "None is set. The database answers by itself.",
 }
@@ -87,10 +92,10 @@ _IN_THE_SOURCE = (
 def _state(facts: Facts) -> tuple[str, str]:
     if facts.database != "ok" or facts.algorithm is None:
         return "bad", "Not ready: the database is away." if facts.database != "ok" else "Not ready: no key is in force."
-    if facts.cache == "away":
-        return "weak", "Ready, without Redis."
-    if facts.cache == "not complete":
+    if facts.cache == "not filled":
         return "weak", "Ready. Redis is being filled."
+    if facts.cache not in {"complete", "none"}:
+        return "weak", "Ready, without Redis."
     return "good", "Ready."
 
 
