@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -9,12 +10,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx2
 import pytest
 
-from app.errors import Refusal
+from app.errors import Reason, Refusal
+from app.http.heads import UriTooLong  # a refusal of the edge
 from tests.conftest import PASSWORD
 from tests.example_servers import ACCOUNT, keyturn, running
 from tests.servers import free_port
@@ -27,17 +29,40 @@ CLIENTS = ROOT / "docs" / "clients.md"
 DRAWING = ROOT / "docs" / "images" / "keyturn.svg"
 
 
+def _rows(text: str) -> Iterator[tuple[str, str]]:
+    """The first two cells of each row of the page's tables."""
+    for line in text.splitlines():
+        if line.startswith("| "):
+            first, second, *_ = line[2:].split(" | ")
+            yield first, second
+
+
 def test_the_page_for_clients_lists_every_status_and_error_that_a_refusal_may_have() -> None:
-    text = CLIENTS.read_text(encoding="utf-8")
     listed = {
-        status: line
-        for line in text.splitlines()
-        for status in re.findall(r"\b[45]\d\d\b", line.split("|")[1] if line.startswith("| ") else "")
+        (int(status), error)
+        for first, second in _rows(CLIENTS.read_text(encoding="utf-8"))
+        for status in re.findall(r"\b[45]\d\d\b", first)
+        for error in re.findall(r"`(\w+)`", second)
     }
     kinds = list(Refusal.__subclasses__())
     for kind in kinds:
         kinds += kind.__subclasses__()
-        assert f"`{kind.error}`" in listed[str(kind.status)], kind
+    assert UriTooLong in kinds
+    assert listed == {(kind.status, kind.error) for kind in kinds}
+
+
+def test_the_page_for_clients_has_a_sentence_for_every_reason_and_no_other() -> None:
+    text = CLIENTS.read_text(encoding="utf-8")
+    (table,) = re.findall(r"^\| `reason` .*\n((?:\|.*\n)+)", text, re.MULTILINE)
+    listed = [reason for first, _ in _rows(table) for reason in re.findall(r"`(\w+)`", first)]
+    assert sorted(listed) == sorted(get_args(Reason))
+
+
+def test_the_page_for_clients_lists_every_status_of_the_contract() -> None:
+    contract = json.loads((ROOT / "openapi/openapi.json").read_text(encoding="utf-8"))
+    refused = {s for each in contract["paths"].values() for o in each.values() for s in o["responses"] if s >= "400"}
+    firsts = " ".join(first for first, _ in _rows(CLIENTS.read_text(encoding="utf-8")))
+    assert refused <= set(re.findall(r"\b[45]\d\d\b", firsts))
 
 
 def test_the_readme_is_short_enough_to_be_read() -> None:

@@ -27,6 +27,8 @@ ENDINGS = "py|md|toml|yaml|yml|json|lock|sh|mjs|conf|java|c|js|sql|svg|ini|mako"
 MADE = {
     ".git",
     ".venv",
+    ".venv-docs",
+    ".venv-package",
     ".venv-scalekit",
     ".venv-tracing",
     "node_modules",

@@ -11,6 +11,8 @@ import re
 from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
 
+from tools.site.drawings import draw
+
 project = "Keyturn"
 html_title = "Keyturn"
 extensions = ["myst_parser"]
@@ -76,7 +78,8 @@ def _for_everyone(app: Sphinx, failed: Exception | None) -> None:
 
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
-    app.add_lexer("mermaid", TextLexer)  # a drawing is shown as its source
+    app.add_lexer("mermaid", TextLexer)  # for the source below a drawing
+    app.connect("doctree-read", draw)
     app.connect("source-read", _folders_by_their_readme)
     app.connect("source-read", _with_contents)
     app.connect("build-finished", _for_everyone)
