@@ -77,7 +77,7 @@ LEAKS = (
             Step("See the keys. Note the kid of the leaked one.", "keys list"),
             Step("Make a new key. The command waits a minute, until the key signs.", "keys rotate refresh"),
             Step("Refuse every token of the leaked key, and end its sessions.", "keys retire KID"),
-            _LIVE,
+            Step("Look: only sessions that the new key has refreshed or begun are in the list.", _LIVE.command),
         ),
         "Users whose session was not refreshed under the new key sign in again.",
     ),
