@@ -424,7 +424,6 @@ def test_the_bearer_token_is_asked_for_where_one_is_needed(document: Json) -> No
     assert bearer >= {"me", "password", "verify"} | admin
     # Optional, because a refresh token in the body is enough, or in a cookie.
     assert asked.pop("logout") == [*needed, {"refresh_cookie": []}, {}]
-    assert asked.pop("refresh") == asked.pop("reauthenticate") == [{"refresh_cookie": []}, {}]
     # The others say explicitly that they need no token. Without that, a reader takes a missing field for a mistake or
     # for the document's default.
     assert {name for name, security in asked.items() if security == []} == asked.keys() - bearer
