@@ -54,6 +54,13 @@ class Place(BaseModel):
         return PostgresURL.parse(url)
 
     @property
+    def embedded(self) -> str:
+        """One line for an operator who may have forgotten to name a database; empty if one is named."""
+        if self.database_url is not None:
+            return ""
+        return f"embedded SQLite in {self.data_dir.absolute()}: KEYTURN_DATABASE_URL is not set"
+
+    @property
     def where(self) -> str:
         """The database in one line for an operator, without password and options."""
         return str(self.postgres or self.sqlalchemy_url)

@@ -940,8 +940,17 @@ def test_before_the_first_start_there_is_nothing_to_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert f"run {called()} serve once" in Command({}, capsys).refused(1, *words)
+    line = Command({}, capsys).refused(1, *words)
+    assert f"set KEYTURN_SECRET and KEYTURN_DATABASE_URL, or run {called()} serve once" in line
     assert not (tmp_path / "keyturn-data").exists()
+
+
+def test_the_doctor_says_where_the_database_is_if_none_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = Command({}, capsys)("doctor").out
+    assert f"ok  embedded SQLite in {tmp_path / 'keyturn-data'}: KEYTURN_DATABASE_URL is not set\n" in said
 
 
 def test_the_openapi_document_needs_no_set_up(tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ def test_a_second_start_of_the_service_greets_so(tmp_path: Path, logs: Path) -> 
             assert ("Made an administrator" in text) == first
             assert ("users reset-password admin@localhost" in text) != first
             assert "\x1b" not in text
+            assert "For production name a database: embedded SQLite in " in text
             assert service.terminate() == 0
 
 

@@ -33,7 +33,8 @@ def page() -> str:
         "# Incidents\n",
         "Something leaked: find it, and type the commands in their order. `keyturn incident` prints the same, also where this",
         "page is not at hand. A test types the commands of each part, and checks that old tokens are refused. Words in",
-        "capitals stand for yours: `USER` is an e-mail address or an id.\n",
+        "capitals stand for yours: `USER` is an e-mail address or an id. [Commands on a",
+        "server](production.md#commands-on-a-server) says how a command gets the settings of the service.\n",
         "| leaked | to users |\n|---|---|",
         *(f"| [{leak.title}](#{leak.name}) | {leak.users} |" for leak in LEAKS),
     ]

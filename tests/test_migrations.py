@@ -382,6 +382,9 @@ def test_a_migration_ends_at_sigterm_as_the_first_process_of_a_container(steps: 
 
 def test_the_embedded_default_is_migrated_where_it_lies(tmp_path: Path) -> None:
     folder = tmp_path / "data"
-    alembic("upgrade", "head", KEYTURN_DATA_DIR=str(folder))
+    with command("upgrade", "head", KEYTURN_DATA_DIR=str(folder)) as process:
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 0, said
+    assert f"migrating embedded SQLite in {folder}: KEYTURN_DATABASE_URL is not set\n" in said
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert tables(f"sqlite+aiosqlite:///{folder / 'keyturn.db'}") == TABLES

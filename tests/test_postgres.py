@@ -19,12 +19,14 @@ import pytest
 from sqlalchemy import make_url, text
 
 from app.actors import SERVICE
+from app.command_name import called
 from app.commands import doctor
 from app.errors import ConfigurationError, InvalidToken, TemporarilyUnavailable
 from app.keyturn import Keyturn, opened, running
 from app.sessions import marking, rotation
 from app.storage.copies import READ_BY_ALL
 from app.storage.migrating import migrate
+from app.storage.rights import grants
 from tests.conftest import CHEAP, PASSWORD, SECRET, Opener, a_user, settings_of, sync
 from tests.servers import Postgres, free_port
 from tests.service import Service
@@ -326,27 +328,15 @@ def user(database_url: str) -> Iterator[str]:
     sync(execute(database_url, f"DROP OWNED BY {name}", f"DROP ROLE {name}"))
 
 
-GRANTS = (
-    "GRANT USAGE ON SCHEMA public TO {user}",
-    "GRANT SELECT ON alembic_version TO {user}",
-    "GRANT SELECT, INSERT, UPDATE ON keys TO {user}",
-    "GRANT SELECT, INSERT, UPDATE, DELETE ON users, sessions, policies, issuers, identities TO {user}",
-    "GRANT SELECT, INSERT, UPDATE, DELETE ON upstream_sessions, taken_tokens TO {user}",
-    "GRANT SELECT, UPDATE ON cache_fence, pulse TO {user}",
-    "GRANT SELECT, INSERT, UPDATE ON events TO {user}",
-)
-
-
 def of(url: str, user: str) -> str:
     return as_user(url, f"{user}:hunter2")
 
 
 @on_postgres
 async def test_the_documented_rights_suffice_for_all_that_a_service_does(database_url: str, user: str) -> None:
-    page = " ".join((Path(__file__).parent.parent / "docs" / "postgres.md").read_text().split())
-    for grant in GRANTS:
-        assert grant.format(user="keyturn") + ";" in page
-    await execute(database_url, *(grant.format(user=user) for grant in GRANTS))
+    page = (Path(__file__).parent.parent / "docs" / "postgres.md").read_text()
+    assert "\n".join(grants("keyturn")) in page
+    await execute(database_url, *grants(user))
     async with opened(settings_of(of(database_url, user), None)) as keyturn, running(keyturn):
         tokens = await keyturn.starting.start(await a_user(keyturn), by=SERVICE)
         tokens = await keyturn.rotation.refresh(tokens.refresh_token, by=SERVICE)
@@ -359,7 +349,7 @@ async def test_the_documented_rights_suffice_for_all_that_a_service_does(databas
 async def test_a_process_that_may_not_read_the_keys_any_more_goes_by_no_retired_key(
     database_url: str, user: str, open_keyturn: Opener
 ) -> None:
-    await execute(database_url, *(grant.format(user=user) for grant in GRANTS))
+    await execute(database_url, *grants(user))
     async with opened(settings_of(of(database_url, user), None)) as keyturn, running(keyturn), open_keyturn() as owner:
         tokens = await keyturn.starting.start(await a_user(keyturn), by=SERVICE)
         await owner.keys.load()
@@ -398,7 +388,7 @@ async def test_a_process_that_may_not_read_the_keys_any_more_goes_by_no_retired_
 async def test_each_right_that_is_missing_stops_the_start_in_one_line_and_is_503_where_it_goes_later(
     database_url: str, user: str, taken: str, missing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await execute(database_url, *(grant.format(user=user) for grant in GRANTS))
+    await execute(database_url, *grants(user))
     url = of(database_url, user)
     async with opened(settings_of(url, None)) as keyturn, running(keyturn):
         tokens = await keyturn.starting.start(await a_user(keyturn), by=SERVICE)
@@ -416,6 +406,7 @@ async def test_each_right_that_is_missing_stops_the_start_in_one_line_and_is_503
         async with opened(settings_of(url, None)) as keyturn, running(keyturn):
             pytest.fail("it started")
     assert "\n" not in str(caught.value)
+    assert f"{called()} db rights {user} prints" in str(caught.value)
     assert "hunter2" not in str(caught.value)
     for name, value in environment(url).items():
         monkeypatch.setenv(name, value)
@@ -426,11 +417,11 @@ async def test_each_right_that_is_missing_stops_the_start_in_one_line_and_is_503
 async def test_a_schema_that_the_user_may_not_use_and_an_encoding_that_is_not_utf8_stop_the_start(
     database_url: str, user: str, postgres: Postgres
 ) -> None:
-    await execute(database_url, "REVOKE ALL ON SCHEMA public FROM public", *(g.format(user=user) for g in GRANTS[1:]))
+    await execute(database_url, "REVOKE ALL ON SCHEMA public FROM public", *list(grants(user))[1:])
     with pytest.raises(ConfigurationError, match=r"may not use the schema public, .*: grant USAGE on that schema"):
         async with opened(settings_of(of(database_url, user), None)) as keyturn, running(keyturn):
             pytest.fail("it started")
-    await execute(database_url, GRANTS[0].format(user=user), f"ALTER ROLE {user} SET search_path = pg_catalog")
+    await execute(database_url, next(grants(user)), f"ALTER ROLE {user} SET search_path = pg_catalog")
     advice = r"schema public has: add \?options=-csearch_path=public to KEYTURN_DATABASE_URL"
     with pytest.raises(ConfigurationError, match=advice):
         async with opened(settings_of(of(database_url, user), None)) as keyturn, running(keyturn):

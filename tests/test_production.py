@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import proxies
 from tests.conftest import CHEAP, SECRET, sync
 from tests.servers import Postgres, Redis
 from tests.service import ROOT, Service
@@ -65,14 +66,12 @@ def test_the_steps_lead_from_an_empty_postgres_to_a_session_that_ends(
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    postgres_page = (ROOT / "docs" / "postgres.md").read_text(encoding="utf-8")  # step 7 leads there
-    [grants] = re.findall(r"(?ms)^```sql\n(GRANT .*?)^```$", postgres_page)
     owner = url(f"{name}_owner", "OWNER-PASSWORD")
     try:
         for statement in statements(step(1, "sql")):  # each by itself: CREATE DATABASE takes no transaction
             sync(execute(postgres.url("postgres"), statement))
         keyturn("db", "upgrade", environment={"KEYTURN_DATABASE_URL": owner})
-        sync(execute(owner, *statements(grants)))
+        sync(execute(owner, *statements(keyturn("db", "rights", name, environment={}))))
         settings = {line.partition("=")[0] for line in step(5).splitlines()}
         environment = {
             "KEYTURN_DATABASE_URL": url(name, "SERVICE-PASSWORD"),
@@ -101,10 +100,29 @@ def test_the_steps_lead_from_an_empty_postgres_to_a_session_that_ends(
                     check=False,
                 )
                 assert done.returncode == 0, done.stdout + done.stderr
-            assert done.stdout.split("\n")[:-1] == ["verify: 200", "logout: 204", "verify: 401"]
+            assert done.stdout.split("\n")[:-1] == ["me: 200", "logout: 204", "me: 401"]
         keyturn("gc", environment=environment)
         assert {path.name for path in tmp_path.iterdir()} <= {"secret"}
     finally:
         sync(postgres.drop_database(name))
         for role in (name, f"{name}_owner"):
             sync(execute(postgres.url("postgres"), f"DROP ROLE IF EXISTS {role}"))
+
+
+def test_the_server_block_of_nginx_leads_to_keyturn_under_tls(tmp_path: Path, logs: Path) -> None:
+    if proxies.program("nginx") is None or not shutil.which("openssl"):
+        pytest.skip("no nginx or openssl on PATH")
+    certificate, key = (tmp_path / f"auth.example.com.{ending}" for ending in ("pem", "key"))
+    words = f"req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=auth.example.com -out {certificate} -keyout {key}"
+    subprocess.run(["openssl", *words.split()], check=True, capture_output=True)
+    block = step(6, "nginx").replace("listen 443 ssl", "listen 127.0.0.1:8080 ssl").replace("/etc/ssl", str(tmp_path))
+    environment = {"KEYTURN_DATA_DIR": str(tmp_path / "data")}
+    with Service.start(environment, logs=logs) as service:
+        block = block.replace(":8000", f":{service.port}")
+        with proxies.running("nginx", block, tmp_path / "nginx", keyturn=service.port, app=service.port) as nginx:
+            words = f"curl -sk -w %{{http_code}} https://127.0.0.1:{nginx.port}/healthz -o {tmp_path / 'answer'}"
+            done = subprocess.run(words.split(), capture_output=True, text=True, check=True)
+            assert done.stdout == "200"
+            words = words.replace("/healthz", "/auth/me")
+            done = subprocess.run(words.split(), capture_output=True, text=True, check=True)
+    assert done.stdout == "401"

@@ -1,4 +1,4 @@
-"""`keyturn db upgrade`, and `keyturn migrate`, its older name: brings the database to this release's schema."""
+"""`keyturn db`: the schema of the database and the rights in it. `keyturn migrate` is an older name of `db upgrade`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,19 @@ import argparse
 
 from ..settings import place_of_migrations
 from ..storage.migrating import migrate, say
+from ..storage.rights import PUBLIC, grants
 from .arguments import Words
 
 
 def add_to(words: Words) -> None:
-    """Adds the noun with its verb, and the older name."""
-    verbs = words.add_parser("db", help="the schema of the database").add_subparsers(required=True, metavar="VERB")
+    """Adds the noun with its verbs, and the older name."""
+    noun = words.add_parser("db", help="the schema of the database, and the rights in it")
+    verbs = noun.add_subparsers(required=True, metavar="VERB")
     verbs.add_parser("upgrade", help="bring the database to this release's schema").set_defaults(run=_upgrade)
+    rights = verbs.add_parser("rights", help="print the statements that give the service its rights")
+    rights.add_argument("role", metavar="ROLE", help="the role that the service connects as")
+    rights.add_argument("--schema", default=PUBLIC, help="where the tables are (default: public)")
+    rights.set_defaults(run=_rights)
     words.add_parser("migrate", help="the older name of db upgrade").set_defaults(run=_upgrade)
 
 
@@ -20,3 +26,7 @@ def _upgrade(_arguments: argparse.Namespace) -> None:
     place = place_of_migrations()
     say(place)
     migrate(place)
+
+
+def _rights(arguments: argparse.Namespace) -> None:
+    print("\n".join(grants(arguments.role, arguments.schema)))

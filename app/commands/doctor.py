@@ -85,7 +85,7 @@ async def examine() -> list[Finding]:
     findings: list[Finding] = []
     try:
         settings = read()
-        findings.append(Finding("settings"))
+        findings += [Finding(each) for each in ("settings", settings.embedded) if each]
         async with opened(settings) as keyturn:
             findings.append(Finding("master secret"))
             for look in _EXAMINATIONS:

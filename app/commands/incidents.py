@@ -84,6 +84,7 @@ LEAKS = (
             Step("Make a new key. The command waits a minute, until the key signs.", "keys rotate access"),
             Step("Refuse every token of the leaked key, on all instances within two seconds.", "keys retire KID"),
             Step("Give the new key to the services that verify by themselves."),
+            Step("Look: the leaked key is retired, and `/auth/verify` says 401 to a token of it.", "keys list"),
         ),
         "Nothing: clients refresh. For that minute, forged tokens of live sessions are good. "
         "`keyturn keys sign-everyone-out` refuses them at once, and everyone signs in again.",

@@ -117,7 +117,7 @@ def _in_words(error: TemporarilyUnavailable | DBAPIError, place: Place) -> Confi
 
 def say(place: Place, *, changes: bool = True) -> None:
     """Names the database. If a job has lost its KEYTURN_DATABASE_URL, an operator sees which database it migrates."""
-    print(f"keyturn: {'migrating' if changes else 'the database is'} {place.where}", file=sys.stderr)
+    print(f"keyturn: {'migrating' if changes else 'the database is'} {place.embedded or place.where}", file=sys.stderr)
 
 
 def end_at_sigterm() -> None:

@@ -5,6 +5,7 @@ Keyturn changes no Postgres at its start. If something is missing, the start sto
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from alembic.config import Config
@@ -17,6 +18,7 @@ from ..command_name import called
 from ..errors import ConfigurationError, TemporarilyUnavailable
 from .database import Database
 from .outages import message, not_let_in
+from .rights import PUBLIC, RIGHTS
 
 _PACKAGE = Path(__file__).parent.parent
 
@@ -35,25 +37,10 @@ def alembic_config() -> Config:
 _OLDEST = 14
 """The oldest release of Postgres that Keyturn supports: its greeting says whether the server is a standby."""
 
-_RIGHTS = {
-    "alembic_version": "SELECT",
-    "users": "SELECT, INSERT, UPDATE, DELETE",
-    "sessions": "SELECT, INSERT, UPDATE, DELETE",
-    "keys": "SELECT, INSERT, UPDATE",
-    "cache_fence": "SELECT, UPDATE",
-    "pulse": "SELECT, UPDATE",
-    "events": "SELECT, INSERT, UPDATE",
-    "policies": "SELECT, INSERT, UPDATE, DELETE",
-    "issuers": "SELECT, INSERT, UPDATE, DELETE",
-    "identities": "SELECT, INSERT, UPDATE, DELETE",
-    "upstream_sessions": "SELECT, INSERT, UPDATE, DELETE",
-    "taken_tokens": "SELECT, INSERT, UPDATE, DELETE",
-}
-"""The rights on each table that the service needs. docs/postgres.md has them as GRANT statements."""
-
 _SERVER = text("""
 SELECT current_setting('server_version_num')::int / 10000 AS version, current_setting('server_encoding') AS encoding,
   current_setting('transaction_read_only') AS read_only, current_schemas(false)::text AS schemas, current_user AS me,
+  (SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = here.fence) AS schema,
   other.name AS elsewhere, other.usable
 FROM (SELECT to_regclass('cache_fence')) AS here(fence) LEFT JOIN LATERAL (
     SELECT n.nspname AS name, has_schema_privilege(n.oid, 'USAGE') AS usable
@@ -96,11 +83,13 @@ async def _check_server(connection: AsyncConnection) -> None:
             f"the search path {server.schemas} has no tables of Keyturn and the schema {server.elsewhere} has: add "
             f"?options=-csearch_path={server.elsewhere} to KEYTURN_DATABASE_URL, or run {called()} db upgrade"
         )
-    found = await connection.scalars(_MISSING, {"names": list(_RIGHTS), "verbs": list(_RIGHTS.values())})
+    found = await connection.scalars(_MISSING, {"names": list(RIGHTS), "verbs": list(RIGHTS.values())})
     missing = found.all()
-    if missing and f"the table {next(iter(_RIGHTS))}" not in missing:  # without it nothing was migrated
+    if missing and f"the table {next(iter(RIGHTS))}" not in missing:  # without it nothing was migrated
+        where = "" if server.schema in {None, PUBLIC} else f" --schema {shlex.quote(server.schema)}"
         raise ConfigurationError(
-            f"the database user {server.me} lacks {', '.join(missing)}: see GRANT in docs/postgres.md"
+            f"the database user {server.me} lacks {', '.join(missing)}: as the owner of the tables, run the statements "
+            f"that {called()} db rights {shlex.quote(server.me)}{where} prints"
         )
     if server.read_only == "on":
         raise TemporarilyUnavailable("the database is read-only (default_transaction_read_only, or no primary)")

@@ -36,8 +36,10 @@ def master_secret_of(settings: Settings) -> bytes:
             raise ConfigurationError(f"the master secret in {path} is open to others; chmod 600 it")
         return master_secret(path.read_text(encoding="ascii"))
     except FileNotFoundError:
-        serve = "" if settings.database_url else f", or run {called()} serve once"
-        raise ConfigurationError(f"there is no master secret in {path}: set KEYTURN_SECRET{serve}") from None
+        advice = f"set {PREFIX}SECRET"
+        if settings.embedded:  # perhaps the operator forgot the settings of the service
+            advice += f" and {PREFIX}DATABASE_URL, or run {called()} serve once to try Keyturn on SQLite"
+        raise ConfigurationError(f"there is no master secret in {path}: {advice}") from None
     except (OSError, UnicodeDecodeError):
         raise ConfigurationError(f"the master secret in {path} can't be read") from None
 
