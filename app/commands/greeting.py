@@ -24,7 +24,7 @@ def greeting(settings: Settings, url: str, *, made: str | None, administrator: s
     """
     lines = [f"Keyturn on {_styled(url, _BOLD)}, data in {settings.data_dir.absolute()}"]
     if settings.pages:
-        lines.append(f"Open {url}/ in a browser: the state, the documentation and the reference.")
+        lines.append(f"Open {url}/ in a browser: the state, and the reference of the API.")
     if settings.iss != url:
         lines.append(f"Access tokens name {settings.iss} as issuer; KEYTURN_ISSUER changes it.")
     if made:
