@@ -306,6 +306,7 @@ def test_each_option_of_each_command_has_a_help_text_and_each_that_takes_a_value
         (("users", "list", "--nope"), "there is no --nope"),
         (("--nope", "users", "list"), "there is no --nope"),
         (("users", "list", "--keep_days=7", "-x"), "there is no --keep_days; there is no -x"),
+        (("users", "list", "-phunter"), "1 word too many"),
         (("users", "list", f"--{'a' * 40}"), "1 word too many"),
         (("users", "list", "--\x1b[2J"), "1 word too many"),
         (("users", "create", "ada@example.com", "hunter2"), "1 word too many"),

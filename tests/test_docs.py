@@ -22,6 +22,9 @@ from tests.test_references import LINK, anchors
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted(DOCS.glob("*.md"))]
+WORDS = 15  # of a sentence, on average
+LONG = {"decisions.md": "an argument needs its condition and its consequence in one sentence"}
+CONTRACT = ROOT / "openapi" / "openapi.json"
 FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 
 
@@ -125,3 +128,72 @@ def test_every_sample_is_right_in_its_language(page) -> None:
 def test_a_sample_that_is_not_of_its_language_is_found() -> None:
     for language, sample in (("python", "def"), ("json", "{"), ("yaml", "a: [b"), ("toml", "a"), ("bash", "if x")):
         assert wrong(language, sample), language
+
+
+def uncalled(sample: str) -> Iterator[str]:
+    """The calls of curl with a path or a method that the contract does not have."""
+    paths = json.loads(CONTRACT.read_text(encoding="utf-8"))["paths"]
+    for call in re.findall(r"\bcurl [^\n]*", re.sub(r"\\\n", " ", sample)):
+        address = re.search(r"(?:\$KEYTURN|https?://[\w.-]+:8000)(/[\w/.{}$-]*)", call)
+        if address is None:
+            continue  # an application of the reader's
+        named = re.search(r"(?:-X|--request) ?(\w+)", call)
+        method = named[1] if named else "POST" if re.search(r" (?:-d|--data[\w-]*|--json)\b", call) else "GET"
+        forms = (re.sub(r"\{\w+\}", "[^/]+", path) for path, ways in paths.items() if method.lower() in ways)
+        if not any(re.fullmatch(form, address[1]) for form in forms):
+            yield f"{method} {address[1]}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_call_of_a_sample_is_in_the_contract(page) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert [call for _, sample in samples(text) for call in uncalled(sample)] == []
+
+
+def test_a_call_that_is_not_in_the_contract_is_found() -> None:
+    sample = (
+        "curl $KEYTURN/auth/login -d @-\ncurl -X PUT $KEYTURN/auth/login\ncurl -sS \\\n  http://a.test:8000/auth/none"
+    )
+    assert list(uncalled(sample)) == ["PUT /auth/login", "GET /auth/none"]
+
+
+def sentences(text: str) -> Iterator[str]:
+    """The sentences of a page's paragraphs and lists. Headings, tables and samples are none."""
+    text = re.sub(r"<!--.*?-->", "", FENCE.sub("", text), flags=re.DOTALL)
+    text = re.sub(r"^ *(?:#|\||```).*$", "", text, flags=re.MULTILINE)
+    text = re.sub(r"^ *(?:[-*]|\d+\.) ", "\n", text, flags=re.MULTILINE)
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", re.sub(r"`[^`]*`", "code", text))
+    for paragraph in re.split(r"\n\s*\n", text):
+        yield from filter(str.split, re.split(r"(?<=[.!?])[\"')*]*\s+", paragraph))
+
+
+def words_a_sentence(text: str) -> float:
+    counts = [len(sentence.split()) for sentence in sentences(text)]
+    return sum(counts) / len(counts)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in LONG], ids=lambda page: page.name)
+def test_a_page_is_written_in_short_sentences(page) -> None:
+    assert words_a_sentence(page.read_text(encoding="utf-8")) <= WORDS
+
+
+def test_long_sentences_are_found_and_what_is_no_sentence_is_not_counted() -> None:
+    no_sentence = "# A heading of some words\n\n| a | row | of | a | table |\n\n```bash\na sample of words\n```\n"
+    assert words_a_sentence(f"{no_sentence}\nOne two. Three `four five`\nsix!\n\n- One\n- two three four\n") == 2.25
+
+
+def outside() -> Iterator[tuple[str, str]]:
+    """Each link that leaves the repository, with its page. `python -m tests.test_docs` prints them; no test asks them."""
+    for page in PAGES:
+        for link in LINK.findall(page.read_text(encoding="utf-8")):
+            if re.match(r"[a-z]+:", link):
+                yield link, page.name
+
+
+def test_every_link_to_outside_is_https() -> None:
+    assert [(link, page) for link, page in outside() if not link.startswith("https://")] == []
+
+
+if __name__ == "__main__":
+    for link, page in sorted(outside()):
+        print(f"{page}: {link}")

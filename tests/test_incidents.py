@@ -174,13 +174,16 @@ def test_after_a_session_leaked_it_alone_is_over(keyturn: Command, name: str) ->
 def test_a_new_client_secret_takes_the_place_of_the_leaked_one(keyturn: Command) -> None:
     issuer = ("--preset", "oidc", "--issuer", "https://issuer.example.com", "--client-id", "app")
     keyturn.ok("federation", "add", "acme", *issuer, "--client-secret-stdin", stdin=b"the-old-secret\n")
-    answer(keyturn, "client-secret", NAME="acme")
 
     async def secret(k: Keyturn) -> str:
         (row,) = await k.issuers.rows()
-        return str(row)
+        assert row.configured is not None
+        assert row.configured.secrets.client_secret is not None
+        return row.configured.secrets.client_secret.get_secret_value()
 
-    assert "the-old-secret" not in keyturn.inside(secret)
+    assert keyturn.inside(secret) == "the-old-secret"
+    answer(keyturn, "client-secret", NAME="acme")
+    assert keyturn.inside(secret) == "a-secret-of-the-issuer"
 
 
 @pytest.mark.parametrize("name", ["redis-dump", "logs"])

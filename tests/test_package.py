@@ -143,6 +143,19 @@ def test_only_keyturn_is_added_to_an_environment(installed: Path) -> None:
     }  # fmt: skip
 
 
+def test_an_app_of_the_project_s_own_is_never_taken_for_keyturn_s(installed: Path, tmp_path: Path) -> None:
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "__init__.py").write_text("raise SystemExit('the app of the project was imported')\n")
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(tmp_path)}
+    for words in (
+        (installed / "bin" / "keyturn", "openapi"),
+        (installed / "bin" / "python", "-m", "keyturn", "openapi"),
+    ):
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, check=False, timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["info"]["title"]
+
+
 def test_the_installed_command_migrates_a_postgres_and_its_advice_works_there(
     installed: Path, tmp_path: Path, postgres: Postgres
 ) -> None:

@@ -23,6 +23,7 @@ from app.main import create_app, release
 from app.pages.reference import reference
 from app.pages.start import Facts, start
 from app.revocation.rebuild import CacheState
+from app.routes import documents
 from tests.conftest import SECRET, settings_of
 from tests.servers import free_port
 from tests.service import Service
@@ -109,6 +110,24 @@ async def test_the_start_page_says_that_redis_is_away(database_url: str) -> None
             while keyturn.revocations.rebuild.cache != "away":
                 await asyncio.sleep(0.02)
         assert "Ready, without Redis." in (await parsed(client, "/")).text
+
+
+async def test_the_start_page_is_made_anew_only_if_what_it_tells_has_changed(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def counted(facts: Facts) -> bytes:
+        made.append(facts.cache)
+        return start(facts)
+
+    monkeypatch.setattr(documents, "start", counted)
+    async with serving(database_url) as (keyturn, client):
+        pages = {(await client.get("/")).text for _ in range(5)}
+        assert (len(pages), made) == (1, ["none"])
+        keyturn.revocations.rebuild.cache = "away"
+        assert "Ready, without Redis." in (await parsed(client, "/")).text
+        assert made == ["none", "away"]
 
 
 @pytest.mark.parametrize(

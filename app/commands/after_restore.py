@@ -20,7 +20,7 @@ async def take(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     if everyone:
         await keyturn.key_changes.sign_everyone_out(by=by())
     done = [*_done(restoration, everyone=everyone)]
-    left = [*_left(keyturn, restoration, await _signing(keyturn), everyone=everyone)]
+    left = [*_left(keyturn, restoration, await _in_force(keyturn), everyone=everyone)]
     if arguments.json:
         print(json.dumps({"restored_at": cell(restoration.at), "done": done, "left": left}))
         return
@@ -30,7 +30,8 @@ async def take(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
         print(f"!!  {line}")
 
 
-async def _signing(keyturn: Keyturn) -> str:
+async def _in_force(keyturn: Keyturn) -> str:
+    """The keys whose tokens are accepted, by their ids."""
     keys = await keyturn.keys.list()
     return ", ".join(key["kid"] for key in keys if key["status"] != "retired" and key["use"] != "cookie")
 

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 from uuid import UUID
 
-_PLAIN = re.compile(r"(?:--?)?[a-z]+(?:[-_][a-z]+)*(?<!.{33})", re.ASCII | re.IGNORECASE)
-"""The form of an option's or a command's name: letters, hyphens and underscores, at most 32 characters."""
+_PLAIN = re.compile(r"-[a-z]|(?:--)?[a-z]+(?:[-_][a-z]+)*(?<!.{33})", re.ASCII | re.IGNORECASE)
+"""The form of an option's or a command's name: letters, hyphens and underscores, at most 32 characters.
+
+After a single hyphen only one letter is a name: with `-pSECRET`, other programs take a password.
+"""
 
 
 class Words(Protocol):

@@ -118,7 +118,7 @@ def _operation(one: Operation, base: str, schemas: Schemas, linked: set[str]) ->
         _credentials(one),
     ]
     if one.parameters:
-        parts += [element("h4", "Parameters"), _members(map(_parameter(schemas), one.parameters), linked)]
+        parts += [element("h4", "Parameters"), _members(map(schemas.parameter, one.parameters), linked)]
     if one.media_type:
         parts += [
             element("h4", "Body", element("small", " optional") if one.body_is_optional else ""),
@@ -152,22 +152,6 @@ def _credentials(one: Operation) -> Markup:
     names = joined(*(joined(" or " if n else "", code(name)) for n, name in enumerate(one.credentials)))
     optional = "" if one.needs_credentials else ", or none"
     return element("p", link("#credentials", "Credentials"), ": ", names, optional, ".", class_="aside")
-
-
-def _parameter(schemas: Schemas) -> Any:
-    def member(parameter: Json) -> Member:
-        holder = {"properties": {parameter["name"]: parameter.get("schema", {})}}
-        [found] = schemas.members(holder)
-        return Member(
-            found.name,
-            parameter.get("required", False),
-            f"{found.type}, in the {parameter['in']}",
-            found.of,
-            parameter.get("description", ""),
-            found.bounds,
-        )
-
-    return member
 
 
 def _members(members: Iterable[Member], linked: set[str]) -> Markup:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Json = Mapping[str, Any]
@@ -66,6 +66,16 @@ class Schemas:
                 each.get("description") or value.get("description") or self.resolved(value).get("description", ""),
                 tuple(_bounds(value)) or tuple(_bounds(items)),
             )
+
+    def parameter(self, parameter: Json) -> Member:
+        """A parameter of an operation, as a member. Its type also tells where in the request it stands."""
+        [found] = self.members({"properties": {parameter["name"]: parameter.get("schema", {})}})
+        return replace(
+            found,
+            required=parameter.get("required", False),
+            type=f"{found.type}, in the {parameter['in']}",
+            description=parameter.get("description", ""),
+        )
 
     def type_of(self, schema: Json) -> str:
         """The type in words, as "list of strings or null"."""

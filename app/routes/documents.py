@@ -42,6 +42,7 @@ class Documents:
         self._elsewhere = _project_urls()
         self._cookie_names: dict[str, str] = {}
         self._made: dict[str, tuple[bytes, bytes]] = {}
+        self._front: tuple[Facts, bytes] | None = None
 
     @property
     def endpoints(self) -> Sequence[Endpoint[Keyturn]]:
@@ -66,17 +67,19 @@ class Documents:
             algorithm = keyturn.keys.signing_access.algorithm
         except TemporarilyUnavailable:
             algorithm = None
-        body = start(
-            Facts(
-                database="ok" if keyturn.revocations.fence.database_answers() else "away",
-                cache=keyturn.revocations.rebuild.cache,
-                version=self._version,
-                issuer=keyturn.settings.iss,
-                address=keyturn.settings.address,
-                algorithm=algorithm,
-                elsewhere=self._elsewhere,
-            )
+        facts = Facts(
+            database="ok" if keyturn.revocations.fence.database_answers() else "away",
+            cache=keyturn.revocations.rebuild.cache,
+            version=self._version,
+            issuer=keyturn.settings.iss,
+            address=keyturn.settings.address,
+            algorithm=algorithm,
+            elsewhere=self._elsewhere,
         )
+        # To make the page takes longer than a refresh, and anyone may ask. So make it only if a fact has changed.
+        if self._front is None or self._front[0] != facts:
+            self._front = facts, start(facts)
+        body = self._front[1]
         return 200, (*FIELDS, _length(body)), body
 
     async def docs(self, keyturn: Keyturn, request: Request) -> Answer:

@@ -48,7 +48,7 @@ def _operation(one: Operation, schemas: Schemas, linked: set[str]) -> Iterator[s
         yield f"{one.description}\n\n"
     names = " or ".join(f"`{name}`" for name in one.credentials)
     yield f"Credentials: {names}{'' if one.needs_credentials else ', or none'}.\n" if names else "Credentials: none.\n"
-    parameters = [_parameter(schemas, each) for each in one.parameters]
+    parameters = [schemas.parameter(each) for each in one.parameters]
     body = list(schemas.members(one.body)) if one.media_type else []
     if parameters or body:
         yield "\n| field | type | meaning |\n|---|---|---|\n"
@@ -63,13 +63,6 @@ def _operation(one: Operation, schemas: Schemas, linked: set[str]) -> Iterator[s
         yield f"| {status} | {shown}{'' if good in {'', 'Successful Response'} else f' {_cell(good)}'} |\n"
     for status, answer in one.refusals.items():
         yield f"| {status} | {_cell(answer['description'])} |\n"
-
-
-def _parameter(schemas: Schemas, parameter: Any) -> Member:
-    [found] = schemas.members({"properties": {parameter["name"]: parameter.get("schema", {})}})
-    where = f"{found.type}, in the {parameter['in']}"
-    required = parameter.get("required", False)
-    return Member(found.name, required, where, found.of, parameter.get("description", ""), found.bounds)
 
 
 def _objects(schemas: Schemas, linked: set[str]) -> Iterator[str]:
