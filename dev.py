@@ -8,6 +8,8 @@ python3 dev.py test --deep       runs the storms, outages and planted bugs, whic
 python3 dev.py conformance [...] holds the stand-in of Scalekit against Scalekit's SDK, and Keyturn against node's
                                  oidc-provider; installs both (130 MB)
 python3 dev.py tracing [...]     runs the tests of traces with OpenTelemetry's SDK, and installs it
+python3 dev.py clients [...]     makes a client by each of eight generators, and tries them; installs the generators
+                                 (250 MB; Node, Java, Maven and Go are used where they are)
 python3 dev.py coverage [...]    runs the tests slowly, and reports the lines and branches of app/ that no test ran
 python3 dev.py check             checks lint, format, types and imports
 python3 dev.py bench [...]       measures Keyturn against its rivals (--quick: two minutes; see bench/)
@@ -35,11 +37,13 @@ LOCK = ROOT / "requirements.lock"
 BROWSER_LOCK = ROOT / "requirements.browser.lock"  # for the tests that drive Chromium, where there is one
 SCALEKIT_LOCK = ROOT / "requirements.scalekit.lock"  # for the tests that hold the stand-in against Scalekit's SDK
 TRACING_LOCK = ROOT / "requirements.tracing.lock"  # for the tests that read the spans of OpenTelemetry's SDK
+CLIENTS_LOCK = ROOT / "requirements.clients.lock"  # for the generators of clients/
 PACKAGE_LOCK = ROOT / "requirements.package.lock"  # for tools/package.py
 DOCS_LOCK = ROOT / "requirements.docs.lock"  # for tools/site
 VENV = ROOT / ".venv"
 SCALEKIT_VENV = ROOT / ".venv-scalekit"
 TRACING_VENV = ROOT / ".venv-tracing"
+CLIENTS_VENV = ROOT / ".venv-clients"
 DOCS_VENV = ROOT / ".venv-docs"
 PACKAGE_VENV = ROOT / ".venv-package"
 TEST = ("pytest", "-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder")  # tests/conftest.py says how many
@@ -72,6 +76,7 @@ LOCKS = (
     ("--group", "browser", "-c", "requirements.lock", "-o", "requirements.browser.lock"),
     ("--group", "scalekit", "-o", "requirements.scalekit.lock"),  # for an environment of its own
     ("--group", "tracing", "-c", "requirements.lock", "-o", "requirements.tracing.lock"),  # likewise, beside the first
+    ("--group", "clients", "-c", "requirements.lock", "-o", "requirements.clients.lock"),  # as above
     ("--group", "docs", "-o", "requirements.docs.lock"),  # likewise
     ("--group", "package", "-o", "requirements.package.lock"),  # for an environment of its own
 )
@@ -165,6 +170,7 @@ def main(command: str = "--help", *options: str) -> None:
         "test": TEST,
         "conformance": ("pytest", "-n", "0", "-rs", *CONFORMANCE),
         "tracing": ("pytest", "-n", "0", "-rs", "tests/test_tracing.py"),
+        "clients": ("clients",),
         "bench": ("bench",),
         "docs": ("tools.site",),
         "package": ("tools.package",),
@@ -190,6 +196,7 @@ def main(command: str = "--help", *options: str) -> None:
         sys.exit(not _compile_lock(*options))
     own = {
         "tracing": (TRACING_VENV, [LOCK, TRACING_LOCK]),
+        "clients": (CLIENTS_VENV, [LOCK, CLIENTS_LOCK]),
         "docs": (DOCS_VENV, [DOCS_LOCK]),
         "package": (PACKAGE_VENV, [PACKAGE_LOCK]),
     }

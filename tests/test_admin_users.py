@@ -118,8 +118,8 @@ async def test_a_user_is_made_with_a_password_and_shown(office: Office) -> None:
     made = await office("POST", body=body)
     assert made.status_code == 201
     user = made.json()
-    assert user.keys() == {"id", "email", "has_password", "role", "claims", "status", "created_at"}
-    assert user["has_password"] is True
+    assert user.keys() == {"id", "email", "password_set", "role", "claims", "status", "created_at"}
+    assert user["password_set"] is True
     assert (user["email"], user["role"], user["claims"], user["status"]) == (BOB, "editor", {}, "enabled")
     assert (await office("GET", f"/{user['id']}")).json() == user
     assert await office.api.login(BOB)

@@ -447,7 +447,7 @@ async def test_an_administrator_sees_and_takes_away_identities_and_vouches_for_a
     _, user_id = await world.a_user()
     path = f"/admin/users/{user_id}"
     user = (await world.client.get(path, headers=admin)).json()
-    assert user["has_password"] is True
+    assert user["password_set"] is True
     assert "email_verified_at" not in user
     verified = await world.client.put(f"{path}/email-verified", json={"email_verified": True}, headers=admin)
     assert verified.json()["email_verified_at"]
@@ -471,7 +471,7 @@ async def test_a_user_without_an_address_is_shown_without_one_everywhere(world: 
     assert "email" not in session
     path = f"/admin/users/{session['user_id']}"
     user = (await world.client.get(path, headers=admin)).json()
-    assert user["has_password"] is False
+    assert user["password_set"] is False
     assert "email" not in user
     listed = (await world.client.get("/admin/users", params={"limit": 100}, headers=admin)).json()["items"]
     assert user in listed

@@ -148,7 +148,8 @@ def test_every_refusal_is_documented_in_the_one_shape(document: Json) -> None:
         for status in refused:
             # A 503 of /readyz has the same body as a 200, and not the body of an error.
             expected = {"$ref": "#/components/schemas/Readiness"} if (name, status) == ("readyz", "503") else ERROR
-            assert responses[status]["content"] == {"application/json": {"schema": expected}}, (name, status)
+            assert responses[status]["content"].keys() == {"application/json"}, (name, status)
+            assert responses[status]["content"]["application/json"]["schema"] == expected, (name, status)
         for answer in responses.values():
             assert answer["headers"]["X-Request-Id"] == {"$ref": "#/components/headers/RequestId"}
             assert answer["description"] != "Successful Response" or "content" in answer
@@ -364,6 +365,21 @@ def test_every_example_is_valid(document: Json) -> None:
     assert checked > 10
 
 
+def test_every_refusal_has_an_example_that_is_valid(document: Json) -> None:
+    schema = {"$ref": "#/components/schemas/ErrorAnswer", "components": document["components"]}
+    examples = [
+        example["value"]
+        for _, operation in operations(document)
+        for answer in operation["responses"].values()
+        for content in answer.get("content", {}).values()
+        if content["schema"] == ERROR
+        for example in content["examples"].values()
+    ]
+    assert len(examples) > 500
+    for example in examples:
+        Draft202012Validator(schema).validate(example)
+
+
 def test_no_schema_has_the_name_of_a_class_that_languages_have(document: Json) -> None:
     taken = {
         "Error",
@@ -408,7 +424,6 @@ def test_the_bearer_token_is_asked_for_where_one_is_needed(document: Json) -> No
     assert bearer >= {"me", "password", "verify"} | admin
     # Optional, because a refresh token in the body is enough, or in a cookie.
     assert asked.pop("logout") == [*needed, {"refresh_cookie": []}, {}]
-    assert asked.pop("refresh") == asked.pop("reauthenticate") == [{"refresh_cookie": []}, {}]
     # The others say explicitly that they need no token. Without that, a reader takes a missing field for a mistake or
     # for the document's default.
     assert {name for name, security in asked.items() if security == []} == asked.keys() - bearer
@@ -445,6 +460,36 @@ ACCOUNT = {"email": "ada@localhost", "password": PASSWORD}
 def registered(service: Service, session: requests.Session) -> None:
     answer = session.post(f"{service.url}/auth/register", json=ACCOUNT, timeout=10)
     assert answer.status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("post", "/auth/login", ACCOUNT | {"password": "another lamp under another roof"}, 401),
+        ("post", "/auth/login", {}, 400),
+        ("post", "/auth/refresh", {"refresh_token": "ktr_" + "x" * 84}, 401),
+        ("post", "/auth/register", ACCOUNT, 409),
+        ("get", "/auth/me", None, 401),
+        ("get", "/auth/verify", None, 401),
+        ("get", "/admin/users", None, 401),
+    ],
+)
+def test_a_refusal_of_the_service_is_one_of_the_examples(
+    service: Service,
+    session: requests.Session,
+    registered: None,
+    document: Json,
+    method: str,
+    path: str,
+    body: Json,
+    status: int,
+) -> None:
+    answer = session.request(method, service.url + path, json=body, timeout=10)
+    assert answer.status_code == status
+    content = document["paths"][path][method]["responses"][str(status)]["content"]["application/json"]
+    # The sentence may say more, as which field is wrong.
+    examples = {(example["value"]["error"], *example["value"]) for example in content["examples"].values()}
+    assert (answer.json()["error"], *answer.json()) in examples
 
 
 @pytest.fixture

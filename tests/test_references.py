@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-CODE = "app", "tests", "bench", "examples", "migrations", "dev.py"
+CODE = "app", "clients", "tests", "bench", "examples", "migrations", "dev.py"
 ENDINGS = "py|md|toml|yaml|yml|json|lock|sh|mjs|conf|java|c|js|sql|svg|ini|mako"
 MADE = {
     ".git",

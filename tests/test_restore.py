@@ -215,6 +215,14 @@ def test_the_command_says_what_was_done_and_what_is_undone(keyturn: Command) -> 
 
 
 @on_sqlite
+def test_a_second_command_tells_the_same_newest_event(keyturn: Command) -> None:
+    keyturn.ok("users", "create", "ada@example.com", stdin=PASSWORD.encode())
+    first, second = (keyturn.inside(lambda k: k.restored.take(by=SERVICE)) for _ in range(2))
+    assert second.newest == first.newest
+    assert first.newest is not None
+
+
+@on_sqlite
 def test_sign_everyone_out_refuses_every_token_from_before(keyturn: Command) -> None:
     keyturn.ok("users", "create", "ada@example.com", stdin=PASSWORD.encode())
     before = keyturn.login("ada@example.com")

@@ -43,7 +43,7 @@ def test_a_user_without_an_address_is_named_by_the_id(keyturn: Command, upstream
     assert (listed["id"], listed["email"]) == (user_id, None)
     assert user_id in keyturn.ok("users", "list").out
     shown = keyturn.ok("users", "show", user_id, "--json").json
-    assert (shown["email"], shown["has_password"], shown["email_verified_at"]) == (None, False, None)
+    assert (shown["email"], shown["password_set"], shown["email_verified_at"]) == (None, False, None)
     assert keyturn.ok("users", "set-role", user_id, "editor").out.startswith(f"{user_id} has the role editor")
     assert keyturn.ok("users", "disable", user_id).out.startswith(f"{user_id} is disabled; 1 session ended")
     assert keyturn.ok("users", "enable", user_id).out.startswith(f"{user_id} may sign in again")

@@ -26,6 +26,10 @@ class Leak(NamedTuple):
 
 _LIVE = Step("Look: no session from before is in the list.", "sessions list --status live")
 _STOP = Step("Stop every instance.")
+_NEW_PASSWORDS = Step(
+    "Change the passwords of the database and of Redis: the server has both. Set them for each instance and for this "
+    "command."
+)
 _NEW_SECRET = Step("Set a new KEYTURN_SECRET for each instance and for this command: openssl rand -base64 32.")
 _REPLACE = Step(
     "Retire all keys, make new ones under the new secret, and end all sessions.", "keys replace --sign-everyone-out"
@@ -38,6 +42,8 @@ _ISSUERS = Step(
 _ADMINISTRATORS = Step(
     "See who the administrators are. Take the next step for each of them.", "users list --role admin"
 )
+_UNKNOWN_ADMINISTRATORS = Step("Disable each administrator that you do not know: `keyturn users disable USER`.")
+_UNKNOWN_ISSUERS = Step("Look for issuers that you do not know: one of them may vouch for anybody.", "federation list")
 _RESET = Step(
     "Have a new password made, which is printed once. All sessions of the user end.", "users reset-password USER"
 )
@@ -52,7 +58,19 @@ LEAKS = (
     Leak(
         "server",
         "somebody was on a server of Keyturn, or has the database and the master secret",
-        (_STOP, _NEW_SECRET, _REPLACE, _START, _ISSUERS, _ADMINISTRATORS, _RESET, _LIVE),
+        (
+            _STOP,
+            _NEW_PASSWORDS,
+            _NEW_SECRET,
+            _REPLACE,
+            _ADMINISTRATORS,
+            _RESET,
+            _UNKNOWN_ADMINISTRATORS,
+            _UNKNOWN_ISSUERS,
+            _START,
+            _ISSUERS,
+            _LIVE,
+        ),
         "Everyone signs in again, administrators with new passwords. Advise users to change weak passwords.",
     ),
     Leak(
@@ -142,7 +160,7 @@ LEAKS = (
             ),
             Step("Look for administrators that you do not know.", "users list --role admin"),
             Step("Look for keys that you do not know. None can be read over HTTP.", "keys list"),
-            Step("Look for issuers that you do not know: one of them may vouch for anybody.", "federation list"),
+            _UNKNOWN_ISSUERS,
         ),
         "The administrator signs in with a new password.",
     ),

@@ -108,7 +108,7 @@ async def _show(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     more_of_it = {
         "disabled_at": user.disabled_at,
         "email_verified_at": user.email_verified_at,
-        "has_password": user.password_hash is not None,
+        "password_set": user.password_hash is not None,
         "password_expires_at": user.password_expires_at,
     }
     show({**_user(user), **more_of_it, "claims": shown}, arguments)

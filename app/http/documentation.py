@@ -81,14 +81,21 @@ _OF_THE_EDGE = (InvalidRequest, UriTooLong, HeaderFieldsTooLarge, ServerError)
 _OF_THE_EDGE_TO_A_BODY = (RequestTimeout, ContentTooLarge, UnsupportedMediaType)
 
 
+def _example(refusal: type[Refusal]) -> dict[str, Any]:
+    """The refusal as it is answered where nothing more is said, under the name of its class."""
+    return {refusal.__name__: {"value": {"error": refusal.error, "error_description": refusal.sentence}}}
+
+
 def refused(*classes: type[Refusal]) -> dict[int | str, dict[str, Any]]:
     """The ``responses`` of an endpoint that may raise these. Refusals of one status share a response."""
     responses: dict[int | str, dict[str, Any]] = {}
     for each in classes:
         headers = _CHALLENGE if each.challenge else HEADERS.get(each.status, {})
-        others = responses.get(each.status, {"description": "", "headers": {}})
+        others = responses.get(each.status, {"description": "", "headers": {}, "content": {}})
+        examples = others["content"].get(JSON, {}).get("examples", {})
         responses[each.status] = {
             "model": ErrorAnswer,
+            "content": {JSON: {"examples": examples | _example(each)}},
             "description": f"{others['description']} {each.sentence}".lstrip(),
             "headers": others["headers"] | headers,
         }
@@ -105,13 +112,14 @@ def documented(document: dict[str, Any]) -> dict[str, Any]:
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     document["components"]["headers"] = {"RequestId": _REQUEST_ID}
-    content = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}}}
+    schema = {"$ref": "#/components/schemas/ErrorAnswer"}
     for path in document["paths"].values():
         for operation in path.values():
             operation.setdefault("security", [])
             responses = operation["responses"]
             responses.pop("422", None)
             for refusal in _OF_THE_EDGE + (_OF_THE_EDGE_TO_A_BODY if "requestBody" in operation else ()):
+                content = {JSON: {"schema": schema, "examples": _example(refusal)}}
                 responses.setdefault(str(refusal.status), {"description": refusal.sentence, "content": content})
             for answer in responses.values():
                 if len(answer.get("content", ())) > 1 and answer["content"].get(JSON) == {"schema": {}}:

@@ -169,7 +169,6 @@ def _signature(endpoint: Endpoint[Any]) -> inspect.Signature:
     annotations: dict[str, tuple[Any, Any]] = {}
     schemes = {
         "none": (),
-        "optional cookie": (_REFRESH,),
         "optional bearer": (_BEARER, _COOKIE, _REFRESH),
         "bearer": (_BEARER, _COOKIE),
     }[endpoint.credentials]

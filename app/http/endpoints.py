@@ -64,9 +64,9 @@ class Endpoint(Generic[Parts]):
     body: type[BaseModel] | None = None
     """The model of the request's body, for the document; `answer` reads it by `Request.content`."""
     body_is_optional: bool = False
-    credentials: Literal["none", "optional cookie", "optional bearer", "bearer"] = "none"
+    credentials: Literal["none", "optional bearer", "bearer"] = "none"
     """The credentials that the document asks for; `answer` reads them. "bearer" offers the access cookie too, and
-    "optional bearer" each cookie.
+    "optional bearer" each cookie. An endpoint whose body is enough asks for none (decision 152).
     """
     query: tuple[QueryParameter, ...] = ()
     fields: tuple[HeaderField, ...] = ()

@@ -38,7 +38,7 @@ class AdminUserAnswer(BaseModel):
         datetime | SkipJsonSchema[None],
         Field(description="Since when the address is known to be the user's, by a trusted issuer or an operator."),
     ] = None
-    has_password: Annotated[bool, Field(description="`false`: only issuers can sign the user in.")]
+    password_set: Annotated[bool, Field(description="`false`: only issuers can sign the user in.")]
     role: str
     claims: Annotated[OwnClaims, Field(description="The claims that access tokens have beside Keyturn's own.")]
     status: Annotated[str, Field(description="`enabled` or `disabled`.", examples=["enabled"])]
@@ -56,7 +56,7 @@ class AdminUserAnswer(BaseModel):
             id=user.id,
             email=user.email,
             email_verified_at=user.email_verified_at,
-            has_password=user.password_hash is not None,
+            password_set=user.password_hash is not None,
             role=user.role,
             claims=stored(user.claims),
             status="disabled" if user.disabled_at else "enabled",

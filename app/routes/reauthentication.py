@@ -55,7 +55,6 @@ ENDPOINTS = (
         "/auth/reauthenticate",
         reauthenticate,
         tag="auth",
-        credentials="optional cookie",
         body=PasswordAgain,
         model=TokenAnswer,
         response_headers=SET_COOKIES,

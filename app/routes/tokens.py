@@ -168,7 +168,6 @@ ENDPOINTS = (
         "/auth/refresh",
         refresh,
         tag="auth",
-        credentials="optional cookie",
         body=Refresh,
         body_is_optional=True,
         model=TokenAnswer,

@@ -20,6 +20,9 @@ from ..storage.database import Database
 from ..storage.tables import Pulse
 from ..storage.tasks import own_task
 
+_NEWEST = 20
+"""How many events are looked at. An operator may have given the command some times already."""
+
 
 @dataclass(frozen=True, slots=True)
 class Restoration:
@@ -28,7 +31,7 @@ class Restoration:
     at: datetime
     """The database's clock at the change. Of access tokens issued before, each needs a session in the database."""
     newest: datetime | None
-    """When the newest event before the change happened. None if the database has no event."""
+    """When the newest event before the change happened, other than such changes. None if there is none."""
 
 
 class Restored:
@@ -49,7 +52,7 @@ class Restored:
         Raises:
             TemporarilyUnavailable: the database is away.
         """
-        newest = await self._events.list(limit=1)
+        newest = [each["at"] for each in await self._events.list(limit=_NEWEST) if each["event"] != "database_restored"]
         async with self._db.begin() as tx:
             await self._publishing.hold(tx)
             now: datetime = (await tx.execute(select(self._db.now()))).scalar_one()
@@ -59,4 +62,4 @@ class Restored:
             versions = {name: secrets.randbits(62) for name in ("keys", "policies", "issuers")}
             await tx.execute(update(Pulse).values(versions))
         await fenced.known_to_all()
-        return Restoration(now, newest[0]["at"] if newest else None)
+        return Restoration(now, newest[0] if newest else None)
