@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
@@ -54,7 +55,7 @@ from .routes import (
 from .routes.health import PROBES
 from .settings import Settings, read
 from .settings_clients import networks_in
-from .settings_values import origins_in
+from .settings_values import on_loopback, origins_in
 
 _ENDPOINTS = (
     *login.ENDPOINTS,
@@ -130,8 +131,10 @@ def create_app(settings: Settings | None = None) -> _Application:
             app.state.keyturn = app.doors.parts = undescribed.parts = keyturn
             yield
 
+    # Plain http beyond this machine proves no origin: anybody on the way could write such a page.
+    own = settings.address if on_loopback(urlsplit(settings.address).hostname or "") else settings.iss
     app = _Application(
-        Origins(settings.iss, origins_in(settings.allowed_origins), settings.hsts),
+        Origins(own, origins_in(settings.allowed_origins), settings.hsts),
         ClientAddresses(networks_in(settings.trusted_proxies), settings.proxy_field),
         frozenset() if settings.log_probes else PROBES,
         settings.metrics_port,
@@ -157,7 +160,7 @@ def create_app(settings: Settings | None = None) -> _Application:
             description=_DESCRIPTION,
             version=release(),
             contact={"name": "Keyturn"},
-            servers=[{"url": settings.iss, "description": "The public URL of this service."}],
+            servers=[{"url": settings.address, "description": "The public URL of this service."}],
             openapi_tags=_TAGS,
             license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         )

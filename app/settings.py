@@ -34,7 +34,7 @@ from .settings_limits import LimitSettings
 from .settings_passwords import PasswordSettings
 from .settings_sessions import SessionSettings
 from .settings_sources import sources
-from .settings_values import Seconds, checked_root_path, checked_url, redis_rules
+from .settings_values import Seconds, checked_root_path, checked_url, redis_rules, url
 from .settings_watching import WatchingSettings
 
 LEEWAY = timedelta(seconds=5)
@@ -150,6 +150,11 @@ class Settings(WatchingSettings, PasswordSettings, ClientSettings, SessionSettin
     def iss(self) -> str:
         """The ``iss`` claim."""
         return self.issuer or DEFAULT_ISSUER
+
+    @property
+    def address(self) -> str:
+        """The URL of the service for clients: the issuer, or without one HOST and PORT (unless PORT is 0)."""
+        return self.iss if self.issuer or not self.port else url(self.host, self.port) + self.root_path
 
     @property
     def aud(self) -> str:

@@ -22,6 +22,8 @@ from .settings_values import given
 PREFIX = "KEYTURN_"
 """The beginning of every variable. The names in a TOML file have no prefix."""
 
+_LONGEST_NAME = 80  # characters
+
 _PATHS = frozenset({"federation_file", "password_list_file", "password_range_ca_file"})
 """Settings whose own names end as those of files that hold one value. Their values are paths."""
 
@@ -117,8 +119,13 @@ _OURS = re.compile(r"\W*keyturn[\W_]", re.IGNORECASE)
 
 def _setting(name: str) -> str:
     if not re.fullmatch(f"{PREFIX}[A-Z0-9_]*", name):
-        raise ConfigurationError(f"{ascii(name)[1:-1]}: is no name of a setting; they look like {PREFIX}PORT")
+        raise ConfigurationError(f"{escaped(name)}: is no name of a setting; they look like {PREFIX}PORT")
     return name.removeprefix(PREFIX).lower()
+
+
+def escaped(name: str) -> str:
+    """A name that an operator wrote, as ASCII that a terminal can't obey. A long one is cut."""
+    return ascii(name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}...")[1:-1]
 
 
 # Kubernetes gives every container such variables for each Service of its namespace (its documentation of Services,
@@ -156,13 +163,11 @@ def _from_files(values: dict[str, Any], only: Collection[str] | None, faults: li
     if only is not None:
         values = {name: value for name, value in values.items() if name.removesuffix("_file") in only}
     for name in [n for n in values if n.endswith("_file") and n not in _PATHS]:
-        target, path = name.removesuffix("_file"), values.pop(name)
+        target, path, called = name.removesuffix("_file"), values.pop(name), escaped(f"{PREFIX}{name.upper()}")
         with _noting(faults):
             if target in values:
-                raise ConfigurationError(
-                    f"{PREFIX}{name.upper()}: {PREFIX}{target.upper()} is set too; use one of them"
-                )
-            values[target] = _content(path, target, f"{PREFIX}{name.upper()}")
+                raise ConfigurationError(f"{called}: {called.removesuffix('_FILE')} is set too; use one of them")
+            values[target] = _content(path, target, called)
     return values
 
 

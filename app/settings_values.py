@@ -260,3 +260,13 @@ def checked_rate(longest: timedelta) -> Callable[[object], object]:
         return value
 
     return checked
+
+
+def url(host: str, port: int) -> str:
+    """The URL at which a client on this machine reaches the service."""
+    return f"http://{written('127.0.0.1' if host in {'0.0.0.0', '::'} else host)}:{port}"  # noqa: S104  # the operator's choice
+
+
+def written(host: str) -> str:
+    """A host as it is written in a URL: IPv6 in brackets (RFC 3986 section 3.2.2), its zone encoded (RFC 6874)."""
+    return f"[{host.replace('%', '%25')}]" if ":" in host else host

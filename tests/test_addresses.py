@@ -17,8 +17,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from app.commands.addresses import listen, url
+from app.commands.addresses import listen
 from app.errors import ConfigurationError
+from app.settings_values import url
 from tests.conftest import CHEAP
 from tests.servers import free_port
 

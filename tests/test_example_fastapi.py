@@ -5,7 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import httpx2
 import pytest
@@ -79,6 +83,56 @@ def test_while_keyturn_is_away_the_answer_is_503_and_nobody_is_signed_out(
         answer = http.get(f"{api}/hello", headers=sign_in(http, service))
     assert answer.status_code == 503
     assert answer.headers["Retry-After"] == "1"
+
+
+@contextmanager
+def saying(status: int, body: bytes, **headers: str) -> Iterator[str]:
+    """A server that says this alone, in Keyturn's place. Gives its address."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the library's name
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_what_keyturn_can_not_say_becomes_a_503_that_keeps_its_retry_after(http: httpx2.Client, status: int) -> None:
+    with (
+        saying(status, b"{}", Retry_After="7") as keyturn,
+        uvicorn("fastapi-api", "main:app", free_port(), KEYTURN=keyturn) as api,
+    ):
+        answer = http.get(f"{api}/hello", headers={"Authorization": "Bearer junk"})
+    assert answer.status_code == 503
+    assert answer.headers["Retry-After"] == "7"
+
+
+@pytest.mark.parametrize("body", [b'{"keys": []}', b"<!doctype html>", b"[]"], ids=["empty", "html", "a list"])
+def test_keys_that_can_not_be_read_are_a_503_and_blame_no_token(
+    service: Service, http: httpx2.Client, body: bytes
+) -> None:
+    with (
+        saying(200, body) as keyturn,
+        uvicorn("fastapi-api", "local:app", free_port(), KEYTURN=keyturn, ISSUER=DEFAULT_ISSUER) as api,
+    ):
+        bearer = sign_in(http, service)
+        for _ in range(2):  # a broken answer is not kept
+            assert http.get(f"{api}/hello", headers=bearer).status_code == 503
 
 
 def test_a_service_that_verifies_by_itself_hears_of_no_logout(

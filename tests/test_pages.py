@@ -143,7 +143,7 @@ async def test_the_start_page_is_made_anew_only_if_what_it_tells_has_changed(
 def test_the_start_page_never_calls_a_process_ready_that_is_not(
     engine: str, database: str, cache: str, algorithm: str | None, says: str
 ) -> None:
-    text = Parsed(start(Facts(database, cache, "1", ISSUER, algorithm, {})).decode()).text
+    text = Parsed(start(Facts(database, cache, "1", ISSUER, ISSUER, algorithm, {})).decode()).text
     assert says in text
     assert ("Ready" in text) == (not says.startswith("Not"))
 
@@ -264,7 +264,7 @@ async def test_no_header_field_of_a_request_reaches_a_page(client: httpx2.AsyncC
 
 def test_text_in_facts_and_contract_stays_text(engine: str) -> None:
     evil = "<script>alert(1)</script>\"'&"
-    page = Parsed(start(Facts("ok", "complete", evil, evil, evil, {evil: "https://x.example/" + evil})).decode())
+    page = Parsed(start(Facts("ok", "complete", evil, evil, evil, evil, {evil: "https://x.example/" + evil})).decode())
     assert evil in page.text
     assert "script" not in {tag for tag, _ in page.elements}
     schema = {
@@ -288,7 +288,7 @@ def test_text_in_facts_and_contract_stays_text(engine: str) -> None:
         "paths": {"/" + evil: {"post": operation}},
         "components": {"schemas": {"E": schema, "ErrorAnswer": schema}},
     }
-    page = Parsed(reference(contract).decode())
+    page = Parsed(reference(contract, {}).decode())
     assert page.text.count("<script>") > 10
     assert "script" not in {tag for tag, _ in page.elements}
     assert not [name for _, attributes in page.elements for name in attributes if not re.fullmatch(r"[a-zA-Z-]+", name)]

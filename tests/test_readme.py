@@ -113,7 +113,9 @@ def test_the_service_and_the_client_work_as_they_stand(service: Service, tmp_pat
     port = free_port()
     command = [sys.executable, "-m", "uvicorn", "main:app", "--port", str(port)]
     with running(command, port, folder=tmp_path, environment={"NO_PROXY": "*"}) as url:
-        assert httpx2.get(f"{url}/hello", trust_env=False).status_code == 401
+        refused = httpx2.get(f"{url}/hello", trust_env=False)
+        assert refused.status_code == 401
+        assert refused.headers["WWW-Authenticate"].startswith("Bearer")
         client = client.replace("http://127.0.0.1:9000", url).replace("admin@localhost", ACCOUNT["email"])
         names: dict[str, Any] = {}
         exec(client.replace("the password that was printed", PASSWORD), names)  # the code is our own README's
@@ -127,3 +129,13 @@ def test_the_service_and_the_client_work_as_they_stand(service: Service, tmp_pat
             names["get"]("/hello")
         for each in ("keyturn", "service"):
             names[each].close()
+
+
+def test_the_service_says_503_while_keyturn_is_away(tmp_path: Path) -> None:
+    server, _ = _blocks("python")
+    (tmp_path / "main.py").write_text(server.replace(":8000", f":{free_port()}"), encoding="utf-8")
+    port = free_port()
+    command = [sys.executable, "-m", "uvicorn", "main:app", "--port", str(port)]
+    with running(command, port, folder=tmp_path, environment={"NO_PROXY": "*"}) as url:
+        answer = httpx2.get(f"{url}/hello", headers={"Authorization": "Bearer junk"}, trust_env=False)
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")

@@ -27,6 +27,7 @@ ENDINGS = "py|md|toml|yaml|yml|json|lock|sh|mjs|conf|java|c|js|sql|svg|ini|mako"
 MADE = {
     ".git",
     ".venv",
+    ".venv-clients",
     ".venv-docs",
     ".venv-package",
     ".venv-scalekit",

@@ -673,6 +673,20 @@ def test_a_toml_file_is_held_to_the_same_rules(tmp_path: Path, content: bytes, n
     refused({}, naming=naming, hiding="hunter2", config=config)
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'"x\\u001b[2J" = 1', "KEYTURN_X\\x1b[2J: there is no such setting"),
+        (b'"x\\u202e_file" = "/none"', "KEYTURN_X\\u202e_FILE: can't be read"),
+        (b"x" * 5000 + b" = 1", f"KEYTURN_{'X' * 72}...: there is no such setting"),
+    ],
+)
+def test_a_name_in_a_toml_file_is_escaped_and_bounded(tmp_path: Path, content: bytes, said: str) -> None:
+    config = tmp_path / "keyturn.toml"
+    config.write_bytes(content)
+    assert refused({}, naming=said, config=config).isprintable()
+
+
 def test_a_config_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     refused({"KEYTURN_CONFIG": str(tmp_path / "none.toml")}, naming="none.toml can't be read (No such file")
 

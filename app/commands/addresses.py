@@ -1,4 +1,4 @@
-"""Where Keyturn listens: HOST and PORT as sockets, and as a URL that a client on this machine can use."""
+"""Where Keyturn listens: HOST and PORT as sockets."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import socket
 
 from ..errors import ConfigurationError
+from ..settings_values import written
 
 # `::` stands for all addresses of the machine. Each family gets a socket of its own: on a shared one, an IPv4 client
 # would have an IPv6 address that TRUSTED_PROXIES does not know.
@@ -63,13 +64,3 @@ def _bound(family: int, kind: int, protocol: int, address: tuple[str | int, ...]
         raise
     found.set_inheritable(True)  # for worker processes
     return found
-
-
-def url(host: str, port: int) -> str:
-    """The URL at which a client on this machine reaches the service."""
-    return f"http://{written('127.0.0.1' if host in {'0.0.0.0', '::'} else host)}:{port}"  # noqa: S104  # as above
-
-
-def written(host: str) -> str:
-    """A host as it is written in a URL: IPv6 in brackets (RFC 3986 section 3.2.2), its zone encoded (RFC 6874)."""
-    return f"[{host.replace('%', '%25')}]" if ":" in host else host

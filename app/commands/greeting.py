@@ -26,7 +26,7 @@ def greeting(settings: Settings, url: str, *, made: str | None, administrator: s
     if not sys.stdout.isatty():  # a service, so perhaps one that lost its settings
         lines.append(f"For production name a database: {settings.embedded}")
     if settings.pages:
-        lines.append(f"Open {url}/ in a browser: the state, the documentation and the reference.")
+        lines.append(f"Open {url}/ in a browser: the state, and the reference of the API.")
     if settings.iss != url:
         lines.append(f"Access tokens name {settings.iss} as issuer; KEYTURN_ISSUER changes it.")
     if made:

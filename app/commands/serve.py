@@ -14,10 +14,11 @@ from ..http import open_files
 from ..keyturn import opened, running
 from ..metric_slots import Slots
 from ..settings import Settings, read
+from ..settings_values import url
 from ..users.administrators import administrators
 from ..users.first_administrator import first_administrator
 from ..worker import Worker
-from .addresses import listen, url
+from .addresses import listen
 from .arguments import Words, whole
 from .first_start import prepare
 from .greeting import greeting

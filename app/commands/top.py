@@ -14,10 +14,10 @@ from time import monotonic, sleep
 from ..errors import ConfigurationError, TemporarilyUnavailable, WrongSettings
 from ..own_files import shown
 from ..settings import read
+from ..settings_values import url
 from ..top import view
 from ..top.doors import Asking, Door, Reading, asking
 from ..top.numbers import Numbers
-from .addresses import url
 from .arguments import Words
 
 _SHORTEST, _LONGEST = 1, 3600

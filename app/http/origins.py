@@ -47,18 +47,18 @@ class Origins:
     no rule about prefixes, suffixes, ports or letter case can be bent.
 
     Args:
-        issuer: the public URL of this service.
+        address: the public URL of this service.
         allowed: further origins, as the setting was checked.
         hsts: how long browsers reach this host by https alone; zero tells them nothing.
     """
 
-    def __init__(self, issuer: str = "", allowed: Iterable[str] = (), hsts: timedelta = timedelta(0)) -> None:
+    def __init__(self, address: str = "", allowed: Iterable[str] = (), hsts: timedelta = timedelta(0)) -> None:
         foreign = [origin.encode() for origin in allowed]
-        own = _origin_of(issuer)
+        own = _origin_of(address)
         self._trusted = frozenset(foreign if own is None else (own, *foreign))
         fixed = list(_ON_EVERY_ANSWER)
         # RFC 6797 section 7.2: no answer over plain http has the field.
-        if hsts and issuer.startswith("https:"):
+        if hsts and address.startswith("https:"):
             fixed.append((b"strict-transport-security", b"max-age=%d" % (hsts // timedelta(seconds=1))))
         self._fields = (*fixed, (b"vary", b"Origin")) if foreign else tuple(fixed)
         self._fields_for_preflights = (*fixed, _PREFLIGHTS_VARY)

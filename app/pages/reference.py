@@ -14,11 +14,12 @@ from .operations import Operation, content_of, operations, written
 from .schemas import Json, Member, Schemas
 
 
-def reference(contract: Mapping[str, Any]) -> bytes:
+def reference(contract: Mapping[str, Any], names: Mapping[str, str]) -> bytes:
     """The page.
 
     Args:
         contract: the OpenAPI document. Its last server is the public URL of the service.
+        names: the cookie of each scheme that is one, as this service names it.
     """
     found, common = operations(contract)
     order = [tag["name"] for tag in contract.get("tags", ())]
@@ -30,7 +31,7 @@ def reference(contract: Mapping[str, Any]) -> bytes:
         link("#content", "Skip to the content", class_="skip"),
         element("header", link("./", MARK, element("span", "Keyturn"), class_="brand")),
         _navigation(groups),
-        element("main", *_parts(contract, groups, common), id="content"),
+        element("main", *_parts(contract, groups, common, names), id="content"),
         kind="reference",
     )
 
@@ -50,7 +51,10 @@ def _list_of(each: Iterable[Operation]) -> Markup:
 
 
 def _parts(
-    contract: Json, groups: Iterable[tuple[str, str, tuple[Operation, ...]]], common: Mapping[str, str]
+    contract: Json,
+    groups: Iterable[tuple[str, str, tuple[Operation, ...]]],
+    common: Mapping[str, str],
+    names: Mapping[str, str],
 ) -> Iterable[Markup]:
     schemas = Schemas(contract)
     base = contract["servers"][-1]["url"].rstrip("/")
@@ -65,7 +69,11 @@ def _parts(
         element(
             "dl",
             *(
-                _described(code(name), scheme.get("description", ""), code(scheme.get("name", "Authorization")))
+                _described(
+                    code(name),
+                    scheme.get("description", ""),
+                    code(names.get(name, scheme.get("name", "Authorization"))),
+                )
                 for name, scheme in contract["components"].get("securitySchemes", {}).items()
             ),
         ),

@@ -19,6 +19,8 @@ class Facts:
     """A word of /readyz."""
     version: str
     issuer: str
+    address: str
+    """The URL of the service for clients."""
     algorithm: str | None
     """The algorithm that signs access tokens now. None if this process has no keys in force."""
     elsewhere: Mapping[str, str]
@@ -72,7 +74,7 @@ def start(facts: Facts) -> bytes:
             *([] if facts.elsewhere else [element("p", *_IN_THE_SOURCE, class_="aside")]),
             element("h2", "Try it"),
             listing(
-                f"curl {facts.issuer.rstrip('/')}/auth/login \\\n  -H 'Content-Type: application/json' \\\n"
+                f"curl {facts.address.rstrip('/')}/auth/login \\\n  -H 'Content-Type: application/json' \\\n"
                 '  -d \'{"email": "…", "password": "…"}\''
             ),
         ),

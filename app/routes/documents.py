@@ -40,6 +40,7 @@ class Documents:
         self._version = version
         self._pages = pages
         self._elsewhere = _project_urls()
+        self._cookie_names: dict[str, str] = {}
         self._made: dict[str, tuple[bytes, bytes]] = {}
         self._front: tuple[Facts, bytes] | None = None
 
@@ -71,6 +72,7 @@ class Documents:
             cache=keyturn.revocations.rebuild.cache,
             version=self._version,
             issuer=keyturn.settings.iss,
+            address=keyturn.settings.address,
             algorithm=algorithm,
             elsewhere=self._elsewhere,
         )
@@ -80,9 +82,10 @@ class Documents:
         body = self._front[1]
         return 200, (*FIELDS, _length(body)), body
 
-    async def docs(self, _keyturn: Keyturn, request: Request) -> Answer:
+    async def docs(self, keyturn: Keyturn, request: Request) -> Answer:
         """Get the reference of the API."""
         if request.path not in self._made:  # a tenth of a second, so other requests are answered meanwhile
+            self._cookie_names = {"cookie": keyturn.cookies.access, "refresh_cookie": keyturn.cookies.refresh}
             await asyncio.to_thread(self._document, request.path)
         return self._answer(request, FIELDS)
 
@@ -103,7 +106,7 @@ class Documents:
         """Entity tag and content. Made once, because anyone may ask."""
         made = self._made.get(path)
         if made is None:
-            body = reference(self._contract()) if path == "/docs" else self._openapi()
+            body = reference(self._contract(), self._cookie_names) if path == "/docs" else self._openapi()
             made = self._made[path] = b'"%s"' % sha256(body).hexdigest()[:32].encode(), body
         return made
 

@@ -11,7 +11,19 @@ KEYTURN = os.environ.get("KEYTURN", "http://127.0.0.1:8000")
 ISSUER = AUDIENCE = os.environ.get("ISSUER", KEYTURN)
 CLAIMS = ["iss", "sub", "aud", "exp", "iat", "jti", "sid", "client_id", "role"]
 
-keys = jwt.PyJWKClient(f"{KEYTURN}/.well-known/jwks.json")  # make it once: it keeps the keys for five minutes
+
+class Keys(jwt.PyJWKClient):
+    """Keyturn's keys. They are kept for five minutes, and read again for a `kid` that is new."""
+
+    def fetch_data(self) -> Any:
+        """The JWK Set. Raises PyJWKClientConnectionError for an answer without keys too: no token is to blame."""
+        try:
+            return super().fetch_data()
+        except (jwt.PyJWTError, ValueError) as broken:
+            raise jwt.PyJWKClientConnectionError(str(broken)) from broken
+
+
+keys = Keys(f"{KEYTURN}/.well-known/jwks.json")  # make it once
 
 
 def verified(token: str) -> dict[str, Any]:

@@ -8,22 +8,21 @@ from fastapi import Depends, FastAPI, Header, HTTPException
 
 app = FastAPI()
 keyturn = httpx2.AsyncClient(base_url=os.environ.get("KEYTURN", "http://127.0.0.1:8000"), timeout=5)
+LATER = {"Retry-After": "1"}  # seconds
 
 
 async def user(authorization: Annotated[str, Header()] = "") -> dict[str, Any]:
-    """Ask Keyturn who sent this request. Raises 401 without a good token, and 503 while Keyturn is away."""
+    """Ask Keyturn who sent this request. Raises 401 or 403 as Keyturn says, and 503 where it can't say."""
     try:
         answer = await keyturn.get("/auth/verify", headers={"Authorization": authorization})
     except httpx2.HTTPError:
-        raise HTTPException(503, headers={"Retry-After": "1"}) from None
-    if not answer.is_success:
-        raise HTTPException(answer.status_code, headers=_kept(answer))
+        raise HTTPException(503, headers=LATER) from None
+    if answer.status_code in (401, 403):
+        raise HTTPException(answer.status_code, headers={"WWW-Authenticate": answer.headers["WWW-Authenticate"]})
+    if not answer.is_success:  # 429, 503: this service is not ready, and the client keeps its tokens
+        raise HTTPException(503, headers={"Retry-After": answer.headers.get("Retry-After", "1")})
     claims: dict[str, Any] = answer.json()
     return claims
-
-
-def _kept(answer: httpx2.Response) -> dict[str, str]:
-    return {name: answer.headers[name] for name in ("WWW-Authenticate", "Retry-After") if name in answer.headers}
 
 
 User = Annotated[dict[str, Any], Depends(user)]
