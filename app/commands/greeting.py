@@ -23,7 +23,7 @@ def greeting(settings: Settings, url: str, *, made: str | None, administrator: s
         advice: what to type if a password that Keyturn made has run out; else empty.
     """
     lines = [f"Keyturn on {_styled(url, _BOLD)}, data in {settings.data_dir.absolute()}"]
-    if not sys.stdout.isatty():  # a service, so perhaps one that lost its settings
+    if settings.embedded and not sys.stdout.isatty():  # a service, so perhaps one that lost its settings
         lines.append(f"For production name a database: {settings.embedded}")
     if settings.pages:
         lines.append(f"Open {url}/ in a browser: the state, and the reference of the API.")
