@@ -998,7 +998,7 @@ async def test_an_unknown_path_is_not_found(api: Api) -> None:
         "/auth/login/",
         "/AUTH/me",
         "//auth/me",
-        "/docs",
+        "/docs/",
         "/redoc",
         "/auth/verifyx",
     ):

@@ -94,7 +94,7 @@ def test_the_commands_of_the_page_add_an_issuer_that_is_then_there(
         keyturn(words)
         run += 1
     assert run == {"scalekit": 2, "oidc": 1}[preset]
-    listed = keyturn(["federation", "list"])
+    listed = keyturn(["federation", "list", "--wide"])
     assert name in listed
     assert upstream.url in listed
 

@@ -306,7 +306,9 @@ def test_a_service_on_a_terminal_writes_lines_to_read(tmp_path: Path, settings: 
             assert answer.status_code == 404
             terminal.text_with(answer.headers["x-request-id"])
     raw = terminal.text().replace("\r\n", "\n")
-    assert ("\x1b" in raw) == (form == "colours")
+    (coloured,) = [one for one in raw.split("\n") if answer.headers["x-request-id"] in one]
+    assert ("\x1b" in coloured) == (form == "colours")
+    assert ("\x1b" in raw) == (form != "plain")  # the greeting is for people, whatever the form of the log
     text = COLOURS.sub("", raw)
     assert not [line for line in text.split("\n") if unsafe(line)]
     (line,) = [one for one in text.split("\n") if answer.headers["x-request-id"] in one]

@@ -399,6 +399,7 @@ async def test_a_line_of_a_row_that_is_older_than_the_page_is_left_to_no_page(ke
 
 
 NOT_ABOUT_ONE = {
+    "database_restored",
     "sessions_deleted",
     "policy_changed",
     "key_generated",
