@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from contextlib import suppress
+from typing import NoReturn
 
 from .. import log, tracing
 from ..http import open_files
@@ -73,8 +74,6 @@ def _serve_on(sockets: list[socket.socket], settings: Settings) -> int:
     if not settings.production:
         print(said, flush=True)
     log.configure(settings.log_level, settings.log_format)
-    # When all is closed, uvicorn raises the signal that ended it again. An orderly end must not look like a failure.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     slots = Slots(settings.workers) if settings.workers > 1 else None
     config = uvicorn.Config(
         Worker(slots),
@@ -92,8 +91,17 @@ def _serve_on(sockets: list[socket.socket], settings: Settings) -> int:
         timeout_keep_alive=75,
         timeout_graceful_shutdown=10,
     )
-    log.get_logger().info(f"Uvicorn running on {url(settings.host, port)} (Press CTRL+C to quit)")
     server = uvicorn.Server(config)
+
+    def end(*_: object) -> NoReturn:
+        # Python drops an exception in the callback of a weak reference, as an import makes many. The server sees the
+        # flag then, as soon as it has started.
+        server.should_exit = True
+        sys.exit(0)
+
+    # When all is closed, uvicorn raises the signal that ended it again. An orderly end must not look like a failure.
+    signal.signal(signal.SIGTERM, end)
+    log.get_logger().info(f"Uvicorn running on {url(settings.host, port)} (Press CTRL+C to quit)")
     with suppress(KeyboardInterrupt):
         if settings.workers > 1:
             Multiprocess(config, sockets=sockets).run()
