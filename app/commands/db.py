@@ -17,7 +17,7 @@ def add_to(words: Words) -> None:
     verbs.add_parser("upgrade", help="bring the database to this release's schema").set_defaults(run=_upgrade)
     rights = verbs.add_parser("rights", help="print the statements that give the service its rights")
     rights.add_argument("role", metavar="ROLE", help="the role that the service connects as")
-    rights.add_argument("--schema", default=PUBLIC, help="where the tables are (default: public)")
+    rights.add_argument("--schema", default=PUBLIC, help="where the tables are (default: %(default)s)")
     rights.set_defaults(run=_rights)
     words.add_parser("migrate", help="the older name of db upgrade").set_defaults(run=_upgrade)
 
