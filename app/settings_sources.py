@@ -29,7 +29,7 @@ _PATHS = frozenset({"federation_file", "password_list_file", "password_range_ca_
 
 
 class Sources(NamedTuple):
-    """What the sources say."""
+    """The values that the sources name, and the faults of the sources."""
 
     values: dict[str, Any]
     """By the name of the setting."""

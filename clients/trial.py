@@ -13,13 +13,13 @@ admin@localhost
 204
 401 invalid_token logout
 """
-"""What each driver prints: two refreshes with one token, the user, the status of the logout, the refusal after it."""
+"""The lines of each driver: two refreshes with one token, the user, the status of the logout, the refusal after it."""
 SECONDS = 420
 """The time that one command may take. The first run of Maven fetches all that it needs."""
 
 
 class Outcome(NamedTuple):
-    """What became of a trial. `why` is empty if all went well."""
+    """The outcome of a trial. `why` is empty if all went well."""
 
     name: str
     version: str

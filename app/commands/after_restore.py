@@ -45,7 +45,7 @@ def _done(restoration: Restoration, *, everyone: bool) -> Iterator[str]:
 
 
 def _left(keyturn: Keyturn, restoration: Restoration, kids: str, *, everyone: bool) -> Iterator[str]:
-    """What the operator has to know, each line with the command that mends it."""
+    """The lines for the operator, each with the command that mends what it tells."""
     if restoration.newest is not None:
         yield f"the newest event in this database is of {cell(restoration.newest)}: what happened later is undone"
     if not everyone:

@@ -1,4 +1,4 @@
-"""What may leak, and the commands that answer it, in order. `keyturn incident` and docs/incidents.md tell the same."""
+"""The leaks, and the commands that answer each, in order. `keyturn incident` and docs/incidents.md tell the same."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ class Step(NamedTuple):
     """One step of an answer."""
 
     does: str
-    """What the step does, or what to do by hand."""
+    """The effect of the step, or an act by hand."""
     command: str = ""
     """The words behind `keyturn`, with placeholders in capitals. Empty: a step by hand."""
 
@@ -21,7 +21,7 @@ class Leak(NamedTuple):
     title: str
     steps: tuple[Step, ...]
     users: str
-    """What users notice."""
+    """The effect on users."""
 
 
 _LIVE = Step("Look: no session from before is in the list.", "sessions list --status live")

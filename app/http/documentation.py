@@ -56,7 +56,7 @@ IDENTIFIERS = {
     "session_id": "The session's `id`.",
     "user_id": "The user's `id`.",
 }
-"""What the parts of paths in braces are."""
+"""The meaning of each part of a path that stands in braces."""
 
 _CHALLENGE = {"WWW-Authenticate": {"schema": {"type": "string"}, "description": "RFC 6750 section 3."}}
 _RETRY_AFTER = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}}

@@ -28,12 +28,12 @@ class Member:
     name: str
     required: bool
     type: str
-    """What its value is, in words."""
+    """The type of its value, in words."""
     of: str | None
     """The name of the object that its value is, or that its items are."""
     description: str
     bounds: tuple[str, ...]
-    """What a value must keep to."""
+    """The bounds that a value must keep to."""
 
 
 class Schemas:

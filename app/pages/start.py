@@ -11,7 +11,7 @@ from .markup import code, element, link, listing
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the page tells. All of it is public: nothing is about users, and nothing is secret."""
+    """The facts that the page tells. All are public: none is about users, and none is secret."""
 
     database: str
     """A word of /readyz."""
