@@ -1136,8 +1136,8 @@ async def test_what_a_look_up_found_counts_for_its_own_epoch_and_for_a_limited_t
     fence = pair.there.revocations.fence
     assert fence.last is not None
     seen = fence.last.seen
-    assert 0 < seen[tokens.session_id] - time.monotonic() <= REMEMBERED_FOR.total_seconds()
-    seen[tokens.session_id] = time.monotonic()
+    assert 0 < seen[str(tokens.session_id)] - time.monotonic() <= REMEMBERED_FOR.total_seconds()
+    seen[str(tokens.session_id)] = time.monotonic()
     assert [await asks(pair.there, tokens) for _ in range(3)] == [1, 0, 0]
     await cache.flushdb()
     await keep_complete(pair.there)
@@ -1487,7 +1487,7 @@ async def test_an_instance_rebuilds_once_at_a_time_and_holds_nothing_that_is_ove
     monkeypatch.setattr(unconnected.fence, "read", read_fence)
     monkeypatch.setattr(unconnected.rebuild, "keep_complete", rebuild)
     monkeypatch.setattr("app.revocation.revocations.READ_EVERY", timedelta(milliseconds=1))
-    ended, long_ago = uuid4(), uuid4()
+    ended, long_ago = str(uuid4()), str(uuid4())
     unconnected.checks.remember(long_ago, "logout")
     unconnected.checks._ended[long_ago] = ("logout", time.monotonic() - 1)
     unconnected.checks.remember(ended, "logout")
