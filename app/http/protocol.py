@@ -24,6 +24,7 @@ from ..errors import (
     ContentTooLarge,
     HeaderFieldsTooLarge,
     InvalidRequest,
+    RateLimit,
     Refusal,
     RequestTimeout,
     SlowDown,
@@ -145,7 +146,7 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_arrived()
         if len(self.pipeline) >= self.max_pipelined and self._refusal is None:
-            raise SlowDown("pipelined requests")
+            raise SlowDown("pipelined requests", limit=RateLimit("pipeline", self.max_pipelined + 1))
         if self.parser.should_upgrade() and self.parser.get_method() == b"CONNECT":
             raise UnknownMethod("CONNECT")
         if b"#" in self.url:
