@@ -36,9 +36,8 @@ from .opening import UnknownMethod
 from .request import KEY, Request
 
 _MAX_FRAMING = 1024 * 1024  # a body within its limit, one byte a chunk, is less than half of this
-_MAX_URL = (
-    65_535  # bytes; httptools parses no longer one. Edge has a lower limit, except where a proxy appends to the path.
-)
+# Bytes: httptools parses no longer one. Edge has a lower limit, except where a proxy appends to the path.
+_MAX_URL = 65_535
 
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
