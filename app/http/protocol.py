@@ -6,8 +6,8 @@ of ``"httptools"``, and put `edge.Edge` in front of the application. The edge re
 
 Written for uvicorn 0.54, which pyproject.toml bounds. Parser callbacks are only extended (each calls its original), and
 ``data_received`` is the original's feed with other ``except`` clauses. The attributes that are used are as old as
-uvicorn 0.15: ``parser``, ``cycle``, ``scope``, ``headers``, ``url``, ``transport``, ``flow``. tests/test_edge.py fails
-if one of them changes its meaning.
+uvicorn 0.15: ``parser``, ``cycle``, ``scope``, ``headers``, ``url``, ``transport``, ``flow``.
+tests/test_connections.py and tests/test_framing.py fail if one of them changes its meaning.
 """
 
 from __future__ import annotations
