@@ -643,7 +643,7 @@ def test_the_table_of_events_names_who_and_on_whom_and_no_terminal_obeys_it(keyt
     assert ["2026-11-27T12:00:00Z", "key_generated", "service", "refresh-9"] in cells
     assert done.out.replace("\n", "").isprintable()
     wide = keyturn.ok("events", "list", "--wide").out
-    assert {str(SESSION), "192.0.2.7", "2001:db8::1", "?[2J"} <= set(wide.split())
+    assert {str(SESSION), "192.0.2.7", "2001:db8::1", r"\x1b[2J"} <= set(wide.split())
     assert wide.replace("\n", "").isprintable()
 
 
@@ -851,8 +851,8 @@ def test_the_doctor_sees_that_tokens_are_still_signed_by_another_algorithm(keytu
     keyturn.environment["KEYTURN_SIGNING_ALGORITHM"] = "EdDSA"
     old = next(key["kid"] for key in keyturn.ok("keys", "list", "--json").json if key["use"] == "access")
     advice = (
-        f"KEYTURN_SIGNING_ALGORITHM is EdDSA, which a new key would have: {called()} keys rotate access, "
-        "or change the setting"
+        "KEYTURN_SIGNING_ALGORITHM is EdDSA, and access tokens are signed with HS256: "
+        f"{called()} keys rotate access --algorithm EdDSA, or change the setting"
     )
     assert findings(keyturn("doctor", "--json"))[f"access tokens signed with HS256 (key {old}) now"] == advice
     done = keyturn.ok("keys", "generate", "access")

@@ -23,14 +23,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from redis import asyncio as redis_asyncio
 
 from app.actors import SERVICE
-from app.commands import doctor
+from app.commands import examinations
 from app.errors import InvalidToken
 from app.keyturn import Keyturn, opened
 from app.storage.migrating import migrate
 from tests.conftest import CHEAP, PASSWORD, SECRET, Opener, a_user, settings_of
+from tests.instances import report_to
 from tests.servers import Postgres, Redis, free_port
 from tests.service import Service
-from tests.test_revocations import report_to
 
 PAGE = Path(__file__).parent.parent / "docs" / "redis.md"
 PASSWORD_OF_REDIS = "the-password-of-redis"
@@ -288,7 +288,7 @@ async def test_the_doctor_and_the_log_say_what_is_wrong_with_redis(
 
 
 async def diagnosis(keyturn: Keyturn) -> str:
-    (finding,) = [finding async for finding in doctor._redis(keyturn)]
+    (finding,) = [finding async for finding in examinations._redis(keyturn)]
     return finding.advice
 
 

@@ -107,6 +107,10 @@ LEAKS = (
             Step("See the keys. Note the kid of the leaked one.", "keys list"),
             Step("Make a new key. The command waits a minute, until the key seals.", "keys rotate cookie"),
             Step("Refuse every cookie under the leaked key.", "keys retire KID"),
+            Step(
+                "Was a browser's cookie copied too? The key opens it, and the token in it works on. Then end that "
+                "session: `keyturn incident refresh-token`."
+            ),
         ),
         "Browsers whose cookies are under the old key sign in again.",
     ),
