@@ -77,7 +77,8 @@ def jittered(lifetime: timedelta, jitter: timedelta, session_id: UUID, generatio
         session_id: the session.
         generation: the generation of its refresh token.
     """
-    if not jitter or (most := min(jitter, lifetime / 3) // _SECOND) <= 0:
+    most = min(jitter // _SECOND, lifetime // _SECOND // 3)
+    if most <= 0:
         return lifetime
     digest = sha256(b"keyturn jitter v1" + session_id.bytes + generation.to_bytes(8)).digest()
     return lifetime - int.from_bytes(digest[:8]) % (most + 1) * _SECOND

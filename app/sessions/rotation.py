@@ -185,26 +185,31 @@ class Rotation:
         if not first:
             return [None] * len(batch)
         retry_keys = [each.retry_key_digest for each in first.values()]
-        successors = {digest: each.token.successor(key) for digest, each in first.items()}
-        derived = {digest: successor.digest for digest, successor in successors.items()}
-        ids = [successor.session_id for successor in successors.values()]
+        successors = [each.token.successor(key) for each in first.values()]
+        derived = [successor.digest for successor in successors]
+        ids = [successor.session_id for successor in successors]
         idle, absolute, access = policy.idle_lifetime, policy.absolute_lifetime, policy.access_lifetime
         if self._db.is_postgres:
-            batch_of = (ids, list(derived), list(derived.values()), key.number, LAST_GENERATION)
+            batch_of = (ids, list(first), derived, key.number, LAST_GENERATION)
             found = await self._db.fetch(_POSTGRES, *batch_of, idle, absolute, access, retry_keys)
             rows = [Granted._make(row) for row in found]
         else:
             durations = (microseconds(each) for each in (self._db.clock(), idle, absolute, access))
-            members = zip((session_id.hex for session_id in ids), derived, derived.values(), retry_keys, strict=True)
+            members = zip((session_id.hex for session_id in ids), first, derived, retry_keys, strict=True)
             statement = _rotate_sqlite(len(ids))
             found = await self._db.fetch(statement, key.number, LAST_GENERATION, *durations, *chain(*members))
             rows = [_of_sqlite(*row) for row in found]
-        rotated = {row.token_digest: row for row in rows}
-        for digest, each in first.items():
-            each.rotated = derived[digest] in rotated
+        found_by_digest = {row.token_digest: row for row in rows}
+        rotated: dict[bytes, tuple[Granted, RefreshToken]] = {}
+        for (digest, each), successor, new in zip(first.items(), successors, derived, strict=True):
+            row = found_by_digest.get(new)
+            each.rotated = row is not None
+            if row is not None:
+                rotated[digest] = row, successor
         return [
-            (rotated[derived[digest]], successors[digest])
-            if derived.get(digest) in rotated and same_retry_key(each.retry_key_digest, first[digest].retry_key_digest)
+            rotated[digest]
+            if each.rotated
+            or (digest in rotated and same_retry_key(each.retry_key_digest, first[digest].retry_key_digest))
             else None
             for digest, each in zip(presented, batch, strict=True)
         ]

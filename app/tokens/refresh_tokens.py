@@ -65,6 +65,11 @@ class RefreshKey:
         next_key, tag_key, first_key = (derive(secret, b"keyturn refresh token " + label) for label in labels)
         return cls(number, next_key, tag_key, first_key, retired)
 
+    def tagged(self, rest: bytes) -> bytes:
+        """The whole token: the key's number, the bytes between number and tag, and the tag."""
+        body = self.number.to_bytes() + rest
+        return body + self.tag(body)
+
     def tag(self, body: bytes) -> bytes:
         """The tag, which proves that Keyturn made the other bytes of a token."""
         return self.derive_tag(body)[:_TAG]
@@ -83,8 +88,7 @@ class RefreshToken:
 
     def __post_init__(self) -> None:
         if not self.raw:
-            body = bytes([self.key.number]) + self.session_id.bytes + self.generation.to_bytes(4) + self.secret
-            self.raw = body + self.key.tag(body)
+            self.raw = self.key.tagged(self.session_id.bytes + self.generation.to_bytes(4) + self.secret)
 
     def __bytes__(self) -> bytes:
         return self.raw
@@ -102,8 +106,9 @@ class RefreshToken:
     def successor(self, key: RefreshKey) -> RefreshToken:
         """The token that replaces this one, derived under `key`. Repeated calls give the same token."""
         generation = self.generation + 1
-        message = self.session_id.bytes + generation.to_bytes(4) + self.secret
-        return RefreshToken(key, self.session_id, generation, key.derive_next(message))
+        place = self.raw[1:17] + generation.to_bytes(4)
+        secret = key.derive_next(place + self.secret)
+        return RefreshToken(key, self.session_id, generation, secret, key.tagged(place + secret))
 
 
 def issue(key: RefreshKey, session_id: UUID, proof: bytes | None = None) -> RefreshToken:
