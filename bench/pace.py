@@ -48,7 +48,7 @@ def main() -> None:
     def rotation(limit: Refreshes) -> Callable[[int], None]:
         def act(number: int) -> None:
             generations[number] += 1
-            limit.presented(tokens[number], generations[number], ids[number])
+            limit.presented(tokens[number], generations[number])
 
         return act
 
@@ -56,7 +56,7 @@ def main() -> None:
     measured("a rotation, limit off", rotation(off), SESSIONS)
     measured("a rotation, limit on, 10,000 sessions in turn", rotation(on), SESSIONS)
     measured("a rotation, limit on, 100 sessions in turn", rotation(on), 100)
-    measured("a repetition, 100 sessions in turn", lambda n: on.presented(tokens[n], generations[n], ids[n]), 100)
+    measured("a repetition, 100 sessions in turn", lambda n: on.presented(tokens[n], generations[n]), 100)
 
     request = Request()
     request.headers = [(b"host", b"x"), (b"x-forwarded-for", b"1.1.1.1, 203.0.113.7")]

@@ -476,7 +476,7 @@ async def test_every_outcome_in_one_batch(keyturn: Keyturn) -> None:
     )
     await keyturn.ending.logout((), [over.refresh_token], "this", by=SERVICE)
     presented = keyturn.keys.verify_refresh_token(gone.refresh_token)
-    unknown = RefreshToken(presented.key, uuid7(), presented.generation, presented.secret).text
+    unknown = RefreshToken(presented.key, uuid7().bytes, presented.generation, presented.secret).text
     recorded = Recorded(keyturn)
     texts = [t.refresh_token for t in (rotates, retries, reuses, reused, over, idle, twice, twice)]
     answers = await asyncio.gather(

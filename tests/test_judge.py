@@ -58,7 +58,7 @@ OWN, OTHER = (sha256(key).digest() for key in (b"the key of the rotation", b"the
 
 @pytest.mark.parametrize("window", [timedelta(0), WINDOW])
 @pytest.mark.parametrize("age", [-timedelta(hours=1), timedelta(0), WINDOW - MOMENT, WINDOW, timedelta(days=3)])
-@pytest.mark.parametrize("presented", [FIRST, SECOND, THIRD, RefreshToken(KEY, FIRST.session_id, 0, b"x" * 32)])
+@pytest.mark.parametrize("presented", [FIRST, SECOND, THIRD, RefreshToken(KEY, FIRST.session, 0, b"x" * 32)])
 def test_only_the_predecessor_with_the_key_of_its_rotation_is_a_retry_after_the_window(
     presented: RefreshToken, age: timedelta, window: timedelta
 ) -> None:
@@ -88,7 +88,7 @@ def test_the_digest_of_a_retry_key_is_in_no_repr() -> None:
 
 def test_the_newest_token_that_did_not_rotate_was_locked_and_is_sent_again() -> None:
     assert judge(ROW, SECOND, KEY) is Verdict.AGAIN
-    last = RefreshToken(KEY, FIRST.session_id, LAST_GENERATION, SECOND.secret)
+    last = RefreshToken(KEY, FIRST.session, LAST_GENERATION, SECOND.secret)
     at_the_end = replace(ROW, generation=LAST_GENERATION, token_digest=last.digest)
     assert judge(at_the_end, last, KEY) is Verdict.REFUSED
 

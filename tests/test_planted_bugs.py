@@ -303,7 +303,7 @@ def a_token_with_a_wrong_tag_is_taken_for_ours(patch: Patch) -> None:
         if not PATTERN.fullmatch(spelled):
             raise InvalidGrant("not of a refresh token's form")
         raw = base64.urlsafe_b64decode(spelled[4:])
-        return RefreshToken(known[raw[0]], UUID(bytes=raw[1:17]), int.from_bytes(raw[17:21]), raw[21:53])
+        return RefreshToken(known[raw[0]], raw[1:17], int.from_bytes(raw[17:21]), raw[21:53])
 
     patch.setattr(keys, "verify", unverified)
 

@@ -53,7 +53,7 @@ class Pace:
     def wait(self, generation: int, session: UUID = SESSION) -> float:
         """How long the presentation has to wait. Zero: it is let through."""
         try:
-            self.refreshes.presented(token(session), generation, session)
+            self.refreshes.presented(token(session), generation)
         except SlowDown as e:
             refusal = e
         else:
@@ -172,15 +172,14 @@ def test_of_two_sessions_with_one_slot_the_one_in_a_loop_keeps_it_and_the_other_
 
 def test_memory_is_fixed_whatever_comes() -> None:
     refreshes = Refreshes("30/60")
-    ids = [UUID(bytes=os.urandom(16), version=4) for _ in range(20_000)]
-    tokens = [token(each) for each in ids]
-    for each, session in zip(tokens, ids, strict=True):
-        refreshes.presented(each, 0, session)
+    tokens = [token(UUID(bytes=os.urandom(16), version=4)) for _ in range(20_000)]
+    for each in tokens:
+        refreshes.presented(each, 0)
     tracemalloc.start()
     before = tracemalloc.take_snapshot()
     for generation in range(1, 4):
-        for each, session in zip(tokens, ids, strict=True):
-            refreshes.presented(each, generation, session)
+        for each in tokens:
+            refreshes.presented(each, generation)
     grown = sum(each.size_diff for each in tracemalloc.take_snapshot().compare_to(before, "filename"))
     tracemalloc.stop()
     assert grown < 64 * 1024

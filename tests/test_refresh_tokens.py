@@ -93,9 +93,9 @@ def test_the_successor_is_the_same_each_time_and_one_generation_on(token: Refres
 @given(tokens.filter(lambda t: t.generation < 2**32 - 2))
 def test_the_successor_depends_on_key_session_generation_and_secret(token: RefreshToken) -> None:
     others = [
-        RefreshToken(KEY, UUID(int=token.session_id.int ^ 1), token.generation, token.secret),
-        RefreshToken(KEY, token.session_id, token.generation ^ 1, token.secret),
-        RefreshToken(KEY, token.session_id, token.generation, bytes([token.secret[0] ^ 1]) + token.secret[1:]),
+        RefreshToken(KEY, UUID(int=token.session_id.int ^ 1).bytes, token.generation, token.secret),
+        RefreshToken(KEY, token.session, token.generation ^ 1, token.secret),
+        RefreshToken(KEY, token.session, token.generation, bytes([token.secret[0] ^ 1]) + token.secret[1:]),
     ]
     secrets = {o.successor(KEY).secret for o in others} | {token.successor(OTHER).secret}
     assert token.successor(KEY).secret not in secrets
@@ -126,7 +126,7 @@ def test_the_derivation_is_the_same_in_every_release() -> None:
     Tokens of one release must work in the next, and each of the two must answer the other's retries.
     """
     key = RefreshKey.derive(7, bytes(range(32)))
-    token = RefreshToken(key, UUID("018f0000-0000-7000-8000-000000000001"), 41, bytes(range(100, 132)))
+    token = RefreshToken(key, UUID("018f0000-0000-7000-8000-000000000001").bytes, 41, bytes(range(100, 132)))
     assert token.text == "ktr_BwGPAAAAAHAAgAAAAAAAAAEAAAApZGVmZ2hpamtsbW5vcHFyc3R1dnd4eXp7fH1-f4CBgoM2k8XDfUA48ChQ"
     assert token.digest.hex() == "3b91934d199386ccd3e805fac9e209ea8370651ffba148e5edda2fb0e2ed108e"
     assert token.successor(key).text == (

@@ -308,7 +308,7 @@ async def test_a_changed_role_is_in_the_next_token_and_in_a_retry(keyturn: Keytu
 async def test_the_generation_stops_long_before_it_wraps(keyturn: Keyturn) -> None:
     tokens = await a_session(keyturn)
     token = keyturn.keys.verify_refresh_token(tokens.refresh_token)
-    last = type(token)(token.key, token.session_id, LAST_GENERATION, token.secret)
+    last = type(token)(token.key, token.session, LAST_GENERATION, token.secret)
     async with keyturn.db.begin() as tx:
         await tx.execute(update(Session).values(generation=LAST_GENERATION, token_digest=last.digest))
     await refused(keyturn, last.text, None)

@@ -131,7 +131,7 @@ class SessionChecks:
             return  # the rotation refuses it likewise
         if token.key.retired:
             return
-        self._refreshes.presented(token.raw, token.generation, token.session_id)
+        self._refreshes.presented(token.raw, token.generation)
         origin = await self._origin_of(token.session_id, checking)
         if origin is None or (of := checking.get(origin.issuer)) is None:
             return

@@ -31,6 +31,8 @@ from .storms import Storms
 _REPETITIONS = 20
 _SESSION = Struct(">9xQ").unpack_from
 """The random bits of the session's id in the bytes of a token (RFC 9562 section 5.7)."""
+_ID = slice(1, 17)
+"""The session's id in the bytes of a token."""
 
 # The numbers of a slot: the moments at which the three budgets are whole again, and the newest generation.
 _BUDGETS, _NEWEST, _WIDTH = 3, 3, 4
@@ -56,13 +58,12 @@ class Refreshes:
         self._slots = array("d", bytes(8 * _WIDTH * count))
         self._storms = Storms()
 
-    def presented(self, token: bytes, generation: int, session_id: UUID) -> None:
+    def presented(self, token: bytes, generation: int) -> None:
         """Counts the presentation of a genuine refresh token.
 
         Args:
             token: its bytes.
             generation: its generation.
-            session_id: its session.
 
         Raises:
             SlowDown: the session refreshes too often.
@@ -88,6 +89,7 @@ class Refreshes:
         whole_at = (whole_at if whole_at > now else now) + interval  # noqa: FURB136  # a call of `max` costs 80 ns
         if whole_at > now + self._window:
             wait = timedelta(seconds=whole_at - now - self._window)
+            session_id = UUID(bytes=token[_ID])
             refusal = self._storms.refusal(session_id.bytes, self._quota, wait, "refresh", session_id=session_id)
             raise refusal.about(session_id)
         slots[budget] = whole_at

@@ -314,9 +314,10 @@ class Ending:
         for text in access_tokens:
             try:
                 token = self._access_tokens.verify(text, self._db.clock(), expired_too=True)
-                before = sessions.get(token.session_id)
+                session_id = token.session_id
+                before = sessions.get(session_id)
                 if not isinstance(before, AccessToken) or before.expired:
-                    sessions[token.session_id] = token
+                    sessions[session_id] = token
             except InvalidToken as e:
                 refusal = e
         for text in refresh_tokens:

@@ -89,7 +89,7 @@ class Rotation:
         """
         try:
             token = self._keys.verify_refresh_token(text)
-            self._refreshes.presented(token.raw, token.generation, token.session_id)
+            self._refreshes.presented(token.raw, token.generation)
         except Refusal as refusal:
             self.outcomes.refused_with(refusal)
             raise
@@ -118,7 +118,7 @@ class Rotation:
             InvalidGrant, SlowDown, TemporarilyUnavailable: as `refresh`, which also ends the session of a reused token.
         """
         presented = self._keys.verify_refresh_token(text)
-        self._refreshes.presented(presented.raw, presented.generation, presented.session_id)
+        self._refreshes.presented(presented.raw, presented.generation)
         row = None if presented.key.retired else await self._lookup.row(presented.session_id)
         if row is not None:
             verdict = judge(row, presented, self._keys.refresh(row.key_number))
@@ -187,7 +187,7 @@ class Rotation:
         retry_keys = [each.retry_key_digest for each in first.values()]
         successors = [each.token.successor(key) for each in first.values()]
         derived = [successor.digest for successor in successors]
-        ids = [successor.session_id for successor in successors]
+        ids = [successor.session.hex() for successor in successors]
         idle, absolute, access = policy.idle_lifetime, policy.absolute_lifetime, policy.access_lifetime
         if self._db.is_postgres:
             batch_of = (ids, list(first), derived, key.number, LAST_GENERATION)
@@ -195,7 +195,7 @@ class Rotation:
             rows = [Granted._make(row) for row in found]
         else:
             durations = (microseconds(each) for each in (self._db.clock(), idle, absolute, access))
-            members = zip((session_id.hex for session_id in ids), first, derived, retry_keys, strict=True)
+            members = zip(ids, first, derived, retry_keys, strict=True)
             statement = _rotate_sqlite(len(ids))
             found = await self._db.fetch(statement, key.number, LAST_GENERATION, *durations, *chain(*members))
             rows = [_of_sqlite(*row) for row in found]
