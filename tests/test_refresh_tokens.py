@@ -29,7 +29,7 @@ def read(text: str, key: RefreshKey = KEY) -> RefreshToken | None:
 tokens = st.builds(
     RefreshToken,
     st.just(KEY),
-    st.uuids(),
+    st.uuids().map(lambda each: each.bytes),
     st.integers(0, 2**32 - 1),
     st.binary(min_size=32, max_size=32),
 )
