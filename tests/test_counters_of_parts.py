@@ -20,12 +20,7 @@ from app.users.container import Container, Limit
 from app.users.hashing import HashFailed, Hashing
 from app.users.hashing_room import HashingRoom
 from tests.conftest import NEW_PASSWORD, PASSWORD, settings_of
-from tests.servers import Redis, free_port
-from tests.tally import Tally
-from tests.test_api import ADA, Api, serving
-from tests.test_hashing import GREEDY, HONEST, hashing, occupied, waiting
-from tests.test_limits import from_network, right, tried, wrong
-from tests.test_revocations import (
+from tests.instances import (
     KEYS,
     Pair,
     a_session,
@@ -40,6 +35,11 @@ from tests.test_revocations import (
     read,
     refused,
 )
+from tests.servers import Redis, free_port
+from tests.tally import Tally
+from tests.test_api import ADA, Api, serving
+from tests.test_hashing import GREEDY, HONEST, hashing, occupied, waiting
+from tests.test_limits import from_network, right, tried, wrong
 
 __all__ = ["cache", "no_haste", "own_redis", "pair"]  # fixtures
 
