@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any, Literal, TextIO
 
+from .printable import printable
+
 LogFormat = Literal["auto", "json", "console"]
 """The forms of the log: JSON, or lines for people. `auto`: lines for people on a terminal, JSON elsewhere."""
 
@@ -61,13 +63,13 @@ def shown(line: str, paint: Callable[[str, str], str]) -> str:
     try:
         members = json.loads(line)
     except ValueError:
-        return printable(line)
+        return _exact(line)
     if not isinstance(members, dict):
-        return printable(line)
+        return _exact(line)
     level = str(members.get("level", "info"))
     said = " ".join(_said(members, paint))
-    head = paint(_time(members.get("timestamp")), _DIM), paint(f"{printable(level):<8}", _OF_LEVELS.get(level, _BOLD))
-    trace = [f"    {printable(each)}" for each in str(members.get("exception", "")).splitlines()]
+    head = paint(_time(members.get("timestamp")), _DIM), paint(f"{_exact(level):<8}", _OF_LEVELS.get(level, _BOLD))
+    trace = [f"    {_exact(each)}" for each in str(members.get("exception", "")).splitlines()]
     return "\n".join([" ".join((*head, said)), *trace])
 
 
@@ -81,31 +83,23 @@ def _said(members: dict[str, Any], paint: Callable[[str, str], str]) -> Iterator
         yield paint("no answer" if status is None else _value(status), colour)
         yield paint(f"{_value(members['duration_ms'])} ms", _DIM)
     else:
-        yield paint(printable(str(event)), _BOLD)
+        yield paint(_exact(str(event)), _BOLD)
     for name, value in members.items():
         if name not in _ELSEWHERE and not (of_request and name in _FIRST):
-            yield f"{paint(f'{printable(name)}=', _CYAN)}{_value(value)}"
+            yield f"{paint(f'{_exact(name)}=', _CYAN)}{_value(value)}"
 
 
 def _value(value: Any) -> str:
     """A value as it stands in a line: a plain word as it is, any other text in quotes, the rest as JSON."""
     if not isinstance(value, str):
         return json.dumps(value)  # ASCII, with escapes for all else
-    text = printable(value)
+    text = _exact(value)
     return text if _PLAIN.fullmatch(text) else '"' + text.replace('"', '\\"') + '"'
 
 
-def printable(text: str) -> str:
-    """The text with an escape in the place of each backslash and each character that a terminal might obey.
-
-    Python counts the categories Cc, Cf, Cs, Co, Cn, Zl and Zp of Unicode as not printable, and all blanks but U+0020.
-    So an escape sequence, a line end, a backspace and a mark that turns the direction of writing are escaped.
-    """
-    if text.isprintable() and "\\" not in text:
-        return text
-    return "".join(
-        each if each.isprintable() and each != "\\" else each.encode("unicode_escape").decode() for each in text
-    )
+def _exact(text: str) -> str:
+    """The text, printable, with two backslashes for each. So an escape is never mistaken for what a client sent."""
+    return printable(text.replace("\\", "\\\\"))
 
 
 def _time(timestamp: Any) -> str:
@@ -113,7 +107,7 @@ def _time(timestamp: Any) -> str:
     try:
         return datetime.fromisoformat(str(timestamp)).astimezone().strftime("%H:%M:%S.%f")[:-3]
     except ValueError:
-        return printable(str(timestamp))
+        return _exact(str(timestamp))
 
 
 def _painted(text: str, colour: str) -> str:

@@ -6,11 +6,7 @@ import os
 from pathlib import Path
 
 from .errors import ConfigurationError
-
-
-def shown(path: Path) -> str:
-    """A path as one line of ASCII: all other characters are escaped."""
-    return ascii(str(path))[1:-1]
+from .printable import printable
 
 
 def make_data_dir(path: Path) -> None:
@@ -19,7 +15,7 @@ def make_data_dir(path: Path) -> None:
     Raises:
         ConfigurationError: the folder can't be made, other users may enter it, or it belongs to another user.
     """
-    name = f"KEYTURN_DATA_DIR: {shown(path.absolute())}"
+    name = f"KEYTURN_DATA_DIR: {printable(str(path.absolute()))}"
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         if mode_if_ours(path, f"{name} ") & 0o077 and os.name == "posix":

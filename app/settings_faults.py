@@ -13,7 +13,8 @@ from pydantic_core import ErrorDetails
 
 from .errors import WrongSettings
 from .place import Place
-from .settings_sources import PREFIX, escaped
+from .printable import printable
+from .settings_sources import LONGEST_NAME, PREFIX
 
 RULES = "\n"
 """Stands between the rules on several settings that are broken, in the one error that Pydantic takes for them."""
@@ -84,7 +85,7 @@ def _in_words(error: ErrorDetails, fields: Mapping[str, FieldInfo]) -> str:
         text = "must not be empty"
     elif error["type"] != "value_error" and (values := accepted(fields[name])):
         text = f"must be {values}"
-    return f"{escaped(PREFIX + name.upper())}: {text}"
+    return f"{printable(PREFIX + name.upper(), LONGEST_NAME)}: {text}"
 
 
 def accepted(field: FieldInfo) -> str:

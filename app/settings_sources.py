@@ -16,13 +16,15 @@ from typing import Any, NamedTuple
 from dotenv.parser import parse_stream
 
 from .errors import ConfigurationError
-from .own_files import mode_if_ours, shown
+from .own_files import mode_if_ours
+from .printable import printable
 from .settings_values import given
 
 PREFIX = "KEYTURN_"
 """The beginning of every variable. The names in a TOML file have no prefix."""
 
-_LONGEST_NAME = 80  # characters
+LONGEST_NAME = 80
+"""How many characters of a name that an operator wrote a message repeats."""
 
 _PATHS = frozenset({"federation_file", "password_list_file", "password_range_ca_file"})
 """Settings whose own names end as those of files that hold one value. Their values are paths."""
@@ -102,9 +104,9 @@ def _toml(config: Path, names: Collection[str], faults: list[str]) -> dict[str, 
     try:
         found = tomllib.loads(config.read_text(encoding="utf-8-sig"))
     except OSError as e:
-        raise ConfigurationError(f"--config: {shown(config)} can't be read ({e.strerror})") from None
+        raise ConfigurationError(f"--config: {printable(str(config))} can't be read ({e.strerror})") from None
     except ValueError:  # TOML's error, or not UTF-8
-        raise ConfigurationError(f"--config: {shown(config)} is not valid TOML") from None
+        raise ConfigurationError(f"--config: {printable(str(config))} is not valid TOML") from None
     wrong = set()
     for name in found:
         if name != (plain := name.lower().removeprefix(PREFIX.lower())) and plain.removesuffix("_file") in names:
@@ -119,13 +121,9 @@ _OURS = re.compile(r"\W*keyturn[\W_]", re.IGNORECASE)
 
 def _setting(name: str) -> str:
     if not re.fullmatch(f"{PREFIX}[A-Z0-9_]*", name):
-        raise ConfigurationError(f"{escaped(name)}: is no name of a setting; they look like {PREFIX}PORT")
+        named = printable(name, LONGEST_NAME)
+        raise ConfigurationError(f"{named}: is no name of a setting; they look like {PREFIX}PORT")
     return name.removeprefix(PREFIX).lower()
-
-
-def escaped(name: str) -> str:
-    """A name that an operator wrote, as ASCII that a terminal can't obey. A long one is cut."""
-    return ascii(name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}...")[1:-1]
 
 
 # Kubernetes gives every container such variables for each Service of its namespace (its documentation of Services,
@@ -163,7 +161,8 @@ def _from_files(values: dict[str, Any], only: Collection[str] | None, faults: li
     if only is not None:
         values = {name: value for name, value in values.items() if name.removesuffix("_file") in only}
     for name in [n for n in values if n.endswith("_file") and n not in _PATHS]:
-        target, path, called = name.removesuffix("_file"), values.pop(name), escaped(f"{PREFIX}{name.upper()}")
+        target, path = name.removesuffix("_file"), values.pop(name)
+        called = printable(f"{PREFIX}{name.upper()}", LONGEST_NAME)
         with _noting(faults):
             if target in values:
                 raise ConfigurationError(f"{called}: {called.removesuffix('_FILE')} is set too; use one of them")

@@ -21,6 +21,7 @@ from sqlalchemy import make_url, text
 from app.actors import SERVICE
 from app.command_name import called
 from app.commands import doctor
+from app.commands.command import main
 from app.errors import ConfigurationError, InvalidToken, TemporarilyUnavailable
 from app.keyturn import Keyturn, opened, running
 from app.sessions import marking, rotation
@@ -411,6 +412,27 @@ async def test_each_right_that_is_missing_stops_the_start_in_one_line_and_is_503
     for name, value in environment(url).items():
         monkeypatch.setenv(name, value)
     assert missing in (await doctor.examine())[-1].advice
+
+
+@on_postgres
+def test_a_terminal_obeys_no_words_of_a_server(
+    database_url: str, user: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evil = "\x1b]0;" + "x" * 40 + "\n"  # a server may call the user of a connection as it likes
+    named = f'"{evil}{user}"'
+    sync(
+        execute(database_url, f"CREATE ROLE {named}", f"GRANT {named} TO {user}", f"ALTER ROLE {user} SET ROLE {named}")
+    )
+    for name, value in environment(of(database_url, user)).items():
+        monkeypatch.setenv(name, value)
+    try:
+        for words in (["doctor"], ["sessions", "list"]):
+            assert main(words) == 1
+            said = "".join(capsys.readouterr())
+            assert r"\x1b]0;xxx" in said
+            assert all(line.isprintable() for line in said.splitlines())
+    finally:
+        sync(execute(database_url, f"DROP OWNED BY {named}", f"DROP ROLE {named}"))
 
 
 @on_postgres

@@ -678,7 +678,7 @@ def test_a_toml_file_is_held_to_the_same_rules(tmp_path: Path, content: bytes, n
     [
         (b'"x\\u001b[2J" = 1', "KEYTURN_X\\x1b[2J: there is no such setting"),
         (b'"x\\u202e_file" = "/none"', "KEYTURN_X\\u202e_FILE: can't be read"),
-        (b"x" * 5000 + b" = 1", f"KEYTURN_{'X' * 72}...: there is no such setting"),
+        (b"x" * 5000 + b" = 1", f"KEYTURN_{'X' * 72}…: there is no such setting"),
     ],
 )
 def test_a_name_in_a_toml_file_is_escaped_and_bounded(tmp_path: Path, content: bytes, said: str) -> None:

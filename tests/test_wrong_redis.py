@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from redis import asyncio as redis_asyncio
 
 from app.actors import SERVICE
-from app.commands import doctor
+from app.commands import examinations
 from app.errors import InvalidToken
 from app.keyturn import Keyturn, opened
 from app.storage.migrating import migrate
@@ -288,7 +288,7 @@ async def test_the_doctor_and_the_log_say_what_is_wrong_with_redis(
 
 
 async def diagnosis(keyturn: Keyturn) -> str:
-    (finding,) = [finding async for finding in doctor._redis(keyturn)]
+    (finding,) = [finding async for finding in examinations._redis(keyturn)]
     return finding.advice
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ..errors import ConfigurationError, Refusal, TemporarilyUnavailable, WrongSettings
+from ..printable import LONGEST_MESSAGE, printable
 from ..settings_sources import PREFIX
 from ..storage.migrating import end_at_sigterm
 from . import (
@@ -82,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(code: int, line: str) -> int:
-    print(f"keyturn: {line}", file=sys.stderr)
+    # Postgres, an issuer or an operator may have written some of the line.
+    print(f"keyturn: {printable(line, LONGEST_MESSAGE)}", file=sys.stderr)
     return code
 
 

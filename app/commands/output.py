@@ -8,8 +8,9 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from uuid import UUID
 
+from ..printable import printable
 from .rows import Row, plain
-from .table import printable, record, table
+from .table import record, table
 
 
 def show(what: Row, arguments: argparse.Namespace) -> None:
@@ -55,7 +56,7 @@ def more(ids: Sequence[UUID], limit: int, option: str) -> None:
 def note(line: str) -> None:
     """Prints a line for the operator on stderr, because a program may read the output.
 
-    A character that can't be printed becomes "?", as in a table: an issuer may have written some of the line.
+    An issuer may have written some of the line, so a character that a terminal might obey is escaped.
     """
     sys.stdout.flush()
     print(printable(line), file=sys.stderr)

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
+from ..printable import printable
 from .rows import Row, plain
 
 WIDEST = 100
@@ -46,18 +47,13 @@ def record(row: Row) -> list[str]:
 def cell(value: Any) -> str:
     """A value as people read it: a moment to the second, yes or no, nothing for None.
 
-    Clients choose some of the values: see `printable`.
+    Clients choose some of the values, so a character that a terminal might obey is escaped.
     """
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, datetime):
         value = value.replace(microsecond=0)
     return "" if value is None else printable(str(plain(value)))
-
-
-def printable(line: str) -> str:
-    """The text with a "?" in the place of each character that can't be printed, which a terminal might obey."""
-    return line if line.isprintable() else "".join(c if c.isprintable() else "?" for c in line)
 
 
 def _narrow(widths: list[int], which: Sequence[int], room: int) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from time import monotonic, sleep
 
 from ..errors import ConfigurationError, TemporarilyUnavailable, WrongSettings
-from ..own_files import shown
+from ..printable import printable
 from ..settings import read
 from ..settings_values import url
 from ..top import view
@@ -88,7 +88,7 @@ def _token_in(path: Path) -> str:
     except (OSError, ValueError):
         token = ""
     if not token.isprintable() or not token or " " in token:
-        raise WrongSettings(f"--token-file: {shown(path)} has no token of printable ASCII in one line")
+        raise WrongSettings(f"--token-file: {printable(str(path))} has no token of printable ASCII in one line")
     return token
 
 

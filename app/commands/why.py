@@ -8,11 +8,11 @@ import re
 from ..command_name import called
 from ..errors import NotFound
 from ..keyturn import Keyturn
+from ..printable import printable
 from ..why.telling import Line, Telling, shown
 from .acts import add_verb
 from .arguments import Words, identifier, whole
 from .output import note, show
-from .table import printable
 
 
 def add_to(words: Words) -> None:

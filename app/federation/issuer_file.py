@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigurationError, InvalidRequest
-from ..own_files import mode_if_ours, shown
+from ..own_files import mode_if_ours
+from ..printable import printable
 from ..settings_values import given
 from .issuer import Configured, IssuerSecrets, issuer_of, secrets_of
 from .issuer_values import NAME
@@ -91,7 +92,7 @@ def _text(path: Path, called: str) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as e:
-        raise ConfigurationError(f"{called}: {shown(path)} can't be read ({e.strerror})") from None
+        raise ConfigurationError(f"{called}: {printable(str(path))} can't be read ({e.strerror})") from None
     except ValueError:  # not UTF-8, or a NUL in the path
         raise ConfigurationError(f"{called}: is not the path of a text file") from None
 

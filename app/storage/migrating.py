@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ..errors import ConfigurationError, TemporarilyUnavailable
 from ..place import Place
 from ..postgres_url import PostgresURL
+from ..printable import LONGEST_MESSAGE, printable
 from ..settings import place_of_migrations
 from .locks import LOCK_LIMIT, MIGRATIONS
 from .outages import LOCK_NOT_AVAILABLE, READ_ONLY, not_let_in, outage, sqlstate
@@ -95,9 +96,9 @@ def _as_alembics_command() -> None:
                 raise _in_words(e, place) from None
             raise  # a defect of a migration, whose author needs the traceback
     except ConfigurationError as e:
-        sys.exit(f"keyturn: {e}")
+        sys.exit(f"keyturn: {printable(str(e), LONGEST_MESSAGE)}")
     except TemporarilyUnavailable as e:
-        sys.exit(f"keyturn: {e.cause}")
+        sys.exit(f"keyturn: {printable(e.cause, LONGEST_MESSAGE)}")
 
 
 def _in_words(error: TemporarilyUnavailable | DBAPIError, place: Place) -> ConfigurationError | TemporarilyUnavailable:
@@ -181,7 +182,8 @@ def _one_at_a_time(connection: Connection) -> None:
     """Takes the lock for the transaction. A second migration waits, and then finds nothing to do."""
     if not connection.exec_driver_sql(_TAKE_LOCK.replace("pg_advisory", "pg_try_advisory")).scalar():
         other = connection.execute(_HOLDER).scalar() or "which has just ended"
-        print(f"keyturn: waiting up to {_WAIT_FOR_ANOTHER.seconds} s for another migration: {other}", file=sys.stderr)
+        waiting = f"waiting up to {_WAIT_FOR_ANOTHER.seconds} s for another migration: {other}"
+        print(f"keyturn: {printable(waiting)}", file=sys.stderr)  # another user of the server may have chosen its name
         connection.exec_driver_sql(_limit(_WAIT_FOR_ANOTHER))
         try:
             connection.exec_driver_sql(_TAKE_LOCK)

@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from ..errors import Contention, TemporarilyUnavailable
+from ..printable import printable
 
 READ_ONLY = "25006"
 """The SQLSTATE of a statement that writes, on a server that takes no writes."""
@@ -111,7 +112,7 @@ def not_let_in(error: TemporarilyUnavailable | DBAPIError, where: str) -> str | 
     name = getattr(getattr(refused, "orig", None), "sqlite_errorname", "")
     for beginning, line in _UNUSABLE.items():
         if name.startswith(beginning):
-            path = ascii(where.partition("?")[0].partition(":///")[2])[1:-1]
+            path = printable(where.partition("?")[0].partition(":///")[2])
             return f"the database file {path} {line} ({name})"
     state = sqlstate(refused)
     if state == _NO_DATABASE:

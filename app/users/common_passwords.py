@@ -16,7 +16,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from ..errors import ConfigurationError
-from ..own_files import shown
+from ..printable import printable
 from .password_forms import SHORTEST_FORM, listed_form
 
 SHIPPED = Path(__file__).with_name("common_passwords.bin")
@@ -53,7 +53,7 @@ class CommonPasswords:
     @property
     def called(self) -> str:
         """The list and its size, in words for an operator."""
-        which = "Keyturn's list" if self._file is None else f"the list {shown(self._file)}"
+        which = "Keyturn's list" if self._file is None else f"the list {printable(str(self._file))}"
         return which if self._digests is None else f"{which} of {len(self._digests)} forms"
 
     async def load(self) -> None:
@@ -91,7 +91,7 @@ class _Digests:
 
 def _read(path: Path) -> _Digests:
     """The list in a file, which is text with one password a line, or was made by `compiled`."""
-    name = "the list that Keyturn ships" if path is SHIPPED else f"KEYTURN_PASSWORD_LIST_FILE: {shown(path)}"
+    name = "the list that Keyturn ships" if path is SHIPPED else f"KEYTURN_PASSWORD_LIST_FILE: {printable(str(path))}"
     try:
         state = path.stat()
         if not stat.S_ISREG(state.st_mode):  # nobody may ever write into a pipe
