@@ -31,7 +31,6 @@ Reason = Literal[
     "signed_out_everywhere",
     "user_erased",
     "token_expired",
-    "token_revoked",
 ]
 """The reason why a session ended, or why an access token is over."""
 

@@ -53,7 +53,7 @@ UpstreamLogoutWord = Literal["done", "malformed", "not_found", "unavailable"]
 AttemptWord = Literal["done", "failed", "given_up"]
 OrderWord = Literal["waiting", "given_up"]
 
-_OF_NO_ROW = {"signed_out_everywhere", "token_expired", "token_revoked"}
+_OF_NO_ROW = {"signed_out_everywhere", "token_expired"}
 """Reasons that no session's row ever has: those of a key and of access tokens."""
 
 _LATENCIES = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)

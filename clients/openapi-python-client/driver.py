@@ -4,7 +4,7 @@ import sys
 
 from keyturn_client import AuthenticatedClient, Client
 from keyturn_client.api.auth import login, logout, me, refresh
-from keyturn_client.models import ErrorAnswer, Login, Logout, MeAnswer, Refresh, TokenAnswer
+from keyturn_client.models import ErrorAnswer, Login, MeAnswer, Refresh, TokenAnswer
 
 
 def main(url: str, password: str) -> None:
@@ -24,7 +24,7 @@ def main(url: str, password: str) -> None:
     assert isinstance(mine, MeAnswer), mine
     print(mine.user.email)
 
-    out = logout.sync_detailed(client=signed_in, body=Logout(refresh_token=second.refresh_token))
+    out = logout.sync_detailed(client=signed_in)
     print(out.status_code)
     refusal = me.sync_detailed(client=signed_in)
     assert isinstance(refusal.parsed, ErrorAnswer), refusal
