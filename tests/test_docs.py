@@ -157,6 +157,39 @@ def test_a_call_that_is_not_in_the_contract_is_found() -> None:
     assert list(uncalled(sample)) == ["PUT /auth/login", "GET /auth/none"]
 
 
+SECRET_ARGUMENT = re.compile(
+    r"""\bcurl\b[^\n|]*?\ (?:-d|--data[\w-]*|--json)\ ['"$][^\n]*?(?:password|refresh_token|subject_token|secret)"""
+    r"""|--from-literal|\bpsql\ ["']?(?:\$|postgres)|\bcurl\b[^\n|]*?\ (?:-u|--user)\ """,
+    re.VERBOSE,
+)
+"""A secret among the arguments of a program, which other users of the machine can see."""
+TYPED = [
+    page for page in PAGES if page.name not in {"api.md", "decisions.md"}
+]  # api.md has the requests of the contract
+TYPED += [ROOT / "compose.yaml", *(path for path in (ROOT / "deploy").rglob("*") if path.is_file())]
+TYPED += sorted((ROOT / "examples").rglob("README.md"))
+
+
+@pytest.mark.parametrize("page", TYPED, ids=lambda page: page.name)
+def test_no_line_to_type_puts_a_secret_into_the_arguments_of_a_program(page) -> None:
+    text = re.sub(r"\\\n", " ", page.read_text(encoding="utf-8", errors="replace"))
+    assert SECRET_ARGUMENT.findall(text) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        """curl $KEYTURN/auth/login -H "$JSON" -d '{"email": "a@b.test", "password": "…"}'""",
+        """curl $KEYTURN/auth/refresh --json "{\\"refresh_token\\": \\"$RT\\"}" -o tokens.json""",
+        """kubectl create secret generic keyturn --from-literal=database-url="$DATABASE_URL\"""",
+        """keyturn db rights keyturn | psql "$OWNER_DATABASE_URL\"""",
+        """curl -u "$CLIENT:$SECRET" $KEYTURN/oauth/token""",
+    ],
+)
+def test_a_secret_among_the_arguments_is_found(line: str) -> None:
+    assert SECRET_ARGUMENT.search(line)
+
+
 def sentences(text: str) -> Iterator[str]:
     """The sentences of a page's paragraphs and lists. Headings, tables and samples are none."""
     text = re.sub(r"<!--.*?-->", "", FENCE.sub("", text), flags=re.DOTALL)

@@ -39,17 +39,18 @@ def greeting(settings: Settings, url: str, *, made: str | None, administrator: s
 
 
 def _first(url: str, password: str) -> list[str]:
-    account = f"""{{"email": "{ADMINISTRATOR}", "password": "'$PASSWORD'"}}"""
+    # Other users of the machine can see arguments, so curl reads what is secret from the shell's own echo.
+    account = f"""echo '{{"email": "{ADMINISTRATOR}", "password": "'$PASSWORD'"}}'"""
     taken = """RT=$(echo "$A" | grep -o 'ktr_[A-Za-z0-9_-]*')"""
-    held = """-H "$JSON" -d '{"refresh_token": "'$RT'"}'"""
+    held = """echo '{"refresh_token": "'$RT'"}'"""
     shell = (
         f"KEYTURN={url} JSON='Content-Type: application/json'",
         f"PASSWORD={password}",
-        f"""A=$(curl -sS $KEYTURN/auth/login -H "$JSON" -d '{account}')""",
+        f"""A=$({account} | curl -sS $KEYTURN/auth/login -H "$JSON" -d @-)""",
         f'echo "login    $A"; {taken}',
-        f"A=$(curl -sS $KEYTURN/auth/refresh {held})",
+        f"""A=$({held} | curl -sS $KEYTURN/auth/refresh -H "$JSON" -d @-)""",
         f'echo "refresh  $A"; {taken}',
-        f"curl -sS $KEYTURN/auth/logout {held} -w 'logout   %{{http_code}}\\n'",
+        f"""{held} | curl -sS $KEYTURN/auth/logout -H "$JSON" -d @- -w 'logout   %{{http_code}}\\n'""",
     )
     return [
         "Made an administrator. The password is shown this once:",

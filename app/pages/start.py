@@ -74,8 +74,8 @@ def start(facts: Facts) -> bytes:
             *([] if facts.elsewhere else [element("p", *_IN_THE_SOURCE, class_="aside")]),
             element("h2", "Try it"),
             listing(
-                f"curl {facts.address.rstrip('/')}/auth/login \\\n  -H 'Content-Type: application/json' \\\n"
-                '  -d \'{"email": "…", "password": "…"}\''
+                'echo \'{"email": "…", "password": "…"}\' |\n'
+                f"  curl {facts.address.rstrip('/')}/auth/login \\\n  -H 'Content-Type: application/json' -d @-"
             ),
         ),
         kind="start",
