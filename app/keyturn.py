@@ -204,7 +204,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             restored=Restored(db, revocations.publishing, events),
             events=events,
             statistics=statistics,
-            key_changes=KeyChanges(keys, KeyRotation(db, keys, seal, settings), sweeping, settings.signing_algorithm),
+            key_changes=KeyChanges(keys, KeyRotation(db, keys, seal, settings), sweeping),
             key_sharing=KeySharing(db, keys, seal, (master, previous)),
             cookies=cookies,
             policies=policies,
