@@ -309,7 +309,7 @@ def test_the_printed_lines_can_be_pasted_into_a_shell(
             env={**basis, "PATH": path, **environment},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             check=False,
         )
         assert done.returncode == 0, done.stderr
