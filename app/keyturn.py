@@ -206,7 +206,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             restored=Restored(db, revocations.publishing, events),
             events=events,
             statistics=statistics,
-            key_changes=KeyChanges(keys, key_rotation, sweeping, settings.signing_algorithm),
+            key_changes=KeyChanges(keys, key_rotation, sweeping),
             key_rotation=key_rotation,
             key_sharing=KeySharing(db, keys, seal, (master, previous)),
             cookies=cookies,

@@ -122,6 +122,34 @@ async def test_a_rotation_goes_on_with_a_key_that_was_generated_and_makes_one_of
             await keyturn.key_changes.rotate(use, algorithm, bits, by=SERVICE)  # type: ignore[arg-type]  # strings
 
 
+@pytest.mark.parametrize("act", ["generate", "rotate", "replace", "sign_everyone_out"])
+async def test_each_act_without_a_named_algorithm_keeps_that_of_the_newest_key(open_keyturn: Opener, act: str) -> None:
+    async with open_keyturn(signing_algorithm="ES256") as keyturn:
+        [first] = await listed(keyturn, "access")
+        assert first["algorithm"] == "ES256"
+    async with open_keyturn() as keyturn:  # as a command in a shell that lacks the setting
+        await getattr(keyturn.keys if act == "replace" else keyturn.key_changes, act)(
+            *(["access"] if act in {"generate", "rotate"} else []), by=SERVICE
+        )
+        assert [key["algorithm"] for key in await listed(keyturn, "access")] == ["ES256", "ES256"]
+        # The newest key is retired, and the one before it has another algorithm: that counts.
+        eddsa = await keyturn.key_changes.generate("access", "EdDSA", by=SERVICE)
+        assert await keyturn.keys.algorithm() == "EdDSA"
+        await keyturn.keys.retire(eddsa.kid, by=SERVICE)
+        assert await keyturn.keys.algorithm() == "ES256"
+    async with open_keyturn(signing_algorithm="RS256") as keyturn:
+        assert await keyturn.keys.algorithm() == "RS256"
+        assert await keyturn.keys.algorithm("EdDSA") == "EdDSA"
+
+
+async def test_the_size_of_an_rsa_key_may_be_named_alone_where_the_newest_key_is_one(keyturn: Keyturn) -> None:
+    with pytest.raises(InvalidRequest):
+        await keyturn.key_changes.rotate("access", None, 3072, by=SERVICE)
+    await keyturn.key_changes.generate("access", "RS256", by=SERVICE)
+    larger = await keyturn.key_changes.rotate("access", None, 3072, by=SERVICE)
+    assert [key["algorithm"] for key in larger.keys if key["kid"] == larger.kid] == ["RS256"]
+
+
 async def test_requests_go_on_while_the_primes_of_an_rsa_key_are_searched(
     keyturn: Keyturn, monkeypatch: pytest.MonkeyPatch
 ) -> None:

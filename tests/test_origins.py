@@ -333,7 +333,7 @@ def readable_by(origin: str) -> dict[str, str]:
     return {
         "access-control-allow-origin": origin,
         "access-control-allow-credentials": "true",
-        "access-control-expose-headers": "X-Request-Id, Retry-After, RateLimit, RateLimit-Policy",
+        "access-control-expose-headers": "X-Request-Id, Retry-After, RateLimit, RateLimit-Policy, WWW-Authenticate",
     }
 
 

@@ -192,7 +192,7 @@ def _signature(endpoint: Endpoint[Any]) -> inspect.Signature:
         form = endpoint.path.startswith(OF_STANDARDS) and is_form(endpoint.path)
         body = Body(media_type=FORM if form else JSON)
         annotations["body"] = (
-            (Annotated[endpoint.body | SkipJsonSchema[None], body], None)
+            (Annotated[endpoint.body | SkipJsonSchema[None], body], None)  # type: ignore[misc]  # made here
             if endpoint.body_is_optional
             else (Annotated[endpoint.body, body], inspect.Parameter.empty)
         )

@@ -30,7 +30,10 @@ _ON_EVERY_ANSWER = (
     (b"referrer-policy", b"no-referrer"),
 )
 _WITH_CREDENTIALS = (b"access-control-allow-credentials", b"true")
-_EXPOSED = (b"access-control-expose-headers", b"X-Request-Id, Retry-After, RateLimit, RateLimit-Policy")
+_EXPOSED = (
+    b"access-control-expose-headers",
+    b"X-Request-Id, Retry-After, RateLimit, RateLimit-Policy, WWW-Authenticate",
+)
 _ASKED_METHOD, _ASKED_HEADERS = b"access-control-request-method", b"access-control-request-headers"
 
 _PREFLIGHTS_VARY = (b"vary", b"Origin, Access-Control-Request-Method, Access-Control-Request-Headers")

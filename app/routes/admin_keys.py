@@ -28,7 +28,7 @@ from .administration import CHANGING, READING, administrator
 from .models import RequestBody
 
 _KID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
-_ALGORITHM = Field(description="Of an access key. Unset: the setting's.")
+_ALGORITHM = Field(description="Of an access key. Unset: the setting's, or that of the newest key.")
 _BITS = Field(description="Of an RS256 key. Unset: 2048.")
 
 
