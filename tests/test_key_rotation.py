@@ -295,11 +295,11 @@ async def test_the_master_secret_changes_under_running_instances_and_nobody_is_s
         assert await sealed_under(new) == {"previous"}
         tokens = await new.rotation.refresh(tokens.refresh_token, by=SERVICE)
         tokens = await old.rotation.refresh(tokens.refresh_token, by=SERVICE)
-        assert await new.key_changes.rewrap(by=SERVICE) == 4
+        assert await new.key_rotation.rewrap(by=SERVICE) == 4
         assert await sealed_under(new) == {"current"}
         assert await sealed_under(old) == {None}
         assert await events_of(new, "keys_rewrapped") == ["4"]
-        assert await new.key_changes.rewrap(by=SERVICE) == 0
+        assert await new.key_rotation.rewrap(by=SERVICE) == 0
         assert await events_of(new, "keys_rewrapped") == ["4"]
         with pytest.raises(ConfigurationError):
             await old.keys.load()
@@ -318,7 +318,7 @@ async def test_new_keys_are_sealed_under_the_new_secret_alone(open_keyturn: Open
         made = await both.key_changes.generate("access", by=SERVICE)
         assert {k["kid"] for k in await both.keys.list() if k["sealed_under"] == "current"} == {made.kid}
         # The first rewrap was interrupted by nothing, but keys were made since: only the others move.
-        assert await both.key_changes.rewrap(by=SERVICE) == 3
+        assert await both.key_rotation.rewrap(by=SERVICE) == 3
 
 
 async def test_a_rewrap_that_meets_a_key_which_it_can_not_open_changes_nothing(open_keyturn: Opener) -> None:
@@ -329,12 +329,12 @@ async def test_a_rewrap_that_meets_a_key_which_it_can_not_open_changes_nothing(o
         await change(both, row.kid, sealed=bytes(len(row.sealed)))
         before = {row.kid: row.sealed for row in await rows(both)}
         with pytest.raises(ConfigurationError, match=f"key {row.kid} opens neither"):
-            await both.key_changes.rewrap(by=SERVICE)
+            await both.key_rotation.rewrap(by=SERVICE)
         assert {row.kid: row.sealed for row in await rows(both)} == before
         # A retired key that nobody can open is no reason to stay.
         async with both.db.begin() as tx:
             await tx.execute(update(Key).where(Key.kid == row.kid).values(retired_at=row.created_at))
-        assert await both.key_changes.rewrap(by=SERVICE) == 2
+        assert await both.key_rotation.rewrap(by=SERVICE) == 2
 
 
 async def test_the_previous_secret_is_checked_as_the_present_one_is() -> None:

@@ -195,8 +195,8 @@ async def test_what_a_look_up_found_counts_for_its_own_epoch_and_for_a_limited_t
     fence = pair.there.revocations.fence
     assert fence.last is not None
     seen = fence.last.seen
-    assert 0 < seen[tokens.session_id] - time.monotonic() <= REMEMBERED_FOR.total_seconds()
-    seen[tokens.session_id] = time.monotonic()
+    assert 0 < seen[str(tokens.session_id)] - time.monotonic() <= REMEMBERED_FOR.total_seconds()
+    seen[str(tokens.session_id)] = time.monotonic()
     assert [await asks(pair.there, tokens) for _ in range(3)] == [1, 0, 0]
     await cache.flushdb()
     await keep_complete(pair.there)

@@ -50,7 +50,7 @@ async def test_an_instance_rebuilds_once_at_a_time_and_holds_nothing_that_is_ove
     monkeypatch.setattr(unconnected.fence, "read", read_fence)
     monkeypatch.setattr(unconnected.rebuild, "keep_complete", rebuild)
     monkeypatch.setattr("app.revocation.revocations.READ_EVERY", timedelta(milliseconds=1))
-    ended, long_ago = uuid4(), uuid4()
+    ended, long_ago = str(uuid4()), str(uuid4())
     unconnected.checks.remember(long_ago, "logout")
     unconnected.checks._ended[long_ago] = ("logout", time.monotonic() - 1)
     unconnected.checks.remember(ended, "logout")

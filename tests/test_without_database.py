@@ -142,8 +142,8 @@ async def test_what_ended_is_remembered_for_as_long_as_its_tokens_could_live(
 ) -> None:
     async with two(database_url, own_redis) as pair:
         tokens = await a_session(pair.here)
-        pair.there.revocations.checks.remember(tokens.session_id, "logout")
-        _, until = pair.there.revocations.checks._ended[tokens.session_id]
+        pair.there.revocations.checks.remember(str(tokens.session_id), "logout")
+        _, until = pair.there.revocations.checks._ended[str(tokens.session_id)]
         assert 0 < until - monotonic() <= REMEMBERED_FOR.total_seconds()
 
 

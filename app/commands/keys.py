@@ -105,7 +105,7 @@ async def _rotate(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
 async def _rewrap(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     if arguments.algorithm or arguments.bits:
         raise InvalidRequest("algorithm", description="algorithm and bits are for access keys.")
-    moved = await keyturn.key_changes.rewrap(by=by())
+    moved = await keyturn.key_rotation.rewrap(by=by())
     print(f"{moved} row{'s' * (moved != 1)} moved: all keys in force and secrets of issuers are under KEYTURN_SECRET")
     if keyturn.settings.secret_previous:
         note("restart the instances without KEYTURN_SECRET_PREVIOUS, one after another")

@@ -105,7 +105,7 @@ async def rotate_keys(keyturn: Keyturn, request: Request) -> Answer:
         return _listed((await keyturn.key_changes.rotate(body.use, body.algorithm, body.bits, by=by)).keys)
     if body.algorithm or body.bits:
         raise InvalidRequest("algorithm", description="algorithm and bits are for access keys.")
-    await keyturn.key_changes.rewrap(by=by)
+    await keyturn.key_rotation.rewrap(by=by)
     return _listed(await keyturn.keys.list())
 
 

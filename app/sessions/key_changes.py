@@ -136,15 +136,6 @@ class KeyChanges:
                 return Generated(kid, [each for each in keys if each["use"] == key["use"]])
             await asyncio.sleep(1)
 
-    async def rewrap(self, *, by: Actor) -> int:
-        """Seals all keys, and the secrets of issuers, under the present master secret. Returns how many rows moved.
-
-        Raises:
-            ConfigurationError: a key that is in force, or the secrets of an issuer, open under neither.
-            TemporarilyUnavailable: the database is away.
-        """
-        return await self._rotation.rewrap(by=by)
-
     async def sign_everyone_out(self, *, by: Actor) -> SignedOut:
         """Ends all sessions of all users by one act on the keys. No row of a session is written.
 
