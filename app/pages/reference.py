@@ -124,9 +124,9 @@ def _operation(one: Operation, base: str, schemas: Schemas, linked: set[str]) ->
             element("h4", "Body", element("small", " optional") if one.body_is_optional else ""),
             _members(schemas.members(one.body), linked),
         ]
-    parts += [element("h4", "Example"), listing(one.curl(base, schemas))]
+    parts += [element("h4", "Example"), listing(one.curl(base))]
     for status, answer in one.answers.items():
-        media_type, schema = content_of(answer)
+        media_type, schema, shown = content_of(answer)
         good = answer.get("description", "")
         parts.append(element("h4", "Answer ", _status(status), "" if good == "Successful Response" else f" {good}"))
         members = tuple(schemas.members(schema)) if media_type else ()
@@ -134,7 +134,7 @@ def _operation(one: Operation, base: str, schemas: Schemas, linked: set[str]) ->
             example = element("summary", "Example of the answer")
             parts += [
                 _members(members, linked),
-                element("details", example, listing(written(schemas.example(schema)))),
+                element("details", example, listing(written(shown))),
             ]
         elif media_type:
             parts.append(element("p", "Media type: ", code(media_type), "."))
