@@ -18,8 +18,8 @@ from app.revocation.rebuild import CacheState
 from app.revocation.redis_server import MARKER
 from app.routes.health import readyz
 from tests.conftest import Opener, settings_of
+from tests.instances import own_redis, report_to
 from tests.servers import Redis, free_port
-from tests.test_revocations import own_redis, report_to
 
 __all__ = ["own_redis"]
 

@@ -23,6 +23,7 @@ from ..storage.schema import check_schema
 from ..tokens.key_set import Use
 from ..users.administrators import administrators
 from .addresses import listen
+from .keys import other_algorithm
 from .table import cell
 from .users import ran_out
 
@@ -97,15 +98,11 @@ async def _keys(keyturn: Keyturn) -> AsyncIterator[Finding]:
             + (f" from {cell(key['signs_from'])} on" if key["status"] == "published" else " now")
             for key in these
         ]
-        wanted = keyturn.settings.signing_algorithm
-        new = (
-            f"KEYTURN_SIGNING_ALGORITHM is {wanted}, which a new key would have: {called()} keys rotate access, "
-            "or change the setting"
-        )
-        other = use == "access" and bool(these) and these[-1]["algorithm"] != wanted
         if these:
             used = "cookies sealed" if use == "cookie" else f"{use} tokens signed"
-            yield Finding(f"{used} with {', '.join(signers)}", new if other else "")
+            yield Finding(
+                f"{used} with {', '.join(signers)}", await other_algorithm(keyturn) if use == "access" else ""
+            )
     for key in keys:
         if key["status"] == "retiring":
             yield Finding(f"{key['use']} key {key['kid']} ({key['algorithm']}) retires at {cell(key['retires_at'])}")

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import Any
-from uuid import UUID
 
 from sqlalchemy import select
 
@@ -47,7 +46,7 @@ class Fence:
     known_since: float
     vouches_from: int = 0
     """Seconds since 1970. If a token was issued earlier, the database may never have seen its session."""
-    seen: dict[UUID, float] = field(default_factory=dict, compare=False, repr=False)
+    seen: dict[str, float] = field(default_factory=dict, compare=False, repr=False)
     """Sessions that the database showed as live under this epoch, and until when that counts (monotonic clock). All
     readings of one epoch share the dictionary."""
 
