@@ -270,10 +270,16 @@ class RateLimit(NamedTuple):
     name: str
     """The name of the limit: a word of the code, never an input."""
     quota: int
-    window: timedelta
+    window: timedelta | None = None
+    """None: the quota is that of requests at the same time, and no moment can be named at which one of them ends."""
 
     def headers(self, retry_after: timedelta) -> dict[str, str]:
         """Both fields, as structured fields (RFC 9651). Nothing remains, and one attempt is possible later."""
+        if self.window is None:
+            return {
+                "ratelimit-policy": f'"{self.name}";q={self.quota};qu="concurrent-requests"',
+                "ratelimit": f'"{self.name}";r=0',
+            }
         return {
             "ratelimit-policy": f'"{self.name}";q={self.quota};w={_seconds(self.window)}',
             "ratelimit": f'"{self.name}";r=0;t={_seconds(retry_after)}',

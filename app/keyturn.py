@@ -111,6 +111,7 @@ class Keyturn:
     events: Events
     statistics: Statistics
     key_changes: KeyChanges
+    key_rotation: KeyRotation
     key_sharing: KeySharing
     cookies: Cookies
     policies: Policies
@@ -149,6 +150,7 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
     seal = KeySeal(master, previous)
     issuers = Issuers(db, seal, settings)
     keys = Keys(db, seal, settings.signing_algorithm)
+    key_rotation = KeyRotation(db, keys, seal, settings)
     revocations = Revocations(db, settings, lambda event, *, level, **more: getattr(_log, level)(event, **more))
     passwords = Passwords(settings, HashingRoom.of(settings, container()))
     sign_in = SignIn(db, passwords)
@@ -204,7 +206,8 @@ async def opened(settings: Settings) -> AsyncIterator[Keyturn]:
             restored=Restored(db, revocations.publishing, events),
             events=events,
             statistics=statistics,
-            key_changes=KeyChanges(keys, KeyRotation(db, keys, seal, settings), sweeping, settings.signing_algorithm),
+            key_changes=KeyChanges(keys, key_rotation, sweeping),
+            key_rotation=key_rotation,
             key_sharing=KeySharing(db, keys, seal, (master, previous)),
             cookies=cookies,
             policies=policies,

@@ -41,7 +41,7 @@ HashWord = Literal["done", "full", "share", "late", "left", "failed"]
 LimitWord = Literal["account", "account_network", "device", "network", "service", "session", "junk"]
 """The budget that was empty: of an account, of an account in one network, of a device that an account knows, of a
 network, of the whole service; of one session's refreshes; of a network's junk tokens."""
-SurfaceWord = Literal["login", "register", "password", "reauthenticate", "exchange", "refresh", "verify"]
+SurfaceWord = Literal["login", "register", "password", "reauthenticate", "exchange", "identities", "refresh", "verify"]
 PoolWord = Literal["hot", "other", "watch"]
 UseWord = Literal["used", "idle"]
 DatabaseWord = Literal["answers", "away"]

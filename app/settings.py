@@ -47,6 +47,9 @@ DEFAULT_ISSUER = "http://127.0.0.1:8000"
 Algorithm = Literal["HS256", "ES256", "RS256", "EdDSA"]
 """The algorithms that sign access tokens (RFC 7518 section 3.1, RFC 8037 section 3.1)."""
 
+FIRST_ALGORITHM: Algorithm = "HS256"
+"""The algorithm of the first access key if the settings name none."""
+
 MOST_ARGON2_MEMORY, MOST_ARGON2_PASSES, MOST_ARGON2_LANES = 1024 * 1024, 64, 16
 """Upper bounds (memory in KiB) of the settings and of stored hashes, so that each hash stays valid when they change."""
 
@@ -89,8 +92,12 @@ class Settings(WatchingSettings, PasswordSettings, ClientSettings, SessionSettin
         ),
     ] = "first-party"
     signing_algorithm: Annotated[
-        Algorithm, Field(description="Algorithm of the access keys that are made from now on.")
-    ] = "HS256"
+        Algorithm | None,
+        Field(
+            description="Algorithm of the access keys that are made from now on. Unset: that of the newest key; the "
+            f"first has `{FIRST_ALGORITHM}`."
+        ),
+    ] = None
 
     verify_without_database: Annotated[
         Seconds,

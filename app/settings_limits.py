@@ -57,7 +57,10 @@ class LimitSettings(Place):
     ] = "100/600"
     limit_exchange: Annotated[
         _Rate,
-        Field(description=f"Refused external tokens of one network. A good token is never refused for it: {_FORM}."),
+        Field(
+            description="Refused external tokens of one network, at exchange and links. A good token is never refused "
+            f"for it: {_FORM}."
+        ),
     ] = "300/60"
     limit_session: Annotated[
         str,

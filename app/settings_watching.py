@@ -24,7 +24,10 @@ class WatchingSettings(Place):
     ] = "auto"
     log_probes: Annotated[
         bool,
-        Field(description="Whether each good answer of `/healthz`, `/readyz` and `/metrics` has a line in the log."),
+        Field(
+            description="Whether each good answer of `/healthz`, `/readyz` and `/metrics` has a line in the log, and "
+            "each request to them a span (docs/tracing.md)."
+        ),
     ] = False
     tracing: Annotated[
         bool,

@@ -55,7 +55,7 @@ LONGEST = (
     "test_planted_bugs",
     "test_races",
     "test_cli",
-    "test_revocations",
+    "test_killed_logout",
     "test_revocation_model",
 )
 """These files begin first, so that no process is still busy with a long file while all others have ended."""

@@ -107,7 +107,7 @@ def refused(token: str, at: datetime = NOW, reason: str | None = None, with_: Ac
 def test_what_is_signed_is_verified(algorithm: Algorithm) -> None:
     both = tokens(KEYS[algorithm])
     verified = both.verify(signed(both), NOW)
-    assert verified == AccessToken(str(USER), SESSION, "user", "app", False, GOOD)
+    assert verified == AccessToken(str(USER), str(SESSION), "user", "app", False, GOOD)
 
 
 @pytest.mark.filterwarnings("ignore:EdDSA is deprecated via RFC 9864")  # Keyturn keeps the name

@@ -38,11 +38,11 @@ from app.errors import InvalidToken, TemporarilyUnavailable
 from app.keyturn import Keyturn
 from app.revocation.lifetimes import KNOWN_TO_ALL_IN, REMEMBERED_FOR
 from tests.conftest import CHEAP, PASSWORD, SECRET, a_user
+from tests.instances import KEYS, MARKER, Pair, a_session, cache, keep_complete, logout, pair, read, refused
 from tests.servers import Redis
 from tests.service import Service
 from tests.test_migrations import ROOT, command
 from tests.test_races import a_client, all_ready, login, refresh, serve, until, verify
-from tests.test_revocations import KEYS, MARKER, Pair, a_session, cache, keep_complete, logout, pair, read, refused
 
 __all__ = ["cache", "pair"]  # fixtures
 

@@ -292,6 +292,31 @@ async def test_attempts_on_one_account_take_turns_and_only_so_many_wait() -> Non
     tasks[7].cancel()  # one that waits
     done.set()
     outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-    assert [type(o) for o in outcomes].count(SlowDown) == 5
+    refused = [each.headers() for each in outcomes if isinstance(each, SlowDown)]
+    assert refused == 5 * [
+        {
+            "cache-control": "no-store",
+            "retry-after": "1",
+            "ratelimit-policy": '"account_queue";q=66;qu="concurrent-requests"',
+            "ratelimit": '"account_queue";r=0',
+        }
+    ]
     assert most == AT_A_TIME
     assert len(gates) == 0
+
+
+async def test_an_attempt_that_waits_too_long_for_its_turn_learns_how_many_are_checked_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from app.errors import SlowDown
+    from app.limits import gates
+
+    monkeypatch.setattr(gates, "WAITS_FOR", timedelta(milliseconds=1))
+    account = gates.Gates()
+    async with account.of(b"key"), account.of(b"key"):
+        with pytest.raises(SlowDown) as caught:
+            async with account.of(b"key"):
+                pytest.fail("its turn has not come")
+    fields = caught.value.headers()
+    assert fields["ratelimit-policy"] == '"account_turns";q=2;qu="concurrent-requests"'
+    assert (fields["ratelimit"], fields["retry-after"]) == ('"account_turns";r=0', "1")

@@ -851,8 +851,8 @@ def test_the_doctor_sees_that_tokens_are_still_signed_by_another_algorithm(keytu
     keyturn.environment["KEYTURN_SIGNING_ALGORITHM"] = "EdDSA"
     old = next(key["kid"] for key in keyturn.ok("keys", "list", "--json").json if key["use"] == "access")
     advice = (
-        f"KEYTURN_SIGNING_ALGORITHM is EdDSA, which a new key would have: {called()} keys rotate access, "
-        "or change the setting"
+        "KEYTURN_SIGNING_ALGORITHM is EdDSA, and access tokens are signed with HS256: "
+        f"{called()} keys rotate access --algorithm EdDSA, or change the setting"
     )
     assert findings(keyturn("doctor", "--json"))[f"access tokens signed with HS256 (key {old}) now"] == advice
     done = keyturn.ok("keys", "generate", "access")

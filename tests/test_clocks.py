@@ -24,9 +24,9 @@ from app.revocation.lifetimes import REMEMBERED_FOR, STEP
 from app.sessions.answers import Tokens
 from app.storage.migrating import migrate
 from tests.conftest import CHEAP, PASSWORD, SECRET, a_user, settings_of
+from tests.instances import instance, keep_complete, long_since_claimed
 from tests.servers import Postgres, Redis, clock_from, libfaketime
 from tests.service import Service
-from tests.test_revocations import instance, keep_complete, long_since_claimed
 
 pytestmark = pytest.mark.skipif(libfaketime() is None, reason="no libfaketime (Debian: apt-get install faketime)")
 

@@ -90,6 +90,8 @@ def test_of_more_than_a_few_pipelined_requests_the_first_are_answered_in_order_a
     assert many.statuses == [200] * 33 + [429]
     assert [a.headers["x-request-id"] for a in many.answers[:33]] == [f"n{n}" for n in range(33)]
     assert_refused(many.answers[33], 429, "slow_down")
+    assert many.answers[33].headers["ratelimit-policy"] == '"pipeline";q=33;qu="concurrent-requests"'
+    assert many.answers[33].headers["ratelimit"] == '"pipeline";r=0'
     assert many.closed
     some = server.send(request("GET", "/") * 33, answers=33)
     assert (some.statuses, some.closed) == ([200] * 33, False)

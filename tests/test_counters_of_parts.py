@@ -19,13 +19,9 @@ from app.users import hashing as hashing_module
 from app.users.container import Container, Limit
 from app.users.hashing import HashFailed, Hashing
 from app.users.hashing_room import HashingRoom
+from tests.api import ADA, Api, serving
 from tests.conftest import NEW_PASSWORD, PASSWORD, settings_of
-from tests.servers import Redis, free_port
-from tests.tally import Tally
-from tests.test_api import ADA, Api, serving
-from tests.test_hashing import GREEDY, HONEST, hashing, occupied, waiting
-from tests.test_limits import from_network, right, tried, wrong
-from tests.test_revocations import (
+from tests.instances import (
     KEYS,
     Pair,
     a_session,
@@ -40,6 +36,10 @@ from tests.test_revocations import (
     read,
     refused,
 )
+from tests.servers import Redis, free_port
+from tests.tally import Tally
+from tests.test_hashing import GREEDY, HONEST, hashing, occupied, waiting
+from tests.test_limits import from_network, right, tried, wrong
 
 __all__ = ["cache", "no_haste", "own_redis", "pair"]  # fixtures
 
@@ -138,6 +138,7 @@ _FAILED = {"refused": 3, "limited": 4}
         ("limit_register", ("account", "register"), {}),
         ("limit_register_network", ("network", "register"), {}),
         ("limit_exchange", ("network", "exchange"), {}),
+        ("limit_exchange", ("network", "identities"), {}),
         ("limit_session", ("session", "refresh"), {"rotated": 3, "limited": 4}),
         ("limit_junk", ("junk", "refresh"), {"junk": 7}),
         ("limit_junk", ("junk", "verify"), {"junk": 7}),
@@ -153,12 +154,12 @@ async def test_each_request_that_meets_a_limit_is_counted_once_by_the_limit_and_
         await api.keyturn.users.create(ADA, PASSWORD, by=SERVICE)
         tokens = (await api.post("/auth/login", {"email": ADA, "password": PASSWORD, "device_id": "phone"})).json()
         tally = Tally()
-        if counted[1] == "exchange":  # this instance has no issuer, so the tokens are those of nobody
+        if counted[1] in {"exchange", "identities"}:  # this instance has no issuer, so the tokens are those of nobody
             for _ in range(3):
-                await api.keyturn.limits.exchange_refused("192.0.2.1")
+                await api.keyturn.limits.external_token_refused(counted[1], "192.0.2.1")
             for _ in range(4):
                 with pytest.raises(SlowDown):
-                    await api.keyturn.limits.exchange_refused("192.0.2.1")
+                    await api.keyturn.limits.external_token_refused(counted[1], "192.0.2.1")
         else:
             statuses = [await _attempt(api, counted, tokens, n) for n in range(7)]
             assert 429 not in statuses[:3]

@@ -31,8 +31,8 @@ from app.sessions.filters import Filter
 from app.sessions.start import Authenticated, Starting
 from app.storage.tables import Event, Session, uuid7
 from tests.conftest import a_user, time_passes
+from tests.instances import KEYS, Pair, a_session, fence_of, instance, statements
 from tests.servers import Redis
-from tests.test_revocations import KEYS, Pair, a_session, fence_of, instance, statements
 
 Patch = pytest.MonkeyPatch
 

@@ -17,6 +17,7 @@ import yaml
 from app.commands.command import parser
 from app.settings import Settings
 from app.settings_sources import PREFIX
+from tests.test_operations_page import PLACEHOLDERS, understood
 from tests.test_references import LINK, anchors
 
 ROOT = Path(__file__).parent.parent
@@ -24,6 +25,7 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted(DOCS.glob("*.md"))]
 WORDS = 15  # of a sentence, on average
 LONG = {"decisions.md": "an argument needs its condition and its consequence in one sentence"}
+NO_COMMANDS = {"keyturn sealed cookie v1": "a label", "keyturn federation add NAME --set MEMBER=VALUE": "a form"}
 CONTRACT = ROOT / "openapi" / "openapi.json"
 FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 
@@ -188,6 +190,35 @@ def test_no_line_to_type_puts_a_secret_into_the_arguments_of_a_program(page) -> 
 )
 def test_a_secret_among_the_arguments_is_found(line: str) -> None:
     assert SECRET_ARGUMENT.search(line)
+
+
+def misnamed(text: str, *, foreign: bool = False) -> Iterator[str]:
+    """The settings, commands and endpoints in running text that Keyturn does not have."""
+    forms = [
+        f"{way.upper()} {re.sub(r'{[^}]+}', '[^/]+', path)}"
+        for path, ways in json.loads(CONTRACT.read_text(encoding="utf-8"))["paths"].items()
+        for way in ways
+    ]
+    for code in re.findall(r"`([^`]+)`", FENCE.sub("", text)):
+        named = " ".join(code.split())
+        yield from unknown(named) if re.search(rf"\b{PREFIX}[A-Z]", named) else ()
+        if re.match(r"keyturn [a-z-]+( |$)", named) and named not in NO_COMMANDS and "…" not in named:
+            words = [PLACEHOLDERS.get(word, word) for word in shlex.split(named)[1:]]
+            if not understood(words) and not understood([*words, "--help"]):
+                yield named
+        endpoint = re.match(r"(?:GET|POST|PUT|PATCH|DELETE) /[^ ?;…]*", named)
+        if endpoint and not foreign and not any(re.fullmatch(form, endpoint[0]) for form in forms):
+            yield named
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_setting_command_and_endpoint_in_running_text_exists(page) -> None:
+    assert list(misnamed(page.read_text(encoding="utf-8"), foreign=page.name.startswith("from-"))) == []
+
+
+def test_a_wrong_setting_command_or_endpoint_in_running_text_is_found() -> None:
+    text = "`KEYTURN_NOTHING=1`, `keyturn keys\nturn access`, `PUT /auth/me`, `keyturn keys rotate USE`, `GET /admin/users/{id}`"
+    assert list(misnamed(text)) == ["KEYTURN_NOTHING", "keyturn keys turn access", "PUT /auth/me"]
 
 
 def sentences(text: str) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -400,6 +401,30 @@ async def test_a_user_links_lists_and_unlinks_identities(world: World) -> None:
     assert (gone.status_code, gone.content) == (204, b"")
     assert (await world.client.get("/auth/identities", headers=bearer)).json() == {"items": []}
     assert (await world.client.delete(f"/auth/identities/{identity['id']}", headers=bearer)).status_code == 404
+
+
+async def test_refused_tokens_for_links_and_exchanges_take_from_one_budget_and_a_good_one_is_never_slowed_down(
+    database: str, logs: Path
+) -> None:
+    async with a_world(database, logs, limit_exchange="8/480") as world:
+        _, bearer = await a_session(world)
+
+        async def link(token: str) -> httpx2.Response:
+            return await world.client.post("/auth/identities", json={"subject_token": token}, headers=bearer)
+
+        owner, _ = await a_session(world)
+        subject, _ = await an_identity(world, owner)
+        for _ in range(10):  # a good token that is another user's: no guess
+            assert (await link(world.upstream.mint(subject=subject))).status_code == 409
+        assert [(await exchange(world, "no.good.token")).status_code for _ in range(2)] == [401] * 2
+        storm = await asyncio.gather(*(link("no.good.token") for _ in range(20)))
+        assert Counter(each.status_code for each in storm) == {401: 6, 429: 14}
+        refused = next(each for each in storm if each.status_code == 429)
+        assert refused.json()["error"] == "slow_down"
+        assert refused.headers["ratelimit-policy"] == '"network";q=8;w=480'
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        assert (await exchange(world, "no.good.token")).status_code == 429, "no second budget"
+        assert (await link(world.upstream.mint(subject=a_subject(world)))).status_code == 201
 
 
 async def test_an_identity_of_another_user_is_a_conflict_to_link_and_a_missing_thing_to_unlink(world: World) -> None:

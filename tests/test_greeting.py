@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -54,6 +55,20 @@ def test_a_second_start_of_the_service_greets_so(tmp_path: Path, logs: Path) -> 
             assert "\x1b" not in text
             assert "For production name a database: embedded SQLite in " in text
             assert service.terminate() == 0
+
+
+def test_a_start_says_if_another_algorithm_signs_than_the_settings_name(tmp_path: Path, logs: Path) -> None:
+    environment = {"KEYTURN_DATA_DIR": str(tmp_path / "data")}
+    environment |= {f"KEYTURN_{name.upper()}": value for name, value in CHEAP.items()}
+    said = []
+    for named in ({}, {"KEYTURN_SIGNING_ALGORITHM": "ES256"}, {"KEYTURN_SIGNING_ALGORITHM": "HS256"}, {}):
+        with Service.start(environment | named, logs=logs) as service:
+            said.append(re.findall(r".*other_algorithm_signs.*", service.text()))
+    assert [len(lines) for lines in said] == [0, 1, 0, 0]
+    line = json.loads(said[1][0])
+    assert line["level"] == "warning"
+    assert "access tokens are signed with HS256: " in line["detail"]
+    assert "keys rotate access --algorithm ES256" in line["detail"]
 
 
 def on_a_terminal(folder: Path, environment: Mapping[str, str]) -> str:

@@ -124,7 +124,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory, cache: Redis) -> dict[
     values = {
         "data_dir": tmp_path_factory.mktemp("incidents") / "data",
         "secret": SECRET,
-        "redis_url": cache.url(),
+        "redis_url": cache.url() if cache.ours else "none",
         "signing_algorithm": "HS256",
         **CHEAP,
         **dict.fromkeys(("limit_account", "limit_account_network", "limit_device", "limit_network"), "off"),
@@ -257,6 +257,8 @@ def test_nothing_in_a_dump_of_the_database_signs_in(scene: Scene, environment: d
 def test_whoever_reads_and_erases_redis_signs_in_nowhere_and_brings_no_ended_session_back(
     scene: Scene, cache: Redis
 ) -> None:
+    if not cache.ours:
+        pytest.skip("TEST_REDIS_URL names a server, which this test would erase")
     ended, held = scene.sign_in(), scene.sign_in()
     assert scene.status("POST", "/auth/logout", json={"refresh_token": ended.refresh}) == 204
     with client.Redis.from_url(cache.url(), decode_responses=True, encoding_errors="replace") as memory:
@@ -307,7 +309,7 @@ def test_the_printed_lines_can_be_pasted_into_a_shell(
             env={**basis, "PATH": path, **environment},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             check=False,
         )
         assert done.returncode == 0, done.stderr

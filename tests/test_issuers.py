@@ -304,9 +304,9 @@ async def test_a_rewrap_moves_the_secrets_of_issuers_with_the_keys(open_keyturn:
         assert await sealed_under(new) == {"acme": "previous", "bare": None}
         await new.issuers.load()
         assert secret_in(new.issuers.named("acme")) == CLIENT_SECRET
-        assert await new.key_changes.rewrap(by=SERVICE) == 4  # three keys and an issuer
+        assert await new.key_rotation.rewrap(by=SERVICE) == 4  # three keys and an issuer
         assert await sealed_under(new) == {"acme": "current", "bare": None}
-        assert await new.key_changes.rewrap(by=SERVICE) == 0
+        assert await new.key_rotation.rewrap(by=SERVICE) == 0
         # Old instances know that they can't read the secrets, and keep a change from losing them.
         (listed, _) = await old.issuers.rows()
         assert (listed.status, listed.secrets_are_lost) == ("in_force", True)
@@ -323,12 +323,12 @@ async def test_a_rewrap_that_meets_secrets_which_it_can_not_open_changes_nothing
         async with both.db.begin() as tx:
             await tx.execute(update(Row).values(sealed=bytes(60)))
         with pytest.raises(ConfigurationError, match="secrets of the issuer acme"):
-            await both.key_changes.rewrap(by=SERVICE)
+            await both.key_rotation.rewrap(by=SERVICE)
         assert {key["sealed_under"] for key in await both.keys.list()} == {"previous"}
         # The way out: the secrets are given again, or forgotten.
         await both.issuers.put("acme", an_issuer(), secrets_of(dict.fromkeys(IssuerSecrets.model_fields)), by=ROOT)
         assert (await changes(both))[-1][2] == "acme: lost secrets removed"
-        assert await both.key_changes.rewrap(by=SERVICE) == 3
+        assert await both.key_rotation.rewrap(by=SERVICE) == 3
 
 
 async def test_a_change_and_a_rewrap_at_once_leave_no_secret_under_the_old_master_secret(open_keyturn: Opener) -> None:
@@ -339,7 +339,7 @@ async def test_a_change_and_a_rewrap_at_once_leave_no_secret_under_the_old_maste
         for turn in range(8):
             secrets = secrets_of({"client_secret": f"secret-{turn}"})
             await asyncio.gather(
-                one.key_changes.rewrap(by=SERVICE),
+                one.key_rotation.rewrap(by=SERVICE),
                 two.issuers.put("acme", an_issuer(), secrets, by=ROOT),
             )
             await one.issuers.load()

@@ -50,6 +50,35 @@ def test_a_rotation_says_what_will_happen_when_and_the_list_shows_it(keyturn: Co
     assert keyturn.refused(2, "keys", "rotate", "everything")
 
 
+def test_a_new_key_keeps_the_algorithm_unless_option_or_setting_name_another_and_the_change_is_said(
+    keyturn: Command,
+) -> None:
+    def algorithm(*words: str) -> tuple[str, str]:
+        done = keyturn.ok("keys", *words)
+        return listed(keyturn)[done.out.split()[0]]["algorithm"], done.err
+
+    keyturn.inside(a_minute_passes)  # as a start that makes the first key
+    rotate = "rotate", "access", "--no-wait"
+    made, said = algorithm(*rotate, "--algorithm", "ES256")
+    assert made == "ES256"
+    assert "HS256 → ES256: services that verify by themselves must take ES256 by then" in said
+    # Before the new key signs, and after: a shell without the setting changes nothing.
+    assert algorithm("generate", "access")[0] == "ES256"
+    for words in (rotate, ("generate", "access")):
+        keyturn.inside(a_minute_passes)
+        made, said = algorithm(*words)
+        assert made == "ES256"
+        assert "→" not in said
+    keyturn.inside(a_minute_passes)
+    keyturn.environment["KEYTURN_SIGNING_ALGORITHM"] = "RS256"
+    made, said = algorithm(*rotate)
+    assert made == "RS256"
+    assert "ES256 → RS256: " in said
+    made, said = algorithm(*rotate, "--algorithm", "HS256")
+    assert made == "HS256"
+    assert "ES256 → HS256: services that verify by themselves can't: let them ask /auth/verify" in said
+
+
 def test_the_master_secret_is_rotated_and_the_doctor_says_which_step_comes_next(keyturn: Command) -> None:
     user(keyturn)
     keyturn.login("ada@example.com")

@@ -122,6 +122,34 @@ async def test_a_rotation_goes_on_with_a_key_that_was_generated_and_makes_one_of
             await keyturn.key_changes.rotate(use, algorithm, bits, by=SERVICE)  # type: ignore[arg-type]  # strings
 
 
+@pytest.mark.parametrize("act", ["generate", "rotate", "replace", "sign_everyone_out"])
+async def test_each_act_without_a_named_algorithm_keeps_that_of_the_newest_key(open_keyturn: Opener, act: str) -> None:
+    async with open_keyturn(signing_algorithm="ES256") as keyturn:
+        [first] = await listed(keyturn, "access")
+        assert first["algorithm"] == "ES256"
+    async with open_keyturn() as keyturn:  # as a command in a shell that lacks the setting
+        await getattr(keyturn.keys if act == "replace" else keyturn.key_changes, act)(
+            *(["access"] if act in {"generate", "rotate"} else []), by=SERVICE
+        )
+        assert [key["algorithm"] for key in await listed(keyturn, "access")] == ["ES256", "ES256"]
+        # The newest key is retired, and the one before it has another algorithm: that counts.
+        eddsa = await keyturn.key_changes.generate("access", "EdDSA", by=SERVICE)
+        assert await keyturn.keys.algorithm() == "EdDSA"
+        await keyturn.keys.retire(eddsa.kid, by=SERVICE)
+        assert await keyturn.keys.algorithm() == "ES256"
+    async with open_keyturn(signing_algorithm="RS256") as keyturn:
+        assert await keyturn.keys.algorithm() == "RS256"
+        assert await keyturn.keys.algorithm("EdDSA") == "EdDSA"
+
+
+async def test_the_size_of_an_rsa_key_may_be_named_alone_where_the_newest_key_is_one(keyturn: Keyturn) -> None:
+    with pytest.raises(InvalidRequest):
+        await keyturn.key_changes.rotate("access", None, 3072, by=SERVICE)
+    await keyturn.key_changes.generate("access", "RS256", by=SERVICE)
+    larger = await keyturn.key_changes.rotate("access", None, 3072, by=SERVICE)
+    assert [key["algorithm"] for key in larger.keys if key["kid"] == larger.kid] == ["RS256"]
+
+
 async def test_requests_go_on_while_the_primes_of_an_rsa_key_are_searched(
     keyturn: Keyturn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,11 +295,11 @@ async def test_the_master_secret_changes_under_running_instances_and_nobody_is_s
         assert await sealed_under(new) == {"previous"}
         tokens = await new.rotation.refresh(tokens.refresh_token, by=SERVICE)
         tokens = await old.rotation.refresh(tokens.refresh_token, by=SERVICE)
-        assert await new.key_changes.rewrap(by=SERVICE) == 4
+        assert await new.key_rotation.rewrap(by=SERVICE) == 4
         assert await sealed_under(new) == {"current"}
         assert await sealed_under(old) == {None}
         assert await events_of(new, "keys_rewrapped") == ["4"]
-        assert await new.key_changes.rewrap(by=SERVICE) == 0
+        assert await new.key_rotation.rewrap(by=SERVICE) == 0
         assert await events_of(new, "keys_rewrapped") == ["4"]
         with pytest.raises(ConfigurationError):
             await old.keys.load()
@@ -290,7 +318,7 @@ async def test_new_keys_are_sealed_under_the_new_secret_alone(open_keyturn: Open
         made = await both.key_changes.generate("access", by=SERVICE)
         assert {k["kid"] for k in await both.keys.list() if k["sealed_under"] == "current"} == {made.kid}
         # The first rewrap was interrupted by nothing, but keys were made since: only the others move.
-        assert await both.key_changes.rewrap(by=SERVICE) == 3
+        assert await both.key_rotation.rewrap(by=SERVICE) == 3
 
 
 async def test_a_rewrap_that_meets_a_key_which_it_can_not_open_changes_nothing(open_keyturn: Opener) -> None:
@@ -301,12 +329,12 @@ async def test_a_rewrap_that_meets_a_key_which_it_can_not_open_changes_nothing(o
         await change(both, row.kid, sealed=bytes(len(row.sealed)))
         before = {row.kid: row.sealed for row in await rows(both)}
         with pytest.raises(ConfigurationError, match=f"key {row.kid} opens neither"):
-            await both.key_changes.rewrap(by=SERVICE)
+            await both.key_rotation.rewrap(by=SERVICE)
         assert {row.kid: row.sealed for row in await rows(both)} == before
         # A retired key that nobody can open is no reason to stay.
         async with both.db.begin() as tx:
             await tx.execute(update(Key).where(Key.kid == row.kid).values(retired_at=row.created_at))
-        assert await both.key_changes.rewrap(by=SERVICE) == 2
+        assert await both.key_rotation.rewrap(by=SERVICE) == 2
 
 
 async def test_the_previous_secret_is_checked_as_the_present_one_is() -> None:

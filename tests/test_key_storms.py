@@ -224,7 +224,7 @@ async def test_nobody_is_refused_while_the_master_secret_changes(database_url: s
             await restarted(both)
             async with opened(settings_of(database_url, None, secret=OTHER, secret_previous=SECRET)) as keyturn:
                 await keyturn.keys.load()
-                assert await asked_again(lambda: keyturn.key_changes.rewrap(by=SERVICE)) in {0, 3}  # at once
+                assert await asked_again(lambda: keyturn.key_rotation.rewrap(by=SERVICE)) in {0, 3}  # at once
                 assert {key["sealed_under"] for key in await keyturn.keys.list()} == {"current"}
             await asyncio.sleep(1.5)
             await storm.goes_on()

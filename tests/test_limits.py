@@ -232,12 +232,12 @@ async def test_registrations_count_alike_whether_or_not_the_address_is_taken(lim
 
 async def test_bad_external_tokens_of_one_network_are_slowed_down(limits: Limits) -> None:
     for _ in range(300):
-        await limits.exchange_refused("192.0.2.1")
+        await limits.external_token_refused("exchange", "192.0.2.1")
     for _ in range(10):
         with pytest.raises(SlowDown):
-            await limits.exchange_refused("192.0.2.1")
-    await limits.exchange_refused("198.51.100.1")
-    await limits.exchange_refused(None)
+            await limits.external_token_refused("exchange", "192.0.2.1")
+    await limits.external_token_refused("exchange", "198.51.100.1")
+    await limits.external_token_refused("exchange", None)
 
 
 @pytest.mark.parametrize("error", [TemporarilyUnavailable("away"), InvalidRequest("too long"), MemoryError()])

@@ -22,9 +22,9 @@ from app.storage.tables import User, uuid7
 from app.users.administrators import administrators
 from app.users.hashing import Asker
 from app.users.made_passwords import LIFETIME, Reset
+from tests.api import BARE, Api, refused, serving
 from tests.conftest import CHEAP, NEW_PASSWORD, PASSWORD, Opener, a_user
 from tests.service import Service
-from tests.test_api import BARE, Api, refused, serving
 from tests.test_cli import Command, findings
 from tests.test_cli import keyturn as command
 
@@ -109,7 +109,7 @@ async def test_a_password_that_has_run_out_changes_nothing_either(keyturn: Keytu
     proof = await keyturn.sign_in.authenticate(ADA, made.password)
     tokens = await keyturn.starting.start(proof, by=SERVICE)
     await age(keyturn, LIFETIME)
-    with pytest.raises(InvalidGrant, match="wrong current password"):
+    with pytest.raises(InvalidGrant, match="wrong password"):
         await keyturn.users.change_password(tokens.session_id, proof.user_id, made.password, NEW_PASSWORD, by=SERVICE)
 
 

@@ -62,7 +62,7 @@ REFUSALS = {
     "set_policy": {"401", "403", "404", "503"},
     "exchange": {"401", "403", "429", "503"},
     "list_identities": {"401", "503"},
-    "link_identity": {"401", "403", "409", "503"},
+    "link_identity": {"401", "403", "409", "429", "503"},
     "unlink_identity": {"401", "403", "404", "409", "503"},
     "set_user_email_verified": {"401", "403", "404", "409", "503"},
     "list_user_identities": {"401", "403", "404", "503"},

@@ -18,7 +18,16 @@ from tests.test_metrics_list import RULES
 
 PAGE = Path(__file__).parent.parent / "docs" / "operations.md"
 AN_ID = "01a2f6a4-0000-7000-8000-000000000000"
-PLACEHOLDERS = {"USER": "ada@example.com", "SESSION": AN_ID, "ID": AN_ID, "NAME": "acme", "FILE": "token"}
+PLACEHOLDERS = {
+    "EMAIL": "ada@example.com",
+    "ROLE": "editor",
+    "USE": "access",
+    "USER": "ada@example.com",
+    "SESSION": AN_ID,
+    "ID": AN_ID,
+    "NAME": "acme",
+    "FILE": "token",
+}
 
 _CODE = re.compile(r"`([^`\n]+)`")
 _SERIES = re.compile(r'(keyturn_[a-z_]+)(?:\{(\w+)="(\w+)"\})?')

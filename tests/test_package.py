@@ -101,6 +101,18 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return environment
 
 
+def test_a_type_checker_of_somebody_else_s_sees_the_types_of_the_installed_package(
+    installed: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text("from keyturn.printable import printable\n\nnumber: int = printable('x')\n")
+    python, cache = installed / "bin" / "python", tmp_path / "cache"
+    command = [sys.executable, "-m", "mypy", "--python-executable", str(python), "--cache-dir", str(cache), "mine.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert 'expression has type "str", variable has type "int"' in done.stdout, done.stdout + done.stderr
+    [metadata] = installed.glob("lib/python*/site-packages/keyturn-0.1.0.dist-info/METADATA")
+    assert "Classifier: Typing :: Typed" in metadata.read_text()
+
+
 def test_two_copies_of_the_source_make_the_same_bytes(wheel: Path, tmp_path: Path) -> None:
     clone = source(tmp_path)
     (clone / "app" / "main.py").touch()

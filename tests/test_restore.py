@@ -19,9 +19,7 @@ from app.keyturn import Keyturn, opened, running
 from app.sessions.answers import Tokens
 from app.storage.tables import Event, Session
 from tests.conftest import PASSWORD, a_user, settings_of
-from tests.servers import Postgres, Redis
-from tests.test_cli import Command, command, on_sqlite
-from tests.test_revocations import (
+from tests.instances import (
     Pair,
     a_session,
     asks,
@@ -36,6 +34,8 @@ from tests.test_revocations import (
     read,
     refused,
 )
+from tests.servers import Postgres, Redis
+from tests.test_cli import Command, command, on_sqlite
 
 __all__ = ["cache", "own_redis", "pair"]
 

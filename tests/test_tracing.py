@@ -28,6 +28,7 @@ from app import tracing
 from app.actors import SERVICE
 from app.http.edge import Edge
 from app.main import create_app
+from app.routes.health import PROBES
 from app.storage.statement_spans import named
 from tests.collector import ERROR, SERVER, Collector, Span
 from tests.conftest import CHEAP, PASSWORD, SECRET, a_user, settings_of
@@ -63,7 +64,7 @@ class Traced:
 
     def settled(self) -> list[Span]:
         """All spans, once the collector has got those of a last request. They are sent in the order of their ends."""
-        self.of(self.client.get("/healthz"))
+        self.of(self.client.get("/nowhere"))
         return self.collector.spans()
 
     def login(self) -> dict[str, Any]:
@@ -147,8 +148,24 @@ def test_each_request_has_one_span_on_either_door(traced: Traced) -> None:
 
 
 @needs_the_sdk
+def test_probes_have_no_spans(traced: Traced) -> None:
+    before = len(traced.settled())
+    for path in PROBES:  # a refused one has no span either, but its line in the log
+        traced.client.get(path, headers={"traceparent": PARENT})
+        traced.client.post(path)
+    assert [span.name for span in traced.settled()[before:]] == ["GET"], "the span of the last request, to /nowhere"
+
+
+@needs_the_sdk
+def test_probes_with_lines_in_the_log_have_spans(tmp_path: Path, logs: Path) -> None:
+    with traced_service(tmp_path / "data", logs, KEYTURN_LOG_PROBES="true") as traced:
+        assert traced.of(traced.client.get("/healthz")).name == "GET /healthz"
+        assert traced.of(traced.client.get("/readyz")).name == "GET /readyz"
+
+
+@needs_the_sdk
 def test_the_process_says_who_it_is_and_the_operator_s_names_count(traced: Traced) -> None:
-    traced.of(traced.client.get("/healthz"))
+    traced.of(traced.client.get("/nowhere"))
     for resource in traced.collector.resources():
         assert resource["service.name"] == "keyturn"
         assert resource["deployment.environment.name"] == "test"
@@ -462,5 +479,5 @@ def test_a_collector_that_is_away_holds_up_neither_a_request_nor_the_end(tmp_pat
             httpx2.Client(base_url=service.url, trust_env=False) as client,
         ):
             for _ in range(50):
-                assert client.get("/healthz").status_code == 200
+                assert client.get("/nowhere").status_code == 404
             assert service.terminate(30) == 0  # the exporter alone would wait for a minute

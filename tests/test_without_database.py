@@ -5,12 +5,14 @@ The database is away for one instance because others hold all of its connections
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from time import monotonic
 
 import pytest
+from sqlalchemy import event
 
 from app.errors import TemporarilyUnavailable
 from app.keyturn import Keyturn
@@ -18,8 +20,7 @@ from app.revocation.lifetimes import REMEMBERED_FOR
 from app.sessions.answers import Tokens
 from tests.cookie_site import A, R, site_of
 from tests.cookies import SAME_SITE, ask, set_cookies
-from tests.servers import Redis
-from tests.test_revocations import (
+from tests.instances import (
     MARKER,
     Pair,
     a_session,
@@ -29,10 +30,14 @@ from tests.test_revocations import (
     logout,
     no_haste,
     own_redis,
+    pair,
+    read,
+    refused,
     statements,
 )
+from tests.servers import Redis, free_port
 
-__all__ = ["cache", "engine", "no_haste", "own_redis"]  # fixtures
+__all__ = ["cache", "engine", "no_haste", "own_redis", "pair"]  # fixtures
 
 
 @asynccontextmanager
@@ -137,8 +142,8 @@ async def test_what_ended_is_remembered_for_as_long_as_its_tokens_could_live(
 ) -> None:
     async with two(database_url, own_redis) as pair:
         tokens = await a_session(pair.here)
-        pair.there.revocations.checks.remember(tokens.session_id, "logout")
-        _, until = pair.there.revocations.checks._ended[tokens.session_id]
+        pair.there.revocations.checks.remember(str(tokens.session_id), "logout")
+        _, until = pair.there.revocations.checks._ended[str(tokens.session_id)]
         assert 0 < until - monotonic() <= REMEMBERED_FOR.total_seconds()
 
 
@@ -162,3 +167,79 @@ async def test_a_browser_whose_access_cookie_is_valid_is_served_and_no_cookie_is
             assert (answer.status_code, set_cookies(answer)) == (503, [])
         answer = await ask(site.client, "GET", "/auth/verify?refresh=true", f"{one.expired}; {refresh}")
         assert (answer.status_code, len(set_cookies(answer))) == (200, 2)
+
+
+async def test_without_the_database_redis_answers_for_the_time_that_is_set(
+    pair: Pair, database_url: str, own_redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with instance(database_url, own_redis.url(9), verify_without_database=3) as there:
+        ended, remembered, live = [await a_session(pair.here) for _ in range(3)]
+        await logout(pair.here, ended)
+        await logout(pair.here, remembered)
+        await refused(there, remembered)
+        await read(there)
+
+        def away(*_: object) -> None:
+            raise ConnectionRefusedError
+
+        fence = there.revocations.fence.last
+        assert fence is not None
+        for name in ("_engine", "_writer", "_reader", "_watch_engine"):
+            event.listen(getattr(there.db, name).sync_engine, "before_cursor_execute", away)
+
+        async def unknown(tokens: Tokens) -> None:
+            with pytest.raises(TemporarilyUnavailable):
+                await there.reading.verify(tokens.access_token)
+
+        for age in (0.0, 1.5, 3.5):  # seconds: while the reading vouches, and for three seconds more
+            there.revocations.fence.last = replace(fence, began=time.monotonic() - age)
+            await read(there)
+            await there.reading.verify(live.access_token)
+            await unknown(ended)
+            await refused(there, remembered)
+        there.revocations.fence.last = replace(fence, began=time.monotonic() - 4.1)
+        await unknown(live)
+        await unknown(ended)
+        await refused(there, remembered)
+
+
+async def test_where_the_database_is_known_to_be_away_nobody_waits_for_it(
+    pair: Pair, database_url: str, own_redis: Redis
+) -> None:
+    async with instance(database_url, own_redis.url(9), verify_without_database=3) as there:
+        live = await a_session(pair.here)
+        asked = 0
+
+        def away(*_: object) -> None:
+            nonlocal asked
+            asked += 1
+            raise ConnectionRefusedError
+
+        revocations = there.revocations
+        for name in ("_reader", "_watch_engine"):
+            event.listen(getattr(there.db, name).sync_engine, "before_cursor_execute", away)
+        assert revocations.fence.last is not None
+        revocations.fence.last = replace(revocations.fence.last, began=time.monotonic() - 2)
+        await read(there)
+        asked = 0
+        await there.reading.verify(live.access_token)
+        assert asked == 0
+        # The evidence of the outage is older than a second, so the process asks the database first. Redis decides only
+        # because the database fails.
+        revocations.fence._failed_began = time.monotonic() - 1.5
+        await there.reading.verify(live.access_token)
+        assert asked == 1
+
+
+async def test_without_database_and_redis_nothing_is_decided(database_url: str) -> None:
+    for redis_url in (None, f"redis://127.0.0.1:{free_port()}"):
+        async with instance(database_url, redis_url, verify_without_database=60) as keyturn:
+            tokens = await a_session(keyturn)
+            await keyturn.reading.verify(tokens.access_token)
+
+            def away(*_: object) -> None:
+                raise ConnectionRefusedError
+
+            event.listen(keyturn.db._reader.sync_engine, "before_cursor_execute", away)
+            with pytest.raises(TemporarilyUnavailable):
+                await keyturn.reading.verify(tokens.access_token)

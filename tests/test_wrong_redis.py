@@ -28,9 +28,9 @@ from app.errors import InvalidToken
 from app.keyturn import Keyturn, opened
 from app.storage.migrating import migrate
 from tests.conftest import CHEAP, PASSWORD, SECRET, Opener, a_user, settings_of
+from tests.instances import report_to
 from tests.servers import Postgres, Redis, free_port
 from tests.service import Service
-from tests.test_revocations import report_to
 
 PAGE = Path(__file__).parent.parent / "docs" / "redis.md"
 PASSWORD_OF_REDIS = "the-password-of-redis"

@@ -23,6 +23,7 @@ from ..storage.schema import check_schema
 from ..tokens.key_set import Use
 from ..users.administrators import administrators
 from .addresses import listen
+from .keys import other_algorithm
 from .table import cell
 from .users import ran_out
 
@@ -97,15 +98,11 @@ async def _keys(keyturn: Keyturn) -> AsyncIterator[Finding]:
             + (f" from {cell(key['signs_from'])} on" if key["status"] == "published" else " now")
             for key in these
         ]
-        wanted = keyturn.settings.signing_algorithm
-        new = (
-            f"KEYTURN_SIGNING_ALGORITHM is {wanted}, which a new key would have: {called()} keys rotate access, "
-            "or change the setting"
-        )
-        other = use == "access" and bool(these) and these[-1]["algorithm"] != wanted
         if these:
             used = "cookies sealed" if use == "cookie" else f"{use} tokens signed"
-            yield Finding(f"{used} with {', '.join(signers)}", new if other else "")
+            yield Finding(
+                f"{used} with {', '.join(signers)}", await other_algorithm(keyturn) if use == "access" else ""
+            )
     for key in keys:
         if key["status"] == "retiring":
             yield Finding(f"{key['use']} key {key['kid']} ({key['algorithm']}) retires at {cell(key['retires_at'])}")
@@ -213,6 +210,8 @@ async def _redis(keyturn: Keyturn) -> AsyncIterator[Finding]:
             if refusals := await revocations.redis.refusals():
                 cache, advice = "refuses commands", f"{'; '.join(refusals)}: look at KEYTURN_REDIS_URL and its user"
             else:
+                if cache in {"complete", "not filled"} and await revocations.is_shared():
+                    cache = "shared with another Keyturn"
                 advice = _advice(cache)
     except TemporarilyUnavailable as e:
         advice = f"away: {e.cause}; the database answers in its place: start Redis, or look at KEYTURN_REDIS_URL"
@@ -226,6 +225,8 @@ def _advice(cache: CacheState) -> str:
         "set KEYTURN_REDIS_URL to the server itself",
         "another Redis": "the instances use another Redis, or another database of it: "
         "set KEYTURN_REDIS_URL as the instances have it",
+        "shared with another Keyturn": "another Keyturn, with another database, uses this database of Redis, so both "
+        "fill it in turns and the databases answer: give each its own number in KEYTURN_REDIS_URL (redis://host:6379/1)",
         "not filled": "Redis is not filled yet, and the database answers; an instance fills it within seconds, "
         f"so if one runs, look at its /readyz, else start one: {called()} serve",
     }.get(cache, "")

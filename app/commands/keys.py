@@ -34,13 +34,17 @@ def add_to(words: Words) -> None:
     verb = add_verb(verbs, "generate", _generate, "make a key; it signs or seals a minute later")
     verb.add_argument("use", choices=get_args(Use), help="what the key is for")
     verb.add_argument(
-        "--algorithm", choices=get_args(Algorithm), help="of an access key (default: KEYTURN_SIGNING_ALGORITHM)"
+        "--algorithm",
+        choices=get_args(Algorithm),
+        help="of an access key (default: KEYTURN_SIGNING_ALGORITHM, or unset, that of the newest key)",
     )
     verb.add_argument("--bits", type=int, choices=get_args(RsaBits), help="of an RS256 key (default: 2048)")
     verb = add_verb(verbs, "rotate", _rotate, "a new key in the place of the old ones; nobody is signed out")
     verb.add_argument("use", choices=(*get_args(Use), "master"), help="master: the keys move to KEYTURN_SECRET")
     verb.add_argument(
-        "--algorithm", choices=get_args(Algorithm), help="of an access key (default: KEYTURN_SIGNING_ALGORITHM)"
+        "--algorithm",
+        choices=get_args(Algorithm),
+        help="of an access key (default: KEYTURN_SIGNING_ALGORITHM, or unset, that of the newest key)",
     )
     verb.add_argument("--bits", type=int, choices=get_args(RsaBits), help="of an RS256 key (default: 2048)")
     verb.add_argument("--no-wait", action="store_true", help="do not wait until the new key signs")
@@ -62,6 +66,7 @@ async def _generate(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     made = await keyturn.key_changes.generate(arguments.use, arguments.algorithm, arguments.bits, by=by())
     print(made.kid, flush=True)
     note(_signing(made.keys, arguments.use))
+    _note_change(made.kid, made.keys)
 
 
 async def _list(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
@@ -88,6 +93,7 @@ async def _rotate(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     made = await keyturn.key_changes.rotate(arguments.use, arguments.algorithm, arguments.bits, by=by())
     print(made.kid, flush=True)
     note(_signing(made.keys, arguments.use))
+    _note_change(made.kid, made.keys)
     for key in made.keys:
         if key["retires_at"]:
             note(f"{key['kid']} ({key['algorithm']}) retires at {cell(key['retires_at'])}, when its last token is over")
@@ -99,7 +105,7 @@ async def _rotate(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
 async def _rewrap(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     if arguments.algorithm or arguments.bits:
         raise InvalidRequest("algorithm", description="algorithm and bits are for access keys.")
-    moved = await keyturn.key_changes.rewrap(by=by())
+    moved = await keyturn.key_rotation.rewrap(by=by())
     print(f"{moved} row{'s' * (moved != 1)} moved: all keys in force and secrets of issuers are under KEYTURN_SECRET")
     if keyturn.settings.secret_previous:
         note("restart the instances without KEYTURN_SECRET_PREVIOUS, one after another")
@@ -114,7 +120,9 @@ async def _sign_everyone_out(keyturn: Keyturn, _arguments: argparse.Namespace) -
 async def _import(keyturn: Keyturn, arguments: argparse.Namespace) -> None:
     kid = await keyturn.key_sharing.take(_secret(arguments.file), by=by())
     print(kid, flush=True)
-    note(_signing(await keyturn.keys.list(), "access"))
+    keys = await keyturn.keys.list()
+    note(_signing(keys, "access"))
+    _note_change(kid, keys)
     note("each holder of this key can sign any access token; remove the copy from which you read it")
 
 
@@ -166,6 +174,29 @@ async def _replace(keyturn: Keyturn, _arguments: argparse.Namespace) -> None:
     done = await keyturn.key_changes.replace(by=by(), begun=begun)
     print(f"{count_of_sessions(done.ended)} ended; everyone has to sign in again")
     print("an instance that still runs has the old keys: restart it with the new master secret")
+
+
+def _note_change(kid: str, keys: Sequence[Row]) -> None:
+    """Says what follows if an access key will sign with another algorithm than tokens have now."""
+    named = {key["kid"]: key["algorithm"] for key in keys if key["use"] == "access"}
+    now = next((named[key["kid"]] for key in keys if key["kid"] in named and key["status"] == "signs"), None)
+    new = named.get(kid)
+    if new is None or now in {new, None}:
+        return
+    takes = "can't: let them ask /auth/verify" if new == "HS256" else f"must take {new} by then"
+    note(f"{now} → {new}: services that verify by themselves {takes}")
+
+
+async def other_algorithm(keyturn: Keyturn) -> str:
+    """What to type if the settings name another algorithm than that of the newest access key; else empty."""
+    wanted = keyturn.settings.signing_algorithm
+    newest = await keyturn.keys.newest_algorithm()
+    if wanted is None or newest in {wanted, None}:
+        return ""
+    return (
+        f"KEYTURN_SIGNING_ALGORITHM is {wanted}, and access tokens are signed with {newest}: "
+        f"{called()} keys rotate access --algorithm {wanted}, or change the setting"
+    )
 
 
 def _signing(keys: Sequence[Row], use: str, now: str = "") -> str:

@@ -23,6 +23,7 @@ from .addresses import listen
 from .arguments import Words, whole
 from .first_start import prepare
 from .greeting import greeting
+from .keys import other_algorithm
 from .users import ran_out
 
 
@@ -70,10 +71,12 @@ def _serve_on(sockets: list[socket.socket], settings: Settings) -> int:
 
     port = sockets[0].getsockname()[1]
     prepare(settings)
-    said = asyncio.run(_check(settings, url(settings.host, port) + settings.root_path))
+    said, advice = asyncio.run(_check(settings, url(settings.host, port) + settings.root_path))
     if not settings.production:
         print(said, flush=True)
     log.configure(settings.log_level, settings.log_format)
+    if advice:
+        log.get_logger().warning("other_algorithm_signs", detail=advice)
     slots = Slots(settings.workers) if settings.workers > 1 else None
     config = uvicorn.Config(
         Worker(slots),
@@ -110,15 +113,17 @@ def _serve_on(sockets: list[socket.socket], settings: Settings) -> int:
     return 0 if server.started or settings.workers > 1 else 3
 
 
-async def _check(settings: Settings, url: str) -> str:
+async def _check(settings: Settings, url: str) -> tuple[str, str]:
     """Opens all parts once, so that a fault stops the start with one line and not with the traceback of a worker.
 
     Returns:
-        The greeting of the embedded default, whose first start makes an administrator.
+        The greeting of the embedded default, whose first start makes an administrator. Then what to type if another
+        algorithm signs than the settings name.
     """
     async with opened(settings) as keyturn, running(keyturn):
+        other = await other_algorithm(keyturn)
         if settings.production:
-            return ""
+            return "", other
         made = await first_administrator(keyturn.db, keyturn.users)
         found = await administrators(keyturn.db)
-        return greeting(settings, url, made=made, administrator=found.first, advice=ran_out(found))
+        return greeting(settings, url, made=made, administrator=found.first, advice=ran_out(found)), other

@@ -63,11 +63,13 @@ _RETRY_AFTER = {"Retry-After": {"schema": {"type": "integer"}, "description": "S
 _RATE_LIMIT = {
     "RateLimit": {
         "schema": {"type": "string"},
-        "description": 'The limit that was met: `"name";r=0;t=12` (draft-ietf-httpapi-ratelimit-headers).',
+        "description": 'The limit that was met: `"name";r=0;t=12` (draft-ietf-httpapi-ratelimit-headers). A quota of '
+        "requests at the same time has no `t`.",
     },
     "RateLimit-Policy": {
         "schema": {"type": "string"},
-        "description": 'Its quota and window in seconds: `"name";q=10;w=60` (same draft).',
+        "description": 'Its quota and window in seconds: `"name";q=10;w=60` (same draft). Or how many requests at the '
+        'same time: `"name";q=2;qu="concurrent-requests"`.',
     },
 }
 HEADERS: dict[int, dict[str, Any]] = {401: _CHALLENGE, 429: _RETRY_AFTER | _RATE_LIMIT, 503: _RETRY_AFTER}

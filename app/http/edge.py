@@ -45,7 +45,7 @@ class Edge:
         max_body: bytes of a body.
         max_header: bytes of request line and header fields.
         body_timeout: from the end of the header fields to the end of the body.
-        quiet: the paths whose good answers have no line in the log. A refusal of one has its line.
+        quiet: the paths without spans, whose good answers have no line in the log. A refusal of one has its line.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Edge:
         log.request_in_hand.set((request.id, request.client))
         outgoing = _Outgoing(send, request)
         tracer = tracing.active
-        span = None if tracer is None else request_spans.begin(tracer, request)
+        span = None if tracer is None or request.path in self._quiet else request_spans.begin(tracer, request)
         try:
             asked = asked_by_proxy(asgi_scope) if request.path.startswith(VERIFY) else None
             if asked is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
@@ -58,15 +58,13 @@ class FastRequest(Request):
         cycle = self.wire
         if cycle is None or cycle.response_started or cycle.disconnected or cycle.flow.write_paused:
             return False
-        lines = [STATUS_LINE[status]]
-        for name, value in (*cycle.default_headers, *fields):
-            lines += (name, b": ", value, b"\r\n")
-        lines.append(b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n")
-        if cycle.scope["method"] != "HEAD":
-            lines.append(body)
+        lines = [STATUS_LINE[status][:-2], *map(b": ".join, cycle.default_headers), *map(b": ".join, fields)]
+        if not cycle.keep_alive:
+            lines.append(b"connection: close")
+        lines += (b"", b"" if cycle.scope["method"] == "HEAD" else body)
         cycle.response_started = cycle.response_complete = True
         cycle.waiting_for_100_continue = False
-        cycle.transport.write(b"".join(lines))
+        cast("Lingering", cycle.transport).write_whole(b"\r\n".join(lines))
         cycle.message_event.set()
         if not cycle.keep_alive:
             cycle.transport.close()
@@ -108,6 +106,13 @@ class Lingering:
         else:
             self._held = data
             self._protocol.loop.call_soon(self._send_held)
+
+    def write_whole(self, data: bytes) -> None:
+        """Writes a whole answer: nothing follows that could go out with it."""
+        if self._held:
+            self.write(data)
+        elif not self._transport.is_closing():
+            self._transport.write(data)
 
     def _send_held(self) -> None:
         held, self._held = self._held, b""

@@ -31,6 +31,7 @@ _IN_TARGETS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-.
 # mistyped demand must not let every client through.
 VERIFY = "/auth/verify"
 """The path of the endpoint for proxies. `asked_by_proxy` looks at each request to this path or to a path below."""
+_VERIFY = VERIFY.encode()
 _ASKED = re.compile(rb"(/auth/verify)((?:;(?:role|scope|refresh|max_age|claim\.[^=/;]+)=[^/;]*)*)(/.*)?", re.DOTALL)
 
 
@@ -85,7 +86,10 @@ def asked_by_proxy(asgi_scope: Scope) -> Scope | None:
     2. before the appended path, as a parameter of the last segment (RFC 3986 section 3.3): ``/auth/verify;role=admin``.
     """
     root_path: str = asgi_scope.get("root_path", "")
-    parts = _ASKED.fullmatch(asgi_scope.get("raw_path") or b"", len(root_path))
+    raw_path: bytes = asgi_scope.get("raw_path") or b""
+    if raw_path == _VERIFY and not root_path:  # most questions
+        return asgi_scope
+    parts = _ASKED.fullmatch(raw_path, len(root_path))
     if parts is None:
         return None
     path, demands, below = parts.groups()

@@ -24,6 +24,7 @@ from ..errors import (
     ContentTooLarge,
     HeaderFieldsTooLarge,
     InvalidRequest,
+    RateLimit,
     Refusal,
     RequestTimeout,
     SlowDown,
@@ -35,9 +36,8 @@ from .opening import UnknownMethod
 from .request import KEY, Request
 
 _MAX_FRAMING = 1024 * 1024  # a body within its limit, one byte a chunk, is less than half of this
-_MAX_URL = (
-    65_535  # bytes; httptools parses no longer one. Edge has a lower limit, except where a proxy appends to the path.
-)
+# Bytes: httptools parses no longer one. Edge has a lower limit, except where a proxy appends to the path.
+_MAX_URL = 65_535
 
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
@@ -145,7 +145,7 @@ class KeyturnHttpProtocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_arrived()
         if len(self.pipeline) >= self.max_pipelined and self._refusal is None:
-            raise SlowDown("pipelined requests")
+            raise SlowDown("pipelined requests", limit=RateLimit("pipeline", self.max_pipelined + 1))
         if self.parser.should_upgrade() and self.parser.get_method() == b"CONNECT":
             raise UnknownMethod("CONNECT")
         if b"#" in self.url:

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from ..errors import SlowDown
+from ..errors import RateLimit, SlowDown
 
 AT_A_TIME = 2
 WAITING = 64
@@ -22,6 +22,10 @@ WAITING = 64
 
 WAITS_FOR = timedelta(seconds=5)
 """How long an attempt waits for its turn, as a password hash does."""
+
+
+_TURNS = RateLimit("account_turns", AT_A_TIME)
+_QUEUE = RateLimit("account_queue", AT_A_TIME + WAITING)
 
 
 @dataclass(slots=True)
@@ -47,15 +51,15 @@ class Gates:
             SlowDown: too many attempts wait already, or this one waited too long.
         """
         gate = self._gates.setdefault(key, _Gate())
-        if gate.users >= AT_A_TIME + WAITING:
-            raise SlowDown("too many attempts on one account at once")
+        if gate.users >= _QUEUE.quota:
+            raise SlowDown("too many attempts on one account at once", limit=_QUEUE)
         gate.users += 1
         try:
             try:
                 async with asyncio.timeout(WAITS_FOR.total_seconds()):
                     await gate.room.acquire()
             except TimeoutError:
-                raise SlowDown("other attempts on the account are before this one") from None
+                raise SlowDown("other attempts on the account are before this one", limit=_TURNS) from None
             try:
                 yield
             finally:

@@ -151,8 +151,12 @@ class Limits:
                 await self._give_back(attempt.budgets)
             return outcome
 
-    async def exchange_refused(self, client: str | None) -> None:
+    async def external_token_refused(self, surface: Literal["exchange", "identities"], client: str | None) -> None:
         """Counts an external token that was not acceptable. A good one never comes here, and is never refused.
+
+        Args:
+            surface: what the token was for. All have one budget, so nobody gets a second one by asking for another.
+            client: the client's address. None: unknown, so nothing counts.
 
         Raises:
             SlowDown: the network of the client sent too many.
@@ -161,7 +165,7 @@ class Limits:
         if network is None or self._exchange is None:
             return
         budgets = (Budget(self._exchange, self._digest(b"exchange", network.encode())),)
-        await self._take(Attempt("exchange", budgets, budgets[0].key, network))
+        await self._take(Attempt(surface, budgets, budgets[0].key, network))
 
     async def close(self) -> None:
         """Closes the connections to Redis."""

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import Any
-from uuid import UUID
 
 from sqlalchemy import select
 
@@ -47,7 +46,7 @@ class Fence:
     known_since: float
     vouches_from: int = 0
     """Seconds since 1970. If a token was issued earlier, the database may never have seen its session."""
-    seen: dict[UUID, float] = field(default_factory=dict, compare=False, repr=False)
+    seen: dict[str, float] = field(default_factory=dict, compare=False, repr=False)
     """Sessions that the database showed as live under this epoch, and until when that counts (monotonic clock). All
     readings of one epoch share the dictionary."""
 
@@ -139,6 +138,17 @@ class FenceReader:
                 # With a new `seen`: a look-up that is under way adds to the one of the epoch before.
                 self.last = Fence(row.epoch, server, began, monotonic(), vouches_from)
             self.on_reading(Reading(began, row.now, row.keys_version, row.policies_version, row.issuers_version))
+
+    async def age(self) -> timedelta:
+        """How long ago the fence got its epoch, by the database's clock.
+
+        Raises:
+            TemporarilyUnavailable: the database is away.
+        """
+        async with self._db.look() as connection:
+            row = (await connection.execute(select(CacheFence.changed_at, self._db.now().label("now")))).one()
+            age: timedelta = row.now - row.changed_at
+            return age
 
     def _look_at_the_clock(self, now: datetime, epoch: str) -> None:
         """Disbelieves the epoch under which the database's clock goes back."""

@@ -28,7 +28,7 @@ from .administration import CHANGING, READING, administrator
 from .models import RequestBody
 
 _KID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
-_ALGORITHM = Field(description="Of an access key. Unset: the setting's.")
+_ALGORITHM = Field(description="Of an access key. Unset: the setting's, or that of the newest key.")
 _BITS = Field(description="Of an RS256 key. Unset: 2048.")
 
 
@@ -105,7 +105,7 @@ async def rotate_keys(keyturn: Keyturn, request: Request) -> Answer:
         return _listed((await keyturn.key_changes.rotate(body.use, body.algorithm, body.bits, by=by)).keys)
     if body.algorithm or body.bits:
         raise InvalidRequest("algorithm", description="algorithm and bits are for access keys.")
-    await keyturn.key_changes.rewrap(by=by)
+    await keyturn.key_rotation.rewrap(by=by)
     return _listed(await keyturn.keys.list())
 
 

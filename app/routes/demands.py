@@ -64,6 +64,8 @@ class Demands:
             granted: its scopes.
             clock: the database's clock.
         """
+        if self is _NONE:
+            return None
         if any(wanted != token.role for wanted in self.roles):
             return InsufficientScope("another role")
         if not self.scopes.issubset(granted):

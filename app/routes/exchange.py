@@ -122,7 +122,7 @@ async def exchange(keyturn: Keyturn, request: Request) -> Answer:
                 id_token=body.id_token,
             )
         except UnacceptableToken:
-            await keyturn.limits.exchange_refused(request.client)
+            await keyturn.limits.external_token_refused("exchange", request.client)
             raise
     kept: Fields = ()
     if wanted.mode != "bearer":

@@ -19,7 +19,9 @@ from ..errors import (
     InvalidRequest,
     InvalidToken,
     NotFound,
+    SlowDown,
     TemporarilyUnavailable,
+    UnacceptableToken,
 )
 from ..federation.identities import Linked
 from ..http.answers import NO_CONTENT, Answer, of_model
@@ -80,7 +82,12 @@ async def link_identity(keyturn: Keyturn, request: Request) -> Answer:
     body = request.content(Link)
     require_issuer(keyturn)
     by = request.by("user", session.user_id)
-    linked = await keyturn.exchange.link(body.subject_token, kind_of(body.subject_token_type), session.user_id, by=by)
+    kind = kind_of(body.subject_token_type)
+    try:
+        linked = await keyturn.exchange.link(body.subject_token, kind, session.user_id, by=by)
+    except UnacceptableToken:
+        await keyturn.limits.external_token_refused("identities", request.client)
+        raise
     return of_model(IdentityAnswer.of(linked), status=201, exclude_none=True)
 
 
@@ -132,7 +139,7 @@ ENDPOINTS = (
         body=Link,
         status=201,
         model=IdentityAnswer,
-        refusals=(*_CHANGING, InvalidGrant),
+        refusals=(*_CHANGING, InvalidGrant, SlowDown),
     ),
     Endpoint(
         "DELETE",

@@ -17,6 +17,7 @@ from ..errors import (
     InvalidToken,
     SlowDown,
     TemporarilyUnavailable,
+    WrongPassword,
 )
 from ..http.answers import NO_CONTENT, Answer, of_json, of_model
 from ..http.endpoints import Endpoint
@@ -192,6 +193,14 @@ ENDPOINTS = (
         body=PasswordChange,
         status=204,
         response_description="The password is changed.",
-        refusals=(InvalidRequest, InvalidToken, InvalidGrant, CrossSite, SlowDown, TemporarilyUnavailable),
+        refusals=(
+            InvalidRequest,
+            InvalidToken,
+            InvalidGrant,
+            WrongPassword,
+            CrossSite,
+            SlowDown,
+            TemporarilyUnavailable,
+        ),
     ),
 )

@@ -61,7 +61,7 @@ class Tokens:
 
 def whole_seconds(duration: timedelta) -> int:
     """The whole seconds of a duration, never below zero."""
-    return max(0, duration.days * 86_400 + duration.seconds)
+    return 0 if duration.days < 0 else duration.days * 86_400 + duration.seconds
 
 
 class Answers:

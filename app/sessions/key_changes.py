@@ -83,12 +83,10 @@ class SignedOut:
 class KeyChanges:
     """Makes, rotates, retires and replaces working keys."""
 
-    def __init__(self, keys: Keys, rotation: KeyRotation, sweeping: Sweeping, algorithm: Algorithm) -> None:
-        """`algorithm` is for access keys if a call names no other."""
+    def __init__(self, keys: Keys, rotation: KeyRotation, sweeping: Sweeping) -> None:
         self._keys = keys
         self._rotation = rotation
         self._sweeping = sweeping
-        self._algorithm = algorithm
 
     async def generate(
         self, use: Use, algorithm: Algorithm | None = None, bits: RsaBits | None = None, *, by: Actor
@@ -97,7 +95,7 @@ class KeyChanges:
 
         Args:
             use: the tokens that the key is for, or the cookies.
-            algorithm: of an access key. None: as in the settings.
+            algorithm: of an access key. None: as in the settings, which may go on with that of the newest key.
             bits: of an RS256 key. None: 2048.
             by: the actor.
 
@@ -106,7 +104,7 @@ class KeyChanges:
             Conflict: all numbers of refresh keys are taken.
             TemporarilyUnavailable: the database is away.
         """
-        self._check(use, algorithm, bits)
+        await self._check(use, algorithm, bits)
         kid = await self._keys.generate(use, algorithm, bits or 2048, by=by)
         return Generated(kid, await self._of_use(use))
 
@@ -118,7 +116,7 @@ class KeyChanges:
         Nobody is signed out, and no session ends. A repeated call, while the new key is only published, makes none and
         returns the same. Arguments and errors are those of `generate`.
         """
-        self._check(use, algorithm, bits)
+        await self._check(use, algorithm, bits)
         kid = await self._rotation.rotate(use, algorithm, bits, by=by)
         return Generated(kid, await self._of_use(use))
 
@@ -138,15 +136,6 @@ class KeyChanges:
                 return Generated(kid, [each for each in keys if each["use"] == key["use"]])
             await asyncio.sleep(1)
 
-    async def rewrap(self, *, by: Actor) -> int:
-        """Seals all keys, and the secrets of issuers, under the present master secret. Returns how many rows moved.
-
-        Raises:
-            ConfigurationError: a key that is in force, or the secrets of an issuer, open under neither.
-            TemporarilyUnavailable: the database is away.
-        """
-        return await self._rotation.rewrap(by=by)
-
     async def sign_everyone_out(self, *, by: Actor) -> SignedOut:
         """Ends all sessions of all users by one act on the keys. No row of a session is written.
 
@@ -162,10 +151,10 @@ class KeyChanges:
             await self._keys.catch_up()
         return SignedOut(kids["access"], kids["refresh"])
 
-    def _check(self, use: Use, algorithm: Algorithm | None, bits: RsaBits | None) -> None:
+    async def _check(self, use: Use, algorithm: Algorithm | None, bits: RsaBits | None) -> None:
         if use != "access" and (algorithm or bits):
             raise InvalidRequest("algorithm", description="algorithm and bits are for access keys.")
-        if bits and (algorithm or self._algorithm) != "RS256":
+        if bits and await self._keys.algorithm(algorithm) != "RS256":
             raise InvalidRequest("bits", description="bits is for RS256 keys.")
 
     async def _of_use(self, use: Use) -> Sequence[Mapping[str, Any]]:

@@ -59,13 +59,15 @@ class Reading:
 
         Raises:
             InvalidToken: the token is not good. If it is genuine, the refusal has a reason.
-            TemporarilyUnavailable: neither Redis nor the database can say whether the token was revoked.
+            TemporarilyUnavailable: neither Redis nor the database can say whether the token was revoked, or no policy
+                is in force.
         """
         now = self._db.clock()
         token = self._access_tokens.verify(access_token, now)
-        self._check_policy(token, now.timestamp())
+        if self._policies.in_force is not self._policies.first:
+            self._check_policy(token, now.timestamp())
         try:
-            await self._revocations.check(token.session_id, token.claims["iat"])
+            await self._revocations.check(token.session, token.claims["iat"])
         except Refusal as refusal:
             raise refusal.about(token.session_id, token.user_id, token.client_id) from None
         return token
@@ -81,11 +83,8 @@ class Reading:
 
         Raises:
             InvalidToken: the token is over under the policy in force. Its client may refresh, and learns more there.
-            TemporarilyUnavailable: no policy is in force.
         """
         policy, first = self._policies.in_force, self._policies.first
-        if policy is first:
-            return
         ends = []
         if policy.access_lifetime < first.access_lifetime:
             ends.append(token.claims["iat"] + policy.access_lifetime.total_seconds())

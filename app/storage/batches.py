@@ -51,7 +51,7 @@ class Batch(Generic[K, V]):
         self._queue_limit = queue_limit.total_seconds()
         self._running = 0
         self._waiting: deque[tuple[K, asyncio.Future[V], float, Span | None]] = deque()
-        self._unanswered: deque[tuple[asyncio.Future[V], float]] = deque()  # in the order in which they came
+        self._unanswered: deque[tuple[K, asyncio.Future[V], float, Span | None]] = deque()  # in the order of arrival
         self._timer: asyncio.TimerHandle | None = None
 
     async def __call__(self, item: K) -> V:
@@ -63,8 +63,9 @@ class Batch(Generic[K, V]):
         loop = asyncio.get_running_loop()
         future: asyncio.Future[V] = loop.create_future()
         now = loop.time()
-        self._waiting.append((item, future, now, None if tracing.active is None else tracing.active.above()))
-        self._unanswered.append((future, now))
+        asked = (item, future, now, None if tracing.active is None else tracing.active.above())
+        self._waiting.append(asked)
+        self._unanswered.append(asked)
         if self._timer is None:
             self._timer = loop.call_later(TIME_LIMIT.total_seconds(), self._give_up)
         if self._running < self._in_flight:
@@ -100,7 +101,7 @@ class Batch(Generic[K, V]):
                     self._size.observe(len(items))
                     self._wait.observe(loop.time() - first)
                     await self._answer(items, futures, askers)
-                while self._unanswered and self._unanswered[0][0].done():
+                while self._unanswered and self._unanswered[0][1].done():
                     self._unanswered.popleft()
         finally:
             self._running -= 1
@@ -132,11 +133,11 @@ class Batch(Generic[K, V]):
         loop = asyncio.get_running_loop()
         limit = TIME_LIMIT.total_seconds()
         while self._unanswered:
-            future, since = self._unanswered[0]
+            _, future, since, _ = self._unanswered[0]
             if not future.done() and loop.time() < since + limit:
                 break
             self._unanswered.popleft()
             if not future.done():
                 future.set_exception(TemporarilyUnavailable("no answer in time"))
-        first = self._unanswered[0][1] if self._unanswered else None
+        first = self._unanswered[0][2] if self._unanswered else None
         self._timer = None if first is None else loop.call_at(first + limit, self._give_up)

@@ -33,11 +33,10 @@ class KeyRotation:
     """Rotates the keys of one use, and moves all that is sealed under another master secret."""
 
     def __init__(self, db: Database, table: KeyTable, seal: KeySeal, settings: Settings) -> None:
-        """The settings have the algorithm of new access keys, and the longest lifetimes that a policy may allow."""
+        """The settings have the longest lifetimes that a policy may allow."""
         self._db = db
         self._table = table
         self._seal = seal
-        self._algorithm = settings.signing_algorithm
         idle, absolute = settings.refresh_token_lifetime, settings.session_lifetime
         # A client that lost its answer may come back with the token before, until its session ends. The rotation that
         # made the successor came at most `idle` after the last token under the old key, and the end `idle` later.
@@ -66,14 +65,14 @@ class KeyRotation:
             TemporarilyUnavailable: the database is away.
         """
         # Before the transaction, as in `KeyTable.generate`.
-        secret = await secret_of(use, algorithm or self._algorithm, bits or 2048)
+        name = await self._table.algorithm(algorithm)
+        secret = await secret_of(use, name, bits or 2048)
         async with self._db.begin() as tx:
             now = await self._table.changing(tx)
             events = []
             new = await self._published(tx, use, algorithm, bits, now)
             if new is None:
                 signs_from = now + PUBLISHED_FOR
-                name = algorithm or self._algorithm
                 kid, _ = await self._table.insert(tx, use, name, secret, now, signs_from=signs_from)
                 events.append(Event("key_generated", detail=kid))
             else:

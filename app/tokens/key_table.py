@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ..actors import Actor
 from ..errors import Conflict, NotFound
 from ..events.audit import Event, record
-from ..settings import Algorithm
+from ..settings import FIRST_ALGORITHM, Algorithm
 from ..storage.database import Database
 from ..storage.locks import KEYS
 from ..storage.tables import Key, Pulse
@@ -46,10 +46,36 @@ more.
 class KeyTable(KeyRows):
     """The rows of the table: read and changed."""
 
-    def __init__(self, db: Database, seal: KeySeal, algorithm: Algorithm) -> None:
-        """`algorithm` is for access keys if a call names no other."""
+    def __init__(self, db: Database, seal: KeySeal, algorithm: Algorithm | None) -> None:
+        """`algorithm` is for access keys if a call names no other. None: they go on with that of the newest."""
         super().__init__(db, seal)
         self._algorithm = algorithm
+
+    async def algorithm(self, asked: Algorithm | None = None) -> Algorithm:
+        """The algorithm of the next access key: the one asked for, or the setting's, or that of the newest key.
+
+        So a command whose environment lacks the setting changes no algorithm.
+
+        Raises:
+            TemporarilyUnavailable: the database is away.
+        """
+        return asked or self._algorithm or await self.newest_algorithm() or FIRST_ALGORITHM
+
+    async def newest_algorithm(self) -> Algorithm | None:
+        """The algorithm of the access key in force that signs, or that will sign last. None if there is no key.
+
+        Raises:
+            TemporarilyUnavailable: the database is away.
+        """
+        newest = (
+            select(Key.algorithm)
+            .where(Key.use == "access", in_force(self._db.now()), known_here())
+            .order_by(Key.signs_from.desc(), Key.kid)
+            .limit(1)
+        )
+        async with self._db.look() as connection:
+            found: Algorithm | None = await connection.scalar(newest)
+        return found
 
     @own_task
     async def make_first(self, *, by: Actor) -> bool:
@@ -62,12 +88,13 @@ class KeyTable(KeyRows):
         async with self._db.look() as connection:
             if set((await connection.scalars(live)).all()) >= set(get_args(Use)):
                 return False
-        secret = await secret_of("access", self._algorithm)  # before the transaction, as in `generate`
+        algorithm = await self.algorithm()
+        secret = await secret_of("access", algorithm)  # before the transaction, as in `generate`
         async with self._db.begin() as tx:
             now = await self.changing(tx)
             there = set((await tx.scalars(live)).all())
             made = [
-                await self.insert(tx, use, self._algorithm, _secret(use, secret), now, signs_from=now)
+                await self.insert(tx, use, algorithm, _secret(use, secret), now, signs_from=now)
                 for use in get_args(Use)
                 if use not in there
             ]
@@ -82,7 +109,7 @@ class KeyTable(KeyRows):
             Conflict: all numbers of refresh keys are taken.
             TemporarilyUnavailable: the database is away.
         """
-        algorithm = algorithm or self._algorithm
+        algorithm = await self.algorithm(algorithm)
         # Before the transaction, because to find the primes of an RSA key may take longer than a transaction may last.
         secret = await secret_of(use, algorithm, bits)
         async with self._db.begin() as tx:
@@ -143,13 +170,14 @@ class KeyTable(KeyRows):
             Conflict: all numbers of refresh keys are taken.
             TemporarilyUnavailable: the database is away.
         """
-        secret = await secret_of("access", self._algorithm)  # before the transaction, as in `generate`
+        algorithm = await self.algorithm()
+        secret = await secret_of("access", algorithm)  # before the transaction, as in `generate`
         async with self._db.begin() as tx:
             now = await self.changing(tx)
             retire_all = update(Key).where(in_force(now)).values(retired_at=now).returning(Key.kid)
             retired = sorted((await tx.scalars(retire_all)).all())
             made: dict[Use, tuple[str, int | None]] = {
-                use: await self.insert(tx, use, self._algorithm, _secret(use, secret), now, signs_from=now)
+                use: await self.insert(tx, use, algorithm, _secret(use, secret), now, signs_from=now)
                 for use in get_args(Use)
             }
             events = [Event("key_retired", detail=kid) for kid in retired]
@@ -174,14 +202,15 @@ class KeyTable(KeyRows):
             TemporarilyUnavailable: the database is away.
         """
         uses: tuple[Use, ...] = ("access", "refresh")
-        secret = await secret_of("access", self._algorithm)  # before the transaction, as in `generate`
+        algorithm = await self.algorithm()
+        secret = await secret_of("access", algorithm)  # before the transaction, as in `generate`
         async with self._db.begin() as tx:
             now = await self.changing(tx)
             over = update(Key).where(Key.use.in_(uses), in_force(now))
             over = over.values(retired_at=now, retired_for="signed_out_everywhere")
             retired = sorted((await tx.scalars(over.returning(Key.kid))).all())
             made = {
-                use: (await self.insert(tx, use, self._algorithm, _secret(use, secret), now, signs_from=now))[0]
+                use: (await self.insert(tx, use, algorithm, _secret(use, secret), now, signs_from=now))[0]
                 for use in uses
             }
             events = [Event("key_retired", detail=kid) for kid in retired]

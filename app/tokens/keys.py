@@ -33,7 +33,7 @@ UNREAD_LIMIT = timedelta(seconds=30)
 class Keys(KeyTable):
     """The table, and its key set in memory, which is at most `READ_BY_ALL` behind the table."""
 
-    def __init__(self, db: Database, seal: KeySeal, algorithm: Algorithm) -> None:
+    def __init__(self, db: Database, seal: KeySeal, algorithm: Algorithm | None) -> None:
         """The key set is empty until `load` is called."""
         super().__init__(db, seal, algorithm)
         self._set = KeySet({}, {}, {}, {}, {})

@@ -109,6 +109,10 @@ class FairQueue(Generic[T]):
     def __contains__(self, ticket: Ticket[T]) -> bool:
         return ticket in self._lane(ticket.known).waiting.get(ticket.network, ())
 
+    def places(self, network: str, *, known: bool) -> int:
+        """How many hashes of a network wait in a lane."""
+        return self._lane(known).count(network)
+
     def obstacle(self, network: str, *, known: bool, room: int) -> Full | None:
         """Why one more hash would find no place. None if it would find one."""
         return self._found(network, known=known, room=room)[1]

@@ -19,7 +19,7 @@ from typing import NamedTuple, Self, TypeVar
 
 from .. import metrics
 from ..actors import Actor
-from ..errors import Refusal, SlowDown, TemporarilyUnavailable
+from ..errors import RateLimit, Refusal, SlowDown, TemporarilyUnavailable
 from ..limits.networks import network_of
 from ..settings import Settings
 from .fair_queue import FairQueue, Full, Joined, Ticket
@@ -96,7 +96,7 @@ class Hashing:
         network = self._network_of(asker)
         if obstacle := self._queue.obstacle(network, known=asker.known, room=self._room_to_wait()):
             metrics.HASHES.count(obstacle)
-            raise _no_place(obstacle)
+            raise self._no_place(obstacle, network, known=asker.known)
 
     async def run(self, memory: int, function: Callable[[], _T], asker: Asker = ITSELF) -> _T:
         """Waits for its turn, and runs a function that takes this much memory (KiB) in a thread of its own."""
@@ -133,14 +133,14 @@ class Hashing:
 
         If the caller is cancelled while it waits here, its hash is not computed.
         """
-        turn, came = _Turn(slots), monotonic()
-        joined = self._queue.join(self._network_of(asker), turn, known=asker.known, room=self._room_to_wait())
+        turn, came, network = _Turn(slots), monotonic(), self._network_of(asker)
+        joined = self._queue.join(network, turn, known=asker.known, room=self._room_to_wait())
         if not isinstance(joined, Joined):
             metrics.HASHES.count(joined)
-            raise _no_place(joined)
-        if joined.displaced is not None and not joined.displaced.holder.begins.done():
+            raise self._no_place(joined, network, known=asker.known)
+        if (lost := joined.displaced) is not None and not lost.holder.begins.done():
             metrics.HASHES.count(joined.why)
-            joined.displaced.holder.begins.set_result(_no_place(joined.why))
+            lost.holder.begins.set_result(self._no_place(joined.why, lost.network, known=lost.known))
         self._begin_those_who_can()
         try:
             async with asyncio.timeout(WAITS_FOR.total_seconds()):
@@ -186,11 +186,12 @@ class Hashing:
     def _network_of(self, asker: Asker) -> str:
         return network_of(asker.address, *self._prefixes) if asker.address else ""
 
-
-def _no_place(why: Full) -> Refusal:
-    if why == "share":
-        return SlowDown("the network's share of the hashing queue is full", retry_after=_COME_AGAIN)
-    return TemporarilyUnavailable("the hashing queue is full", retry_after=_COME_AGAIN)
+    def _no_place(self, why: Full, network: str, *, known: bool) -> Refusal:
+        """The refusal of a hash. A share changes with those who wait: the places that the network has are its share."""
+        if why == "full":
+            return TemporarilyUnavailable("the hashing queue is full", retry_after=_COME_AGAIN)
+        share = RateLimit("hash_share", self._queue.places(network, known=known))
+        return SlowDown("the network's share of the hashing queue is full", retry_after=_COME_AGAIN, limit=share)
 
 
 class HashFailed(TemporarilyUnavailable):

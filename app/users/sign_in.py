@@ -68,7 +68,7 @@ class SignIn:
         if device_counts is not None and (found is None or not device_counts(found.password_hash or "")):
             raise DeviceForgotten
         row = None if found is None or found.disabled_at is not None else found
-        if not await self.is_right(row, raw, asker) or row is None:
+        if not await self._is_right(row, raw, asker) or row is None:
             # Only the log tells the causes apart. Log and answer don't have the address: users type passwords there.
             cause = _cause(found)
             raise InvalidGrant(cause, description="E-mail or password is wrong.", user_id=found.id if found else None)
@@ -99,11 +99,11 @@ class SignIn:
         found = await self._stored(User.id == user_id)
         row = None if found is None or found.disabled_at is not None else found
         raw = password.encode()
-        if len(raw) > LONGEST or 0 in raw or not await self.is_right(row, raw, asker) or row is None:
+        if len(raw) > LONGEST or 0 in raw or not await self._is_right(row, raw, asker) or row is None:
             raise WrongPassword(_cause(found), user_id=user_id)
         return Authenticated(row.id, row.password_hash, password_change_required=row.password_expires_at is not None)
 
-    async def is_right(self, user: Any, password: bytes, asker: Asker = ITSELF) -> bool:
+    async def _is_right(self, user: Any, password: bytes, asker: Asker = ITSELF) -> bool:
         """Whether it is the user's password, and has not run out: for None, False after the same work.
 
         Logs a hash that is not computed, and what to type for the user of a password that has run out.

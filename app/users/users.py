@@ -215,21 +215,16 @@ class Users(UserLookup):
         """Changes the password of the user of a session, and ends every other session of the user.
 
         Raises:
-            InvalidGrant: the current password is wrong; or meanwhile it changed, the session ended or the user was
-                disabled.
+            WrongPassword: the current password is wrong.
+            InvalidGrant: meanwhile the password changed, the session ended or the user was disabled.
             InvalidRequest: the new password is the current one, or a rule refuses it.
+            SlowDown, TemporarilyUnavailable: as `SignIn.prove`.
         """
         user = await self.find(user_id)
         fresh = await self._rules.acceptable(new, user.email, "new_password")
         if new == current:
             raise InvalidRequest("unchanged password", description="The new password is the current one.")
-        if not await self._sign_in.is_right(user, current.encode(), Asker.of(by)):
-            raise InvalidGrant(
-                "wrong current password",
-                description="The current password is wrong.",
-                session_id=session_id,
-                user_id=user_id,
-            )
+        proof = await self._sign_in.prove(user_id, current, Asker.of(by))
         await self._rules.refuse_breached(new, "new_password")  # only now: nobody else's session makes Keyturn ask
         hashed = await self._passwords.hash(fresh, Asker.of(by))
 
@@ -237,7 +232,7 @@ class Users(UserLookup):
             # Check again, as users change. 1. The user must be enabled and still have the hash that was verified.
             changed = await tx.scalar(
                 update(User)
-                .where(User.id == user.id, User.password_hash == user.password_hash, User.disabled_at.is_(None))
+                .where(User.id == user.id, User.password_hash == proof.password_hash, User.disabled_at.is_(None))
                 .values(password_hash=hashed, password_expires_at=None)
                 .returning(self._db.now())
             )

@@ -185,7 +185,7 @@ class Why:
     async def _refusal(self, row: SessionRow) -> InvalidToken | None:
         """How a verification refuses the session now. Asks as each verification does: Redis, or the database."""
         try:
-            await self._revocations.check(row.id, int(row.rotated_at.timestamp()))
+            await self._revocations.check(str(row.id), int(row.rotated_at.timestamp()))
         except InvalidToken as refusal:
             return refusal
         return None
