@@ -19,9 +19,9 @@ from app.federation.issuer import OF_THE_MACHINE, Issuer, IssuerSecrets
 from app.keyturn import Keyturn
 from app.routes import admin_federation, issuer_models
 from app.storage.tables import Issuer as Row
+from tests.api import ADA, Api, refused, serving
 from tests.conftest import CHEAP, PASSWORD, SECRET, a_user, settings_of
 from tests.service import Service
-from tests.test_api import ADA, Api, refused, serving
 from tests.test_issuers import changes, planted, rows, secret_in
 from tests.upstream.upstream import Upstream
 

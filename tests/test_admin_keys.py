@@ -17,8 +17,8 @@ from app.actors import SERVICE
 from app.events.reading import Events
 from app.sessions.filters import Filter
 from app.storage.tables import Session
+from tests.api import ADA, Api, serving
 from tests.conftest import SECRET, a_user
-from tests.test_api import ADA, Api, serving
 from tests.test_keys import published, rows, status, until
 
 BOSS = "boss@example.com"

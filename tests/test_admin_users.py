@@ -17,8 +17,8 @@ from app.keyturn import Keyturn
 from app.sessions.rows import SessionRow
 from app.storage.tables import Session
 from app.users.made_passwords import LIFETIME
+from tests.api import ADA, BARE, BOB, Api, authorization, dump, refused, serving
 from tests.conftest import NEW_PASSWORD, PASSWORD
-from tests.test_api import ADA, BARE, BOB, Api, authorization, dump, refused, serving
 
 ROOT = "root@example.com"
 Json = dict[str, Any]

@@ -16,8 +16,8 @@ from app.actors import SERVICE
 from app.errors import InvalidGrant
 from app.keyturn import Keyturn
 from app.users.hashing import Asker
+from tests.api import ADA, Api, authorization, serving
 from tests.conftest import PASSWORD, a_user, time_passes
-from tests.test_api import ADA, Api, authorization, serving
 
 ROOT, EVE = "root@example.com", "eve@example.com"
 

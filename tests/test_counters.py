@@ -26,10 +26,10 @@ from app.errors import Refusal
 from app.keyturn import Keyturn
 from app.metric_kinds import Metric
 from app.sessions.answers import Tokens
+from tests.api import ADA, Api, authorization, serving
 from tests.conftest import NEW_PASSWORD, PASSWORD, Opener, a_user, time_passes
 from tests.cookies import HTTPS, SAME_SITE, ask, client_of, login, set_cookies
 from tests.tally import Tally
-from tests.test_api import ADA, Api, authorization, serving
 
 WRONG = "a wrong password, long enough"
 JUNK = "ktr_" + "A" * 84

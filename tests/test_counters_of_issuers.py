@@ -18,10 +18,10 @@ from app.errors import TemporarilyUnavailable
 from app.federation.fetching import Fetching
 from app.federation.orders import MOST_ATTEMPTS
 from app.outgoing.sending import Sending
+from tests.api import Api, serving
 from tests.conftest import Opener, time_passes
 from tests.federated import file_of
 from tests.tally import Tally
-from tests.test_api import Api, serving
 from tests.test_counters import A_WEEK
 from tests.test_fetching import failure, resolving_to
 from tests.test_revoking import database_now, settled

@@ -19,6 +19,7 @@ from app.users import hashing as hashing_module
 from app.users.container import Container, Limit
 from app.users.hashing import HashFailed, Hashing
 from app.users.hashing_room import HashingRoom
+from tests.api import ADA, Api, serving
 from tests.conftest import NEW_PASSWORD, PASSWORD, settings_of
 from tests.instances import (
     KEYS,
@@ -37,7 +38,6 @@ from tests.instances import (
 )
 from tests.servers import Redis, free_port
 from tests.tally import Tally
-from tests.test_api import ADA, Api, serving
 from tests.test_hashing import GREEDY, HONEST, hashing, occupied, waiting
 from tests.test_limits import from_network, right, tried, wrong
 

@@ -14,9 +14,9 @@ import pytest
 from app.actors import SERVICE
 from app.users.emails import normalised
 from app.users.hashing import Asker
+from tests.api import ADA, EVERY_METHOD, GETS, POSTS, Api, Json, authorization, dump, serving
 from tests.conftest import NEW_PASSWORD as NEW
 from tests.conftest import PASSWORD
-from tests.test_api import ADA, EVERY_METHOD, GETS, POSTS, Api, Json, authorization, dump, serving
 
 MARK = "hOsTiLe"
 """A text that stands in hostile values and must stand in no answer."""

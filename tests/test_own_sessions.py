@@ -15,9 +15,9 @@ from app.actors import SERVICE, Actor
 from app.keyturn import Keyturn
 from app.sessions.filters import Filter
 from app.storage.tables import Session, uuid7
+from tests.api import ADA, BARE, BOB, INVALID, Api, Json, authorization, refused, serving
 from tests.conftest import PASSWORD, a_user, time_passes
 from tests.cookies import HTTPS, SAME_SITE, Browser, ask, client_of, login, set_cookies
-from tests.test_api import ADA, BARE, BOB, INVALID, Api, Json, authorization, refused, serving
 
 FIREFOX = "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"
 

@@ -14,9 +14,9 @@ from sqlalchemy import select, update
 from app.actors import SERVICE
 from app.errors import InvalidGrant
 from app.storage.tables import Event, Session
+from tests.api import ADA, Api, authorization, serving
 from tests.conftest import NEW_PASSWORD as NEW
 from tests.conftest import PASSWORD, a_user, time_passes
-from tests.test_api import ADA, Api, authorization, serving
 
 Json = dict[str, Any]
 SAME = {"Sec-Fetch-Site": "same-origin"}

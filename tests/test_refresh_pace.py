@@ -20,8 +20,8 @@ from app.keyturn import Keyturn
 from app.limits.refreshes import Refreshes
 from app.sessions.answers import Tokens
 from app.storage.tables import uuid7
+from tests.api import serving
 from tests.conftest import PASSWORD, Opener, a_user
-from tests.test_api import serving
 
 SESSION = UUID("019ac000-0000-7000-8000-000000000001")
 

@@ -1,9 +1,11 @@
-"""Registration that does not tell whether an address is taken. On both databases."""
+"""Registration, which need not tell whether an address is taken. On both databases."""
 
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 from sqlalchemy import event
@@ -11,10 +13,10 @@ from sqlalchemy import event
 from app.actors import SERVICE
 from app.keyturn import Keyturn
 from app.users.hashing import Asker
+from tests.api import ADA, BOB, Api, Serve, api, dump, refused, serve
 from tests.conftest import NEW_PASSWORD, PASSWORD
-from tests.test_api import ADA, BOB, Serve, refused, serve
 
-__all__ = ["serve"]
+__all__ = ["api", "serve"]  # fixtures
 
 SILENT = {"registration": "true", "registration_tells": "false"}
 
@@ -90,3 +92,40 @@ async def test_what_can_not_be_registered_is_refused_alike_for_both(serve: Serve
         second = await api.post("/auth/register", body)
         refused(second, 400, "invalid_request")
         assert first.text == second.text
+
+
+async def test_registration_is_off_unless_it_is_switched_on(api: Api) -> None:
+    before = await dump(api.keyturn)
+    refused(await api.post("/auth/register", {"email": BOB, "password": PASSWORD}), 403, "access_denied")
+    assert await dump(api.keyturn) == before
+
+
+async def test_registration_makes_a_user_and_gives_no_tokens(serve: Serve) -> None:
+    async with serve(registration="true") as api:
+        answer = await api.post("/auth/register", {"email": "Ada@Example.COM", "password": PASSWORD})
+        assert answer.status_code == 201
+        body = answer.json()
+        assert body.keys() == {"id", "email", "role", "created_at"}
+        assert (body["email"], body["role"]) == (ADA, "user")
+        assert UUID(body["id"]).version == 7
+        moment = datetime.fromisoformat(body["created_at"])
+        assert moment.utcoffset() == timedelta(0)
+        assert abs(moment - datetime.now(UTC)) < timedelta(minutes=1)
+        # The letter case of an e-mail address makes no difference.
+        refused(await api.post("/auth/register", {"email": "ADA@example.com", "password": PASSWORD}), 409, "conflict")
+        await api.login("aDa@EXAMPLE.com")
+
+
+async def test_nobody_registers_as_administrator(serve: Serve) -> None:
+    async with serve(registration="true") as api:
+        for field in (
+            {"role": "admin"},
+            {"enabled": True},
+            {"created_at": "2020-01-01T00:00:00Z"},
+            {"disabled_at": None},
+        ):
+            answer = await api.post("/auth/register", {"email": ADA, "password": PASSWORD} | field)
+            refused(answer, 400, "invalid_request")
+            said = answer.json()["error_description"]
+            assert said == f"{next(iter(field))}: is a field that this endpoint does not have. It has: email, password."
+        assert await api.keyturn.users.list(limit=10) == []

@@ -17,8 +17,8 @@ from app.keyturn import Keyturn
 from app.sessions.filters import Filter
 from app.sessions.walk import BEGINNING
 from app.storage.tables import Session, UpstreamSession
+from tests.api import ADA, BOB, INVALID, Api, Json, authorization, refused, serving
 from tests.conftest import PASSWORD, a_user
-from tests.test_api import ADA, BOB, INVALID, Api, Json, authorization, refused, serving
 from tests.test_own_sessions import ids, many, others, pages
 
 ROOT = "root@example.com"

@@ -14,12 +14,12 @@ import pytest
 from app import metrics
 from app.actors import SERVICE
 from app.tokens.known_devices import GOOD_FOR, KnownDevices
+from tests.api import ADA, Api, refused, serving
 from tests.conftest import NEW_PASSWORD, PASSWORD, a_user, sync
 from tests.cookies import HTTPS, SAME_SITE, set_cookies
 from tests.servers import Redis
 from tests.service import Service
 from tests.tally import Tally
-from tests.test_api import ADA, Api, refused, serving
 from tests.test_races import all_ready, at, serve, until
 
 WRONG = "a wrong password, long enough"
