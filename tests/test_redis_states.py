@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -17,9 +20,10 @@ from app.keyturn import opened, running
 from app.revocation.rebuild import CacheState
 from app.revocation.redis_server import MARKER
 from app.routes.health import readyz
-from tests.conftest import Opener, settings_of
+from tests.conftest import CHEAP, SECRET, Opener, settings_of
 from tests.instances import own_redis, report_to
 from tests.servers import Redis, free_port
+from tests.service import ROOT
 
 __all__ = ["own_redis"]
 
@@ -36,6 +40,16 @@ async def state(keyturn: Any) -> tuple[str, str]:
     _, _, body = await readyz(keyturn, None)  # type: ignore[arg-type]  # it reads nothing of the request
     said = json.loads(body)
     return said["status"], said["cache"]
+
+
+def doctor(database: Any, url: str) -> tuple[int, dict[str, str]]:
+    """The exit code of the doctor, in a process of its own, and what it says about Redis."""
+    own = {"DATABASE_URL": database.get_secret_value(), "REDIS_URL": url, "SECRET": SECRET} | CHEAP
+    environment = os.environ | {f"KEYTURN_{name.upper()}": value for name, value in own.items()}
+    command = [sys.executable, "-m", "app", "doctor", "--json"]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, timeout=60, check=False)
+    findings = {each["check"]: each["advice"] for each in json.loads(done.stdout)}
+    return done.returncode, {check: advice for check, advice in findings.items() if check.startswith("cache")}
 
 
 async def until(keyturn: Any, cache: str) -> None:
@@ -65,6 +79,10 @@ async def test_two_keyturns_with_two_databases_on_one_redis_are_told_so(
                 while len(markers) < 5:
                     markers.add(await client.get(MARKER))
                     await asyncio.sleep(0.02)
+            for database in (one.settings.database_url, settings.database_url):
+                code, advice = await asyncio.to_thread(doctor, database, url)
+                assert (code, list(advice)) == (1, ["cache (shared with another Keyturn)"])
+                assert "its own number in KEYTURN_REDIS_URL" in advice["cache (shared with another Keyturn)"]
             assert noted.count("redis_shared") == 1
             assert noted[-1] == "redis_shared"
         async with asyncio.timeout(15):
@@ -94,6 +112,8 @@ async def test_instances_of_one_keyturn_and_a_flush_are_no_other_keyturn(
                     await asyncio.sleep(0.05)
             for each in instances:
                 await until(each, "complete")
+            await instances[0].restored.take(by=SERVICE)
+            assert not await instances[1].revocations.is_shared()
     assert seen <= {"not filled", "complete"}
 
 

@@ -210,6 +210,8 @@ async def _redis(keyturn: Keyturn) -> AsyncIterator[Finding]:
             if refusals := await revocations.redis.refusals():
                 cache, advice = "refuses commands", f"{'; '.join(refusals)}: look at KEYTURN_REDIS_URL and its user"
             else:
+                if cache in {"complete", "not filled"} and await revocations.is_shared():
+                    cache = "shared with another Keyturn"
                 advice = _advice(cache)
     except TemporarilyUnavailable as e:
         advice = f"away: {e.cause}; the database answers in its place: start Redis, or look at KEYTURN_REDIS_URL"
@@ -223,6 +225,8 @@ def _advice(cache: CacheState) -> str:
         "set KEYTURN_REDIS_URL to the server itself",
         "another Redis": "the instances use another Redis, or another database of it: "
         "set KEYTURN_REDIS_URL as the instances have it",
+        "shared with another Keyturn": "another Keyturn, with another database, uses this database of Redis, so both "
+        "fill it in turns and the databases answer: give each its own number in KEYTURN_REDIS_URL (redis://host:6379/1)",
         "not filled": "Redis is not filled yet, and the database answers; an instance fills it within seconds, "
         f"so if one runs, look at its /readyz, else start one: {called()} serve",
     }.get(cache, "")

@@ -139,6 +139,17 @@ class FenceReader:
                 self.last = Fence(row.epoch, server, began, monotonic(), vouches_from)
             self.on_reading(Reading(began, row.now, row.keys_version, row.policies_version, row.issuers_version))
 
+    async def age(self) -> timedelta:
+        """How long ago the fence got its epoch, by the database's clock.
+
+        Raises:
+            TemporarilyUnavailable: the database is away.
+        """
+        async with self._db.look() as connection:
+            row = (await connection.execute(select(CacheFence.changed_at, self._db.now().label("now")))).one()
+            age: timedelta = row.now - row.changed_at
+            return age
+
     def _look_at_the_clock(self, now: datetime, epoch: str) -> None:
         """Disbelieves the epoch under which the database's clock goes back."""
         if now < self._latest - STEP:

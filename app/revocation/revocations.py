@@ -56,11 +56,14 @@ from .redis_server import MARKER, RedisRefusedError, RedisServer
 
 READ_EVERY = timedelta(milliseconds=500)
 
-
 _LATE = timedelta(seconds=2)
 """How long after a turn of its loop, which comes each half second, a process counts as standing still."""
 _STILL_LATE = timedelta(seconds=5)
 """How long after a late turn the requests that had waited for it are still being read."""
+
+_LOOKS_FOR, _LOOKS_EVERY = timedelta(seconds=3), 0.05
+_IN_TURNS = timedelta(seconds=5)
+"""How long ago the fence changed at most, if two Keyturns fill one Redis in turns: ten turns."""
 
 
 class Revocations:
@@ -149,6 +152,31 @@ class Revocations:
         if self.fence.believes(server, marker, monotonic(), VOUCHES_FOR):
             return "complete"
         return "another Redis" if self.fence.names_another(server) else "not filled"
+
+    async def is_shared(self) -> bool:
+        """Whether another Keyturn, with another database, fills the same Redis now. Looks for some seconds at most.
+
+        Both fill Redis in turns then, twice a second. So where the fence has had its epoch for long, nobody does.
+
+        Raises:
+            TemporarilyUnavailable: Redis or the database is away.
+        """
+        complete, until = None, monotonic() + _LOOKS_FOR.total_seconds()
+        while monotonic() < until and await self.fence.age() < _IN_TURNS:
+            server, (marker,) = await self.redis.send([("GET", MARKER)])
+            known = self.fence.last
+            if self.fence.names(server, marker):
+                complete = known
+            elif complete is not None and marker and server.identity == complete.server:
+                asked = monotonic()
+                await self.fence.read()
+                now = self.fence.last
+                if now is not None and now.began >= asked and now.epoch == complete.epoch:
+                    # As in `Rebuild`: no process of this database has written this marker over that of its fence.
+                    return True
+            await self.fence.read()
+            await asyncio.sleep(_LOOKS_EVERY)
+        return False
 
     async def close(self) -> None:
         """Waits for a reading or rebuild under way, which would open a connection again, and closes the connections."""
