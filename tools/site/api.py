@@ -81,7 +81,7 @@ def _objects(schemas: Schemas, linked: set[str], named: Mapping[str, Any]) -> It
 
 
 def _rows(members: Iterable[Member], linked: set[str]) -> Iterator[str]:
-    for each in members:
+    for each in sorted(members, key=lambda member: not member.required):  # stable: else as in the contract
         linked |= {each.of} if each.of else set()
         kind = f"[{each.of}](#{each.of.lower()})" if each.of else each.type
         kind += "" if each.required else ", optional"
