@@ -165,7 +165,7 @@ def create_app(settings: Settings | None = None) -> _Application:
             license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         )
         app.doors.describe_to(about.router)
-        return documented(about.openapi())
+        return documented(about.openapi(), {each.name: each.example for each in _ENDPOINTS})
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to change the document
 

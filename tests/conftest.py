@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from playwright.async_api import Browser, Playwright
 
 pytest_plugins = ("tests.upstream.fixtures",)
+pytest.register_assert_rewrite(  # their failed assertions say what differs, as those of test files do
+    "tests.api", "tests.command_line", "tests.edge_server", "tests.instances", "tests.raw_http"
+)
 
 SECRET = "x3pQkq0q4v0Tn5oHn1o9R2m8mWb7s3eJf6dKz1uYc5g="
 """The master secret of all tests. Its bytes are random, so that the settings accept them. Nothing else uses it."""
@@ -54,7 +57,7 @@ LONGEST = (
     "test_state_machine",
     "test_planted_bugs",
     "test_races",
-    "test_cli",
+    "test_command_words",
     "test_killed_logout",
     "test_revocation_model",
 )

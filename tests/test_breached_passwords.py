@@ -24,9 +24,9 @@ from app.keyturn import Keyturn
 from app.outgoing.sending import MOST_BYTES
 from app.users import breached_passwords
 from tests.api import ADA, BOB
+from tests.command_line import Command
 from tests.conftest import CHEAP, NEW_PASSWORD, PASSWORD, SECRET, Opener, settings_of
 from tests.servers import free_port
-from tests.test_cli import Command
 from tests.test_fetching import certificate_for
 
 BREACHED = "a sound password that was in a breach"

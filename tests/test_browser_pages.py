@@ -97,3 +97,17 @@ async def test_a_link_of_the_reference_leads_to_its_operation(browser: Browser, 
         heading = page.get_by_role("heading", name="Refresh", exact=True)
         assert page.url.endswith("/docs#refresh")
         assert await heading.evaluate("one => { const y = one.getBoundingClientRect().top; return y >= 0 && y < 120 }")
+
+
+async def test_on_a_phone_the_list_of_operations_comes_first_and_every_part_has_a_link_back_to_it(
+    browser: Browser, service: Service
+) -> None:
+    async with seen(browser, service.url + "/docs", PHONE, "light") as (page, _):
+        operations = page.get_by_role("navigation").get_by_role("link", name="Refresh", exact=True)
+        assert await operations.evaluate("one => one.getBoundingClientRect().top < innerHeight")
+        await operations.click()
+        heading = page.get_by_role("heading", name="Refresh", exact=True)
+        assert await heading.evaluate("one => { const y = one.getBoundingClientRect().top; return y > 55 && y < 160 }")
+        await page.get_by_role("link", name="All operations").click()
+        assert await operations.evaluate("one => one.getBoundingClientRect().top > 0")
+        assert await operations.evaluate("one => one.getBoundingClientRect().top < innerHeight")

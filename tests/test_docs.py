@@ -61,6 +61,8 @@ def wrong(language: str, sample: str) -> str:
                 list(yaml.safe_load_all(sample))
             case "toml":
                 tomllib.loads(sample)
+            case "http" if not re.match(r"HTTP/1\.1 \d{3} \w|[A-Z]+ /", sample):
+                return "no first line, so that the builder of the site refuses it"
             case "bash" | "sh":
                 read = ["bash", "-n", "-c", sample]
                 return subprocess.run(read, check=False, capture_output=True, text=True).stderr
@@ -128,7 +130,14 @@ def test_every_sample_is_right_in_its_language(page) -> None:
 
 
 def test_a_sample_that_is_not_of_its_language_is_found() -> None:
-    for language, sample in (("python", "def"), ("json", "{"), ("yaml", "a: [b"), ("toml", "a"), ("bash", "if x")):
+    for language, sample in (
+        ("python", "def"),
+        ("json", "{"),
+        ("yaml", "a: [b"),
+        ("toml", "a"),
+        ("bash", "if x"),
+        ("http", "A: b"),
+    ):
         assert wrong(language, sample), language
 
 

@@ -19,10 +19,10 @@ from app.revocation.lifetimes import LOOK_BACK
 from app.revocation.redis_server import MARKER
 from app.sessions.answers import Tokens
 from app.storage.tables import Event, Session, uuid7
+from tests.command_line import Command
+from tests.command_line import keyturn as command
 from tests.conftest import PASSWORD, Opener, a_user, time_passes
 from tests.servers import Redis
-from tests.test_cli import Command
-from tests.test_cli import keyturn as command
 
 __all__ = ["command"]
 

@@ -71,6 +71,31 @@ async def test_a_visitor_signs_in_calls_the_service_and_logs_out(page: Page, mod
     await said(page, "You are not signed in.")
 
 
+async def test_the_page_names_the_session_that_answered_and_a_logout_ends_those_of_both_modes(page: Page) -> None:
+    await sign_in(page, "cookie")
+    await page.check("input[value=split]")
+    await page.click("#hello")
+    await said(page, "(by the session of mode cookie)")
+    await sign_in(page, "split")
+    await page.click("#hello")
+    await said(page, "(by the session of mode split)")
+    await page.click("#logout")
+    await said(page, "Logged out.")
+    assert await cookie_store(page) == {}
+    for mode in ("cookie", "split"):
+        await page.check(f"input[value={mode}]")
+        await page.click("#hello")
+        await said(page, "You are not signed in.")
+
+
+async def test_a_logout_that_keyturn_refuses_is_none(page: Page) -> None:
+    await sign_in(page, "cookie")
+    refusal = '{"error": "cross_site", "error_description": "Another page."}'
+    await page.route("**/auth/logout", lambda route: route.fulfill(status=403, body=refusal))
+    await page.click("#logout")
+    await said(page, "Not logged out (403): Another page.")
+
+
 async def test_with_cookies_no_script_sees_a_token_and_nginx_refreshes_on_the_way(page: Page) -> None:
     await sign_in(page, "cookie")
     assert await page.evaluate("document.cookie") == ""

@@ -36,7 +36,7 @@ def api(service: Service) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def local(service: Service) -> Iterator[str]:
     """The service that verifies by itself."""
-    with uvicorn("fastapi-api", "local:app", free_port(), KEYTURN=service.url, ISSUER=DEFAULT_ISSUER) as api:
+    with uvicorn("fastapi-api", "local:app", free_port(), KEYTURN=service.url) as api:
         yield api
 
 
@@ -111,6 +111,35 @@ def saying(status: int, body: bytes, **headers: str) -> Iterator[str]:
             thread.join()
 
 
+@pytest.mark.parametrize("way", ["api", "local"])
+def test_a_token_of_other_characters_than_ascii_is_refused_as_junk(
+    way: str, http: httpx2.Client, request: pytest.FixtureRequest
+) -> None:
+    junk = [(b"Authorization", b"Bearer \xff.\xff.\xff")]
+    assert http.get(f"{request.getfixturevalue(way)}/hello", headers=junk).status_code == 401
+
+
+def test_a_service_that_is_trusted_as_a_proxy_names_its_client(tmp_path: Path, logs: Path, http: httpx2.Client) -> None:
+    with (
+        keyturn(tmp_path, logs, trusted_proxies="127.0.0.1") as service,
+        uvicorn("fastapi-api", "main:app", free_port(), KEYTURN=service.url, FORWARDED_ALLOW_IPS="127.0.0.1") as api,
+    ):
+        junk = {"Authorization": "Bearer junk", "X-Forwarded-For": "203.0.113.9"}
+        assert http.get(f"{api}/hello", headers=junk).status_code == 401
+        assert '"client": "203.0.113.9"' in service.text_with('"path": "/auth/verify"')
+
+
+def test_a_question_that_keyturn_can_not_read_is_a_defect_of_the_service(http: httpx2.Client) -> None:
+    port = free_port()
+    with (
+        saying(400, b'{"error": "planted"}') as keyturn,
+        uvicorn("fastapi-api", "main:app", port, KEYTURN=keyturn) as api,
+    ):
+        answer = http.get(f"{api}/hello", headers={"Authorization": "Bearer junk"})
+    assert answer.status_code == 500
+    assert "Retry-After" not in answer.headers
+
+
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_what_keyturn_can_not_say_becomes_a_503_that_keeps_its_retry_after(http: httpx2.Client, status: int) -> None:
     with (
@@ -146,15 +175,10 @@ def test_a_service_that_verifies_by_itself_hears_of_no_logout(
 def test_the_client_calls_the_service_before_and_after_a_refresh_and_in_vain_after_the_logout(
     service: Service, api: str, tmp_path: Path
 ) -> None:
-    code = (EXAMPLES / "fastapi-api" / "client.py").read_text(encoding="utf-8")
-    for published, here in (("http://127.0.0.1:8000", service.url), ("http://127.0.0.1:9000", api)):
-        assert code.count(published) == 1
-        code = code.replace(published, here)
-    (tmp_path / "client.py").write_text(code)
     done = subprocess.run(
-        [sys.executable, "client.py", ACCOUNT["email"]],
+        [sys.executable, EXAMPLES / "fastapi-api" / "client.py", ACCOUNT["email"]],
         cwd=tmp_path,
-        env={"NO_PROXY": "*"},
+        env={"NO_PROXY": "*", "KEYTURN": service.url, "SERVICE": api},
         input=ACCOUNT["password"] + "\n",
         capture_output=True,
         text=True,

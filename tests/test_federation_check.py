@@ -10,9 +10,9 @@ import pytest
 
 from app.actors import SERVICE
 from tests.api import Api, serving
+from tests.command_line import Command, Done, keyturn, on_sqlite
 from tests.conftest import a_user
 from tests.external_tokens import BAD, file_of_issuers, publish, write_file
-from tests.test_cli import Command, Done, keyturn, on_sqlite
 from tests.upstream.upstream import Upstream
 
 __all__ = ["keyturn"]  # the fixture

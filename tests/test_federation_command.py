@@ -10,8 +10,8 @@ from sqlalchemy import update
 from app.federation.issuer import Configured
 from app.keyturn import Keyturn
 from app.storage.tables import Issuer as Row
+from tests.command_line import Command, findings, keyturn, on_sqlite, user
 from tests.conftest import SECRET
-from tests.test_cli import Command, findings, keyturn, on_sqlite, user
 from tests.test_issuers import planted, secret_in
 from tests.upstream.upstream import Upstream
 

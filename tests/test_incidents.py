@@ -17,8 +17,8 @@ from app.commands.incidents import LEAKS, Leak
 from app.errors import Refusal
 from app.keyturn import Keyturn
 from app.sessions.answers import Tokens
+from tests.command_line import Command, command
 from tests.conftest import PASSWORD, SECRET
-from tests.test_cli import Command, command
 from tests.test_restore import refreshed, verified
 
 PAGE = Path(__file__).parent.parent / "docs" / "incidents.md"

@@ -26,11 +26,11 @@ import redis as client
 
 from app.keyturn import Keyturn
 from app.tokens.sealed_cookies import SealedCookies
+from tests.command_line import Command
 from tests.conftest import CHEAP, PASSWORD, SECRET
 from tests.cookies import LOOPBACK
 from tests.servers import Redis
 from tests.service import ROOT, Service
-from tests.test_cli import Command
 
 NEW_SECRET = "Yx1Vj8mQ0s3Kd7Lw5Rt2Zb9Hc4Ng6Fp0Ae8Uo1Xq3Mi="
 SOON = 10.0  # seconds: two for a process to learn of a key, the rest for a busy machine

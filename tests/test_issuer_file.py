@@ -10,9 +10,9 @@ import pytest
 from app.errors import ConfigurationError
 from app.federation.issuer import Issuer, IssuerSecrets
 from app.federation.issuer_file import read
+from tests.command_line import Command, findings, on_sqlite
+from tests.command_line import keyturn as command  # noqa: F401  # a fixture
 from tests.conftest import Opener, settings_of
-from tests.test_cli import Command, findings, on_sqlite
-from tests.test_cli import keyturn as command  # noqa: F401  # a fixture
 from tests.test_issuers import secret_in
 from tests.upstream.upstream import Upstream
 

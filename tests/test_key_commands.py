@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import base64
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from sqlalchemy import text
 
 from app.keyturn import Keyturn
+from tests.command_line import Command, findings, keyturn, user
 from tests.conftest import SECRET
-from tests.test_cli import Command, findings, keyturn, user
 
-__all__ = ["keyturn"]  # the fixture
+__all__ = ["keyturn"]  # fixtures
 OTHER = "b" + SECRET[1:]
 
 
@@ -151,3 +152,107 @@ def test_everyone_is_signed_out_by_one_command_and_listed_so(keyturn: Command) -
     assert {s["id"]: s["status"] for s in keyturn.ok("sessions", "list", "--json").json} == {
         new: "live", **dict.fromkeys(old, "signed_out_everywhere"),
     }  # fmt: skip
+
+
+def test_retiring_a_refresh_key_ends_the_sessions_under_it_and_says_how_many(
+    keyturn: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.sessions.key_changes.LAST_SIGN_IN", timedelta(0))
+    user(keyturn)
+    sessions = [keyturn.login("ada@example.com").session_id for _ in range(2)]
+    assert keyturn.ok("keys", "generate", "refresh").out.strip() == "refresh-2"
+    assert "wait 60 seconds" in keyturn.refused(1, "keys", "retire", "refresh-1")
+
+    async def a_minute_passes(keyturn: Keyturn) -> None:
+        async with keyturn.db.begin() as tx:
+            await tx.execute(text("UPDATE keys SET signs_from = created_at"))
+
+    keyturn.inside(a_minute_passes)
+    done = keyturn.ok("keys", "retire", "refresh-1").out.splitlines()
+    assert done[0] == "refresh-1 is retired; within 2 s its tokens are refused everywhere"
+    assert done[1] == "refresh-2 (HMAC-SHA256) signs refresh tokens now"
+    assert [line.partition(" ended")[0] for line in done[2:]] == ["2 sessions", "0 sessions more"]
+    for session in sessions:
+        assert keyturn.ok("sessions", "show", str(session), "--json").json["status"] == "revoked_by_admin"
+    # An operator may call the command again after it broke off.
+    again = keyturn.ok("keys", "retire", "refresh-1").out.splitlines()
+    assert again[0].startswith("refresh-1 was retired already, at ")
+    assert again[2].startswith("0 sessions ended")
+
+
+def test_keys_are_made_listed_and_retired(keyturn: Command) -> None:
+    user(keyturn)
+    keyturn.login("ada@example.com")  # makes the first keys, as a service does
+    first = {key["use"]: key for key in keyturn.ok("keys", "list", "--json").json}
+    assert {key["status"] for key in first.values()} == {"signs"}
+    assert not {"sealed", "secret"} & set(first["access"])
+    made = [
+        keyturn.ok("keys", "generate", *words).out.strip()
+        for words in (("access",), ("access", "--algorithm", "EdDSA"), ("refresh",))
+    ]
+    assert made[2] == "refresh-2"
+    listed = {key["kid"]: key for key in keyturn.ok("keys", "list", "--json").json}
+    assert [listed[kid]["status"] for kid in made] == ["published"] * 3
+    assert [listed[kid]["algorithm"] for kid in made] == ["HS256", "EdDSA", "HMAC-SHA256"]
+    assert made[1] in keyturn.ok("keys", "list").out
+    cookie = keyturn.ok("keys", "generate", "cookie")
+    assert cookie.err.startswith(
+        f"{first['cookie']['kid']} (A256GCM) seals cookies now; {cookie.out.strip()} (A256GCM) is "
+    )
+    assert "is published and seals from " in cookie.err
+    output = keyturn.ok("keys", "retire", cookie.out.strip()).out.splitlines()
+    assert output == [
+        f"{cookie.out.strip()} is retired; within 2 s its cookies are refused everywhere",
+        f"{first['cookie']['kid']} (A256GCM) seals cookies now",
+    ]
+    only = keyturn.refused(1, "keys", "retire", first["cookie"]["kid"])
+    assert "It is the only cookie key that can seal" in only
+    output = keyturn.ok("keys", "retire", made[0]).out.splitlines()
+    assert output[0] == f"{made[0]} is retired; within 2 s its tokens are refused everywhere"
+    assert output[1].startswith(
+        f"{first['access']['kid']} (HS256) signs access tokens now; {made[1]} (EdDSA) is published"
+    )
+    assert {k["kid"]: k["status"] for k in keyturn.ok("keys", "list", "--json").json}[made[0]] == "retired"
+    assert "was retired already" in keyturn.ok("keys", "retire", made[0]).out
+    assert "no such key" in keyturn.refused(1, "keys", "retire", "no-such-key")
+    assert "It is the only access key that can sign" in keyturn.refused(1, "keys", "retire", first["access"]["kid"])
+    wrong = keyturn.refused(1, "keys", "generate", "refresh", "--algorithm", "ES256")
+    assert "algorithm and bits are for access keys" in wrong
+
+
+def test_the_size_of_an_rsa_key_is_said_where_it_is_made(keyturn: Command) -> None:
+    user(keyturn)
+    keyturn.login("ada@example.com")
+    # The newest key is of HS256, so the next one is too, and has no size to choose.
+    assert "bits" in keyturn.refused(1, "keys", "generate", "access", "--bits", "3072")
+    made = [
+        keyturn.ok("keys", "generate", "access", "--algorithm", "RS256", *bits).out.strip()
+        for bits in ((), ("--bits", "2048"), ("--bits", "3072"))
+    ]
+    listed = {key["kid"]: key["algorithm"] for key in keyturn.ok("keys", "list", "--json").json}
+    assert {listed[kid] for kid in made} == {"RS256"}
+    for words in (
+        ("refresh", "--bits", "3072"),
+        ("access", "--algorithm", "ES256", "--bits", "2048"),
+    ):
+        assert "bits" in keyturn.refused(1, "keys", "generate", *words)
+    keyturn.refused(2, "keys", "generate", "access", "--algorithm", "RS256", "--bits", "1024")
+
+
+def test_a_lost_master_secret_is_answered_by_new_keys_and_no_session_stays_live(
+    keyturn: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.sessions.key_changes.LAST_SIGN_IN", timedelta(0))
+    user(keyturn)
+    sessions = [str(keyturn.login("ada@example.com").session_id) for _ in range(2)]
+    keyturn.environment["KEYTURN_SECRET"] = "b" + SECRET[1:]
+    assert "keys replace" in keyturn.refused(1, "sessions", "list")
+    assert "--sign-everyone-out" in keyturn.refused(2, "keys", "replace")
+    output = keyturn.ok("keys", "replace", "--sign-everyone-out").out
+    assert "refresh-2 (HMAC-SHA256) signs refresh tokens now" in output
+    assert "(A256GCM) seals cookies now" in output
+    assert "2 sessions ended; everyone has to sign in again" in output
+    assert keyturn.ok("sessions", "list", "--status", "live", "--json").json == []
+    new = str(keyturn.login("ada@example.com").session_id)
+    listed = {s["id"]: s["status"] for s in keyturn.ok("sessions", "list", "--json").json}
+    assert listed == {new: "live", **dict.fromkeys(sessions, "revoked_by_admin")}

@@ -23,10 +23,10 @@ from app.users.administrators import administrators
 from app.users.hashing import Asker
 from app.users.made_passwords import LIFETIME, Reset
 from tests.api import BARE, Api, refused, serving
+from tests.command_line import Command, findings
+from tests.command_line import keyturn as command
 from tests.conftest import CHEAP, NEW_PASSWORD, PASSWORD, Opener, a_user
 from tests.service import Service
-from tests.test_cli import Command, findings
-from tests.test_cli import keyturn as command
 
 __all__ = ["command"]
 

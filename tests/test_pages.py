@@ -104,6 +104,14 @@ async def test_the_start_page_tells_the_state_and_public_facts(database_url: str
         assert SECRET not in text
 
 
+@pytest.mark.parametrize("is_set", [True, False])
+def test_the_start_page_says_whether_somebody_has_named_an_issuer(engine: str, is_set: bool) -> None:
+    facts = Facts("ok", "none", "1", ISSUER, is_set, "http://127.0.0.1:8931", "HS256", {})
+    text = Parsed(start(facts).decode()).text
+    assert ISSUER in text
+    assert (f"Unset. Access tokens name {ISSUER}; KEYTURN_ISSUER changes it." in text) == (not is_set)
+
+
 async def test_the_start_page_says_that_redis_is_away(database_url: str) -> None:
     async with serving(database_url, redis_url=f"redis://127.0.0.1:{free_port()}") as (keyturn, client):
         async with asyncio.timeout(10):
@@ -143,7 +151,7 @@ async def test_the_start_page_is_made_anew_only_if_what_it_tells_has_changed(
 def test_the_start_page_never_calls_a_process_ready_that_is_not(
     engine: str, database: str, cache: str, algorithm: str | None, says: str
 ) -> None:
-    text = Parsed(start(Facts(database, cache, "1", ISSUER, ISSUER, algorithm, {})).decode()).text
+    text = Parsed(start(Facts(database, cache, "1", ISSUER, True, ISSUER, algorithm, {})).decode()).text
     assert says in text
     assert ("Ready" in text) == (not says.startswith("Not"))
 
@@ -264,7 +272,9 @@ async def test_no_header_field_of_a_request_reaches_a_page(client: httpx2.AsyncC
 
 def test_text_in_facts_and_contract_stays_text(engine: str) -> None:
     evil = "<script>alert(1)</script>\"'&"
-    page = Parsed(start(Facts("ok", "complete", evil, evil, evil, evil, {evil: "https://x.example/" + evil})).decode())
+    page = Parsed(
+        start(Facts("ok", "complete", evil, evil, True, evil, evil, {evil: "https://x.example/" + evil})).decode()
+    )
     assert evil in page.text
     assert "script" not in {tag for tag, _ in page.elements}
     schema = {

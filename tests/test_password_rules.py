@@ -21,10 +21,10 @@ from app.storage.tables import User
 from app.users.made_passwords import make
 from app.users.password_forms import consists_of, first_run, forms, listed_form, repeated, runs
 from tests.api import ADA, BOB, Api, Serve, api, refused, serve
+from tests.command_line import Command, on_sqlite
+from tests.command_line import keyturn as command
 from tests.conftest import NEW_PASSWORD, PASSWORD, Opener
 from tests.test_admin_users import Office, office
-from tests.test_cli import Command, on_sqlite
-from tests.test_cli import keyturn as command
 
 __all__ = ["api", "command", "office", "serve"]
 

@@ -24,10 +24,10 @@ from app.storage.copies import READ_BY_ALL
 from app.storage.tables import Policy as Row
 from app.storage.tables import Pulse
 from tests.api import ADA, Api, Serve, refused, serving
+from tests.command_line import Command, on_sqlite
+from tests.command_line import keyturn as command  # noqa: F401  # a fixture
 from tests.conftest import PASSWORD, Opener, a_user, time_passes
 from tests.cookies import is_device
-from tests.test_cli import Command, on_sqlite
-from tests.test_cli import keyturn as command  # noqa: F401  # a fixture
 from tests.test_keys import until
 
 SECOND = timedelta(seconds=1)

@@ -18,6 +18,7 @@ from app.errors import InvalidGrant, InvalidToken, Refusal
 from app.keyturn import Keyturn, opened, running
 from app.sessions.answers import Tokens
 from app.storage.tables import Event, Session
+from tests.command_line import Command, command, on_sqlite
 from tests.conftest import PASSWORD, a_user, settings_of
 from tests.instances import (
     Pair,
@@ -35,7 +36,6 @@ from tests.instances import (
     refused,
 )
 from tests.servers import Postgres, Redis
-from tests.test_cli import Command, command, on_sqlite
 
 __all__ = ["cache", "own_redis", "pair"]
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from tests.command_line import Command, command
 from tests.conftest import PASSWORD, sync
 from tests.example_servers import ACCOUNT, keyturn
 from tests.servers import Postgres
 from tests.service import ROOT, Service
-from tests.test_cli import Command, command
 from tests.test_postgres import execute
 from tests.test_production import step
 from tests.test_restore import refreshed, verified

@@ -228,6 +228,16 @@ async def test_a_token_counts_until_shortly_before_its_end(
     assert token_requests(upstream) == 2
 
 
+async def test_the_tokens_of_issuers_that_nobody_asks_any_more_are_forgotten(
+    upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.federation.scalekit._MOST", 2)
+    scalekit, login = Scalekit(Fetching(Sending())), upstream.sign_in()
+    for name, needed in (("one", 1), ("two", 2), ("one", 2), ("three", 3), ("one", 3), ("two", 4)):
+        await scalekit.get_session(upstream.configured(name), login.session_id)
+        assert token_requests(upstream) == needed, name
+
+
 async def test_another_secret_of_the_client_needs_another_token(scalekit: Scalekit, upstream: Upstream) -> None:
     login = upstream.sign_in()
     await scalekit.get_session(upstream.configured(), login.session_id)

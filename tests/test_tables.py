@@ -16,7 +16,7 @@ from app.commands.table import WIDEST, record, table
 from app.events import audit
 from app.keyturn import Keyturn
 from app.storage.tables import uuid7
-from tests.test_cli import Command, command, user
+from tests.command_line import Command, command, user
 
 NOON = datetime(2026, 11, 28, 12, tzinfo=UTC)
 LONG = f"{'a' * 60}@{'b' * 60}.example.com"

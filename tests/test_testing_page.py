@@ -17,7 +17,7 @@ PAGE = (ROOT / "docs" / "testing.md").read_text(encoding="utf-8")
 
 def test_the_samples_pass_as_they_stand(tmp_path: Path) -> None:
     samples = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    assert len(samples) == 3
+    assert len(samples) == 4
     for number, code in enumerate(samples):
         installed = code.replace('["keyturn"]', repr([sys.executable, "-m", "app"]))
         (tmp_path / f"test_{number}.py").write_text(installed, encoding="utf-8")
@@ -32,4 +32,4 @@ def test_the_samples_pass_as_they_stand(tmp_path: Path) -> None:
         timeout=60,
         check=False,
     )
-    assert "3 passed" in done.stdout, done.stdout + done.stderr
+    assert "10 passed" in done.stdout, done.stdout + done.stderr

@@ -16,9 +16,9 @@ from app.actors import SERVICE
 from app.commands.federation_sessions import _given_up
 from app.keyturn import Keyturn
 from app.storage.tables import UpstreamSession, uuid7
+from tests.command_line import Command, command
 from tests.conftest import PASSWORD
 from tests.service import Service
-from tests.test_cli import Command, command
 from tests.test_revoking import environment
 from tests.upstream.upstream import Upstream
 from tests.without_exchange import NAME, file_of_issuers, rows, without_tasks

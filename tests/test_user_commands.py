@@ -9,9 +9,9 @@ import pytest
 from sqlalchemy import text
 
 from app.keyturn import Keyturn
+from tests.command_line import Command, command
 from tests.conftest import PASSWORD
 from tests.federated import exchanged, file_of, the_user
-from tests.test_cli import Command, command
 from tests.upstream.upstream import Upstream
 
 pytestmark = pytest.mark.parametrize("engine", ["sqlite"], indirect=True)

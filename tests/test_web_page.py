@@ -55,11 +55,6 @@ def in_a_page(service: Service, script: str) -> Any:
             seen.push(`${{path}} ${{answer.status}}`);
             return answer;
         }};
-        const signIn = () => fetch("/auth/login", {{
-            method: "POST",
-            headers: {{ "Content-Type": "application/json" }},
-            body: JSON.stringify({{ ...account, mode: "cookie" }}),
-        }});
         {sample("async function whoami()")}
         console.log(JSON.stringify(await (async () => {{ {script} }})()));
         process.exit();
@@ -74,7 +69,7 @@ def test_a_page_learns_who_is_signed_in_also_after_the_access_cookie_ran_out(ser
     seen = in_a_page(
         service,
         f"""
-        await signIn();
+        await login(account.email, account.password);
         const before = await whoami();
         cookies.delete({json.dumps(LOOPBACK.access)});
         const after = await whoami();
@@ -90,9 +85,9 @@ def test_a_page_where_nobody_is_signed_in_shows_the_login(service: Service) -> N
         service,
         """
         const first = await whoami();
-        await signIn();
+        await login(account.email, account.password);
         const stolen = new Map(cookies);
-        await fetch("/auth/logout", { method: "POST" });
+        await logout();
         for (const [name, value] of stolen) cookies.set(name, value);
         return { first, ended: await whoami(), seen };
         """,
@@ -112,8 +107,7 @@ def test_a_development_server_of_vite_passes_a_sign_in_by_cookie_on(service: Ser
     (tmp_path / "node_modules").symlink_to(modules / "node_modules")
     configuration = sample("server: {").replace("http://127.0.0.1:8000", service.url)
     assert service.url in configuration
-    (tmp_path / "vite.config.js").write_text(configuration)
-    (tmp_path / "package.json").write_text('{"type": "module"}')
+    (tmp_path / "vite.config.mjs").write_text(configuration)
     (tmp_path / "index.html").write_text("<!doctype html><title>the page</title>")
     port = free_port()
     vite = ["node", "node_modules/vite/bin/vite.js", "--host", "127.0.0.1", "--port", str(port), "--strictPort"]

@@ -23,11 +23,11 @@ from app.sessions.start import Authenticated
 from app.storage.tables import User, uuid7
 from app.why.sentences import _SENTENCES, line_of
 from app.why.telling import Telling
+from tests.command_line import Command
+from tests.command_line import keyturn as command  # noqa: F401  # a fixture
 from tests.conftest import CHEAP, NEW_PASSWORD, PASSWORD, SECRET, Opener, a_user, time_passes
 from tests.federated import exchanged, federated, the_user
 from tests.service import Service
-from tests.test_cli import Command
-from tests.test_cli import keyturn as command  # noqa: F401  # a fixture
 from tests.upstream.upstream import Upstream
 
 ROOT = Actor("command", "root")

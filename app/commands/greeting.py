@@ -18,7 +18,7 @@ def greeting(settings: Settings, url: str, *, made: str | None, administrator: s
     Args:
         settings: those of the embedded default.
         url: where a client on this machine reaches the service.
-        made: the first administrator's password, if this start made one. It is shown this once.
+        made: the first administrator's password, if this start made one. It is shown at this start alone.
         administrator: the e-mail address of an administrator, if there is one.
         advice: what to type if a password that Keyturn made has run out; else empty.
     """
@@ -53,7 +53,7 @@ def _first(url: str, password: str) -> list[str]:
         f"""{held} | curl -sS $KEYTURN/auth/logout -H "$JSON" -d @- -w 'logout   %{{http_code}}\\n'""",
     )
     return [
-        "Made an administrator. The password is shown this once:",
+        "Made an administrator. The password is shown at this start alone:",
         "",
         f"    {ADMINISTRATOR}   {_styled(password, _BOLD)}",
         "",

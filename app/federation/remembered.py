@@ -30,6 +30,10 @@ class Remembered(Generic[K, V]):
         """The value, which counts as used now, or None if there is none."""
         return self[key] if key in self._values else None
 
+    def forget(self, key: K) -> None:
+        """Forgets the value, if there is one."""
+        self._values.pop(key, None)
+
     def __setitem__(self, key: K, value: V) -> None:
         self._values[key] = value
         self._values.move_to_end(key)

@@ -17,6 +17,7 @@ from ..errors import InvalidRequest, NotFound, TemporarilyUnavailable
 from .fetching import Fetching
 from .flights import Flights
 from .issuer import Configured
+from .remembered import Remembered
 from .scalekit_session import MOST_CHARACTERS, ScalekitSession, SessionPage, page_in, session_in
 
 Status = Literal["active", "expired", "revoked", "logout"]
@@ -24,6 +25,9 @@ Status = Literal["active", "expired", "revoked", "logout"]
 
 Outcome = Literal["revoked", "gone"]
 """The outcome of a revocation: revoked now, or over before."""
+
+_MOST = 1024
+"""Of so many issuers at most, something is kept here: an issuer that was removed is forgotten in the end."""
 
 _MARGIN = timedelta(seconds=60)
 """How long before its end a token is renewed, so that it does not expire on its way. A tenth of a short life."""
@@ -54,7 +58,7 @@ class Scalekit:
 
     def __init__(self, fetching: Fetching) -> None:
         self._fetching = fetching
-        self._tokens: dict[str, _ApiToken] = {}  # by the issuer's name
+        self._tokens = Remembered[str, _ApiToken](_MOST)  # by the issuer's name
         self._renewals = Flights[tuple[str, str, str, str], _ApiToken]()
 
     async def get_session(self, of: Configured, session_id: str) -> ScalekitSession:
@@ -151,7 +155,7 @@ class Scalekit:
         status, body = await send(token.text)
         if status == _UNAUTHORIZED:
             if self._tokens.get(of.name) is token:  # else another caller has renewed it meanwhile
-                del self._tokens[of.name]
+                self._tokens.forget(of.name)
             token = await self._token(of)
             status, body = await send(token.text)
         if status in _GOOD:

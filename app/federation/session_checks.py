@@ -47,6 +47,9 @@ PATIENCE = timedelta(seconds=2)
 
 _REMEMBERED = 50_000  # local sessions, and as many upstream sessions
 
+_MOST = 1024
+"""Of so many issuers at most, something is kept here: an issuer that was removed is forgotten in the end."""
+
 _FAILURES, _REST = 3, timedelta(seconds=5)
 """After so many failures in a row, an issuer counts as away for a while, without being asked."""
 
@@ -110,7 +113,7 @@ class SessionChecks:
         self._answers = Remembered[_Origin, _Seen](_REMEMBERED)
         self._reads = Batch(self._read, name="upstream", in_flight=2)
         self._flights = Flights[_Origin, _Seen]()
-        self._healths: dict[str, _Health] = {}
+        self._healths = Remembered[str, _Health](_MOST)  # by the issuer's name
         self._in_force: Mapping[str, Configured] = {}
         self._checking: Mapping[str, Configured] = {}
 
@@ -219,7 +222,8 @@ class SessionChecks:
         Raises:
             TemporarilyUnavailable: the issuer is away, or does not answer within `PATIENCE`.
         """
-        health = self._healths.setdefault(of.name, _Health())
+        if (health := self._healths.get(of.name)) is None:
+            health = self._healths[of.name] = _Health()
         if monotonic() < health.away_until or health.asking >= _AT_ONCE:
             raise TemporarilyUnavailable(f"issuer {of.name}: away a moment ago, or busy")
         try:

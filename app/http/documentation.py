@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, Field, WithJsonSchema
@@ -10,6 +11,7 @@ from pydantic import BaseModel, Field, WithJsonSchema
 from ..errors import (
     ContentTooLarge,
     HeaderFieldsTooLarge,
+    InvalidGrant,
     InvalidRequest,
     Reason,
     Refusal,
@@ -17,6 +19,7 @@ from ..errors import (
     ServerError,
     UnsupportedMediaType,
 )
+from . import examples
 from .bodies import JSON
 from .heads import UriTooLong
 
@@ -27,20 +30,23 @@ def _codes(of: type[Refusal]) -> Iterator[str]:
         yield from _codes(refusal)
 
 
-def word(description: str, *words: str) -> WithJsonSchema:
+def word(description: str, *words: str, example: str | None = None) -> WithJsonSchema:
     """The schema of a word in an answer. Its type is string: an enum would break clients when a release adds a word."""
     listed = ", ".join(f"`{one}`" for one in words)
     return WithJsonSchema(
         {"type": "string", "description": f"{description} At present {listed}; later releases may add others."}
-        | {"examples": list(words[:1])}
+        | {"examples": [example or words[0]]}
     )
 
 
 class ErrorAnswer(BaseModel):  # not `Error`, which is a class of JavaScript and Java
     """Every refusal has this shape (RFC 6749 section 5.2)."""
 
-    error: Annotated[str, word("A code of the standards, or of their style.", *sorted(set(_codes(Refusal))))]
-    error_description: str = Field(description="A sentence for the developer.")
+    error: Annotated[
+        str,
+        word("A code of the standards, or of their style.", *sorted(set(_codes(Refusal))), example=InvalidGrant.error),
+    ]
+    error_description: str = Field(description="A sentence for the developer.", examples=[InvalidGrant.sentence])
     reason: Annotated[
         str | None,
         word("Why the session or token is over; only for the holder of a genuine token.", *get_args(Reason)),
@@ -104,11 +110,31 @@ def refused(*classes: type[Refusal]) -> dict[int | str, dict[str, Any]]:
     return responses
 
 
-def documented(document: dict[str, Any]) -> dict[str, Any]:
+def _show(
+    described: dict[str, Any],
+    example: Callable[[Any, Any], Any],
+    schemas: dict[str, Any],
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Adds an example to each content of a body or an answer that is a named schema."""
+    for content in described.get("content", {}).values():
+        if "$ref" in content["schema"]:
+            name = content["schema"]["$ref"].rpartition("/")[2]
+            content["examples"] = {name: {"value": example(content["schema"], schemas) | more}}
+
+
+def documented(
+    document: dict[str, Any], shown: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+) -> dict[str, Any]:
     """FastAPI's OpenAPI document, corrected to what the service does.
 
     All refusals have one form, no answer has status 422, and the refusals of the edge are added. Each operation says
-    whether it takes a token, because tools report an operation that does not say so.
+    whether it takes a token, because tools report an operation that does not say so. Each body and each good answer
+    has an example under the name of its schema.
+
+    Args:
+        document: the document, which is changed.
+        shown: members of the good answer's example, by the operation's id, where they differ from those of its schema.
     """
     schemas = document["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
@@ -128,4 +154,8 @@ def documented(document: dict[str, Any]) -> dict[str, Any]:
                     del answer["content"][JSON]  # FastAPI's own, beside those that the endpoint names
                 answer.setdefault("headers", {})["X-Request-Id"] = {"$ref": "#/components/headers/RequestId"}
             operation["responses"] = dict(sorted(responses.items()))
+            _show(operation.get("requestBody", {}), examples.of_body, schemas)
+            for status, answer in responses.items():
+                if status.startswith("2"):
+                    _show(answer, examples.of_answer, schemas, shown.get(operation["operationId"], {}))
     return document

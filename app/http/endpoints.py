@@ -58,6 +58,8 @@ class Endpoint(Generic[Parts]):
     """The status of the good answer, for the document."""
     model: type[BaseModel] | None = None
     """The body of the good answer, for the document."""
+    example: Mapping[str, Any] = field(default_factory=dict)
+    """Members of the good answer's example, for the document, where `http.examples` would show others."""
     response_description: str = "Successful Response"
     response_headers: Mapping[str, Any] = field(default_factory=dict)
     """Header fields of the good answer, for the document."""

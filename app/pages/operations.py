@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .schemas import Json, Schemas
+from .schemas import Json
 
 _FORM = "application/x-www-form-urlencoded"
 _FIRST_REFUSAL = 400
@@ -32,26 +32,25 @@ class Operation:
     media_type: str
     """The media type of the body. Empty if there is no body."""
     body: Json
+    example: Any
+    """An example of the body."""
     body_is_optional: bool
     answers: Mapping[str, Json]
     """By status: those of success."""
     refusals: Mapping[str, Json]
     """By status: those that not every operation has."""
 
-    def curl(self, base: str, schemas: Schemas) -> str:
+    def curl(self, base: str) -> str:
         """A command that sends a request."""
         words = [f"curl {base}{self.path.replace('{', '$').replace('}', '')}"]
         if self.method not in {"GET", "POST"} or (self.method == "POST" and not self.media_type):
             words[0] = words[0].replace("curl", f"curl -X {self.method}", 1)
         if self.needs_credentials and "bearer" in self.credentials:
             words.append('-H "Authorization: Bearer $ACCESS_TOKEN"')
-        example = schemas.example(self.body, whole=False) if self.media_type else None
-        if self.media_type == _FORM and isinstance(example, dict):
-            words += [f"--data-urlencode {shlex.quote(f'{name}={value}')}" for name, value in example.items()]
-        elif self.media_type and not (self.body_is_optional and not example):
-            words += [f"-H 'Content-Type: {self.media_type}'", f"-d {shlex.quote(written(example))}"]
-        elif self.method == "POST" and self.media_type:
-            words[0] = words[0].replace("curl", "curl -X POST", 1)
+        if self.media_type == _FORM:
+            words += [f"--data-urlencode {shlex.quote(f'{name}={value}')}" for name, value in self.example.items()]
+        elif self.media_type:
+            words += [f"-H 'Content-Type: {self.media_type}'", f"-d {shlex.quote(written(self.example))}"]
         return " \\\n  ".join(words)
 
 
@@ -99,7 +98,8 @@ def _operation(path: str, method: str, each: Json, common: Mapping[str, str]) ->
         needs_credentials=bool(credentials) and {} not in each["security"],
         parameters=tuple(each.get("parameters", ())),
         media_type=media_type,
-        body=_with_examples(content.get(media_type, {})),
+        body=content.get(media_type, {}).get("schema", {}),
+        example=_example_of(content.get(media_type, {})),
         body_is_optional=not each.get("requestBody", {}).get("required", False),
         answers={k: v for k, v in answers.items() if int(k) < _FIRST_REFUSAL},
         refusals={k: v for k, v in answers.items() if int(k) >= _FIRST_REFUSAL and common.get(k) != v["description"]},
@@ -112,15 +112,14 @@ def _sentence(title: str) -> str:
     return " ".join((first, *(word.lower() if word.istitle() else word for word in others)))
 
 
-def _with_examples(media: Json) -> Json:
-    """The schema of a body or answer, with the examples that stand beside it."""
-    given = [each["value"] for each in media.get("examples", {}).values() if "value" in each]
-    given += [media["example"]] if "example" in media else []
-    return {**media.get("schema", {}), **({"examples": given} if given else {})}
+def _example_of(media: Json) -> Any:
+    """The first example of a body or answer, or None."""
+    return next((each["value"] for each in media.get("examples", {}).values()), None)
 
 
-def content_of(answer: Json) -> tuple[str, Json]:
-    """Media type and schema of an answer. Both are empty if it has no body."""
+def content_of(answer: Json) -> tuple[str, Json, Any]:
+    """Media type, schema and example of an answer. All are empty if it has no body."""
     content = answer.get("content", {})
     media_type = next(iter(content), "")
-    return media_type, _with_examples(content.get(media_type, {}))
+    media = content.get(media_type, {})
+    return media_type, media.get("schema", {}), _example_of(media)

@@ -29,7 +29,11 @@ def reference(contract: Mapping[str, Any], names: Mapping[str, str]) -> bytes:
     return html_page(
         "Keyturn · API reference",
         link("#content", "Skip to the content", class_="skip"),
-        element("header", link("./", MARK, element("span", "Keyturn"), class_="brand")),
+        element(
+            "header",
+            link("./", MARK, element("span", "Keyturn"), class_="brand"),
+            link("#operations", "All operations", class_="back"),  # shown where the list is not beside the text
+        ),
         _navigation(groups),
         element("main", *_parts(contract, groups, common, names), id="content"),
         kind="reference",
@@ -43,7 +47,7 @@ def _navigation(groups: Iterable[tuple[str, str, tuple[Operation, ...]]]) -> Mar
     ]
     first = element("li", link("#basics", "Basics", class_="group"))
     last = element("li", link("#objects", "Objects", class_="group"))
-    return element("nav", element("ul", first, *lists, last), aria_label="Operations")
+    return element("nav", element("ul", first, *lists, last), id="operations", aria_label="Operations")
 
 
 def _list_of(each: Iterable[Operation]) -> Markup:
@@ -65,6 +69,7 @@ def _parts(
         element("h2", "Basics", id="basics"),
         element("p", "Base address: ", code(base), ". Version: ", code(contract["info"]["version"]), "."),
         element("p", "For programs, this page is ", link("openapi.json", "openapi.json"), "."),
+        element("p", "A page named ", code("docs/…"), " below comes with the source of Keyturn."),
         element("h3", "Credentials", id="credentials"),
         element(
             "dl",
@@ -89,7 +94,6 @@ def _parts(
             "section",
             element("h2", _titled(name), id=_group_id(name)),
             prose(about),
-            element("div", _list_of(each), class_="contents"),
             *(_operation(one, base, schemas, linked) for one in each),
         )
     yield element("section", element("h2", "Objects", id="objects"), *_objects(schemas, linked))
@@ -124,9 +128,9 @@ def _operation(one: Operation, base: str, schemas: Schemas, linked: set[str]) ->
             element("h4", "Body", element("small", " optional") if one.body_is_optional else ""),
             _members(schemas.members(one.body), linked),
         ]
-    parts += [element("h4", "Example"), listing(one.curl(base, schemas))]
+    parts += [element("h4", "Example"), listing(one.curl(base))]
     for status, answer in one.answers.items():
-        media_type, schema = content_of(answer)
+        media_type, schema, shown = content_of(answer)
         good = answer.get("description", "")
         parts.append(element("h4", "Answer ", _status(status), "" if good == "Successful Response" else f" {good}"))
         members = tuple(schemas.members(schema)) if media_type else ()
@@ -134,7 +138,7 @@ def _operation(one: Operation, base: str, schemas: Schemas, linked: set[str]) ->
             example = element("summary", "Example of the answer")
             parts += [
                 _members(members, linked),
-                element("details", example, listing(written(schemas.example(schema)))),
+                element("details", example, listing(written(shown))),
             ]
         elif media_type:
             parts.append(element("p", "Media type: ", code(media_type), "."))

@@ -1,4 +1,4 @@
-"""The schemas of the contract (JSON Schema in OpenAPI 3.1), in words and as examples."""
+"""The schemas of the contract (JSON Schema in OpenAPI 3.1), in words."""
 
 from __future__ import annotations
 
@@ -9,15 +9,6 @@ from typing import Any
 Json = Mapping[str, Any]
 
 _FORMATS = {"uuid": "UUID", "date-time": "moment"}
-_EXAMPLES: dict[str, Any] = {
-    "uuid": "01900000-0000-7000-8000-000000000000",
-    "date-time": "2026-01-31T12:00:00Z",
-    "string": "…",
-    "integer": 1,
-    "number": 1,
-    "boolean": True,
-    "null": None,
-}
 _LONGEST_PATTERN = 60  # characters: a longer one is for programs alone
 
 
@@ -88,29 +79,6 @@ class Schemas:
         else:
             words = _FORMATS.get(value.get("format", "")) or str(value.get("type", "any value"))
         return f"{words} or null" if {"type": "null"} in schema.get("anyOf", ()) else words
-
-    def example(self, schema: Json, *, whole: bool = True) -> Any:
-        """An example of a value: the contract's own, or else one made of the types.
-
-        Args:
-            schema: the schema of the value.
-            whole: also has the members of an object that may be left out.
-        """
-        for each in (schema, self._value(schema), self.resolved(schema)):
-            for given in (*each.get("examples", ()), *(each[key] for key in ("example", "const") if key in each)):
-                return given
-        value = self.resolved(schema)
-        if "enum" in value:
-            return value["enum"][0]
-        match value.get("type"):
-            case "object":
-                needed = value.get("required", ())
-                properties = value.get("properties", {}).items()
-                return {k: self.example(v, whole=whole) for k, v in properties if whole or k in needed}
-            case "array":
-                return [self.example(value.get("items", {}), whole=whole)]
-            case kind:
-                return _EXAMPLES.get(value.get("format", ""), _EXAMPLES.get(kind or "", "…"))
 
     def _value(self, schema: Json) -> Json:
         """The one schema of several that is not null."""

@@ -19,6 +19,9 @@ class Facts:
     """A word of /readyz."""
     version: str
     issuer: str
+    """The `iss` of access tokens."""
+    issuer_is_set: bool
+    """False: nobody has named an issuer, and `issuer` is the one of the embedded default."""
     address: str
     """The URL of the service for clients."""
     algorithm: str | None
@@ -56,7 +59,7 @@ def start(facts: Facts) -> bytes:
             element("p", element("span", class_="light"), words, class_=f"state {kind}", role="status"),
             element(
                 "dl",
-                _fact("Issuer", code(facts.issuer)),
+                _fact("Issuer", *_issuer(facts)),
                 _fact("Version", code(facts.version)),
                 _fact("Signs with", algorithm, *keys),
                 _fact("Database", _DATABASE[facts.database]),
@@ -99,6 +102,12 @@ def _state(facts: Facts) -> tuple[str, str]:
     if facts.cache not in {"complete", "none"}:
         return "weak", "Ready, without Redis."
     return "good", "Ready."
+
+
+def _issuer(facts: Facts) -> tuple[str, ...]:
+    if facts.issuer_is_set:
+        return (code(facts.issuer),)
+    return ("Unset. Access tokens name ", code(facts.issuer), "; ", code("KEYTURN_ISSUER"), " changes it.")
 
 
 def _fact(name: str, *content: str) -> str:

@@ -12,6 +12,7 @@ from ..errors import NotFound, TemporarilyUnavailable
 from ..federation.unverified_tokens import MOST_BYTES
 from ..http.answers import Answer, of_model
 from ..http.endpoints import Endpoint
+from ..http.examples import like
 from ..http.request import Request
 from ..keyturn import Keyturn
 from .administration import CHANGING, administrator
@@ -20,6 +21,8 @@ from .models import RequestBody
 
 class IssuerCheck(RequestBody):
     """The question about an issuer, with a token to judge or without one."""
+
+    model_config = like(token="header.claims.signature")  # noqa: S106  # an example
 
     token: Annotated[
         str | None, Field(max_length=MOST_BYTES, repr=False, description="A token to judge. Nothing is done with it.")
@@ -44,7 +47,7 @@ class TokenVerdict(BaseModel):
         bool | SkipJsonSchema[None], Field(description="Absent if the issuer's keys can't be had now.")
     ] = None
     word: Annotated[str | SkipJsonSchema[None], Field(description="The word of the refusal, as the log has it.")] = None
-    sentence: str
+    sentence: Annotated[str, Field(examples=["It would be accepted."])]
 
 
 class IssuerCheckAnswer(BaseModel):

@@ -13,17 +13,21 @@ from ..errors import InvalidRequest, NotFound
 from ..http.answers import Answer, of_model
 from ..http.documentation import word
 from ..http.endpoints import Endpoint
+from ..http.examples import like
 from ..http.request import Request
 from ..keyturn import Keyturn
 from ..policies.members import SETTINGS, value_of
 from .administration import CHANGING, READING, administrator
 from .models import RequestBody
 
+_EXAMPLE = {"access_lifetime": 900, "session_limit": 10}
 _Whole = Annotated[int, Field(ge=0, le=10**9)]
 
 
 class PolicyChange(RequestBody):
     """The whole row of a policy. A member that is absent or null has the value of the settings."""
+
+    model_config = like(**_EXAMPLE)
 
     access_lifetime: Annotated[_Whole | None, Field(description="Seconds an access token lives.")] = None
     access_jitter: Annotated[_Whole | None, Field(description="Seconds by which it may live shorter.")] = None
@@ -79,7 +83,10 @@ class PolicyAnswer(BaseModel):
 
     scope: Annotated[str, Field(examples=["global"])]
     changed_at: Annotated[datetime | SkipJsonSchema[None], Field(description="Absent: never.")] = None
-    values: Annotated[PolicyMembers, Field(description="The row: what this policy sets.")]
+    values: Annotated[
+        PolicyMembers,
+        Field(description="The row: what this policy sets.", examples=[_EXAMPLE]),
+    ]
     in_force: PolicyMembers
     most: Annotated[
         PolicyMembers,

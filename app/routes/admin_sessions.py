@@ -13,6 +13,7 @@ from pydantic.json_schema import SkipJsonSchema, WithJsonSchema
 from ..errors import InvalidRequest, NotFound
 from ..http.answers import Answer, of_model
 from ..http.endpoints import Endpoint, QueryParameter
+from ..http.examples import USER, like
 from ..http.request import Request
 from ..keyturn import Keyturn
 from ..sessions.filters import Filter
@@ -49,6 +50,8 @@ _Words = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_prin
 
 class EndSessions(RequestBody):
     """The conditions that a session must all meet to end. There must be one at least, beside the status."""
+
+    model_config = like(user=USER)
 
     user: Annotated[_Id | None, Field(description="The id of its user.")] = None
     client: Annotated[_Words | None, Field(description="The client that it belongs to.")] = None

@@ -25,7 +25,7 @@ class RevocationAnswer(BaseModel):
     """A revocation that an issuer is still owed, or that was given up."""
 
     session_id: Annotated[UUID, Field(description="The local session, which has ended.")]
-    issuer: str
+    issuer: Annotated[str, Field(examples=["acme"])]
     upstream_session: str
     state: Annotated[str, word("How it stands.", *get_args(State))]
     attempts: int

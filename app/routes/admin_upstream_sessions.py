@@ -21,7 +21,9 @@ from .administration import CHANGING, READING, administrator
 from .models import RequestBody
 
 _MOST_OF_A_PAGE = 100
-_SUBJECT = Field(min_length=1, max_length=255, description="Its id at the issuer: the `sub` of tokens.")
+_SUBJECT = Field(
+    min_length=1, max_length=255, description="Its id at the issuer: the `sub` of tokens.", examples=["usr_123456789"]
+)
 
 
 class RevokeSessionsOf(RequestBody):
@@ -33,7 +35,7 @@ class RevokeSessionsOf(RequestBody):
 class UpstreamSessionAnswer(BaseModel):
     """A session at an issuer. A member that the issuer does not say is absent."""
 
-    id: str
+    id: Annotated[str, Field(examples=["ses_123456789"])]
     status: Annotated[str, word("How it stands there.", *get_args(Status))]
     user: str | SkipJsonSchema[None] = None
     organization: str | SkipJsonSchema[None] = None

@@ -13,6 +13,7 @@ from pydantic.json_schema import SkipJsonSchema
 from ..errors import Conflict, NotFound, SlowDown
 from ..http.answers import Answer, of_model
 from ..http.endpoints import Endpoint, QueryParameter
+from ..http.examples import USER
 from ..http.request import Request
 from ..keyturn import Keyturn
 from ..storage.tables import User
@@ -30,7 +31,7 @@ _ORDERS = ("newest", "oldest")
 class AdminUserAnswer(BaseModel):
     """A user, as administrators see one."""
 
-    id: UUID
+    id: Annotated[UUID, Field(examples=[USER])]
     email: Annotated[
         str | SkipJsonSchema[None], Field(description="Absent where no trusted issuer and nobody else has told one.")
     ] = None
@@ -172,6 +173,7 @@ ENDPOINTS = (
         "/admin/users",
         create_user,
         tag="admin",
+        example={"claims": {}, "password_expires_at": "2026-02-01T12:00:00Z"},
         credentials="bearer",
         body=NewUser,
         status=201,

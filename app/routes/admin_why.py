@@ -15,6 +15,7 @@ from ..events.audit import EventKind
 from ..http.answers import Answer, of_model
 from ..http.documentation import word
 from ..http.endpoints import Endpoint
+from ..http.examples import USER
 from ..http.request import Request
 from ..keyturn import Keyturn
 from ..why.telling import OF_ROWS, Telling
@@ -26,8 +27,22 @@ class LineAnswer(BaseModel):
     """One thing that happened. A member that has no value is absent."""
 
     at: datetime
-    event: Annotated[str, word("The kind of the event, or of what a row alone tells.", *get_args(EventKind), *OF_ROWS)]
-    says: Annotated[str, Field(description="The sentence for people. Later releases may put it otherwise.")]
+    event: Annotated[
+        str,
+        word(
+            "The kind of the event, or of what a row alone tells.",
+            *get_args(EventKind),
+            *OF_ROWS,
+            example="session_started",
+        ),
+    ]
+    says: Annotated[
+        str,
+        Field(
+            description="The sentence for people. Later releases may put it otherwise.",
+            examples=["The user signed in from 192.0.2.7."],
+        ),
+    ]
     id: Annotated[UUID | SkipJsonSchema[None], Field(description="The event. Absent where a row alone tells it.")] = (
         None
     )
@@ -45,7 +60,7 @@ class VerdictAnswer(BaseModel):
     of: Annotated[str, word("The request.", "verify", "refresh", "sign_in")]
     status: Annotated[int, Field(description="The status of its answer.", examples=[200])]
     reason: Annotated[str, word("The `reason` of a refusal.", *get_args(Reason))] | SkipJsonSchema[None] = None
-    says: str
+    says: Annotated[str, Field(examples=["Verify accepts its newest access token until 2026-01-31 12:25:00Z."])]
 
 
 class WhyAnswer(BaseModel):
@@ -64,7 +79,12 @@ class WhyAnswer(BaseModel):
             *get_args(Reason),
         ),
     ]
-    facts: Annotated[list[str], Field(description="How it stands now, in sentences for people.")]
+    facts: Annotated[
+        list[str],
+        Field(
+            description="How it stands now, in sentences for people.", examples=[["The account has 1 live session."]]
+        ),
+    ]
     verdicts: list[VerdictAnswer]
     lines: Annotated[list[LineAnswer], Field(description="What happened, the newest last.")]
     next_cursor: NextCursor = None
@@ -106,6 +126,7 @@ ENDPOINTS = (
         "/admin/users/{user_id}/why",
         why_user,
         tag="admin",
+        example={"id": USER},
         credentials="bearer",
         query=PAGE,
         model=WhyAnswer,
@@ -116,6 +137,7 @@ ENDPOINTS = (
         "/admin/sessions/{session_id}/why",
         why_session,
         tag="admin",
+        example={"about": "session", "status": "live", "facts": ["The session was never refreshed."]},
         credentials="bearer",
         query=PAGE,
         model=WhyAnswer,

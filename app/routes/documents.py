@@ -72,6 +72,7 @@ class Documents:
             cache=keyturn.revocations.rebuild.cache,
             version=self._version,
             issuer=keyturn.settings.iss,
+            issuer_is_set=bool(keyturn.settings.issuer),
             address=keyturn.settings.address,
             algorithm=algorithm,
             elsewhere=self._elsewhere,

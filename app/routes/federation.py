@@ -39,7 +39,13 @@ class UpstreamEvent(BaseModel):
     """An event in the form of Scalekit's. Members that are not named here are ignored."""
 
     type: Annotated[str, Field(description="`user.logout`; any other event is ignored.", examples=["user.logout"])]
-    data: Annotated[UpstreamEventData, Field(description="`user_session.session_id` names the session at Scalekit.")]
+    data: Annotated[
+        UpstreamEventData,
+        Field(
+            description="`user_session.session_id` names the session at Scalekit.",
+            examples=[{"user_session": {"session_id": "ses_123456789"}}],
+        ),
+    ]
 
 
 async def upstream_logout(keyturn: Keyturn, request: Request) -> Answer:

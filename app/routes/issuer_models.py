@@ -14,6 +14,7 @@ from typing_extensions import TypeAliasType
 from ..federation.issuer import OF_THE_MACHINE, Issuer, IssuerSecrets
 from ..federation.issuer_members import shown
 from ..http.documentation import word
+from ..http.examples import like
 from .models import RequestBody
 
 _SECRET = Field(min_length=1, max_length=1024, json_schema_extra={"writeOnly": True}, repr=False)
@@ -21,6 +22,14 @@ _SECRET = Field(min_length=1, max_length=1024, json_schema_extra={"writeOnly": T
 
 IssuerNames = TypeAliasType("IssuerNames", dict[str, str])
 """Names of the issuer, and what each is called here."""
+
+_EXAMPLE = {
+    "preset": "scalekit",
+    "issuer": "https://acme.scalekit.com",
+    "client_id": "skc_123456789",
+    "organizations": ["org_123456789"],
+    "create_users": True,
+}
 
 
 def _in_body(name: str, field: FieldInfo) -> tuple[Any, Any]:
@@ -70,9 +79,14 @@ _ANSWER: Mapping[str, Any] = {
     for name, field in Issuer.model_fields.items()
 }
 
+
+class _LikeThis(RequestBody):
+    model_config = like(**_EXAMPLE)
+
+
 IssuerChange: type[RequestBody] = create_model(
     "IssuerChange",
-    __base__=RequestBody,
+    __base__=_LikeThis,
     __module__=__name__,
     __doc__="All members of an issuer, and the secrets to change. A member that is absent or null has its default.",
     **_BODY,
@@ -82,6 +96,17 @@ IssuerChange: type[RequestBody] = create_model(
 
 class KnownIssuer(BaseModel):
     """The members of each issuer in an answer."""
+
+    model_config = like(
+        name="acme",
+        source="table",
+        status="in_force",
+        changed_at="2026-01-31T12:00:00Z",
+        has_client_secret=True,
+        has_webhook_secret=True,
+        secrets_are_lost=False,
+        **Issuer.model_validate(_EXAMPLE).model_dump(mode="json", exclude_none=True),
+    )
 
     name: Annotated[str, Field(examples=["acme"])]
     source: Annotated[str, word("Where it is configured.", "table", "file")]

@@ -21,6 +21,7 @@ from ..errors import (
 )
 from ..http.answers import NO_CONTENT, Answer, of_json, of_model
 from ..http.endpoints import Endpoint
+from ..http.examples import like
 from ..http.request import Request
 from ..keyturn import Keyturn
 from ..limits.limits import DeviceForgotten
@@ -30,7 +31,18 @@ from ..users.emails import normalised
 from ..users.hashing import Asker
 from .credentials import access_token
 from .known_devices import KnownDevice
-from .models import SET_COOKIES, Email, EmptyAnswer, NewPassword, Password, RequestBody, TokenAnswer, UserAnswer
+from .models import (
+    EXAMPLE_NEW_PASSWORD,
+    EXAMPLE_PASSWORD,
+    SET_COOKIES,
+    Email,
+    EmptyAnswer,
+    NewPassword,
+    Password,
+    RequestBody,
+    TokenAnswer,
+    UserAnswer,
+)
 from .starting import SignIn, Wanted
 
 
@@ -60,6 +72,8 @@ class Login(SignIn):
 
 class PasswordChange(RequestBody):
     """The current password and the new one."""
+
+    model_config = like(current_password=EXAMPLE_PASSWORD, new_password=EXAMPLE_NEW_PASSWORD)
 
     current_password: Password
     new_password: NewPassword

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import TypeAliasType  # Python 3.12 has it in `typing`
 
+from ..http.examples import USER
 from ..tokens.refresh_tokens import PATTERN
 
 
@@ -21,6 +22,8 @@ class RequestBody(BaseModel):
 
 # The fields of requests have no `format`. With `email`, generated clients refuse `admin@localhost`. With `password`,
 # they send asterisks.
+EXAMPLE_PASSWORD = "seven lamps under a quiet roof"  # noqa: S105  # every reader of the contract sees it
+EXAMPLE_NEW_PASSWORD = "nine kites above a slow river"  # noqa: S105  # likewise
 Email = Annotated[str, Field(max_length=1024, examples=["ada@example.com"])]
 Password = Annotated[
     str,
@@ -28,7 +31,7 @@ Password = Annotated[
         max_length=1024,
         repr=False,
         description="Up to 1024 bytes of UTF-8 without NUL, compared as it is sent.",
-        examples=["seven lamps under a quiet roof"],
+        examples=[EXAMPLE_PASSWORD],
     ),
 ]
 RULES = (
@@ -41,23 +44,24 @@ NewPassword = Annotated[
         max_length=1024,
         repr=False,
         description=RULES,
-        examples=["seven lamps under a quiet roof"],
+        examples=[EXAMPLE_PASSWORD],
     ),
 ]
+EXAMPLE_TOKEN = "ktr_" + "x" * 84
 # Our refresh tokens have 88 characters.
 RefreshToken = Annotated[
     str,
     Field(
         max_length=1024,
         description="The refresh token of the last answer.",
-        examples=["ktr_" + "x" * 84],
+        examples=[EXAMPLE_TOKEN],
     ),
 ]
 DeviceId = Annotated[
     str, Field(max_length=64, pattern=r"^[!-~]{1,64}$", examples=["6f1c1f0e-6a0b-4c3e-9d55-0b7d3b1f2a11"])
 ]
 """A client's name for its device: 1 to 64 visible characters of ASCII."""
-assert PATTERN.fullmatch("ktr_" + "x" * 84), "the documented example has the form of a token"
+assert PATTERN.fullmatch(EXAMPLE_TOKEN), "the documented example has the form of a token"
 
 
 # A type that is made so is a component of the document with this name. A generator would invent one for it.
@@ -118,7 +122,7 @@ SET_COOKIES = {
 class UserAnswer(BaseModel):
     """A user."""
 
-    id: UUID
+    id: Annotated[UUID, Field(examples=[USER])]
     email: Annotated[
         str | SkipJsonSchema[None], Field(description="Absent where no trusted issuer and nobody else has told one.")
     ] = None

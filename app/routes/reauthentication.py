@@ -10,15 +10,27 @@ from pydantic_core import to_json
 from ..errors import CrossSite, InvalidGrant, InvalidRequest, SlowDown, TemporarilyUnavailable, WrongPassword
 from ..http.answers import Answer, of_json
 from ..http.endpoints import Endpoint
+from ..http.examples import like
 from ..http.request import Request
 from ..keyturn import Keyturn
 from ..tokens.cookies import CookieMode
-from .models import COOKIE_MODE, SET_COOKIES, Password, RefreshToken, RequestBody, TokenAnswer
+from .models import (
+    COOKIE_MODE,
+    EXAMPLE_PASSWORD,
+    EXAMPLE_TOKEN,
+    SET_COOKIES,
+    Password,
+    RefreshToken,
+    RequestBody,
+    TokenAnswer,
+)
 from .refreshing import presented_refresh
 
 
 class PasswordAgain(RequestBody):
     """The password, and the refresh token of the session. Browsers send the token in a cookie."""
+
+    model_config = like(password=EXAMPLE_PASSWORD, refresh_token=EXAMPLE_TOKEN)
 
     password: Password
     refresh_token: Annotated[RefreshToken | None, Field(repr=False)] = None

@@ -45,7 +45,7 @@ class SessionEventAnswer(BaseModel):
 
     id: UUID
     at: datetime
-    event: Annotated[str, word("What happened.", *get_args(EventKind))]
+    event: Annotated[str, word("What happened.", *get_args(EventKind), example="session_started")]
     actor: Annotated[str, word("The kind of the actor.", *get_args(Kind))]
     address: Annotated[
         str | SkipJsonSchema[None], Field(description="From where, unless an administrator or the system did it.")

@@ -28,7 +28,7 @@ class SignIn(RequestBody):
         Mode | None,
         Field(
             description="`bearer`: both tokens in the answer. `cookie`: both in cookies. `split`: the access token in "
-            "the answer, the refresh token in a cookie. Unset: the service's default."
+            "the answer, the refresh token in a cookie. Unset: `bearer`, if no operator chose another."
         ),
     ] = None
     remember: Annotated[

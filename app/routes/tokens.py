@@ -19,6 +19,7 @@ from ..errors import (
 )
 from ..http.answers import NO_CONTENT, Answer, Fields, of_json, of_model
 from ..http.endpoints import Endpoint, HeaderField
+from ..http.examples import like
 from ..http.idempotency_keys import PATTERN
 from ..http.request import Request
 from ..keyturn import Keyturn
@@ -26,7 +27,7 @@ from ..metrics import LOGOUTS
 from ..sessions.ending import Reach
 from ..settings_values import MOST_SCOPES, scopes_in
 from ..tokens.cookies import CookieMode
-from .models import COOKIE_MODE, SET_COOKIES, RefreshToken, RequestBody, TokenAnswer
+from .models import COOKIE_MODE, EXAMPLE_TOKEN, SET_COOKIES, RefreshToken, RequestBody, TokenAnswer
 from .presented_cookies import PresentedCookies
 from .refreshing import presented_refresh, refresh_by_cookie, refresh_by_token
 from .upstream_cookie import upstream_logout_url
@@ -34,6 +35,8 @@ from .upstream_cookie import upstream_logout_url
 
 class Refresh(RequestBody):
     """The refresh token (RFC 6749 section 6). Browsers send it in a cookie, and no body."""
+
+    model_config = like(refresh_token=EXAMPLE_TOKEN)
 
     refresh_token: Annotated[RefreshToken | None, Field(repr=False)] = None
     mode: Annotated[CookieMode | None, COOKIE_MODE] = None
@@ -63,6 +66,8 @@ class Refresh(RequestBody):
 
 class Logout(RequestBody):
     """The sessions to end. A bearer token in the header and cookies count too, with this body or alone."""
+
+    model_config = like(refresh_token=EXAMPLE_TOKEN)
 
     refresh_token: Annotated[RefreshToken | None, Field(repr=False)] = None
     # The document names no default: if it did, generated TypeScript clients would have to send the field.

@@ -61,8 +61,9 @@ def checked(claims: Mapping[str, Any]) -> str | None:
         if isinstance(value, dict) and not all(isinstance(name, str) and _NAME.fullmatch(name) for name in value):
             raise _refused("a name has 1 to 64 of A-Z, a-z, 0-9, _, :, ., / and -")
     # Some parsers take no notice of case, as that of Go does. To them, "Role" would be a second "role".
-    if any(name.lower() in RESERVED for name in claims):
-        raise _refused("a name is reserved: the standards define it, or Keyturn sets it")
+    if reserved := sorted({name.lower() for name in claims} & RESERVED):
+        named = ", ".join(reserved[:3])  # as our list spells them: nothing of what was given is repeated
+        raise _refused(f"a name is reserved: {named}. Choose another one, as acme_{reserved[0]}")
     text = json.dumps(claims, separators=(",", ":"))
     if len(text) > MOST_CLAIMS:
         raise _refused(f"at most {MOST_CLAIMS} bytes as compact JSON")

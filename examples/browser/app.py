@@ -12,6 +12,7 @@ FILES = {
     "/login": HERE / "index.html",
     "/static/page.js": HERE / "page.js",
     "/static/session.js": HERE.parent / "web" / "one_page" / "session.js",
+    "/static/icon.svg": HERE.parent / "web" / "static" / "icon.svg",
 }
 
 

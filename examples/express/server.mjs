@@ -4,21 +4,26 @@ import express from "express";
 
 const KEYTURN = process.env.KEYTURN ?? "http://127.0.0.1:8000";
 
-// Lets a request pass that has a good access token, with its claims in `request.user`. Keyturn's refusal goes on to the client.
+// Lets a request pass that has a good access token, with its claims in `request.user`. A 401 or 403 goes on to the client.
 export async function signedIn(request, response, next) {
   let answer;
   try {
-    const headers = { Authorization: request.get("Authorization") ?? "" };
+    // The address of the client counts if KEYTURN_TRUSTED_PROXIES has this service.
+    const authorization = (request.get("Authorization") ?? "").replace(/[^ -~]/g, "?"); // no token has others
+    const headers = { Authorization: authorization, "X-Forwarded-For": request.ip ?? "" };
     answer = await fetch(`${KEYTURN}/auth/verify`, { headers, signal: AbortSignal.timeout(5000) });
   } catch {
     return response.set("Retry-After", "1").sendStatus(503); // Keyturn is away: nobody is signed out
   }
-  for (const name of ["WWW-Authenticate", "Retry-After"]) {
-    if (answer.headers.has(name)) response.set(name, answer.headers.get(name));
+  if ([401, 403].includes(answer.status)) {
+    return response.set("WWW-Authenticate", answer.headers.get("WWW-Authenticate")).sendStatus(answer.status);
   }
-  const body = await answer.json();
-  if (!answer.ok) return response.status(answer.status).json({ error: body.error });
-  request.user = body;
+  if (answer.status === 429 || answer.status >= 500) {
+    return response.set("Retry-After", answer.headers.get("Retry-After") ?? "1").sendStatus(503);
+  }
+  // 400, 404: a defect of this service, so 500 and a line in its log
+  if (!answer.ok) return next(new Error(`Keyturn refuses the question: ${await answer.text()}`));
+  request.user = await answer.json();
   next();
 }
 

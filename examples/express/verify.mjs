@@ -3,7 +3,7 @@
 import { createRemoteJWKSet, jwtVerify } from "jose";
 
 const KEYTURN = process.env.KEYTURN ?? "http://127.0.0.1:8000";
-const ISSUER = process.env.ISSUER ?? KEYTURN;
+const ISSUER = process.env.ISSUER ?? "http://127.0.0.1:8000"; // Keyturn's default, whatever its port
 
 const keys = createRemoteJWKSet(new URL(`${KEYTURN}/.well-known/jwks.json`)); // made once: it keeps the keys
 

@@ -1,12 +1,13 @@
 """The way of a client: sign in, call the service, refresh, call again, log out."""
 
+import os
 import sys
 from getpass import getpass
 
 import httpx2
 
-keyturn = httpx2.Client(base_url="http://127.0.0.1:8000")
-service = httpx2.Client(base_url="http://127.0.0.1:9000")
+keyturn = httpx2.Client(base_url=os.environ.get("KEYTURN", "http://127.0.0.1:8000"))
+service = httpx2.Client(base_url=os.environ.get("SERVICE", "http://127.0.0.1:9000"))
 email, password = sys.argv[1], getpass()
 
 tokens = keyturn.post("/auth/login", json={"email": email, "password": password}).raise_for_status().json()

@@ -1,5 +1,6 @@
 """The same service, which verifies access tokens by itself: a logout counts when the token expires."""
 
+import logging
 import os
 from typing import Annotated, Any
 
@@ -8,7 +9,8 @@ from fastapi import Depends, FastAPI, HTTPException
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 KEYTURN = os.environ.get("KEYTURN", "http://127.0.0.1:8000")
-ISSUER = AUDIENCE = os.environ.get("ISSUER", KEYTURN)
+ISSUER = os.environ.get("ISSUER", "http://127.0.0.1:8000")  # Keyturn's default, whatever its port
+AUDIENCE = os.environ.get("AUDIENCE", ISSUER)
 CLAIMS = ["iss", "sub", "aud", "exp", "iat", "jti", "sid", "client_id", "role"]
 
 
@@ -43,6 +45,7 @@ def verified(token: str) -> dict[str, Any]:
 
 
 app = FastAPI()
+log = logging.getLogger("uvicorn.error")
 
 
 def user(sent: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]) -> dict[str, Any]:
@@ -51,7 +54,8 @@ def user(sent: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer
         return verified(sent.credentials if sent else "")
     except jwt.PyJWKClientConnectionError:
         raise HTTPException(503, headers={"Retry-After": "1"}) from None
-    except jwt.PyJWTError:
+    except jwt.PyJWTError as refused:
+        log.info("refused: %.200r", str(refused))  # the reason, without the token
         raise HTTPException(401, headers={"WWW-Authenticate": "Bearer"}) from None
 
 

@@ -4,23 +4,26 @@ import os
 from typing import Annotated, Any
 
 import httpx2
-from fastapi import Depends, FastAPI, Header, HTTPException
+from fastapi import Depends, FastAPI, Header, HTTPException, Request
 
 app = FastAPI()
 keyturn = httpx2.AsyncClient(base_url=os.environ.get("KEYTURN", "http://127.0.0.1:8000"), timeout=5)
-LATER = {"Retry-After": "1"}  # seconds
 
 
-async def user(authorization: Annotated[str, Header()] = "") -> dict[str, Any]:
+async def user(request: Request, authorization: Annotated[str, Header()] = "") -> dict[str, Any]:
     """Ask Keyturn who sent this request. Raises 401 or 403 as Keyturn says, and 503 where it can't say."""
+    sender = request.client.host if request.client else ""  # counts if KEYTURN_TRUSTED_PROXIES has this service
+    sent = {b"Authorization": authorization.encode("ascii", "replace"), b"X-Forwarded-For": sender.encode()}
     try:
-        answer = await keyturn.get("/auth/verify", headers={"Authorization": authorization})
+        answer = await keyturn.get("/auth/verify", headers=sent)
     except httpx2.HTTPError:
-        raise HTTPException(503, headers=LATER) from None
+        answer = httpx2.Response(503)  # none came
     if answer.status_code in (401, 403):
         raise HTTPException(answer.status_code, headers={"WWW-Authenticate": answer.headers["WWW-Authenticate"]})
-    if not answer.is_success:  # 429, 503: this service is not ready, and the client keeps its tokens
+    if answer.status_code == 429 or answer.is_server_error:  # nobody is signed out: the client tries again
         raise HTTPException(503, headers={"Retry-After": answer.headers.get("Retry-After", "1")})
+    if not answer.is_success:  # 400, 404: a defect of this service, so 500 and a line in its log
+        raise RuntimeError(f"Keyturn refuses the question: {answer.text}")
     claims: dict[str, Any] = answer.json()
     return claims
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from app.http.examples import of_answer
 from app.pages.operations import Operation, content_of, operations
 from app.pages.schemas import Member, Schemas
 
@@ -38,7 +39,7 @@ def api() -> str:
         parts.append(f"\n## {name[:1].upper()}{name[1:]}\n\n{about[name]}\n")
         parts += [text for one in each for text in _operation(one, schemas, linked)]
     parts.append("\n## Objects\n")
-    parts += _objects(schemas, linked)
+    parts += _objects(schemas, linked, document["components"]["schemas"])
     return "".join(parts)
 
 
@@ -53,9 +54,9 @@ def _operation(one: Operation, schemas: Schemas, linked: set[str]) -> Iterator[s
     if parameters or body:
         yield "\n| field | type | meaning |\n|---|---|---|\n"
         yield from _rows((*parameters, *body), linked)
-    yield f"\n```bash\n{one.curl(_BASE, schemas)}\n```\n\n| status | answer |\n|---|---|\n"
+    yield f"\n```bash\n{one.curl(_BASE)}\n```\n\n| status | answer |\n|---|---|\n"
     for status, answer in one.answers.items():
-        media_type, schema = content_of(answer)
+        media_type, schema, _ = content_of(answer)
         name = schemas.name_of(schema)
         linked |= {name} if name else set()
         good = answer.get("description", "")
@@ -65,7 +66,7 @@ def _operation(one: Operation, schemas: Schemas, linked: set[str]) -> Iterator[s
         yield f"| {status} | {_cell(answer['description'])} |\n"
 
 
-def _objects(schemas: Schemas, linked: set[str]) -> Iterator[str]:
+def _objects(schemas: Schemas, linked: set[str], named: Mapping[str, Any]) -> Iterator[str]:
     """The objects that a table names, and those that they name in turn."""
     made: dict[str, str] = {}
     while missing := sorted(linked - made.keys()):
@@ -74,13 +75,13 @@ def _objects(schemas: Schemas, linked: set[str]) -> Iterator[str]:
             about = schemas.resolved(schema).get("description", "")
             rows = "".join(_rows(schemas.members(schema), linked))
             table = f"\n| field | type | meaning |\n|---|---|---|\n{rows}" if rows else ""
-            example = json.dumps(schemas.example(schema), ensure_ascii=False, indent=2)
+            example = json.dumps(of_answer(schema, named), ensure_ascii=False, indent=2)
             made[name] = f"\n### {name}\n\n{about}\n{table}\n```json\n{example}\n```\n"
     yield from (made[name] for name in sorted(made))
 
 
 def _rows(members: Iterable[Member], linked: set[str]) -> Iterator[str]:
-    for each in members:
+    for each in sorted(members, key=lambda member: not member.required):  # stable: else as in the contract
         linked |= {each.of} if each.of else set()
         kind = f"[{each.of}](#{each.of.lower()})" if each.of else each.type
         kind += "" if each.required else ", optional"

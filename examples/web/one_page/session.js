@@ -55,7 +55,7 @@ export class Session {
     await navigator.locks.request(LOCK, async () => {
       const bearer = this.#tokens === null ? {} : { Authorization: `Bearer ${this.#tokens.access_token}` };
       const answer = await this.#post("/auth/logout", { mode: "split" }, bearer);
-      if (!answer.ok && answer.status !== 401) throw new Away(1); // a 401 says that the session had ended already
+      if (!answer.ok && ![400, 401].includes(answer.status)) throw new Away(1); // 400, 401: nobody was signed in any more
       this.#set(null, "logged out");
       this.#channel.postMessage(null);
     });
