@@ -3,6 +3,7 @@
 from clients.trial import Trial
 
 _TSC = "tsc --strict --target es2022 --module node16 --types node --outDir js driver.ts"
+_TSC_OF_A_PAGE = "tsc --strict --target es2022 --module esnext --moduleResolution bundler --outDir js page.ts"
 _MYPY = "mypy --strict --follow-imports=silent driver.py"  # silent: the generated code has its author's own rules
 _GENERATE = "openapi-generator-cli generate -i openapi.json"
 _NO_TESTS = "--global-property apiTests=false,modelTests=false"
@@ -19,7 +20,7 @@ TRIALS = (
         "openapi-fetch",
         "openapi-fetch",
         makes=("openapi-typescript openapi.json -o schema.d.ts",),
-        checks=(_TSC,),
+        checks=(_TSC, _TSC_OF_A_PAGE),
         runs="node js/driver.js",
         needs=("node",),
     ),

@@ -87,6 +87,17 @@ async def test_the_search_finds_a_page_without_a_server(browser: Browser, site: 
         assert [line for line in wrong if line.startswith("http")] == []
 
 
+@pytest.mark.parametrize(
+    ("word", "title"),
+    [("429", "Clients and services"), ("CORS", "Web apps"), ("KEYTURN_ALLOWED_ORIGINS", "Web apps")],
+)
+async def test_the_search_finds_a_status_and_a_setting_by_its_name(
+    browser: Browser, site: Path, word: str, title: str
+) -> None:
+    async with seen(browser, f"{(site.parent / 'search.html').as_uri()}?q={word}", DESKTOP, "light") as (page, _):
+        await page.get_by_role("main").get_by_role("link", name=title).first.wait_for()
+
+
 def test_every_drawing_is_drawn(site: Path) -> None:
     drawings = {page.stem: n for page in DOCS.glob("*.md") if (n := page.read_text("utf-8").count("```mermaid"))}
     assert drawings == {

@@ -10,6 +10,7 @@ from sphinx.cmd.build import main
 
 ROOT = Path(__file__).resolve().parents[2]
 
+print("Building the site from docs/: half a minute, and most of it for the drawings.", file=sys.stderr, flush=True)
 folder = Path(sys.argv[1]) if sys.argv[1:] else ROOT / "build" / "docs"
 failed = main(["-q", "-W", "--keep-going", "-c", str(Path(__file__).parent), str(ROOT), str(folder)])
 if not failed:

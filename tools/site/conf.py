@@ -44,6 +44,12 @@ _MENDED = {
     "<pre>": '<pre tabindex="0">',
     '<div class="table-wrapper ': '<div tabindex="0" class="table-wrapper ',
 }
+_SOUGHT = {
+    "clients": {"Refusals": "400 401 403 404 405 408 409 413 414 415 429 431 500 503"},
+    "limits": {"What a client sees": "429 Retry-After RateLimit"},
+    "web": {"Browsers on other origins": "CORS KEYTURN_ALLOWED_ORIGINS", "CSRF": "CSRF cross_site"},
+}
+"""By page and heading: words that lead there. Sphinx drops numbers, and ranks no page higher for being about a word."""
 _LINK = re.compile(r"^- \[[^\]]+\]\(([\w-]+)\.md\)", re.MULTILINE)
 
 
@@ -67,6 +73,20 @@ def _with_contents(_: Sphinx, page: str, source: list[str]) -> None:
         source[0] += f"\n\n```{{toctree}}\n:hidden:\n:caption: {part.partition(chr(10))[0]}\n\n{names}\n```\n"
 
 
+def _with_entries(_: Sphinx, page: str, source: list[str]) -> None:
+    """Gives headings entries of the index. The search shows those that are marked `!` first.
+
+    Raises:
+        ValueError: the page has no such heading.
+    """
+    for heading, words in _SOUGHT.get(page.removeprefix("docs/"), {}).items():
+        before, found, after = source[0].partition(f"\n## {heading}\n")
+        if not found:
+            raise ValueError(f"{page} has no heading {heading}")
+        entries = "".join(f"\n```{{index}} ! {word}\n```\n" for word in words.split())
+        source[0] = f"{before}{entries}{found}{after}"
+
+
 def _for_everyone(app: Sphinx, failed: Exception | None) -> None:
     """Mends what axe finds in Furo's pages: what has no level, no name or no words, or scrolls without keys."""
     for path in [] if failed else app.outdir.rglob("*.html"):
@@ -82,4 +102,5 @@ def setup(app: Sphinx) -> None:
     app.connect("doctree-read", draw)
     app.connect("source-read", _folders_by_their_readme)
     app.connect("source-read", _with_contents)
+    app.connect("source-read", _with_entries)
     app.connect("build-finished", _for_everyone)
