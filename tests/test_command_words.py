@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from argparse import SUPPRESS, ArgumentParser, _SubParsersAction
@@ -16,7 +17,8 @@ import pytest
 from app.actors import Actor
 from app.command_name import called
 from app.commands.acts import by
-from app.commands.command import parser
+from app.commands.command import main, parser
+from app.commands.examples import EXAMPLES
 from tests.command_line import ROOT, Command, keyturn, on_sqlite, user
 
 __all__ = ["keyturn"]  # fixtures
@@ -79,6 +81,11 @@ def test_each_option_of_each_command_has_a_help_text_and_each_that_takes_a_value
     lacking = []
     for each in everything:
         assert each.format_help()  # a % in a text would fail here
+        positionals = any(not a.option_strings and not isinstance(a, _SubParsersAction) for a in each._actions)
+        if positionals and "For example: " not in (each.epilog or ""):
+            lacking.append(f"{each.prog} (example)")
+        if not each.description:
+            lacking.append(f"{each.prog} (description)")
         for action in each._actions:
             if isinstance(action, _SubParsersAction):
                 lacking += [f"{each.prog} {below.dest}" for below in action._choices_actions if not below.help]
@@ -92,6 +99,23 @@ def test_each_option_of_each_command_has_a_help_text_and_each_that_takes_a_value
             if takes_a_value and action.default not in (None, [], SUPPRESS):
                 assert "%(default)s" in (action.help or ""), name
     assert lacking == []
+
+
+def test_an_error_of_use_shows_the_example_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["users", "create"])
+    *_, example, error = capsys.readouterr().err.splitlines()
+    assert example == "For example: keyturn users create ada@example.com --role admin"
+    assert error == "keyturn users create: error: the following arguments are required: email"
+
+
+@pytest.mark.parametrize(("words", "example"), EXAMPLES.items())
+def test_each_example_of_a_help_is_of_its_command_and_is_understood(words: str, example: str) -> None:
+    (typed,) = [shlex.split(part) for part in example.split(" | ") if part.startswith("keyturn ")]
+    assert typed[: len(words.split())] == words.split()
+    understood, unknown = parser().parse_known_args(typed[1:])
+    assert understood.parser.prog == words
+    assert unknown == []
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from ..actors import Actor
 from ..keyturn import Keyturn, opened
 from ..settings import read
 from ..storage.schema import check_schema
-from .arguments import Words
+from .arguments import Words, add_word
 from .table import WIDEST
 
 Act: TypeAlias = Callable[[Keyturn, argparse.Namespace], Awaitable[None]]
@@ -28,7 +28,7 @@ def add_verb(
     prints: Literal["words", "record", "table"] = "words",
 ) -> argparse.ArgumentParser:
     """Adds a verb and its act. A verb that prints a record or a table prints it as JSON too."""
-    parser = verbs.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
+    parser = add_word(verbs, name, help)
     if prints != "words":
         parser.add_argument("--json", action="store_true", help="print JSON")
     if prints == "table":

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 from uuid import UUID
 
+from .examples import EXAMPLES
+
 _PLAIN = re.compile(r"-[a-z]|(?:--)?[a-z]+(?:[-_][a-z]+)*(?<!.{33})", re.ASCII | re.IGNORECASE)
 """The form of an option's or a command's name: letters, hyphens and underscores, at most 32 characters.
 
@@ -28,7 +30,8 @@ class Parser(argparse.ArgumentParser):
     """Accepts no abbreviated option. Its messages repeat only names: any other word may be a password or a token."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, **options)
+        example = EXAMPLES.get(options.get("prog", ""))
+        super().__init__(allow_abbrev=False, epilog=example and f"For example: {example}", **options)
         # The option may stand before or after the verb. A default of the verb's parser would overwrite the option that
         # the noun's parser has read.
         self.add_argument(
@@ -39,6 +42,10 @@ class Parser(argparse.ArgumentParser):
             help="TOML file with settings (default: KEYTURN_CONFIG, or none)",
         )
         self.set_defaults(parser=self)
+
+    def format_usage(self) -> str:
+        """The usage, and the example if there is one. An error shows both."""
+        return "\n".join((super().format_usage().rstrip(), *filter(None, (self.epilog,)), ""))
 
     def error(self, message: str) -> NoReturn:
         """Ends the process with code 2. If argparse's message quotes a word that is no name, the word is cut out."""
@@ -58,6 +65,11 @@ class Parser(argparse.ArgumentParser):
         if others:
             refused.append(f"{others} word{'s' * (others > 1)} too many (not repeated here, as it may be a secret)")
         super().error(f"unrecognized arguments: {'; '.join(refused)}")
+
+
+def add_word(words: Words, name: str, help: str) -> argparse.ArgumentParser:  # noqa: A002  # argparse's own name
+    """Adds a word. Its own help begins with the line that the help above it has for it."""
+    return words.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
 
 
 def _name(word: str) -> str:

@@ -12,13 +12,13 @@ from ..printable import LONGEST_MESSAGE, printable
 from ..settings import read
 from . import after_restore
 from .acts import on_parts
-from .arguments import Words
+from .arguments import Words, add_word
 from .examinations import EXAMINATIONS, Finding
 
 
 def add_to(words: Words) -> None:
     """Adds the command."""
-    parser = words.add_parser("doctor", help="check the set-up and say what to do")
+    parser = add_word(words, "doctor", "check the set-up and say what to do")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--after-restore", action="store_true", help="take a restored database into use, and say what came back with it"

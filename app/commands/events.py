@@ -12,7 +12,7 @@ from ..actors import Kind
 from ..events.audit import EventKind
 from ..keyturn import Keyturn
 from .acts import add_verb
-from .arguments import Words, identifier, moment, whole
+from .arguments import Words, add_word, identifier, moment, whole
 from .output import more, show_list, user_of
 from .rows import Row
 from .users import found
@@ -20,8 +20,8 @@ from .users import found
 
 def add_to(words: Words) -> None:
     """Adds the noun and its verbs."""
-    verbs = words.add_parser("events", help="who changed what").add_subparsers(required=True, metavar="VERB")
-    verb = add_verb(verbs, "list", _list, "the newest first", prints="table")
+    verbs = add_word(words, "events", "who changed what").add_subparsers(required=True, metavar="VERB")
+    verb = add_verb(verbs, "list", _list, "events, the newest first", prints="table")
     verb.add_argument("--user", metavar="USER", help="on this user, by id or e-mail (default: any)")
     verb.add_argument("--session", type=identifier, metavar="ID", help="on this session (default: any)")
     verb.add_argument(

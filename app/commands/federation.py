@@ -16,7 +16,7 @@ from ..federation.issuer_rows import Listed
 from ..keyturn import Keyturn
 from . import federation_check, federation_sessions
 from .acts import add_verb, by
-from .arguments import Words
+from .arguments import Words, add_word
 from .output import note, show_list
 from .rows import Row
 
@@ -27,13 +27,13 @@ _OPTIONS = {"preset": "preset", "issuer": "issuer", "client_id": "client-id"}
 
 def add_to(words: Words) -> None:
     """Adds the noun and its verbs."""
-    verbs = words.add_parser("federation", help="issuers whose tokens are exchanged").add_subparsers(
+    verbs = add_word(words, "federation", "issuers whose tokens are exchanged").add_subparsers(
         required=True, metavar="VERB"
     )
     verb = add_verb(verbs, "add", _add, "add an issuer, or change the members that are given")
     verb.add_argument("name", help="your name for it: it stands in paths")
     verb.add_argument(
-        "--preset", choices=get_args(Preset), help="what is known of it (default: as it is; a new issuer must have one)"
+        "--preset", choices=get_args(Preset), help="the kind of issuer (default: as it is; a new issuer must have one)"
     )
     verb.add_argument(
         "--issuer",

@@ -19,9 +19,13 @@ from .rows import Row
 
 def add_to(verbs: Words) -> None:
     """Adds the verb to the noun."""
-    verb = add_verb(verbs, "check", _check, "is an issuer reachable, and is a token acceptable?", prints="table")
+    verb = add_verb(
+        verbs, "check", _check, "say whether issuers can be reached, and whether a token is acceptable", prints="table"
+    )
     verb.add_argument("name", nargs="?", help="of one issuer (default: all)")
-    verb.add_argument("--token-stdin", action="store_true", help="judge the token on standard input, never printed")
+    verb.add_argument(
+        "--token-stdin", action="store_true", help="judge the token on standard input; it is never printed"
+    )
 
 
 async def _check(keyturn: Keyturn, arguments: argparse.Namespace) -> None:

@@ -13,14 +13,14 @@ from ..federation.scalekit import Status
 from ..federation.scalekit_session import ScalekitSession
 from ..keyturn import Keyturn
 from .acts import add_verb, by
-from .arguments import Words, identifier, moment, whole
+from .arguments import Words, add_word, identifier, moment, whole
 from .output import more, note, show, show_list
 from .rows import Row
 
 
 def add_to(verbs: Words) -> None:
     """Adds the verbs to those of the noun `federation`."""
-    sessions = verbs.add_parser("sessions", help="sessions at an issuer").add_subparsers(required=True, metavar="VERB")
+    sessions = add_word(verbs, "sessions", "sessions at an issuer").add_subparsers(required=True, metavar="VERB")
     verb = add_verb(sessions, "get", _get, "one session, as the issuer describes it", prints="record")
     _add_names(verb, "session")
     verb = add_verb(sessions, "list", _list, "a page of a user's sessions", prints="table")
@@ -44,13 +44,15 @@ def add_to(verbs: Words) -> None:
     _add_names(verb, "session")
     verb = add_verb(sessions, "revoke-all", _revoke_all, "end all sessions of a user at the issuer")
     _add_names(verb, "user")
-    verb = add_verb(verbs, "revocations", _revocations, "what issuers are still owed, or was given up", prints="table")
-    verb.add_argument("--given-up", action="store_true", help="only what was given up")
+    verb = add_verb(
+        verbs, "revocations", _revocations, "sign-outs that issuers have not been told of yet", prints="table"
+    )
+    verb.add_argument("--given-up", action="store_true", help="only those that Keyturn has given up")
     verb.add_argument("--limit", type=whole, default=100, metavar="N", help="how many (default: %(default)s)")
     verb.add_argument(
         "--before", type=identifier, metavar="ID", help="those after this session in the list (default: the newest)"
     )
-    verb = add_verb(verbs, "replay", _replay, "try again what was given up")
+    verb = add_verb(verbs, "replay", _replay, "tell issuers again of sign-outs that were given up")
     verb.add_argument(
         "session",
         type=identifier,

@@ -6,15 +6,19 @@ import argparse
 from collections.abc import Iterator
 
 from ..command_name import called
-from .arguments import Words
+from .arguments import Words, add_word
 from .incidents import LEAKS, Leak
 
 
 def add_to(words: Words) -> None:
     """Adds the command."""
-    parser = words.add_parser("incident", help="what to type when something has leaked")
+    parser = add_word(words, "incident", "what to type when something has leaked")
     parser.add_argument(
-        "leak", nargs="?", choices=[leak.name for leak in LEAKS], help="what has leaked (default: all, in short)"
+        "leak",
+        nargs="?",
+        choices=[leak.name for leak in LEAKS],
+        metavar="LEAK",
+        help=f"what has leaked: {', '.join(leak.name for leak in LEAKS)} (default: all, in short)",
     )
     parser.set_defaults(run=_incident)
 

@@ -19,7 +19,7 @@ from ..storage.copies import READ_BY_ALL
 from ..tokens.key_set import Use
 from ..tokens.primitives import RsaBits
 from .acts import add_verb, by, on_parts
-from .arguments import Words
+from .arguments import Words, add_word
 from .output import count_of_sessions, note, show_list
 from .rows import Row
 from .table import cell
@@ -30,7 +30,7 @@ _LONGEST_LINE = 4096  # characters
 
 def add_to(words: Words) -> None:
     """Adds the noun and its verbs."""
-    verbs = words.add_parser("keys", help="working keys").add_subparsers(required=True, metavar="VERB")
+    verbs = add_word(words, "keys", "working keys").add_subparsers(required=True, metavar="VERB")
     verb = add_verb(verbs, "generate", _generate, "make a key; it signs or seals a minute later")
     verb.add_argument("use", choices=get_args(Use), help="what the key is for")
     verb.add_argument(
@@ -39,8 +39,8 @@ def add_to(words: Words) -> None:
         help="of an access key (default: KEYTURN_SIGNING_ALGORITHM, or unset, that of the newest key)",
     )
     verb.add_argument("--bits", type=int, choices=get_args(RsaBits), help="of an RS256 key (default: 2048)")
-    verb = add_verb(verbs, "rotate", _rotate, "a new key in the place of the old ones; nobody is signed out")
-    verb.add_argument("use", choices=(*get_args(Use), "master"), help="master: the keys move to KEYTURN_SECRET")
+    verb = add_verb(verbs, "rotate", _rotate, "put a new key in the place of the old ones; nobody is signed out")
+    verb.add_argument("use", choices=(*get_args(Use), "master"), help="which keys; master: all move to KEYTURN_SECRET")
     verb.add_argument(
         "--algorithm",
         choices=get_args(Algorithm),
@@ -51,15 +51,19 @@ def add_to(words: Words) -> None:
     add_verb(verbs, "list", _list, "all keys, without secrets", prints="table")
     verb = add_verb(verbs, "retire", _retire, "refuse what a key made, end a refresh key's sessions")
     verb.add_argument("kid", help="as `keys list` shows it")
-    verb = add_verb(verbs, "replace", _replace, "where the master secret leaked or is lost: new keys")
-    verb.add_argument("--sign-everyone-out", action="store_true", required=True, help="must be given, as this happens")
+    verb = add_verb(verbs, "replace", _replace, "make all keys anew, where the master secret leaked or is lost")
+    verb.add_argument(
+        "--sign-everyone-out", action="store_true", required=True, help="must be given, because all sessions end"
+    )
     verb.set_defaults(run=on_parts(_replace, load=False))
     add_verb(verbs, "sign-everyone-out", _sign_everyone_out, "end all sessions of all users at once")
     verb = add_verb(verbs, "import", _import, "take an HS256 access key from elsewhere")
-    verb.add_argument("file", type=Path, nargs="?", help="whose first line it is (default: standard input)")
+    verb.add_argument("file", type=Path, nargs="?", help="has the key in its first line (default: standard input)")
     verb = add_verb(verbs, "export", _export, "print an HS256 access key")
     verb.add_argument("kid", help="as `keys list` shows it")
-    verb.add_argument("--yes-export-this-secret", action="store_true", required=True, help="must be given")
+    verb.add_argument(
+        "--yes-export-this-secret", action="store_true", required=True, help="must be given: it can sign any token"
+    )
 
 
 async def _generate(keyturn: Keyturn, arguments: argparse.Namespace) -> None:

@@ -6,12 +6,12 @@ import argparse
 import json
 
 from ..settings import Settings
-from .arguments import Words
+from .arguments import Words, add_word
 
 
 def add_to(words: Words) -> None:
     """Adds the command."""
-    words.add_parser("openapi", help="print the OpenAPI document").set_defaults(run=_openapi)
+    add_word(words, "openapi", "print the OpenAPI document").set_defaults(run=_openapi)
 
 
 def _openapi(_arguments: argparse.Namespace) -> None:

@@ -10,20 +10,18 @@ from ..keyturn import Keyturn
 from ..policies import Stored
 from ..policies.members import SETTINGS, shown, value_of
 from .acts import add_verb, by
-from .arguments import Words
+from .arguments import Words, add_word
 from .output import note, show, show_list
 from .rows import Row
 
 
 def add_to(words: Words) -> None:
     """Adds the noun and its verbs."""
-    verbs = words.add_parser("policies", help="lifetimes, without a restart").add_subparsers(
-        required=True, metavar="VERB"
-    )
+    verbs = add_word(words, "policies", "lifetimes, without a restart").add_subparsers(required=True, metavar="VERB")
     add_verb(verbs, "list", _list, "the scopes, and what each sets", prints="table")
     verb = add_verb(verbs, "show", _show, "each value in force, and where it comes from", prints="table")
     _add_scope(verb)
-    verb = add_verb(verbs, "set", _set, "set values, as stricter ones than the settings'")
+    verb = add_verb(verbs, "set", _set, "set values, stricter than those of the settings")
     _add_scope(verb)
     verb.add_argument("values", nargs="+", type=_assignment, metavar="NAME=VALUE", help=", ".join(SETTINGS))
     verb = add_verb(verbs, "unset", _unset, "go back to the values of the settings")

@@ -20,7 +20,7 @@ from ..users.administrators import administrators
 from ..users.first_administrator import first_administrator
 from ..worker import Worker
 from .addresses import listen
-from .arguments import Words, whole
+from .arguments import Words, add_word, whole
 from .first_start import prepare
 from .greeting import greeting
 from .keys import other_algorithm
@@ -29,7 +29,7 @@ from .users import ran_out
 
 def add_to(words: Words) -> None:
     """Adds the command."""
-    parser = words.add_parser("serve", help="start the service")
+    parser = add_word(words, "serve", "start the service")
     parser.add_argument("--host", help=f"address to listen on (default: KEYTURN_HOST, or {_default('host')})")
     parser.add_argument(
         "--port", type=whole, metavar="N", help=f"port to listen on (default: KEYTURN_PORT, or {_default('port')})"

@@ -15,7 +15,7 @@ from ..sessions.filters import Filter, Status
 from ..sessions.rows import SessionRow
 from ..sessions.walk import BEGINNING
 from .acts import add_verb, by, on_parts
-from .arguments import Words, identifier, moment, whole
+from .arguments import Words, add_word, identifier, moment, whole
 from .output import count_of_sessions, note, show, show_list, user_of
 from .rows import Row
 from .users import found
@@ -26,8 +26,8 @@ _RANGES = 100
 
 def add_to(words: Words) -> None:
     """Adds the noun and its verbs."""
-    verbs = words.add_parser("sessions", help="sign-ins").add_subparsers(required=True, metavar="VERB")
-    verb = add_verb(verbs, "list", _list, "the newest first", prints="table")
+    verbs = add_word(words, "sessions", "sign-ins").add_subparsers(required=True, metavar="VERB")
+    verb = add_verb(verbs, "list", _list, "sessions, the newest first", prints="table")
     _add_filters(verb)
     verb.add_argument("--status", choices=get_args(Status), default="all", help="only these (default: %(default)s)")
     verb.add_argument("--limit", type=whole, default=100, metavar="N", help="how many (default: %(default)s)")

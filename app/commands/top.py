@@ -18,24 +18,22 @@ from ..settings_values import url
 from ..top import view
 from ..top.doors import Asking, Door, Reading, asking
 from ..top.numbers import Numbers
-from .arguments import Words
+from .arguments import Words, add_word
 
 _SHORTEST, _LONGEST = 1, 3600
 
 
 def add_to(words: Words) -> None:
     """Adds the command."""
-    parser = words.add_parser("top", help="rates, outcomes, latencies and states of the instances, live")
+    parser = add_word(words, "top", "rates, outcomes, latencies and states of the instances, live")
     parser.add_argument(
-        "url", nargs="*", metavar="URL", help="a metrics door (default: the one that the settings open)"
+        "url", nargs="*", metavar="URL", help="where an instance has its metrics (default: as the settings say)"
     )
     parser.add_argument(
         "--interval", type=_seconds, default=2, metavar="SECONDS", help="between two readings (default: %(default)s)"
     )
-    parser.add_argument(
-        "--token-file", type=Path, metavar="FILE", help="has the token of the doors at the URLs (default: none)"
-    )
-    parser.add_argument("--once", action="store_true", help="print one interval as text; so too without a terminal")
+    parser.add_argument("--token-file", type=Path, metavar="FILE", help="has the token for the URLs (default: none)")
+    parser.add_argument("--once", action="store_true", help="print one interval as text, as without a terminal")
     parser.add_argument("--json", action="store_true", help="print one interval as JSON")
     parser.set_defaults(run=_top)
 

@@ -10,19 +10,19 @@ from ..keyturn import Keyturn
 from ..revocation.lifetimes import LOOK_BACK
 from ..sessions.upkeep import KEPT_FOR
 from .acts import by, on_parts
-from .arguments import Words, whole
+from .arguments import Words, add_word, whole
 from .output import count_of_sessions
 
 
 def add_to(words: Words) -> None:
     """Adds the command."""
-    parser = words.add_parser("gc", help="delete sessions long over")
+    parser = add_word(words, "gc", "delete sessions that ended long ago")
     parser.add_argument(
         "--keep-days",
         type=whole,
         default=KEPT_FOR.days,
         metavar="DAYS",
-        help="how long to keep them (default: %(default)s)",
+        help="how long to keep ended sessions (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=on_parts(_gc))

@@ -19,7 +19,7 @@ from ..users.claims import read, stored
 from ..users.lookup import Status
 from ..users.made_passwords import LIFETIME, make
 from .acts import add_verb, by
-from .arguments import Words, identifier, whole
+from .arguments import Words, add_word, identifier, whole
 from .output import count_of_sessions, more, note, show, show_list
 from .rows import Row
 
@@ -28,7 +28,7 @@ _LONGEST_CLAIMS = 64 * 1024  # characters that are read of standard input: white
 
 def add_to(words: Words) -> None:
     """Adds the noun and its verbs."""
-    verbs = words.add_parser("users", help="who may sign in").add_subparsers(required=True, metavar="VERB")
+    verbs = add_word(words, "users", "who may sign in").add_subparsers(required=True, metavar="VERB")
     verb = add_verb(verbs, "create", _create, "make a user; asks for the password, or makes one")
     verb.add_argument("email", help="of the new user")
     verb.add_argument("--role", default="user", help="of the new user (default: %(default)s)")
@@ -48,23 +48,23 @@ def add_to(words: Words) -> None:
         ("set-claims", _set_claims, "set the claims of access tokens; live sessions have them from their next refresh"),
         ("set-password", _set_password, "set a password; ends all sessions"),
         ("reset-password", _reset_password, "make a password for a day and print it, once; ends all sessions"),
-        ("verify-email", _verify_email, "note that the e-mail address is the user's, as you know"),
+        ("verify-email", _verify_email, "note that the e-mail address was proved to be the user's"),
         ("identities", _identities, "who the user is at other issuers"),
         ("unlink", _unlink, "take an identity away from the user; never the last way in"),
-        ("erase", _erase, "for good: account, sessions and everything personal; events keep a pseudonym"),
+        ("erase", _erase, "delete account, sessions and everything personal for good; events keep a pseudonym"),
     ):
         verb = add_verb(verbs, name, act, line, prints="table" if name == "identities" else "words")
         verb.add_argument("user", help="id or e-mail")
         if name == "unlink":
             verb.add_argument("identity", type=identifier, help="id, as `users identities` shows it")
         if name == "verify-email":
-            verb.add_argument("--withdraw", action="store_true", help="take an earlier word back")
+            verb.add_argument("--withdraw", action="store_true", help="note that it is not proved any more")
         if name == "set-role":
             verb.add_argument("role", help="the new one: `admin` may do everything")
         if name == "set-claims":
             which = verb.add_mutually_exclusive_group(required=True)
             which.add_argument("--json-stdin", action="store_true", help="read a JSON object from standard input")
-            which.add_argument("--clear", action="store_true", help="take them away")
+            which.add_argument("--clear", action="store_true", help="remove all claims")
         if name == "set-password":
             _add_password_options(verb)
         if name == "erase":
