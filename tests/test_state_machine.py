@@ -36,7 +36,7 @@ from hypothesis.strategies import booleans, integers, just, lists, sampled_from
 from sqlalchemy import select, text
 
 from app.actors import SERVICE
-from app.errors import Conflict, InvalidGrant, InvalidToken, Reason, Refusal, TemporarilyUnavailable
+from app.errors import Conflict, InvalidGrant, InvalidToken, Reason, Refusal, TemporarilyUnavailable, WrongPassword
 from app.keyturn import Keyturn, opened
 from app.sessions.answers import Tokens
 from app.sessions.filters import Filter
@@ -643,7 +643,7 @@ class Machine(RuleBasedStateMachine):
         )
         answer = self.ask(asked)
         if not right or s.ended or who.disabled:
-            self.must_refuse(answer, Refused(InvalidGrant))
+            self.must_refuse(answer, Refused(WrongPassword if not right or who.disabled else InvalidGrant))
             self.reach("password change refused")
             return
         assert answer is None

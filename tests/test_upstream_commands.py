@@ -68,7 +68,7 @@ def test_no_text_of_an_issuer_reaches_the_terminal_as_a_command_for_it_or_for_a_
     upstream.fault("/api/v1/users/", "answer", status=200, body=json.dumps(page))
     listed = keyturn.ok("federation", "sessions", "list", NAME, "usr_1")
     assert all(line.isprintable() for line in (listed.out + listed.err).splitlines())
-    assert "--page '?]0;x?; touch /tmp/x'" in listed.err
+    assert "--page '\\x1b]0;x\\x07; touch /tmp/x'" in listed.err
 
 
 def test_the_sessions_of_a_user_are_listed_page_by_page_and_by_filters(keyturn: Command, upstream: Upstream) -> None:
