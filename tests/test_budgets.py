@@ -99,7 +99,7 @@ def in_redis(client: redis_sync.Redis, now: int, act: str, *budgets: Budget, kee
     return which, int(wait)
 
 
-@given(QUOTAS, QUOTAS, st.lists(st.tuples(st.sampled_from(["take", "failed", "give back"]), st.integers(0, 40_000_000), st.booleans()), min_size=1, max_size=30))  # fmt: skip
+@given(QUOTAS, QUOTAS, st.lists(st.tuples(st.sampled_from(["take", "failed", "give back"]), st.just(0) | st.integers(0, 40_000_000), st.booleans()), min_size=1, max_size=30))  # fmt: skip
 def test_the_script_in_redis_does_the_same_as_the_process(
     asked: redis_sync.Redis, one: Quota, two: Quota, acts: list[tuple[str, int, bool]]
 ) -> None:
