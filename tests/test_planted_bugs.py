@@ -16,6 +16,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from hypothesis.errors import FlakyFailure
 from sqlalchemy import false, select, update
 
 from app.actors import SERVICE
@@ -404,7 +405,9 @@ def engine() -> str:
 @pytest.mark.parametrize("plant", BUGS, ids=lambda plant: plant.__name__)
 def test_the_state_machine_finds(plant: Callable[[Patch], None], database_url: str, monkeypatch: Patch) -> None:
     plant(monkeypatch)
-    with a_world(database_url) as world, pytest.raises(AssertionError) as found:
+    # A failure that depends on the second in which it comes is flaky to Hypothesis, and found all the same.
+    with a_world(database_url) as world, pytest.raises((AssertionError, FlakyFailure)) as found:
         drive(world, examples=60)
+    assert isinstance(found.value, AssertionError) or found.group_contains(AssertionError)
     where = found.traceback[-1]
     print(f"in {where.name}: {where.statement}")

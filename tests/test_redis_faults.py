@@ -38,7 +38,7 @@ from tests.service import Service
 EMAIL = "ada@example.com"
 MARKER = "{keyturn}:complete"
 NONCE = "{keyturn}:rebuild"
-PATIENCE = 30.0  # seconds within which a condition must come true
+PATIENCE = 60.0  # seconds within which a condition must come true
 WITHOUT_DATABASE = 3.0  # seconds; KEYTURN_VERIFY_WITHOUT_DATABASE of the third process, `brief`
 
 
