@@ -11,6 +11,7 @@ import functools
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -90,6 +91,8 @@ def pytest_configure() -> None:
     # The settings of the environment must not reach the tests, which make settings of their own.
     for name in [n for n in os.environ if n.startswith("KEYTURN_")]:
         del os.environ[name]
+    # A shell starts commands in its background with SIGINT ignored, and the programs that tests interrupt inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if _COVERAGE in os.environ:
         _measure_children()
 
