@@ -1,4 +1,4 @@
-"""What holds for every endpoint, and those that anyone may ask: health, readiness, published keys. On both databases."""
+"""Rules of every endpoint, and endpoints for anyone: health, readiness, published keys. On both databases."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, logs: Path) -> Iterator[Se
 
 
 def in_a_page(service: Service, script: str) -> Any:
-    """What a script returns that has the sample, and a `fetch` with the page's origin and a store of cookies."""
+    """The result of a script that has the sample, and a `fetch` with the page's origin and a store of cookies."""
     if shutil.which("node") is None:
         pytest.skip("node is not installed")
     browser = f"""

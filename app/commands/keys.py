@@ -192,7 +192,7 @@ def _note_change(kid: str, keys: Sequence[Row]) -> None:
 
 
 async def other_algorithm(keyturn: Keyturn) -> str:
-    """What to type if the settings name another algorithm than that of the newest access key; else empty."""
+    """Advice if the settings name another algorithm than that of the newest access key; else empty."""
     wanted = keyturn.settings.signing_algorithm
     newest = await keyturn.keys.newest_algorithm()
     if wanted is None or newest in {wanted, None}:
